@@ -1,0 +1,23 @@
+"""Students: configuration, model, cache and accounting. Importing this room registers the Auto classes."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cocomix.modeling.accounting import Accounting, account
+from cocomix.modeling.cache import CoCoMixCache
+from cocomix.modeling.configuration import CoCoMixConfig, Mixing
+from cocomix.modeling.edits import ConceptEdit
+from cocomix.modeling.modeling import CoCoMixForCausalLM, CoCoMixOutput
+
+__all__ = [
+    "Accounting",
+    "CoCoMixCache",
+    "CoCoMixConfig",
+    "CoCoMixForCausalLM",
+    "CoCoMixOutput",
+    "ConceptEdit",
+    "Mixing",
+    "account",
+]
+
+AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)
+AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)

@@ -1,0 +1,135 @@
+"""What a model costs: parameters, active parameters, and floating-point operations per token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.modeling.backbone import backbone_of, plain_model
+from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.modeling import CoCoMixForCausalLM
+
+__all__ = ["Accounting", "account", "build_model", "count_parameters", "matched_config"]
+
+_WIDTH_STEP = 16
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Cost of one model.
+
+    Attributes:
+        total_parameters: all parameters, tied ones once.
+        active_parameters: parameters that take part in a token's forward pass: of the compression matrix only
+            concept_topk rows, so that the concept layers count (C + concept_topk)·d_model (paper section 3).
+        forward_flops_per_token: floating-point operations (2 per multiply-add) of a forward pass, per token.
+    """
+
+    total_parameters: int
+    active_parameters: int
+    forward_flops_per_token: float
+
+    @property
+    def training_flops_per_token(self) -> float:
+        """Forward plus backward: three times the forward pass."""
+        return 3.0 * self.forward_flops_per_token
+
+
+def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting:
+    """Count a plain decoder's or a CoCoMix model's parameters and FLOPs per token by formula.
+
+    FLOPs are those of the matrix products: 2·(weights of the blocks) per position, where a block of the upper half
+    sees `positions_per_token` positions per token; 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the
+    sparse compression. With `block_size` tokens of context, causal attention adds 4·heads·head_dim·(mean number of
+    visible positions) per position and layer; sliding windows count as far as they reach. Element-wise work is left
+    out.
+
+    Args:
+        model: may live on the meta device.
+        block_size: context in tokens; `None` leaves attention scores out, as scaling-law papers often do.
+    """
+    total = count_parameters(model)
+    if not isinstance(model, CoCoMixForCausalLM):
+        flops = _decoder_flops(model.base_model, block_size)
+        head = model.get_output_embeddings()
+        return Accounting(total, total, flops + 2.0 * head.weight.numel())
+    config = model.config
+    d_model, k = config.hidden_size, config.concept_topk
+    width = config.positions_per_token
+    flops = _decoder_flops(model.lower, block_size) + 2.0 * model.lm_head.weight.numel()
+    flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
+    flops += 2.0 * config.num_concepts * d_model
+    active = total
+    if config.mixing != "none":
+        flops += 2.0 * k * d_model
+        active -= (config.num_concepts - k) * d_model
+    return Accounting(total, active, flops)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
+    """Forward FLOPs of a decoder's blocks per position."""
+    config = decoder.config
+    blocks = getattr(decoder, backbone_of(config).blocks)
+    flops: float = 2.0 * sum(parameter.numel() for parameter in blocks.parameters() if parameter.dim() == 2)
+    if positions is None:
+        return flops
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"] * len(blocks)
+    for layer_type in layer_types:
+        window = config.sliding_window if layer_type == "sliding_attention" else positions
+        reach = min(window, positions)
+        visible = reach * (positions - (reach - 1) / 2.0) / positions  # mean over the block's positions
+        flops += 4.0 * heads * head_dim * visible
+    return flops
+
+
+def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A freshly initialised model: CoCoMix for a `CoCoMixConfig`, otherwise the plain decoder (the NTP baseline)."""
+    if isinstance(config, CoCoMixConfig):
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        return CoCoMixForCausalLM(config)
+    return plain_model(config, attn_implementation)
+
+
+def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
+    """The plain decoder whose active parameters match a CoCoMix model's, by width alone (paper section 3).
+
+    Hidden and feed-forward widths grow together; depth, heads and vocabulary stay. Of the widths that are multiples of
+    16 and of the number of heads, the one with the nearest parameter count is taken: our choice, which reproduces the
+    paper's 624, 1072 and 2096 for d = 512, 1024 and 2048.
+    """
+    with torch.device("meta"):
+        target = account(CoCoMixForCausalLM(config)).active_parameters
+        heads = config.num_attention_heads
+        step = next(size for size in range(_WIDTH_STEP, _WIDTH_STEP * heads + 1, _WIDTH_STEP) if size % heads == 0)
+        width = -(-config.hidden_size // step) * step
+        best, best_gap = width, float("inf")
+        while True:
+            gap = count_parameters(plain_model(_widened(config.backbone, width))) - target
+            if abs(gap) < best_gap:
+                best, best_gap = width, abs(gap)
+            if gap >= 0:
+                return _widened(config.backbone, best)
+            width += step
+
+
+def _widened(backbone: PreTrainedConfig, width: int) -> PreTrainedConfig:
+    """The same decoder at another hidden size; what is proportional to the hidden size stays so."""
+    values = backbone.to_dict()
+    old = backbone.hidden_size
+    head_dim = values.get("head_dim")
+    if head_dim is not None and head_dim * backbone.num_attention_heads == old:
+        values["head_dim"] = width // backbone.num_attention_heads
+    for name in ("intermediate_size", "n_inner"):
+        if values.get(name) is not None:
+            values[name] = max(_WIDTH_STEP, round(values[name] * width / old / _WIDTH_STEP) * _WIDTH_STEP)
+    values["n_embd" if "n_embd" in values else "hidden_size"] = width
+    return type(backbone)(**values)

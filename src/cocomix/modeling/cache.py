@@ -1,0 +1,45 @@
+"""The key-value cache of the two halves: the lower one holds t entries, the upper one t or 2t."""
+
+from transformers import Cache, DynamicCache, PreTrainedConfig
+
+__all__ = ["CoCoMixCache"]
+
+
+class CoCoMixCache(Cache):  # type: ignore[misc]
+    """One cache for both halves of a CoCoMix model; every length it reports is in *tokens*.
+
+    `layers` is the lower half's layers followed by the upper half's, so that what Hugging Face does to all layers
+    alike (reorder for beams, repeat, select, reset) reaches both. Only lengths differ: removing n tokens removes
+    `positions_per_token`·n entries of the upper half.
+
+    Args:
+        lower_config: configuration of the lower half (decides which layers slide).
+        upper_config: configuration of the upper half.
+        positions_per_token: entries of the upper half per token, 1 or 2.
+    """
+
+    def __init__(
+        self, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, positions_per_token: int
+    ) -> None:
+        self.lower = DynamicCache(config=lower_config)
+        self.upper = DynamicCache(config=upper_config)
+        self.positions_per_token = positions_per_token
+        super().__init__(layers=[*self.lower.layers, *self.upper.layers])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen so far, whichever layer is asked for."""
+        return int(self.upper.get_seq_length()) // self.positions_per_token
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Key length and offset, in tokens, of a mask over all tokens so far plus `query_length` new ones."""
+        return self.get_seq_length() + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens (Hugging Face's sign: never positive) in both halves."""
+        self.lower.crop(tokens_to_remove)
+        self.upper.crop(self.positions_per_token * tokens_to_remove)
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: the cache grows."""
+        return False

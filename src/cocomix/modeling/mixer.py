@@ -1,0 +1,129 @@
+"""The mixer between the halves: predicts concepts from the hidden state and turns them into a continuous concept."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cocomix.modeling.concept_head import concept_head
+from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.edits import ConceptEdit, apply_edits
+
+__all__ = ["ConceptIntervention", "ConceptMixer", "MixerOutput"]
+
+_EPSILON = 1e-5
+
+ConceptIntervention = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(ids, values), each [batch, seq, k] → what is mixed in instead; measures how much a model relies on concepts."""
+
+
+class MixerOutput(NamedTuple):
+    """What the mixer yields.
+
+    Attributes:
+        mixed: input of the upper half. [batch, mixed_seq or seq, d_model]
+        ids: the k concepts that were mixed in. [batch, seq, k], int64
+        values: their logits, descending. [batch, seq, k]
+        loss_sum: concept cross-entropy in nats, summed over labelled positions; `None` without labels. []
+        logits: all concept logits after edits, if asked for. [batch, seq, n_concepts]
+    """
+
+    mixed: Tensor
+    ids: Tensor
+    values: Tensor
+    loss_sum: Tensor | None
+    logits: Tensor | None
+
+
+class ConceptCompression(nn.Module):
+    """W_comp and b_comp of Eq. 3: sparse concept values to one vector, one embedding row per concept."""
+
+    def __init__(self, num_concepts: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_concepts, d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def forward(
+        self,
+        ids: Tensor,  # [batch, seq, k] int64
+        values: Tensor,  # [batch, seq, k]
+    ) -> Tensor:  # [batch, seq, d_model]
+        """Σ_j values_j · weight[ids_j] + bias: the dense product W_comp·s + b_comp without its zeros."""
+        bags = F.embedding_bag(
+            ids.flatten(0, 1), self.weight.to(values.dtype), per_sample_weights=values.flatten(0, 1), mode="sum"
+        )
+        return bags.view(*ids.shape[:2], -1) + self.bias
+
+
+class ConceptMixer(nn.Module):
+    """Concept prediction (Eq. 2), compression and mixing (Eq. 3).
+
+    With h the hidden state entering block `insert_layer` and μ, σ its mean and unbiased standard deviation over
+    d_model: z = W_pred((h − μ)/(σ + 1e-5) − b_pre) + b_pred; s keeps the `concept_topk` largest entries of z;
+    ĉ = (W_comp s + b_comp + b_pre)·σ + μ. The normalisation and b_pre are the released code's; the paper leaves them
+    out. The residual form is ĉ = h + σ·(W_comp s + b_comp).
+    """
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.mixing = config.mixing
+        self.concept_topk = config.concept_topk
+        self.pre_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.predictor = nn.Linear(config.hidden_size, config.num_concepts)
+        if self.mixing != "none":
+            self.compression = ConceptCompression(config.num_concepts, config.hidden_size)
+
+    def forward(
+        self,
+        hidden: Tensor,  # [batch, seq, d_model]
+        concept_labels: Tensor | None = None,  # [batch, seq, k_attr] int64
+        *,
+        edits: Sequence[ConceptEdit] = (),
+        intervention: ConceptIntervention | None = None,
+        output_logits: bool = False,
+    ) -> MixerOutput:
+        """Predict the concepts of every position and mix them into the sequence."""
+        mean = hidden.mean(-1, keepdim=True)
+        std = hidden.std(-1, keepdim=True)  # unbiased
+        normalised = (hidden - mean) / (std + _EPSILON) - self.pre_bias
+        ids, values, loss_sum, logits = self._predict(normalised, concept_labels, edits, output_logits)
+        if intervention is not None:
+            ids, values = intervention(ids, values)
+        if self.mixing == "none":
+            return MixerOutput(hidden, ids, values, loss_sum, logits)
+        compressed = self.compression(ids, values)
+        if self.mixing == "residual":
+            concept = hidden + compressed * std
+        else:
+            concept = (compressed + self.pre_bias) * std + mean
+        concept = concept.to(hidden.dtype)
+        if self.mixing == "add":
+            mixed = hidden + concept
+        else:
+            mixed = torch.stack((hidden, concept), dim=2).flatten(1, 2)  # (h_1, ĉ_1, h_2, ĉ_2, …)
+        return MixerOutput(mixed, ids, values, loss_sum, logits)
+
+    def _predict(
+        self, normalised: Tensor, concept_labels: Tensor | None, edits: Sequence[ConceptEdit], output_logits: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        batch, seq = normalised.shape[:2]
+        weight: Tensor = self.predictor.weight
+        bias: Tensor = self.predictor.bias
+        device = normalised.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            normalised, weight, bias = normalised.to(dtype), weight.to(dtype), bias.to(dtype)
+        flat_labels = None if concept_labels is None else concept_labels.flatten(0, 1)
+        head = concept_head(normalised.flatten(0, 1), weight, bias, flat_labels, self.concept_topk)
+        ids, values = head.ids.view(batch, seq, -1), head.values.view(batch, seq, -1)
+        logits = None
+        if edits or output_logits:
+            logits = F.linear(normalised, weight, bias)
+        if edits:
+            assert logits is not None
+            logits = apply_edits(logits, edits)
+            values, ids = logits.topk(self.concept_topk, dim=-1)
+            values = values.masked_fill(values == float("-inf"), 0.0)  # banned, and nothing else left to take its place
+        return ids, values, None if concept_labels is None else head.loss_sum, logits

@@ -1,0 +1,293 @@
+"""`CoCoMixForCausalLM`: two stock decoders and a mixer between them.
+
+Dimension names used in this room: batch, seq (tokens), mixed_seq (= 2·seq where concepts are interleaved, else seq),
+d_model, n_concepts (C), k (concept_topk), k_attr (labels per position).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cocomix.errors import CoCoMixError
+from cocomix.modeling.backbone import backbone_of, build_halves
+from cocomix.modeling.cache import CoCoMixCache
+from cocomix.modeling.concept_head import IGNORE
+from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.edits import ConceptEdit, check_edits
+from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer
+
+__all__ = ["CoCoMixForCausalLM", "CoCoMixOutput"]
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
+    """Output of `CoCoMixForCausalLM`. Losses are in nats.
+
+    Attributes:
+        loss: ntp_loss + concept_loss_weight · concept_loss, as far as labels were given (Eq. 4). []
+        ntp_loss: next-token cross-entropy, averaged over target tokens. []
+        concept_loss: concept cross-entropy (Eq. 2), averaged over labelled positions. []
+        logits: next-token logits, read at the concept positions where concepts are interleaved. [batch, seq, vocab]
+        concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
+        concept_ids: the concepts mixed in at each token. [batch, seq, k], int64
+        concept_values: their logits. [batch, seq, k]
+        past_key_values: cache of both halves.
+        hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model].
+        attentions: likewise, lower then upper.
+    """
+
+    loss: Tensor | None = None
+    ntp_loss: Tensor | None = None
+    concept_loss: Tensor | None = None
+    logits: Tensor | None = None
+    concept_logits: Tensor | None = None
+    concept_ids: Tensor | None = None
+    concept_values: Tensor | None = None
+    past_key_values: CoCoMixCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A language model that predicts concepts half-way up and reads the next token at their mixture (method: 3–5)."""
+
+    config_class = CoCoMixConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers reads this class attribute
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.lower, self.upper = build_halves(
+            config.backbone, config.insert_layer, config.positions_per_token, config._attn_implementation
+        )
+        self.mixer = ConceptMixer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
+        self._tied_weights_keys = {"lm_head.weight": embedding}
+        self._no_split_modules = ["ConceptMixer"]  # the halves add their own block class
+        self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Concept layers and the head start like the backbone's linear layers: N(0, initializer_range), zero biases."""
+        std = self.config.backbone.initializer_range
+        if isinstance(module, nn.Linear | ConceptCompression):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ConceptMixer):
+            nn.init.zeros_(module.pre_bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of the lower half."""
+        embedding: nn.Module = self.lower.get_input_embeddings()
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the lower half."""
+        self.lower.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language-model head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the language-model head."""
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [batch, seq]
+        attention_mask: Tensor | None = None,  # [batch, past + seq]
+        position_ids: Tensor | None = None,  # [batch, seq]
+        past_key_values: CoCoMixCache | None = None,
+        inputs_embeds: Tensor | None = None,  # [batch, seq, d_model]
+        labels: Tensor | None = None,  # [batch, seq]
+        concept_labels: Tensor | None = None,  # [batch, seq, k_attr]
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_concept_logits: bool = False,
+        concept_edits: Sequence[ConceptEdit] | None = None,
+        concept_intervention: ConceptIntervention | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_concept_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CoCoMixOutput:
+        """Run the model.
+
+        Args:
+            input_ids: tokens.
+            attention_mask: 1 for tokens, 0 for padding, two-dimensional; covers cached tokens too.
+            position_ids: positions; by default counted over unpadded tokens, so that padding changes nothing.
+            past_key_values: cache of an earlier call.
+            inputs_embeds: embeddings in place of `input_ids`.
+            labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target.
+            concept_labels: concepts per position, −100 for unused entries, not shifted.
+            use_cache: return a cache; by default only where nothing is trained.
+            logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
+            output_concept_logits: also return all C concept logits.
+            concept_edits: changes to concept logits before top-k (steering).
+            concept_intervention: replaces the concepts that are mixed in (reliance measurements).
+            num_items_in_batch: divisor of the next-token loss, for gradient accumulation; by default the targets here.
+            num_concept_items_in_batch: divisor of the concept loss; by default the labelled positions here.
+            **kwargs: forwarded to both halves (for example `output_hidden_states=True`).
+
+        Raises:
+            CoCoMixError: a label or an edit names a concept that does not exist; the cache is of another kind.
+        """
+        if concept_edits:
+            check_edits(concept_edits, self.config.num_concepts)
+        if use_cache is None:
+            use_cache = past_key_values is not None or (not self.training and labels is None)
+        if use_cache:
+            past_key_values = self._own_cache(past_key_values)
+        cache = past_key_values if use_cache else None
+        query = input_ids if input_ids is not None else inputs_embeds
+        position_ids = _positions(query, attention_mask, position_ids, cache)
+
+        lower = self.lower(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask if self.config.insert_layer > 0 else None,
+            position_ids=position_ids,
+            past_key_values=None if cache is None else cache.lower,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        mixer = self.mixer(
+            lower.last_hidden_state,
+            concept_labels,
+            edits=concept_edits or (),
+            intervention=concept_intervention,
+            output_logits=output_concept_logits,
+        )
+        width = self.config.positions_per_token
+        upper = self.upper(
+            inputs_embeds=mixer.mixed,
+            attention_mask=None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1),
+            position_ids=None if position_ids is None else _mixed_positions(position_ids, width),
+            past_key_values=None if cache is None else cache.upper,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        read = upper.last_hidden_state[:, width - 1 :: width]  # concept positions, [batch, seq, d_model]
+        logits = self._logits(read, logits_to_keep)
+
+        ntp_loss = None if labels is None else _next_token_loss(logits, labels, num_items_in_batch)
+        concept_loss = None
+        if concept_labels is not None and mixer.loss_sum is not None:
+            if num_concept_items_in_batch is None:
+                num_concept_items_in_batch = concept_labels.ne(IGNORE).any(-1).sum().clamp_min(1)
+            concept_loss = mixer.loss_sum / num_concept_items_in_batch
+        return CoCoMixOutput(
+            loss=_total(ntp_loss, concept_loss, self.config.concept_loss_weight),
+            ntp_loss=ntp_loss,
+            concept_loss=concept_loss,
+            logits=logits,
+            concept_logits=mixer.logits,
+            concept_ids=mixer.ids,
+            concept_values=mixer.values,
+            past_key_values=cache,
+            hidden_states=_joined(lower.hidden_states, upper.hidden_states),
+            attentions=_joined(lower.attentions, upper.attentions),
+        )
+
+    def _logits(self, hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+        if isinstance(logits_to_keep, Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep > 0:
+            hidden = hidden[:, -logits_to_keep:]
+        logits: Tensor = self.lm_head(hidden)
+        if self._logit_softcap is not None:
+            logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
+        return logits
+
+    def _own_cache(self, cache: Any) -> CoCoMixCache:
+        """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared."""
+        if isinstance(cache, CoCoMixCache):
+            return cache
+        if cache is not None and cache.get_seq_length() > 0:
+            raise CoCoMixError(
+                f"past_key_values is a filled {type(cache).__name__}, but a CoCoMix model needs the CoCoMixCache of "
+                "its own earlier output; pass that, or None."
+            )
+        return CoCoMixCache(self.lower.config, self.upper.config, self.config.positions_per_token)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Give `generate` the cache of both halves; other cache kinds are refused."""
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise CoCoMixError(
+                f"cache_implementation={kind!r} does not work with CoCoMix, whose upper half holds two entries per "
+                "token; leave it out to use the growing cache, or pass use_cache=False."
+            )
+        if generation_config.use_cache is False and model_kwargs.get("past_key_values") is None:
+            return
+        model_kwargs["past_key_values"] = self._own_cache(model_kwargs.get("past_key_values"))
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()
+
+
+def _positions(
+    query: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None, cache: CoCoMixCache | None
+) -> Tensor | None:
+    """Positions of the new tokens [batch or 1, seq]; `None` where the halves' own default says the same.
+
+    With a padding mask they count real tokens only; after cached tokens they go on from there.
+    """
+    if position_ids is not None or query is None:
+        return position_ids
+    seq = query.shape[1]
+    if attention_mask is not None:
+        if attention_mask.dim() != 2:
+            raise CoCoMixError(
+                f"attention_mask has {attention_mask.dim()} dimensions; pass a two-dimensional mask "
+                "[batch, past + seq], or position_ids beside it."
+            )
+        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
+    past = 0 if cache is None else cache.get_seq_length()
+    return None if past == 0 else torch.arange(past, past + seq, device=query.device).unsqueeze(0)
+
+
+def _mixed_positions(position_ids: Tensor, width: int) -> Tensor:
+    """Token position p becomes positions width·p … width·p + width − 1 of the upper half: always consecutive."""
+    if width == 1:
+        return position_ids
+    offsets = torch.arange(width, device=position_ids.device)
+    return (width * position_ids.unsqueeze(-1) + offsets).flatten(1)  # [batch, mixed_seq]
+
+
+def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Cross-entropy of predicting labels[t + 1] at position t, in float32."""
+    targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(logits.device)
+    flat = logits.float().flatten(0, 1)
+    if num_items is None:
+        return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE)
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="sum") / num_items
+
+
+def _total(ntp_loss: Tensor | None, concept_loss: Tensor | None, weight: float) -> Tensor | None:
+    """Eq. 4, or whichever of its terms is there."""
+    if concept_loss is None:
+        return ntp_loss
+    weighted = weight * concept_loss
+    return weighted if ntp_loss is None else ntp_loss + weighted
+
+
+def _joined(lower: tuple[Tensor, ...] | None, upper: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    return None if lower is None or upper is None else (*lower, *upper)

@@ -1,0 +1,89 @@
+"""Outputs appear whole or not at all: everything is written aside and renamed."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cocomix.errors import CoCoMixError
+
+__all__ = ["fingerprint_json", "partial_path", "read_json", "staged_directory", "write_json", "write_text"]
+
+
+def partial_path(output: Path) -> Path:
+    """Where `output` is built until it is whole: `NAME.partial` beside it, so that the final rename is atomic."""
+    return output.with_name(output.name + ".partial")
+
+
+@contextmanager
+def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
+    """Yield a folder beside `output` that is renamed to `output` when the block ends without an error.
+
+    Args:
+        output: the folder to create; must not exist yet, or be empty.
+        resume: keep what an interrupted earlier run left in the partial folder, and keep it again if this run is
+            interrupted. Otherwise the partial folder starts empty and is removed on any error.
+
+    Raises:
+        CoCoMixError: `output` exists and is not an empty folder, or its parent cannot be written to.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise CoCoMixError(f"{output} already exists; remove it or choose another --output.")
+    staging = partial_path(output)
+    try:
+        if staging.exists() and not resume:
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoCoMixError(f"cannot write to {staging.parent}: {error.strerror}; choose another --output.") from error
+    try:
+        yield staging
+    except BaseException:
+        if not resume:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if output.exists():
+        output.rmdir()
+    staging.rename(output)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text aside, flush it to the disk and rename it over `path`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused by `json` as a programming error."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CoCoMixError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CoCoMixError(f"{path} does not exist; is {path.parent} the right folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CoCoMixError(f"{path} is not valid JSON ({error}); rebuild the folder it belongs to.") from error
+
+
+def fingerprint_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of key order and whitespace."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

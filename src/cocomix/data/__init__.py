@@ -1,0 +1,34 @@
+"""Data: documents out of many sources, tokenizers, and packed token blocks. Knows nothing of concepts or models."""
+
+from cocomix.data.blocks import BlockWriter, ShardMeta, SplitMeta, TokenBlocks, TokenShard, token_dtype
+from cocomix.data.documents import DOCUMENTATION, Document, Source, read_documents, resolve_sources
+from cocomix.data.prepare import PrepareSettings, prepare
+from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta
+from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
+from cocomix.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+
+__all__ = [
+    "DOCUMENTATION",
+    "FORMAT_VERSION",
+    "TRAIN",
+    "VALIDATION",
+    "BlockWriter",
+    "DataMeta",
+    "Document",
+    "PrepareSettings",
+    "PreparedData",
+    "ShardMeta",
+    "Source",
+    "SourceMeta",
+    "SplitMeta",
+    "TokenBlocks",
+    "TokenShard",
+    "assign_splits",
+    "load_tokenizer",
+    "prepare",
+    "read_documents",
+    "resolve_sources",
+    "token_dtype",
+    "tokenizer_fingerprint",
+    "train_tokenizer",
+]

@@ -1,0 +1,167 @@
+"""The English documentation on this machine, the embedded corpus `docs:`.
+
+It is Python's own help topics (`pydoc_data.topics`) and the docstrings of the standard library and of every installed
+package. Sources are only parsed with `ast`, never imported. One module is one document: its docstrings in the order of
+the source, without those that are short, mostly code, or already seen in an earlier module.
+
+Modules come in the order of a hash of their path, so that any stretch of the stream mixes all packages in proportion
+to their documentation, and the same set of installed packages always gives the same stream.
+"""
+
+import ast
+import hashlib
+import os
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["DocumentationEntry", "documentation_entries", "documentation_texts"]
+
+MIN_DOCSTRING_CHARACTERS = 160
+"""Shorter docstrings say little more than the name they belong to (our choice)."""
+MIN_PARAGRAPH_CHARACTERS = 80
+"""Paragraphs at least this long are kept once only; shorter ones, such as headings, may repeat (our choice)."""
+MIN_PROSE_SHARE = 0.7
+"""Least share of letters and spaces in a docstring; tables, signatures and examples of code have less (our choice)."""
+MAX_SOURCE_BYTES = 1_000_000
+"""Larger sources are generated tables, which cost seconds to parse and hold no prose (our choice)."""
+
+_SKIPPED_FOLDERS = frozenset(
+    [
+        "__pycache__",
+        "cocomix",
+        "idlelib",
+        "lib2to3",
+        "node_modules",
+        "site-packages",
+        "test",
+        "testdata",
+        "testing",
+        "tests",
+        "third_party",
+        "vendor",
+        "vendored",
+        "_vendor",
+        "_vendored",
+    ]
+)
+_TOPICS = "pydoc_data/topics.py"
+_NEITHER_LETTER_NOR_SPACE = re.compile(r"[^\w ]+|[\d_]+")
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass(frozen=True)
+class DocumentationEntry:
+    """One document of the stream: a Python source file, or one help topic."""
+
+    name: str
+    """Path below the folder of its library, with forward slashes (the same on every machine), and the help topic."""
+    path: Path
+    """The source file."""
+    size: int
+    """Bytes to read from the disk; 0 for a help topic, whose text is here already."""
+    text: str | None = None
+    """The help topic's text; None for a source file, which is read when its turn comes."""
+
+
+def documentation_entries(roots: list[Path] | None = None) -> list[DocumentationEntry]:
+    """List what there is to read, in the order of the stream.
+
+    Args:
+        roots: folders of packages; by default the standard library and the installed packages of this interpreter.
+    """
+    if roots is None:
+        paths = sysconfig.get_paths()
+        roots = [Path(paths[kind]) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    entries: dict[str, DocumentationEntry] = {}
+    for root in dict.fromkeys(root.resolve() for root in roots):
+        for path in _sources(root):
+            name = path.relative_to(root).as_posix()
+            if name == _TOPICS:
+                found = [DocumentationEntry(f"{name}:{topic}", path, 0, text) for topic, text in _topics(path)]
+            else:
+                found = [DocumentationEntry(name, path, path.stat().st_size)]
+            for entry in found:
+                entries.setdefault(entry.name, entry)
+    return sorted(entries.values(), key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS and not name.startswith(".")]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("test_") and os.path.isfile(os.path.join(folder, name)):
+                yield Path(folder, name)
+
+
+def documentation_texts(entries: Iterable[DocumentationEntry]) -> Iterator[tuple[DocumentationEntry, str]]:
+    """Yield every entry and its documentation, empty where there is none; sources that do not parse have none."""
+    seen: set[bytes] = set()
+    for entry in entries:
+        if entry.text is not None:
+            yield entry, _fresh_paragraphs(entry.text, seen)
+            continue
+        tree = _parse(entry)
+        texts = [] if tree is None else [_fresh_paragraphs(text, seen) for text in _docstrings(tree) if _is_prose(text)]
+        yield entry, "\n\n".join(text for text in texts if text)
+
+
+def _parse(entry: DocumentationEntry) -> ast.Module | None:
+    if entry.size > MAX_SOURCE_BYTES:
+        return None
+    try:
+        source = entry.path.read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escape sequences of other people's sources
+            return ast.parse(source)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    """Docstrings of the module and of every class and function in it, in source order."""
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, _DOCUMENTED):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
+        stack.extend(reversed(children))
+
+
+def _topics(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and text of the entries of `topics = {name: text}`."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            yield from ast.literal_eval(node.value).items()
+
+
+def _is_prose(text: str) -> bool:
+    return len(text) >= MIN_DOCSTRING_CHARACTERS and _other(text) <= (1 - MIN_PROSE_SHARE) * len(text)
+
+
+def _other(text: str) -> int:
+    """Characters that are neither letters nor spaces."""
+    return sum(map(len, _NEITHER_LETTER_NOR_SPACE.findall(text)))
+
+
+def _fresh_paragraphs(text: str, seen: set[bytes]) -> str:
+    """The text without the long paragraphs that were seen before; these are added to `seen`."""
+    kept = []
+    for paragraph in _BLANK_LINES.split(text.strip()):
+        if len(paragraph) >= MIN_PARAGRAPH_CHARACTERS:
+            digest = hashlib.blake2b(" ".join(paragraph.split()).encode("utf-8", "replace"), digest_size=8).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+        kept.append(paragraph)
+    fresh = "\n\n".join(kept)
+    return fresh if len(fresh) >= MIN_DOCSTRING_CHARACTERS else ""

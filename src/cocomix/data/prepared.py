@@ -1,0 +1,144 @@
+"""A folder of prepared data: its description, its tokenizer and its splits."""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.data.blocks import SplitMeta, TokenBlocks, TokenShard, token_dtype
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.errors import CoCoMixError
+from cocomix.output import fingerprint_json, partial_path, read_json
+
+__all__ = ["FORMAT_VERSION", "DataMeta", "PreparedData", "SourceMeta", "data_fingerprint"]
+
+FORMAT_VERSION = 1
+"""Version of the folder's layout; a reader refuses any other."""
+
+
+class SourceMeta(BaseModel):
+    """What was read from one source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """As the user gave it."""
+    kind: str
+    """`files`, `hub` or `documentation`."""
+    splits: tuple[str, ...]
+    """The splits its documents could go to."""
+    documents: int
+    """Documents taken."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+
+
+class DataMeta(BaseModel):
+    """`meta.json` of a prepared folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    """Version of the folder's layout."""
+    cocomix_version: str
+    """Version that wrote the folder."""
+    fingerprint: str
+    """SHA-256 over everything that determines the tokens: tokenizer, block size and the content of every shard."""
+    tokenizer_fingerprint: str
+    """See `cocomix.data.tokenizer_fingerprint`."""
+    tokenizer_name: str
+    """Where the tokenizer came from, as the user gave it, or how it was trained."""
+    vocab_size: int
+    """Rows an embedding needs: the largest token number plus one."""
+    eos_token_id: int
+    """The token after every document."""
+    block_size: int
+    """Tokens per block."""
+    seed: int
+    """Seed of the split by document."""
+    sources: tuple[SourceMeta, ...]
+    """What was read."""
+    splits: dict[str, SplitMeta]
+    """`train` and `validation`."""
+    invalid_utf8: int
+    """Characters put in for bytes that were not UTF-8."""
+
+
+def data_fingerprint(tokenizer_fingerprint: str, block_size: int, splits: dict[str, SplitMeta]) -> str:
+    """SHA-256 (hex) over everything that determines the tokens."""
+    shards = {name: [(shard.blocks, shard.sha256) for shard in split.shards] for name, split in splits.items()}
+    return fingerprint_json({"tokenizer": tokenizer_fingerprint, "block_size": block_size, "shards": shards})
+
+
+class PreparedData:
+    """Prepared token blocks on the disk.
+
+    Attributes:
+        path: the folder.
+        meta: its description.
+    """
+
+    def __init__(self, path: Path, meta: DataMeta) -> None:
+        self.path = path
+        self.meta = meta
+        self._splits = {name: self._blocks(name, split) for name, split in meta.splits.items()}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "PreparedData":
+        """Open a folder written by `prepare`; reads `meta.json` and the sizes of the shards, nothing else.
+
+        Raises:
+            CoCoMixError: it is no such folder, was written in another format, or a shard is missing or truncated.
+        """
+        path = Path(path)
+        if not (path / "meta.json").is_file():
+            unfinished = partial_path(path).is_dir() and not path.exists()
+            remedy = "cocomix prepare did not finish there; run it again" if unfinished else "run cocomix prepare first"
+            raise CoCoMixError(f"{path} is not a folder of prepared data (it has no meta.json); {remedy}.")
+        value = read_json(path / "meta.json")
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise CoCoMixError(
+                f"{path} has data format {version}, and this version of cocomix reads format {FORMAT_VERSION}; "
+                "run cocomix prepare again."
+            )
+        try:
+            meta = DataMeta.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CoCoMixError(f"{path / 'meta.json'} is damaged ({where}: {first['msg']}); prepare again.") from error
+        data = cls(path, meta)
+        for split in meta.splits:
+            for shard in data.split(split).shards:
+                shard.check()
+        return data
+
+    def split(self, name: str) -> TokenBlocks:
+        """The blocks of `train` or `validation`.
+
+        Raises:
+            CoCoMixError: there is no such split.
+        """
+        if name not in self._splits:
+            raise CoCoMixError(f"{self.path} has no split {name!r}; it has {', '.join(self._splits)}.")
+        return self._splits[name]
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Load the tokenizer the blocks were made with."""
+        return load_tokenizer(str(self.path / "tokenizer"))
+
+    def _blocks(self, name: str, split: SplitMeta) -> TokenBlocks:
+        dtype: np.dtype[np.generic] = token_dtype(self.meta.vocab_size)
+        shards = [
+            TokenShard(
+                self.path / name / f"{shard.name}.arrow",
+                f"{name}/{shard.name}",
+                num_blocks=shard.blocks,
+                block_size=self.meta.block_size,
+                dtype=dtype,
+            )
+            for shard in split.shards
+        ]
+        return TokenBlocks(shards, split, self.meta.block_size)

@@ -1,0 +1,182 @@
+"""Tokenizers: load an existing one, or train a byte-level BPE; a fingerprint of what a tokenizer does."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cocomix.errors import CoCoMixError
+from cocomix.output import fingerprint_json
+
+__all__ = [
+    "END_OF_TEXT",
+    "MIN_VOCAB_SIZE",
+    "check_vocab_size",
+    "encode_batch",
+    "load_tokenizer",
+    "plain_encoder",
+    "tokenizer_fingerprint",
+    "train_tokenizer",
+    "vocabulary_size",
+]
+
+END_OF_TEXT = "<|endoftext|>"
+"""The end-of-document token of tokenizers trained here."""
+MIN_VOCAB_SIZE = 258
+"""All 256 bytes, the end-of-document token, and one merge: less is not a BPE."""
+
+_PROBES = (
+    "The quick brown fox jumps over the lazy dog. It's they'll I'd we've DON'T",
+    "  leading, trailing and   inner spaces  \n\n\ttabs\r\nlines\n \n end ",
+    "numbers 0 7 42 365 1984 65,536 3.14159 1e-5 0xFF 100000000 ½ ² ٣",
+    "def f(x_1: int = 3) -> str:\n    return {'a': [x, *y]} != None  # comment\n\n\n",
+    "Ünïcödé: naïve café, Å Å Å, ﬁ ﬂ, ǅ, straße ẞ, İstanbul, Ελληνικά, Русский, עברית, العربية, हिन्दी",
+    "中文字符，日本語のテキスト、한국어 문장。 🙂👩‍👩‍👧 🇫🇷 zero\u200bwidth nb\u00a0space \ufeff \ufffd",  # noqa: RUF001
+    "https://example.org/a?b=c&d=e#f  user@example.com  --option=value  !!! ??? «quotes» “curly” ‘single’ — – -",  # noqa: RUF001
+    "<|endoftext|><s></s><unk><pad>[CLS][SEP][MASK]<|im_start|>user<|im_end|><bos><eos> ▁ Ġ",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism AAAAAAAAAAAAAAAA aaaaaaaaaaaaaaaaaaaaaaaa ======",
+)
+"""Texts whose encodings are part of a tokenizer's fingerprint: they tell normalizers and pre-tokenizers apart."""
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer that has an end token.
+
+    Args:
+        name: a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
+
+    Raises:
+        CoCoMixError: there is no such tokenizer, it is not a fast one, or it has no end token.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        raise CoCoMixError(f"{name} is not a tokenizer: give the folder it lies in, a GGUF file, or a name on the Hub.")
+    tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(str(path) if path.exists() else name)
+    if not tokenizer.is_fast:
+        raise CoCoMixError(f"the tokenizer {name} has no fast version (tokenizer.json); convert it or use another.")
+    if tokenizer.eos_token_id is None:
+        raise CoCoMixError(
+            f"the tokenizer {name} has no end-of-text token to put between documents; set eos_token in its "
+            "tokenizer_config.json or use another tokenizer."
+        )
+    return tokenizer
+
+
+def _from_pretrained(name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the Hub client and the parsers of tokenizer files raise errors of many kinds
+        raise CoCoMixError(
+            f"cannot load the tokenizer {name}: it is neither a folder with a tokenizer nor a name that the Hugging "
+            f"Face Hub gives ({_reason(error)})."
+        ) from error
+
+
+def _from_gguf(path: Path) -> Any:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise CoCoMixError(f"reading {path} needs the gguf package: pip install 'cocomix[gguf]'.") from error
+    try:
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:  # a GGUF file can be wrong in as many ways as it has fields
+        raise CoCoMixError(f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file.") from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary that is too small for a byte-level BPE.
+
+    Raises:
+        CoCoMixError: it is smaller than `MIN_VOCAB_SIZE`.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise CoCoMixError(
+            f"a vocabulary of {vocab_size:,} is too small: 256 bytes, the end token and at least one merge need "
+            f"{MIN_VOCAB_SIZE}; choose a larger --vocab-size."
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE in the manner of GPT-2: every text can be encoded, and decodes to itself.
+
+    Args:
+        texts: documents to learn from, read once.
+        vocab_size: entries wanted, the end-of-document token included; fewer when the texts are too small.
+
+    Returns:
+        A tokenizer whose end, begin, unknown and padding token is `<|endoftext|>`, as in GPT-2.
+
+    Raises:
+        CoCoMixError: `vocab_size` is too small for all bytes and the end token.
+    """
+    check_vocab_size(vocab_size)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows an embedding needs: the largest token number plus one."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer that encodes text as text.
+
+    It adds no special tokens, truncates and pads nothing, and reads the name of a special token that happens to stand
+    in a document (such as "<|endoftext|>") as the characters it is written with.
+    """
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def encode_batch(encoder: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
+    """Token numbers of each text, without special tokens; the batch is spread over the processor's cores."""
+    return (encoding.ids for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 (hex) over what the tokenizer does to text.
+
+    It covers the vocabulary, the merges where there are any, the end token, and the encodings of fixed probe texts in
+    many scripts, but not names, paths, chat templates or how the pieces are written down. So a tokenizer saved and
+    loaded again from another place keeps its fingerprint, and tokens of two tokenizers with the same fingerprint are
+    interchangeable.
+    """
+    encoder = plain_encoder(tokenizer)
+    model = json.loads(encoder.to_str())["model"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    return fingerprint_json(
+        {
+            "vocabulary": encoder.get_vocab(with_added_tokens=True),
+            "merges": merges,
+            "end": tokenizer.eos_token_id,
+            "probes": list(encode_batch(encoder, list(_PROBES))),
+        }
+    )

@@ -1,0 +1,277 @@
+"""A frozen decoder read at one of its blocks: hidden states there, and the loss's gradient with respect to them.
+
+Nothing below the hooked block takes part in a graph, no weight gets a gradient, and the vocabulary logits are never
+held for more than a chunk of positions.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from cocomix.concepts.diagonal import DiagonalGradient
+from cocomix.errors import CoCoMixError
+
+__all__ = ["FrozenDecoder", "GradientScope", "HiddenGradient", "decoder_blocks", "target_mask"]
+
+GradientScope = Literal["sequence", "next"]
+
+_CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
+
+
+class HiddenGradient(NamedTuple):
+    """What one forward and one backward pass say about a batch.
+
+    Attributes:
+        hidden: output of the hooked block [batch, seq, d_model].
+        gradient: of the *summed* next-token loss (nats) with respect to `hidden` [batch, seq, d_model].
+        loss: the summed next-token loss in nats, float32 scalar.
+    """
+
+    hidden: Tensor
+    gradient: Tensor
+    loss: Tensor
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder blocks of any Hugging Face causal LM.
+
+    It is the outermost `ModuleList` inside the base model that has `num_hidden_layers` entries (GPT-2's `h`,
+    GPT-NeoX's and Llama's `layers`, OPT's `decoder.layers`, …); lists inside the blocks, such as experts, do not count.
+
+    Raises:
+        CoCoMixError: there is none, or more than one.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    found = {
+        name: module
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    }
+    outermost = [
+        module
+        for name, module in found.items()
+        if not any(name.startswith(f"{other}.") for other in found if other != name)
+    ]
+    if len(outermost) != 1:
+        raise CoCoMixError(
+            f"cannot tell the blocks of a {type(model).__name__}: {len(outermost)} lists of modules have {depth} "
+            "entries; use a plain decoder as teacher."
+        )
+    return outermost[0]
+
+
+def target_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Which positions [batch, seq] have a next token to predict: not the last one, not padding, not before padding."""
+    present = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    return F.pad(present[:, :-1] & present[:, 1:], (0, 1))
+
+
+class FrozenDecoder:
+    """A causal LM, frozen and in evaluation mode, hooked at the output of block `layer` (0-based).
+
+    Args:
+        model: any Hugging Face causal LM. Its parameters are set to need no gradient, and it is put in evaluation mode.
+        layer: index of the block whose output is read.
+
+    Raises:
+        CoCoMixError: the blocks cannot be found or `layer` is out of range.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        blocks = decoder_blocks(model)
+        if not 0 <= layer < len(blocks):
+            raise CoCoMixError(f"layer {layer} is out of range: the teacher has blocks 0 to {len(blocks) - 1}.")
+        self.model = model.eval().requires_grad_(False)
+        self.layer = layer
+        self.blocks_above = len(blocks) - 1 - layer
+        self._block = blocks[layer]
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._head = self._find_plain_head()
+
+    @property
+    def d_model(self) -> int:
+        """Width of the hidden states."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding: token ids must be below it."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @torch.no_grad()
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Output of the hooked block [batch, seq, d_model]; the blocks above it are not run."""
+        captured: list[Tensor] = []
+
+        def stop(hidden: Tensor) -> Tensor:
+            captured.append(hidden)
+            raise _Stop
+
+        with self._autocast(dtype), self._hooked(stop):
+            try:
+                self.model.base_model(**self._inputs(input_ids, attention_mask))
+            except _Stop:
+                return captured[0]
+        raise AssertionError("the hooked block did not run")
+
+    @torch.no_grad()
+    def loss(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        replace: Callable[[Tensor], Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Summed next-token loss in nats (float32 scalar), optionally with the hooked block's output replaced."""
+        hooked = self._hooked(replace) if replace is not None else nullcontext()
+        with self._autocast(dtype), hooked:
+            return self._summed_loss(input_ids, attention_mask)[1]
+
+    def loss_gradient(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        scope: GradientScope = "sequence",
+        dtype: torch.dtype | None = None,
+    ) -> HiddenGradient:
+        """One forward pass and a backward pass that ends at the hooked block.
+
+        Args:
+            input_ids: int64 [batch, seq].
+            attention_mask: [batch, seq], 1 = token, 0 = padding (left or right); padding is neither read nor predicted.
+            scope: `sequence` differentiates the loss of all targets; `next` gives position t the gradient of the loss
+                of token t + 1 only (see `cocomix.concepts.diagonal`).
+            dtype: autocast to it; float32 if None.
+
+        Raises:
+            CoCoMixError: `scope="next"` and a block above does not use PyTorch's scaled-dot-product attention.
+        """
+        captured: list[Tensor] = []
+
+        def cut(hidden: Tensor) -> Tensor:
+            captured.append(hidden.detach().requires_grad_(True))
+            return captured[0]
+
+        diagonal = DiagonalGradient()
+        mode: AbstractContextManager[Any] = diagonal if scope == "next" else nullcontext()
+        with torch.enable_grad(), self._hooked(cut):
+            with self._autocast(dtype), mode:
+                outputs, loss, cotangent = self._summed_loss(input_ids, attention_mask, with_gradient=True)
+            if scope == "next" and diagonal.calls != self.blocks_above:
+                raise CoCoMixError(
+                    f'gradient "next" needs scaled-dot-product attention in all {self.blocks_above} blocks above layer '
+                    f'{self.layer}, and {diagonal.calls} use it; load the teacher with attn_implementation="sdpa" or '
+                    'use gradient "sequence".'
+                )
+            (gradient,) = torch.autograd.grad(outputs, captured[0], cotangent)
+        return HiddenGradient(captured[0].detach(), gradient, loss)
+
+    def _summed_loss(
+        self, input_ids: Tensor, attention_mask: Tensor | None, *, with_gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(tensor to differentiate, summed loss, gradient of the loss with respect to that tensor or None)."""
+        has_target = target_mask(input_ids, attention_mask)[:, :-1]
+        targets = input_ids[:, 1:][has_target]  # [targets]
+        inputs = self._inputs(input_ids, attention_mask)
+        if self._head is None:
+            logits = self.model(**inputs).logits[:, :-1][has_target]  # [targets, vocab]
+            loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+            return loss, loss.detach(), torch.ones_like(loss)
+        final = self.model.base_model(**inputs)[0]  # [batch, seq, d_model], after the final norm
+        loss, row_gradient = _head_loss(self._head, final[:, :-1][has_target].detach(), targets, with_gradient)
+        if row_gradient is None:
+            return final, loss, None
+        cotangent = torch.zeros_like(final)
+        cotangent[:, :-1][has_target] = row_gradient.to(final.dtype)
+        return final, loss, cotangent
+
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        if attention_mask is not None and not bool(attention_mask.all()):
+            inputs["attention_mask"] = attention_mask
+            if self._takes_positions:  # a padded row counts its own tokens, wherever the padding is
+                inputs["position_ids"] = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        return inputs
+
+    def _autocast(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+        if dtype is None or dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    @contextmanager
+    def _hooked(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Replace the hooked block's output while the block of code runs."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (replace(output[0]), *output[1:])
+            return replace(output)
+
+        handle = self._block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def _find_plain_head(self) -> nn.Linear | None:
+        """The LM head, if logits are nothing but its product with the base model's output; else None.
+
+        Tried on two tokens rather than guessed from the architecture: models that cap or scale their logits fail it,
+        and then go through their own `forward`.
+        """
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or self.model.base_model is self.model:
+            return None
+        inputs = self._inputs(torch.zeros(1, 2, dtype=torch.long, device=self.device), None)
+        logits = self.model(**inputs).logits
+        plain = head(self.model.base_model(**inputs)[0]).to(logits.dtype)
+        return head if torch.allclose(plain, logits, rtol=1e-4, atol=1e-4) else None
+
+
+class _Stop(Exception):
+    pass
+
+
+@torch.no_grad()
+def _head_loss(head: nn.Linear, rows: Tensor, targets: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed cross-entropy of `head(rows)` and its gradient with respect to the rows, over chunks of rows.
+
+    The naive form is `F.cross_entropy(head(rows), targets, reduction="sum")` and its backward. Here the gradient
+    (softmax − one-hot) W is formed in place of each chunk's log-probabilities.
+
+    Args:
+        head: vocabulary projection.
+        rows: [targets, d_model].
+        targets: int64 [targets].
+        with_gradient: whether the gradient is wanted.
+    """
+    size = max(1, _CHUNK_ELEMENTS // head.out_features)
+    loss = torch.zeros((), device=rows.device)
+    gradients = []
+    for row_chunk, target_chunk in zip(torch.split(rows, size), torch.split(targets, size), strict=True):
+        log_probs = head(row_chunk).log_softmax(dim=-1, dtype=torch.float32)  # [chunk, vocab]
+        chosen = log_probs.gather(-1, target_chunk[:, None])
+        loss -= chosen.sum()
+        if with_gradient:
+            error = log_probs.exp_().scatter_(-1, target_chunk[:, None], chosen.exp() - 1)
+            gradients.append(error.to(head.weight.dtype) @ head.weight)
+    if not with_gradient:
+        return loss, None
+    return loss, torch.cat(gradients) if gradients else torch.zeros_like(rows)

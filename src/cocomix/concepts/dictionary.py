@@ -1,0 +1,274 @@
+"""The concept dictionary: a sparse autoencoder as plain tensors and pure functions.
+
+A dictionary turns a teacher's hidden state `h` [d_model] into a few active concepts and back (method.md §1):
+
+    x = (h − mean) / (std + 1e-5)      only with `normalize="layer_norm"`; std is the unbiased one
+    pre = (x − b_dec) W_enc + b_enc    [n_concepts]; b_dec is subtracted only with `subtract_b_dec`
+    c = activation(pre)                TopK, JumpReLU or ReLU
+    ĥ = (c W_dec + b_dec) · std + mean
+
+Nothing is remembered between calls: the normalisation statistics are returned to whoever needs them for decoding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.concepts.hashing import tensor_sha256
+from cocomix.errors import CoCoMixError
+from cocomix.output import fingerprint_json
+
+__all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "Normalization", "SparseCodes"]
+
+DictionaryKind = Literal["topk", "jumprelu", "relu"]
+Normalization = Literal["layer_norm", "none"]
+
+_LAYER_NORM_EPS = 1e-5
+_CHUNK_ELEMENTS = 2**24  # pre-activations held at once: 64 MiB in float32 (our choice: fits caches of a small server)
+
+
+class InputStatistics(NamedTuple):
+    """What the normalisation took out of the hidden states, needed to put it back.
+
+    Attributes:
+        mean: [..., 1].
+        std: [..., 1], unbiased, without the 1e-5 that the division adds.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class SparseCodes(NamedTuple):
+    """Active concepts per position.
+
+    Attributes:
+        ids: int64 [..., width].
+        values: activations [..., width]; exactly zero in slots that are not used.
+
+    `width` is k for a TopK dictionary and the largest number of active concepts at one position otherwise.
+    """
+
+    ids: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptDictionary:
+    """A sparse autoencoder used as a dictionary of concepts. Build it with `from_tensors` or `from_sae_lens`.
+
+    Attributes:
+        W_enc: [d_model, n_concepts].
+        b_enc: [n_concepts].
+        W_dec: [n_concepts, d_model].
+        b_dec: [d_model].
+        kind: `topk`, `jumprelu` (also what SAELens makes of BatchTopK at inference) or `relu`.
+        k: active concepts per position; TopK only.
+        threshold: [n_concepts], a pre-activation must exceed it; JumpReLU only.
+        normalize: `layer_norm` or `none`.
+        subtract_b_dec: whether b_dec is subtracted from the (normalised) input.
+        name: where it came from, for people.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    kind: DictionaryKind
+    k: int | None
+    threshold: Tensor | None
+    normalize: Normalization
+    subtract_b_dec: bool
+    name: str
+
+    @classmethod
+    def from_tensors(
+        cls,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        *,
+        k: int | None = None,
+        threshold: Tensor | None = None,
+        normalize: Normalization = "none",
+        subtract_b_dec: bool = True,
+        name: str = "tensors",
+    ) -> "ConceptDictionary":
+        """Build a dictionary from weights in SAELens' orientation.
+
+        Args:
+            W_enc: [d_model, n_concepts].
+            b_enc: [n_concepts].
+            W_dec: [n_concepts, d_model].
+            b_dec: [d_model].
+            k: makes it a TopK dictionary.
+            threshold: scalar or [n_concepts]; makes it a JumpReLU dictionary. Without `k` and `threshold` it is ReLU.
+            normalize: see the module's formulas.
+            subtract_b_dec: SAELens' `apply_b_dec_to_input`.
+            name: for messages and manifests.
+
+        Raises:
+            CoCoMixError: shapes that do not fit, a k out of range, or both `k` and `threshold`.
+        """
+        if W_enc.ndim != 2:
+            raise CoCoMixError(f"W_enc must be a [d_model, n_concepts] matrix, not of shape {list(W_enc.shape)}.")
+        d_model, n_concepts = W_enc.shape
+        expected = {
+            "b_enc": (b_enc, (n_concepts,)),
+            "W_dec": (W_dec, (n_concepts, d_model)),
+            "b_dec": (b_dec, (d_model,)),
+        }
+        for label, (tensor, shape) in expected.items():
+            if tuple(tensor.shape) != shape:
+                raise CoCoMixError(
+                    f"{label} has shape {list(tensor.shape)} but W_enc [d_model={d_model}, n_concepts={n_concepts}] "
+                    f"asks for {list(shape)}; SAELens' orientation is W_enc [d_model, n_concepts], W_dec the reverse."
+                )
+        if k is not None and threshold is not None:
+            raise CoCoMixError("a dictionary is TopK (k) or JumpReLU (threshold), not both; give one of the two.")
+        if k is not None and not 1 <= k <= n_concepts:
+            raise CoCoMixError(f"k must be between 1 and the {n_concepts} concepts of the dictionary, not {k}.")
+        if normalize not in ("layer_norm", "none"):
+            raise CoCoMixError(f'normalize must be "layer_norm" or "none", not {normalize!r}.')
+        if threshold is not None:
+            threshold = threshold.detach().to(W_enc.dtype).expand(n_concepts).contiguous()
+        return cls(
+            W_enc=W_enc.detach().contiguous(),
+            b_enc=b_enc.detach().contiguous(),
+            W_dec=W_dec.detach().contiguous(),
+            b_dec=b_dec.detach().contiguous(),
+            kind="topk" if k is not None else "jumprelu" if threshold is not None else "relu",
+            k=k,
+            threshold=threshold,
+            normalize=normalize,
+            subtract_b_dec=subtract_b_dec,
+            name=name,
+        )
+
+    @classmethod
+    def from_sae_lens(cls, release_or_path: str, sae_id: str | None = None) -> "ConceptDictionary":
+        """Load an SAE with SAELens: a folder it saved, or a release and an id; see `cocomix.concepts.saelens`."""
+        from cocomix.concepts.saelens import load_sae_lens
+
+        return load_sae_lens(str(release_or_path), sae_id)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the hidden states it reads."""
+        return self.W_enc.shape[0]
+
+    @property
+    def n_concepts(self) -> int:
+        """Number of concepts."""
+        return self.W_enc.shape[1]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over settings and weights; the name and the device do not count."""
+        settings = {
+            "kind": self.kind,
+            "k": self.k,
+            "normalize": self.normalize,
+            "subtract_b_dec": self.subtract_b_dec,
+            "tensors": {name: tensor_sha256(tensor) for name, tensor in self._tensors().items()},
+        }
+        return fingerprint_json(settings)
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ConceptDictionary":
+        """The same dictionary with its tensors on another device or in another dtype."""
+        moved: dict[str, Any] = {
+            name: tensor.to(device=device, dtype=dtype) for name, tensor in self._tensors().items()
+        }
+        return replace(self, **moved)
+
+    def standardize(self, hidden: Tensor) -> tuple[Tensor, InputStatistics | None]:
+        """Normalise hidden states [..., d_model] as the dictionary asks; no statistics when it asks for nothing."""
+        hidden = hidden.to(self.W_enc.dtype)
+        if self.normalize == "none":
+            return hidden, None
+        mean = hidden.mean(dim=-1, keepdim=True)
+        centred = hidden - mean
+        std = centred.std(dim=-1, keepdim=True)
+        return centred / (std + _LAYER_NORM_EPS), InputStatistics(mean, std)
+
+    def pre_activations(self, hidden: Tensor) -> Tensor:
+        """Encoder output before the activation: hidden [..., d_model] to [..., n_concepts]. Dense; mind the size."""
+        inputs, _ = self.standardize(hidden)
+        if self.subtract_b_dec:
+            inputs = inputs - self.b_dec
+        return inputs @ self.W_enc + self.b_enc
+
+    def latents(self, hidden: Tensor) -> Tensor:
+        """Dense activations c: hidden [..., d_model] to [..., n_concepts]. For study and tests; see `encode`."""
+        return self.densify(self.encode(hidden))
+
+    def encode(self, hidden: Tensor) -> SparseCodes:
+        """Active concepts of hidden states [..., d_model].
+
+        Positions are encoded in chunks, so that the dense pre-activations of all of them are never held at once.
+        """
+        flat = hidden.reshape(-1, self.d_model)  # [positions, d_model]
+        encode_chunk = self._encode_topk if self.kind == "topk" else self._encode_thresholded
+        chunks = [encode_chunk(self.pre_activations(chunk)) for chunk in self.position_chunks(flat)]
+        width = max((chunk.ids.shape[-1] for chunk in chunks), default=self.k or 0)
+        ids = torch.cat(
+            [F.pad(chunk.ids, (0, width - chunk.ids.shape[-1])) for chunk in chunks]
+            or [flat.new_zeros(0, width).long()]
+        )
+        values = torch.cat(
+            [F.pad(chunk.values, (0, width - chunk.values.shape[-1])) for chunk in chunks] or [flat.new_zeros(0, width)]
+        )
+        shape = (*hidden.shape[:-1], width)
+        return SparseCodes(ids.reshape(shape), values.reshape(shape))
+
+    def densify(self, codes: SparseCodes) -> Tensor:
+        """Sparse codes [..., width] as dense activations [..., n_concepts]."""
+        dense = codes.values.new_zeros(*codes.values.shape[:-1], self.n_concepts)
+        return dense.scatter_add_(-1, codes.ids, codes.values)  # add: unused slots share id 0 with value 0
+
+    def decode(self, codes: SparseCodes, statistics: InputStatistics | None) -> Tensor:
+        """Hidden states [..., d_model] from sparse codes; `statistics` are those `standardize` returned."""
+        width = codes.ids.shape[-1]
+        flat = F.embedding_bag(
+            codes.ids.reshape(-1, width), self.W_dec, per_sample_weights=codes.values.reshape(-1, width), mode="sum"
+        )
+        hidden = flat.reshape(*codes.ids.shape[:-1], self.d_model) + self.b_dec
+        if statistics is None:
+            return hidden
+        return hidden * statistics.std + statistics.mean
+
+    def reconstruct(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., d_model] encoded and decoded again."""
+        _, statistics = self.standardize(hidden)
+        return self.decode(self.encode(hidden), statistics)
+
+    def position_chunks(self, flat: Tensor) -> Iterator[Tensor]:
+        """Split [positions, …] so that `chunk · n_concepts` stays bounded."""
+        return iter(torch.split(flat, max(1, _CHUNK_ELEMENTS // self.n_concepts)) if len(flat) else ())
+
+    def _encode_topk(self, pre: Tensor) -> SparseCodes:
+        assert self.k is not None
+        values, ids = pre.topk(self.k, dim=-1)
+        return SparseCodes(ids, values.relu_())
+
+    def _encode_thresholded(self, pre: Tensor) -> SparseCodes:
+        """Gather the active entries of each row into the first slots of a [positions, widest row] table."""
+        active = pre > 0 if self.threshold is None else (pre > 0) & (pre > self.threshold)
+        counts = active.sum(dim=-1)
+        width = int(counts.max())
+        rows, columns = active.nonzero(as_tuple=True)
+        first = counts.cumsum(0) - counts  # where each row begins in the flat list
+        slots = torch.arange(len(rows), device=pre.device) - first[rows]
+        ids = torch.zeros(len(pre), width, dtype=torch.long, device=pre.device)
+        values = pre.new_zeros(len(pre), width)
+        ids[rows, slots] = columns
+        values[rows, slots] = pre[rows, columns]
+        return SparseCodes(ids, values)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        return tensors if self.threshold is None else {**tensors, "threshold": self.threshold}

@@ -1,0 +1,194 @@
+"""The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, attribute_dense, choose_labels
+from cocomix.concepts.decoder import FrozenDecoder, target_mask
+from cocomix.concepts.dictionary import ConceptDictionary
+from cocomix.concepts.hashing import tensor_sha256
+from cocomix.errors import CoCoMixError
+from cocomix.output import fingerprint_json
+
+__all__ = ["ConceptTeacher", "Reduction", "load_teacher", "model_fingerprint"]
+
+Reduction = Literal["mean", "sum"]
+
+# Configuration entries that say how a model was stored or is run, not what it computes.
+_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
+def load_teacher(
+    name_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """Load a causal LM, frozen and in evaluation mode.
+
+    Args:
+        name_or_folder: a hub name, a folder written by `save_pretrained`, or the path of a `.gguf` file.
+        revision: branch, tag or commit on the hub.
+        gguf_file: name of the GGUF file inside the folder or hub repository; its weights are de-quantised.
+        dtype: of the weights; float32 if None, because labels are defined by the float32 teacher.
+        device: where to put it; the CPU if None.
+
+    Raises:
+        CoCoMixError: nothing that can be read as a causal LM is there.
+    """
+    source = Path(name_or_folder)
+    name = str(name_or_folder)
+    options: dict[str, Any] = {"revision": revision} if revision is not None else {}
+    if source.suffix == ".gguf":
+        if not source.is_file():
+            raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")
+        name, gguf_file = str(source.parent), source.name
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
+    except ImportError as error:
+        raise CoCoMixError(
+            f"loading {name_or_folder} needs a missing package ({error}); for GGUF files run: pip install "
+            "'cocomix[gguf]'."
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CoCoMixError(
+            f"cannot load a causal language model from {name_or_folder}: {reason.rstrip('.')}."
+        ) from error
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen if device is None else frozen.to(device)
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) over the configuration and the raw bytes of every parameter, tied ones once.
+
+    Where the model was loaded from does not count; a weight that differs in one bit, or in dtype, does.
+    """
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE_CONFIG}
+    digest = hashlib.sha256(fingerprint_json(config).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}:{tensor_sha256(parameter)}".encode())
+    return digest.hexdigest()
+
+
+class ConceptTeacher:
+    """A frozen causal LM with a dictionary of the output of one of its blocks.
+
+    Args:
+        model: any Hugging Face causal LM; it is frozen and put in evaluation mode.
+        dictionary: concepts of that block's output; moved to the model's device, in float32.
+        layer: 0-based index of the block whose output is hooked.
+        name: where the model came from, for manifests; the configuration's own record by default.
+
+    Raises:
+        CoCoMixError: the dictionary has another width than the model, or `layer` is out of range.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, dictionary: ConceptDictionary, layer: int, *, name: str | None = None
+    ) -> None:
+        self.decoder = FrozenDecoder(model, layer)
+        if dictionary.d_model != self.decoder.d_model:
+            raise CoCoMixError(
+                f"the dictionary {dictionary.name} reads hidden states of width {dictionary.d_model}, but the "
+                f"teacher's are {self.decoder.d_model} wide; use an SAE that was fitted on this teacher."
+            )
+        self.dictionary = dictionary.to(device=self.decoder.device, dtype=torch.float32)
+        self.name = name if name is not None else str(model.config.name_or_path)
+
+    @property
+    def layer(self) -> int:
+        """Index of the hooked block."""
+        return self.decoder.layer
+
+    @property
+    def n_concepts(self) -> int:
+        """Number of concepts in the dictionary."""
+        return self.dictionary.n_concepts
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the teacher's input embedding."""
+        return self.decoder.vocab_size
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the model (see `model_fingerprint`); the dictionary has its own."""
+        return model_fingerprint(self.decoder.model)
+
+    def label(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        k: int = 4,
+        settings: AttributionSettings | None = None,
+        *,
+        reduction: Reduction = "mean",
+    ) -> ConceptLabels:
+        """The k concepts that matter most at each position.
+
+        Args:
+            input_ids: int64 [batch, seq].
+            attention_mask: [batch, seq], 1 = token, 0 = padding (left or right).
+            k: labels per position (K_attr of the paper).
+            settings: how concepts are scored; the released code's way by default.
+            reduction: scores are gradients of the mean loss over the targets of this call (`mean`, as `attribution`),
+                or of the summed loss, which does not depend on what else is in the batch (`sum`). Labels are the same.
+
+        Returns:
+            ids and scores [batch, seq, k]; −100 at the last position, at padding, before padding, and where the
+            criterion is not positive.
+        """
+        settings = settings or AttributionSettings()
+        input_ids, attention_mask = self._to_device(input_ids, attention_mask)
+        labelled = target_mask(input_ids, attention_mask)
+        dtype = getattr(torch, settings.dtype)
+        if settings.selection == "activation":
+            hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=dtype)
+            return choose_labels(self.dictionary, hidden, None, labelled, k, settings)
+        hidden, gradient, _ = self.decoder.loss_gradient(
+            input_ids, attention_mask, scope=settings.gradient, dtype=dtype
+        )
+        gradient = _reduce(gradient.float(), labelled, reduction)
+        with torch.no_grad():
+            return choose_labels(self.dictionary, hidden, gradient, labelled, k, settings)
+
+    def attribution(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        settings: AttributionSettings | None = None,
+        *,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """Attribution of every concept, [batch, seq, n_concepts], in nats; for study and tests, not for the pipeline.
+
+        By default the released definition: activations after TopK times the gradient of the mean loss over all
+        next-token targets of the batch, without the factor std of the de-normalisation. Arguments as in `label`;
+        `sign` and `selection` play no part.
+        """
+        settings = settings or AttributionSettings()
+        input_ids, attention_mask = self._to_device(input_ids, attention_mask)
+        hidden, gradient, _ = self.decoder.loss_gradient(
+            input_ids, attention_mask, scope=settings.gradient, dtype=getattr(torch, settings.dtype)
+        )
+        gradient = _reduce(gradient.float(), target_mask(input_ids, attention_mask), reduction)
+        with torch.no_grad():
+            return attribute_dense(self.dictionary, hidden, gradient, settings.activation)
+
+    def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        device = self.decoder.device
+        return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
+
+
+def _reduce(gradient: Tensor, labelled: Tensor, reduction: Reduction) -> Tensor:
+    """From the gradient of the summed loss to the asked one."""
+    return gradient if reduction == "sum" else gradient / labelled.sum().clamp(min=1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from cocomix.concepts.diagonal import DiagonalGradient
 from cocomix.errors import CoCoMixError
@@ -233,16 +234,27 @@ class FrozenDecoder:
     def _find_plain_head(self) -> nn.Linear | None:
         """The LM head, if logits are nothing but its product with the base model's output; else None.
 
-        Tried on two tokens rather than guessed from the architecture: models that cap or scale their logits fail it,
-        and then go through their own `forward`.
+        Tried rather than guessed from the architecture: the base model's output is replaced by hidden states whose
+        logits reach 50, so that a model that caps, scales or shifts its logits shows it, and then goes through its own
+        `forward`.
         """
         head = self.model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or self.model.base_model is self.model:
             return None
-        inputs = self._inputs(torch.zeros(1, 2, dtype=torch.long, device=self.device), None)
-        logits = self.model(**inputs).logits
-        plain = head(self.model.base_model(**inputs)[0]).to(logits.dtype)
-        return head if torch.allclose(plain, logits, rtol=1e-4, atol=1e-4) else None
+        rows = head.weight[:4]
+        probe = (50 * rows / rows.pow(2).sum(dim=-1, keepdim=True).clamp(min=1e-6)).unsqueeze(0)  # [1, 4, d_model]
+
+        def substitute(module: nn.Module, args: tuple[Any, ...], output: ModelOutput) -> ModelOutput:
+            output["last_hidden_state"] = probe
+            return output
+
+        handle = self.model.base_model.register_forward_hook(substitute)
+        try:
+            inputs = torch.zeros(probe.shape[:2], dtype=torch.long, device=self.device)
+            logits = self.model(input_ids=inputs, use_cache=False).logits
+        finally:
+            handle.remove()
+        return head if torch.allclose(head(probe).to(logits.dtype), logits, rtol=1e-3, atol=1e-3) else None
 
 
 class _Stop(Exception):

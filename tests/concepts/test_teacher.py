@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from cocomix.concepts import ConceptTeacher, load_teacher
+from cocomix.concepts.teacher import model_fingerprint
+from cocomix.errors import CoCoMixError
+
+from .conftest import BACKBONES, LAYERS, make_dictionary, make_model
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_saved_teacher_is_loaded_frozen_and_labels_alike(backbone, tmp_path, input_ids):
+    model = make_model(backbone)
+    model.save_pretrained(tmp_path / "teacher")
+    loaded = load_teacher(tmp_path / "teacher")
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert model_fingerprint(loaded) == model_fingerprint(model)
+    first = ConceptTeacher(model, make_dictionary(), 1).label(input_ids)
+    second = ConceptTeacher(loaded, make_dictionary(), 1).label(input_ids)
+    assert torch.equal(first.ids, second.ids)
+
+
+def test_the_fingerprint_follows_one_weight_and_the_configuration():
+    model = make_model("llama")
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-6
+    assert model_fingerprint(model) != before
+    assert model_fingerprint(make_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e4})) != before
+    assert model_fingerprint(make_model("llama")) == before
+
+
+def test_a_dictionary_of_another_width_is_refused():
+    with pytest.raises(CoCoMixError, match="width 24, but the teacher's are 32 wide"):
+        ConceptTeacher(make_model("gpt2"), make_dictionary(d_model=24), 1)
+
+
+def test_a_layer_out_of_range_is_refused():
+    with pytest.raises(CoCoMixError, match=f"layer 7 is out of range: the teacher has blocks 0 to {LAYERS - 1}"):
+        ConceptTeacher(make_model("gpt2"), make_dictionary(), 7)
+
+
+def test_places_without_a_model_are_refused_with_a_sentence(tmp_path):
+    with pytest.raises(CoCoMixError, match="cannot load a causal language model from"):
+        load_teacher(tmp_path)
+    with pytest.raises(CoCoMixError, match=r"nothing\.gguf does not exist"):
+        load_teacher(tmp_path / "nothing.gguf")
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with pytest.raises(CoCoMixError, match="cannot load a causal language model from"):
+        load_teacher(tmp_path / "broken.gguf")

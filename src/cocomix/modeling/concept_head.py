@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["IGNORE", "ConceptHeadOutput", "concept_head", "naive_concept_head"]
+from cocomix.errors import CoCoMixError
+
+__all__ = ["IGNORE", "ConceptHeadOutput", "check_concept_labels", "concept_head", "naive_concept_head"]
 
 IGNORE = -100
 """Label value that means "no concept here", as in PyTorch's cross-entropy."""
@@ -26,6 +28,7 @@ class ConceptHeadOutput(NamedTuple):
         values: the k largest logits, descending. [N, k], dtype of the logits
         ids: their concepts. [N, k], int64
         loss_sum: concept cross-entropy in nats, summed over labelled positions; zero without labels. [], float32
+            (float64 where the logits are)
     """
 
     values: Tensor
@@ -61,7 +64,11 @@ def concept_head(
     """
     if chunk_size is None:
         chunk_size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
-    values, ids, loss_sum = _ConceptHead.apply(hidden, weight, bias, labels, k, chunk_size)  # type: ignore[no-untyped-call]
+    with_gradient = labels is not None and torch.is_grad_enabled()
+    with_gradient = with_gradient and (hidden.requires_grad or weight.requires_grad or bias.requires_grad)
+    values, ids, loss_sum, *_ = _ConceptHead.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, k, chunk_size, with_gradient
+    )
     return ConceptHeadOutput(values, ids, loss_sum)
 
 
@@ -71,31 +78,56 @@ def naive_concept_head(
     """The slow twin of `concept_head`, for tests and benchmarks: all logits at once, plain autograd."""
     logits = F.linear(hidden, weight, bias)  # [N, n_concepts]
     values, ids = logits.topk(k, dim=-1)
+    scores = logits.to(_accumulation_dtype(logits))
     if labels is None:
-        return ConceptHeadOutput(values, ids, logits.new_zeros((), dtype=torch.float32))
+        return ConceptHeadOutput(values, ids, scores.new_zeros(()))
     used = labels != IGNORE  # [N, k_attr]
-    picked = logits.float().gather(-1, labels.clamp_min(0)) * used
+    picked = scores.gather(-1, labels.clamp_min(0)) * used
     mean_picked = picked.sum(-1) / used.sum(-1).clamp_min(1)
-    per_position = torch.logsumexp(logits.float(), dim=-1) - mean_picked
+    per_position = torch.logsumexp(scores, dim=-1) - mean_picked
     return ConceptHeadOutput(values, ids, (per_position * used.any(-1)).sum())
 
 
+def check_concept_labels(labels: Tensor, num_concepts: int) -> None:
+    """Refuse labels of concepts that do not exist. Reads the values, so on an accelerator it would wait for them.
+
+    Raises:
+        CoCoMixError: an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.
+    """
+    wrong = labels[((labels < 0) & (labels != IGNORE)) | (labels >= num_concepts)]
+    if wrong.numel() > 0:
+        raise CoCoMixError(
+            f"concept label {int(wrong[0])} does not exist in a model of {num_concepts} concepts: labels are 0 to "
+            f"{num_concepts - 1}, or {IGNORE} for none; use labels of the dictionary that num_concepts was taken from."
+        )
+
+
 class _ConceptHead(torch.autograd.Function):
-    """Chunked forward with the loss's gradients computed on the way; see `concept_head`."""
+    """Chunked forward with the loss's gradients computed on the way; see `concept_head`.
+
+    The gradients are outputs (not differentiable, dropped by the caller) because what `setup_context` saves must be an
+    input or an output; that is what `torch.func` asks for.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, k: int, chunk_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor | None,
+        k: int,
+        chunk_size: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor | None, ...]:
         positions = hidden.shape[0]
+        accumulation = _accumulation_dtype(hidden)
         values = hidden.new_empty(positions, k)
         ids = torch.empty(positions, k, dtype=torch.int64, device=hidden.device)
-        loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        with_gradient = labels is not None and any(ctx.needs_input_grad[:3])
+        loss_sum = torch.zeros((), dtype=accumulation, device=hidden.device)
         if with_gradient:
             loss_grad_hidden = torch.empty_like(hidden)
-            loss_grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            loss_grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+            loss_grad_weight = torch.zeros_like(weight, dtype=accumulation)
+            loss_grad_bias = torch.zeros_like(bias, dtype=accumulation)
         for start in range(0, positions, chunk_size):
             rows = slice(start, min(start + chunk_size, positions))
             logits = F.linear(hidden[rows], weight, bias)  # [chunk, n_concepts]
@@ -109,37 +141,55 @@ class _ConceptHead(torch.autograd.Function):
                 torch.mm(grad_logits, weight, out=loss_grad_hidden[rows])
                 _accumulate_outer(loss_grad_weight, grad_logits, hidden[rows])
                 loss_grad_bias += probabilities.sum(0)
-        ctx.mark_non_differentiable(ids)
-        ctx.has_labels = labels is not None
-        saved = (loss_grad_hidden, loss_grad_weight, loss_grad_bias) if with_gradient else ()
-        ctx.save_for_backward(hidden, weight, bias, ids, *saved)
-        return values, ids, loss_sum
+        if not with_gradient:
+            return values, ids, loss_sum, None, None, None
+        return values, ids, loss_sum, loss_grad_hidden, loss_grad_weight, loss_grad_bias
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        hidden, weight, bias = inputs[:3]
+        _, ids, _, *loss_gradients = output
+        ctx.set_materialize_grads(False)  # what nobody asks for stays None, and costs nothing
+        ctx.mark_non_differentiable(*(tensor for tensor in (ids, *loss_gradients) if tensor is not None))
+        ctx.save_for_backward(hidden, weight, bias, ids, *loss_gradients)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_values: Tensor, _grad_ids: None, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, *saved = ctx.saved_tensors
-        grad_values = grad_values.to(hidden.dtype)
-        # Top-k values: z_{t,i} for k concepts per position, so k rows of the weight take part.
-        grad_hidden = F.embedding_bag(ids, weight, per_sample_weights=grad_values, mode="sum")
-        grad_weight = _scatter_outer(ids, grad_values, hidden, weight.shape[0])
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-        grad_bias.index_add_(0, ids.flatten(), grad_values.flatten().float())
-        if ctx.has_labels:
-            loss_grad_hidden, loss_grad_weight, loss_grad_bias = saved
+    def backward(
+        ctx: Any, grad_values: Tensor | None, _grad_ids: None, grad_loss: Tensor | None, *_unused: None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, ids, loss_grad_hidden, loss_grad_weight, loss_grad_bias = ctx.saved_tensors
+        accumulation = _accumulation_dtype(hidden)
+        if grad_values is None:
+            grad_hidden = torch.zeros_like(hidden)
+            grad_weight = torch.zeros_like(weight, dtype=accumulation)
+            grad_bias = torch.zeros_like(bias, dtype=accumulation)
+        else:
+            # Top-k values: z_{t,i} for k concepts per position, so k rows of the weight take part.
+            grad_values = grad_values.to(hidden.dtype)
+            grad_hidden = F.embedding_bag(ids, weight, per_sample_weights=grad_values, mode="sum")
+            grad_weight = _scatter_outer(ids, grad_values, hidden, weight.shape[0])
+            grad_bias = torch.zeros_like(bias, dtype=accumulation)
+            grad_bias.index_add_(0, ids.flatten(), grad_values.flatten().to(accumulation))
+        if grad_loss is not None and loss_grad_hidden is not None:
             grad_hidden = grad_hidden + grad_loss.to(hidden.dtype) * loss_grad_hidden
             grad_weight.addcmul_(loss_grad_weight, grad_loss)
             grad_bias.addcmul_(loss_grad_bias, grad_loss)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None
+
+
+def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Losses and sums over positions are held in float32, in float64 where the inputs are."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of one chunk, and its gradient with respect to the chunk's logits, both in float32."""
+    """The summed loss of one chunk, and its gradient with respect to the chunk's logits, both in float32 or wider."""
     used = labels != IGNORE  # [chunk, k_attr]
     labelled = used.any(-1, keepdim=True)  # [chunk, 1]
     safe = labels.clamp_min(0)
-    share = used / used.sum(-1, keepdim=True).clamp_min(1)  # [chunk, k_attr], 1/|I_t| for used entries
-    scores = logits.float()
+    scores = logits.to(_accumulation_dtype(logits))
+    share = used.to(scores.dtype) / used.sum(-1, keepdim=True).clamp_min(1)  # [chunk, k_attr], 1/|I_t| where used
     log_normaliser = torch.logsumexp(scores, dim=-1, keepdim=True)  # [chunk, 1]
     picked = (scores.gather(-1, safe) * share).sum(-1, keepdim=True)
     loss = ((log_normaliser - picked) * labelled).sum()
@@ -151,19 +201,20 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> t
 
 
 def _accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """Add grad_logitsᵀ · hidden to `total`, accumulated in float32 whatever the product's dtype."""
-    if hidden.dtype == torch.float32:
+    """Add grad_logitsᵀ · hidden to `total`, accumulated in `total`'s dtype whatever the product's."""
+    if hidden.dtype == total.dtype:
         total.addmm_(grad_logits.T, hidden)
     else:
         total += grad_logits.T @ hidden
 
 
 def _scatter_outer(ids: Tensor, coefficients: Tensor, hidden: Tensor, num_concepts: int) -> Tensor:
-    """Σ_t Σ_j coefficients[t, j] · onehot(ids[t, j]) ⊗ hidden[t], as a float32 [n_concepts, d_model] matrix."""
-    total = torch.zeros(num_concepts, hidden.shape[1], dtype=torch.float32, device=hidden.device)
+    """Σ_t Σ_j coefficients[t, j] · onehot(ids[t, j]) ⊗ hidden[t], [n_concepts, d_model], float32 or wider."""
+    accumulation = _accumulation_dtype(hidden)
+    total = torch.zeros(num_concepts, hidden.shape[1], dtype=accumulation, device=hidden.device)
     rows = max(1, _CHUNK_BYTES // (4 * ids.shape[1] * hidden.shape[1]))
     for start in range(0, ids.shape[0], rows):
         part = slice(start, start + rows)
-        outer = coefficients[part].float().unsqueeze(-1) * hidden[part].float().unsqueeze(1)
+        outer = coefficients[part].to(accumulation).unsqueeze(-1) * hidden[part].to(accumulation).unsqueeze(1)
         total.index_add_(0, ids[part].flatten(), outer.flatten(0, 1))
     return total

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -12,6 +11,8 @@ from cocomix.errors import CoCoMixError
 __all__ = ["ConceptEdit", "apply_edits", "check_edits"]
 
 Operation = Literal["scale", "add", "set", "ban"]
+
+_LARGEST = 1e30  # a product with a concept logit stays finite in float32 and bfloat16
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class ConceptEdit:
     def __post_init__(self) -> None:
         if self.operation not in get_args(Operation):
             raise CoCoMixError(f"edit {self.operation!r} is not one of {', '.join(get_args(Operation))}.")
-        if not isfinite(self.value):
-            raise CoCoMixError(f"the value {self.value} of the edit of concept {self.concept} must be a finite number.")
+        if not abs(self.value) <= _LARGEST:  # also refuses NaN
+            raise CoCoMixError(
+                f"the value {self.value} of the edit of concept {self.concept} must be a number from "
+                f"-{_LARGEST:g} to {_LARGEST:g}."
+            )
 
 
 def check_edits(edits: Sequence[ConceptEdit], num_concepts: int) -> None:
@@ -53,9 +57,12 @@ def apply_edits(
     logits: Tensor,  # [batch, seq, n_concepts]
     edits: Sequence[ConceptEdit],
 ) -> Tensor:  # [batch, seq, n_concepts]
-    """Return edited concept logits; edits apply in order and `logits` itself is left untouched."""
+    """Return edited concept logits; `logits` itself is left untouched.
+
+    Edits apply in order, bans after all others: −∞ scaled by zero would be a NaN, which top-k ranks first.
+    """
     edited = logits.clone()
-    for edit in edits:
+    for edit in sorted(edits, key=lambda edit: edit.operation == "ban"):
         column = edited[..., edit.concept]
         if edit.operation == "scale":
             column.mul_(edit.value)

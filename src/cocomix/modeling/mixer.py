@@ -115,7 +115,7 @@ class ConceptMixer(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             normalised, weight, bias = normalised.to(dtype), weight.to(dtype), bias.to(dtype)
-        flat_labels = None if concept_labels is None else concept_labels.flatten(0, 1)
+        flat_labels = None if concept_labels is None else concept_labels.flatten(0, 1).long()
         head = concept_head(normalised.flatten(0, 1), weight, bias, flat_labels, self.concept_topk)
         ids, values = head.ids.view(batch, seq, -1), head.values.view(batch, seq, -1)
         logits = None

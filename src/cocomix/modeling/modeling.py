@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from cocomix.errors import CoCoMixError
 from cocomix.modeling.backbone import backbone_of, build_halves
 from cocomix.modeling.cache import CoCoMixCache
-from cocomix.modeling.concept_head import IGNORE
+from cocomix.modeling.concept_head import IGNORE, check_concept_labels
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, check_edits
 from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer
@@ -150,6 +150,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         """
         if concept_edits:
             check_edits(concept_edits, self.config.num_concepts)
+        if concept_labels is not None and concept_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_concept_labels(concept_labels, self.config.num_concepts)  # an accelerator would have to wait for it
         if use_cache is None:
             use_cache = past_key_values is not None or (not self.training and labels is None)
         if use_cache:

@@ -2,7 +2,7 @@
 
 from cocomix.data.blocks import BlockWriter, ShardMeta, SplitMeta, TokenBlocks, TokenShard, token_dtype
 from cocomix.data.documents import DOCUMENTATION, Document, Source, read_documents, resolve_sources
-from cocomix.data.prepare import PrepareSettings, prepare
+from cocomix.data.preparation import PrepareSettings, prepare
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta
 from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
 from cocomix.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer

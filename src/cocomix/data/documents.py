@@ -77,10 +77,14 @@ def resolve_sources(names: Iterable[str], *, hf_config: str | None = None, hf_sp
     Raises:
         CoCoMixError: a path does not exist, is of no supported kind or holds no such file, or a file is given twice.
     """
+    names = tuple(names)
+    for name in names:
+        if names.count(name) > 1:
+            raise CoCoMixError(f"{name} is given twice; name each source once.")
     sources = [_resolve(name, {"name": hf_config, "split": hf_split}) for name in names]
     seen: dict[str, str] = {}
     for source in sources:
-        for key in [str(path.resolve()) for path in source.files] or [source.name]:
+        for key in (str(path.resolve()) for path in source.files):
             if key in seen:
                 raise CoCoMixError(f"{key} is given twice (by {seen[key]} and {source.name}); name each source once.")
             seen[key] = source.name

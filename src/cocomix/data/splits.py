@@ -11,8 +11,8 @@ __all__ = ["TRAIN", "VALIDATION", "assign_splits", "split_draw"]
 TRAIN = "train"
 VALIDATION = "validation"
 
-_HEAD_DOCUMENTS = 1000
-_HEAD_CHARACTERS = 16_000_000
+HEAD_CHARACTERS = 16_000_000
+"""How far `assign_splits` looks ahead at most, unless told otherwise (our choice; a few times that in memory)."""
 
 
 def split_draw(seed: int, number: int) -> float:
@@ -21,25 +21,29 @@ def split_draw(seed: int, number: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def assign_splits(documents: Iterator[Document], fraction: float, seed: int) -> Iterator[tuple[str, Document]]:
+def assign_splits(
+    documents: Iterator[Document], fraction: float, seed: int, head_characters: int = HEAD_CHARACTERS
+) -> Iterator[tuple[str, Document]]:
     """Pair every document with its split.
 
-    Where the draw leaves one split without a document among the first 1,000, the document that came nearest is moved to
-    it, so that a small corpus has both splits as soon as it has two documents.
+    Where the draw leaves one split without a document in the head of the stream, the document that came nearest is
+    moved to it, so that a small corpus has both splits as soon as it has two documents.
 
     Args:
         documents: the stream; all pieces of a document get the same split.
         fraction: expected share of documents that validate, in (0, 1).
         seed: another seed draws another validation split.
+        head_characters: how much text belongs to the head; it is held in memory until both splits have a document.
     """
     head: deque[Document] = deque()
+    draws: dict[int, float] = {}
     characters = 0
     for document in documents:
         head.append(document)
+        draws[document.number] = split_draw(seed, document.number)
         characters += len(document.text)
-        if document.number + 1 >= _HEAD_DOCUMENTS or characters >= _HEAD_CHARACTERS:
+        if characters >= head_characters or min(draws.values()) < fraction <= max(draws.values()):
             break
-    draws = {number: split_draw(seed, number) for number in {document.number for document in head}}
     moved = _moved(draws, fraction)
 
     def split(number: int) -> str:

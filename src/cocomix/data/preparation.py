@@ -15,7 +15,7 @@ from cocomix.data.blocks import BlockWriter, SplitMeta, token_dtype
 from cocomix.data.documents import Document, Source, read_documents, resolve_sources
 from cocomix.data.formats import pieces
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta, data_fingerprint
-from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
+from cocomix.data.splits import HEAD_CHARACTERS, TRAIN, VALIDATION, assign_splits
 from cocomix.data.tokenizer import (
     check_vocab_size,
     encode_batch,
@@ -135,7 +135,8 @@ class _Preparation:
         settings = self.settings
         documents = read_documents(self.sources, settings.text_column)
         if not self.validation_sources:
-            yield from self._limited(assign_splits(documents, settings.validation_fraction, settings.seed))
+            head = HEAD_CHARACTERS if settings.max_bytes is None else min(HEAD_CHARACTERS, settings.max_bytes)
+            yield from self._limited(assign_splits(documents, settings.validation_fraction, settings.seed, head))
             return
         yield from self._limited((TRAIN, document) for document in documents)
         for document in read_documents(self.validation_sources, settings.text_column):

@@ -26,6 +26,11 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
         self.positions_per_token = positions_per_token
         super().__init__(layers=[*self.lower.layers, *self.upper.layers])
 
+    @property
+    def split(self) -> tuple[int, int, int]:
+        """Blocks of the lower half, blocks of the upper half, positions per token: a model and its cache agree here."""
+        return len(self.lower.layers), len(self.upper.layers), self.positions_per_token
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen so far, whichever layer is asked for."""
         return int(self.upper.get_seq_length()) // self.positions_per_token

@@ -220,6 +220,12 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
     def _own_cache(self, cache: Any) -> CoCoMixCache:
         """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared."""
         if isinstance(cache, CoCoMixCache):
+            config, upper_blocks = self.config, self.config.num_hidden_layers - self.config.insert_layer
+            if cache.split != (config.insert_layer, upper_blocks, config.positions_per_token):
+                raise CoCoMixError(
+                    f"past_key_values was made for another split (lower blocks, upper blocks, positions per token = "
+                    f"{cache.split}); pass this model's own earlier output, or None."
+                )
             return cache
         if cache is not None and cache.get_seq_length() > 0:
             raise CoCoMixError(

@@ -1,0 +1,52 @@
+"""Measuring runs and comparing them: perplexity, concept reliance, tables, curves and the report page."""
+
+from cocomix.evaluation.compare import Comparison, ComparisonRow, Reach, compare, reach
+from cocomix.evaluation.inference import inference
+from cocomix.evaluation.page import (
+    Block,
+    Code,
+    Image,
+    Page,
+    Paragraph,
+    Points,
+    Section,
+    SideBySide,
+    Table,
+    Tokens,
+)
+from cocomix.evaluation.perplexity import Evaluation, bits_per_byte, evaluate
+from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
+from cocomix.evaluation.report import REPORT_FILE, reliance_section, summary, write_report
+from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
+
+__all__ = [
+    "REPORT_FILE",
+    "Block",
+    "Code",
+    "Comparison",
+    "ComparisonRow",
+    "CurvePoint",
+    "Evaluation",
+    "Image",
+    "Page",
+    "Paragraph",
+    "Points",
+    "Reach",
+    "Reliance",
+    "Run",
+    "RunManifest",
+    "Section",
+    "SideBySide",
+    "Table",
+    "Tokens",
+    "bits_per_byte",
+    "compare",
+    "concept_reliance",
+    "evaluate",
+    "inference",
+    "no_reliance_reason",
+    "reach",
+    "reliance_section",
+    "summary",
+    "write_report",
+]

@@ -1,0 +1,160 @@
+"""The report of a comparison: one HTML page, the curves as PNG, the table as Markdown, CSV and JSON."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from cocomix.evaluation.compare import COLUMNS, Comparison, ComparisonRow
+from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
+from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
+from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
+from cocomix.evaluation.reliance import Reliance
+from cocomix.output import staged_directory, write_json, write_text
+from cocomix.reporter import Reporter, SilentReporter
+
+__all__ = ["REPORT_FILE", "reliance_section", "summary", "write_report"]
+
+REPORT_FILE = "report.html"
+"""Name of the page within the report's folder."""
+
+_EVEN = 0.0005
+"""Losses closer than this are called equal: they agree in the three decimals that are shown."""
+
+
+def write_report(
+    comparison: Comparison,
+    output: Path,
+    *,
+    title: str = "CoCoMix and its baseline",
+    sections: Sequence[Section] = (),
+    reporter: Reporter | None = None,
+) -> Path:
+    """Write a comparison as a folder: report.html, loss_vs_{tokens,flops,seconds}.png, table.{md,csv,json}.
+
+    Args:
+        comparison: from `compare`.
+        output: the folder to create; it appears when it is whole.
+        title: heading of the page.
+        sections: shown after the curves, e.g. concept reliance, an inspected text, generations, commands.
+        reporter: told where the page lies.
+
+    Returns:
+        The page, `output`/report.html.
+
+    Raises:
+        CoCoMixError: `output` exists or cannot be written to.
+    """
+    reporter = reporter or SilentReporter()
+    images: list[Block] = []
+    with staged_directory(output) as folder:
+        for axis in AXES:
+            light = draw_curves(comparison, axis, LIGHT)
+            (folder / f"{axis.file}.png").write_bytes(light)
+            alt = f"Validation loss of {', '.join(comparison.curves)} against training {axis.field}"
+            images.append(Image(light, alt=alt, dark_png=draw_curves(comparison, axis, DARK)))
+        write_text(folder / "table.md", comparison.to_markdown())
+        write_text(folder / "table.csv", comparison.to_csv())
+        write_json(folder / "table.json", comparison.to_json())
+        page = Page(
+            title=title,
+            summary=summary(comparison),
+            sections=(*_result_sections(comparison, images), *sections, _conditions_section(comparison)),
+            footer=f"Made by cocomix {version('cocomix')} from the runs' own logs.",
+        )
+        write_text(folder / REPORT_FILE, page.html())
+    reporter.say(f"report: {output / REPORT_FILE}")
+    return output / REPORT_FILE
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """What won and by how much, in plain sentences made from the numbers, either way."""
+    base = comparison.baseline_row
+    best = min(comparison.rows, key=lambda row: row.validation_loss)
+    if best.difference > -_EVEN:
+        head = f"The baseline, {base.name}, has the lowest validation loss: {base.validation_loss:.3f} nats per token."
+    else:
+        head = (
+            f"{best.name} has the lowest validation loss: {best.validation_loss:.3f} nats per token against "
+            f"{base.validation_loss:.3f} of the baseline, {base.name}."
+        )
+    sentences = [head, *(_verdict(row, base) for row in comparison.rows if row.name != base.name)]
+    sentences.append("One run with one seed each: small differences may be chance.")
+    return sentences
+
+
+def _verdict(row: ComparisonRow, base: ComparisonRow) -> str:
+    """One run against the baseline: final loss, tokens to the baseline's loss, and what that cost."""
+    if abs(row.difference) < _EVEN:
+        ending = f"ends level with the baseline ({row.validation_loss:.3f})"
+    else:
+        side = "below" if row.difference < 0 else "above"
+        ending = f"ends {abs(row.difference):.3f} nats {side} the baseline ({row.validation_loss:.3f})"
+    if row.reach is None or base.reach is None:
+        return f"{row.name} {ending} and does not reach the baseline's final loss within its {si(row.tokens)} tokens."
+    return (
+        f"{row.name} {ending}; it reaches the baseline's final loss with "
+        f"{_relative(row.reach.tokens, base.reach.tokens, 'fewer')} tokens, "
+        f"{_relative(row.reach.flops, base.reach.flops, 'fewer')} training FLOPs and "
+        f"{_relative(row.reach.seconds, base.reach.seconds, 'less')} training time."
+    )
+
+
+def _relative(needed: float, base: float, smaller: str) -> str:
+    share = 1.0 - needed / base if base > 0 else 0.0
+    if abs(share) < 0.0005:
+        return "the same"
+    return f"{percent(abs(share))} {smaller if share > 0 else 'more'}"
+
+
+def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[Section, ...]:
+    losses = [row.validation_loss for row in comparison.rows]
+    table = Table(COLUMNS, comparison.cells(), text_columns=2, marked=losses.index(min(losses)))
+    needed = Table(
+        ("run", "tokens", "saved", "FLOPs", "saved", "wall-clock", "saved"),
+        comparison.reach_cells(),
+        caption=f"What each run needs to reach the final loss of {comparison.baseline}",
+    )
+    return (
+        Section("Result", (table, needed, Points(comparison.notes))),
+        Section(
+            "Validation loss during training",
+            (
+                Paragraph(
+                    "The same runs against three costs. Lower is better; further left is cheaper. The thin line is the "
+                    "baseline's final loss.",
+                ),
+                *images,
+            ),
+        ),
+    )
+
+
+def _conditions_section(comparison: Comparison) -> Section:
+    rows = list(comparison.conditions.items())
+    rows += [(f"training time of {row.name}", duration(row.seconds)) for row in comparison.rows]
+    return Section("Shared by all runs", (Table(("what", "value"), rows, text_columns=2),))
+
+
+def reliance_section(reliances: dict[str, Reliance]) -> Section:
+    """Concept reliance of several runs as a section of the report.
+
+    Args:
+        reliances: run name → its measurement.
+    """
+    rows = []
+    for name, measured in reliances.items():
+        deltas = {kind: signed(delta) for kind, delta in measured.deltas().items()}
+        rows.append(
+            (name, f"{measured.loss:.3f}", *(deltas.get(kind, NOTHING) for kind in ("zero", "shuffle", "oracle")))
+        )
+    return Section(
+        "Do the models use their concepts?",
+        (
+            Paragraph(
+                "Validation loss after changing the concepts that are mixed in, as a difference to the untouched loss. "
+                "Zeroed: a rise shows that the channel matters. Shuffled with another text: a rise shows that its "
+                "content matters. Replaced by the labels: a fall shows what better concept prediction would gain."
+            ),
+            Table(("run", "untouched", "zeroed", "shuffled", "labels"), rows),
+        ),
+    )

@@ -1,0 +1,236 @@
+"""Reading a run folder: what was trained, on what, at which cost, and its validation curve."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.data import load_tokenizer
+from cocomix.errors import CoCoMixError
+from cocomix.output import partial_path, read_json
+
+__all__ = ["CurvePoint", "Run", "RunManifest"]
+
+_FORMAT_VERSION = 1
+
+
+class _Part(BaseModel):
+    """A part of the manifest; what a later version adds is ignored here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class DataReference(_Part):
+    """The prepared data a run was trained and validated on."""
+
+    path: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    block_size: int
+
+
+class LabelReference(_Part):
+    """The labels a run was trained with."""
+
+    path: str
+    fingerprint: str
+
+
+class ParameterCounts(_Part):
+    """Parameters, all and active."""
+
+    total: int
+    active: int
+
+
+class TokenFlops(_Part):
+    """FLOPs per token."""
+
+    forward: float
+    training: float
+
+
+class FinalMetrics(_Part):
+    """The last evaluation of a run, nats per token."""
+
+    eval_loss: float = Field(ge=0, lt=700)
+
+
+class RunManifest(_Part):
+    """`manifest.json` of a run: what it is and what it cost.
+
+    `seconds` is the training wall clock with evaluation left out, `tokens` the training tokens seen.
+    """
+
+    format_version: int
+    kind: Literal["run"]
+    name: str
+    objective: str
+    mixing: str | None
+    data: DataReference
+    labels: LabelReference | None
+    parameters: ParameterCounts
+    flops_per_token: TokenFlops
+    tokens: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    seconds: float = Field(gt=0, allow_inf_nan=False)
+    training_dtype: str
+    evaluation_dtype: str
+    seed: int
+    device: str
+    final: FinalMetrics
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation during training.
+
+    Attributes:
+        tokens: training tokens seen.
+        seconds: training wall clock so far, evaluation left out.
+        flops: training FLOPs so far.
+        loss: validation loss, nats per token.
+    """
+
+    tokens: int
+    seconds: float
+    flops: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        manifest: what it is.
+        curve: its evaluations, by rising token count; at least one.
+    """
+
+    path: Path
+    manifest: RunManifest
+    curve: tuple[CurvePoint, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Read a run folder.
+
+        Raises:
+            CoCoMixError: it is missing, unfinished, no run, of another format, or damaged (file and line named).
+        """
+        path = Path(path)
+        _refuse_unfinished(path)
+        file = path / "manifest.json"
+        if not file.is_file():
+            raise CoCoMixError(
+                f"{path} is not a run: it has no manifest.json; pass the folder that `cocomix train` wrote."
+            )
+        manifest = _read_manifest(file)
+        return cls(path, manifest, _read_curve(path / "metrics.jsonl"))
+
+    def model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """Load the trained model, in evaluation mode, on the CPU.
+
+        Raises:
+            CoCoMixError: the folder holds no model that can be read.
+        """
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CoCoMixError(
+                f"the model in {self.path} cannot be loaded ({str(error).splitlines()[0]}); train the run again."
+            ) from error
+        model.eval()
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Load the tokenizer saved with the model.
+
+        Raises:
+            CoCoMixError: the folder holds no tokenizer that can be read.
+        """
+        return load_tokenizer(str(self.path))
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Say that a run is still going on or was cut off, and how to go on."""
+    if path.name.endswith(".partial") and path.is_dir():
+        finished = path.with_name(path.name.removesuffix(".partial"))
+    elif not path.exists() and partial_path(path).is_dir():
+        finished = path
+    elif not path.is_dir():
+        raise CoCoMixError(f"{path} does not exist or is not a folder; pass the folder that `cocomix train` wrote.")
+    else:
+        return
+    raise CoCoMixError(
+        f"the run {finished.name} is unfinished (only {partial_path(finished)} exists); wait for it, or continue it "
+        f"with the same command that started it: cocomix train RECIPE --output {finished}."
+    )
+
+
+def _read_manifest(file: Path) -> RunManifest:
+    values = read_json(file)
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind != "run":
+        raise CoCoMixError(f"{file} does not describe a run; pass a folder that `cocomix train` wrote.")
+    if values.get("format_version") != _FORMAT_VERSION:
+        raise CoCoMixError(
+            f"{file} has format version {values.get('format_version')} but this cocomix reads version "
+            f"{_FORMAT_VERSION}; use the cocomix that wrote it, or train the run again."
+        )
+    try:
+        return RunManifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CoCoMixError(f"{file} is damaged at {where!r} ({first['msg']}); train the run again.") from error
+
+
+def _read_curve(file: Path) -> tuple[CurvePoint, ...]:
+    """The evaluation rows of `metrics.jsonl`; of rows with the same token count (a resumed run's) the last one."""
+    points: dict[int, CurvePoint] = {}
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    point = _curve_point(line, f"{file}:{number}")
+                    if point is not None:
+                        points[point.tokens] = point
+    except FileNotFoundError:
+        raise CoCoMixError(f"{file} does not exist; the run is incomplete, train it again.") from None
+    except UnicodeDecodeError as error:
+        raise CoCoMixError(f"{file} is not UTF-8 text ({error.reason}); restore it or train the run again.") from error
+    if not points:
+        raise CoCoMixError(
+            f"{file} holds no evaluation (no line has eval_loss); train the run with evaluation switched on."
+        )
+    return tuple(points[tokens] for tokens in sorted(points))
+
+
+def _curve_point(line: str, where: str) -> CurvePoint | None:
+    """One line of `metrics.jsonl`; `None` for a training row."""
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CoCoMixError(
+            f"{where}: not valid JSON ({error.msg}); restore the file or train the run again."
+        ) from error
+    if not isinstance(row, dict):
+        raise CoCoMixError(f"{where}: not a JSON object; restore the file or train the run again.")
+    if "eval_loss" not in row:
+        return None
+    values: dict[str, float] = {}
+    for key in ("tokens", "seconds", "flops", "eval_loss"):
+        value = row.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CoCoMixError(
+                f"{where}: {key} is {value!r}, not a finite number; restore the file or train the run again."
+            )
+        values[key] = value
+    return CurvePoint(int(values["tokens"]), values["seconds"], values["flops"], values["eval_loss"])

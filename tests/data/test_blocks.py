@@ -1,4 +1,5 @@
 import pickle
+from errno import ENOSPC
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from cocomix.data import blocks as blocks_module
 from cocomix.data.blocks import BlockWriter, SplitMeta, TokenBlocks, TokenShard, token_dtype
 from cocomix.errors import CoCoMixError
 
@@ -110,3 +112,10 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     shard.path.unlink()
     with pytest.raises(CoCoMixError, match=r"00001\.arrow is missing"):
         shard.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_the_system_s_own_error() -> None:
+    with pytest.raises(OSError, match="No space left") as error:
+        blocks_module._write_shard(Path("/dev/full"), np.arange(400_000, dtype=np.int32), 8)
+    assert error.value.errno == ENOSPC

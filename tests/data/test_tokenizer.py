@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.data.formats import pieces
 from cocomix.data.tokenizer import (
     encode_batch,
     load_tokenizer,
@@ -28,6 +29,15 @@ def test_a_trained_tokenizer_is_lossless(text: str) -> None:
     ids = next(encode_batch(plain_encoder(TOKENIZER), [text]))
     assert TOKENIZER.decode(ids) == text
     assert TOKENIZER.eos_token_id not in ids
+
+
+@pytest.mark.parametrize("limit", [30, 100, 333])
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(limit: int) -> None:
+    text = "\n\n".join(story(i) for i in range(20))
+    encoder = plain_encoder(TOKENIZER)
+    cut = list(pieces(text, limit))
+    assert len(cut) > 5
+    assert [token for ids in encode_batch(encoder, cut) for token in ids] == next(encode_batch(encoder, [text]))
 
 
 def test_special_tokens_and_size() -> None:

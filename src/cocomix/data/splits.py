@@ -37,12 +37,13 @@ def assign_splits(
     """
     head: deque[Document] = deque()
     draws: dict[int, float] = {}
-    characters = 0
+    lowest, highest, characters = 1.0, 0.0, 0
     for document in documents:
         head.append(document)
-        draws[document.number] = split_draw(seed, document.number)
+        draw = draws[document.number] = split_draw(seed, document.number)
+        lowest, highest = min(lowest, draw), max(highest, draw)
         characters += len(document.text)
-        if characters >= head_characters or min(draws.values()) < fraction <= max(draws.values()):
+        if characters >= head_characters or lowest < fraction <= highest:
             break
     moved = _moved(draws, fraction)
 

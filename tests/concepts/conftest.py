@@ -20,6 +20,15 @@ VOCAB, D_MODEL, LAYERS, CONCEPTS = 61, 32, 3, 48
 BACKBONES = ("gpt2", "llama", "qwen3", "gemma3")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Threads cost more than they give at this size, and much more when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_model(kind: str, *, seed: int = 0, **overrides: object) -> PreTrainedModel:
     """A random model of `LAYERS` blocks with weights large enough for its losses to differ between positions."""
     torch.manual_seed(seed)

@@ -1,15 +1,26 @@
 """Concepts: the dictionary (a sparse autoencoder), the frozen teacher, attribution, and the labels they give."""
 
 from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, label_agreement
+from cocomix.concepts.check import DictionaryFit, measure_fit, require_fit
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
-from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+from cocomix.concepts.labelling import write_labels
+from cocomix.concepts.labels import ConceptLabelStore, LabelManifest, LabelSettings
+from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
 
 __all__ = [
     "AttributionSettings",
     "ConceptDictionary",
+    "ConceptLabelStore",
     "ConceptLabels",
     "ConceptTeacher",
+    "DictionaryFit",
+    "LabelManifest",
+    "LabelSettings",
     "SparseCodes",
+    "check_tokenizer",
     "label_agreement",
     "load_teacher",
+    "measure_fit",
+    "require_fit",
+    "write_labels",
 ]

@@ -15,7 +15,7 @@ from cocomix.concepts.hashing import tensor_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
-__all__ = ["ConceptTeacher", "Reduction", "load_teacher", "model_fingerprint"]
+__all__ = ["ConceptTeacher", "Reduction", "check_tokenizer", "load_teacher", "model_fingerprint"]
 
 Reduction = Literal["mean", "sum"]
 
@@ -78,6 +78,41 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}:{tensor_sha256(parameter)}".encode())
     return digest.hexdigest()
+
+
+def check_tokenizer(
+    teacher_vocab_size: int,
+    *,
+    tokenizer_fingerprint: str,
+    vocab_size: int,
+    teacher_tokenizer_fingerprint: str | None,
+) -> None:
+    """Refuse a teacher that reads another tokenizer than the data set was prepared with.
+
+    Where the teacher's tokenizer is known, the two fingerprints must be equal. Where it is not (a folder with weights
+    only), the vocabulary size is all there is to compare: the teacher's embedding must have as many rows as the
+    tokenizer has tokens, or up to 2% or 1,024 more, as embeddings are often padded.
+
+    Args:
+        teacher_vocab_size: rows of the teacher's embedding.
+        tokenizer_fingerprint: of the prepared data.
+        vocab_size: of the prepared data's tokenizer.
+        teacher_tokenizer_fingerprint: None if the teacher came without a tokenizer.
+
+    Raises:
+        CoCoMixError: they differ.
+    """
+    if teacher_tokenizer_fingerprint is not None:
+        if teacher_tokenizer_fingerprint != tokenizer_fingerprint:
+            raise CoCoMixError(
+                "the teacher's tokenizer is not the one the data set was prepared with; prepare the data with the "
+                "teacher's tokenizer, or choose a teacher of this tokenizer."
+            )
+    elif not vocab_size <= teacher_vocab_size <= vocab_size + max(1024, vocab_size // 50):
+        raise CoCoMixError(
+            f"the teacher's embedding has {teacher_vocab_size} rows but the data's tokenizer has {vocab_size} "
+            "tokens; prepare the data with the teacher's tokenizer."
+        )
 
 
 class ConceptTeacher:
@@ -154,9 +189,13 @@ class ConceptTeacher:
         if settings.selection == "activation":
             hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=dtype)
             return choose_labels(self.dictionary, hidden, None, labelled, k, settings)
-        hidden, gradient, _ = self.decoder.loss_gradient(
+        hidden, gradient, loss = self.decoder.loss_gradient(
             input_ids, attention_mask, scope=settings.gradient, dtype=dtype
         )
+        if not bool(loss.isfinite()):
+            raise CoCoMixError(
+                f"the loss of the teacher {self.name} is not finite; try another dtype or another model."
+            )
         gradient = _reduce(gradient.float(), labelled, reduction)
         with torch.no_grad():
             return choose_labels(self.dictionary, hidden, gradient, labelled, k, settings)

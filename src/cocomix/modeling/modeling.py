@@ -134,7 +134,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             position_ids: positions; by default counted over unpadded tokens, so that padding changes nothing.
             past_key_values: cache of an earlier call.
             inputs_embeds: embeddings in place of `input_ids`.
-            labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target.
+            labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target. The first token
+                after left padding is none either: nothing stands before it.
             concept_labels: concepts per position, −100 for unused entries, not shifted.
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
@@ -188,7 +189,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         read = upper.last_hidden_state[:, width - 1 :: width]  # concept positions, [batch, seq, d_model]
         logits = self._logits(read, logits_to_keep)
 
-        ntp_loss = None if labels is None else _next_token_loss(logits, labels, num_items_in_batch)
+        ntp_loss = None if labels is None else _next_token_loss(logits, labels, attention_mask, num_items_in_batch)
         concept_loss = None
         if concept_labels is not None and mixer.loss_sum is not None:
             if num_concept_items_in_batch is None:
@@ -258,15 +259,14 @@ def _positions(
 
     With a padding mask they count real tokens only; after cached tokens they go on from there.
     """
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise CoCoMixError(
+            f"attention_mask has {attention_mask.dim()} dimensions; pass a two-dimensional mask [batch, past + seq]."
+        )
     if position_ids is not None or query is None:
         return position_ids
     seq = query.shape[1]
     if attention_mask is not None:
-        if attention_mask.dim() != 2:
-            raise CoCoMixError(
-                f"attention_mask has {attention_mask.dim()} dimensions; pass a two-dimensional mask "
-                "[batch, past + seq], or position_ids beside it."
-            )
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
     past = 0 if cache is None else cache.get_seq_length()
     return None if past == 0 else torch.arange(past, past + seq, device=query.device).unsqueeze(0)
@@ -280,9 +280,13 @@ def _mixed_positions(position_ids: Tensor, width: int) -> Tensor:
     return (width * position_ids.unsqueeze(-1) + offsets).flatten(1)  # [batch, mixed_seq]
 
 
-def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Cross-entropy of predicting labels[t + 1] at position t, in float32."""
+def _next_token_loss(
+    logits: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items: Tensor | int | None
+) -> Tensor:
+    """Cross-entropy of predicting labels[t + 1] at position t, in float32. Padding predicts nothing."""
     targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(logits.device)
+    if attention_mask is not None:
+        targets = targets.masked_fill(attention_mask[:, -labels.shape[1] :] == 0, IGNORE)
     flat = logits.float().flatten(0, 1)
     if num_items is None:
         return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE)

@@ -76,6 +76,7 @@ def manifest(name: str, **changes: Any) -> dict[str, Any]:
         "seconds": 50.0,
         "training_dtype": "float32",
         "evaluation_dtype": "float32",
+        "evaluation_blocks": 64,
         "seed": 0,
         "device": "cpu",
         "final": {"eval_loss": 4.0},

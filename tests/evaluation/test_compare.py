@@ -147,6 +147,7 @@ def test_other_token_counts_seeds_and_devices_are_stated(write_run):
         ({"data": {"fingerprint": "x" * 64}}, f"'ntp' and 'ours' differ in their data .{'d' * 16} and {'x' * 16}"),
         ({"data": {"tokenizer_fingerprint": "y" * 64}}, f"differ in their tokenizer .{'t' * 16} and {'y' * 16}"),
         ({"data": {"block_size": 256}}, "differ in their block size .128 and 256"),
+        ({"evaluation_blocks": 8}, "differ in their number of validation blocks .64 and 8"),
         ({"evaluation_dtype": "bfloat16"}, "differ in their evaluation precision .float32 and bfloat16"),
     ],
 )

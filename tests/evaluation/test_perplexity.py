@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from cocomix.errors import CoCoMixError
-from cocomix.evaluation.perplexity import bits_per_byte, concept_hits, evaluate
+from cocomix.evaluation.perplexity import bits_per_byte, evaluate
 from tests.evaluation.conftest import BLOCK, CONCEPTS, TOPK, Rows, cocomix_model, ntp_model, token_blocks
 
 CPU = torch.device("cpu")
@@ -96,12 +96,6 @@ def test_recall_is_one_for_the_models_own_predictions():
         model, blocks, labels=Rows("concept_labels", predicted), batch_size=3, device=CPU, bytes_per_token=None
     )
     assert result.concept_recall == result.concept_recall_at_labels == 1.0
-
-
-def test_concept_hits_by_hand():
-    predicted = torch.tensor([[[3, 1, 7]]])
-    labels = torch.tensor([[[7, 2, -100, 3]]])
-    assert concept_hits(predicted, labels).tolist() == [[[True, False, False, True]]]
 
 
 def test_evaluation_leaves_training_mode_and_switches_dropout_off():

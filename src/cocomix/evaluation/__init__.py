@@ -17,9 +17,11 @@ from cocomix.evaluation.page import (
 from cocomix.evaluation.perplexity import Evaluation, bits_per_byte, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import REPORT_FILE, reliance_section, summary, write_report
+from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run
 from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
 
 __all__ = [
+    "EVALUATION_FILE",
     "REPORT_FILE",
     "Block",
     "Code",
@@ -34,6 +36,7 @@ __all__ = [
     "Reach",
     "Reliance",
     "Run",
+    "RunEvaluation",
     "RunManifest",
     "Section",
     "SideBySide",
@@ -43,6 +46,7 @@ __all__ = [
     "compare",
     "concept_reliance",
     "evaluate",
+    "evaluate_run",
     "inference",
     "no_reliance_reason",
     "reach",

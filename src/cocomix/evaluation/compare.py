@@ -1,7 +1,8 @@
 """Comparing runs: one table, and what each run needs to reach the baseline's final loss.
 
 Like is compared with like: runs on other data, another tokenizer, another block size or evaluated in another precision
-are refused, not warned about (house rule). Runs of different length may be compared, and the table says so.
+or on other blocks are refused, not warned about (house rule). Runs of different length may be compared, and the notes
+say so.
 """
 
 import csv
@@ -229,6 +230,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
             "data": data.fingerprint[:16],
             "tokenizer": data.tokenizer_fingerprint[:16],
             "block size": f"{data.block_size} tokens",
+            "validation blocks": f"{chosen.manifest.evaluation_blocks:,}",
             "evaluation precision": chosen.manifest.evaluation_dtype,
         },
     )
@@ -266,6 +268,7 @@ def _refuse_unlike(one: Run, other: Run) -> None:
         ("block size", a.data.block_size, b.data.block_size),
         ("data", a.data.fingerprint[:16], b.data.fingerprint[:16]),
         ("evaluation precision", a.evaluation_dtype, b.evaluation_dtype),
+        ("number of validation blocks", a.evaluation_blocks, b.evaluation_blocks),
     ):
         if first != second:
             raise CoCoMixError(

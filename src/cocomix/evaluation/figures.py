@@ -134,8 +134,8 @@ def _scale(comparison: Comparison, axis: CurveAxis) -> tuple[float, str]:
 
 
 def _loss_range(curves: Sequence[Sequence[CurvePoint]]) -> tuple[float, float]:
-    """Limits of the loss axis that show where the curves part: from the second tenth of each curve on, with margins."""
-    late = [point.loss for curve in curves for point in curve if point.tokens >= 0.12 * curve[-1].tokens]
+    """Limits of the loss axis that show where the curves part: from a fifth of each curve on, with margins."""
+    late = [point.loss for curve in curves for point in curve if point.tokens >= 0.2 * curve[-1].tokens]
     low, high = min(late), max(late)
     margin = 0.06 * (high - low) or 0.1
     return low - margin, high + margin

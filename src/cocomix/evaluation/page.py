@@ -46,6 +46,7 @@ class Table:
         text_columns: how many columns, from the left, are text; the others are numbers and align to the right.
         marked: row that stands out (the best or the one spoken of), if any.
         caption: one line above the table.
+        remarks: a second, quieter line under the first cell of each row, if any.
     """
 
     heading: Sequence[str]
@@ -53,6 +54,7 @@ class Table:
     text_columns: int = 1
     marked: int | None = None
     caption: str = ""
+    remarks: Sequence[str] = ()
 
     def html(self) -> str:
         """The part as HTML."""
@@ -64,7 +66,8 @@ class Table:
         body = ""
         for index, row in enumerate(self.rows):
             cells = [f'<td class="{kind}">{escape(cell)}</td>' for kind, cell in zip(kinds, row, strict=True)]
-            cells[0] = f'<th scope="row" class="text">{escape(row[0])}</th>'
+            remark = f"<small>{escape(self.remarks[index])}</small>" if self.remarks else ""
+            cells[0] = f'<th scope="row" class="text">{escape(row[0])}{remark}</th>'
             body += f"<tr{' class=marked' if index == self.marked else ''}>{''.join(cells)}</tr>"
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
         return (

@@ -13,8 +13,9 @@ from cocomix.errors import CoCoMixError
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference, token_losses
 from cocomix.modeling.concept_head import IGNORE
 from cocomix.reporter import Reporter, SilentReporter
+from cocomix.training.objectives import concept_recall_counts
 
-__all__ = ["Evaluation", "bits_per_byte", "concept_hits", "evaluate"]
+__all__ = ["Evaluation", "bits_per_byte", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -140,20 +141,6 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / (bytes_per_token * math.log(2.0))
 
 
-def concept_hits(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Which labels are among the predictions.
-
-    Args:
-        predicted: concept ids. [batch, seq, k]
-        labels: concept labels, −100 = no label. [batch, seq, k_attr]
-
-    Returns:
-        True where a label is used and predicted. [batch, seq, k_attr], bool
-    """
-    found = (labels.unsqueeze(-1) == predicted.unsqueeze(-2)).any(-1)
-    return found & (labels != IGNORE)
-
-
 class _ConceptTally:
     """Sums over batches of what the concept metrics divide."""
 
@@ -162,12 +149,13 @@ class _ConceptTally:
         self.positions = self.labels = self.hits = self.hits_at_labels = 0
 
     def add(self, loss_sum: float, predicted: Tensor, labels: Tensor) -> None:
-        used = labels != IGNORE
+        hits, used = concept_recall_counts(predicted, labels)
+        hits_at_labels, _ = concept_recall_counts(predicted[..., : labels.shape[-1]], labels)
         self.loss_sum += loss_sum
-        self.positions += int(used.any(-1).sum())
-        self.labels += int(used.sum())
-        self.hits += int(concept_hits(predicted, labels).sum())
-        self.hits_at_labels += int(concept_hits(predicted[..., : labels.shape[-1]], labels).sum())
+        self.positions += int(labels.ne(IGNORE).any(-1).sum())
+        self.labels += int(used)
+        self.hits += int(hits)
+        self.hits_at_labels += int(hits_at_labels)
 
     def results(self) -> dict[str, Any]:
         if self.positions == 0:

@@ -17,6 +17,15 @@ __all__ = ["REPORT_FILE", "reliance_section", "summary", "write_report"]
 REPORT_FILE = "report.html"
 """Name of the page within the report's folder."""
 
+_DESCRIPTIONS = {
+    "ntp": "next-token prediction only",
+    "cocomix, interleave": "CoCoMix, the paper's form",
+    "cocomix, residual": "CoCoMix, residual form",
+    "cocomix, add": "CoCoMix, concepts added",
+    "cocomix, none": "concepts predicted, not mixed in",
+}
+"""What a run is, for readers who do not know our words; others are shown by their own name."""
+
 _EVEN = 0.0005
 """Losses closer than this are called equal: they agree in the three decimals that are shown."""
 
@@ -108,7 +117,14 @@ def _relative(needed: float, base: float, smaller: str) -> str:
 
 def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[Section, ...]:
     losses = [row.validation_loss for row in comparison.rows]
-    table = Table(COLUMNS, comparison.cells(), text_columns=2, marked=losses.index(min(losses)))
+    table = Table(
+        [COLUMNS[0], *COLUMNS[2:]],
+        [(name, *numbers) for name, _, *numbers in comparison.cells()],
+        marked=losses.index(min(losses)),
+        remarks=[_DESCRIPTIONS.get(row.kind, row.kind) for row in comparison.rows],
+        caption="Loss is validation loss in nats per token; FLOPs are those of training (M = 10⁶, T = 10¹²). "
+        "The shaded run has the lowest loss.",
+    )
     needed = Table(
         ("run", "tokens", "saved", "FLOPs", "saved", "wall-clock", "saved"),
         comparison.reach_cells(),

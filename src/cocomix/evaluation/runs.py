@@ -64,7 +64,8 @@ class FinalMetrics(_Part):
 class RunManifest(_Part):
     """`manifest.json` of a run: what it is and what it cost.
 
-    `seconds` is the training wall clock with evaluation left out, `tokens` the training tokens seen.
+    `seconds` is the training wall clock with evaluation left out, `tokens` the training tokens seen,
+    `evaluation_blocks` the validation blocks its evaluations read.
     """
 
     format_version: int
@@ -81,6 +82,7 @@ class RunManifest(_Part):
     seconds: float = Field(gt=0, allow_inf_nan=False)
     training_dtype: str
     evaluation_dtype: str
+    evaluation_blocks: int
     seed: int
     device: str
     final: FinalMetrics

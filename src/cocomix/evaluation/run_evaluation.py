@@ -1,0 +1,150 @@
+"""Evaluating a finished run on its own validation split, or on another data set with the same tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cocomix.concepts import ConceptLabelStore
+from cocomix.data import VALIDATION, PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation.inference import MapDataset
+from cocomix.evaluation.perplexity import Evaluation, evaluate
+from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
+from cocomix.evaluation.runs import Run
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.output import write_json
+from cocomix.reporter import Reporter, SilentReporter
+
+__all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run"]
+
+EVALUATION_FILE = "evaluation.json"
+"""Name of the result within the run's folder."""
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What `evaluate_run` measured.
+
+    Attributes:
+        run: name of the run.
+        data_fingerprint: of the data it was evaluated on.
+        split: of that data.
+        evaluation: losses and recall.
+        reliance: concept reliance, or `None`.
+        reliance_note: why there can be no concept reliance, in one sentence, or `None`.
+    """
+
+    run: str
+    data_fingerprint: str
+    split: str
+    evaluation: Evaluation
+    reliance: Reliance | None
+    reliance_note: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        values: dict[str, Any] = {
+            "format_version": 1,
+            "run": self.run,
+            "data_fingerprint": self.data_fingerprint,
+            "split": self.split,
+            **self.evaluation.to_json(),
+        }
+        if self.reliance is not None:
+            values["concept_reliance"] = self.reliance.to_json()
+        if self.reliance_note is not None:
+            values["concept_reliance_note"] = self.reliance_note
+        return values
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    device: torch.device,
+    data: Path | None = None,
+    labels: Path | None = None,
+    split: str = VALIDATION,
+    batch_size: int = 8,
+    dtype: torch.dtype = torch.float32,
+    limit_blocks: int | None = None,
+    reliance: bool = True,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> RunEvaluation:
+    """Load a run's model, measure it, and write the result to `evaluation.json` in its folder.
+
+    Args:
+        run: from `Run.open`.
+        device: where to compute.
+        data: prepared data with the run's tokenizer; by default the run's own.
+        labels: labels of that data; by default the run's own, where they are still there and belong to the data.
+        split: which split of the data.
+        batch_size: blocks per forward pass.
+        dtype: float32 (default), or a narrower type used through autocast.
+        limit_blocks: use only the first blocks.
+        reliance: also measure concept reliance, where the model mixes concepts in.
+        seed: of the shuffle in concept reliance.
+        reporter: receives progress, and a warning when labels are missing.
+
+    Raises:
+        CoCoMixError: data, labels and run do not belong together, or something cannot be read.
+    """
+    reporter = reporter or SilentReporter()
+    prepared = _open_data(run, data)
+    blocks = prepared.split(split)
+    model = run.model()
+    found = None
+    if isinstance(model, CoCoMixForCausalLM):
+        found = _open_labels(run, model, prepared, labels, split, reporter)
+    elif labels is not None:
+        raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
+    shared: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "labels": found}
+    shared |= {"limit_blocks": limit_blocks, "reporter": reporter}
+    bytes_per_token = blocks.meta.bytes / blocks.meta.tokens if blocks.meta.bytes > 0 else None
+    result = evaluate(model, blocks, bytes_per_token=bytes_per_token, **shared)
+    note = no_reliance_reason(model) if reliance else None
+    measured = concept_reliance(model, blocks, seed=seed, **shared) if reliance and note is None else None
+    whole = RunEvaluation(run.manifest.name, prepared.meta.fingerprint, split, result, measured, note)
+    write_json(run.path / EVALUATION_FILE, whole.to_json())
+    return whole
+
+
+def _open_data(run: Run, path: Path | None) -> PreparedData:
+    """The data to evaluate on; the run's own must be unchanged, another must have the run's tokenizer."""
+    trained_on = run.manifest.data
+    if path is None and not Path(trained_on.path).is_dir():
+        raise CoCoMixError(
+            f"the data of the run {run.manifest.name} is no longer at {trained_on.path}; say where it is with --data."
+        )
+    data = PreparedData.open(path or Path(trained_on.path))
+    if data.meta.tokenizer_fingerprint != trained_on.tokenizer_fingerprint:
+        raise CoCoMixError(
+            f"{data.path} was prepared with another tokenizer than the run {run.manifest.name}; prepare it with the "
+            f"tokenizer in {run.path}."
+        )
+    if path is None and data.meta.fingerprint != trained_on.fingerprint:
+        raise CoCoMixError(
+            f"{data.path} has changed since the run {run.manifest.name} was trained on it; name it with --data to "
+            "evaluate on it all the same."
+        )
+    return data
+
+
+def _open_labels(
+    run: Run, model: CoCoMixForCausalLM, data: PreparedData, path: Path | None, split: str, reporter: Reporter
+) -> MapDataset | None:
+    """The labels asked for, or the run's own where they fit; otherwise none, with a warning."""
+    if path is None:
+        own = run.manifest.labels
+        if own is None or data.meta.fingerprint != run.manifest.data.fingerprint:
+            reporter.warn("there are no labels of this data, so concept recall and the oracle are left out.")
+            return None
+        path = Path(own.path)
+        if not path.is_dir():
+            reporter.warn(f"the run's labels are no longer at {path}, so concept recall and the oracle are left out.")
+            return None
+    store = ConceptLabelStore.open(path)
+    store.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, model.config.num_concepts)
+    return store.split(split)

@@ -1,0 +1,65 @@
+"""Turning a person's text into tokens that a model can take, or saying why not."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix.errors import CoCoMixError
+from cocomix.modeling import CoCoMixForCausalLM
+
+__all__ = ["concept_model", "encode", "visible"]
+
+
+def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, room: int = 0) -> Tensor:
+    """Tokens of a text, without special tokens added, on the model's device. [1, seq], int64
+
+    Args:
+        model: the model that will read them.
+        tokenizer: the model's.
+        text: what to encode.
+        room: tokens that will be generated after the text.
+
+    Raises:
+        CoCoMixError: the text is empty, does not fit the model's context (both lengths are given), or the tokenizer
+            is not the model's.
+    """
+    if not text.strip():
+        raise CoCoMixError("the text is empty; give at least one word.")
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    context = model.config.max_position_embeddings
+    if len(ids) + room > context:
+        asked = f"{len(ids)} tokens" if room == 0 else f"{len(ids)} tokens and {room} more are to be generated"
+        raise CoCoMixError(f"the text has {asked}, but the model's context is {context} tokens; shorten it.")
+    if max(ids) >= model.config.vocab_size:
+        raise CoCoMixError(
+            f"the tokenizer yields token {max(ids)} but the model's vocabulary has {model.config.vocab_size} entries; "
+            "use the tokenizer that was saved with the model."
+        )
+    return torch.tensor([ids], device=model.device)
+
+
+def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixForCausalLM:
+    """The model, if it has concepts, and if asked for, mixes them in.
+
+    Raises:
+        CoCoMixError: it has no concepts, or they change nothing.
+    """
+    if not isinstance(model, CoCoMixForCausalLM):
+        raise CoCoMixError(
+            f"this model ({type(model).__name__}) has no concepts; use a run with the objective cocomix."
+        )
+    if mixing and model.config.mixing == "none":
+        raise CoCoMixError(
+            'this model predicts concepts but mixes none in (mixing: "none"), so steering them changes nothing; use a '
+            "run with another mixing."
+        )
+    return model
+
+
+def visible(text: str) -> str:
+    """A token's text with the invisible made visible: spaces as ·, line breaks as ↵, tabs as ⇥, the rest escaped."""
+    shown = {" ": "·", "\n": "↵", "\t": "⇥"}
+    return "".join(
+        shown.get(letter) or (letter if letter.isprintable() else letter.encode("unicode_escape").decode())
+        for letter in text
+    )

@@ -1,0 +1,157 @@
+import pytest
+import torch
+
+from cocomix.errors import CoCoMixError
+from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering_candidates
+from cocomix.modeling import ConceptEdit
+from tests.evaluation.conftest import CONCEPTS, TOPK
+
+MIXED = ["interleave", "residual", "add"]
+
+
+@pytest.mark.parametrize(
+    ("text", "concept", "factor"),
+    [("412=5", 412, 5.0), (" 0 = -2.5 ", 0, -2.5), ("7=1e1", 7, 10.0), (f"7={FACTOR_LIMIT}", 7, FACTOR_LIMIT)],
+)
+def test_parse_steer(text, concept, factor):
+    assert parse_steer(text) == ConceptEdit(concept, "scale", factor)
+
+
+@pytest.mark.parametrize("text", ["", "5", "=3", "a=3", "3=", "3=x", "-1=2", "1=2=3", "1.5=2"])
+def test_parse_steer_refuses_other_forms(text):
+    with pytest.raises(CoCoMixError, match="write ID=FACTOR"):
+        parse_steer(text)
+
+
+@pytest.mark.parametrize("factor", ["nan", "inf", "-inf", "100.5", "-1e9", "1e999"])
+def test_parse_steer_refuses_huge_factors_and_states_the_limit(factor):
+    with pytest.raises(CoCoMixError, match="between -100 and 100"):
+        parse_steer(f"3={factor}")
+
+
+def greedy(world, model, **changes):
+    return generate(model, world.tokenizer, "list of", **{"max_new_tokens": 6, "temperature": 0.0, **changes})
+
+
+@pytest.mark.parametrize("mixing", MIXED)
+def test_a_neutral_edit_changes_nothing_and_a_strong_one_does(world, mixing):
+    model = world.student(mixing)
+    ids = torch.tensor([world.tokenizer.encode("list of")])
+    with torch.no_grad():
+        concept = int(model(input_ids=ids).concept_ids[0, -1, 0])
+    plain = greedy(world, model)
+    assert greedy(world, model, edits=[ConceptEdit(concept, "scale", 1.0)]) == plain
+    assert greedy(world, model, edits=[ConceptEdit(concept, "scale", 60.0)]) != plain
+
+
+def test_steered_generation_equals_steering_every_step_without_cache(world):
+    model = world.student()
+    ids = torch.tensor([world.tokenizer.encode("list of")])
+    start = ids.shape[1]
+    edits = [ConceptEdit(2, "set", 9.0), ConceptEdit(5, "ban")]
+    with torch.no_grad():
+        for _ in range(6):
+            best = model(input_ids=ids, concept_edits=edits, use_cache=False).logits[:, -1:].argmax(-1)
+            if int(best) == world.tokenizer.eos_token_id:
+                break
+            ids = torch.cat((ids, best), dim=1)
+    expected = world.tokenizer.decode(ids[0])
+    assert start < ids.shape[1]
+    assert "list of" + greedy(world, model, edits=edits)[0] == expected
+
+
+def test_sampling_is_decided_by_the_seed_and_leaves_the_random_state(world):
+    model = world.student()
+
+    def sample(seed):
+        return generate(
+            model, world.tokenizer, "list of", max_new_tokens=6, seed=seed, num_return_sequences=3, top_k=None
+        )
+
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    texts = sample(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(texts) == 3
+    assert len(set(texts)) > 1
+    assert sample(1) == texts
+    assert sample(2) != texts
+
+
+def test_plain_models_generate_without_edits_and_refuse_them(world):
+    model = world.plain()
+    assert len(generate(model, world.tokenizer, "list of", max_new_tokens=4)) == 1
+    with pytest.raises(CoCoMixError, match="has no concepts"):
+        generate(model, world.tokenizer, "list of", max_new_tokens=4, edits=[ConceptEdit(0)])
+
+
+def test_a_character_across_the_border_of_prompt_and_continuation_is_kept(world):
+    """The tokenizer splits é into two bytes; a prompt that ends inside it must not lose the rest."""
+    model, tokenizer = world.plain(), world.tokenizer
+    text = generate(model, tokenizer, "café", max_new_tokens=3, temperature=0.0)[0]
+    ids = torch.tensor([tokenizer.encode("café")])
+    sequence = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0
+    )
+    assert "café" + text == tokenizer.decode(sequence[0], skip_special_tokens=True)
+
+
+def test_generation_refusals(world):
+    model, tokenizer = world.student(), world.tokenizer
+
+    def run(prompt="list of", model=model, **changes):
+        generate(model, tokenizer, prompt, **{"max_new_tokens": 4, **changes})
+
+    with pytest.raises(CoCoMixError, match="empty"):
+        run("")
+    length = len(tokenizer.encode("list of"))
+    message = f"text has {length} tokens and 40 more are to be generated, but the model's context is 16"
+    with pytest.raises(CoCoMixError, match=message):
+        run(max_new_tokens=40)
+    with pytest.raises(CoCoMixError, match=f"concept {CONCEPTS} does not exist: .* 0 to {CONCEPTS - 1}"):
+        run(edits=[ConceptEdit(CONCEPTS)])
+    with pytest.raises(CoCoMixError, match="is too large; stay between -100 and 100"):
+        run(edits=[ConceptEdit(0, "add", 1e6)])
+    with pytest.raises(CoCoMixError, match="mixes none in"):
+        run(model=world.student("none"), edits=[ConceptEdit(0)])
+    for changes, message in (
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"num_return_sequences": 0}, "num_return_sequences=0"),
+        ({"num_return_sequences": 2, "temperature": 0.0}, "same text 2 times"),
+    ):
+        with pytest.raises(CoCoMixError, match=message):
+            run(**changes)
+
+
+def test_candidates_are_measured_not_guessed(world):
+    model = world.student()
+    blocks = world.data.split("validation")
+    ids = torch.stack([blocks[index]["input_ids"] for index in range(3)])
+    found = steering_candidates(model, world.tokenizer, ids, factor=6.0, pool=5, top_tokens=3)
+    assert 1 <= len(found) <= 5
+    assert [c.effect for c in found] == sorted((c.effect for c in found), reverse=True)
+    best = found[0]
+    with torch.no_grad():
+        plain = model(input_ids=ids)
+        steered = model(input_ids=ids, concept_edits=[ConceptEdit(best.concept, "scale", 6.0)])
+    p, q = plain.logits.softmax(-1), steered.logits.softmax(-1)
+    assert best.effect == pytest.approx(float((q * (q / p).log()).sum(-1).mean()), rel=1e-4)
+    assert best.share == pytest.approx(float((plain.concept_ids == best.concept).any(-1).float().mean()))
+    assert 0 < best.share <= 0.5
+    rise = (q - p).flatten(0, 1).mean(0)
+    assert best.raised[0][1] == pytest.approx(float(rise.max()), rel=1e-4)
+    assert best.raised[0][0] == world.tokenizer.decode([int(rise.argmax())])
+
+
+def test_candidate_refusals(world):
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(CoCoMixError, match="has no concepts"):
+        steering_candidates(world.plain(), world.tokenizer, ids)
+    with pytest.raises(CoCoMixError, match="mixes none in"):
+        steering_candidates(world.student("none"), world.tokenizer, ids)
+    with pytest.raises(CoCoMixError, match="too large"):
+        steering_candidates(world.student(), world.tokenizer, ids + torch.arange(4), factor=1e3)
+    assert TOPK < CONCEPTS / 2, "otherwise every concept is mixed in more than half of the time"

@@ -3,6 +3,7 @@
 from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, label_agreement
 from cocomix.concepts.check import DictionaryFit, measure_fit, require_fit
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
+from cocomix.concepts.fit import FitReport, FitSettings, fit_dictionary
 from cocomix.concepts.labelling import write_labels
 from cocomix.concepts.labels import ConceptLabelStore, LabelManifest, LabelSettings
 from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
@@ -14,10 +15,13 @@ __all__ = [
     "ConceptLabels",
     "ConceptTeacher",
     "DictionaryFit",
+    "FitReport",
+    "FitSettings",
     "LabelManifest",
     "LabelSettings",
     "SparseCodes",
     "check_tokenizer",
+    "fit_dictionary",
     "label_agreement",
     "load_teacher",
     "measure_fit",

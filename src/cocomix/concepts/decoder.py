@@ -96,6 +96,12 @@ class FrozenDecoder:
         self._head = self._find_plain_head()
 
     @property
+    def hook_name(self) -> str:
+        """Path of the hooked block inside the model, `transformer.h.5`; SAELens' `hook_name` for plain models."""
+        names: dict[nn.Module, str] = {module: name for name, module in self.model.named_modules()}
+        return names[self._block]
+
+    @property
     def d_model(self) -> int:
         """Width of the hidden states."""
         return int(self.model.config.get_text_config().hidden_size)

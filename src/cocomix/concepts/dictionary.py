@@ -22,7 +22,7 @@ from cocomix.concepts.hashing import tensor_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
-__all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "Normalization", "SparseCodes"]
+__all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "Normalization", "SparseCodes", "layer_normalize"]
 
 DictionaryKind = Literal["topk", "jumprelu", "relu"]
 Normalization = Literal["layer_norm", "none"]
@@ -55,6 +55,17 @@ class SparseCodes(NamedTuple):
 
     ids: Tensor
     values: Tensor
+
+
+def layer_normalize(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
+    """(h − mean) / (unbiased std + 1e-5) over the last dimension, and what was taken out.
+
+    SAELens' and the released code's form; `torch.nn.functional.layer_norm` uses the biased variance and another eps.
+    """
+    mean = hidden.mean(dim=-1, keepdim=True)
+    centred = hidden - mean
+    std = centred.std(dim=-1, keepdim=True)
+    return centred / (std + _LAYER_NORM_EPS), InputStatistics(mean, std)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +199,7 @@ class ConceptDictionary:
     def standardize(self, hidden: Tensor) -> tuple[Tensor, InputStatistics | None]:
         """Normalise hidden states [..., d_model] as the dictionary asks; no statistics when it asks for nothing."""
         hidden = hidden.to(self.W_enc.dtype)
-        if self.normalize == "none":
-            return hidden, None
-        mean = hidden.mean(dim=-1, keepdim=True)
-        centred = hidden - mean
-        std = centred.std(dim=-1, keepdim=True)
-        return centred / (std + _LAYER_NORM_EPS), InputStatistics(mean, std)
+        return layer_normalize(hidden) if self.normalize == "layer_norm" else (hidden, None)
 
     def pre_activations(self, hidden: Tensor) -> Tensor:
         """Encoder output before the activation: hidden [..., d_model] to [..., n_concepts]. Dense; mind the size."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,32 +31,15 @@ from cocomix.concepts.labels import (
     id_storage,
 )
 from cocomix.concepts.teacher import ConceptTeacher
+from cocomix.concepts.tokens import TokenShardLike
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json, partial_path, read_json, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["TokenShardLike", "write_labels"]
+__all__ = ["write_labels"]
 
 _PLAN = "plan.json"
 _PROGRESS = "progress"
-
-
-class TokenShardLike(Protocol):
-    """A shard of prepared tokens."""
-
-    @property
-    def name(self) -> str:
-        """Split and number, `train/00000`."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Rows."""
-        ...
-
-    def read(self) -> NDArray[Any]:
-        """Token ids [num_blocks, block_size]."""
-        ...
 
 
 def write_labels(

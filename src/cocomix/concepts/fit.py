@@ -1,0 +1,249 @@
+"""Fitting a dictionary: a TopK sparse autoencoder on a teacher's hidden states, trained by SAELens' own trainer.
+
+The hidden states are streamed from prepared token blocks through the blocks below the hooked one, so nothing is
+stored. They are layer-normalised before training rather than inside the autoencoder: every position then weighs the
+same in the loss (after de-normalisation a few positions with huge norms would decide it), and SAELens' auxiliary loss,
+which revives dead concepts, works (it refuses its own input normalisation). The saved autoencoder carries
+`normalize_activations="layer_norm"`, so that SAELens and `ConceptDictionary` apply to raw hidden states exactly what
+it was trained on.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.concepts.check import DictionaryFit, measure_fit
+from cocomix.concepts.decoder import FrozenDecoder
+from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
+from cocomix.concepts.saelens import import_sae_lens
+from cocomix.concepts.teacher import ConceptTeacher, model_fingerprint
+from cocomix.concepts.tokens import TokenShardLike
+from cocomix.errors import CoCoMixError
+from cocomix.output import staged_directory, write_json
+from cocomix.reporter import Reporter, SilentReporter
+
+__all__ = ["FitReport", "FitSettings", "fit_dictionary"]
+
+_CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the device
+
+
+class FitSettings(BaseModel):
+    """How a dictionary is fitted.
+
+    Attributes:
+        num_concepts: latents of the autoencoder (C).
+        k: active latents per position (K_SAE).
+        tokens: positions to train on; read again from the start, in another order, if the data has fewer.
+        batch_size: positions per step.
+        learning_rate: of Adam, after a warm-up over the first 5% of the steps and until a linear decay over the last
+            20%.
+        dead_after_tokens: a latent that was active at none of the last so many training positions counts as dead.
+        forward_tokens: tokens per forward pass of the teacher.
+        seed: of the initial weights and the order of the blocks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_concepts: int = Field(default=2048, ge=2)
+    k: int = Field(default=16, ge=1)
+    tokens: int = Field(default=1_000_000, ge=1)
+    batch_size: int = Field(default=2048, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    dead_after_tokens: int = Field(default=100_000, ge=1)
+    forward_tokens: int = Field(default=4096, ge=1)
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, self.tokens // self.batch_size)
+
+
+class FitReport(BaseModel):
+    """What was fitted on what, and how well; written as `fit.json` beside the autoencoder.
+
+    Attributes:
+        teacher: name and fingerprint.
+        layer: 0-based index of the block whose output was fitted.
+        settings: as given.
+        fit: FVU and cross-entropy on held-out blocks.
+        ce_recovered: as `DictionaryFit.ce_recovered`.
+        dead_concepts: latents active at none of the last `dead_after_tokens` training positions.
+        tokens: positions trained on.
+        seconds: training alone.
+        tokens_per_second: training alone.
+        sae_lens_version: of the trainer.
+        dictionary_fingerprint: `ConceptDictionary.fingerprint` of the result.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: dict[str, str]
+    layer: int
+    settings: FitSettings
+    fit: DictionaryFit
+    ce_recovered: float | None
+    dead_concepts: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    sae_lens_version: str
+    dictionary_fingerprint: str
+
+
+def fit_dictionary(
+    model: PreTrainedModel,
+    layer: int,
+    shards: Sequence[TokenShardLike],
+    evaluation: Tensor,
+    output: Path,
+    settings: FitSettings | None = None,
+    *,
+    teacher_name: str | None = None,
+    reporter: Reporter | None = None,
+) -> FitReport:
+    """Fit a TopK autoencoder to the output of block `layer` and save it as a SAELens folder.
+
+    Args:
+        model: the teacher; frozen.
+        layer: 0-based index of the block.
+        shards: training tokens.
+        evaluation: held-out token ids, int64 [blocks, seq]; a few thousand tokens.
+        output: folder to write: `cfg.json`, `sae_weights.safetensors` (SAELens' own files) and `fit.json`.
+        settings: see `FitSettings`.
+        teacher_name: for the report; the model's own record by default.
+        reporter: gets the progress in tokens and the result.
+
+    Raises:
+        CoCoMixError: SAELens is missing, `layer` or `k` is out of range, there are no tokens, the loss is not finite,
+            or `output` exists.
+    """
+    settings = settings or FitSettings()
+    reporter = reporter or SilentReporter()
+    if settings.k > settings.num_concepts:
+        raise CoCoMixError(
+            f"k = {settings.k} active concepts cannot be more than num_concepts = {settings.num_concepts}."
+        )
+    if not any(shard.num_blocks for shard in shards):
+        raise CoCoMixError("there are no token blocks to fit a dictionary on; prepare a larger corpus.")
+    name = teacher_name if teacher_name is not None else str(model.config.name_or_path)
+    sae_lens = import_sae_lens()
+    decoder = FrozenDecoder(model, layer)
+    with staged_directory(output) as folder:
+        started = time.perf_counter()
+        trainer = _train(sae_lens, decoder, shards, settings, name, reporter)
+        seconds = time.perf_counter() - started
+        trainer.sae.cfg.normalize_activations = "layer_norm"
+        trainer.sae.save_inference_model(folder)
+        dictionary = ConceptDictionary.from_sae_lens(str(folder))
+        fit = measure_fit(ConceptTeacher(model, dictionary, layer, name=name), evaluation)
+        report = FitReport(
+            teacher={"name": name, "fingerprint": model_fingerprint(model)},
+            layer=layer,
+            settings=settings,
+            fit=fit,
+            ce_recovered=fit.ce_recovered,
+            dead_concepts=int(trainer.dead_neurons.sum()),
+            tokens=trainer.n_training_samples,
+            seconds=seconds,
+            tokens_per_second=trainer.n_training_samples / seconds,
+            sae_lens_version=sae_lens.__version__,
+            dictionary_fingerprint=dictionary.fingerprint(),
+        )
+        write_json(folder / "fit.json", report.model_dump(mode="json"))
+    reporter.say(
+        f"fitted {settings.num_concepts:,} concepts to block {layer} in {output}: {fit.describe()}, "
+        f"{report.dead_concepts:,} dead, {report.tokens_per_second:,.0f} tokens/s"
+    )
+    return report
+
+
+def _train(
+    sae_lens: Any,
+    decoder: FrozenDecoder,
+    shards: Sequence[TokenShardLike],
+    settings: FitSettings,
+    name: str,
+    reporter: Reporter,
+) -> Any:
+    """Run SAELens' `SAETrainer` step by step, with our progress in place of its own; returns the trainer."""
+    batches = _activations(decoder, shards, settings)
+    first = next(batches)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        sae = sae_lens.TopKTrainingSAE(
+            sae_lens.TopKTrainingSAEConfig(
+                d_in=decoder.d_model,
+                d_sae=settings.num_concepts,
+                k=settings.k,
+                device=str(decoder.device),
+            )
+        )
+    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = name, decoder.hook_name
+    with torch.no_grad():
+        sae.b_dec.copy_(first.mean(dim=0))
+    trainer = sae_lens.SAETrainer(
+        sae_lens.config.SAETrainerConfig(
+            total_training_samples=settings.steps * settings.batch_size,
+            train_batch_size_samples=settings.batch_size,
+            lr=settings.learning_rate,
+            lr_end=settings.learning_rate,
+            lr_warm_up_steps=settings.steps // 20,
+            lr_decay_steps=settings.steps // 5,
+            dead_feature_window=max(1, settings.dead_after_tokens // settings.batch_size),
+            device=str(decoder.device),
+            logger=sae_lens.LoggingConfig(log_to_wandb=False),
+        ),
+        sae=sae,
+        data_provider=batches,
+    )
+    with reporter.progress("fit dictionary", settings.steps * settings.batch_size, "tokens") as advance:
+        for step in range(settings.steps):
+            trainer.maybe_reset_sparsity()
+            result = trainer.step(first if step == 0 else next(batches))
+            trainer.n_training_steps += 1
+            advance(settings.batch_size)
+            if ((step + 1) % _CHECK_EVERY == 0 or step + 1 == settings.steps) and not bool(result.loss.isfinite()):
+                raise CoCoMixError(
+                    f"the loss of the dictionary is not finite after {trainer.n_training_samples:,} tokens; lower the "
+                    f"learning rate ({settings.learning_rate})."
+                )
+    trainer.set_final_sae_metadata()
+    return trainer
+
+
+def _activations(decoder: FrozenDecoder, shards: Sequence[TokenShardLike], settings: FitSettings) -> Iterator[Tensor]:
+    """Endless batches [batch_size, d_model] of layer-normalised hidden states, blocks in a random order per pass."""
+    pending: list[Tensor] = []
+    waiting = 0
+    for blocks in _block_batches(shards, settings):
+        input_ids = torch.from_numpy(blocks.astype(np.int64)).to(decoder.device)
+        hidden = decoder.hidden_states(input_ids).float()
+        states, _ = layer_normalize(hidden.flatten(0, 1))  # [positions, d_model]
+        pending.append(states)
+        waiting += len(states)
+        while waiting >= settings.batch_size:
+            joined = torch.cat(pending)
+            yield joined[: settings.batch_size]
+            pending, waiting = [joined[settings.batch_size :]], waiting - settings.batch_size
+
+
+def _block_batches(shards: Sequence[TokenShardLike], settings: FitSettings) -> Iterator[NDArray[Any]]:
+    """Endless groups of token blocks [blocks, seq], about `forward_tokens` each."""
+    generator = np.random.default_rng(settings.seed)
+    ends = np.cumsum([shard.num_blocks for shard in shards])
+    while True:
+        order = generator.permutation(int(ends[-1]))
+        block_size = shards[0].read().shape[1]
+        for group in np.array_split(order, max(1, len(order) * block_size // settings.forward_tokens)):
+            members = np.searchsorted(ends, group, side="right")
+            starts = np.concatenate([[0], ends])[members]
+            yield np.stack([shards[member].read()[row] for member, row in zip(members, group - starts, strict=True)])

@@ -1,5 +1,7 @@
 """What a model costs: parameters, active parameters, and floating-point operations per token."""
 
+import copy
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -81,10 +83,11 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
         return flops
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layer_types = getattr(config, "layer_types", None) or ["full_attention"] * len(blocks)
+    window: int = getattr(config, "sliding_window", None) or positions
+    # Families without a list of layer types slide in every block, if at all.
+    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"] * len(blocks)
     for layer_type in layer_types:
-        window = config.sliding_window if layer_type == "sliding_attention" else positions
-        reach = min(window, positions)
+        reach = min(window, positions) if layer_type == "sliding_attention" else positions
         visible = reach * (positions - (reach - 1) / 2.0) / positions  # mean over the block's positions
         flops += 4.0 * heads * head_dim * visible
     return flops
@@ -93,6 +96,7 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
 def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
     """A freshly initialised model: CoCoMix for a `CoCoMixConfig`, otherwise the plain decoder (the NTP baseline)."""
     if isinstance(config, CoCoMixConfig):
+        config = copy.deepcopy(config)
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
         return CoCoMixForCausalLM(config)
@@ -103,30 +107,50 @@ def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
     """The plain decoder whose active parameters match a CoCoMix model's, by width alone (paper section 3).
 
     Hidden and feed-forward widths grow together; depth, heads and vocabulary stay. Of the widths that are multiples of
-    16 and of the number of heads, the one with the nearest parameter count is taken: our choice, which reproduces the
-    paper's 624, 1072 and 2096 for d = 512, 1024 and 2048.
+    16 and that the heads can share (see `_fits_heads`), the one with the nearest parameter count is taken: our choice,
+    which reproduces the paper's 624, 1072 and 2096 for d = 512, 1024 and 2048.
     """
     with torch.device("meta"):
         target = account(CoCoMixForCausalLM(config)).active_parameters
-        heads = config.num_attention_heads
-        step = next(size for size in range(_WIDTH_STEP, _WIDTH_STEP * heads + 1, _WIDTH_STEP) if size % heads == 0)
-        width = -(-config.hidden_size // step) * step
-        best, best_gap = width, float("inf")
-        while True:
+        first = -(-config.hidden_size // _WIDTH_STEP) * _WIDTH_STEP
+        best, best_gap = first, float("inf")
+        for width in itertools.count(first, _WIDTH_STEP):
+            if not _fits_heads(config.backbone, width):
+                continue
             gap = count_parameters(plain_model(_widened(config.backbone, width))) - target
             if abs(gap) < best_gap:
                 best, best_gap = width, abs(gap)
             if gap >= 0:
-                return _widened(config.backbone, best)
-            width += step
+                break
+        return _widened(config.backbone, best)
+
+
+def _fits_heads(backbone: PreTrainedConfig, width: int) -> bool:
+    """Whether heads of width / heads dimensions can be built: rotary positions turn dimensions in pairs.
+
+    A family whose head size does not come from its width, such as Gemma 3, takes any.
+    """
+    heads = backbone.num_attention_heads
+    if not _head_follows_width(backbone):
+        return True
+    if width % heads:
+        return False
+    if backbone_of(backbone).position_embedding is not None:
+        return True
+    fraction = backbone.rope_parameters.get("partial_rotary_factor", 1.0)
+    return int(width // heads * fraction) % 2 == 0
+
+
+def _head_follows_width(backbone: PreTrainedConfig) -> bool:
+    head_dim = getattr(backbone, "head_dim", None)
+    return head_dim is None or head_dim * backbone.num_attention_heads == backbone.hidden_size
 
 
 def _widened(backbone: PreTrainedConfig, width: int) -> PreTrainedConfig:
     """The same decoder at another hidden size; what is proportional to the hidden size stays so."""
     values = backbone.to_dict()
     old = backbone.hidden_size
-    head_dim = values.get("head_dim")
-    if head_dim is not None and head_dim * backbone.num_attention_heads == old:
+    if values.get("head_dim") is not None and _head_follows_width(backbone):
         values["head_dim"] = width // backbone.num_attention_heads
     for name in ("intermediate_size", "n_inner"):
         if values.get(name) is not None:

@@ -180,4 +180,4 @@ def split_state_dict(model: PreTrainedModel, insert_layer: int) -> dict[str, Ten
 def plain_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
     """A freshly initialised plain causal LM of the same configuration: the NTP baseline and every teacher."""
     backbone_of(config)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attn_implementation)

@@ -95,7 +95,17 @@ def test_runs_without_concepts_or_mixing_say_why_there_is_no_reliance(world, tra
     assert unmixed.evaluation.concept_recall is not None
     short = evaluate_run(trained("short", world.student()), device=CPU, limit_blocks=4, reliance=False)
     assert short.reliance is None
+    assert short.reliance_note is None
     assert short.evaluation.blocks == 4
+
+
+def test_too_few_blocks_to_shuffle_cost_only_the_reliance(world, trained):
+    run = trained("ours", world.student())
+    single = evaluate_run(run, device=CPU, limit_blocks=1)
+    assert single.reliance is None
+    assert "a single block" in single.reliance_note
+    one_by_one = evaluate_run(run, device=CPU, batch_size=1, limit_blocks=4)
+    assert one_by_one.reliance.blocks == 4
 
 
 def test_missing_labels_are_warned_about(world, trained):

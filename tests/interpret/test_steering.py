@@ -139,7 +139,9 @@ def test_candidates_are_measured_not_guessed(world):
         steered = model(input_ids=ids, concept_edits=[ConceptEdit(best.concept, "scale", 6.0)])
     p, q = plain.logits.softmax(-1), steered.logits.softmax(-1)
     assert best.effect == pytest.approx(float((q * (q / p).log()).sum(-1).mean()), rel=1e-4)
-    assert best.share == pytest.approx(float((plain.concept_ids == best.concept).any(-1).float().mean()))
+    assert best.share == pytest.approx(
+        float(((plain.concept_ids == best.concept) & (plain.concept_values > 0)).any(-1).float().mean())
+    )
     assert 0 < best.share <= 0.5
     rise = (q - p).flatten(0, 1).mean(0)
     assert best.raised[0][1] == pytest.approx(float(rise.max()), rel=1e-4)

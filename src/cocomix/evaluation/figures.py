@@ -147,7 +147,7 @@ def _every(points: int) -> int:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the right edge, at their curve's final loss, pushed apart where they would overlap."""
+    """Final losses and names at the right edge, at their curve's final loss, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = min(0.075, 0.95 / len(ends))
     heights: list[float] = []
@@ -160,7 +160,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         heights[index] = min(heights[index], ceiling) if overshoot else heights[index]
     for height, (loss, name, colour) in zip(heights, sorted(ends), strict=True):
         axes.annotate(
-            f"{_shortened(name)}  {loss:.3f}",
+            f"{loss:.3f}  {_shortened(name)}",
             xy=(1.0, height),
             xytext=(10, 0),
             xycoords="axes fraction",
@@ -176,7 +176,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 def _shortened(name: str) -> str:
     """A run name that fits the margin and draws nothing but itself."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return shown if len(shown) <= 24 else shown[:23] + "…"
+    return shown if len(shown) <= 22 else shown[:21] + "…"
 
 
 def _dress(axes: Axes, theme: Theme) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from cocomix.evaluation.compare import COLUMNS, Comparison, ComparisonRow
+from cocomix.evaluation.compare import COLUMNS, Comparison, ComparisonRow, Reach, reach
 from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
-from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
+from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
 from cocomix.evaluation.reliance import Reliance
 from cocomix.output import staged_directory, write_json, write_text
@@ -86,32 +86,44 @@ def summary(comparison: Comparison) -> list[str]:
             f"{best.name} has the lowest validation loss: {best.validation_loss:.3f} nats per token against "
             f"{base.validation_loss:.3f} of the baseline, {base.name}."
         )
-    sentences = [head, *(_verdict(row, base) for row in comparison.rows if row.name != base.name)]
+    sentences = [head, *(_verdict(row, comparison) for row in comparison.rows if row.name != base.name)]
     sentences.append("One run with one seed each: small differences may be chance.")
     return sentences
 
 
-def _verdict(row: ComparisonRow, base: ComparisonRow) -> str:
-    """One run against the baseline: final loss, tokens to the baseline's loss, and what that cost."""
+def _verdict(row: ComparisonRow, comparison: Comparison) -> str:
+    """One run against the baseline: the final losses, and what the better one needs to reach the other's."""
+    base = comparison.baseline_row
     if abs(row.difference) < _EVEN:
         ending = f"ends level with the baseline ({row.validation_loss:.3f})"
     else:
         side = "below" if row.difference < 0 else "above"
         ending = f"ends {abs(row.difference):.3f} nats {side} the baseline ({row.validation_loss:.3f})"
-    if row.reach is None or base.reach is None:
-        return f"{row.name} {ending} and does not reach the baseline's final loss within its {si(row.tokens)} tokens."
+    if row.reach is not None and base.reach is not None:
+        return f"{row.name} {ending}; it reaches the baseline's final loss with {_cost(row.reach, base.reach)}."
+    own = reach(comparison.curves[row.name], comparison.curves[row.name][-1].loss)
+    other = reach(comparison.curves[base.name], comparison.curves[row.name][-1].loss)
+    if own is None or other is None:
+        return f"{row.name} {ending} and does not reach the baseline's final loss."
     return (
-        f"{row.name} {ending}; it reaches the baseline's final loss with "
-        f"{_relative(row.reach.tokens, base.reach.tokens, 'fewer')} tokens, "
-        f"{_relative(row.reach.flops, base.reach.flops, 'fewer')} training FLOPs and "
-        f"{_relative(row.reach.seconds, base.reach.seconds, 'less')} training time."
+        f"{row.name} {ending} and does not reach the baseline's final loss; the baseline reaches {row.name}'s with "
+        f"{_cost(other, own)}."
+    )
+
+
+def _cost(needed: Reach, base: Reach) -> str:
+    """What a run needed, relative to another that came to the same loss."""
+    return (
+        f"{_relative(needed.tokens, base.tokens, 'fewer')} tokens, "
+        f"{_relative(needed.flops, base.flops, 'fewer')} training FLOPs and "
+        f"{_relative(needed.seconds, base.seconds, 'less')} training time"
     )
 
 
 def _relative(needed: float, base: float, smaller: str) -> str:
     share = 1.0 - needed / base if base > 0 else 0.0
     if abs(share) < 0.0005:
-        return "the same"
+        return "as many" if smaller == "fewer" else "as much"
     return f"{percent(abs(share))} {smaller if share > 0 else 'more'}"
 
 

@@ -81,7 +81,7 @@ def evaluate_run(
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own, where they are still there and belong to the data.
         split: which split of the data.
-        batch_size: blocks per forward pass.
+        batch_size: blocks per forward pass (concept reliance takes at least 2).
         dtype: float32 (default), or a narrower type used through autocast.
         limit_blocks: use only the first blocks.
         reliance: also measure concept reliance, where the model mixes concepts in.
@@ -100,12 +100,17 @@ def evaluate_run(
         found = _open_labels(run, model, prepared, labels, split, reporter)
     elif labels is not None:
         raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
-    shared: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "labels": found}
+    shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
     shared |= {"limit_blocks": limit_blocks, "reporter": reporter}
     bytes_per_token = blocks.meta.bytes / blocks.meta.tokens if blocks.meta.bytes > 0 else None
-    result = evaluate(model, blocks, bytes_per_token=bytes_per_token, **shared)
-    note = no_reliance_reason(model) if reliance else None
-    measured = concept_reliance(model, blocks, seed=seed, **shared) if reliance and note is None else None
+    result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, **shared)
+    measured, note = None, None
+    if reliance:
+        note = no_reliance_reason(model)
+        if note is None and result.blocks < 2:
+            note = "a single block was evaluated, so there is no other text to shuffle concepts with."
+        if note is None:
+            measured = concept_reliance(model, blocks, batch_size=max(2, batch_size), seed=seed, **shared)
     whole = RunEvaluation(run.manifest.name, prepared.meta.fingerprint, split, result, measured, note)
     write_json(run.path / EVALUATION_FILE, whole.to_json())
     return whole

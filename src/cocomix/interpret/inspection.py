@@ -1,5 +1,6 @@
 """Which concepts a model predicts at each token of a text, and what a concept stands for."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ class ConceptDescription:
     Attributes:
         concept: its index.
         count: labelled positions that name it, within the blocks looked at.
-        tokens: the most frequent tokens at these positions, each with its count.
-        next_tokens: the most frequent tokens *after* these positions, each with its count.
+        tokens: the tokens most typical of these positions, each with its count there.
+        next_tokens: the tokens most typical of the positions after these, each with its count there.
     """
 
     concept: int
@@ -79,7 +80,7 @@ class ConceptDescription:
     next_tokens: tuple[tuple[str, int], ...]
 
     def short(self, limit: int = 3) -> str:
-        """The most frequent tokens in one line, e.g. `·list ·tuple ·of`."""
+        """The most typical tokens in one line, e.g. `·list ·tuple ·of`."""
         return " ".join(visible(token) for token, _ in self.tokens[:limit]) if self.tokens else "never a label"
 
 
@@ -137,7 +138,11 @@ def describe_concepts(
     top: int = 5,
     split: str = "train",
 ) -> dict[int, ConceptDescription]:
-    """Say what concepts stand for: the tokens at the positions whose labels name them.
+    """Say what concepts stand for: the tokens at the positions whose labels name them, and the tokens that follow.
+
+    Plain counts would show the corpus' commonest tokens for every concept. Our choice: with n of a concept's positions
+    holding a token, tokens are ordered by n · ln(share among the concept's positions / share among all positions), the
+    token's part in the divergence between the two; the counts themselves are given.
 
     Args:
         store: labels.
@@ -160,23 +165,32 @@ def describe_concepts(
             raise CoCoMixError(f"concept {concept} does not exist: the labels have concepts 0 to {known - 1}.")
     blocks, labels = data.split(split), store.split(split)
     wanted = torch.tensor(sorted(set(concepts)), dtype=torch.int64)
+    everywhere: Counter[int] = Counter()
     here: dict[int, Counter[int]] = {concept: Counter() for concept in concepts}
     after: dict[int, Counter[int]] = {concept: Counter() for concept in concepts}
     for index in range(min(max_blocks, len(blocks))):
-        tokens = blocks[index]["input_ids"]
+        tokens = blocks[index]["input_ids"].tolist()
+        everywhere.update(tokens)
         for concept, position in _occurrences(labels[index]["concept_labels"], wanted):
-            here[concept][int(tokens[position])] += 1
+            here[concept][tokens[position]] += 1
             if position + 1 < len(tokens):
-                after[concept][int(tokens[position + 1])] += 1
+                after[concept][tokens[position + 1]] += 1
     tokenizer = data.tokenizer()
 
     def texts(counts: Counter[int]) -> tuple[tuple[str, int], ...]:
-        return tuple((tokenizer.decode([token]), count) for token, count in counts.most_common(top))
+        typical = sorted(counts, key=lambda token: -_typicality(token, counts, everywhere))
+        return tuple((tokenizer.decode([token]), counts[token]) for token in typical[:top])
 
     return {
         concept: ConceptDescription(concept, here[concept].total(), texts(here[concept]), texts(after[concept]))
         for concept in here
     }
+
+
+def _typicality(token: int, counts: Counter[int], everywhere: Counter[int]) -> float:
+    """A token's n · ln(share within `counts` / share within `everywhere`)."""
+    share, usual = counts[token] / counts.total(), everywhere[token] / everywhere.total()
+    return counts[token] * math.log(share / usual)
 
 
 def _occurrences(labels: Tensor, wanted: Tensor) -> Iterator[tuple[int, int]]:

@@ -146,7 +146,7 @@ class SteeringCandidate:
 
     Attributes:
         concept: its index.
-        share: of the positions, how many mix it in.
+        share: of the positions, how many mix it in with a positive value.
         effect: mean KL divergence of the steered from the untouched next-token distribution, nats per position.
         raised: tokens whose mean probability rises most, each with the rise.
     """
@@ -168,9 +168,9 @@ def steering_candidates(
 ) -> list[SteeringCandidate]:
     """Measure which concepts change the model's predictions most when multiplied by `factor`.
 
-    Our choice: of the concepts mixed in at no more than half of the positions (one that is nearly always there works as
-    a bias), the `pool` most frequent are tried one by one on a small batch. The effect is measured on next-token
-    probabilities, not read off a weight.
+    Our choice: of the concepts mixed in with a positive value (a factor turns a negative one down) at no more than half
+    of the positions (one that is nearly always there works as a bias), the `pool` most frequent are tried one by one on
+    a small batch. The effect is measured on next-token probabilities, not read off a weight.
 
     Args:
         model: a CoCoMix model that mixes its concepts in.
@@ -181,7 +181,7 @@ def steering_candidates(
         top_tokens: tokens to name per concept.
 
     Returns:
-        The concepts tried, largest effect first.
+        The concepts tried, largest effect first; none where no concept meets the conditions.
 
     Raises:
         CoCoMixError: the model mixes no concepts in, or the factor is out of range.
@@ -192,7 +192,8 @@ def steering_candidates(
         untouched = model(input_ids=input_ids, use_cache=False)
         log_before = untouched.logits.float().log_softmax(-1).flatten(0, 1)  # [positions, vocab]
         positions = log_before.shape[0]
-        counts = torch.bincount(untouched.concept_ids.flatten(), minlength=model.config.num_concepts)
+        positive = untouched.concept_ids[untouched.concept_values > 0]
+        counts = torch.bincount(positive, minlength=model.config.num_concepts)
         counts = counts.masked_fill(counts > positions / 2, 0)
         frequent = counts.argsort(descending=True, stable=True)[:pool]
         found = []

@@ -95,7 +95,7 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     """
     figure = Figure(figsize=(9.0, 4.6), dpi=160, facecolor=theme.background)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.085, 0.14, 0.66, 0.74))
+    axes = figure.add_axes((0.085, 0.14, 0.63, 0.74))
     size, unit = _scale(comparison, axis)
     names = [comparison.baseline, *(name for name in comparison.curves if name != comparison.baseline)]
     ends: list[tuple[float, str, str]] = []
@@ -176,7 +176,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 def _shortened(name: str) -> str:
     """A run name that fits the margin and draws nothing but itself."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return shown if len(shown) <= 22 else shown[:21] + "…"
+    return shown if len(shown) <= 20 else shown[:19] + "…"
 
 
 def _dress(axes: Axes, theme: Theme) -> None:

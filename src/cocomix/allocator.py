@@ -1,0 +1,25 @@
+"""glibc's allocator, told to keep the memory PyTorch frees.
+
+By default glibc returns every large tensor's pages to the kernel and faults them in again for the next one; on virtual
+machines that made training several times slower (our measurement: `results/allocator.md`).
+"""
+
+import ctypes
+import platform
+
+__all__ = ["keep_freed_memory"]
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Serve large blocks from the heap and never shrink it. Call at program start, before tensors are made.
+
+    Returns:
+        Whether it was done: only on Linux with glibc.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**30))
+    return all(mallopt(option, value) == 1 for option, value in settings)

@@ -1,0 +1,251 @@
+"""A run as one frozen, validated object: what a recipe file says.
+
+A recipe is YAML. It may start from another with `base: other.yaml` (a path relative to itself), whose values it
+overrides key by key, so that an ablation is as short as its difference. Precedence: defaults < base < recipe < `--set`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cocomix.concepts import LabelSettings
+from cocomix.errors import CoCoMixError
+from cocomix.output import write_text
+
+__all__ = [
+    "DictionaryConfig",
+    "LabelSources",
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "describe_validation_error",
+    "label_sources",
+    "load_recipe",
+    "save_recipe",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TeacherConfig(_Section):
+    """The frozen language model that gives the concept targets. Read by `cocomix label` and checked by `train`."""
+
+    model: str
+    """Hub name, folder or GGUF file of a causal language model."""
+    layer: int = Field(ge=0)
+    """0-based index of the block whose output the dictionary describes (paper: 5 of 12)."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; pin a commit to be able to repeat a run."""
+
+
+class DictionaryConfig(_Section):
+    """The sparse autoencoder on the teacher's hidden state. Read by `cocomix label` and checked by `train`."""
+
+    path: str
+    """SAELens release name, or a folder that SAELens or `cocomix sae` wrote."""
+    sae_id: str | None = None
+    """Which autoencoder of the release."""
+
+
+class StudentConfig(_Section):
+    """The model that is trained."""
+
+    backbone: dict[str, Any] | str
+    """A decoder's settings with its `model_type`, or a hub name or folder whose architecture (not weights) is taken."""
+    insert_layer: int = Field(default=0, ge=0)
+    """0-based index of the block whose input predicts and is mixed with the concepts."""
+    num_concepts: int | None = Field(default=None, ge=1)
+    """C; by default the number of the labels' dictionary."""
+    concept_topk: int = Field(default=32, ge=1)
+    """K_concept, logits kept for the continuous concept (paper: 32)."""
+    concept_loss_weight: float = Field(default=0.1, ge=0.0)
+    """λ (paper: 0.1)."""
+    mixing: Literal["interleave", "residual", "add", "none"] = "interleave"
+    """How concepts and hidden states are mixed; see `CoCoMixConfig`."""
+    attn_implementation: str | None = None
+    """Attention kernel as transformers names it; by default the best it finds."""
+
+
+class RunConfig(_Section):
+    """One training run."""
+
+    name: str | None = None
+    """What tables call the run; by default the output folder's name."""
+    objective: Literal["ntp", "cocomix"] = "cocomix"
+    """`ntp` trains the plain decoder, `cocomix` the model with concepts."""
+    baseline: Literal["matched"] | None = None
+    """With `objective: ntp`: widen the decoder until its active parameters match the CoCoMix model of this recipe."""
+    data: Path
+    """Folder written by `cocomix prepare`."""
+    labels: Path | None = None
+    """Folder written by `cocomix label`; needed by `cocomix` unless λ is 0, not read by `ntp`."""
+    teacher: TeacherConfig | None = None
+    """Where the labels come from; optional, a check."""
+    dictionary: DictionaryConfig | None = None
+    """Likewise."""
+    attribution: LabelSettings = LabelSettings()
+    """How labels are picked from the teacher. Read by `cocomix label` and checked by `train`."""
+    model: StudentConfig
+    tokens: int | None = Field(default=None, ge=1)
+    """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
+    evaluation_blocks: int | None = Field(default=None, ge=1)
+    """How many validation blocks the evaluations read; by default all."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Any field of `transformers.TrainingArguments`."""
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "RunConfig":
+        if self.baseline is not None and self.objective != "ntp":
+            raise ValueError("baseline: matched needs objective: ntp")
+        if self.objective == "cocomix" and self.labels is None and self.model.concept_loss_weight > 0:
+            raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`)")
+        if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
+            raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe file.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=value` assignments, values in YAML; applied last.
+
+    Raises:
+        CoCoMixError: the file is missing or no YAML mapping, or a field is unknown, missing or out of range.
+    """
+    values = _with_base(path, seen=())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise CoCoMixError(f"--set {override} is not of the form section.field=value.")
+        _assign(values, key.split("."), _parse(text, f"--set {override}"))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise CoCoMixError(f"{path}: {describe_validation_error(error)}.") from None
+
+
+def save_recipe(config: RunConfig, path: Path) -> None:
+    """Write the resolved recipe; reading it back gives an equal object."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Pydantic's findings as one clause, field by field."""
+    parts = []
+    for finding in error.errors():
+        field = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            parts.append(f"{field} is not a known field")
+        elif finding["type"] == "missing":
+            parts.append(f"{field} is missing")
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            parts.append(f"{field}: {message}" if field else message)
+    return "; ".join(parts)
+
+
+def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise CoCoMixError(f"{path} is its own base, through {seen[-1]}; break the circle.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CoCoMixError(f"the recipe {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise CoCoMixError(f"{path} is no recipe: it must be a YAML mapping of fields, such as data: and model:.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merged(_with_base(path.parent / str(base), (*seen, path)), values)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both_mappings else value
+    return merged
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            inner = values[key] = {}
+        values = inner
+    values[keys[-1]] = value
+
+
+class LabelSources(NamedTuple):
+    """What `cocomix label` works from."""
+
+    teacher: TeacherConfig
+    dictionary: DictionaryConfig
+    settings: LabelSettings
+
+
+def label_sources(
+    recipe: Path | None,
+    *,
+    teacher: str | None,
+    dictionary: str | None,
+    sae_id: str | None,
+    layer: int | None,
+    assignments: Sequence[str],
+    layer_of: Callable[[str], int],
+) -> LabelSources:
+    """Put together where labels come from: a recipe, and options that override it.
+
+    Args:
+        recipe: takes `teacher`, `dictionary` and `attribution` from there.
+        teacher: a model that overrides the recipe's.
+        dictionary: release or folder that overrides the recipe's.
+        sae_id: which autoencoder of the release.
+        layer: block the dictionary describes.
+        assignments: `field=value` for the label settings.
+        layer_of: finds the layer a dictionary folder was fitted on, where none is given.
+
+    Raises:
+        CoCoMixError: teacher or dictionary is given by neither, or a setting is unknown.
+    """
+    base = None if recipe is None else load_recipe(recipe)
+    model = teacher or (base.teacher.model if base and base.teacher else None)
+    path = dictionary or (base.dictionary.path if base and base.dictionary else None)
+    if model is None or path is None:
+        missing = "teacher" if model is None else "dictionary"
+        raise CoCoMixError(f"no {missing} is given; name it with --{missing}, or use a --recipe that does.")
+    if layer is None and base is not None and base.teacher is not None and dictionary is None:
+        layer = base.teacher.layer
+    if sae_id is None and base is not None and base.dictionary is not None and dictionary is None:
+        sae_id = base.dictionary.sae_id
+    revision = base.teacher.revision if base and base.teacher and teacher is None else None
+    values: dict[str, Any] = {} if base is None else base.attribution.model_dump()
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise CoCoMixError(f"--set {assignment} is not of the form field=value.")
+        values[key] = _parse(text, f"--set {assignment}")
+    try:
+        settings = LabelSettings.model_validate(values)
+        source = TeacherConfig(model=model, layer=layer_of(path) if layer is None else layer, revision=revision)
+    except ValidationError as error:
+        raise CoCoMixError(f"label settings: {describe_validation_error(error)}.") from None
+    return LabelSources(source, DictionaryConfig(path=path, sae_id=sae_id), settings)

@@ -1,0 +1,106 @@
+"""What a run leaves for others to read while it goes on: `metrics.jsonl` and a progress bar."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from cocomix.output import write_text
+from cocomix.reporter import Reporter
+
+__all__ = ["MetricsFile", "ProgressBar", "keep_metrics_until"]
+
+_KEPT = (
+    "step",
+    "tokens",
+    "seconds",
+    "flops",
+    "loss",
+    "ntp_loss",
+    "concept_loss",
+    "concept_recall",
+    "eval_loss",
+    "eval_concept_loss",
+    "eval_concept_recall",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+)
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends one JSON object per log line: step, tokens, seconds, training FLOPs so far, and the numbers logged.
+
+    Args:
+        path: the file, created if missing.
+        flops_per_token: training FLOPs per token.
+    """
+
+    def __init__(self, path: Path, flops_per_token: float) -> None:
+        self.path = path
+        self.flops_per_token = flops_per_token
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Write the line, unless it is the Trainer's summary after the last step."""
+        if not state.is_world_process_zero or logs is None or not {"ntp_loss", "eval_loss"} & logs.keys():
+            return
+        row = {**logs, "step": state.global_step, "flops": logs["tokens"] * self.flops_per_token}
+        line = json.dumps({name: row[name] for name in _KEPT if name in row}, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def keep_metrics_until(path: Path, step: int) -> None:
+    """Drop the lines an interrupted run wrote after the checkpoint it resumes from."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            break
+        if row["step"] <= step:
+            kept.append(line)
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+class ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """Shows training in tokens, with speed and time remaining; says evaluation losses as they come.
+
+    Args:
+        reporter: where to show it.
+        tokens_per_step: tokens of one optimizer step.
+    """
+
+    def __init__(self, reporter: Reporter, tokens_per_step: int) -> None:
+        self.reporter = reporter
+        self.tokens_per_step = tokens_per_step
+        self._open = ExitStack()
+        self._advance: Callable[[float], None] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar at the step training starts from."""
+        total = state.max_steps * self.tokens_per_step
+        self._advance = self._open.enter_context(self.reporter.progress("training", total, "tokens"))
+        self._advance(state.global_step * self.tokens_per_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance by one step."""
+        if self._advance is not None:
+            self._advance(self.tokens_per_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Say an evaluation's result in one line."""
+        if logs is not None and "eval_loss" in logs and state.is_world_process_zero:
+            parts = [f"{logs['tokens']:,.0f} tokens: validation loss {logs['eval_loss']:.4f} nats/token"]
+            if "eval_concept_recall" in logs:
+                parts.append(f"concept recall {logs['eval_concept_recall']:.1%}")
+            self.reporter.say(", ".join(parts))
+
+    def close(self) -> None:
+        """Take the bar down, however training ended."""
+        self._open.close()

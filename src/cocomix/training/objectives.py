@@ -1,0 +1,97 @@
+"""What a training step computes. Arms differ here and nowhere else in the training loop.
+
+An objective is a function from a model and a batch to an `ObjectiveOutput`; a new arm is a new function and a name in
+`OBJECTIVES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cocomix.modeling.concept_head import IGNORE
+
+__all__ = ["OBJECTIVES", "Divisors", "Objective", "ObjectiveOutput", "concept_recall_counts"]
+
+
+class Divisors(NamedTuple):
+    """What summed losses are divided by: counts over *all* micro-batches (and processes) of an optimizer step.
+
+    `None` means the counts of the batch itself, which is what evaluation and plain use want.
+    """
+
+    tokens: Tensor | int | None = None
+    concept_positions: Tensor | int | None = None
+
+
+@dataclass
+class ObjectiveOutput:
+    """What an objective yields for one micro-batch.
+
+    Attributes:
+        loss: to be differentiated. []
+        terms: parts of the loss in nats, already divided by the `Divisors`, so that they add up over a step. [] each
+        ratios: (numerator, denominator) pairs that are summed before they are divided, such as a recall. [] each
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    ratios: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+Objective = Callable[[torch.nn.Module, dict[str, Any], Divisors], ObjectiveOutput]
+
+
+def next_token_prediction(model: torch.nn.Module, batch: dict[str, Any], divisors: Divisors) -> ObjectiveOutput:
+    """Next-token cross-entropy of a plain decoder (NTP): the baseline, and how a teacher is trained.
+
+    Args:
+        model: a causal LM.
+        batch: `input_ids` and `labels`, [batch, seq] int64; other columns are not read.
+        divisors: only `tokens` is used.
+    """
+    output = model(
+        input_ids=batch["input_ids"], labels=batch["labels"], num_items_in_batch=divisors.tokens, use_cache=False
+    )
+    return ObjectiveOutput(output.loss, {"ntp_loss": output.loss})
+
+
+def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divisors) -> ObjectiveOutput:
+    """CoCoMix (Eq. 4): next-token loss plus λ times the concept loss.
+
+    Args:
+        model: a `CoCoMixForCausalLM`.
+        batch: `input_ids` and `labels` [batch, seq], and `concept_labels` [batch, seq, k_attr], all int64. Without
+            `concept_labels` only mixing is trained (the paper's "mixing only" ablation).
+        divisors: global counts of target tokens and labelled positions.
+    """
+    concept_labels = batch.get("concept_labels")
+    output = model(
+        input_ids=batch["input_ids"],
+        labels=batch["labels"],
+        concept_labels=concept_labels,
+        num_items_in_batch=divisors.tokens,
+        num_concept_items_in_batch=divisors.concept_positions,
+        use_cache=False,
+    )
+    terms = {"ntp_loss": output.ntp_loss}
+    if concept_labels is None:
+        return ObjectiveOutput(output.loss, terms)
+    terms["concept_loss"] = output.concept_loss
+    recall = concept_recall_counts(output.concept_ids, concept_labels)
+    return ObjectiveOutput(output.loss, terms, {"concept_recall": recall})
+
+
+OBJECTIVES: dict[str, Objective] = {"ntp": next_token_prediction, "cocomix": concept_mixing}
+
+
+def concept_recall_counts(
+    predicted: Tensor,  # [batch, seq, k] int64
+    labels: Tensor,  # [batch, seq, k_attr] int64
+) -> tuple[Tensor, Tensor]:
+    """How many label concepts are among the predicted ones, and how many there are. Two scalars, no host sync."""
+    used = labels != IGNORE
+    found = (labels.unsqueeze(-1) == predicted.unsqueeze(-2)).any(-1) & used
+    return found.sum(), used.sum()

@@ -1,0 +1,280 @@
+"""`cocomix train`: one run from a recipe to a folder that `from_pretrained` loads."""
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+from cocomix.concepts import ConceptLabelStore
+from cocomix.config import RunConfig, load_recipe, save_recipe
+from cocomix.data import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.modeling import Accounting, CoCoMixConfig, account
+from cocomix.modeling.accounting import build_model
+from cocomix.output import partial_path, staged_directory, write_json
+from cocomix.reporter import Reporter, SilentReporter
+from cocomix.training.arguments import tokens_per_step, training_arguments
+from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
+from cocomix.training.objectives import OBJECTIVES
+from cocomix.training.student import Vocabulary, model_config
+from cocomix.training.trainer import CoCoMixTrainer, last_complete_checkpoint
+
+__all__ = ["Plan", "describe_plan", "plan_run", "train"]
+
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
+
+
+class LabelledBlocks(Dataset[dict[str, torch.Tensor]]):
+    """Token blocks joined with their labels: row i has `input_ids` [seq] and `concept_labels` [seq, k_attr]."""
+
+    def __init__(self, tokens: Any, labels: Any) -> None:
+        self.tokens, self.labels = tokens, labels
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {**self.tokens[index], **self.labels[index]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe amounts to, without training it.
+
+    Attributes:
+        config: configuration of the model.
+        accounting: parameters and FLOPs per token, attention at the data's block size included.
+        block_size: tokens per block.
+    """
+
+    config: PreTrainedConfig
+    accounting: Accounting
+    block_size: int
+
+
+def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: ConceptLabelStore | None = None) -> Plan:
+    """Check a recipe and count its model's cost, on the meta device.
+
+    Args:
+        recipe: the recipe.
+        data: its prepared data; without it (a dry run) the recipe must give every size itself.
+        labels: its labels, if there are any.
+    """
+    vocabulary = None
+    if data is not None:
+        vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
+    config = model_config(recipe, vocabulary, None if labels is None else labels.manifest.num_concepts)
+    block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
+    with torch.device("meta"):
+        accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
+    return Plan(config, accounting, block_size)
+
+
+def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
+    """A dry run's answer: sizes and cost by name, in the order a person asks for them."""
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size)
+    count = plan.accounting
+    step_tokens = tokens_per_step(arguments, plan.block_size)
+    steps = max(arguments.max_steps, 0)
+    return {
+        "objective": recipe.objective,
+        "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
+        "parameters": count.total_parameters,
+        "active parameters": count.active_parameters,
+        "training FLOPs per token": count.training_flops_per_token,
+        "tokens per step": step_tokens,
+        "steps": steps or f"{arguments.num_train_epochs} epochs",
+        "tokens": steps * step_tokens or "the data's",
+        "training FLOPs": steps * step_tokens * count.training_flops_per_token or "the data's",
+    }
+
+
+def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> Path:
+    """Train one model.
+
+    While it runs, everything lies in `OUTPUT.partial`; a run that was stopped goes on from its last whole checkpoint
+    when it is started again with the same recipe, and ends with the same weights (bit for bit on one CPU process).
+
+    Args:
+        recipe: what to train, on what.
+        output: the run folder; must not exist.
+        reporter: told about progress.
+
+    Returns:
+        `output`, a folder with the model, its tokenizer, `recipe.yaml`, `metrics.jsonl`, `manifest.json` and
+        TensorBoard files.
+
+    Raises:
+        CoCoMixError: recipe, data and labels do not fit; an unfinished run of another recipe is in the way; the loss
+            is no longer finite.
+    """
+    reporter = reporter or SilentReporter()
+    data = PreparedData.open(recipe.data)
+    labels = _open_labels(recipe, data)
+    plan = plan_run(recipe, data, labels)
+    _check_unfinished(recipe, output)
+    with staged_directory(output, resume=True) as folder:
+        save_recipe(recipe, folder / "recipe.yaml")
+        arguments = training_arguments(recipe, folder / "checkpoints", plan.block_size)
+        set_seed(arguments.seed)
+        model = build_model(plan.config, recipe.model.attn_implementation)
+        trainer = CoCoMixTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=_split(data, labels, "train", None),
+            eval_dataset=_split(data, labels, "validation", recipe.evaluation_blocks),
+            objective=OBJECTIVES[recipe.objective],
+        )
+        trainer.remove_callback(PrinterCallback)
+        _announce(recipe, plan, trainer, reporter)
+        bar = ProgressBar(reporter, trainer.tokens_per_step)
+        trainer.add_callback(bar)
+        trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
+        checkpoint = _resume_point(trainer, folder, reporter)
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+        if checkpoint is None:
+            _two_evaluation_batches(trainer)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            bar.close()
+        final = _final_evaluation(trainer)
+        _save(trainer, model, data, folder)
+        write_json(folder / "manifest.json", _manifest(recipe, output, plan, data, labels, trainer, final))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {output}")
+    return output
+
+
+def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | None:
+    if recipe.objective == "ntp" or recipe.labels is None:
+        return None
+    labels = ConceptLabelStore.open(recipe.labels)
+    labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
+    made_with = labels.manifest
+    for section, wanted, found in (
+        ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),
+        ("teacher.layer", recipe.teacher and recipe.teacher.layer, made_with.layer),
+        ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made_with.dictionary.name),
+    ):
+        if wanted is not None and wanted != found:
+            raise CoCoMixError(
+                f"the recipe's {section} is {wanted!r} but the labels in {recipe.labels} were made with {found!r}; "
+                "make new labels or correct the recipe."
+            )
+    return labels
+
+
+def _check_unfinished(recipe: RunConfig, output: Path) -> None:
+    """Refuse to go on with an unfinished run of another recipe."""
+    unfinished = partial_path(output) / "recipe.yaml"
+    if unfinished.is_file() and load_recipe(unfinished) != recipe:
+        raise CoCoMixError(
+            f"{unfinished.parent} holds an unfinished run of another recipe; remove it or choose another --output."
+        )
+
+
+def _split(data: PreparedData, labels: ConceptLabelStore | None, name: str, limit: int | None) -> Dataset[Any]:
+    blocks: Dataset[Any] = data.split(name)
+    if labels is not None:
+        blocks = LabelledBlocks(blocks, labels.split(name))
+    if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
+        blocks = Subset(blocks, range(limit))
+    return blocks
+
+
+def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer, reporter: Reporter) -> None:
+    count = plan.accounting
+    reporter.say(
+        f"{recipe.objective}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
+        f"{count.training_flops_per_token / 1e6:,.1f} training MFLOP per token, "
+        f"{trainer.tokens_per_step:,} tokens per step, on {trainer.args.device}"
+    )
+
+
+def _resume_point(trainer: CoCoMixTrainer, folder: Path, reporter: Reporter) -> Path | None:
+    """The checkpoint to go on from, with metrics and clock set back to it; `None` to start afresh."""
+    checkpoint = last_complete_checkpoint(folder / "checkpoints")
+    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    keep_metrics_until(folder / "metrics.jsonl", step if checkpoint is not None else -1)
+    if checkpoint is None:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    else:
+        trainer.resume_clock(checkpoint)
+        reporter.say(f"going on from step {step:,}")
+    return checkpoint
+
+
+def _two_evaluation_batches(trainer: CoCoMixTrainer) -> None:
+    """Run evaluation before step 1, so that a broken one fails in the first minute."""
+    few = min(len(trainer.eval_dataset), 2 * trainer.args.eval_batch_size)
+    trainer.measure(Subset(trainer.eval_dataset, range(few)))
+
+
+def _final_evaluation(trainer: CoCoMixTrainer) -> dict[str, float]:
+    """The evaluation at the last step, which the schedule may have made already."""
+    last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {"step": -1})
+    return dict(last) if last["step"] == trainer.state.global_step else trainer.evaluate()
+
+
+def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: PreparedData, folder: Path) -> None:
+    """Write the model and its tokenizer so that the run folder loads with `from_pretrained`."""
+    model.generation_config.pad_token_id = data.meta.eos_token_id
+    trainer.save_model(str(folder))
+    data.tokenizer().save_pretrained(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
+
+
+def _manifest(
+    recipe: RunConfig,
+    output: Path,
+    plan: Plan,
+    data: PreparedData,
+    labels: ConceptLabelStore | None,
+    trainer: CoCoMixTrainer,
+    final: dict[str, float],
+) -> dict[str, Any]:
+    """What a comparison needs to know of a finished run."""
+    arguments = trainer.args
+    dtype = _DTYPES[trainer.accelerator.mixed_precision]
+    return {
+        "format_version": 1,
+        "kind": "run",
+        "cocomix_version": version("cocomix"),
+        "name": recipe.name or output.name,
+        "objective": recipe.objective,
+        "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
+        "data": {
+            "path": str(recipe.data),
+            "fingerprint": data.meta.fingerprint,
+            "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
+            "block_size": data.meta.block_size,
+        },
+        "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
+        "parameters": {
+            "total": plan.accounting.total_parameters,
+            "active": plan.accounting.active_parameters,
+        },
+        "flops_per_token": {
+            "forward": plan.accounting.forward_flops_per_token,
+            "training": plan.accounting.training_flops_per_token,
+        },
+        "tokens": trainer.state.global_step * trainer.tokens_per_step,
+        "steps": trainer.state.global_step,
+        "seconds": round(trainer.clock.seconds, 3),
+        "training_dtype": dtype,
+        "evaluation_dtype": dtype,
+        "evaluation_blocks": len(trainer.eval_dataset),
+        "seed": arguments.seed,
+        "device": str(arguments.device.type),
+        "final": {name: value for name, value in final.items() if name.startswith("eval_")},
+        "versions": {"torch": torch.__version__, "transformers": version("transformers")},
+    }

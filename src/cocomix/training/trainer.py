@@ -1,0 +1,291 @@
+"""`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged, and checkpoints that are whole.
+
+What is added to `transformers.Trainer` is only what the method needs: the objective seam, divisors counted over the
+whole optimizer step, an evaluation that reports the next-token loss alone, a stop on a loss that is not finite, and a
+mark on complete checkpoints.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from cocomix.errors import CoCoMixError
+from cocomix.modeling import CoCoMixConfig
+from cocomix.modeling.concept_head import IGNORE
+from cocomix.training.arguments import tokens_per_step
+from cocomix.training.objectives import OBJECTIVES, Divisors, Objective, ObjectiveOutput
+
+__all__ = ["CoCoMixTrainer", "collate_blocks", "last_complete_checkpoint"]
+
+_COMPLETE = "complete"
+
+
+def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
+
+    Args:
+        rows: each with `input_ids` [seq] and, optionally, `concept_labels` [seq, k_attr], integers of any kind.
+
+    Returns:
+        int64 tensors [batch, …].
+    """
+    batch = {
+        name: torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
+        for name in rows[0]
+        if name in ("input_ids", "labels", "concept_labels", "attention_mask")
+    }
+    batch.setdefault("labels", batch["input_ids"])
+    return batch
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint under `folder` that was written to its end; torn ones are removed."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (path / _COMPLETE).is_file():
+            complete.append((int(path.name.rpartition("-")[2]), path))
+        else:
+            shutil.rmtree(path)
+    return max(complete)[1] if complete else None
+
+
+class CoCoMixTrainer(Trainer):  # type: ignore[misc]
+    """Trains CoCoMix models and plain decoders on packed blocks.
+
+    Datasets yield `input_ids` and, for CoCoMix, `concept_labels` [seq, k_attr] with −100 for unused entries. The
+    objective follows from the model (`CoCoMixConfig` → `cocomix`, otherwise `ntp`) unless one is given. Everything
+    else is `transformers.Trainer`.
+
+    Logged beside the Trainer's own numbers: `ntp_loss` and `concept_loss` in nats, `concept_recall` (share of label
+    concepts among the model's top-k), `tokens` seen, `seconds` of training (evaluation and saving left out) and
+    `tokens_per_second`. Under gradient accumulation and several processes the losses are averages over the targets of
+    the whole optimizer step.
+    """
+
+    def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("data_collator", collate_blocks)
+        super().__init__(*args, **kwargs)
+        if objective is None:
+            objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
+        self.objective = objective
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
+        self._concept_positions: Tensor | None = None
+        self._meter = _Meter()
+        self.clock = TrainingClock()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "labels", "attention_mask", "concept_labels"]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        """Count targets and labelled positions over all micro-batches of a step, on all processes."""
+        if not batch_samples:
+            return None
+        counts = torch.stack([_count_targets(batch) for batch in batch_samples]).sum(0).to(device)
+        counts = _over_processes(counts, self.accelerator).clamp_min(1)
+        self._concept_positions = counts[1]
+        return counts[0]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss for one micro-batch; its terms are kept for the next log line."""
+        concept_positions = None if num_items_in_batch is None else self._concept_positions
+        output = self.objective(model, inputs, Divisors(num_items_in_batch, concept_positions))
+        self._meter.add(output)
+        # Gradients are averaged over processes, but the divisors are global: undo the average.
+        loss = output.loss * self.accelerator.num_processes if num_items_in_batch is not None else output.loss
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss terms, tokens and seconds to a log line; stop if the loss is not finite."""
+        if "loss" in logs:
+            logs.update(self._meter.averages(self.state.global_step, self.accelerator))
+            self._refuse_not_finite(logs["ntp_loss"])
+        seconds = self.clock.seconds
+        logs["tokens"] = self.state.global_step * self.tokens_per_step
+        logs["seconds"] = seconds
+        if "loss" in logs:
+            logs["tokens_per_second"] = self.clock.rate(logs["tokens"])
+        super().log(logs, start_time)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, all processes together."""
+        return tokens_per_step(self.args, len(self.train_dataset[0]["input_ids"]))
+
+    def _refuse_not_finite(self, loss: float) -> None:
+        if loss == loss and abs(loss) != float("inf"):
+            return
+        checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
+        kept = "no checkpoint was written before" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+        raise CoCoMixError(
+            f"the loss became {loss} by step {self.state.global_step} and training stopped; {kept}: lower "
+            "training.learning_rate or training.max_grad_norm and run again."
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `transformers.Trainer` does, with the clock running."""
+        with self.clock.running(self.args.device):
+            return super().train(*args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """`measure`, logged. `ignore_keys` is accepted for the base class's sake and not needed."""
+        metrics = self.measure(eval_dataset, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, eval_dataset: Any = None, prefix: str = "eval") -> dict[str, float]:
+        """Average losses over a dataset, by default the evaluation set.
+
+        Runs in the training precision, so that arms that train alike are evaluated alike.
+
+        Returns:
+            `eval_loss`, the next-token loss alone, in nats per target token; with concept labels also
+            `eval_concept_loss` in nats per labelled position, and `eval_concept_recall`.
+        """
+        model = self.model_wrapped if self.is_in_train else self.model
+        meter, targets = _Meter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
+        with self.clock.paused(self.args.device), torch.inference_mode():
+            model.eval()
+            for batch in self.get_eval_dataloader(eval_dataset):
+                inputs = self._prepare_inputs(batch)
+                # Divisors of one turn averages into sums, so that a last, smaller batch has its own weight.
+                meter.add(self.objective(model, inputs, Divisors(1, 1)))
+                targets += _count_targets(inputs)
+            model.train()
+            tokens, positions = _over_processes(targets, self.accelerator).clamp_min(1).tolist()
+            sums = meter.averages(1, self.accelerator)
+        metrics = {f"{prefix}_loss": sums["ntp_loss"] / tokens}
+        if "concept_loss" in sums:
+            metrics[f"{prefix}_concept_loss"] = sums["concept_loss"] / positions
+            metrics[f"{prefix}_concept_recall"] = sums["concept_recall"]
+        return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save, then mark the checkpoint complete; a loss that is not finite is never saved."""
+        with self.clock.paused(self.args.device):
+            pending = self._meter.pending_loss()
+            if pending is not None:
+                self._refuse_not_finite(pending)
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                (folder / _COMPLETE).write_text(f"{self.clock.seconds}\n")
+
+    def resume_clock(self, checkpoint: Path) -> None:
+        """Go on counting seconds and steps from where a complete checkpoint was written."""
+        self.clock.elapsed = float((checkpoint / _COMPLETE).read_text())
+        step = int(checkpoint.name.rpartition("-")[2])
+        self._meter.last_step = step
+        self.clock.last_mark = (step * self.tokens_per_step, self.clock.elapsed)
+
+
+def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:
+    """Target tokens and labelled positions of a batch. [2], int64"""
+    tokens = batch["labels"][:, 1:].ne(IGNORE).sum()
+    concepts = batch["concept_labels"].ne(IGNORE).any(-1).sum() if "concept_labels" in batch else tokens.new_zeros(())
+    return torch.stack((tokens, concepts))
+
+
+class _Meter:
+    """Sums loss terms on the device between log lines, so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self.last_step = 0
+        self._terms: dict[str, Tensor] = {}
+        self._ratios: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, output: ObjectiveOutput) -> None:
+        for name, value in output.terms.items():
+            value = value.detach().double() if value.device.type != "mps" else value.detach()
+            self._terms[name] = self._terms[name] + value if name in self._terms else value
+        for name, (part, whole) in output.ratios.items():
+            before = self._ratios.get(name)
+            self._ratios[name] = (part, whole) if before is None else (before[0] + part, before[1] + whole)
+
+    def pending_loss(self) -> float | None:
+        """The next-token loss summed since the last log line, to see whether it is finite."""
+        return float(self._terms["ntp_loss"]) if "ntp_loss" in self._terms else None
+
+    def averages(self, step: int, accelerator: Any) -> dict[str, float]:
+        """Per-step averages since the last call, summed over processes, and the ratios; then start anew."""
+        steps = max(step - self.last_step, 1)
+        values = {name: float(_over_processes(value, accelerator)) / steps for name, value in self._terms.items()}
+        for name, (part, whole) in self._ratios.items():
+            total = float(_over_processes(whole, accelerator))
+            values[name] = float(_over_processes(part, accelerator)) / total if total else 0.0
+        self.last_step, self._terms, self._ratios = step, {}, {}
+        return values
+
+
+def _over_processes(value: Tensor, accelerator: Any) -> Tensor:
+    if accelerator.num_processes == 1:
+        return value
+    reduced: Tensor = accelerator.reduce(value, reduction="sum")
+    return reduced
+
+
+class TrainingClock:
+    """Seconds spent training; stands still during evaluation and saving."""
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        self.last_mark = (0.0, 0.0)
+        self._started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.elapsed + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def rate(self, tokens: float) -> float:
+        """Tokens per second since the last call."""
+        seconds = self.seconds
+        rate = (tokens - self.last_mark[0]) / max(seconds - self.last_mark[1], 1e-9)
+        self.last_mark = (tokens, seconds)
+        return rate
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Count the block's time."""
+        self._started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stop(device)
+
+    @contextmanager
+    def paused(self, device: torch.device) -> Iterator[None]:
+        """Do not count the block's time, if the clock runs at all."""
+        was_running = self._started is not None
+        if was_running:
+            self._stop(device)
+        try:
+            yield
+        finally:
+            if was_running:
+                self._started = time.perf_counter()
+
+    def _stop(self, device: torch.device) -> None:
+        if self._started is None:
+            return
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        self.elapsed += time.perf_counter() - self._started
+        self._started = None

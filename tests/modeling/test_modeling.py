@@ -63,6 +63,16 @@ def test_losses_are_what_they_say(family: str) -> None:
     torch.testing.assert_close(output.loss, output.ntp_loss + 0.3 * output.concept_loss)
 
 
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_the_next_token_is_read_at_its_concept(mixing: str) -> None:
+    """The forward pass put together by hand: with concepts between the tokens, every second position is read."""
+    model = student("llama", 1, mixing)
+    mixed = model.mixer(model.lower(tokens()).last_hidden_state).mixed
+    final = model.upper(inputs_embeds=mixed).last_hidden_state
+    read = final[:, [2 * t + 1 for t in range(11)]] if mixing in ("interleave", "residual") else final
+    torch.testing.assert_close(model(tokens()).logits, read @ model.lm_head.weight.T)
+
+
 def test_each_loss_alone() -> None:
     model = student("gpt2", concept_loss_weight=0.5)
     assert model(tokens()).loss is None
@@ -249,7 +259,7 @@ def test_torch_compile_gives_the_same_loss_and_gradients() -> None:
     plain.backward()
     expected = gradients_of(model)
     model.zero_grad()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     loss = compiled(tokens(), labels=tokens(), concept_labels=concepts()).loss
     loss.backward()
     torch.testing.assert_close(loss, plain)

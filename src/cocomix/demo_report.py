@@ -111,10 +111,8 @@ def _inspection_section(run: Run, reporter: Reporter) -> Section:
         known = f" ({described[first.id].short()})" if first.id in described else ""
         shaded.append((token.token, logit / peak, f"strongest: concept {first.id}{known}, logit {first.logit:.1f}"))
     reporter.say(f"\nConcept {concept}, most typical at: {meaning}. Where {run.manifest.name} predicts it:")
-    marked = (
-        f"[{token.token}]" if logit > 0.5 * peak else token.token for token, logit in zip(tokens, logits, strict=True)
-    )
-    reporter.say("".join(marked))
+    pairs = zip(tokens, logits, strict=True)
+    reporter.say("".join(f"[{token.token}]" if logit > 0.5 * peak else token.token for token, logit in pairs))
     return Section(
         "One concept, inspected",
         (

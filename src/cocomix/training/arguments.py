@@ -14,7 +14,7 @@ from cocomix.errors import CoCoMixError
 __all__ = ["tokens_per_step", "training_arguments"]
 
 _DEFAULTS: dict[str, Any] = {
-    # The paper's optimisation (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
+    # The paper's (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
     "learning_rate": 6e-4,
     "adam_beta1": 0.9,
     "adam_beta2": 0.95,
@@ -79,8 +79,8 @@ def _set_from_steps(arguments: TrainingArguments, given: dict[str, Any]) -> None
     """Defaults that depend on the run's length: 20 evaluations, 10 checkpoints, a warm-up of 1/300 (at least 1)."""
     steps = arguments.max_steps
     if "eval_steps" not in given:
-        arguments.eval_steps = max(1, steps // _EVALUATIONS)
+        arguments.eval_steps = math.ceil(steps / _EVALUATIONS)
     if "save_steps" not in given:
-        arguments.save_steps = max(1, steps // _CHECKPOINTS)
+        arguments.save_steps = math.ceil(steps / _CHECKPOINTS)
     if "warmup_steps" not in given:
         arguments.warmup_steps = max(1, round(steps / 300))

@@ -1,4 +1,4 @@
-"""`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged, and checkpoints that are whole.
+"""`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged and whole checkpoints.
 
 What is added to `transformers.Trainer` is only what the method needs: the objective seam, divisors counted over the
 whole optimizer step, an evaluation that reports the next-token loss alone, a stop on a loss that is not finite, and a
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.errors import CoCoMixError
@@ -147,7 +147,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """`measure`, logged. `ignore_keys` is accepted for the base class's sake and not needed."""
         metrics = self.measure(eval_dataset, metric_key_prefix)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def measure(self, eval_dataset: Any = None, prefix: str = "eval") -> dict[str, float]:

@@ -10,7 +10,7 @@ recipe() { echo "recipes/corpus_$1.yaml --set data=$out/data --set labels=$out/l
 $cocomix prepare "$corpus"/corpus-*.jsonl.gz --validation "$corpus/heldout.jsonl.gz" \
   --vocab-size 16384 --block-size 512 --output "$out/data"
 $cocomix train $(recipe teacher) --output "$out/teacher"
-$cocomix sae "$out/data" --teacher "$out/teacher" --layer 3 --num-concepts 8192 --k 32 --tokens 6000000 \
+$cocomix sae "$out/data" --teacher "$out/teacher" --layer 3 --num-concepts 4096 --k 32 --tokens 8000000 \
   --batch-size 4096 --learning-rate 5e-4 --output "$out/dictionary"
 $cocomix label "$out/data" --teacher "$out/teacher" --dictionary "$out/dictionary" --batch-tokens 65536 \
   --output "$out/labels"

@@ -51,8 +51,10 @@ class ConceptCompression(nn.Module):
         values: Tensor,  # [batch, seq, k]
     ) -> Tensor:  # [batch, seq, d_model]
         """Σ_j values_j · weight[ids_j] + bias: the dense product W_comp·s + b_comp without its zeros."""
+        # Gradients of the values exist in float32 alone on GPUs, so training sums there; parameters usually are anyway.
+        dtype = torch.float32 if torch.is_grad_enabled() else self.weight.dtype
         bags = F.embedding_bag(
-            ids.flatten(0, 1), self.weight.to(values.dtype), per_sample_weights=values.flatten(0, 1), mode="sum"
+            ids.flatten(0, 1), self.weight.to(dtype), per_sample_weights=values.flatten(0, 1).to(dtype), mode="sum"
         )
         return bags.view(*ids.shape[:2], -1) + self.bias
 

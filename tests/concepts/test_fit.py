@@ -97,3 +97,19 @@ def test_what_cannot_be_fitted_is_refused(change, message, shards, evaluation, t
     settings = SETTINGS.model_copy(update={"k": change["k"]} if "k" in change else {})
     with pytest.raises(CoCoMixError, match=message):
         fit_dictionary(make_model("gpt2"), 1, change.get("shards", shards), evaluation, tmp_path / "sae", settings)
+
+
+def test_the_sparse_decoder_trains_like_sae_lens_own():
+    states = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(0))
+    dead = torch.zeros(64, dtype=torch.bool)
+    dead[:20] = True
+    results = []
+    for cls in (sae_lens.TopKTrainingSAE, fit.sparse_decoding_sae(sae_lens)):
+        torch.manual_seed(0)
+        sae = cls(sae_lens.TopKTrainingSAEConfig(d_in=D_MODEL, d_sae=64, k=6))
+        step = sae_lens.saes.sae.TrainStepInput(states, {}, dead, 0, False)
+        output = sae.training_forward_pass(step)
+        output.loss.backward()
+        results.append([output.loss.detach(), *(parameter.grad for parameter in sae.parameters())])
+    for naive, sparse in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, naive, rtol=1e-4, atol=1e-5)

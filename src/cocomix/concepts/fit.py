@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.concepts.check import DictionaryFit, measure_fit
@@ -54,10 +55,10 @@ class FitSettings(BaseModel):
 
     num_concepts: int = Field(default=2048, ge=2)
     k: int = Field(default=16, ge=1)
-    tokens: int = Field(default=1_000_000, ge=1)
-    batch_size: int = Field(default=2048, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    dead_after_tokens: int = Field(default=100_000, ge=1)
+    tokens: int = Field(default=500_000, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    dead_after_tokens: int = Field(default=20_000, ge=1)
     forward_tokens: int = Field(default=4096, ge=1)
     seed: int = 0
 
@@ -65,6 +66,11 @@ class FitSettings(BaseModel):
     def steps(self) -> int:
         """Optimizer steps."""
         return max(1, self.tokens // self.batch_size)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given learning rate, or the one that follows from `num_concepts`."""
+        return self.learning_rate if self.learning_rate is not None else 8e-3 * (2048 / self.num_concepts) ** 0.5
 
 
 class FitReport(BaseModel):
@@ -179,7 +185,7 @@ def _train(
     first = next(batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        sae = sae_lens.TopKTrainingSAE(
+        sae = sparse_decoding_sae(sae_lens)(
             sae_lens.TopKTrainingSAEConfig(
                 d_in=decoder.d_model,
                 d_sae=settings.num_concepts,
@@ -194,8 +200,8 @@ def _train(
         sae_lens.config.SAETrainerConfig(
             total_training_samples=settings.steps * settings.batch_size,
             train_batch_size_samples=settings.batch_size,
-            lr=settings.learning_rate,
-            lr_end=settings.learning_rate,
+            lr=settings.peak_learning_rate,
+            lr_end=settings.peak_learning_rate,
             lr_warm_up_steps=settings.steps // 20,
             lr_decay_steps=settings.steps // 5,
             dead_feature_window=max(1, settings.dead_after_tokens // settings.batch_size),
@@ -214,10 +220,27 @@ def _train(
             if ((step + 1) % _CHECK_EVERY == 0 or step + 1 == settings.steps) and not bool(result.loss.isfinite()):
                 raise CoCoMixError(
                     f"the loss of the dictionary is not finite after {trainer.n_training_samples:,} tokens; lower the "
-                    f"learning rate ({settings.learning_rate})."
+                    f"learning rate ({settings.peak_learning_rate:g})."
                 )
     trainer.set_final_sae_metadata()
     return trainer
+
+
+def sparse_decoding_sae(sae_lens: Any) -> Any:
+    """SAELens' TopK training class with a decoder that reads only the k active rows.
+
+    SAELens multiplies the dense [batch, num_concepts] activations with the decoder, and twice more in backward; a step
+    is about a fifth shorter without. Values and gradients are the same.
+    """
+
+    class SparseDecodingSAE(sae_lens.TopKTrainingSAE):  # type: ignore[misc]
+        def decode(self, feature_acts: Tensor) -> Tensor:
+            values, ids = feature_acts.topk(self.cfg.k, dim=-1, sorted=False)
+            values = values / self.W_dec.norm(dim=-1)[ids]
+            decoded: Tensor = F.embedding_bag(ids, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
+            return decoded
+
+    return SparseDecodingSAE
 
 
 def _activations(decoder: FrozenDecoder, shards: Sequence[TokenShardLike], settings: FitSettings) -> Iterator[Tensor]:

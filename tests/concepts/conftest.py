@@ -1,5 +1,6 @@
 """Tiny teachers and dictionaries; small enough that naive twins are exact and fast."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -74,6 +75,17 @@ def make_dictionary(kind: str = "topk", *, d_model: int = D_MODEL, normalize: st
     ]
     options = {"topk": {"k": 8}, "jumprelu": {"threshold": torch.full((CONCEPTS,), 1.5)}, "relu": {}}[kind]
     return ConceptDictionary.from_tensors(*weights, normalize=normalize, **options)
+
+
+class TokenShard:
+    """Random token blocks in memory."""
+
+    def __init__(self, name: str, blocks: int, seed: int, block_size: int) -> None:
+        self.name, self.num_blocks = name, blocks
+        self.tokens = np.random.default_rng(seed).integers(1, VOCAB, (blocks, block_size)).astype(np.uint16)
+
+    def read(self) -> np.ndarray:
+        return self.tokens
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from cocomix.concepts import ConceptDictionary, FitSettings, fit, fit_dictionary
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.errors import CoCoMixError
 
-from .conftest import D_MODEL, VOCAB, make_model
+from .conftest import D_MODEL, TokenShard, make_model
 
 sae_lens = pytest.importorskip("sae_lens")
 
@@ -18,23 +18,14 @@ SETTINGS = FitSettings(
 )
 
 
-class Shard:
-    def __init__(self, name, blocks, seed):
-        self.name, self.num_blocks = name, blocks
-        self.tokens = np.random.default_rng(seed).integers(1, VOCAB, (blocks, BLOCK)).astype(np.uint16)
-
-    def read(self):
-        return self.tokens
-
-
 @pytest.fixture
 def shards():
-    return [Shard("train/00000", 40, 0), Shard("train/00001", 20, 1)]
+    return [TokenShard("train/00000", 40, 0, BLOCK), TokenShard("train/00001", 20, 1, BLOCK)]
 
 
 @pytest.fixture
 def evaluation():
-    return torch.from_numpy(Shard("validation/00000", 20, 9).tokens.astype(np.int64))
+    return torch.from_numpy(TokenShard("validation/00000", 20, 9, BLOCK).tokens.astype(np.int64))
 
 
 def test_a_fitted_dictionary_explains_the_layer_and_sae_lens_reads_it(shards, evaluation, tmp_path, capfd):

@@ -18,19 +18,10 @@ from cocomix.concepts import (
 from cocomix.concepts.labels import id_storage
 from cocomix.errors import CoCoMixError
 
-from .conftest import CONCEPTS, VOCAB, make_dictionary, make_model
+from .conftest import CONCEPTS, VOCAB, TokenShard, make_dictionary, make_model
 
 BLOCK = 9
 FINGERPRINTS = {"data_fingerprint": "d" * 64, "tokenizer_fingerprint": "t" * 64, "block_size": BLOCK}
-
-
-class Shard:
-    def __init__(self, name, blocks, seed):
-        self.name, self.num_blocks = name, blocks
-        self.tokens = np.random.default_rng(seed).integers(1, VOCAB, (blocks, BLOCK)).astype(np.uint16)
-
-    def read(self):
-        return self.tokens
 
 
 @pytest.fixture
@@ -41,8 +32,8 @@ def teacher():
 @pytest.fixture
 def splits():
     return {
-        "train": [Shard("train/00000", 5, 0), Shard("train/00001", 5, 1), Shard("train/00002", 2, 2)],
-        "validation": [Shard("validation/00000", 3, 3)],
+        "train": [TokenShard(f"train/{index:05d}", blocks, index, BLOCK) for index, blocks in enumerate((5, 5, 2))],
+        "validation": [TokenShard("validation/00000", 3, 3, BLOCK)],
     }
 
 

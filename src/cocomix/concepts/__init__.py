@@ -7,6 +7,7 @@ from cocomix.concepts.fit import FitReport, FitSettings, fit_dictionary
 from cocomix.concepts.labelling import write_labels
 from cocomix.concepts.labels import ConceptLabelStore, LabelManifest, LabelSettings
 from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
+from cocomix.concepts.tokens import TokenShardLike
 
 __all__ = [
     "AttributionSettings",
@@ -20,6 +21,7 @@ __all__ = [
     "LabelManifest",
     "LabelSettings",
     "SparseCodes",
+    "TokenShardLike",
     "check_tokenizer",
     "fit_dictionary",
     "label_agreement",

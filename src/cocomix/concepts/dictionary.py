@@ -12,6 +12,7 @@ Nothing is remembered between calls: the normalisation statistics are returned t
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -162,7 +163,7 @@ class ConceptDictionary:
         )
 
     @classmethod
-    def from_sae_lens(cls, release_or_path: str, sae_id: str | None = None) -> "ConceptDictionary":
+    def from_sae_lens(cls, release_or_path: str | Path, sae_id: str | None = None) -> "ConceptDictionary":
         """Load an SAE with SAELens: a folder it saved, or a release and an id; see `cocomix.concepts.saelens`."""
         from cocomix.concepts.saelens import load_sae_lens
 

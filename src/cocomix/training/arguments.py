@@ -3,15 +3,16 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from cocomix.config import RunConfig
 from cocomix.errors import CoCoMixError
 
-__all__ = ["tokens_per_step", "training_arguments"]
+__all__ = ["tokens_after", "tokens_per_step", "training_arguments"]
 
 _DEFAULTS: dict[str, Any] = {
     # The paper's (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
@@ -22,7 +23,8 @@ _DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
-    # Our choices: deterministic data order shared by all arms, files rather than services.
+    # Our choices: one pass over the data, in an order shared by all arms; files rather than services.
+    "num_train_epochs": 1,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
     "seed": 0,
@@ -36,48 +38,100 @@ _DEFAULTS: dict[str, Any] = {
 }
 _EVALUATIONS, _CHECKPOINTS = 20, 10
 _OURS = ("output_dir", "do_train", "do_eval", "resume_from_checkpoint", "remove_unused_columns")
+_SCALARS = (bool, int, float, bool | None, int | None, float | None)
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
-def training_arguments(config: RunConfig, output_dir: Path, block_size: int) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig, output_dir: Path, block_size: int, train_blocks: int | None = None
+) -> TrainingArguments:
     """Build the Trainer's arguments.
 
     Args:
         config: the recipe; its `training` overrides the defaults, its `tokens` become `max_steps`.
         output_dir: folder for checkpoints.
         block_size: tokens per block, to turn tokens into steps.
+        train_blocks: blocks of the training split, to know where epochs end; `None` in a dry run without data.
 
     Raises:
-        CoCoMixError: `training:` names an unknown field, or transformers refuses a value.
+        CoCoMixError: `training:` names an unknown field, or transformers refuses a value; the data is smaller than one
+            batch of whole blocks.
     """
-    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    for name in config.training:
-        if name in _OURS:
-            raise CoCoMixError(f"training.{name} is set by cocomix itself; remove it from the recipe.")
-        if name not in known:
-            raise CoCoMixError(f"training.{name} is not a field of transformers.TrainingArguments; check its spelling.")
-    values = {**_DEFAULTS, **config.training}
+    values = {**_DEFAULTS, **_checked(config.training)}
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **values)
     except (ValueError, TypeError, ImportError) as error:
         raise CoCoMixError(f"training: {' '.join(str(error).split())}") from error
+    epoch = None if train_blocks is None else _epoch_blocks(arguments, train_blocks)
     if config.tokens is not None:
-        arguments.max_steps = math.ceil(config.tokens / tokens_per_step(arguments, block_size))
-    if arguments.max_steps > 0:
-        _set_from_steps(arguments, config.training)
+        blocks = math.ceil(config.tokens / block_size)
+        passes, rest = (0, blocks) if epoch is None else divmod(blocks, epoch)
+        arguments.max_steps = passes * _steps(arguments, epoch or 0) + _steps(arguments, rest)
+    steps = arguments.max_steps
+    if steps <= 0 and epoch is not None:
+        steps = math.ceil(arguments.num_train_epochs * _steps(arguments, epoch))
+    if steps > 0:
+        _set_from_steps(arguments, config.training, steps)
     return arguments
+
+
+def _checked(training: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's fields with their types checked, which `TrainingArguments` does not do."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    types = get_type_hints(TrainingArguments)
+    checked = dict(training)
+    for name, value in training.items():
+        if name in _OURS:
+            raise CoCoMixError(f"training.{name} is set by cocomix itself; remove it from the recipe.")
+        if name not in known:
+            raise CoCoMixError(f"training.{name} is not a field of transformers.TrainingArguments; check its spelling.")
+        if types[name] in _SCALARS:
+            try:
+                checked[name] = TypeAdapter(types[name]).validate_python(value)
+            except ValidationError as error:
+                raise CoCoMixError(f"training.{name}: {error.errors()[0]['msg']}, not {value!r}.") from None
+        if name in _AT_LEAST_ONE and checked[name] < 1:
+            raise CoCoMixError(f"training.{name} is {value}; it must be at least 1.")
+    return checked
 
 
 def tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:
     """Tokens of one optimizer step, all processes together."""
-    blocks = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return int(blocks) * block_size
+    return _blocks_per_step(arguments) * block_size
 
 
-def _set_from_steps(arguments: TrainingArguments, given: dict[str, Any]) -> None:
+def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, block_size: int) -> int:
+    """Training tokens of so many optimizer steps: the step that ends an epoch has only the blocks that are left."""
+    epoch = _epoch_blocks(arguments, train_blocks)
+    passes, rest = divmod(steps, _steps(arguments, epoch))
+    return (passes * epoch + min(rest * _blocks_per_step(arguments), epoch)) * block_size
+
+
+def _blocks_per_step(arguments: TrainingArguments) -> int:
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
+
+
+def _epoch_blocks(arguments: TrainingArguments, train_blocks: int) -> int:
+    """Blocks of one pass over the data."""
+    batch = arguments.train_batch_size * arguments.world_size
+    blocks = train_blocks - train_blocks % batch if arguments.dataloader_drop_last else train_blocks
+    if blocks == 0:
+        raise CoCoMixError(
+            f"the training split has {train_blocks} blocks, less than one batch of {batch}; lower "
+            "training.per_device_train_batch_size."
+        )
+    return int(blocks)
+
+
+def _steps(arguments: TrainingArguments, blocks: int) -> int:
+    """Optimizer steps that so many blocks of one epoch take."""
+    return math.ceil(blocks / _blocks_per_step(arguments))
+
+
+def _set_from_steps(arguments: TrainingArguments, given: dict[str, Any], steps: int) -> None:
     """Defaults that depend on the run's length: 20 evaluations, 10 checkpoints, a warm-up of 1/300 (at least 1)."""
-    steps = arguments.max_steps
     if "eval_steps" not in given:
         arguments.eval_steps = math.ceil(steps / _EVALUATIONS)
     if "save_steps" not in given:

@@ -1,6 +1,8 @@
 """`cocomix train`: one run from a recipe to a folder that `from_pretrained` loads."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -121,15 +123,20 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
     labels = _open_labels(recipe, data)
     plan = plan_run(recipe, data, labels)
     _check_unfinished(recipe, output)
-    with staged_directory(output, resume=True) as folder:
-        save_recipe(recipe, folder / "recipe.yaml")
-        arguments = training_arguments(recipe, folder / "checkpoints", plan.block_size)
+    blocks: Any = _split(data, labels, "train", None)
+    arguments = training_arguments(recipe, partial_path(output) / "checkpoints", plan.block_size, len(blocks))
+    first = arguments.process_index == 0
+    if not first:
+        reporter = SilentReporter()
+    with _staged(output, arguments) as folder:
+        if first:
+            save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
         model = build_model(plan.config, recipe.model.attn_implementation)
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
-            train_dataset=_split(data, labels, "train", None),
+            train_dataset=blocks,
             eval_dataset=_split(data, labels, "validation", recipe.evaluation_blocks),
             objective=OBJECTIVES[recipe.objective],
         )
@@ -139,7 +146,8 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
         trainer.add_callback(bar)
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
         checkpoint = _resume_point(trainer, folder, reporter)
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+        if first:
+            trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
             _two_evaluation_batches(trainer)
         try:
@@ -148,10 +156,27 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
             bar.close()
         final = _final_evaluation(trainer)
         _save(trainer, model, data, folder)
-        write_json(folder / "manifest.json", _manifest(recipe, output, plan, data, labels, trainer, final))
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if first:
+            write_json(folder / "manifest.json", _manifest(recipe, output, plan, data, labels, trainer, final))
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {output}")
     return output
+
+
+@contextmanager
+def _staged(output: Path, arguments: TrainingArguments) -> Iterator[Path]:
+    """The folder the run is built in; of several processes the first makes it, and renames it when all are done."""
+    wait = arguments.distributed_state.wait_for_everyone
+    if arguments.process_index == 0:
+        with staged_directory(output, resume=True) as folder:
+            wait()
+            yield folder
+            wait()
+    else:
+        wait()
+        yield partial_path(output)
+        wait()
+    wait()
 
 
 def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | None:
@@ -203,12 +228,13 @@ def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer, reporter: 
 def _resume_point(trainer: CoCoMixTrainer, folder: Path, reporter: Reporter) -> Path | None:
     """The checkpoint to go on from, with metrics and clock set back to it; `None` to start afresh."""
     checkpoint = last_complete_checkpoint(folder / "checkpoints")
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    keep_metrics_until(folder / "metrics.jsonl", step if checkpoint is not None else -1)
-    if checkpoint is None:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    else:
-        trainer.resume_clock(checkpoint)
+    step = -1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if trainer.args.process_index == 0:
+        keep_metrics_until(folder / "metrics.jsonl", step)
+        if checkpoint is None:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    if checkpoint is not None:
+        trainer.resume_meters(checkpoint)
         reporter.say(f"going on from step {step:,}")
     return checkpoint
 
@@ -229,8 +255,9 @@ def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: PreparedData, f
     """Write the model and its tokenizer so that the run folder loads with `from_pretrained`."""
     model.generation_config.pad_token_id = data.meta.eos_token_id
     trainer.save_model(str(folder))
-    data.tokenizer().save_pretrained(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
+    if trainer.args.process_index == 0:
+        data.tokenizer().save_pretrained(str(folder))
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
 
 
 def _manifest(
@@ -267,7 +294,7 @@ def _manifest(
             "forward": plan.accounting.forward_flops_per_token,
             "training": plan.accounting.training_flops_per_token,
         },
-        "tokens": trainer.state.global_step * trainer.tokens_per_step,
+        "tokens": trainer.tokens_seen(trainer.state.global_step),
         "steps": trainer.state.global_step,
         "seconds": round(trainer.clock.seconds, 3),
         "training_dtype": dtype,

@@ -5,12 +5,13 @@ whole optimizer step, an evaluation that reports the next-token loss alone, a st
 mark on complete checkpoints.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.modeling.concept_head import IGNORE
-from cocomix.training.arguments import tokens_per_step
+from cocomix.output import read_json, write_json
+from cocomix.training.arguments import tokens_after, tokens_per_step
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective, ObjectiveOutput
 
 __all__ = ["CoCoMixTrainer", "collate_blocks", "last_complete_checkpoint"]
@@ -53,7 +55,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         if (path / _COMPLETE).is_file():
             complete.append((int(path.name.rpartition("-")[2]), path))
         else:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     return max(complete)[1] if complete else None
 
 
@@ -110,12 +112,16 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss terms, tokens and seconds to a log line; stop if the loss is not finite."""
+        """Add the loss terms, tokens and seconds to a log line; stop if a number is not finite."""
         if "loss" in logs:
             logs.update(self._meter.averages(self.state.global_step, self.accelerator))
-            self._refuse_not_finite(logs["ntp_loss"])
+            if self.accelerator.mixed_precision == "fp16" and not math.isfinite(logs.get("grad_norm", 0.0)):
+                del logs["grad_norm"]  # the loss scaler skipped this step and lowers its scale
+        for name in ("ntp_loss", "concept_loss", "grad_norm", "eval_loss", "eval_concept_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                self._stop(f"{name} became {logs[name]}")
         seconds = self.clock.seconds
-        logs["tokens"] = self.state.global_step * self.tokens_per_step
+        logs["tokens"] = self.tokens_seen(self.state.global_step)
         logs["seconds"] = seconds
         if "loss" in logs:
             logs["tokens_per_second"] = self.clock.rate(logs["tokens"])
@@ -126,14 +132,16 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """Tokens of one optimizer step, all processes together."""
         return tokens_per_step(self.args, len(self.train_dataset[0]["input_ids"]))
 
-    def _refuse_not_finite(self, loss: float) -> None:
-        if loss == loss and abs(loss) != float("inf"):
-            return
+    def tokens_seen(self, steps: int) -> int:
+        """Training tokens of so many optimizer steps; the last step of an epoch may hold fewer than the others."""
+        return tokens_after(steps, self.args, len(self.train_dataset), len(self.train_dataset[0]["input_ids"]))
+
+    def _stop(self, what: str) -> NoReturn:
         checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written before" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         raise CoCoMixError(
-            f"the loss became {loss} by step {self.state.global_step} and training stopped; {kept}: lower "
-            "training.learning_rate or training.max_grad_norm and run again."
+            f"{what} by step {self.state.global_step} and training stopped; {kept}; lower training.learning_rate or "
+            "training.max_grad_norm and train to another --output."
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -177,23 +185,31 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             metrics[f"{prefix}_concept_recall"] = sums["concept_recall"]
         return metrics
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch, unless the checkpoint resumed from is the last step's: the base class would go one step too far."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Save, then mark the checkpoint complete; a loss that is not finite is never saved."""
+        """Save, then mark the checkpoint complete; weights that are not finite are never saved."""
         with self.clock.paused(self.args.device):
-            pending = self._meter.pending_loss()
-            if pending is not None:
-                self._refuse_not_finite(pending)
+            if not bool(torch.stack([weight.detach().isfinite().all() for weight in model.parameters()]).all()):
+                self._stop("the weights became infinite or not a number")
             super()._save_checkpoint(model, trial)
+            meter = self._meter.state(self.accelerator)
             if self.args.should_save:
                 folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-                (folder / _COMPLETE).write_text(f"{self.clock.seconds}\n")
+                write_json(folder / _COMPLETE, {"seconds": self.clock.seconds, "meter": meter})
 
-    def resume_clock(self, checkpoint: Path) -> None:
-        """Go on counting seconds and steps from where a complete checkpoint was written."""
-        self.clock.elapsed = float((checkpoint / _COMPLETE).read_text())
+    def resume_meters(self, checkpoint: Path) -> None:
+        """Go on counting seconds and averaging losses from where a complete checkpoint was written."""
+        mark = read_json(checkpoint / _COMPLETE)
         step = int(checkpoint.name.rpartition("-")[2])
-        self._meter.last_step = step
-        self.clock.last_mark = (step * self.tokens_per_step, self.clock.elapsed)
+        self.clock.elapsed = float(mark["seconds"])
+        self.clock.last_mark = (self.tokens_seen(step), self.clock.elapsed)
+        self._meter.restore(mark["meter"], self.accelerator)
 
 
 def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:
@@ -212,26 +228,45 @@ class _Meter:
         self._ratios: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, output: ObjectiveOutput) -> None:
-        for name, value in output.terms.items():
+        for name, value in {"loss": output.loss, **output.terms}.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self._terms[name] = self._terms[name] + value if name in self._terms else value
         for name, (part, whole) in output.ratios.items():
             before = self._ratios.get(name)
             self._ratios[name] = (part, whole) if before is None else (before[0] + part, before[1] + whole)
 
-    def pending_loss(self) -> float | None:
-        """The next-token loss summed since the last log line, to see whether it is finite."""
-        return float(self._terms["ntp_loss"]) if "ntp_loss" in self._terms else None
-
     def averages(self, step: int, accelerator: Any) -> dict[str, float]:
         """Per-step averages since the last call, summed over processes, and the ratios; then start anew."""
         steps = max(step - self.last_step, 1)
-        values = {name: float(_over_processes(value, accelerator)) / steps for name, value in self._terms.items()}
-        for name, (part, whole) in self._ratios.items():
-            total = float(_over_processes(whole, accelerator))
-            values[name] = float(_over_processes(part, accelerator)) / total if total else 0.0
+        sums = self.state(accelerator)
+        values = {name: value / steps for name, value in sums["terms"].items()}
+        values |= {name: part / whole if whole else 0.0 for name, (part, whole) in sums["ratios"].items()}
         self.last_step, self._terms, self._ratios = step, {}, {}
         return values
+
+    def state(self, accelerator: Any) -> dict[str, Any]:
+        """What was summed since the last log line, over all processes, as JSON."""
+        return {
+            "last_step": self.last_step,
+            "terms": {name: float(_over_processes(value, accelerator)) for name, value in self._terms.items()},
+            "ratios": {
+                name: [float(_over_processes(value, accelerator)) for value in pair]
+                for name, pair in self._ratios.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any], accelerator: Any) -> None:
+        """Go on from a `state`; the sums of all processes go to the first."""
+        self.last_step = state["last_step"]
+        if not accelerator.is_main_process:
+            return
+        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+
+        def tensor(value: float) -> Tensor:
+            return torch.tensor(value, dtype=dtype, device=accelerator.device)
+
+        self._terms = {name: tensor(value) for name, value in state["terms"].items()}
+        self._ratios = {name: (tensor(part), tensor(whole)) for name, (part, whole) in state["ratios"].items()}
 
 
 def _over_processes(value: Tensor, accelerator: Any) -> Tensor:

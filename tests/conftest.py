@@ -1,0 +1,20 @@
+"""One workshop for the whole session; threads only cost at this size."""
+
+import os
+
+import pytest
+import torch
+
+from tests.workshop import Workshop
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_everywhere() -> None:
+    torch.set_num_threads(1)  # sums depend on the number of threads in their last bits
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))

@@ -33,7 +33,7 @@ class DemoSizes:
         student_tokens: training tokens of each student; likewise.
     """
 
-    text_bytes: int = 4_000_000
+    text_bytes: int = 2_200_000
     vocab_size: int = 4096
     block_size: int = 128
     layer: int = 1
@@ -42,7 +42,7 @@ class DemoSizes:
     student_tokens: int | None = None
 
 
-FAST = DemoSizes(text_bytes=600_000, dictionary_tokens=60_000, teacher_tokens=100_000, student_tokens=60_000)
+FAST = DemoSizes(text_bytes=600_000, dictionary_tokens=80_000, teacher_tokens=120_000, student_tokens=80_000)
 
 
 def run_demo(directory: Path, *, fast: bool = False, reporter: Reporter | None = None) -> Path:

@@ -5,6 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
+from cocomix.concepts.attribution import attribute_dense
 from tests.golden import golden_files, read_golden
 
 
@@ -95,3 +96,10 @@ def test_labels(golden):
     assert compared > untied.numel() / 2
     labelled = labels.ids != -100
     torch.testing.assert_close(labels.scores[labelled], tensors["concept_scores"][labelled], rtol=0, atol=1e-6)
+
+
+def test_attribution_of_the_recorded_states_and_gradient(golden):
+    """Needs no teacher, so no redrawn biases: everything it reads was recorded."""
+    teacher, tensors, _ = golden
+    ours = attribute_dense(teacher.dictionary, tensors["hidden_states"], tensors["grad_hidden"], "latent")
+    torch.testing.assert_close(ours, tensors["attribution"], rtol=0, atol=1e-6)

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from tests.command_line import Cli
 from tests.workshop import Workshop
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_everywhere() -> None:
     torch.set_num_threads(1)  # sums depend on the number of threads in their last bits
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

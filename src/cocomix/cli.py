@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -20,8 +19,22 @@ from cocomix.reporter import ConsoleReporter
 
 __all__ = ["app", "main"]
 
+
+class _Interrupted(Exception):
+    """Ctrl-C in a command, which Typer would turn into a bare exit status."""
+
+
+class _Commands(typer.core.TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
 app = typer.Typer(
     name="cocomix",
+    cls=_Commands,
     help="Pretrain language models that predict and mix continuous concepts.\n\n"
     "In the order of use: prepare, sae, label, train, eval, compare; then generate and inspect. "
     "`cocomix demo` does all of it on this machine's own documentation.",
@@ -40,15 +53,12 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written b
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130."""
-    keep_freed_memory()
-    _quiet_libraries()
     try:
-        status = app(standalone_mode=False)
-    except (KeyboardInterrupt, click.Abort):
+        keep_freed_memory()
+        _quiet_libraries()
+        app()
+    except (KeyboardInterrupt, _Interrupted):
         _fail("stopped by Ctrl-C; run the same command again to go on from what is finished.", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except CoCoMixError as error:
         _fail(str(error), 1)
     except ValidationError as error:
@@ -58,7 +68,6 @@ def main() -> None:
             raise
         where = error.filename or "the output folder"
         _fail(f"cannot write {where}: {error.strerror}; make room or choose another --output, and run again.", 1)
-    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -238,12 +247,12 @@ def train(
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
     from cocomix.config import load_recipe
-    from cocomix.training import describe_plan, plan_run
+    from cocomix.training import dry_run as preview
     from cocomix.training import train as run
 
     config = load_recipe(recipe, assignments or ())
     if dry_run:
-        plan = describe_plan(config, plan_run(config))
+        plan = preview(config)
         if json_output:
             _print_json(plan)
         else:

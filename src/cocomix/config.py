@@ -4,6 +4,7 @@ A recipe is YAML. It may start from another with `base: other.yaml` (a path rela
 overrides key by key, so that an ablation is as short as its difference. Precedence: defaults < base < recipe < `--set`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +30,7 @@ __all__ = [
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
 
 
 class TeacherConfig(_Section):
@@ -88,8 +89,8 @@ class RunConfig(_Section):
     """Where the labels come from; optional, a check."""
     dictionary: DictionaryConfig | None = None
     """Likewise."""
-    attribution: LabelSettings = LabelSettings()
-    """How labels are picked from the teacher. Read by `cocomix label` and checked by `train`."""
+    attribution: LabelSettings | None = None
+    """How labels are picked from the teacher. Read by `cocomix label` and, where given, checked by `train`."""
     model: StudentConfig
     tokens: int | None = Field(default=None, ge=1)
     """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
@@ -133,7 +134,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def save_recipe(config: RunConfig, path: Path) -> None:
     """Write the resolved recipe; reading it back gives an equal object."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def describe_validation_error(error: ValidationError) -> str:
@@ -170,9 +171,25 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(_with_base(path.parent / str(base), (*seen, path)), values)
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, as YAML 1.2 and people do; YAML 1.1 asks for a dot."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
 
@@ -237,7 +254,7 @@ def label_sources(
     if sae_id is None and base is not None and base.dictionary is not None and dictionary is None:
         sae_id = base.dictionary.sae_id
     revision = base.teacher.revision if base and base.teacher and teacher is None else None
-    values: dict[str, Any] = {} if base is None else base.attribution.model_dump()
+    values: dict[str, Any] = base.attribution.model_dump() if base and base.attribution else {}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all: everything is written aside and renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,9 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cocomix.errors import CoCoMixError
 
-__all__ = ["fingerprint_json", "partial_path", "read_json", "staged_directory", "write_json", "write_text"]
+__all__ = [
+    "explained_full_disk",
+    "fingerprint_json",
+    "partial_path",
+    "read_json",
+    "staged_directory",
+    "write_json",
+    "write_text",
+]
 
 
 def partial_path(output: Path) -> Path:
@@ -49,6 +60,25 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
     if output.exists():
         output.rmdir()
     staging.rename(output)
+
+
+@contextmanager
+def explained_full_disk(folder: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full, whichever library finds out while it writes to `folder`.
+
+    Raises:
+        CoCoMixError: there is no room. safetensors and `torch.save` raise errors of their own for it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        told = any(clue in str(error) for clue in ("No space left", "Disk quota exceeded", "inline_container.cc"))
+        if isinstance(error, CoCoMixError) or not (full_disk or told):
+            raise
+        raise CoCoMixError(
+            f"cannot write {folder}: No space left on device; make room and run the same command again to go on."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

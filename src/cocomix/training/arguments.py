@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from cocomix.config import RunConfig
 from cocomix.errors import CoCoMixError
 
-__all__ = ["tokens_after", "tokens_per_step", "training_arguments"]
+__all__ = ["steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
 
 _DEFAULTS: dict[str, Any] = {
     # The paper's (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
@@ -70,8 +70,10 @@ def training_arguments(
         passes, rest = (0, blocks) if epoch is None else divmod(blocks, epoch)
         arguments.max_steps = passes * _steps(arguments, epoch or 0) + _steps(arguments, rest)
     steps = arguments.max_steps
-    if steps <= 0 and epoch is not None:
-        steps = math.ceil(arguments.num_train_epochs * _steps(arguments, epoch))
+    if steps <= 0 and train_blocks is not None:
+        steps = steps_of_epochs(arguments, train_blocks)
+    if steps <= 0 and train_blocks is not None:
+        raise CoCoMixError("the run would not train a single step; set tokens or raise training.num_train_epochs.")
     if steps > 0:
         _set_from_steps(arguments, config.training, steps)
     return arguments
@@ -107,6 +109,11 @@ def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, bl
     epoch = _epoch_blocks(arguments, train_blocks)
     passes, rest = divmod(steps, _steps(arguments, epoch))
     return (passes * epoch + min(rest * _blocks_per_step(arguments), epoch)) * block_size
+
+
+def steps_of_epochs(arguments: TrainingArguments, train_blocks: int) -> int:
+    """Optimizer steps of `num_train_epochs` passes over the data."""
+    return int(math.ceil(arguments.num_train_epochs * _steps(arguments, _epoch_blocks(arguments, train_blocks))))
 
 
 def _blocks_per_step(arguments: TrainingArguments) -> int:

@@ -15,21 +15,21 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments, s
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.concepts import ConceptLabelStore
+from cocomix.concepts import ConceptLabelStore, LabelSettings
 from cocomix.config import RunConfig, load_recipe, save_recipe
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import Accounting, CoCoMixConfig, account
 from cocomix.modeling.accounting import build_model
-from cocomix.output import partial_path, staged_directory, write_json
+from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
-from cocomix.training.arguments import tokens_per_step, training_arguments
+from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
 from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.student import Vocabulary, model_config
 from cocomix.training.trainer import CoCoMixTrainer, last_complete_checkpoint
 
-__all__ = ["Plan", "describe_plan", "plan_run", "train"]
+__all__ = ["Plan", "describe_plan", "dry_run", "plan_run", "train"]
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
 
@@ -55,11 +55,13 @@ class Plan:
         config: configuration of the model.
         accounting: parameters and FLOPs per token, attention at the data's block size included.
         block_size: tokens per block.
+        train_blocks: blocks of the training split; `None` without data.
     """
 
     config: PreTrainedConfig
     accounting: Accounting
     block_size: int
+    train_blocks: int | None
 
 
 def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: ConceptLabelStore | None = None) -> Plan:
@@ -75,17 +77,39 @@ def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: Concep
         vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
     config = model_config(recipe, vocabulary, None if labels is None else labels.manifest.num_concepts)
     block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
-    with torch.device("meta"):
-        accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
-    return Plan(config, accounting, block_size)
+    try:
+        with torch.device("meta"):
+            accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
+    except CoCoMixError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
+    return Plan(config, accounting, block_size, None if data is None else data.meta.splits["train"].blocks)
+
+
+def dry_run(recipe: RunConfig) -> dict[str, Any]:
+    """Check a recipe and say what it amounts to, with the sizes of its data and labels where these are there already.
+
+    Raises:
+        CoCoMixError: as `train`.
+    """
+    data = PreparedData.open(recipe.data) if recipe.data.exists() else None
+    labels = None
+    if data is not None and recipe.labels is not None and recipe.labels.exists():
+        labels = _open_labels(recipe, data) or _labels_to_match(recipe)
+    return describe_plan(recipe, plan_run(recipe, data, labels))
 
 
 def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     """A dry run's answer: sizes and cost by name, in the order a person asks for them."""
-    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size)
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
     count = plan.accounting
     step_tokens = tokens_per_step(arguments, plan.block_size)
     steps = max(arguments.max_steps, 0)
+    tokens = steps * step_tokens
+    if plan.train_blocks is not None:
+        steps = steps or steps_of_epochs(arguments, plan.train_blocks)
+        tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
     return {
         "objective": recipe.objective,
         "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
@@ -94,8 +118,8 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         "training FLOPs per token": count.training_flops_per_token,
         "tokens per step": step_tokens,
         "steps": steps or f"{arguments.num_train_epochs} epochs",
-        "tokens": steps * step_tokens or "the data's",
-        "training FLOPs": steps * step_tokens * count.training_flops_per_token or "the data's",
+        "tokens": tokens or "the data's",
+        "training FLOPs": tokens * count.training_flops_per_token or "the data's",
     }
 
 
@@ -121,10 +145,10 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
     reporter = reporter or SilentReporter()
     data = PreparedData.open(recipe.data)
     labels = _open_labels(recipe, data)
-    plan = plan_run(recipe, data, labels)
+    plan = plan_run(recipe, data, labels or _labels_to_match(recipe))
     _check_unfinished(recipe, output)
     blocks: Any = _split(data, labels, "train", None)
-    arguments = training_arguments(recipe, partial_path(output) / "checkpoints", plan.block_size, len(blocks))
+    arguments = training_arguments(recipe, partial_path(output) / "checkpoints", plan.block_size, plan.train_blocks)
     first = arguments.process_index == 0
     if not first:
         reporter = SilentReporter()
@@ -155,7 +179,8 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
         finally:
             bar.close()
         final = _final_evaluation(trainer)
-        _save(trainer, model, data, folder)
+        with explained_full_disk(folder):
+            _save(trainer, model, data, folder)
         if first:
             write_json(folder / "manifest.json", _manifest(recipe, output, plan, data, labels, trainer, final))
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -189,6 +214,7 @@ def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | N
         ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),
         ("teacher.layer", recipe.teacher and recipe.teacher.layer, made_with.layer),
         ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made_with.dictionary.name),
+        *_attribution_fields(recipe, made_with.settings),
     ):
         if wanted is not None and wanted != found:
             raise CoCoMixError(
@@ -196,6 +222,19 @@ def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | N
                 "make new labels or correct the recipe."
             )
     return labels
+
+
+def _labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
+    """The labels that tell a matched baseline the number of concepts, where the recipe does not."""
+    if recipe.baseline is None or recipe.labels is None or recipe.model.num_concepts is not None:
+        return None
+    return ConceptLabelStore.open(recipe.labels)
+
+
+def _attribution_fields(recipe: RunConfig, found: LabelSettings) -> list[tuple[str, Any, Any]]:
+    """Name, wanted and found value of every label setting the recipe has."""
+    wanted = {} if recipe.attribution is None else recipe.attribution.model_dump()
+    return [(f"attribution.{name}", value, getattr(found, name)) for name, value in wanted.items()]
 
 
 def _check_unfinished(recipe: RunConfig, output: Path) -> None:

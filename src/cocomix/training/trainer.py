@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import read_json, write_json
+from cocomix.output import explained_full_disk, read_json, write_json
 from cocomix.training.arguments import tokens_after, tokens_per_step
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective, ObjectiveOutput
 
@@ -185,6 +185,14 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             metrics[f"{prefix}_concept_recall"] = sums["concept_recall"]
         return metrics
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The base class's, with its last, smaller batch even if `dataloader_drop_last` leaves it out of training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """An epoch, unless the checkpoint resumed from is the last step's: the base class would go one step too far."""
         if self.state.global_step >= self.state.max_steps:
@@ -197,11 +205,12 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         with self.clock.paused(self.args.device):
             if not bool(torch.stack([weight.detach().isfinite().all() for weight in model.parameters()]).all()):
                 self._stop("the weights became infinite or not a number")
-            super()._save_checkpoint(model, trial)
             meter = self._meter.state(self.accelerator)
-            if self.args.should_save:
-                folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-                write_json(folder / _COMPLETE, {"seconds": self.clock.seconds, "meter": meter})
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            with explained_full_disk(folder):
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    write_json(folder / _COMPLETE, {"seconds": self.clock.seconds, "meter": meter})
 
     def resume_meters(self, checkpoint: Path) -> None:
         """Go on counting seconds and averaging losses from where a complete checkpoint was written."""

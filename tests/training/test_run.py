@@ -1,0 +1,254 @@
+"""`train()`: what a run folder holds, and what is refused."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+from cocomix import CoCoMixForCausalLM
+from cocomix.concepts import ConceptLabelStore
+from cocomix.config import load_recipe
+from cocomix.data import VALIDATION, PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation import Run, evaluate_run
+from cocomix.modeling import account
+from cocomix.output import read_json
+from cocomix.training import plan_run, train
+from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy, write_corpus
+
+FILES = {
+    "config.json",
+    "generation_config.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "recipe.yaml",
+    "tensorboard",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.mark.parametrize("objective", ["ntp", "cocomix"])
+def test_everything_is_there_and_nothing_else(workshop: Workshop, objective: str) -> None:
+    run = workshop.ntp_run if objective == "ntp" else workshop.cocomix_run
+    assert {path.name for path in run.iterdir()} == FILES
+    assert not run.with_name(run.name + ".partial").exists()
+    assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_the_run_loads_without_arguments(workshop: Workshop) -> None:
+    model = AutoModelForCausalLM.from_pretrained(workshop.cocomix_run)
+    assert type(model) is CoCoMixForCausalLM
+    assert model.config.num_concepts == CONCEPTS
+    assert type(AutoModelForCausalLM.from_pretrained(workshop.ntp_run)) is GPT2LMHeadModel
+    tokenizer = AutoTokenizer.from_pretrained(workshop.cocomix_run)
+    ids = tokenizer("the list of items", return_tensors="pt")
+    assert max(ids["input_ids"][0]) < model.config.vocab_size
+    assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id
+    generated = model.generate(**ids, max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] > ids["input_ids"].shape[1]
+    left = list(PreparedData.open(workshop.data).split(VALIDATION)[0]["input_ids"])
+    assert tokenizer.decode(left) == PreparedData.open(workshop.data).tokenizer().decode(left)
+
+
+def test_manifest(workshop: Workshop) -> None:
+    manifest = read_json(workshop.cocomix_run / "manifest.json")
+    data = PreparedData.open(workshop.data).meta
+    model = AutoModelForCausalLM.from_pretrained(workshop.cocomix_run)
+    count = account(model, BLOCK)
+    assert manifest["parameters"] == {"total": count.total_parameters, "active": count.active_parameters}
+    assert manifest["parameters"]["total"] == sum(weight.numel() for weight in model.parameters())
+    assert manifest["flops_per_token"]["training"] == count.training_flops_per_token
+    assert manifest["data"] == {
+        "path": str(workshop.data),
+        "fingerprint": data.fingerprint,
+        "tokenizer_fingerprint": data.tokenizer_fingerprint,
+        "block_size": BLOCK,
+    }
+    labels = ConceptLabelStore.open(workshop.labels).manifest
+    assert manifest["labels"] == {"path": str(workshop.labels), "fingerprint": labels.fingerprint}
+    assert (manifest["objective"], manifest["mixing"], manifest["name"]) == ("cocomix", "interleave", "mixed")
+    assert (manifest["tokens"], manifest["steps"]) == (12 * 8 * BLOCK, 12)
+    assert (manifest["training_dtype"], manifest["evaluation_dtype"]) == ("float32", "float32")
+    assert (manifest["seed"], manifest["device"], manifest["evaluation_blocks"]) == (0, "cpu", 11)
+    assert manifest["seconds"] > 0
+    assert set(manifest["final"]) == {"eval_loss", "eval_concept_loss", "eval_concept_recall"}
+    assert set(manifest["versions"]) == {"torch", "transformers"}
+    plain = read_json(workshop.ntp_run / "manifest.json")
+    assert (plain["objective"], plain["mixing"], plain["labels"]) == ("ntp", None, None)
+
+
+def test_metrics_end_with_the_final_evaluation(workshop: Workshop) -> None:
+    rows = [json.loads(line) for line in (workshop.cocomix_run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], "eval_loss" in row) for row in rows] == [
+        (3, False),
+        (6, False),
+        (6, True),
+        (9, False),
+        (12, False),
+        (12, True),
+    ]
+    assert rows[-1]["eval_loss"] == read_json(workshop.cocomix_run / "manifest.json")["final"]["eval_loss"]
+    losses = [row["ntp_loss"] for row in rows if "ntp_loss" in row]
+    assert losses[0] > losses[-1]
+
+
+def test_tensorboard_has_every_term(workshop: Workshop) -> None:
+    events = EventAccumulator(str(workshop.cocomix_run / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/ntp_loss", "train/concept_loss", "train/concept_recall", "eval/loss"} <= tags
+    assert len(events.Scalars("train/ntp_loss")) == 4
+
+
+def test_the_recipe_in_the_folder_repeats_the_run(workshop: Workshop, tmp_path: Path) -> None:
+    again = train(load_recipe(workshop.cocomix_run / "recipe.yaml"), tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (workshop.cocomix_run / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("objective", ["ntp", "cocomix"])
+def test_evaluating_the_finished_run_gives_the_same_loss(workshop: Workshop, objective: str) -> None:
+    run = Run.open(workshop.ntp_run if objective == "ntp" else workshop.cocomix_run)
+    found = evaluate_run(run, device=torch.device("cpu"), limit_blocks=11, reliance=False).evaluation
+    (run.path / "evaluation.json").unlink()
+    final = read_json(run.path / "manifest.json")["final"]
+    assert found.loss == pytest.approx(final["eval_loss"], abs=1e-6)
+    if objective == "cocomix":
+        assert found.concept_loss == pytest.approx(final["eval_concept_loss"], abs=1e-6)
+        assert found.concept_recall == pytest.approx(final["eval_concept_recall"])
+
+
+@pytest.mark.parametrize("mixing", ["residual", "add", "none"])
+def test_every_mixing_trains(workshop: Workshop, tmp_path: Path, mixing: str) -> None:
+    run = train(workshop.recipe("cocomix", model={"mixing": mixing}, tokens=2 * 8 * BLOCK), tmp_path / mixing)
+    assert read_json(run / "manifest.json")["mixing"] == mixing
+
+
+def test_mixing_without_concept_loss_needs_no_labels(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"labels": None, "model": {"concept_loss_weight": 0.0, "num_concepts": 32}, "tokens": 2 * 8 * BLOCK}
+    run = train(workshop.recipe("cocomix", **changes), tmp_path / "run")
+    manifest = read_json(run / "manifest.json")
+    assert manifest["labels"] is None
+    assert set(manifest["final"]) == {"eval_loss"}
+
+
+def test_a_matched_baseline_has_as_many_active_parameters(workshop: Workshop, tmp_path: Path) -> None:
+    shape = {"backbone": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2}, "num_concepts": 512}
+    active = {}
+    for name, objective in (("mixed", "cocomix"), ("matched", "ntp"), ("plain", "ntp")):
+        extra = {"baseline": "matched"} if name == "matched" else {}
+        changes = {"model": shape, "labels": None, **extra}
+        if objective == "cocomix":
+            changes["model"] = {**shape, "concept_loss_weight": 0.0}
+        plan = plan_run(workshop.recipe(objective, **changes), PreparedData.open(workshop.data))
+        active[name] = plan.accounting.active_parameters
+    assert active["plain"] < active["mixed"]
+    # Widths are multiples of 16, which is coarse at 64.
+    assert active["matched"] == pytest.approx(active["mixed"], rel=0.2)
+
+
+def test_bfloat16_is_recorded(workshop: Workshop, tmp_path: Path) -> None:
+    run = train(workshop.recipe("cocomix", tokens=2 * 8 * BLOCK, training={"bf16": True}), tmp_path / "run")
+    manifest = read_json(run / "manifest.json")
+    assert (manifest["training_dtype"], manifest["evaluation_dtype"]) == ("bfloat16", "bfloat16")
+    assert all(weight.dtype == torch.float32 for weight in AutoModelForCausalLM.from_pretrained(run).parameters())
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"gradient_checkpointing": True},
+        {"dataloader_num_workers": 1},
+        {"eval_strategy": "no", "save_strategy": "no"},
+        {"num_train_epochs": 1, "per_device_train_batch_size": 64},
+        {"optim": "adafactor", "lr_scheduler_type": "linear", "lr_scheduler_kwargs": {}},
+    ],
+    ids=["checkpointing", "worker", "no-evaluation", "epochs", "optimizer"],
+)
+def test_fields_of_training_arguments(workshop: Workshop, tmp_path: Path, training: dict[str, Any]) -> None:
+    tokens = None if "num_train_epochs" in training else 2 * 8 * BLOCK
+    run = train(workshop.recipe("cocomix", tokens=tokens, training=training), tmp_path / "run")
+    manifest = read_json(run / "manifest.json")
+    assert math.isfinite(manifest["final"]["eval_loss"])
+    if tokens is None:
+        data = PreparedData.open(workshop.data)
+        assert manifest["tokens"] == len(data.split("train")) * BLOCK
+        assert manifest["steps"] == math.ceil(len(data.split("train")) / 64)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refused(recipe: Any, output: Path, match: str) -> None:
+    with pytest.raises(CoCoMixError, match=match) as caught:
+        train(recipe, output)
+    assert "\n" not in str(caught.value)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_labels_of_other_data_are_refused(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("other")
+    tokenizer = str(workshop.data / "tokenizer")
+    corpus = write_corpus(folder / "corpus", seed=9)
+    other = prepare_toy(corpus, folder / "data", vocab_size=None, tokenizer=tokenizer)
+    (folder / "runs").mkdir()
+    refused(workshop.recipe("cocomix", data=str(other.path)), folder / "runs" / "x", "labels")
+
+
+@pytest.mark.parametrize(
+    ("section", "match"),
+    [
+        ({"teacher": {"model": "someone/else", "layer": 1}}, "teacher.model is 'someone/else'"),
+        ({"teacher": {"model": "TEACHER", "layer": 0}}, "teacher.layer is 0"),
+        ({"dictionary": {"path": "elsewhere"}}, "dictionary.path is 'elsewhere'"),
+        ({"model": {"num_concepts": CONCEPTS - 1}}, f"num_concepts is {CONCEPTS - 1} .* {CONCEPTS} concepts"),
+        ({"model": {"insert_layer": 3}}, "insert_layer"),
+        ({"model": {"concept_topk": CONCEPTS + 1}}, "concept_topk"),
+        ({"model": {"backbone": {"n_positions": BLOCK - 1}}}, "n_positions"),
+        ({"model": {"backbone": {"vocab_size": 100}}}, "vocab_size is 100"),
+        ({"model": {"backbone": {"model_type": "t5"}}}, "t5"),
+        ({"model": {"backbone": {"model_type": None}}}, "no model_type"),
+        ({"model": {"backbone": {"model_type": "no-such-model"}}}, "no-such-model"),
+        ({"model": {"backbone": {"n_head": 3}}}, "model: .*divisible"),
+        ({"model": {"attn_implementation": "telepathy"}}, "telepathy"),
+        ({"attribution": {"k": 3}}, "attribution.k"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"labels": "nowhere"}, "nowhere"),
+        ({"training": {"learning_rat": 1.0}}, r"training\.learning_rat is not a field"),
+        ({"training": {"gradient_accumulation_steps": 0}}, "gradient_accumulation_steps"),
+    ],
+)
+def test_what_does_not_fit_is_refused(workshop: Workshop, tmp_path: Path, section: dict[str, Any], match: str) -> None:
+    text = json.dumps(section).replace("TEACHER", str(workshop.teacher))
+    refused(workshop.recipe("cocomix", **json.loads(text)), tmp_path / "run", match)
+
+
+def test_a_backbone_that_cannot_be_loaded(workshop: Workshop, tmp_path: Path) -> None:
+    values = workshop.values("ntp")
+    values["model"]["backbone"] = str(tmp_path)
+    from cocomix.config import RunConfig
+
+    refused(RunConfig.model_validate(values), tmp_path / "run", "cannot be loaded")
+
+
+def test_a_backbone_folder_gives_its_architecture(workshop: Workshop, tmp_path: Path) -> None:
+    from cocomix.config import RunConfig
+
+    values = workshop.values("cocomix", tokens=8 * BLOCK)
+    values["model"]["backbone"] = str(workshop.teacher)
+    run = train(RunConfig.model_validate(values), tmp_path / "run")
+    assert AutoModelForCausalLM.from_pretrained(run).config.backbone.n_embd == 16
+
+
+def test_damaged_data_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(workshop.data, tmp_path / "data")
+    next((tmp_path / "data" / "train").iterdir()).unlink()
+    (tmp_path / "runs").mkdir()
+    refused(workshop.recipe("ntp", data=str(tmp_path / "data")), tmp_path / "runs" / "x", "00000|train")

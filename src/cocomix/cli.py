@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -253,10 +254,7 @@ def train(
     config = load_recipe(recipe, assignments or ())
     if dry_run:
         plan = preview(config)
-        if json_output:
-            _print_json(plan)
-        else:
-            _print_table(plan)
+        (_print_json if json_output else _print_table)(plan)
         return
     folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet))
     if json_output:
@@ -373,8 +371,6 @@ def inspect(
 
     [dim]Example: cocomix inspect runs/first "Return the number of items."[/dim]
     """
-    from dataclasses import asdict
-
     from cocomix.evaluation import Run
     from cocomix.interpret import inspect_text, render_table
     from cocomix.interpret.run_concepts import describe_run_concepts

@@ -102,7 +102,10 @@ def _refuse_other_sizes(directory: Path, sizes: DemoSizes) -> None:
         if read_json(record) != asdict(sizes):
             raise CoCoMixError(f"{directory} holds a demo of other sizes (--fast or not); remove it or name another.")
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoCoMixError(f"cannot write to {directory}: {error.strerror}; name another folder.") from error
     write_json(record, asdict(sizes))
 
 

@@ -27,6 +27,8 @@ __all__ = [
 
 def partial_path(output: Path) -> Path:
     """Where `output` is built until it is whole: `NAME.partial` beside it, so that the final rename is atomic."""
+    if output.name in ("", ".."):  # `.` and `..` have no name of their own
+        output = output.resolve()
     return output.with_name(output.name + ".partial")
 
 
@@ -44,6 +46,8 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise CoCoMixError(f"{output} already exists; remove it or choose another --output.")
+    if output.resolve() == Path.cwd():
+        raise CoCoMixError("the current folder cannot be written as a whole; name a new folder with --output.")
     staging = partial_path(output)
     try:
         if staging.exists() and not resume:

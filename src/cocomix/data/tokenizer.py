@@ -34,8 +34,8 @@ _PROBES = (
     "numbers 0 7 42 365 1984 65,536 3.14159 1e-5 0xFF 100000000 ½ ² ٣",
     "def f(x_1: int = 3) -> str:\n    return {'a': [x, *y]} != None  # comment\n\n\n",
     "Ünïcödé: naïve café, Å Å Å, ﬁ ﬂ, ǅ, straße ẞ, İstanbul, Ελληνικά, Русский, עברית, العربية, हिन्दी",
-    "中文字符，日本語のテキスト、한국어 문장。 🙂👩‍👩‍👧 🇫🇷 zero\u200bwidth nb\u00a0space \ufeff \ufffd",  # noqa: RUF001
-    "https://example.org/a?b=c&d=e#f  user@example.com  --option=value  !!! ??? «quotes» “curly” ‘single’ — – -",  # noqa: RUF001
+    "中文字符，日本語のテキスト、한국어 문장。 🙂👩‍👩‍👧 🇫🇷 zero\u200bwidth nb\u00a0space \ufeff \ufffd",
+    "https://example.org/a?b=c&d=e#f  user@example.com  --option=value  !!! ??? «quotes» “curly” ‘single’ — – -",
     "<|endoftext|><s></s><unk><pad>[CLS][SEP][MASK]<|im_start|>user<|im_end|><bos><eos> ▁ Ġ",
     "supercalifragilisticexpialidocious antidisestablishmentarianism AAAAAAAAAAAAAAAA aaaaaaaaaaaaaaaaaaaaaaaa ======",
 )
@@ -55,6 +55,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise CoCoMixError(f"{name} is not a tokenizer: give the folder it lies in, a GGUF file, or a name on the Hub.")
     tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(str(path) if path.exists() else name)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a bare config.json
+        raise CoCoMixError(f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in.")
     if not tokenizer.is_fast:
         raise CoCoMixError(f"the tokenizer {name} has no fast version (tokenizer.json); convert it or use another.")
     if tokenizer.eos_token_id is None:

@@ -113,7 +113,8 @@ def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, bl
 
 def steps_of_epochs(arguments: TrainingArguments, train_blocks: int) -> int:
     """Optimizer steps of `num_train_epochs` passes over the data."""
-    return int(math.ceil(arguments.num_train_epochs * _steps(arguments, _epoch_blocks(arguments, train_blocks))))
+    steps: int = math.ceil(arguments.num_train_epochs * _steps(arguments, _epoch_blocks(arguments, train_blocks)))
+    return steps
 
 
 def _blocks_per_step(arguments: TrainingArguments) -> int:

@@ -1,0 +1,109 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cocomix.concepts import ConceptLabelStore, FitSettings
+from cocomix.config import DictionaryConfig, TeacherConfig
+from cocomix.data import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.output import partial_path, read_json
+from cocomix.pipeline import fit_on_data, label_data, layer_of_dictionary
+from cocomix.training import train
+from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
+
+
+def test_the_dictionary_describes_the_layer_it_was_fitted_on(workshop: Workshop) -> None:
+    report = read_json(workshop.dictionary / "fit.json")
+    assert layer_of_dictionary(str(workshop.dictionary)) == report["layer"] == 1
+    assert report["fit"]["fvu"] < 0.5
+    assert report["ce_recovered"] > 0.5
+    assert report["teacher"]["name"] == str(workshop.teacher)
+
+
+def test_a_dictionary_without_a_note_of_its_layer(tmp_path: Path) -> None:
+    with pytest.raises(CoCoMixError, match="--layer"):
+        layer_of_dictionary(str(tmp_path))
+
+
+def test_labels_cover_the_data(workshop: Workshop) -> None:
+    data, labels = PreparedData.open(workshop.data), ConceptLabelStore.open(workshop.labels)
+    manifest = labels.manifest
+    assert manifest.data_fingerprint == data.meta.fingerprint
+    assert (manifest.num_concepts, manifest.layer, manifest.teacher.name) == (CONCEPTS, 1, str(workshop.teacher))
+    assert manifest.dictionary.name == str(workshop.dictionary)
+    for name, meta in data.meta.splits.items():
+        split = labels.split(name)
+        assert len(split) == meta.blocks
+        rows = torch.stack([split[index]["concept_labels"] for index in range(len(split))])
+        assert rows.shape == (meta.blocks, BLOCK, 4)
+        assert (rows[:, -1] == -100).all()  # no next token, no label
+        assert (rows[:, :-1, 0] >= 0).float().mean() > 0.8
+        assert int(rows.max()) < CONCEPTS
+
+
+def label(workshop: Workshop, output: Path, data: Path | None = None, **changes: Any) -> None:
+    source = TeacherConfig(model=str(workshop.teacher), layer=1)
+    dictionary = DictionaryConfig(path=str(workshop.dictionary))
+    label_data(data or workshop.data, source, dictionary, output, **changes)
+
+
+def test_interrupted_labels_go_on_and_end_the_same(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cocomix.concepts import labelling
+
+    original, done = labelling._write_arrow, []
+
+    def stop_at_third(*args: Any) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(args[0].name)
+        original(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(labelling, "_write_arrow", stop_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            label(workshop, tmp_path / "labels")
+    with pytest.raises(CoCoMixError, match="not finished"):
+        ConceptLabelStore.open(tmp_path / "labels")
+    first = partial_path(tmp_path / "labels") / "train" / "00000.arrow"
+    before = first.stat().st_mtime_ns
+    label(workshop, tmp_path / "labels")
+    assert (tmp_path / "labels" / "train" / "00000.arrow").stat().st_mtime_ns == before
+    found = ConceptLabelStore.open(tmp_path / "labels").manifest
+    assert found.fingerprint == ConceptLabelStore.open(workshop.labels).manifest.fingerprint
+
+
+def test_the_batch_does_not_change_the_labels(workshop: Workshop, tmp_path: Path) -> None:
+    label(workshop, tmp_path / "labels", batch_tokens=BLOCK)
+    whole, one = (ConceptLabelStore.open(path).split("validation") for path in (workshop.labels, tmp_path / "labels"))
+    same = [torch.equal(whole[i]["concept_labels"], one[i]["concept_labels"]) for i in range(len(one))]
+    assert sum(same) >= 0.9 * len(same)  # rounding may swap concepts of nearly equal score
+
+
+def test_other_tokenizer_wrong_layer_and_width_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280).path
+    with pytest.raises(CoCoMixError, match="tokenizer"):
+        label(workshop, tmp_path / "labels", other)
+    with pytest.raises(CoCoMixError, match="tokenizer"):
+        fit_on_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "sae")
+    wide = train(workshop.recipe("ntp", model={"backbone": {"n_embd": 32}}, tokens=128), tmp_path / "wide")
+    dictionary = DictionaryConfig(path=str(workshop.dictionary))
+    with pytest.raises(CoCoMixError, match="16"):
+        label_data(workshop.data, TeacherConfig(model=str(wide), layer=1), dictionary, tmp_path / "labels")
+    with pytest.raises(CoCoMixError, match="layer"):
+        label_data(workshop.data, TeacherConfig(model=str(workshop.teacher), layer=3), dictionary, tmp_path / "labels")
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "wide"}
+
+
+def test_a_teacher_without_a_tokenizer_is_checked_by_its_size(workshop: Workshop, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copy(workshop.teacher / name, bare / name)
+    settings = FitSettings(num_concepts=32, k=4, tokens=512, batch_size=256)
+    report = fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
+    assert report.tokens == 512

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -186,7 +187,14 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The base class's, with its last, smaller batch even if `dataloader_drop_last` leaves it out of training."""
+        """The base class's, in which every block counts once.
+
+        The last, smaller batch is there even if `dataloader_drop_last` leaves it out of training, and what several
+        processes are given to have equally many batches holds nothing to predict.
+        """
+        if self.accelerator.num_processes > 1:
+            blocks = self.eval_dataset if eval_dataset is None else eval_dataset
+            eval_dataset = _Padded(blocks, self.args.eval_batch_size * self.accelerator.num_processes)
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -219,6 +227,24 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.clock.elapsed = float(mark["seconds"])
         self.clock.last_mark = (self.tokens_seen(step), self.clock.elapsed)
         self._meter.restore(mark["meter"], self.accelerator)
+
+
+class _Padded(Dataset[dict[str, Tensor]]):
+    """Blocks followed by as many without a target as make the number a multiple of `multiple`."""
+
+    def __init__(self, blocks: Any, multiple: int) -> None:
+        self.blocks, self.multiple = blocks, multiple
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.blocks) / self.multiple) * self.multiple
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = dict(self.blocks[min(index, len(self.blocks) - 1)])
+        row.setdefault("labels", row["input_ids"])
+        if index >= len(self.blocks):
+            targets = row.keys() & {"labels", "concept_labels"}
+            row |= {name: torch.full_like(row[name], IGNORE) for name in targets}
+        return row
 
 
 def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:

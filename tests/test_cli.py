@@ -375,6 +375,10 @@ def test_the_disk_fills_while_a_model_is_saved(
             cli.refuses("train", recipe, "-o", "run", says="make room")
         assert files_in(here) == {"r.yaml", "run.partial"}
     cli("train", recipe, "-o", "run", "-q")
+    with pytest.MonkeyPatch.context() as patched:
+        fail_at(patched, "sae_lens.saes.sae.save_file", 1, SafetensorError(full))
+        cli.refuses(*command("sae", workshop, here), says="make room")
+    assert files_in(here) == {"r.yaml", "run"}
 
 
 def test_programming_errors_are_not_hidden(cli: Cli, here: Path, workshop: Workshop) -> None:

@@ -25,7 +25,7 @@ from cocomix.config import DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks, load_tokenizer, tokenizer_fingerprint
 from cocomix.device import default_device
 from cocomix.errors import CoCoMixError
-from cocomix.output import read_json
+from cocomix.output import explained_full_disk, read_json
 from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = ["fit_on_data", "label_data", "layer_of_dictionary"]
@@ -51,16 +51,17 @@ def fit_on_data(
     """
     data = PreparedData.open(data_path)
     model = _load(teacher, data)
-    return fit_dictionary(
-        model,
-        teacher.layer,
-        data.split(TRAIN).shards,
-        _first_blocks(data.split(VALIDATION), _CHECK_TOKENS),
-        output,
-        settings,
-        teacher_name=teacher.model,
-        reporter=reporter,
-    )
+    with explained_full_disk(output):
+        return fit_dictionary(
+            model,
+            teacher.layer,
+            data.split(TRAIN).shards,
+            _first_blocks(data.split(VALIDATION), _CHECK_TOKENS),
+            output,
+            settings,
+            teacher_name=teacher.model,
+            reporter=reporter,
+        )
 
 
 def label_data(

@@ -89,8 +89,9 @@ def generate(
             "top_k": 0 if top_k is None else top_k,
             "top_p": 1.0,
         }
-    devices = [model.device] if model.device.type == "cuda" else []
-    with inference(model, model.device, model.dtype), torch.random.fork_rng(devices):
+    device = model.device
+    forked = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+    with inference(model, device, model.dtype), forked:
         torch.manual_seed(seed)
         sequences = model.generate(
             input_ids,

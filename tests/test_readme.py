@@ -52,7 +52,8 @@ def test_own_corpus_commands_run(cli: Cli, workshop: Workshop, tmp_path: Path, m
         "--num-concepts 8192 --k 32": f"--num-concepts {CONCEPTS} --k 8",
         "num_concepts=8192": f"num_concepts={CONCEPTS}",
         "tokens=100000000": f"tokens={8 * BLOCK} --set training.bf16=false "
-        "--set training.gradient_accumulation_steps=1 --set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 "
+        "--set training.gradient_accumulation_steps=1 "
+        "--set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 "
         f"--set model.backbone.n_embd=32 --set model.backbone.n_head=2 --set model.backbone.n_positions={BLOCK} "
         "--set model.backbone.n_layer=4",
     }

@@ -79,11 +79,11 @@ class ConsoleReporter:
     def say(self, message: str) -> None:
         """Print the message unless quiet."""
         if not self.quiet:
-            self.console.print(escape(message), highlight=False)
+            self.console.print(escape(message), highlight=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print the message, even when quiet."""
-        self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False)
+        self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: float | None, unit: str) -> Iterator[Advance]:

@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep the memory PyTorch frees.
 
 By default glibc returns every large tensor's pages to the kernel and faults them in again for the next one; on virtual
-machines that made training several times slower (our measurement: `results/allocator.md`).
+machines that costs time (our measurement, 1.2 to 1.3 times for a 69M step: `results/allocator.md`).
 """
 
 import ctypes

@@ -49,11 +49,15 @@ def next_token_prediction(model: torch.nn.Module, batch: dict[str, Any], divisor
 
     Args:
         model: a causal LM.
-        batch: `input_ids` and `labels`, [batch, seq] int64; other columns are not read.
+        batch: `input_ids` and `labels`, [batch, seq] int64, and `attention_mask` where there is padding.
         divisors: only `tokens` is used.
     """
     output = model(
-        input_ids=batch["input_ids"], labels=batch["labels"], num_items_in_batch=divisors.tokens, use_cache=False
+        input_ids=batch["input_ids"],
+        attention_mask=batch.get("attention_mask"),
+        labels=batch["labels"],
+        num_items_in_batch=divisors.tokens,
+        use_cache=False,
     )
     return ObjectiveOutput(output.loss, {"ntp_loss": output.loss})
 
@@ -70,6 +74,7 @@ def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divi
     concept_labels = batch.get("concept_labels")
     output = model(
         input_ids=batch["input_ids"],
+        attention_mask=batch.get("attention_mask"),
         labels=batch["labels"],
         concept_labels=concept_labels,
         num_items_in_batch=divisors.tokens,

@@ -388,7 +388,7 @@ def inspect(
 @app.command()
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for everything.")] = Path("cocomix-demo"),
-    fast: Annotated[bool, typer.Option(help="About two minutes; too short to learn much.")] = False,
+    fast: Annotated[bool, typer.Option(help="Two to three minutes; too short to learn much.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """The whole method on this machine's own documentation, in about ten minutes.

@@ -51,7 +51,7 @@ def run_demo(directory: Path, *, fast: bool = False, reporter: Reporter | None =
     Args:
         directory: holds `data`, `teacher`, `dictionary`, `labels`, `runs/*` and `report` in the end. Stages whose
             folder is there are not repeated.
-        fast: a few minutes less, at sizes too small to learn much.
+        fast: two to three minutes in all, at sizes too small to learn much.
         reporter: told what each stage does, and the result.
 
     Returns:

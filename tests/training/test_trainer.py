@@ -1,6 +1,7 @@
 """The Trainer on tiny random models, without files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cocomix.training import CoCoMixTrainer
 from cocomix.training.arguments import training_arguments
 from cocomix.training.metrics import MetricsFile, ProgressBar
 from cocomix.training.trainer import TrainingClock, collate_blocks, last_complete_checkpoint
-from tests.modeling.factories import concepts, plain, student, tokens
+from tests.modeling.factories import MAIN_BACKBONES, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 
 SEQ, K_ATTR = 9, 3
@@ -47,8 +48,8 @@ class Logs(TrainerCallback):
         self.rows.append(dict(logs))
 
 
-def build(objective: str) -> PreTrainedModel:
-    return plain("gpt2") if objective == "ntp" else student("gpt2")
+def build(objective: str, family: str = "gpt2") -> PreTrainedModel:
+    return plain(family) if objective == "ntp" else student(family)
 
 
 def trainer(
@@ -68,11 +69,12 @@ def trainer(
     return made, logs
 
 
+@pytest.mark.parametrize("family", MAIN_BACKBONES)
 @pytest.mark.parametrize("objective", ["ntp", "cocomix"])
-def test_accumulation_changes_nothing(tmp_path: Path, objective: str) -> None:
+def test_accumulation_changes_nothing(tmp_path: Path, objective: str, family: str) -> None:
     found = {}
     for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
-        model = build(objective)
+        model = build(objective, family)
         shape = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
         made, logs = trainer(model, tmp_path, learning_rate=1e-3, optim="sgd", **shape)
         made.train()
@@ -90,6 +92,28 @@ def test_accumulation_changes_nothing(tmp_path: Path, objective: str) -> None:
             assert expected <= row.keys()
             for name in expected:
                 assert twin[name] == pytest.approx(row[name], rel=2e-5), name
+
+
+@pytest.mark.parametrize("family", MAIN_BACKBONES)
+@pytest.mark.parametrize("objective", ["ntp", "cocomix"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, objective: str, family: str) -> None:
+    """Bit for bit, optimizer state and data order included; `train` as a whole is in test_resume.py, on one family."""
+    settings = {"steps": 6, "save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
+    weights = []
+    for part in ("whole", "resumed"):
+        model = build(objective, family)
+        made, _ = trainer(model, tmp_path, **settings)
+        checkpoint = None
+        if part == "resumed":
+            shutil.rmtree(tmp_path / "checkpoint-6")
+            checkpoint = last_complete_checkpoint(tmp_path)
+            assert checkpoint == tmp_path / "checkpoint-3"
+            made.resume_meters(checkpoint)
+        made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        assert made.state.global_step == 6
+        weights.append({name: value.detach() for name, value in model.named_parameters()})
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 def test_terms_are_averages_over_targets_and_add_up(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def concept_head(
     A position counts when at least one of its labels is not `IGNORE`; the mean runs over its used labels. That is
     Eq. 2's (1/K_attr) Σ_i CE(z_t, i) with one logsumexp instead of K_attr.
 
-    Memory is O(chunk_size · n_concepts) beyond inputs and outputs. The loss is a sum of per-position terms, so its
-    gradient with respect to `hidden`, `weight` and `bias` is finished during the forward pass, chunk by chunk, while
-    the logits are at hand, and only scaled in the backward pass; the top-k values' gradient touches k rows per
-    position. Our choice: three matrix products a step, the least there can be, and no recomputation of logits.
+    Memory is O(chunk_size · n_concepts) beyond inputs and outputs; with labels, one float32 matrix of the weight's
+    shape is held until the backward pass. The loss is a sum of per-position terms, so its gradient with respect to
+    `hidden`, `weight` and `bias` is finished during the forward pass, chunk by chunk, while the logits are at hand, and
+    only scaled in the backward pass; the top-k values' gradient touches k rows per position. Our choice: three matrix
+    products a step and no recomputation of logits.
 
     Args:
         hidden: normalised hidden states, in the dtype the matrix products shall use.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import cocomix.cli
+from cocomix.cli import application, main
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cli:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
         self.allocator_calls = 0
-        monkeypatch.setattr(cocomix.cli, "keep_freed_memory", self._allocator)
+        monkeypatch.setattr(application, "keep_freed_memory", self._allocator)
 
     def _allocator(self) -> bool:
         self.allocator_calls += 1
@@ -32,7 +32,7 @@ class Cli:
         self.capsys.readouterr()
         self.monkeypatch.setattr(sys, "argv", ["cocomix", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            cocomix.cli.main()
+            main()
         out, err = self.capsys.readouterr()
         assert caught.value.code == status, err
         assert "Traceback" not in err

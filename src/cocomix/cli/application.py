@@ -1,0 +1,97 @@
+"""The application behind `cocomix`: its errors, its output, and the options that verbs share."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cocomix.allocator import keep_freed_memory
+from cocomix.config import describe_validation_error
+from cocomix.errors import CoCoMixError
+
+__all__ = ["AsJson", "DataFolder", "Output", "Quiet", "RunFolder", "app", "main", "print_json", "print_table"]
+
+
+class _Interrupted(Exception):
+    """Ctrl-C in a command, which Typer would turn into a bare exit status."""
+
+
+class _Commands(typer.core.TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+app = typer.Typer(
+    name="cocomix",
+    cls=_Commands,
+    help="Pretrain language models that predict and mix continuous concepts.\n\n"
+    "In the order of use: prepare, sae, label, train, eval, compare; then generate and inspect. "
+    "`cocomix demo` does all of it on this machine's own documentation.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `cocomix prepare`.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `cocomix train`.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130."""
+    try:
+        keep_freed_memory()
+        _quiet_libraries()
+        app()
+    except (KeyboardInterrupt, _Interrupted):
+        _fail("stopped by Ctrl-C; run the same command again to go on from what is finished.", 130)
+    except CoCoMixError as error:
+        _fail(str(error), 1)
+    except ValidationError as error:
+        _fail(f"{describe_validation_error(error)}.", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = error.filename or "the output folder"
+        _fail(f"cannot write {where}: {error.strerror}; make room or choose another --output, and run again.", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _quiet_libraries() -> None:
+    """Let the libraries underneath speak only of errors: this command tells what it does itself."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def print_table(values: dict[str, Any]) -> None:
+    """Two columns, name and value, on standard output."""
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
+    Console().print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object (or list) on standard output, for scripts."""
+    typer.echo(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,141 @@
+"""Verbs from a text to labelled tokens: prepare, sae, label."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
+from cocomix.reporter import ConsoleReporter
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Text files, JSONL or Parquet, folders of these, a Hub data set name, or docs: for the documentation "
+            "on this machine.",
+        ),
+    ],
+    output: Output,
+    tokenizer: Annotated[str | None, typer.Option(help="Existing tokenizer: Hub name, folder or GGUF file.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Train a byte-level BPE of this size instead.")] = None,
+    block_size: Annotated[int, typer.Option(help="Tokens per block.")] = 1024,
+    validation: Annotated[list[str] | None, typer.Option(help="Source of the validation split; repeatable.")] = None,
+    validation_fraction: Annotated[float, typer.Option(help="Share of documents that validates.")] = 0.01,
+    text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    max_bytes: Annotated[int | None, typer.Option(help="Stop after this many bytes of training text.")] = None,
+    hf_config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
+    hf_split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn text into packed token blocks.
+
+    [dim]Example: cocomix prepare books/ --tokenizer openai-community/gpt2 --output data/books[/dim]
+    """
+    from cocomix.data import PrepareSettings
+    from cocomix.data import prepare as run
+
+    settings = PrepareSettings(
+        sources=tuple(sources),
+        validation_sources=tuple(validation or ()),
+        validation_fraction=validation_fraction,
+        text_column=text_column,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        block_size=block_size,
+        max_bytes=max_bytes,
+        hf_config=hf_config,
+        hf_split=hf_split,
+        seed=seed,
+    )
+    data = run(settings, output, ConsoleReporter(quiet=quiet))
+    if json_output:
+        print_json(data.meta.model_dump(mode="json"))
+
+
+@app.command()
+def sae(
+    data: DataFolder,
+    teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
+    layer: Annotated[int, typer.Option(help="0-based index of the block whose output is described.")],
+    output: Output,
+    num_concepts: Annotated[int, typer.Option(help="Latents of the autoencoder (C).")] = 2048,
+    k: Annotated[int, typer.Option(help="Active latents per token (K_SAE).")] = 16,
+    tokens: Annotated[int, typer.Option(help="Hidden states to train on.")] = 500_000,
+    batch_size: Annotated[int, typer.Option(help="Hidden states per step.")] = 1024,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam; by default from the number of latents.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a sparse autoencoder to a teacher's layer.
+
+    [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
+    """
+    from cocomix.concepts import FitSettings
+    from cocomix.config import TeacherConfig
+    from cocomix.pipeline import fit_on_data
+
+    settings = FitSettings(
+        num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+    )
+    source = TeacherConfig(model=teacher, layer=layer, revision=revision)
+    report = fit_on_data(data, source, output, settings, ConsoleReporter(quiet=quiet))
+    if json_output:
+        print_json(report.model_dump(mode="json"))
+
+
+@app.command()
+def label(
+    data: DataFolder,
+    recipe: Annotated[Path | None, typer.Option(help="Take teacher, dictionary and attribution from a recipe.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Causal language model: Hub name, folder or GGUF file.")] = None,
+    dictionary: Annotated[str | None, typer.Option(help="SAELens release, or folder of an autoencoder.")] = None,
+    sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Block it describes; default: as `cocomix sae` noted.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default DATA/labels.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign or dtype."),
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    force: Annotated[bool, typer.Option(help="Use a dictionary that does not fit the layer.")] = False,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label every token with the concepts that matter for what comes next.
+
+    An interrupted run goes on at the next shard when the same command is given again.
+
+    [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
+    """
+    from cocomix.config import label_sources
+    from cocomix.pipeline import label_data, layer_of_dictionary
+
+    sources = label_sources(
+        recipe,
+        teacher=teacher,
+        dictionary=dictionary,
+        sae_id=sae_id,
+        layer=layer,
+        assignments=assignments or (),
+        layer_of=layer_of_dictionary,
+    )
+    manifest = label_data(
+        data,
+        sources.teacher,
+        sources.dictionary,
+        output or data / "labels",
+        sources.settings,
+        force=force,
+        batch_tokens=batch_tokens,
+        reporter=ConsoleReporter(quiet=quiet),
+    )
+    if json_output:
+        print_json(manifest.model_dump(mode="json"))

@@ -1,0 +1,100 @@
+"""Verbs that train models and measure them: train, eval, compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
+from cocomix.reporter import ConsoleReporter
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see the recipes folder.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/RECIPE.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check the recipe and print its cost; train nothing.")] = False,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a student, a baseline or a teacher from a recipe.
+
+    A stopped run goes on from its last checkpoint when the same command is given again.
+
+    [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
+    """
+    from cocomix.config import load_recipe
+    from cocomix.training import dry_run as preview
+    from cocomix.training import train as run
+
+    config = load_recipe(recipe, assignments or ())
+    if dry_run:
+        plan = preview(config)
+        (print_json if json_output else print_table)(plan)
+        return
+    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet))
+    if json_output:
+        typer.echo((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    data: Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels of that data.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 instead of float32.")] = False,
+    limit_blocks: Annotated[int | None, typer.Option(help="Use only the first blocks.")] = None,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run: loss, perplexity, bits per byte, concept recall and reliance.
+
+    [dim]Example: cocomix eval runs/first[/dim]
+    """
+    import torch
+
+    from cocomix.device import default_device
+    from cocomix.evaluation import Run, evaluate_run
+
+    result = evaluate_run(
+        Run.open(run),
+        device=default_device(),
+        data=data,
+        labels=labels,
+        batch_size=batch_size,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        limit_blocks=limit_blocks,
+        reporter=ConsoleReporter(quiet=quiet),
+    ).to_json()
+    if json_output:
+        print_json(result)
+    else:
+        reliance = result.pop("concept_reliance", {})
+        print_table({**result, **{f"reliance: {name}": value for name, value in reliance.items()}})
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, the baseline among them.")],
+    output: Output,
+    baseline: Annotated[str | None, typer.Option(help="Name of the baseline; default: the nearest NTP run.")] = None,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare runs: a table, curves, and a report page.
+
+    [dim]Example: cocomix compare runs/ntp runs/first --output report[/dim]
+    """
+    from cocomix.evaluation import Run, write_report
+    from cocomix.evaluation import compare as run
+
+    comparison = run([Run.open(folder) for folder in runs], baseline)
+    write_report(comparison, output, reporter=ConsoleReporter(quiet=quiet))
+    if json_output:
+        print_json(comparison.to_json())
+    else:
+        typer.echo(comparison.to_markdown())

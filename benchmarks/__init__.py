@@ -1,1 +1,1 @@
-"""Speed as ratios measured within one run; `make bench`."""
+"""Speed and memory as ratios measured within one run; `make bench`."""

@@ -1,0 +1,107 @@
+"""The naive twin: the method's formulas transcribed line by line, with nothing left out and nothing shared.
+
+It stands on the same decoder blocks as `CoCoMixForCausalLM`, and computes the same numbers: all C concept logits are
+held, every label has a cross-entropy of its own, the top-k is a dense mask and the compression a dense product; labels
+come from a backward pass through the whole teacher, and from dense concept activations. Every ratio "naive twin ÷ ours"
+is against this module; `tests/benchmarks/test_naive.py` proves that it computes what ours computes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from cocomix.concepts import ConceptDictionary
+from cocomix.modeling import CoCoMixForCausalLM
+
+__all__ = ["naive_compression", "naive_head", "naive_labels", "naive_loss"]
+
+_IGNORED = -100
+_EPSILON = 1e-5
+
+
+def naive_head(logits: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 2 from concept logits [N, n_concepts] and labels [N, k_attr]: a cross-entropy per label, in nats.
+
+    Averaged over a position's used labels, then over the positions that have any.
+    """
+    used = labels != _IGNORED  # [N, k_attr]
+    each = [
+        F.cross_entropy(logits.float(), column, ignore_index=_IGNORED, reduction="none") for column in labels.unbind(-1)
+    ]
+    per_position = torch.stack(each, dim=-1).sum(-1) / used.sum(-1).clamp_min(1)  # [N]
+    return per_position.sum() / used.any(-1).sum().clamp_min(1)
+
+
+def naive_compression(logits: Tensor, weight: Tensor, k: int) -> Tensor:
+    """W_comp s of Eq. 3 from logits [..., n_concepts] and weight [n_concepts, d_model]: a dense mask and product."""
+    mask = torch.zeros_like(logits).scatter_(-1, logits.topk(k, dim=-1).indices, 1.0)
+    return (logits * mask) @ weight  # [..., d_model]
+
+
+def naive_loss(
+    model: CoCoMixForCausalLM,
+    input_ids: Tensor,  # [batch, seq]
+    concept_labels: Tensor,  # [batch, seq, k_attr]
+) -> Tensor:
+    """Eq. 4 of an interleaving student, with the model's own parameters and blocks; dense everywhere else. []"""
+    mixer = model.mixer
+    hidden = model.lower(input_ids=input_ids, use_cache=False).last_hidden_state  # [batch, seq, d_model]
+    mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
+    normalised = (hidden - mean) / (std + _EPSILON) - mixer.pre_bias
+    logits = F.linear(normalised, mixer.predictor.weight, mixer.predictor.bias)  # [batch, seq, n_concepts]
+    concept_loss = naive_head(logits.flatten(0, 1), concept_labels.flatten(0, 1))
+
+    compressed = naive_compression(logits, mixer.compression.weight, mixer.concept_topk)
+    concept = (compressed + mixer.compression.bias + mixer.pre_bias) * std + mean
+    mixed = torch.stack((hidden, concept), dim=2).flatten(1, 2)  # [batch, 2·seq, d_model]
+    read = model.upper(inputs_embeds=mixed, use_cache=False).last_hidden_state[:, 1::2]
+    vocabulary = model.lm_head(read).float()  # [batch, seq, vocab]
+    ntp_loss = F.cross_entropy(vocabulary[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+    return ntp_loss + model.config.concept_loss_weight * concept_loss
+
+
+def naive_labels(
+    teacher: PreTrainedModel,
+    dictionary: ConceptDictionary,
+    layer: int,
+    input_ids: Tensor,  # [batch, seq]
+    k: int = 4,
+) -> Tensor:
+    """Eq. 1 as the released code means it: label ids [batch, seq, k], −100 where there is none.
+
+    The teacher runs forwards and backwards as a whole, every weight gets a gradient, and the concepts' activations and
+    attributions are dense.
+
+    Args:
+        teacher: its parameters must require gradients; their gradients are dropped at the end.
+        dictionary: a layer-normed TopK dictionary that subtracts b_dec.
+        layer: block whose output is read.
+        input_ids: tokens without padding.
+        k: labels per position.
+    """
+    captured: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        captured.append(output[0] if isinstance(output, tuple) else output)
+        captured[0].retain_grad()
+
+    handle = teacher.transformer.h[layer].register_forward_hook(keep)
+    try:
+        teacher(input_ids, labels=input_ids, use_cache=False).loss.backward()
+    finally:
+        handle.remove()
+    teacher.zero_grad(set_to_none=True)
+    assert captured[0].grad is not None
+    hidden, gradient = captured[0].detach().float(), captured[0].grad.float()  # [batch, seq, d_teacher]
+
+    assert dictionary.k is not None
+    normalised = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + _EPSILON)
+    before = (normalised - dictionary.b_dec) @ dictionary.W_enc + dictionary.b_enc  # [batch, seq, n_concepts]
+    mask = torch.zeros_like(before).scatter_(-1, before.topk(dictionary.k, dim=-1).indices, 1.0)
+    attribution = (before * mask).relu() * (gradient @ dictionary.W_dec.T)
+    attribution[:, -1] = 0.0  # nothing follows the last token
+    scores, ids = attribution.topk(k, dim=-1)
+    return ids.masked_fill(scores <= 0, _IGNORED)

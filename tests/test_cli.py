@@ -292,7 +292,7 @@ def test_data_that_moved_and_runs_that_differ(cli: Cli, here: Path, workshop: Wo
 STAGES = {
     "prepare": "cocomix.data.blocks.BlockWriter.add",
     "sae": "cocomix.concepts.fit._train",
-    "label": "cocomix.concepts.labelling._write_arrow",
+    "label": "cocomix.concepts.shards._write_arrow",
     "train": "cocomix.training.trainer.CoCoMixTrainer.compute_loss",
     "eval": "cocomix.evaluation.run_evaluation.concept_reliance",
     "compare": "cocomix.evaluation.report.write_text",

@@ -53,9 +53,9 @@ def label(workshop: Workshop, output: Path, data: Path | None = None, **changes:
 def test_interrupted_labels_go_on_and_end_the_same(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocomix.concepts import labelling
+    from cocomix.concepts import shards
 
-    original, done = labelling._write_arrow, []
+    original, done = shards._write_arrow, []
 
     def stop_at_third(*args: Any) -> None:
         if len(done) == 2:
@@ -64,7 +64,7 @@ def test_interrupted_labels_go_on_and_end_the_same(
         original(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(labelling, "_write_arrow", stop_at_third)
+        patched.setattr(shards, "_write_arrow", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             label(workshop, tmp_path / "labels")
     with pytest.raises(CoCoMixError, match="not finished"):

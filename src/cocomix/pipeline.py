@@ -2,22 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.concepts import (
-    ConceptDictionary,
     ConceptTeacher,
     FitReport,
     FitSettings,
     LabelManifest,
     LabelSettings,
+    TeacherSource,
     check_tokenizer,
     fit_dictionary,
     load_teacher,
+    measure_agreement,
     measure_fit,
+    require_agreement,
     require_fit,
     write_labels,
 )
@@ -28,9 +31,10 @@ from cocomix.errors import CoCoMixError
 from cocomix.output import explained_full_disk, read_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["fit_on_data", "label_data", "layer_of_dictionary"]
+__all__ = ["OpenedTeacher", "fit_on_data", "label_data", "layer_of_dictionary", "open_teacher"]
 
 _CHECK_TOKENS = 8192
+_AGREEMENT_TOKENS = 4096
 
 
 def fit_on_data(
@@ -50,7 +54,8 @@ def fit_on_data(
         reporter: told about progress.
     """
     data = PreparedData.open(data_path)
-    model = _load(teacher, data)
+    model = load_teacher(teacher.model, revision=teacher.revision, device=default_device())
+    _check_tokenizer(model, teacher, data)
     with explained_full_disk(output):
         return fit_dictionary(
             model,
@@ -73,12 +78,10 @@ def label_data(
     *,
     force: bool = False,
     batch_tokens: int = 4096,
+    workers: int = 1,
     reporter: Reporter | None = None,
 ) -> LabelManifest:
     """Label every token of prepared data with concepts (`cocomix label`).
-
-    Before the first label, the dictionary is tried on a few validation blocks; one that does not describe the layer is
-    refused unless `force`.
 
     Args:
         data_path: folder written by `cocomix prepare` with the teacher's tokenizer.
@@ -86,19 +89,17 @@ def label_data(
         dictionary: the sparse autoencoder.
         output: folder to write; an interrupted run goes on at the next shard.
         settings: how labels are chosen.
-        force: use a dictionary that does not fit all the same.
+        force: go on with a dictionary or a dtype that `open_teacher` would refuse.
         batch_tokens: tokens per forward pass.
+        workers: processes that label, each with a teacher of its own; see `write_labels`.
         reporter: told about progress.
     """
     reporter = reporter or SilentReporter()
+    settings = settings or LabelSettings()
     data = PreparedData.open(data_path)
-    sae = ConceptDictionary.from_sae_lens(dictionary.path, dictionary.sae_id)
-    concept_teacher = ConceptTeacher(_load(teacher, data), sae, teacher.layer, name=teacher.model)
-    fit = measure_fit(concept_teacher, _first_blocks(data.split(VALIDATION), _CHECK_TOKENS))
-    reporter.say(f"the dictionary on block {teacher.layer}: {fit.describe()}")
-    require_fit(fit, concept_teacher, force=force, reporter=reporter)
+    opened = open_teacher(data, teacher, dictionary, settings, force=force, reporter=reporter)
     return write_labels(
-        concept_teacher,
+        opened.teacher,
         {name: data.split(name).shards for name in (TRAIN, VALIDATION)},
         output,
         settings,
@@ -106,8 +107,60 @@ def label_data(
         tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
         block_size=data.meta.block_size,
         batch_tokens=batch_tokens,
+        workers=workers,
+        source=_source(teacher, dictionary),
+        agreement=opened.agreement,
         reporter=reporter,
     )
+
+
+class OpenedTeacher(NamedTuple):
+    """A teacher that was tried on the data.
+
+    Attributes:
+        teacher: with its dictionary, on the best device.
+        agreement: share of positions with the float32 teacher's labels; `None` where the teacher runs in float32.
+    """
+
+    teacher: ConceptTeacher
+    agreement: float | None
+
+
+def open_teacher(
+    data: PreparedData,
+    teacher: TeacherConfig,
+    dictionary: DictionaryConfig,
+    settings: LabelSettings,
+    *,
+    force: bool = False,
+    reporter: Reporter,
+) -> OpenedTeacher:
+    """Load a teacher with its dictionary and try both on a few validation blocks.
+
+    Args:
+        data: prepared with the teacher's tokenizer.
+        teacher: the language model and the block that the dictionary describes.
+        dictionary: the sparse autoencoder.
+        settings: how labels are chosen.
+        force: warn where it would refuse.
+        reporter: told what was measured.
+
+    Raises:
+        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; the dictionary does not describe the
+            layer (`require_fit`), or the dtype changes too many labels (`require_agreement`), unless `force`.
+    """
+    concept_teacher = _source(teacher, dictionary).load(default_device())
+    _check_tokenizer(concept_teacher.decoder.model, teacher, data)
+    fit = measure_fit(concept_teacher, _first_blocks(data.split(VALIDATION), _CHECK_TOKENS))
+    reporter.say(f"the dictionary on block {teacher.layer}: {fit.describe()}")
+    require_fit(fit, concept_teacher, force=force, reporter=reporter)
+    if settings.dtype == "float32":
+        return OpenedTeacher(concept_teacher, None)
+    sample = _first_blocks(data.split(VALIDATION), _AGREEMENT_TOKENS)
+    agreement = measure_agreement(concept_teacher, sample, settings.k, settings)
+    reporter.say(f"{settings.dtype} gives {agreement:.2%} of {sample.numel():,} positions the labels of float32")
+    require_agreement(agreement, settings.dtype, force=force, reporter=reporter)
+    return OpenedTeacher(concept_teacher, agreement)
 
 
 def layer_of_dictionary(path: str) -> int:
@@ -122,16 +175,24 @@ def layer_of_dictionary(path: str) -> int:
     return FitReport.model_validate(read_json(report)).layer
 
 
-def _load(teacher: TeacherConfig, data: PreparedData) -> PreTrainedModel:
-    """The teacher, on the best device, after a check that it reads the data's tokenizer."""
-    model = load_teacher(teacher.model, revision=teacher.revision, device=default_device())
+def _source(teacher: TeacherConfig, dictionary: DictionaryConfig) -> TeacherSource:
+    return TeacherSource(
+        model=teacher.model,
+        layer=teacher.layer,
+        dictionary=dictionary.path,
+        sae_id=dictionary.sae_id,
+        revision=teacher.revision,
+    )
+
+
+def _check_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, data: PreparedData) -> None:
+    """Refuse a teacher that reads another tokenizer than the data's."""
     check_tokenizer(
         int(model.get_input_embeddings().weight.shape[0]),
         tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
         vocab_size=data.meta.vocab_size,
         teacher_tokenizer_fingerprint=_tokenizer_of(teacher.model),
     )
-    return model
 
 
 def _tokenizer_of(model: str) -> str | None:

@@ -13,6 +13,7 @@ from cocomix.concepts import (
     ConceptTeacher,
     LabelSettings,
     labelling,
+    shards,
     write_labels,
 )
 from cocomix.concepts.labels import id_storage
@@ -136,7 +137,7 @@ def test_a_full_disk_leaves_a_run_that_can_continue(teacher, splits, tmp_path, m
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(labelling.os, "fsync", full)
+    monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises((CoCoMixError, OSError), match="No space left on device"):
         write(teacher, splits, tmp_path / "labels")
     monkeypatch.undo()

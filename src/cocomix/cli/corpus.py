@@ -105,7 +105,10 @@ def label(
         typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign or dtype."),
     ] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
-    force: Annotated[bool, typer.Option(help="Use a dictionary that does not fit the layer.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes: one per GPU, or sharing the cores.")] = 1,
+    force: Annotated[
+        bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
+    ] = False,
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -135,6 +138,7 @@ def label(
         sources.settings,
         force=force,
         batch_tokens=batch_tokens,
+        workers=workers,
         reporter=ConsoleReporter(quiet=quiet),
     )
     if json_output:

@@ -45,7 +45,7 @@ class AttributionSettings(BaseModel):
         gradient: `sequence` = of the loss of all targets; `next` = of the loss of the position's own next token.
         sign: `loss` = concepts that raise the loss; `logprob` = concepts that lower it; `abs` = either.
         selection: `attribution`, or `activation` = the most active concepts; then `sign` and `activation` play no part.
-        dtype: `bfloat16` runs the teacher under autocast. Scores and the dictionary stay in float32.
+        dtype: `bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +54,7 @@ class AttributionSettings(BaseModel):
     gradient: GradientScope = "sequence"
     sign: Literal["loss", "logprob", "abs"] = "loss"
     selection: Literal["attribution", "activation"] = "attribution"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class ConceptLabels(NamedTuple):

@@ -1,25 +1,18 @@
 """Writing the labels of a prepared data set, shard by shard (see `cocomix.concepts.labels` for the format).
 
-A shard is written under a temporary name, flushed and renamed, and only then recorded. A run that was interrupted
-continues after the last recorded shard, provided that teacher, dictionary, settings and tokens are the same.
+A run that was interrupted continues with the shards that are not finished, in as many processes as it likes, provided
+that teacher, dictionary, settings and tokens are the same.
 """
 
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from cocomix.concepts.attribution import IGNORED
-from cocomix.concepts.hashing import file_sha256
 from cocomix.concepts.labels import (
     FORMAT_VERSION,
     DictionaryRecord,
@@ -28,18 +21,18 @@ from cocomix.concepts.labels import (
     LabelShard,
     LabelStatistics,
     TeacherRecord,
-    id_storage,
 )
-from cocomix.concepts.teacher import ConceptTeacher
+from cocomix.concepts.shards import PROGRESS, Advance, ShardPlan, ShardWriter, finished_shard, label_shard, shard_record
+from cocomix.concepts.teacher import ConceptTeacher, TeacherSource
 from cocomix.concepts.tokens import TokenShardLike
+from cocomix.concepts.workers import label_in_processes
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json, partial_path, read_json, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["write_labels"]
+__all__ = ["labels_identity", "write_labels"]
 
 _PLAN = "plan.json"
-_PROGRESS = "progress"
 
 
 def write_labels(
@@ -52,6 +45,9 @@ def write_labels(
     tokenizer_fingerprint: str,
     block_size: int,
     batch_tokens: int = 4096,
+    workers: int = 1,
+    source: TeacherSource | None = None,
+    agreement: float | None = None,
     reporter: Reporter | None = None,
 ) -> LabelManifest:
     """Label every block of a prepared data set.
@@ -64,7 +60,12 @@ def write_labels(
         data_fingerprint: of the prepared data.
         tokenizer_fingerprint: of its tokenizer.
         block_size: tokens per block.
-        batch_tokens: tokens per forward pass; memory, not results, depends on it.
+        batch_tokens: tokens per forward pass; memory depends on it, and results no more than by rounding.
+        workers: processes that label, at most one per unfinished shard. More than one are started afresh, so that a
+            script that calls this needs `if __name__ == "__main__":`. With the same number of threads in each process
+            the files are the same, byte for byte, whatever the number of processes.
+        source: where the processes load the teacher from; needed for more than one.
+        agreement: what `cocomix.concepts.agreement` measured, for the manifest.
         reporter: gets the progress in tokens.
 
     Returns:
@@ -72,31 +73,40 @@ def write_labels(
 
     Raises:
         CoCoMixError: `output` exists; `output.partial` was begun with something else; a shard does not fit; the disk
-            is full.
+            is full; a worker process failed.
     """
+    if workers < 1 or (workers > 1 and source is None):
+        raise CoCoMixError(f"workers is {workers}; it must be at least 1, and more than one need a TeacherSource.")
     settings = settings or LabelSettings()
     reporter = reporter or SilentReporter()
     shards = {split: list(members) for split, members in splits.items()}
-    identity = _identity(teacher, shards, settings, data_fingerprint, tokenizer_fingerprint, block_size)
-    batch = max(1, batch_tokens // block_size)
-    total = sum(shard.num_blocks for members in shards.values() for shard in members) * block_size
+    identity = labels_identity(
+        teacher,
+        settings,
+        data_fingerprint=data_fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        block_size=block_size,
+    )
+    identity["shards"] = {split: [[shard.name, shard.num_blocks] for shard in shards[split]] for split in shards}
+    every = [shard for members in shards.values() for shard in members]
+    total = sum(shard.num_blocks for shard in every) * block_size
     with staged_directory(output, resume=True) as folder, reporter.progress("label", total, "tokens") as advance:
         _claim(folder, identity, output)
-        started, fresh_tokens = time.perf_counter(), 0
-        records: dict[str, list[dict[str, Any]]] = {}
-        for split, members in shards.items():
-            records[split] = []
-            for shard in members:
-                record = _finished(folder, shard.name)
-                if record is None:
-                    record = _write_shard(teacher, shard, folder, settings, batch, block_size, advance)
-                    fresh_tokens += shard.num_blocks * block_size
-                else:
-                    advance(shard.num_blocks * block_size)
-                records[split].append(record)
-        seconds = time.perf_counter() - started
-        manifest = _manifest(identity, records, fresh_tokens / seconds if seconds > 0 else 0.0, teacher, settings)
-        shutil.rmtree(folder / _PROGRESS, ignore_errors=True)
+        left = [shard for shard in every if not finished_shard(folder, shard.name)]
+        fresh_tokens = sum(shard.num_blocks for shard in left) * block_size
+        advance(total - fresh_tokens)
+        plan = ShardPlan(folder, settings, block_size, max(1, batch_tokens // block_size), teacher.n_concepts)
+        workers = min(workers, len(left))
+        if source is not None and workers > 1:
+            seconds = label_in_processes(
+                source, (identity["teacher"], identity["dictionary"]), left, plan, workers, advance
+            )
+        else:
+            seconds = _label_here(teacher, left, plan, advance)
+        records = {split: [shard_record(folder, shard.name) for shard in members] for split, members in shards.items()}
+        speed = fresh_tokens / seconds if seconds > 0 else 0.0
+        manifest = _manifest(identity, records, speed, agreement, teacher, settings)
+        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         (folder / _PLAN).unlink()
     reporter.say(
@@ -106,15 +116,15 @@ def write_labels(
     return manifest
 
 
-def _identity(
+def labels_identity(
     teacher: ConceptTeacher,
-    shards: Mapping[str, Sequence[TokenShardLike]],
     settings: LabelSettings,
+    *,
     data_fingerprint: str,
     tokenizer_fingerprint: str,
     block_size: int,
 ) -> dict[str, Any]:
-    """Everything that determines the labels, as JSON."""
+    """Everything but the list of shards that determines the labels of a data set, as JSON."""
     return {
         "format_version": FORMAT_VERSION,
         "data_fingerprint": data_fingerprint,
@@ -124,7 +134,6 @@ def _identity(
         "dictionary": teacher.dictionary.fingerprint(),
         "layer": teacher.layer,
         "settings": settings.model_dump(mode="json"),
-        "shards": {split: [[shard.name, shard.num_blocks] for shard in members] for split, members in shards.items()},
     }
 
 
@@ -145,103 +154,20 @@ def _claim(folder: Path, identity: dict[str, Any], output: Path) -> None:
         )
 
 
-def _finished(folder: Path, name: str) -> dict[str, Any] | None:
-    """The record of a shard that is whole on the disk, else None."""
-    record, shard = folder / _PROGRESS / f"{name}.json", folder / f"{name}.arrow"
-    if not record.exists() or not shard.exists():
-        return None
-    found: dict[str, Any] = read_json(record)
-    return found if file_sha256(shard) == found["sha256"] else None
-
-
-def _write_shard(
-    teacher: ConceptTeacher,
-    shard: TokenShardLike,
-    folder: Path,
-    settings: LabelSettings,
-    batch: int,
-    block_size: int,
-    advance: Any,
-) -> dict[str, Any]:
-    """Label one shard, write it and record it."""
-    tokens = shard.read()
-    if tokens.shape != (shard.num_blocks, block_size):
-        raise CoCoMixError(
-            f"the token shard {shard.name} has shape {list(tokens.shape)}, not [{shard.num_blocks}, {block_size}]; "
-            "prepare the data again."
-        )
-    if int(tokens.max(initial=0)) >= teacher.vocab_size:
-        raise CoCoMixError(
-            f"the token shard {shard.name} has token {int(tokens.max())} but the teacher knows {teacher.vocab_size} "
-            "tokens; prepare the data with the teacher's tokenizer."
-        )
-    dtype, ignored = id_storage(teacher.n_concepts)
-    ids = np.empty((shard.num_blocks, block_size * settings.k), dtype=dtype)
-    scores = np.empty(ids.shape, dtype=settings.score_dtype)
-    used = np.zeros(teacher.n_concepts, dtype=bool)
-    labelled = 0
-    for start, chosen_ids, chosen_scores in _label_blocks(teacher, tokens, settings, batch):
-        present = chosen_ids != IGNORED
-        used[chosen_ids[present].numpy()] = True
-        labelled += int(present.any(dim=-1).sum())
-        rows = slice(start, start + len(chosen_ids))
-        ids[rows] = chosen_ids.masked_fill(~present, ignored).flatten(1).numpy()
-        limit = float(np.finfo(scores.dtype).max)
-        scores[rows] = chosen_scores.clamp(-limit, limit).flatten(1).numpy()
-        advance(chosen_ids.shape[0] * block_size)
-    path = folder / f"{shard.name}.arrow"
-    _write_arrow(path, ids, scores)
-    record = {
-        "name": shard.name,
-        "blocks": shard.num_blocks,
-        "sha256": file_sha256(path),
-        "labelled_positions": labelled,
-        "labels": int((ids != ignored).sum()),
-        "used": np.packbits(used).tobytes().hex(),
-    }
-    (folder / _PROGRESS / shard.name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _PROGRESS / f"{shard.name}.json", record)
-    return record
-
-
-def _label_blocks(
-    teacher: ConceptTeacher, tokens: NDArray[Any], settings: LabelSettings, batch: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Label blocks in batches: (first row, ids, scores [batch, block_size, k] on the CPU)."""
-    for start in range(0, len(tokens), batch):
-        input_ids = torch.from_numpy(tokens[start : start + batch].astype(np.int64))
-        labels = teacher.label(input_ids, k=settings.k, settings=settings, reduction="sum")
-        yield start, labels.ids.cpu(), labels.scores.cpu()
-
-
-def _write_arrow(path: Path, ids: NDArray[Any], scores: NDArray[Any]) -> None:
-    """Write one shard under a temporary name, flush it and rename it."""
-    columns = {"concept_ids": ids, "concept_scores": scores}
-    arrays = [
-        pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]) for values in columns.values()
-    ]
-    table = pa.RecordBatch.from_arrays(arrays, names=list(columns))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    try:
-        with aside.open("wb") as stream:
-            with pa.ipc.new_file(stream, table.schema) as writer:
-                writer.write_batch(table)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    except OSError as error:
-        raise CoCoMixError(
-            f"cannot write {path}: {error.strerror or error}; make room and run the same command again to continue."
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+def _label_here(teacher: ConceptTeacher, shards: Sequence[TokenShardLike], plan: ShardPlan, advance: Advance) -> float:
+    """Label and write shards in this process; seconds it took."""
+    started = time.perf_counter()
+    with ShardWriter(plan) as writer:
+        for shard in shards:
+            writer.write(shard.name, label_shard(teacher, shard, plan, advance))
+    return time.perf_counter() - started
 
 
 def _manifest(
     identity: dict[str, Any],
     records: Mapping[str, Sequence[Mapping[str, Any]]],
     tokens_per_second: float,
+    agreement: float | None,
     teacher: ConceptTeacher,
     settings: LabelSettings,
 ) -> LabelManifest:
@@ -276,6 +202,7 @@ def _manifest(
         settings=settings,
         num_concepts=teacher.n_concepts,
         splits=splits,
+        agreement_with_float32=agreement,
         statistics=LabelStatistics(
             labelled_positions=labelled,
             masked_positions=positions - labelled,

@@ -94,7 +94,7 @@ class LabelStatistics(_Record):
         masked_positions: positions without.
         labels: entries that hold a concept.
         distinct_concepts: concepts that occur at least once.
-        tokens_per_second: of the run that finished the labels.
+        tokens_per_second: of the run that finished the labels, all its processes together; loading left out.
     """
 
     labelled_positions: int
@@ -105,7 +105,11 @@ class LabelStatistics(_Record):
 
 
 class LabelManifest(_Record):
-    """What the labels are of and how they were made. `fingerprint` covers everything but names, speed and versions."""
+    """What the labels are of and how they were made.
+
+    `fingerprint` covers everything but names, speed, versions and `agreement_with_float32`, the share of positions
+    whose label sets equalled the float32 teacher's on a sample (None where the teacher ran in float32).
+    """
 
     format_version: int
     cocomix_version: str
@@ -118,6 +122,7 @@ class LabelManifest(_Record):
     settings: LabelSettings
     num_concepts: int
     splits: dict[str, tuple[LabelShard, ...]]
+    agreement_with_float32: float | None = None
     statistics: LabelStatistics
     fingerprint: str
 

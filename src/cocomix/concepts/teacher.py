@@ -1,6 +1,7 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from cocomix.concepts.hashing import tensor_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
-__all__ = ["ConceptTeacher", "Reduction", "check_tokenizer", "load_teacher", "model_fingerprint"]
+__all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher", "model_fingerprint"]
 
 Reduction = Literal["mean", "sum"]
 
@@ -192,10 +193,11 @@ class ConceptTeacher:
         hidden, gradient, loss = self.decoder.loss_gradient(
             input_ids, attention_mask, scope=settings.gradient, dtype=dtype
         )
-        if not bool(loss.isfinite()):
-            raise CoCoMixError(
-                f"the loss of the teacher {self.name} is not finite; try another dtype or another model."
-            )
+        for what, value in (("loss", loss), ("gradient", gradient)):
+            if not bool(value.isfinite().all()):
+                raise CoCoMixError(
+                    f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
+                )
         gradient = _reduce(gradient.float(), labelled, reduction)
         with torch.no_grad():
             return choose_labels(self.dictionary, hidden, gradient, labelled, k, settings)
@@ -226,6 +228,35 @@ class ConceptTeacher:
     def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         device = self.decoder.device
         return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a teacher and its dictionary are loaded from, for processes that load them themselves.
+
+    Attributes:
+        model: hub name, folder or GGUF file of a causal LM.
+        layer: 0-based index of the hooked block.
+        dictionary: SAELens release, or folder of an autoencoder.
+        sae_id: which autoencoder of a release.
+        revision: commit, tag or branch of a hub model.
+    """
+
+    model: str
+    layer: int
+    dictionary: str
+    sae_id: str | None = None
+    revision: str | None = None
+
+    def load(self, device: torch.device | str | None = None) -> ConceptTeacher:
+        """Load both in float32, to the CPU if no device is given.
+
+        Raises:
+            CoCoMixError: as `load_teacher`, `ConceptDictionary.from_sae_lens` and `ConceptTeacher`.
+        """
+        dictionary = ConceptDictionary.from_sae_lens(self.dictionary, self.sae_id)
+        model = load_teacher(self.model, revision=self.revision, device=device)
+        return ConceptTeacher(model, dictionary, self.layer, name=self.model)
 
 
 def _reduce(gradient: Tensor, labelled: Tensor, reduction: Reduction) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cocomix.modeling.concept_head import concept_head
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.edits import ConceptEdit, apply_edits
+from cocomix.modeling.edits import PlacedEdit, apply_edits
 
 __all__ = ["ConceptIntervention", "ConceptMixer", "MixerOutput"]
 
@@ -82,7 +82,7 @@ class ConceptMixer(nn.Module):
         hidden: Tensor,  # [batch, seq, d_model]
         concept_labels: Tensor | None = None,  # [batch, seq, k_attr] int64
         *,
-        edits: Sequence[ConceptEdit] = (),
+        edits: Sequence[PlacedEdit] = (),
         intervention: ConceptIntervention | None = None,
         output_logits: bool = False,
     ) -> MixerOutput:
@@ -108,7 +108,7 @@ class ConceptMixer(nn.Module):
         return MixerOutput(mixed, ids, values, loss_sum, logits)
 
     def _predict(
-        self, normalised: Tensor, concept_labels: Tensor | None, edits: Sequence[ConceptEdit], output_logits: bool
+        self, normalised: Tensor, concept_labels: Tensor | None, edits: Sequence[PlacedEdit], output_logits: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         batch, seq = normalised.shape[:2]
         weight: Tensor = self.predictor.weight
@@ -120,12 +120,14 @@ class ConceptMixer(nn.Module):
         flat_labels = None if concept_labels is None else concept_labels.flatten(0, 1).long()
         head = concept_head(normalised.flatten(0, 1), weight, bias, flat_labels, self.concept_topk)
         ids, values = head.ids.view(batch, seq, -1), head.values.view(batch, seq, -1)
-        logits = None
-        if edits or output_logits:
-            logits = F.linear(normalised, weight, bias)
+        logits = F.linear(normalised, weight, bias) if output_logits else None
         if edits:
-            assert logits is not None
-            logits = apply_edits(logits, edits)
-            values, ids = logits.topk(self.concept_topk, dim=-1)
-            values = values.masked_fill(values == float("-inf"), 0.0)  # banned, and nothing else left to take its place
+            touched = torch.stack([where for _, where in edits]).any(0)  # [batch, seq]; nothing changes elsewhere
+            here = [PlacedEdit(edit, where[touched]) for edit, where in edits]
+            edited = apply_edits(F.linear(normalised[touched], weight, bias), here)  # [touched, n_concepts]
+            best, chosen = edited.topk(self.concept_topk, dim=-1)
+            best = best.masked_fill(best == float("-inf"), 0.0)  # banned, and nothing else left to take its place
+            slots = touched.unsqueeze(-1)
+            ids, values = ids.masked_scatter(slots, chosen), values.masked_scatter(slots, best.to(values.dtype))
+            logits = None if logits is None else logits.masked_scatter(slots, edited)
         return ids, values, None if concept_labels is None else head.loss_sum, logits

@@ -19,7 +19,7 @@ from cocomix.modeling.backbone import backbone_of, build_halves
 from cocomix.modeling.cache import CoCoMixCache
 from cocomix.modeling.concept_head import IGNORE, check_concept_labels
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.edits import ConceptEdit, check_edits
+from cocomix.modeling.edits import ConceptEdit, PlacedEdit, active_edits, check_edits, place_edits
 from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer
 
 __all__ = ["CoCoMixForCausalLM", "CoCoMixOutput"]
@@ -121,6 +121,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         logits_to_keep: int | Tensor = 0,
         output_concept_logits: bool = False,
         concept_edits: Sequence[ConceptEdit] | None = None,
+        edit_rows: Tensor | None = None,  # [batch]
         concept_intervention: ConceptIntervention | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_concept_items_in_batch: Tensor | int | None = None,
@@ -140,17 +141,18 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
             output_concept_logits: also return all C concept logits.
-            concept_edits: changes to concept logits before top-k (steering).
+            concept_edits: changes to concept logits before top-k (steering), after those in force around this call.
+            edit_rows: which row, in the edits' counting, each row of the batch counts as; by default its own index.
+                `generate` gives every beam and repeated sample the row of its prompt.
             concept_intervention: replaces the concepts that are mixed in (reliance measurements).
             num_items_in_batch: divisor of the next-token loss, for gradient accumulation; by default the targets here.
             num_concept_items_in_batch: divisor of the concept loss; by default the labelled positions here.
             **kwargs: forwarded to both halves (for example `output_hidden_states=True`).
 
         Raises:
-            CoCoMixError: a label or an edit names a concept that does not exist; the cache is of another kind.
+            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; the cache is of
+                another kind.
         """
-        if concept_edits:
-            check_edits(concept_edits, self.config.num_concepts)
         if concept_labels is not None and concept_labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_concept_labels(concept_labels, self.config.num_concepts)  # an accelerator would have to wait for it
         if use_cache is None:
@@ -160,6 +162,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         cache = past_key_values if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
         position_ids = _positions(query, attention_mask, position_ids, cache)
+        edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
 
         lower = self.lower(
             input_ids=input_ids,
@@ -173,7 +176,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         mixer = self.mixer(
             lower.last_hidden_state,
             concept_labels,
-            edits=concept_edits or (),
+            edits=edits,
             intervention=concept_intervention,
             output_logits=output_concept_logits,
         )
@@ -207,6 +210,33 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             hidden_states=_joined(lower.hidden_states, upper.hidden_states),
             attentions=_joined(lower.attentions, upper.attentions),
         )
+
+    def _placed_edits(
+        self,
+        edits: Sequence[ConceptEdit] | None,
+        rows: Tensor | None,
+        query: Tensor | None,  # [batch, seq, …]
+        positions: Tensor | None,
+    ) -> list[PlacedEdit]:
+        """The edits in force and those of this call, where they apply."""
+        together = (*active_edits(self), *(edits or ()))
+        if not together or query is None:
+            return []
+        check_edits(together, self.config.num_concepts)
+        batch, seq = query.shape[:2]
+        if positions is None:
+            positions = torch.arange(seq, device=query.device).unsqueeze(0)
+        if rows is None:
+            rows = torch.arange(batch, device=query.device)
+        return place_edits(together, positions, rows)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Repeat each prompt for its beams or samples, and note which prompt a row belongs to, for edits of rows."""
+        if expand_size > 1 and input_ids is not None and kwargs.get("edit_rows") is None:
+            kwargs["edit_rows"] = torch.arange(len(input_ids), device=input_ids.device)
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
 
     def _logits(self, hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
         if isinstance(logits_to_keep, Tensor):

@@ -157,7 +157,8 @@ _IN_FORCE: ContextVar[tuple[tuple[nn.Module, tuple[ConceptEdit, ...]], ...]] = C
 def edits_in_force(model: nn.Module, edits: Sequence[ConceptEdit]) -> Iterator[None]:
     """Every forward pass of `model` within the block makes these edits, after those of the blocks around it.
 
-    They hold in this thread (or task) alone: a thread started within the block does not see them.
+    They hold in this thread (or task) alone: a thread started within the block does not see them. Nor does a compiled
+    graph of the model; give that its edits as `concept_edits`.
     """
     token = _IN_FORCE.set((*_IN_FORCE.get(), (model, tuple(edits))))
     try:
@@ -168,4 +169,6 @@ def edits_in_force(model: nn.Module, edits: Sequence[ConceptEdit]) -> Iterator[N
 
 def active_edits(model: nn.Module) -> tuple[ConceptEdit, ...]:
     """The edits in force for a model, outermost block first."""
+    if torch.compiler.is_compiling():
+        return ()
     return tuple(edit for edited, edits in _IN_FORCE.get() if edited is model for edit in edits)

@@ -1,5 +1,8 @@
 """Reading the concepts a model predicts, and steering what it says with them."""
 
+from cocomix.interpret.atlas import ConceptAtlas, default_atlas_folder
+from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings, ConceptCard, ConceptHit, Context, Histogram
+from cocomix.interpret.atlas_effects import measure_effect
 from cocomix.interpret.inspection import (
     ConceptDescription,
     NextToken,
@@ -21,14 +24,23 @@ from cocomix.interpret.steering import (
 
 __all__ = [
     "FACTOR_LIMIT",
+    "AtlasRecord",
+    "AtlasSettings",
+    "ConceptAtlas",
+    "ConceptCard",
     "ConceptDescription",
+    "ConceptHit",
+    "Context",
+    "Histogram",
     "NextToken",
     "PredictedConcept",
     "SteeringCandidate",
     "TokenConcepts",
+    "default_atlas_folder",
     "describe_concepts",
     "generate",
     "inspect_text",
+    "measure_effect",
     "parse_steer",
     "render_table",
     "render_text",

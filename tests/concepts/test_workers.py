@@ -1,125 +1,182 @@
 """Labelling in several processes writes what one process writes, and stops as it should."""
 
+import multiprocessing
 import os
 import signal
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from cocomix.concepts import ConceptLabelStore
-from cocomix.concepts.workers import _GO_ON
-from cocomix.config import DictionaryConfig, TeacherConfig
-from cocomix.device import worker_device
+from cocomix.concepts import ConceptTeacher, TeacherSource, workers, write_labels
+from cocomix.concepts.labels import LabelSettings
+from cocomix.concepts.shards import ShardPlan
+from cocomix.device import default_device, worker_device
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path
-from cocomix.pipeline import label_data
-from cocomix.reporter import SilentReporter
-from tests.workshop import Workshop
+
+from .conftest import CONCEPTS, VOCAB, TokenShard, make_dictionary, make_model
+
+BLOCK = 9
 
 
-class Watcher(SilentReporter):
-    """Counts tokens, and calls `act` when the first arrive from a worker."""
+@dataclass(frozen=True)
+class TinySource(TeacherSource):
+    """Makes the tiny teacher instead of loading one."""
 
-    def __init__(self, act: Any = None) -> None:
-        self.tokens, self.act, self.total = 0.0, act, 0.0
+    model: str = "tiny"
+    layer: int = 1
+    dictionary: str = "random"
 
-    def progress(self, description: str, total: float | None, unit: str) -> Any:
-        self.total = total or 0.0
-        watcher = self
+    def load(self, device=None):
+        return ConceptTeacher(make_model("gpt2"), make_dictionary(), self.layer, name=self.model)
 
-        class Bar:
-            def __enter__(self) -> Any:
-                return watcher.advance
 
-            def __exit__(self, *error: Any) -> None:
-                pass
+class Watcher:
+    """A reporter that counts tokens and can do something when the first arrive."""
 
-        return Bar()
+    def __init__(self, act=None):
+        self.tokens, self.total, self.act = 0, None, act
 
-    def advance(self, amount: float) -> None:
-        self.tokens += amount
-        if amount and self.act is not None:
+    def say(self, message):
+        pass
+
+    warn = say
+
+    @contextmanager
+    def progress(self, description: str, total: float | None, unit: str) -> Iterator[object]:
+        self.total = total
+        yield self.advance
+
+    def advance(self, tokens):
+        self.tokens += tokens
+        if tokens and self.act is not None:
             act, self.act = self.act, None
             act()
 
 
-def label(workshop: Workshop, output: Path, reporter: Any = None, workers: int = 2) -> Any:
-    source = TeacherConfig(model=str(workshop.teacher), layer=1)
-    dictionary = DictionaryConfig(path=str(workshop.dictionary))
-    return label_data(workshop.data, source, dictionary, output, workers=workers, reporter=reporter)
+@pytest.fixture
+def splits():
+    return {
+        "train": [TokenShard(f"train/{index:05d}", 3, index, BLOCK) for index in range(5)],
+        "validation": [TokenShard("validation/00000", 2, 9, BLOCK)],
+    }
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+@pytest.fixture
+def one(splits, tmp_path):
+    label(splits, tmp_path / "one", workers=1)
+    return contents(tmp_path / "one")
+
+
+def label(splits, output, *, workers=2, **options):
+    source = TinySource()
+    fingerprints = {"data_fingerprint": "d" * 64, "tokenizer_fingerprint": "t" * 64, "block_size": BLOCK}
+    options = {"source": source, "batch_tokens": 2 * BLOCK, **options}
+    return write_labels(source.load(), splits, output, workers=workers, **fingerprints, **options)
+
+
+def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.arrow"))}
 
 
-def children() -> set[int]:
-    """Processes of `multiprocessing` that this one started and that are still there."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, fields = int(path.parent.name), path.read_text().rpartition(")")[2].split()
-            command = (path.parent / "cmdline").read_text()
-        except OSError:
-            continue
-        if int(fields[1]) == os.getpid() and fields[0] != "Z" and "spawn_main" in command:
-            found.add(pid)
-    return found
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds its children in /proc")
-
-
-@needs_proc
 @pytest.mark.slow
-def test_two_workers_one_killed_then_resumed_write_the_bytes_of_one(workshop: Workshop, tmp_path: Path) -> None:
-    before = children()
+def test_one_of_two_is_killed_and_the_resumed_run_writes_the_bytes_of_one(splits, one, tmp_path):
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
-    def kill_one() -> None:
-        os.kill(min(children() - before), signal.SIGKILL)
-
-    with pytest.raises(CoCoMixError, match=f"worker label-[01] was killed by signal 9; {_GO_ON}"):
-        label(workshop, tmp_path / "labels", Watcher(kill_one))
-    assert children() == before
+    with pytest.raises(CoCoMixError, match=r"worker label-\d was killed by signal 9; finished shards are kept"):
+        label(splits, tmp_path / "labels", reporter=Watcher(kill))
+    assert not multiprocessing.active_children()
     assert not (tmp_path / "labels").exists()
+    finished = contents(partial_path(tmp_path / "labels"))
+    assert finished.items() <= one.items()
     watcher = Watcher()
-    manifest = label(workshop, tmp_path / "labels", watcher)
-    assert watcher.tokens == watcher.total > 0
-    assert children() == before
-    assert contents(tmp_path / "labels") == contents(workshop.labels)
-    expected = ConceptLabelStore.open(workshop.labels).manifest
-    assert manifest.fingerprint == expected.fingerprint
+    manifest = label(splits, tmp_path / "labels", reporter=watcher)
+    assert not multiprocessing.active_children()
+    assert watcher.tokens == watcher.total == 17 * BLOCK
+    assert contents(tmp_path / "labels") == one
+    assert manifest.fingerprint == label(splits, tmp_path / "again", workers=1).fingerprint
     assert manifest.statistics.tokens_per_second > 0
-    assert not list((tmp_path / "labels").rglob("*.tmp"))
 
 
-@needs_proc
-@pytest.mark.slow
-def test_ctrl_c_ends_the_workers_and_one_process_goes_on(workshop: Workshop, tmp_path: Path) -> None:
-    before = children()
-
-    def interrupt() -> None:
-        for pid in children() - before:
-            os.kill(pid, signal.SIGINT)  # as a terminal does; workers leave the answer to their caller
+def test_ctrl_c_ends_workers_that_are_still_starting(splits, tmp_path, monkeypatch):
+    def interrupt(connections):
+        children = multiprocessing.active_children()
+        assert len(children) == 2
+        for child in children:  # a terminal sends it to all
+            os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert all(child.is_alive() for child in children)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(workers, "wait", interrupt)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        label(workshop, tmp_path / "labels", Watcher(interrupt))
-    assert children() == before
+        label(splits, tmp_path / "labels")
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGINT) is before
     assert partial_path(tmp_path / "labels").is_dir()
-    label(workshop, tmp_path / "labels", workers=1)
-    assert contents(tmp_path / "labels") == contents(workshop.labels)
 
 
-@pytest.mark.slow
-def test_a_worker_that_cannot_work_says_why(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import cocomix.pipeline
+class Line:
+    """A connection on which one shard and then the end is waiting; keeps what is sent."""
 
-    monkeypatch.setattr(
-        cocomix.pipeline, "_source", lambda *sections: original(*sections) if not opened else moved(*sections)
-    )
+    def __init__(self, shard):
+        self.waiting, self.sent = [shard, None], []
+
+    def recv(self):
+        return self.waiting.pop(0)
+
+    def send(self, message):
+        self.sent.append(message)
+
+
+def messages(monkeypatch, tmp_path, shard, fingerprints=None):
+    """What a worker says when it is given one shard; it runs in this process."""
+    monkeypatch.setattr(workers, "keep_freed_memory", lambda: True)
+    source, line = TinySource(), Line(shard)
+    teacher = source.load()
+    plan = ShardPlan(tmp_path, LabelSettings(), BLOCK, 2, CONCEPTS)
+    expected = fingerprints or (teacher.fingerprint(), teacher.dictionary.fingerprint())
+    workers._work(0, 1, source, expected, plan, line)
+    return line.sent
+
+
+def test_a_worker_reports_its_tokens_and_asks_for_more(splits, tmp_path, monkeypatch):
+    shard = splits["train"][0]
+    said = messages(monkeypatch, tmp_path, shard)
+    assert said == [("ready", None), ("tokens", 2 * BLOCK), ("tokens", BLOCK), ("ready", None)]
+    assert (tmp_path / f"{shard.name}.arrow").is_file()
+
+
+def test_a_worker_that_cannot_work_says_why(splits, tmp_path, monkeypatch):
+    shard = splits["train"][0]
+    said = messages(monkeypatch, tmp_path, shard, fingerprints=("another", "one"))
+    assert said == [("failed", "tiny or random is not what labelling began with; run the same command again.")]
+    shard.tokens[0, 0] = VOCAB
+    kind, sentence = messages(monkeypatch, tmp_path, shard)[-1]
+    assert kind == "failed"
+    assert f"shard train/00000 has token {VOCAB}" in sentence
+    monkeypatch.setattr(workers, "label_shard", lambda *arguments: 1 / 0)
+    kind, sentence = messages(monkeypatch, tmp_path, shard)[-1]
+    assert kind == "failed"
+    assert sentence.startswith("a labelling worker failed (ZeroDivisionError: division by zero); finished shards")
+
+
+def test_a_number_of_workers_that_cannot_be_is_refused(splits, tmp_path):
+    with pytest.raises(CoCoMixError, match="workers is 0; it must be at least 1"):
+        label(splits, tmp_path / "labels", workers=0)
+    with pytest.raises(CoCoMixError, match="more than one need a TeacherSource"):
+        label(splits, tmp_path / "labels", source=None)
+
+
+def test_workers_take_the_accelerators_in_turn(monkeypatch):
+    assert worker_device(3) == default_device() or default_device().type != "cpu"
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    assert [str(worker_device(index)) for index in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]

@@ -128,7 +128,7 @@ class FrozenDecoder:
             captured.append(hidden)
             raise _Stop
 
-        with self._autocast(dtype), self._hooked(stop):
+        with self._autocast(dtype), self.replaced(stop):
             try:
                 self.model.base_model(**self._inputs(input_ids, attention_mask))
             except _Stop:
@@ -145,7 +145,7 @@ class FrozenDecoder:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Summed next-token loss in nats (float32 scalar), optionally with the hooked block's output replaced."""
-        hooked = self._hooked(replace) if replace is not None else nullcontext()
+        hooked = self.replaced(replace) if replace is not None else nullcontext()
         with self._autocast(dtype), hooked:
             return self._summed_loss(input_ids, attention_mask)[1]
 
@@ -177,7 +177,7 @@ class FrozenDecoder:
 
         diagonal = DiagonalGradient()
         mode: AbstractContextManager[Any] = diagonal if scope == "next" else nullcontext()
-        with torch.enable_grad(), self._hooked(cut):
+        with torch.enable_grad(), self.replaced(cut):
             with self._autocast(dtype), mode:
                 outputs, loss, cotangent = self._summed_loss(input_ids, attention_mask, with_gradient=True)
             if scope == "next" and diagonal.calls != self.blocks_above:
@@ -222,7 +222,7 @@ class FrozenDecoder:
         return torch.autocast(self.device.type, dtype=dtype)
 
     @contextmanager
-    def _hooked(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def replaced(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Replace the hooked block's output while the block of code runs."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -21,6 +21,7 @@ from cocomix.interpret.steering import (
     parse_steer,
     steering_candidates,
 )
+from cocomix.interpret.teacher_steering import teacher_steering
 
 __all__ = [
     "FACTOR_LIMIT",
@@ -45,5 +46,6 @@ __all__ = [
     "render_table",
     "render_text",
     "steering_candidates",
+    "teacher_steering",
     "visible",
 ]

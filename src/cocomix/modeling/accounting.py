@@ -42,8 +42,9 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     """Count a plain decoder's or a CoCoMix model's parameters and FLOPs per token by formula.
 
     FLOPs are those of the matrix products: 2·(weights of the blocks) per position, where a block of the upper half
-    sees `positions_per_token` positions per token; 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the
-    sparse compression. With `block_size` tokens of context, causal attention adds 4·heads·head_dim·(mean number of
+    sees `positions_per_token` positions per token (but for the last one's output projection and feed-forward network,
+    see `cocomix.modeling.last_block`); 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the sparse
+    compression. With `block_size` tokens of context, causal attention adds 4·heads·head_dim·(mean number of
     visible positions) per position and layer; sliding windows count as far as they reach. Element-wise work is left
     out.
 
@@ -61,6 +62,8 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     width = config.positions_per_token
     flops = _decoder_flops(model.lower, block_size) + 2.0 * model.lm_head.weight.numel()
     flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
+    if width == 2:
+        flops -= _last_block_savings(model.upper)
     flops += 2.0 * config.num_concepts * d_model
     active = total
     if config.mixing != "none":
@@ -78,7 +81,7 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
     """Forward FLOPs of a decoder's blocks per position."""
     config = decoder.config
     blocks = getattr(decoder, backbone_of(config).blocks)
-    flops: float = 2.0 * sum(parameter.numel() for parameter in blocks.parameters() if parameter.dim() == 2)
+    flops = _product_flops(blocks)
     if positions is None:
         return flops
     heads = config.num_attention_heads
@@ -91,6 +94,20 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
         visible = reach * (positions - (reach - 1) / 2.0) / positions  # mean over the block's positions
         flops += 4.0 * heads * head_dim * visible
     return flops
+
+
+def _last_block_savings(upper: PreTrainedModel) -> float:
+    """Forward FLOPs per token that an interleaved model does not spend on its last block."""
+    backbone = backbone_of(upper.config)
+    block = getattr(upper, backbone.blocks)[-1]
+    attention = getattr(block, backbone.attention)
+    projections = _product_flops(attention) - _product_flops(getattr(attention, backbone.output_projection))
+    return _product_flops(block) - projections
+
+
+def _product_flops(module: nn.Module) -> float:
+    """FLOPs of a module's matrix products for one position."""
+    return 2.0 * sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
 
 
 def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:

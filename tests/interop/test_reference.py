@@ -7,6 +7,7 @@ import torch
 
 from cocomix.errors import CoCoMixError
 from cocomix.interop import from_reference_state_dict
+from cocomix.modeling import ConceptEdit
 from tests.golden import golden_files, read_golden
 
 TOLERANCE = 1e-5
@@ -52,6 +53,32 @@ def test_forward_and_gradients_equal_the_released_code(path: Path) -> None:
         torch.testing.assert_close(found, theirs, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda t, n=name: f"{n}: {t}")
         compared += 1
     assert compared == 9
+
+
+@pytest.mark.parametrize("path", golden_files("model"))
+def test_the_imported_model_can_be_steered(path: Path) -> None:
+    meta, golden = read_golden(path)
+    weights = {name.removeprefix("weights."): t for name, t in golden.items() if name.startswith("weights.")}
+    model = from_reference_state_dict(
+        weights,
+        num_heads=meta["n_head"],
+        insert_layer=meta["insert_layer_index"],
+        concept_topk=meta["concept_num"],
+    )
+    ids = golden["input_ids"]
+    untouched = model(ids)
+    neutral = model(ids, concept_edits=[ConceptEdit(1), ConceptEdit(2, "add", 0.0)])
+    assert torch.equal(neutral.logits, untouched.logits)
+    concept = int(untouched.concept_ids[0, -1, 0])
+    edits = [ConceptEdit(concept, "scale", 10.0, rows=(0,))]
+    steered = model(ids, concept_edits=edits).logits
+    assert torch.equal(steered[1:], untouched.logits[1:])
+    assert not torch.equal(steered[:1], untouched.logits[:1])
+    half = ids.shape[1] // 2
+    first = model(ids[:, :half], concept_edits=edits, use_cache=True)
+    second = model(ids[:, half:], concept_edits=edits, past_key_values=first.past_key_values)
+    cached = torch.cat((first.logits, second.logits), dim=1)
+    torch.testing.assert_close(cached, steered, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def _locate(name: str, insert_layer: int) -> tuple[str, str]:

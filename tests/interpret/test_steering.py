@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cocomix.errors import CoCoMixError
-from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering_candidates
+from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering, steering_candidates
 from cocomix.modeling import ConceptEdit
 from tests.evaluation.conftest import CONCEPTS, TOPK
 
@@ -17,7 +17,42 @@ def test_parse_steer(text, concept, factor):
     assert parse_steer(text) == ConceptEdit(concept, "scale", factor)
 
 
-@pytest.mark.parametrize("text", ["", "5", "=3", "a=3", "3=", "3=x", "-1=2", "1=2=3", "1.5=2"])
+@pytest.mark.parametrize(
+    ("text", "edit"),
+    [
+        ("412+3", ConceptEdit(412, "add", 3.0)),
+        ("412-3.5", ConceptEdit(412, "add", -3.5)),
+        ("412:=8", ConceptEdit(412, "set", 8.0)),
+        ("412:=-8", ConceptEdit(412, "set", -8.0)),
+        ("412:ban", ConceptEdit(412, "ban", 0.0)),
+        ("412=5@20", ConceptEdit(412, "scale", 5.0, start=20)),
+        (" 412 : ban @ 3 ", ConceptEdit(412, "ban", 0.0, start=3)),
+    ],
+)
+def test_parse_steer_reads_every_operation_and_a_start(text, edit):
+    assert parse_steer(text) == edit
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "5",
+        "5:3",
+        "5:bann",
+        "5=2@",
+        "5=2@-1",
+        "5=2@x",
+        "5:ban=3",
+        "=3",
+        "a=3",
+        "3=",
+        "3=x",
+        "-1=2",
+        "1=2=3",
+        "1.5=2",
+    ],
+)
 def test_parse_steer_refuses_other_forms(text):
     with pytest.raises(CoCoMixError, match="write ID=FACTOR"):
         parse_steer(text)
@@ -29,8 +64,8 @@ def test_parse_steer_refuses_huge_factors_and_states_the_limit(factor):
         parse_steer(f"3={factor}")
 
 
-def greedy(world, model, **changes):
-    return generate(model, world.tokenizer, "list of", **{"max_new_tokens": 6, "temperature": 0.0, **changes})
+def greedy(world, model, prompt="list of", **changes):
+    return generate(model, world.tokenizer, prompt, **{"max_new_tokens": 6, "temperature": 0.0, **changes})
 
 
 @pytest.mark.parametrize("mixing", MIXED)
@@ -78,6 +113,51 @@ def test_sampling_is_decided_by_the_seed_and_leaves_the_random_state(world):
     assert sample(2) != texts
 
 
+def test_several_prompts_with_edits_of_their_rows_equal_one_by_one(world):
+    model, prompts = world.student(), ["list of", "the", "a string returns"]
+    edits = [ConceptEdit(2, "set", 9.0, start=1), ConceptEdit(5, "set", 12.0, rows=(1,))]
+    together = greedy(world, model, prompt=prompts, edits=edits)
+    alone = [
+        greedy(world, model, prompt=prompt, edits=[ConceptEdit(2, "set", 9.0, start=1), *extra])[0]
+        for prompt, extra in zip(prompts, ([], [ConceptEdit(5, "set", 12.0)], []), strict=True)
+    ]
+    assert together == alone
+    assert alone[1] != greedy(world, model, prompt="the", edits=edits[:1])[0]
+
+
+def test_samples_of_several_prompts_come_prompt_by_prompt(world):
+    settings = {"temperature": 1.0, "num_return_sequences": 3}
+    steered = [ConceptEdit(5, "set", 60.0, rows=(1,))]
+    plain = greedy(world, world.student(), prompt=["list of", "the"], **settings)
+    found = greedy(world, world.student(), prompt=["list of", "the"], edits=steered, **settings)
+    assert len(found) == 6
+    assert found[:3] == plain[:3]
+    assert found[3:] != plain[3:]
+
+
+def test_steering_holds_within_its_block(world):
+    model, edits = world.student(), [ConceptEdit(2, "set", 9.0)]
+    plain, expected = greedy(world, model), greedy(world, model, edits=edits)
+    with steering(model, edits) as steered:
+        assert steered is model
+        assert greedy(world, model) == expected != plain
+        with pytest.raises(CoCoMixError, match="text is empty"), steering(model, [ConceptEdit(3, "ban")]):
+            greedy(world, model, prompt="")
+        assert greedy(world, model) == expected
+    assert greedy(world, model) == plain
+
+
+def test_steering_refuses_before_anything_runs(world):
+    for model, edit, message in (
+        (world.plain(), ConceptEdit(0), "has no concepts"),
+        (world.student("none"), ConceptEdit(0), "mixes none in"),
+        (world.student(), ConceptEdit(CONCEPTS), "does not exist"),
+        (world.student(), ConceptEdit(0, "add", 101.0), "is too large"),
+    ):
+        with pytest.raises(CoCoMixError, match=message), steering(model, [edit]):
+            pytest.fail("the block ran")
+
+
 def test_plain_models_generate_without_edits_and_refuse_them(world):
     model = world.plain()
     assert len(generate(model, world.tokenizer, "list of", max_new_tokens=4)) == 1
@@ -102,8 +182,11 @@ def test_generation_refusals(world):
     def run(prompt="list of", model=model, **changes):
         generate(model, tokenizer, prompt, **{"max_new_tokens": 4, **changes})
 
-    with pytest.raises(CoCoMixError, match="empty"):
-        run("")
+    for prompt, message in (("", "text is empty"), (["list", " "], "text is empty"), ([], "no text to continue")):
+        with pytest.raises(CoCoMixError, match=message):
+            run(prompt)
+    with pytest.raises(CoCoMixError, match="names row 1, but the batch has rows 0 to 0"):
+        run(edits=[ConceptEdit(0, "set", 1.0, rows=(1,))])
     length = len(tokenizer.encode("list of"))
     message = f"text has {length} tokens and 40 more are to be generated, but the model's context is 16"
     with pytest.raises(CoCoMixError, match=message):

@@ -14,7 +14,12 @@ def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
     steer: Annotated[
-        list[str] | None, typer.Option(metavar="ID=FACTOR", help="Multiply a concept's logit; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="ID=FACTOR",
+            help="Multiply a concept's logit (412=5), add to it (412+3, 412-3), set it (412:=8) or leave the concept "
+            "out (412:ban); with @20 at the end from token 20 on. Repeatable.",
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0,

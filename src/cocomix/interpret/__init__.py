@@ -19,6 +19,7 @@ from cocomix.interpret.steering import (
     SteeringCandidate,
     generate,
     parse_steer,
+    steering,
     steering_candidates,
 )
 from cocomix.interpret.teacher_steering import teacher_steering
@@ -45,6 +46,7 @@ __all__ = [
     "parse_steer",
     "render_table",
     "render_text",
+    "steering",
     "steering_candidates",
     "teacher_steering",
     "visible",

@@ -1,13 +1,16 @@
 """Turning a person's text into tokens that a model can take, or saying why not."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixForCausalLM
 
-__all__ = ["concept_model", "encode", "visible"]
+__all__ = ["concept_model", "encode", "encode_together", "visible"]
 
 
 def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, room: int = 0) -> Tensor:
@@ -36,6 +39,19 @@ def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
             "use the tokenizer that was saved with the model."
         )
     return torch.tensor([ids], device=model.device)
+
+
+def encode_together(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, room: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Tokens and mask of several texts, padded on the left. Both int64 [batch, seq]; errors as in `encode`."""
+    if not texts:
+        raise CoCoMixError("there is no text to continue; give at least one.")
+    rows = [encode(model, tokenizer, text, room=room)[0] for text in texts]
+    longest = max(len(row) for row in rows)
+    input_ids = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])
+    mask = torch.stack([F.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
+    return input_ids, mask
 
 
 def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixForCausalLM:

@@ -1,8 +1,8 @@
 """Generating text with concepts turned up or down, and finding concepts that are worth turning."""
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,40 +11,75 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
-from cocomix.interpret.prompts import concept_model, encode
-from cocomix.modeling import ConceptEdit
-from cocomix.modeling.edits import check_edits
+from cocomix.interpret.generation import check_sampling, continue_tokens
+from cocomix.interpret.prompts import concept_model, encode_together
+from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
+from cocomix.modeling.edits import Operation, check_edits, edits_in_force
 
-__all__ = ["FACTOR_LIMIT", "SteeringCandidate", "generate", "parse_steer", "steering_candidates"]
+__all__ = ["FACTOR_LIMIT", "SteeringCandidate", "generate", "parse_steer", "steering", "steering_candidates"]
 
 FACTOR_LIMIT = 100.0
 """Largest size of a steering value: ten times the paper's largest, our choice."""
 
 
+_STEER = re.compile(r"(\d+)\s*(?:(=|:=|\+|-)\s*([^\s@]+)|:\s*ban)\s*(?:@\s*(\d+))?")
+_OPERATIONS: dict[str | None, Operation] = {"=": "scale", "+": "add", "-": "add", ":=": "set", None: "ban"}
+
+
 def parse_steer(text: str) -> ConceptEdit:
-    """Read `ID=FACTOR` as an edit that multiplies the concept's logit by FACTOR (paper section 5.3), e.g. `412=5`.
+    """Read an edit as the command line writes it.
+
+    `412=5` multiplies the logit of concept 412 by 5 (paper section 5.3), `412+3` and `412-3` add to it, `412:=8` sets
+    it, `412:ban` never lets the concept in; `@20` at the end lets the edit start at token 20 (from 0).
 
     Raises:
-        CoCoMixError: it is not of this form, or the factor is not a number within ±100.
+        CoCoMixError: it is not of this form, or the number is not within ±100.
     """
-    match = re.fullmatch(r"\s*(\d+)\s*=\s*(\S+)\s*", text)
+    match = _STEER.fullmatch(text.strip())
+    sign, number = (None, "0") if match is None else (match[2], match[3] or "0")
     try:
-        factor = float(match[2]) if match else math.nan
+        value = float(number) * (-1.0 if sign == "-" else 1.0)
     except ValueError:
         match = None
     if match is None:
-        raise CoCoMixError(f"cannot read {text!r} as a steering; write ID=FACTOR, for example 412=5 or 412=-2.5.")
-    if not abs(factor) <= FACTOR_LIMIT:
         raise CoCoMixError(
-            f"the factor of {text!r} must be a number between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}."
+            f"cannot read {text!r} as a steering; write ID=FACTOR, for example 412=5 or 412=-2.5 (or 412+3 to add, "
+            "412:=8 to set, 412:ban to leave out; @20 at the end: from token 20 on)."
         )
-    return ConceptEdit(int(match[1]), "scale", factor)
+    if not abs(value) <= FACTOR_LIMIT:
+        raise CoCoMixError(f"the number in {text!r} must be between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}.")
+    return ConceptEdit(int(match[1]), _OPERATIONS[sign], value, start=int(match[4] or 0))
+
+
+@contextmanager
+def steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> Iterator[CoCoMixForCausalLM]:
+    """Every forward pass and generation of the model within the block is steered, in this thread alone.
+
+        with steering(model, [ConceptEdit(412, "scale", 5.0)]):
+            model.generate(tokens, num_beams=4)
+
+    Blocks nest: the inner one's edits are made after the outer one's. Steering ends with the block, whatever happens.
+
+    Args:
+        model: a CoCoMix model that mixes its concepts in.
+        edits: concepts to turn; see `ConceptEdit`.
+
+    Yields:
+        The model.
+
+    Raises:
+        CoCoMixError: the model has no concepts or mixes none in, a concept does not exist, or a value is beyond ±100.
+    """
+    _check_steering(model, edits)
+    steered = concept_model(model, mixing=True)
+    with edits_in_force(steered, edits):
+        yield steered
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     max_new_tokens: int = 64,
     edits: Sequence[ConceptEdit] = (),
@@ -53,71 +88,51 @@ def generate(
     seed: int = 0,
     num_return_sequences: int = 1,
 ) -> list[str]:
-    """Continue a prompt, with the given edits of concept logits at every position of prompt and continuation.
+    """Continue prompts, with the given edits of concept logits from their `start` on, in prompt and continuation.
 
     Sampling is decided by `seed` alone and leaves the caller's random state as it was.
 
     Args:
         model: a CoCoMix model, or without `edits` any causal LM.
         tokenizer: the model's.
-        prompt: at least one token of text.
+        prompt: one text or several, each of at least one token; several are continued in one batch.
         max_new_tokens: generate at most so many tokens; an end-of-document token ends a text earlier.
-        edits: concepts to turn; see `ConceptEdit`.
+        edits: concepts to turn, in all rows or in those of some prompts; see `ConceptEdit`.
         temperature: divisor of the next-token logits; 0 = always the likeliest token.
         top_k: sample among the k likeliest tokens; `None` = among all.
         seed: of the sampling.
-        num_return_sequences: how many texts.
+        num_return_sequences: how many texts per prompt.
 
     Returns:
-        The continuations, without the prompt.
+        The continuations, without the prompts: all of the first prompt, then all of the second, and so on.
 
     Raises:
-        CoCoMixError: a number is out of range, the prompt is empty, prompt and continuation do not fit the context, a
-            concept does not exist, or edits were given for a model that mixes no concepts in.
+        CoCoMixError: a number is out of range, a prompt is empty, prompt and continuation do not fit the context, a
+            concept or a row does not exist, or edits were given for a model that mixes no concepts in.
     """
-    _check_numbers(max_new_tokens, temperature, top_k, num_return_sequences)
+    check_sampling(max_new_tokens, temperature, top_k, num_return_sequences)
     if edits:
         _check_steering(model, edits)
-    input_ids = encode(model, tokenizer, prompt, room=max_new_tokens)
-    settings: dict[str, object] = {"concept_edits": tuple(edits)} if edits else {}
-    if temperature == 0:
-        settings["do_sample"] = False
-    else:
-        settings |= {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_k": 0 if top_k is None else top_k,
-            "top_p": 1.0,
-        }
-    device = model.device
-    forked = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
-    with inference(model, device, model.dtype), forked:
-        torch.manual_seed(seed)
-        sequences = model.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=num_return_sequences,
-            pad_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **settings,
-        )
-    return [_continuation(tokenizer, input_ids[0], sequence) for sequence in sequences]
-
-
-def _check_numbers(max_new_tokens: int, temperature: float, top_k: int | None, num_return_sequences: int) -> None:
-    if max_new_tokens < 1:
-        raise CoCoMixError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-    if not 0.0 <= temperature < math.inf:
-        raise CoCoMixError(f"temperature={temperature} must be a number not below 0 (0 = always the likeliest token).")
-    if top_k is not None and top_k < 1:
-        raise CoCoMixError(f"top_k={top_k} must be at least 1; leave it out to sample among all tokens.")
-    if num_return_sequences < 1:
-        raise CoCoMixError(f"num_return_sequences={num_return_sequences} must be at least 1.")
-    if num_return_sequences > 1 and temperature == 0:
-        raise CoCoMixError(
-            f"temperature 0 yields the same text {num_return_sequences} times; raise it, or ask for one text."
-        )
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    input_ids, mask = encode_together(model, tokenizer, prompts, room=max_new_tokens)
+    sequences = continue_tokens(
+        model,
+        input_ids,
+        mask,
+        end=tokenizer.eos_token_id,
+        max_new_tokens=max_new_tokens,
+        edits=edits,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        num_return_sequences=num_return_sequences,
+    )
+    texts = []
+    for row, (ids, present) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+        padding = int((~present).sum())
+        for sequence in sequences[row * num_return_sequences : (row + 1) * num_return_sequences]:
+            texts.append(_continuation(tokenizer, ids[padding:], sequence[padding:]))
+    return texts
 
 
 def _check_steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> None:

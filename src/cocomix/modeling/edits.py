@@ -17,6 +17,7 @@ from cocomix.errors import CoCoMixError
 
 __all__ = [
     "ConceptEdit",
+    "Operation",
     "PlacedEdit",
     "active_edits",
     "apply_edits",

@@ -1,149 +1,115 @@
-"""Training steps of CoCoMix against next-token prediction of the same and of the matched width.
+"""Speed and memory of cocomix as ratios measured on this machine.
 
-    python -m benchmarks [--device cuda] [--output results/benchmarks]
+    python -m benchmarks [--device cuda] [--only steps,labels] [--rounds N] [--fast] [--bf16] [--output FOLDER]
 
-Each round runs one step (forward, backward, AdamW) of every model in turn; ratios are of medians over rounds.
+Writes DEVICE.json, DEVICE.md and DEVICE.png. After every section all three are written anew, and sections that are not
+run keep what an earlier run wrote.
 """
 
 import argparse
-import json
-import platform
-import statistics
+import shlex
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import GPT2Config, PretrainedConfig
-
+from benchmarks import decoding, growth, labels, memory, parts, steps
+from benchmarks.machine import describe_machine
+from benchmarks.page import render_page
+from benchmarks.plot import draw
+from benchmarks.ratios import Section
+from benchmarks.settings import Settings
 from cocomix.allocator import keep_freed_memory
-from cocomix.modeling import CoCoMixConfig, account
-from cocomix.modeling.accounting import build_model, matched_config
-from cocomix.output import write_json, write_text
+from cocomix.output import read_json, write_json, write_text
 
-
-@dataclass(frozen=True)
-class Shape:
-    """One student's shape and the batch it is timed on."""
-
-    name: str
-    width: int
-    blocks: int
-    heads: int
-    insert_layer: int
-    concepts: int
-    vocabulary: int
-    batch: int
-    context: int
-
-
-SHAPES = {
-    "cpu": (
-        Shape("demo", 192, 4, 4, 2, 2048, 4096, 16, 128),
-        Shape("69M", 512, 8, 8, 3, 32768, 50257, 2, 512),
-    ),
-    "cuda": (
-        Shape("69M", 512, 8, 8, 3, 32768, 50257, 16, 1024),
-        Shape("386M", 1024, 24, 16, 5, 32768, 50257, 8, 1024),
-    ),
+SECTIONS: dict[str, Callable[[Settings], Section]] = {
+    "steps": steps.measure,
+    "labels": labels.measure,
+    "memory": memory.measure,
+    "decoding": decoding.measure,
+    "head": parts.measure_head,
+    "compression": parts.measure_compression,
+    "growth": growth.measure,
 }
 
 
-def step_of(config: PretrainedConfig, shape: Shape, device: str) -> tuple[Callable[[], float], float]:
-    """A function that runs and times one training step, and the FLOPs of that step by formula."""
-    torch.manual_seed(0)
-    model = build_model(config).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    tokens = torch.randint(shape.vocabulary, (shape.batch, shape.context), device=device)
-    batch = {"input_ids": tokens, "labels": tokens, "use_cache": False}
-    if isinstance(config, CoCoMixConfig):
-        batch["concept_labels"] = torch.randint(shape.concepts, (*tokens.shape, 4), device=device)
-
-    def step() -> float:
-        _finish(device)
-        start = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        _finish(device)
-        return time.perf_counter() - start
-
-    return step, account(model, shape.context).training_flops_per_token * tokens.numel()
-
-
-def _finish(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
-
-
-def measure(shape: Shape, device: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds per step (minimum, median, maximum) and FLOPs of the three models, run in turn."""
-    backbone = GPT2Config(
-        vocab_size=shape.vocabulary,
-        n_embd=shape.width,
-        n_layer=shape.blocks,
-        n_head=shape.heads,
-        n_positions=shape.context,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    student = CoCoMixConfig(backbone=backbone, insert_layer=shape.insert_layer, num_concepts=shape.concepts)
-    configs = {"NTP": backbone, "matched NTP": matched_config(student), "CoCoMix": student}
-    steps = {name: step_of(config, shape, device) for name, config in configs.items()}
-    for step, _ in steps.values():
-        step(), step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, (step, _) in steps.items():
-            seconds[name].append(step())
-    return {
-        name: {"min": min(s), "median": statistics.median(s), "max": max(s), "flops": steps[name][1]}
-        for name, s in seconds.items()
-    }
-
-
-def main() -> None:
-    """Time every shape of the device and write `steps_DEVICE.json` and `.md`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=sorted(SHAPES), default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the sections and write what they say."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    settings = Settings(options.device, options.rounds, options.fast, options.bf16)
     keep_freed_memory()
-    results = []
-    lines = [
-        "| shape | NTP s/step | matched NTP | CoCoMix | CoCoMix ÷ NTP | ÷ matched | by FLOPs |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for shape in SHAPES[options.device]:
-        times = measure(shape, options.device, options.rounds)
-        results.append({"shape": asdict(shape), "seconds": times})
-        ntp, matched, ours = (times[name] for name in ("NTP", "matched NTP", "CoCoMix"))
-        cells = [shape.name, *(f"{t['median']:.3f}" for t in (ntp, matched, ours))]
-        cells += [f"{ours['median'] / other['median']:.2f}" for other in (ntp, matched)]
-        cells.append(f"{ours['flops'] / ntp['flops']:.2f}, {ours['flops'] / matched['flops']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
     options.output.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
-        "dtype": "float32" if options.device == "cpu" else "bfloat16 autocast",
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "rounds": options.rounds,
+    path = options.output / f"{options.device}.json"
+    sections: dict[str, Any] = read_json(path)["sections"] if path.exists() else {}
+    begin = time.perf_counter()
+    for number, name in enumerate(options.only, start=1):
+        print(f"[{number}/{len(options.only)}] {name} …", flush=True)
+        sections[name] = _run(name, settings)
+        ordered = {known: sections[known] for known in SECTIONS if known in sections}
+        _write(options.output, options.device, ordered)
+        elapsed = time.perf_counter() - begin
+        print(f"    {sections[name]['seconds']:.0f} s, {elapsed:.0f} s in all", flush=True)
+    print((options.output / f"{options.device}.md").read_text(encoding="utf-8"))
+
+
+def _run(name: str, settings: Settings) -> dict[str, Any]:
+    """A section's block of the results file."""
+    machine = describe_machine(settings.device)
+    start = time.perf_counter()
+    section = SECTIONS[name](settings)
+    return {
+        **asdict(section),
+        "rounds": settings.rounds,
+        "seconds": round(time.perf_counter() - start, 1),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": _command(settings, name),
+        "machine": machine,
     }
-    write_json(options.output / f"steps_{options.device}.json", {"machine": machine, "results": results})
-    table = "\n".join(lines) + "\n"
-    write_text(options.output / f"steps_{options.device}.md", f"{table}\n{json.dumps(machine)}\n")
-    print(table)
+
+
+def _command(settings: Settings, only: str) -> str:
+    words = ["python", "-m", "benchmarks", "--device", settings.device, "--rounds", str(settings.rounds)]
+    words += ["--fast"] * settings.fast + ["--bf16"] * settings.bf16 + ["--only", only]
+    return shlex.join(words)
+
+
+def _write(folder: Path, device: str, sections: dict[str, Any]) -> None:
+    write_json(folder / f"{device}.json", {"device": device, "sections": sections})
+    write_text(folder / f"{device}.md", render_page(device, sections, f"{device}.png"))
+    (folder / f"{device}.png").write_bytes(draw(sections))
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", type=_names, default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--rounds", type=_rounds, default=5, help="timed rounds, 5 unless told")
+    parser.add_argument("--fast", action="store_true", help="toy sizes: shows that everything runs, measures nothing")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 also on a CPU without instructions for it")
+    parser.add_argument("--output", type=Path, help="results/benchmarks; with --fast runs/benchmarks")
+    options = parser.parse_args(arguments)
+    if options.output is None:
+        options.output = Path("runs/benchmarks" if options.fast else "results/benchmarks")
+    return options
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in SECTIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no section {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
+    return names
+
+
+def _rounds(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of rounds from 1 up")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,24 @@
 """The naive twin: the method's formulas transcribed line by line, with nothing left out and nothing shared.
 
-It stands on the same decoder blocks as `CoCoMixForCausalLM`, and computes the same numbers: all C concept logits are
-held, every label has a cross-entropy of its own, the top-k is a dense mask and the compression a dense product; labels
-come from a backward pass through the whole teacher, and from dense concept activations. Every ratio "naive twin ÷ ours"
-is against this module; `tests/benchmarks/test_naive.py` proves that it computes what ours computes.
+It stands on the same GPT-2 blocks as `CoCoMixForCausalLM`, runs all of each, and computes the same numbers: all C
+concept logits are held, every label has a cross-entropy of its own, the top-k is a dense mask and the compression a
+dense product; labels come from a backward pass through the whole teacher, and from dense concept activations. Every
+ratio to the naive twin is to this module; `tests/benchmarks/test_naive.py` proves that it computes what ours computes.
 """
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.concepts import ConceptDictionary
 from cocomix.modeling import CoCoMixForCausalLM
 
-__all__ = ["naive_compression", "naive_head", "naive_labels", "naive_loss"]
+__all__ = ["NaiveStudent", "naive_compression", "naive_head", "naive_labels"]
 
 _IGNORED = -100
 _EPSILON = 1e-5
@@ -41,26 +43,54 @@ def naive_compression(logits: Tensor, weight: Tensor, k: int) -> Tensor:
     return (logits * mask) @ weight  # [..., d_model]
 
 
-def naive_loss(
-    model: CoCoMixForCausalLM,
-    input_ids: Tensor,  # [batch, seq]
-    concept_labels: Tensor,  # [batch, seq, k_attr]
-) -> Tensor:
-    """Eq. 4 of an interleaving student, with the model's own parameters and blocks; dense everywhere else. []"""
-    mixer = model.mixer
-    hidden = model.lower(input_ids=input_ids, use_cache=False).last_hidden_state  # [batch, seq, d_model]
-    mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
-    normalised = (hidden - mean) / (std + _EPSILON) - mixer.pre_bias
-    logits = F.linear(normalised, mixer.predictor.weight, mixer.predictor.bias)  # [batch, seq, n_concepts]
-    concept_loss = naive_head(logits.flatten(0, 1), concept_labels.flatten(0, 1))
+class NaiveStudent(nn.Module):
+    """The training loss of an interleaving GPT-2 student, dense wherever the formulas are.
 
-    compressed = naive_compression(logits, mixer.compression.weight, mixer.concept_topk)
-    concept = (compressed + mixer.compression.bias + mixer.pre_bias) * std + mean
-    mixed = torch.stack((hidden, concept), dim=2).flatten(1, 2)  # [batch, 2·seq, d_model]
-    read = model.upper(inputs_embeds=mixed, use_cache=False).last_hidden_state[:, 1::2]
-    vocabulary = model.lm_head(read).float()  # [batch, seq, vocab]
-    ntp_loss = F.cross_entropy(vocabulary[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
-    return ntp_loss + model.config.concept_loss_weight * concept_loss
+    Args:
+        student: its weights are copied.
+    """
+
+    def __init__(self, student: CoCoMixForCausalLM) -> None:
+        super().__init__()
+        twin = copy.deepcopy(student)
+        self.concept_loss_weight = student.config.concept_loss_weight
+        self.token_embedding, self.position_embedding = twin.lower.wte, twin.lower.wpe
+        self.lower, self.upper = _plain_blocks(twin.lower), _plain_blocks(twin.upper)
+        self.mixer = twin.mixer  # its parameters only
+        self.final_norm, self.lm_head = twin.upper.ln_f, twin.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor,  # [batch, seq]
+        concept_labels: Tensor,  # [batch, seq, k_attr]
+    ) -> Tensor:
+        """Eq. 4. []"""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.token_embedding(input_ids) + self.position_embedding(positions)  # [batch, seq, d_model]
+        for block in self.lower:
+            hidden = block(hidden)
+        mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
+        normalised = (hidden - mean) / (std + _EPSILON) - self.mixer.pre_bias
+        logits = F.linear(
+            normalised, self.mixer.predictor.weight, self.mixer.predictor.bias
+        )  # [batch, seq, n_concepts]
+        concept_loss = naive_head(logits.flatten(0, 1), concept_labels.flatten(0, 1))
+
+        compressed = naive_compression(logits, self.mixer.compression.weight, self.mixer.concept_topk)
+        concept = (compressed + self.mixer.compression.bias + self.mixer.pre_bias) * std + mean
+        mixed = torch.stack((hidden, concept.to(hidden.dtype)), dim=2).flatten(1, 2)  # [batch, 2·seq, d_model]
+        for block in self.upper:
+            mixed = block(mixed)
+        vocabulary = self.lm_head(self.final_norm(mixed[:, 1::2])).float()  # [batch, seq, vocab]
+        ntp_loss = F.cross_entropy(vocabulary[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+        return ntp_loss + self.concept_loss_weight * concept_loss
+
+
+def _plain_blocks(half: PreTrainedModel) -> nn.ModuleList:
+    """Blocks with the weights of a half's own, and nothing else of theirs."""
+    blocks = nn.ModuleList(GPT2Block(half.config, layer_idx=index) for index in range(len(half.h)))
+    blocks.load_state_dict(half.h.state_dict())
+    return blocks.to(half.device)
 
 
 def naive_labels(

@@ -1,0 +1,112 @@
+"""Single parts of the training step: the concept head and the compression, each against its naive form."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from benchmarks.naive import naive_compression, naive_head
+from benchmarks.ratios import Section, ratio
+from benchmarks.settings import Settings, Shape
+from benchmarks.timing import alternate
+from benchmarks.workload import LABELS_PER_POSITION
+from cocomix.modeling.concept_head import concept_head
+from cocomix.modeling.mixer import ConceptCompression
+
+__all__ = ["head_work", "measure_compression", "measure_head"]
+
+
+def measure_head(settings: Settings) -> Section:
+    """The fused head against all logits held and four cross-entropies, forward and backward."""
+    shape, dtype = settings.sizes.main, settings.dtypes[0]
+    positions = shape.batch * shape.context
+    seconds = alternate(head_work(shape, positions, dtype, settings.device), settings.rounds, settings.device)
+    return Section(
+        "Concept head",
+        "Concept logits, their top-k and the concept loss, forward and backward: the fused head in seconds of the "
+        "naive one. Both need the same three matrix products, so by FLOPs the ratio is 1.",
+        {"shape": asdict(shape), "positions": positions, "dtype": dtype},
+        [
+            ratio(
+                f"{dtype}, {positions:,} positions, C = {shape.concepts:,}",
+                "fused head ÷ naive head",
+                seconds["fused"],
+                seconds["naive"],
+                by_flops=1.0,
+            )
+        ],
+    )
+
+
+def head_work(shape: Shape, positions: int, dtype: str, device: str) -> dict[str, Callable[[], None]]:
+    """Forward and backward of the fused and of the naive head on the same tensors."""
+    generator = torch.Generator().manual_seed(4)
+    kind = getattr(torch, dtype)
+
+    def leaf(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(device=device, dtype=kind).requires_grad_(True)
+
+    hidden, weight, bias = leaf(positions, shape.width), leaf(shape.concepts, shape.width), leaf(shape.concepts)
+    labels = torch.randint(shape.concepts, (positions, LABELS_PER_POSITION), generator=generator).to(device)
+    towards = torch.randn(positions, shape.concept_topk, generator=generator).to(device=device, dtype=kind)
+
+    def finish(values: Tensor, loss: Tensor) -> None:
+        ((values * towards).sum() + loss).backward()
+        for tensor in (hidden, weight, bias):
+            tensor.grad = None
+
+    def fused() -> None:
+        head = concept_head(hidden, weight, bias, labels, shape.concept_topk)
+        finish(head.values, head.loss_sum / positions)
+
+    def naive() -> None:
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        finish(logits.topk(shape.concept_topk, dim=-1).values, naive_head(logits, labels))
+
+    return {"fused": fused, "naive": naive}
+
+
+def measure_compression(settings: Settings) -> Section:
+    """The sparse compression against two plainer ways to write it, forward and backward."""
+    shape, device = settings.sizes.main, settings.device
+    generator = torch.Generator().manual_seed(5)
+    compression = ConceptCompression(shape.concepts, shape.width).to(device)
+    torch.nn.init.normal_(compression.weight)
+    logits = torch.randn(shape.batch, shape.context, shape.concepts, generator=generator).to(device)
+    values, ids = logits.topk(shape.concept_topk, dim=-1)
+    values.requires_grad_(True)
+    logits.requires_grad_(True)
+    towards = torch.randn(shape.batch, shape.context, shape.width, generator=generator).to(device)
+
+    def finish(compressed: Tensor) -> None:
+        (compressed * towards).sum().backward()
+        for tensor in (compression.weight, values, logits):
+            tensor.grad = None
+
+    seconds = alternate(
+        {
+            "bags": lambda: finish(compression(ids, values)),
+            "gathered": lambda: finish((values.unsqueeze(-1) * compression.weight[ids]).sum(-2)),
+            "dense": lambda: finish(naive_compression(logits, compression.weight, shape.concept_topk)),
+        },
+        settings.rounds,
+        device,
+    )
+    case = f"float32, {shape.batch} × {shape.context} tokens, C = {shape.concepts:,}, k = {shape.concept_topk}"
+    return Section(
+        "Compression",
+        "W_comp·s and its gradients: the embedding bag in seconds of gathered rows that are weighted and summed, and "
+        "of the dense product (whose top-k mask is part of it).",
+        {"shape": asdict(shape)},
+        [
+            ratio(case, "embedding bag ÷ gathered rows", seconds["bags"], seconds["gathered"], by_flops=1.0),
+            ratio(
+                case,
+                "embedding bag ÷ dense product",
+                seconds["bags"],
+                seconds["dense"],
+                by_flops=shape.concept_topk / shape.concepts,
+            ),
+        ],
+    )

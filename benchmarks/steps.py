@@ -1,0 +1,112 @@
+"""Training steps of CoCoMix, of both NTP baselines and of the naive twin."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from torch import nn
+
+from benchmarks.machine import peak_flops
+from benchmarks.naive import NaiveStudent, naive_labels
+from benchmarks.ratios import Ratio, Section, ratio
+from benchmarks.settings import Settings, Shape
+from benchmarks.timing import alternate
+from benchmarks.workload import (
+    Loss,
+    adamw,
+    flops_per_token,
+    plain_loss,
+    random_batch,
+    random_dictionary,
+    random_model,
+    student_loss,
+    training_step,
+    twin_loss,
+)
+from cocomix.modeling.accounting import matched_config
+
+__all__ = ["measure"]
+
+_TARGETS = {
+    ("69M", "float32"): {"NTP": "≤ 1.75", "matched NTP": "≤ 1.35", "twin": "≥ 4.5"},
+    ("69M", "bfloat16"): {"NTP": "≤ 1.85"},
+}
+
+
+def measure(settings: Settings) -> Section:
+    """Forward, backward and AdamW of every shape in every dtype."""
+    ratios = [
+        found
+        for shape in settings.sizes.steps
+        for dtype in settings.dtypes
+        for found in _measure_shape(shape, dtype, settings)
+    ]
+    return Section(
+        "Training steps",
+        "Seconds of one optimizer step (forward, backward, AdamW) with stored labels, in steps of next-token "
+        "prediction (NTP) at the same width and of the NTP baseline with as many active parameters. The naive twin is "
+        "the method as its formulas are written; *with its labels* also computes them in the step, as the released "
+        "code does.",
+        {"shapes": [asdict(shape) for shape in settings.sizes.steps], "dtypes": settings.dtypes},
+        ratios,
+        settings.notes,
+    )
+
+
+def _measure_shape(shape: Shape, dtype: str, settings: Settings) -> list[Ratio]:
+    device = settings.device
+    student = random_model(shape.student, device)
+    twin = NaiveStudent(student)
+    teacher, dictionary = random_model(shape.teacher_config, device), random_dictionary(shape, device)
+    tokens, _ = random_batch(shape, device)
+
+    def label() -> None:
+        with settings.autocast(dtype):
+            for _ in range(shape.accumulation):
+                naive_labels(teacher, dictionary, shape.teacher.layer, tokens)
+
+    def step(model: nn.Module, loss: Loss) -> Callable[[], None]:
+        return training_step(model, loss, settings, dtype, adamw(model), shape.accumulation)
+
+    contestants = {
+        "CoCoMix": step(student, student_loss(student, shape, device)),
+        "twin": step(twin, twin_loss(twin, shape, device)),
+        "labels": label,
+    }
+    configs = {"NTP": shape.backbone, "matched NTP": matched_config(shape.student)}
+    for name, config in configs.items():
+        model = random_model(config, device)
+        contestants[name] = step(model, plain_loss(model, shape, device))
+    seconds = alternate(contestants, settings.rounds, device)
+
+    flops = {name: flops_per_token(config, shape.context) for name, config in configs.items()}
+    flops["CoCoMix"] = flops_per_token(shape.student, shape.context)
+    targets = _TARGETS.get((shape.name, dtype), {}) if device == "cpu" else {}
+    case = f"{shape.name}, {dtype}, {shape.accumulation * shape.batch} × {shape.context} tokens"
+    ntp = seconds["NTP"]
+    with_labels = [step + label for step, label in zip(seconds["twin"], seconds["labels"], strict=True)]
+    ratios = [
+        ratio(
+            case,
+            f"CoCoMix ÷ {name}",
+            seconds["CoCoMix"],
+            seconds[name],
+            by_flops=flops["CoCoMix"] / flops[name],
+            target=targets.get(name, ""),
+        )
+        for name in configs
+    ]
+    ratios.append(ratio(case, "naive twin ÷ NTP", seconds["twin"], ntp))
+    ratios.append(ratio(case, "naive twin with its labels ÷ NTP", with_labels, ntp, target=targets.get("twin", "")))
+    peak = peak_flops(device)
+    if peak is not None and dtype == "bfloat16":
+        tokens_per_step = shape.accumulation * tokens.numel()
+        for name in ("NTP", "CoCoMix"):
+            ratios.append(_utilisation(case, name, 3.0 * flops[name] * tokens_per_step, seconds[name], peak))
+    return ratios
+
+
+def _utilisation(case: str, name: str, flops: float, seconds: Sequence[float], peak: float) -> Ratio:
+    """Model FLOPs utilisation: FLOPs of the step by formula, per second, ÷ the accelerator's dense peak."""
+    tera = 1e12
+    achieved = [flops / second / tera for second in seconds]
+    return ratio(case, f"FLOPs utilisation of {name}", achieved, [peak / tera] * len(achieved), "TFLOP/s")

@@ -1,0 +1,53 @@
+"""The whole command at toy sizes: every section runs, and the three files agree."""
+
+from pathlib import Path
+
+import pytest
+from benchmarks.__main__ import SECTIONS, main
+from benchmarks.ratios import Ratio
+
+from cocomix.output import read_json
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    main(["--fast", "--rounds", "1", "--output", str(folder)])
+    return folder
+
+
+def test_every_section_has_ratios(results: Path) -> None:
+    written = read_json(results / "cpu.json")
+    assert list(written["sections"]) == list(SECTIONS)
+    for name, section in written["sections"].items():
+        ratios = [Ratio(**values) for values in section["ratios"]]
+        assert ratios, name
+        for ratio in ratios:
+            assert 0 < ratio.minimum <= ratio.median <= ratio.maximum, (name, ratio)
+        assert section["machine"]["torch"]
+        assert section["config"]
+
+
+def test_table_and_plot(results: Path) -> None:
+    page = (results / "cpu.md").read_text(encoding="utf-8")
+    for section in read_json(results / "cpu.json")["sections"].values():
+        assert f"## {section['title']}" in page
+        for ratio in section["ratios"]:
+            assert f"| {ratio['case']} | {ratio['quantity']} |" in page
+    assert (results / "cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_section_keeps_the_others(results: Path) -> None:
+    before = read_json(results / "cpu.json")["sections"]
+    main(["--fast", "--rounds", "2", "--only", "compression", "--output", str(results)])
+    after = read_json(results / "cpu.json")["sections"]
+    assert list(after) == list(before)
+    assert after["compression"]["rounds"] == 2
+    assert after["steps"] == before["steps"]
+
+
+@pytest.mark.parametrize("arguments", [["--only", "stepz"], ["--rounds", "0"], ["--device", "tpu"]])
+def test_wrong_arguments_are_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert arguments[1] in capsys.readouterr().err

@@ -72,6 +72,7 @@ def test_a_recipe_is_frozen(tmp_path: Path) -> None:
         ("tokens: 5\ntraining: {max_steps: 3}", "exclude each other"),
         ("tokens: 5\ntraining: {num_train_epochs: 3}", "exclude each other"),
         ("objective: cocomix", "needs labels"),
+        ("objective: cocomix\nlabels: online", "labels: online needs teacher: and dictionary:"),
         ("objective: cocomix\nlabels: x\nbaseline: matched", "baseline: matched needs objective: ntp"),
     ],
 )

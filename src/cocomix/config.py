@@ -83,14 +83,15 @@ class RunConfig(_Section):
     """With `objective: ntp`: widen the decoder until its active parameters match the CoCoMix model of this recipe."""
     data: Path
     """Folder written by `cocomix prepare`."""
-    labels: Path | None = None
-    """Folder written by `cocomix label`; needed by `cocomix` unless λ is 0, not read by `ntp`."""
+    labels: Path | Literal["online"] | None = None
+    """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
+    `cocomix` unless λ is 0, not read by `ntp`."""
     teacher: TeacherConfig | None = None
-    """Where the labels come from; optional, a check."""
+    """Where the labels come from; with a folder of labels optional, a check."""
     dictionary: DictionaryConfig | None = None
     """Likewise."""
     attribution: LabelSettings | None = None
-    """How labels are picked from the teacher. Read by `cocomix label` and, where given, checked by `train`."""
+    """How labels are picked from the teacher. Read by `cocomix label` and with `labels: online`; else a check."""
     model: StudentConfig
     tokens: int | None = Field(default=None, ge=1)
     """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
@@ -104,7 +105,9 @@ class RunConfig(_Section):
         if self.baseline is not None and self.objective != "ntp":
             raise ValueError("baseline: matched needs objective: ntp")
         if self.objective == "cocomix" and self.labels is None and self.model.concept_loss_weight > 0:
-            raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`)")
+            raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or labels: online")
+        if self.labels == "online" and (self.teacher is None or self.dictionary is None):
+            raise ValueError("labels: online needs teacher: and dictionary:")
         if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
             raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
         return self

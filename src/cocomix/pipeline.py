@@ -118,7 +118,7 @@ class OpenedTeacher(NamedTuple):
     """A teacher that was tried on the data.
 
     Attributes:
-        teacher: with its dictionary, on the best device.
+        teacher: with its dictionary.
         agreement: share of positions with the float32 teacher's labels; `None` where the teacher runs in float32.
     """
 
@@ -132,6 +132,7 @@ def open_teacher(
     dictionary: DictionaryConfig,
     settings: LabelSettings,
     *,
+    device: torch.device | None = None,
     force: bool = False,
     reporter: Reporter,
 ) -> OpenedTeacher:
@@ -142,6 +143,7 @@ def open_teacher(
         teacher: the language model and the block that the dictionary describes.
         dictionary: the sparse autoencoder.
         settings: how labels are chosen.
+        device: where to put both; the best one by default.
         force: warn where it would refuse.
         reporter: told what was measured.
 
@@ -149,7 +151,7 @@ def open_teacher(
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; the dictionary does not describe the
             layer (`require_fit`), or the dtype changes too many labels (`require_agreement`), unless `force`.
     """
-    concept_teacher = _source(teacher, dictionary).load(default_device())
+    concept_teacher = _source(teacher, dictionary).load(device or default_device())
     _check_tokenizer(concept_teacher.decoder.model, teacher, data)
     fit = measure_fit(concept_teacher, _first_blocks(data.split(VALIDATION), _CHECK_TOKENS))
     reporter.say(f"the dictionary on block {teacher.layer}: {fit.describe()}")

@@ -218,6 +218,11 @@ class ConceptLabelStore:
                 raise CoCoMixError(f"{path} lacks its shard {shard.name}.arrow; label again.")
         return cls(path, manifest)
 
+    @property
+    def num_concepts(self) -> int:
+        """Number of concepts in the labels' dictionary."""
+        return self.manifest.num_concepts
+
     def split(self, name: str) -> LabelBlocks:
         """The labels of one split, as a map-style data set.
 

@@ -340,6 +340,9 @@ def _notes(runs: Sequence[Run], baseline: Run) -> list[str]:
     ):
         if len(set(values)) > 1:
             notes.append(f"The runs differ in {what}: {', '.join(dict.fromkeys(values))}.")
+    online = [manifest.name for manifest in manifests if manifest.online_labels is not None]
+    if online:
+        notes.append(f"Labels were made while training by {', '.join(online)}; their seconds include the labelling.")
     own = reach(baseline.curve, baseline.curve[-1].loss)
     if own is not None and own.tokens < baseline.curve[-1].tokens:
         notes.append(

@@ -41,6 +41,14 @@ class LabelReference(_Part):
     fingerprint: str
 
 
+class OnlineLabelReference(_Part):
+    """Labels that were made while the run trained: fingerprints of them, of the teacher and of its dictionary."""
+
+    fingerprint: str
+    teacher: str
+    dictionary: str
+
+
 class ParameterCounts(_Part):
     """Parameters, all and active."""
 
@@ -64,7 +72,8 @@ class FinalMetrics(_Part):
 class RunManifest(_Part):
     """`manifest.json` of a run: what it is and what it cost.
 
-    `seconds` is the training wall clock with evaluation left out, `tokens` the training tokens seen,
+    `seconds` is the training wall clock with evaluation left out (labelling is in it where `online_labels` is given),
+    `tokens` the training tokens seen,
     `evaluation_blocks` the validation blocks its evaluations read.
     """
 
@@ -75,6 +84,7 @@ class RunManifest(_Part):
     mixing: str | None
     data: DataReference
     labels: LabelReference | None
+    online_labels: OnlineLabelReference | None = None
     parameters: ParameterCounts
     flops_per_token: TokenFlops
     tokens: int = Field(gt=0)

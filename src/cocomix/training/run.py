@@ -26,11 +26,13 @@ from cocomix.reporter import Reporter, SilentReporter
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
 from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
+from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.student import Vocabulary, model_config
 from cocomix.training.trainer import CoCoMixTrainer, last_complete_checkpoint
 
 __all__ = ["Plan", "describe_plan", "dry_run", "plan_run", "train"]
 
+Labels = ConceptLabelStore | OnlineLabels
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
 
 
@@ -64,7 +66,7 @@ class Plan:
     train_blocks: int | None
 
 
-def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: ConceptLabelStore | None = None) -> Plan:
+def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: Labels | None = None) -> Plan:
     """Check a recipe and count its model's cost, on the meta device.
 
     Args:
@@ -75,7 +77,7 @@ def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: Concep
     vocabulary = None
     if data is not None:
         vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
-    config = model_config(recipe, vocabulary, None if labels is None else labels.manifest.num_concepts)
+    config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts)
     block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
     try:
         with torch.device("meta"):
@@ -95,7 +97,7 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     """
     data = PreparedData.open(recipe.data) if recipe.data.exists() else None
     labels = None
-    if data is not None and recipe.labels is not None and recipe.labels.exists():
+    if data is not None and isinstance(recipe.labels, Path) and recipe.labels.exists():
         labels = _open_labels(recipe, data) or _labels_to_match(recipe)
     return describe_plan(recipe, plan_run(recipe, data, labels))
 
@@ -144,28 +146,35 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
     """
     reporter = reporter or SilentReporter()
     data = PreparedData.open(recipe.data)
-    labels = _open_labels(recipe, data)
-    plan = plan_run(recipe, data, labels or _labels_to_match(recipe))
-    _check_unfinished(recipe, output)
-    blocks: Any = _split(data, labels, "train", None)
-    arguments = training_arguments(recipe, partial_path(output) / "checkpoints", plan.block_size, plan.train_blocks)
+    train_blocks = len(data.split("train"))
+    checkpoints = partial_path(output) / "checkpoints"
+    arguments = training_arguments(recipe, checkpoints, data.meta.block_size, train_blocks)
     first = arguments.process_index == 0
     if not first:
         reporter = SilentReporter()
+    _check_unfinished(recipe, output)
+    labels, online = _open_labels(recipe, data), None
+    if recipe.objective == "cocomix" and recipe.labels == "online":
+        online = open_online_labels(recipe, data, arguments.device, reporter)
+    plan = plan_run(recipe, data, online or labels or _labels_to_match(recipe))
     with _staged(output, arguments) as folder:
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
         model = build_model(plan.config, recipe.model.attn_implementation)
+        validation = _split(data, labels, "validation", recipe.evaluation_blocks)
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
-            train_dataset=blocks,
-            eval_dataset=_split(data, labels, "validation", recipe.evaluation_blocks),
+            train_dataset=_split(data, labels, "train", None),
+            eval_dataset=validation if online is None else _labelled(validation, online, reporter),
             objective=OBJECTIVES[recipe.objective],
+            online_labels=online,
         )
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer, reporter)
+        if online is not None:
+            _warn_of_repeated_labelling(trainer, reporter)
         bar = ProgressBar(reporter, trainer.tokens_per_step)
         trainer.add_callback(bar)
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
@@ -205,7 +214,7 @@ def _staged(output: Path, arguments: TrainingArguments) -> Iterator[Path]:
 
 
 def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | None:
-    if recipe.objective == "ntp" or recipe.labels is None:
+    if recipe.objective == "ntp" or not isinstance(recipe.labels, Path):
         return None
     labels = ConceptLabelStore.open(recipe.labels)
     labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
@@ -226,7 +235,7 @@ def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | N
 
 def _labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
     """The labels that tell a matched baseline the number of concepts, where the recipe does not."""
-    if recipe.baseline is None or recipe.labels is None or recipe.model.num_concepts is not None:
+    if recipe.baseline is None or not isinstance(recipe.labels, Path) or recipe.model.num_concepts is not None:
         return None
     return ConceptLabelStore.open(recipe.labels)
 
@@ -253,6 +262,19 @@ def _split(data: PreparedData, labels: ConceptLabelStore | None, name: str, limi
     if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
         blocks = Subset(blocks, range(limit))
     return blocks
+
+
+def _labelled(blocks: Any, online: OnlineLabels, reporter: Reporter) -> Dataset[Any]:
+    return LabelledBlocks(blocks, online.blocks(blocks, reporter))
+
+
+def _warn_of_repeated_labelling(trainer: CoCoMixTrainer, reporter: Reporter) -> None:
+    arguments, blocks = trainer.args, len(trainer.train_dataset)
+    steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, blocks)
+    if trainer.tokens_seen(steps) > blocks * len(trainer.train_dataset[0]["input_ids"]):
+        reporter.warn(
+            "labels: online labels the data again in every epoch; for several, `cocomix label` once is cheaper."
+        )
 
 
 def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer, reporter: Reporter) -> None:
@@ -309,7 +331,7 @@ def _manifest(
     final: dict[str, float],
 ) -> dict[str, Any]:
     """What a comparison needs to know of a finished run."""
-    arguments = trainer.args
+    arguments, online = trainer.args, trainer.online_labels
     dtype = _DTYPES[trainer.accelerator.mixed_precision]
     return {
         "format_version": 1,
@@ -325,6 +347,7 @@ def _manifest(
             "block_size": data.meta.block_size,
         },
         "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
+        "online_labels": None if online is None else online.reference(data),
         "parameters": {
             "total": plan.accounting.total_parameters,
             "active": plan.accounting.active_parameters,

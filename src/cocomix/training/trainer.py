@@ -25,6 +25,7 @@ from cocomix.modeling.concept_head import IGNORE
 from cocomix.output import explained_full_disk, read_json, write_json
 from cocomix.training.arguments import tokens_after, tokens_per_step
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective, ObjectiveOutput
+from cocomix.training.online import OnlineLabels
 
 __all__ = ["CoCoMixTrainer", "collate_blocks", "last_complete_checkpoint"]
 
@@ -71,14 +72,21 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     concepts among the model's top-k), `tokens` seen, `seconds` of training (evaluation and saving left out) and
     `tokens_per_second`. Under gradient accumulation and several processes the losses are averages over the targets of
     the whole optimizer step.
+
+    With `online_labels`, training batches get their `concept_labels` from a teacher as they come; the time it takes is
+    part of `seconds`. Evaluation sets bring their own (see `OnlineLabels.blocks`).
     """
 
-    def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: Objective | None = None, online_labels: OnlineLabels | None = None, **kwargs: Any
+    ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)
         if objective is None:
             objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
         self.objective = objective
+        self.online_labels = online_labels
+        self._labelled: tuple[Any, Iterator[dict[str, Tensor]]] | None = None
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
         self._concept_positions: Tensor | None = None
@@ -87,6 +95,15 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels", "attention_mask", "concept_labels"]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step and their counts; labelled first, where labels are made online."""
+        if self.online_labels is not None:
+            if self._labelled is None or self._labelled[0] is not epoch_iterator:
+                depth = self.args.gradient_accumulation_steps
+                self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth))
+            epoch_iterator = self._labelled[1]
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Count targets and labelled positions over all micro-batches of a step, on all processes."""

@@ -1,0 +1,211 @@
+"""`labels: online` trains on the labels that `cocomix label` would have written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cocomix.concepts import (
+    ConceptDictionary,
+    ConceptLabelStore,
+    ConceptTeacher,
+    DictionaryFit,
+    LabelSettings,
+    load_teacher,
+)
+from cocomix.concepts.hashing import file_sha256
+from cocomix.config import RunConfig
+from cocomix.data import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation import Run
+from cocomix.output import read_json
+from cocomix.reporter import SilentReporter
+from cocomix.training import train
+from cocomix.training.metrics import MetricsFile
+from cocomix.training.online import OnlineLabels
+from tests.workshop import BLOCK, CONCEPTS, Workshop
+
+# More than one epoch of 289 blocks in steps of 4 micro-batches, with dropout, so that any extra random draw shows.
+LONG = {
+    "tokens": None,
+    "model": {"backbone": {"resid_pdrop": 0.2, "embd_pdrop": 0.2}},
+    "training": {"max_steps": 12, "gradient_accumulation_steps": 4, "save_steps": 4},
+}
+
+
+class Killed(Exception):
+    pass
+
+
+class Warnings(SilentReporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.said.append(message)
+
+
+def online(workshop: Workshop, **changes: Any) -> dict[str, Any]:
+    return {
+        "labels": "online",
+        "teacher": {"model": str(workshop.teacher), "layer": 1},
+        "dictionary": {"path": str(workshop.dictionary)},
+        **changes,
+    }
+
+
+def recipe(workshop: Workshop, **changes: Any) -> RunConfig:
+    return workshop.recipe("cocomix", name="run", **{**LONG, **changes})
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in ("seconds", "tokens_per_second")}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def cached(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(recipe(workshop), tmp_path_factory.mktemp("cached") / "run")
+
+
+@pytest.fixture
+def labels(workshop: Workshop) -> OnlineLabels:
+    dictionary = ConceptDictionary.from_sae_lens(workshop.dictionary)
+    return OnlineLabels(ConceptTeacher(load_teacher(workshop.teacher), dictionary, 1), LabelSettings())
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_stopped_and_resumed_it_equals_the_run_on_stored_labels(
+    workshop: Workshop, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6:
+            raise Killed
+
+    original = OnlineLabels.__init__
+
+    def with_ahead(self: OnlineLabels, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.ahead = ahead
+
+    monkeypatch.setattr(OnlineLabels, "__init__", with_ahead)
+    wanted, said = recipe(workshop, **online(workshop)), Warnings()
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "on_step_end", stop, raising=False)
+        with pytest.raises(Killed):
+            train(wanted, tmp_path / "run", said)
+    run = train(wanted, tmp_path / "run")
+    assert curve(run) == curve(cached)
+    assert file_sha256(run / "model.safetensors") == file_sha256(cached / "model.safetensors")
+    assert said.said == [
+        "labels: online labels the data again in every epoch; for several, `cocomix label` once is cheaper."
+    ]
+
+
+def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path) -> None:
+    said = Warnings()
+    run = train(workshop.recipe("cocomix", **online(workshop, tokens=3 * 8 * BLOCK)), tmp_path / "run", said)
+    assert said.said == []
+    stored = ConceptLabelStore.open(workshop.labels).manifest
+    manifest = Run.open(run).manifest
+    assert manifest.labels is None
+    assert manifest.online_labels is not None
+    assert manifest.online_labels.teacher == stored.teacher.fingerprint
+    assert manifest.online_labels.dictionary == stored.dictionary.fingerprint
+    names = load_file(run / "model.safetensors").keys()
+    expected = load_file(workshop.cocomix_run / "model.safetensors").keys()
+    assert names == expected  # nothing of the teacher
+    assert "labels: online" in (run / "recipe.yaml").read_text()
+    assert read_json(run / "manifest.json")["seconds"] > 0
+
+
+def test_labels_of_batches_and_blocks_are_the_stored_ones(workshop: Workshop, labels: OnlineLabels) -> None:
+    blocks = PreparedData.open(workshop.data).split("validation")
+    stored = ConceptLabelStore.open(workshop.labels).split("validation")
+    expected = torch.stack([stored[index]["concept_labels"] for index in range(len(blocks))])
+    found = labels.blocks(blocks, SilentReporter())
+    assert len(found) == len(blocks)
+    assert labels.num_concepts == CONCEPTS
+    assert torch.equal(torch.stack([found[index]["concept_labels"] for index in range(len(found))]).long(), expected)
+    with torch.inference_mode():  # evaluation's
+        tokens = torch.stack([blocks[index]["input_ids"] for index in range(3)])
+        assert torch.equal(labels.label(tokens), expected[:3])
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_labelling_ahead_keeps_batches_in_order_and_ends_with_them(
+    workshop: Workshop, labels: OnlineLabels, depth: int
+) -> None:
+    blocks = PreparedData.open(workshop.data).split("train")
+    batches = [{"input_ids": torch.stack([blocks[index]["input_ids"]] * 2)} for index in range(5)]
+    inline = list(labels.labelled(batches, depth))
+    labels.ahead = True
+    taken = []
+
+    def watched() -> Any:
+        for number, batch in enumerate(batches):
+            taken.append(number)
+            yield batch
+
+    found = []
+    for batch in labels.labelled(watched(), depth):
+        found.append(batch)
+        assert len(taken) == min(len(found) + depth, 5)
+    assert len(found) == 5
+    for batch, twin in zip(found, inline, strict=True):
+        assert torch.equal(batch["input_ids"], twin["input_ids"])
+        assert torch.equal(batch["concept_labels"], twin["concept_labels"])
+
+
+def test_padded_rows_are_labelled_as_without_padding(workshop: Workshop, labels: OnlineLabels) -> None:
+    row = PreparedData.open(workshop.data).split("train")[0]["input_ids"][None]
+    padded = torch.cat((row, torch.zeros_like(row)), dim=1)
+    mask = torch.cat((torch.ones_like(row), torch.zeros_like(row)), dim=1)
+    (batch,) = labels.labelled([{"input_ids": padded, "attention_mask": mask}], 1)
+    assert torch.equal(batch["concept_labels"][:, :BLOCK], labels.label(row))
+    assert bool((batch["concept_labels"][:, BLOCK:] == -100).all())
+
+
+def test_a_dictionary_that_does_not_fit_and_a_dtype_that_changes_labels_are_refused(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poor = DictionaryFit(fvu=0.9, ce_clean=1.0, ce_dictionary=2.0, ce_zero=3.0, positions=64)
+    with monkeypatch.context() as patched:
+        patched.setattr("cocomix.pipeline.measure_fit", lambda *arguments: poor)
+        with pytest.raises(CoCoMixError, match=r"does not describe the output of block 1 .*FVU 0\.900"):
+            train(recipe(workshop, **online(workshop)), tmp_path / "run")
+    monkeypatch.setattr("cocomix.pipeline.measure_agreement", lambda *arguments: 0.5)
+    with pytest.raises(CoCoMixError, match=r"in bfloat16 the teacher gives 50\.0% of the positions"):
+        train(recipe(workshop, **online(workshop, attribution={"dtype": "bfloat16"})), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_label_their_own_rows(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"name": "run", "tokens": 4 * 8 * BLOCK, "training": {"optim": "sgd", "logging_steps": 1}}
+    one = train(workshop.recipe("cocomix", **changes), tmp_path / "one")
+    changes["training"] |= {"per_device_train_batch_size": 4}
+    file = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", **online(workshop, **changes))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "cocomix", "train", str(file), "--output", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row, twin in zip(curve(tmp_path / "two"), curve(one), strict=True):
+        assert row["tokens"] == twin["tokens"]
+        for name in row.keys() & {"ntp_loss", "concept_loss", "eval_loss", "eval_concept_loss"}:
+            assert row[name] == pytest.approx(twin[name], rel=1e-4), name

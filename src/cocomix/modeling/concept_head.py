@@ -39,7 +39,7 @@ class ConceptHeadOutput(NamedTuple):
 def concept_head(
     hidden: Tensor,  # [N, d_model]
     weight: Tensor,  # [n_concepts, d_model]
-    bias: Tensor,  # [n_concepts]
+    bias: Tensor | None,  # [n_concepts]
     labels: Tensor | None,  # [N, k_attr] int64, IGNORE where an entry is unused
     k: int,
     chunk_size: int | None = None,
@@ -58,15 +58,15 @@ def concept_head(
     Args:
         hidden: normalised hidden states, in the dtype the matrix products shall use.
         weight: prediction matrix W_pred, cast to `hidden`'s dtype.
-        bias: b_pred.
+        bias: b_pred, if there is one.
         labels: target concepts; `None` skips the loss and its logsumexp.
-        k: how many concepts to keep.
+        k: how many concepts to keep; 0 skips the top-k.
         chunk_size: positions per chunk; by default as many as keep a chunk's float32 logits within 64 MiB.
     """
     if chunk_size is None:
         chunk_size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
     with_gradient = labels is not None and torch.is_grad_enabled()
-    with_gradient = with_gradient and (hidden.requires_grad or weight.requires_grad or bias.requires_grad)
+    with_gradient = with_gradient and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     values, ids, loss_sum, *_ = _ConceptHead.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, k, chunk_size, with_gradient
     )
@@ -114,7 +114,7 @@ class _ConceptHead(torch.autograd.Function):
     def forward(
         hidden: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         labels: Tensor | None,
         k: int,
         chunk_size: int,
@@ -128,11 +128,12 @@ class _ConceptHead(torch.autograd.Function):
         if with_gradient:
             loss_grad_hidden = torch.empty_like(hidden)
             loss_grad_weight = torch.zeros_like(weight, dtype=accumulation)
-            loss_grad_bias = torch.zeros_like(bias, dtype=accumulation)
+            loss_grad_bias = None if bias is None else torch.zeros_like(bias, dtype=accumulation)
         for start in range(0, positions, chunk_size):
             rows = slice(start, min(start + chunk_size, positions))
             logits = F.linear(hidden[rows], weight, bias)  # [chunk, n_concepts]
-            torch.topk(logits, k, dim=-1, out=(values[rows], ids[rows]))
+            if k > 0:
+                torch.topk(logits, k, dim=-1, out=(values[rows], ids[rows]))
             if labels is None:
                 continue
             chunk_loss, probabilities = _loss_and_gradient(logits, labels[rows], with_gradient)
@@ -141,7 +142,8 @@ class _ConceptHead(torch.autograd.Function):
                 grad_logits = probabilities.to(hidden.dtype)
                 torch.mm(grad_logits, weight, out=loss_grad_hidden[rows])
                 _accumulate_outer(loss_grad_weight, grad_logits, hidden[rows])
-                loss_grad_bias += probabilities.sum(0)
+                if loss_grad_bias is not None:
+                    loss_grad_bias += probabilities.sum(0)
         if not with_gradient:
             return values, ids, loss_sum, None, None, None
         return values, ids, loss_sum, loss_grad_hidden, loss_grad_weight, loss_grad_bias
@@ -159,24 +161,28 @@ class _ConceptHead(torch.autograd.Function):
     def backward(
         ctx: Any, grad_values: Tensor | None, _grad_ids: None, grad_loss: Tensor | None, *_unused: None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, loss_grad_hidden, loss_grad_weight, loss_grad_bias = ctx.saved_tensors
+        hidden, weight, bias, ids, *loss_gradients = ctx.saved_tensors
         accumulation = _accumulation_dtype(hidden)
-        if grad_values is None:
-            grad_hidden = torch.zeros_like(hidden)
-            grad_weight = torch.zeros_like(weight, dtype=accumulation)
-            grad_bias = torch.zeros_like(bias, dtype=accumulation)
-        else:
+        gradients: list[Tensor | None] = [None, None, None]
+        if grad_values is not None and ids.shape[1] > 0:
             # Top-k values: z_{t,i} for k concepts per position, so k rows of the weight take part.
             grad_values = grad_values.to(hidden.dtype)
-            grad_hidden = F.embedding_bag(ids, weight, per_sample_weights=grad_values, mode="sum")
-            grad_weight = _scatter_outer(ids, grad_values, hidden, weight.shape[0])
-            grad_bias = torch.zeros_like(bias, dtype=accumulation)
-            grad_bias.index_add_(0, ids.flatten(), grad_values.flatten().to(accumulation))
-        if grad_loss is not None and loss_grad_hidden is not None:
-            grad_hidden = grad_hidden + grad_loss.to(hidden.dtype) * loss_grad_hidden
-            grad_weight.addcmul_(loss_grad_weight, grad_loss)
-            grad_bias.addcmul_(loss_grad_bias, grad_loss)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None
+            gradients[0] = F.embedding_bag(ids, weight, per_sample_weights=grad_values, mode="sum")
+            gradients[1] = _scatter_outer(ids, grad_values, hidden, weight.shape[0])
+            if bias is not None:
+                zeros = torch.zeros_like(bias, dtype=accumulation)
+                gradients[2] = zeros.index_add_(0, ids.flatten(), grad_values.flatten().to(accumulation))
+        if grad_loss is not None:
+            for index, of_loss in enumerate(loss_gradients):
+                if of_loss is None:
+                    continue
+                scale, total = grad_loss.to(of_loss.dtype), gradients[index]
+                gradients[index] = scale * of_loss if total is None else total.addcmul_(of_loss, scale)
+        typed = (
+            None if gradient is None or like is None else gradient.to(like.dtype)
+            for gradient, like in zip(gradients, (hidden, weight, bias), strict=True)
+        )
+        return *typed, None, None, None, None
 
 
 def _accumulation_dtype(tensor: Tensor) -> torch.dtype:

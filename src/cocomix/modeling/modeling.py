@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -20,6 +19,7 @@ from cocomix.modeling.cache import CoCoMixCache
 from cocomix.modeling.concept_head import IGNORE, check_concept_labels
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, PlacedEdit, active_edits, check_edits, place_edits
+from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits
 from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer
 
 __all__ = ["CoCoMixForCausalLM", "CoCoMixOutput"]
@@ -33,7 +33,8 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
         loss: ntp_loss + concept_loss_weight · concept_loss, as far as labels were given (Eq. 4). []
         ntp_loss: next-token cross-entropy, averaged over target tokens. []
         concept_loss: concept cross-entropy (Eq. 2), averaged over labelled positions. []
-        logits: next-token logits, read at the concept positions where concepts are interleaved. [batch, seq, vocab]
+        logits: next-token logits, read at the concept positions where concepts are interleaved; `None` with
+            `output_logits=False`. [batch, seq, vocab]
         concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
         concept_ids: the concepts mixed in at each token. [batch, seq, k], int64
         concept_values: their logits. [batch, seq, k]
@@ -119,6 +120,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         concept_labels: Tensor | None = None,  # [batch, seq, k_attr]
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        output_logits: bool = True,
         output_concept_logits: bool = False,
         concept_edits: Sequence[ConceptEdit] | None = None,
         edit_rows: Tensor | None = None,  # [batch]
@@ -140,6 +142,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_labels: concepts per position, −100 for unused entries, not shifted.
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
+            output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab],
+                but for backbones that cap their logits.
             output_concept_logits: also return all C concept logits.
             concept_edits: changes to concept logits before top-k (steering), after those in force around this call.
             edit_rows: which row, in the edits' counting, each row of the batch counts as; by default its own index.
@@ -190,9 +194,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             **kwargs,
         )
         read = upper.last_hidden_state[:, width - 1 :: width]  # concept positions, [batch, seq, d_model]
-        logits = self._logits(read, logits_to_keep)
-
-        ntp_loss = None if labels is None else _next_token_loss(logits, labels, attention_mask, num_items_in_batch)
+        logits = self._logits(read, logits_to_keep) if output_logits or self._logit_softcap is not None else None
+        ntp_loss = None
+        if labels is not None:
+            if logits is None:
+                ntp_loss = loss_of_hidden(read, self.lm_head, labels, attention_mask, num_items_in_batch)
+            else:
+                ntp_loss = loss_of_logits(logits, labels, attention_mask, num_items_in_batch)
         concept_loss = None
         if concept_labels is not None and mixer.loss_sum is not None:
             if num_concept_items_in_batch is None:
@@ -202,7 +210,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             loss=_total(ntp_loss, concept_loss, self.config.concept_loss_weight),
             ntp_loss=ntp_loss,
             concept_loss=concept_loss,
-            logits=logits,
+            logits=logits if output_logits else None,
             concept_logits=mixer.logits,
             concept_ids=mixer.ids,
             concept_values=mixer.values,
@@ -308,19 +316,6 @@ def _mixed_positions(position_ids: Tensor, width: int) -> Tensor:
         return position_ids
     offsets = torch.arange(width, device=position_ids.device)
     return (width * position_ids.unsqueeze(-1) + offsets).flatten(1)  # [batch, mixed_seq]
-
-
-def _next_token_loss(
-    logits: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items: Tensor | int | None
-) -> Tensor:
-    """Cross-entropy of predicting labels[t + 1] at position t, in float32. Padding predicts nothing."""
-    targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(logits.device)
-    if attention_mask is not None:
-        targets = targets.masked_fill(attention_mask[:, -labels.shape[1] :] == 0, IGNORE)
-    flat = logits.float().flatten(0, 1)
-    if num_items is None:
-        return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE)
-    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="sum") / num_items
 
 
 def _total(ntp_loss: Tensor | None, concept_loss: Tensor | None, weight: float) -> Tensor | None:

@@ -79,6 +79,7 @@ def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divi
         concept_labels=concept_labels,
         num_items_in_batch=divisors.tokens,
         num_concept_items_in_batch=divisors.concept_positions,
+        output_logits=False,
         use_cache=False,
     )
     terms = {"ntp_loss": output.ntp_loss}

@@ -1,6 +1,7 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, att
 from cocomix.concepts.decoder import FrozenDecoder, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary
 from cocomix.concepts.hashing import tensor_sha256
+from cocomix.concepts.lengths import length_batches, pad_right
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
@@ -201,6 +203,45 @@ class ConceptTeacher:
         gradient = _reduce(gradient.float(), labelled, reduction)
         with torch.no_grad():
             return choose_labels(self.dictionary, hidden, gradient, labelled, k, settings)
+
+    def label_sequences(
+        self,
+        sequences: Sequence[Tensor],
+        *,
+        batch_tokens: int = 4096,
+        k: int = 4,
+        settings: AttributionSettings | None = None,
+    ) -> list[ConceptLabels]:
+        """Label sequences of different lengths, in padded batches of sequences of similar length.
+
+        The same, up to rounding, as `label` on each sequence alone with `reduction="sum"`.
+
+        Args:
+            sequences: int64 [seq] each, at least one token.
+            batch_tokens: tokens per forward pass, padding included; memory depends on it.
+            k: labels per position.
+            settings: how concepts are scored.
+
+        Returns:
+            For each sequence, in their order, ids and scores [seq, k].
+
+        Raises:
+            CoCoMixError: a sequence is empty or not one-dimensional.
+        """
+        for index, sequence in enumerate(sequences):
+            if sequence.ndim != 1 or len(sequence) == 0:
+                raise CoCoMixError(
+                    f"sequence {index} has shape {list(sequence.shape)}; give one-dimensional sequences of at least "
+                    "one token."
+                )
+        found: dict[int, ConceptLabels] = {}
+        for batch in length_batches([len(sequence) for sequence in sequences], batch_tokens):
+            tokens, mask = pad_right([sequences[index] for index in batch])
+            labels = self.label(tokens, mask, k=k, settings=settings, reduction="sum")
+            for row, index in enumerate(batch):
+                length = len(sequences[index])
+                found[index] = ConceptLabels(labels.ids[row, :length], labels.scores[row, :length])
+        return [found[index] for index in range(len(sequences))]
 
     def attribution(
         self,

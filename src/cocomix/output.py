@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from cocomix.errors import CoCoMixError
 
 __all__ = [
+    "PLAN",
+    "claim_partial",
     "explained_full_disk",
     "fingerprint_json",
     "partial_path",
@@ -23,6 +25,10 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+
+PLAN = "plan.json"
+"""Within a partial folder that can be continued: what it will be, see `claim_partial`."""
 
 
 def partial_path(output: Path) -> Path:
@@ -64,6 +70,32 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
     if output.exists():
         output.rmdir()
     staging.rename(output)
+
+
+def claim_partial(folder: Path, identity: dict[str, Any], output: Path) -> None:
+    """Record in `PLAN` what a partial folder is of, or check that an interrupted run was of the same.
+
+    Args:
+        folder: from `staged_directory(output, resume=True)`; whoever completes it removes the plan.
+        identity: everything that determines the result, as JSON.
+        output: the folder it becomes.
+
+    Raises:
+        CoCoMixError: the folder holds something else, or was begun with another identity (the keys are named).
+    """
+    plan = folder / PLAN
+    if not plan.exists():
+        if any(folder.iterdir()):
+            raise CoCoMixError(f"{partial_path(output)} holds something else; remove it or choose another --output.")
+        write_json(plan, identity)
+        return
+    found = read_json(plan)
+    differing = [key for key, value in identity.items() if found.get(key) != value]
+    if differing:
+        raise CoCoMixError(
+            f"{partial_path(output)} was begun with another {', '.join(differing)}; remove it or choose another "
+            "--output."
+        )
 
 
 @contextmanager

@@ -27,12 +27,10 @@ from cocomix.concepts.teacher import ConceptTeacher, TeacherSource
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.concepts.workers import label_in_processes
 from cocomix.errors import CoCoMixError
-from cocomix.output import fingerprint_json, partial_path, read_json, staged_directory, write_json
+from cocomix.output import PLAN, claim_partial, fingerprint_json, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = ["labels_identity", "write_labels"]
-
-_PLAN = "plan.json"
 
 
 def write_labels(
@@ -91,7 +89,7 @@ def write_labels(
     every = [shard for members in shards.values() for shard in members]
     total = sum(shard.num_blocks for shard in every) * block_size
     with staged_directory(output, resume=True) as folder, reporter.progress("label", total, "tokens") as advance:
-        _claim(folder, identity, output)
+        claim_partial(folder, identity, output)
         left = [shard for shard in every if not finished_shard(folder, shard.name)]
         fresh_tokens = sum(shard.num_blocks for shard in left) * block_size
         advance(total - fresh_tokens)
@@ -108,7 +106,7 @@ def write_labels(
         manifest = _manifest(identity, records, speed, agreement, teacher, settings)
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
-        (folder / _PLAN).unlink()
+        (folder / PLAN).unlink()
     reporter.say(
         f"labelled {total:,} tokens with {manifest.statistics.distinct_concepts:,} of {manifest.num_concepts:,} "
         f"concepts in {output} ({manifest.statistics.tokens_per_second:,.0f} tokens/s)"
@@ -135,23 +133,6 @@ def labels_identity(
         "layer": teacher.layer,
         "settings": settings.model_dump(mode="json"),
     }
-
-
-def _claim(folder: Path, identity: dict[str, Any], output: Path) -> None:
-    """Record what the partial folder is of, or check that an interrupted run was of the same."""
-    plan = folder / _PLAN
-    if not plan.exists():
-        if any(folder.iterdir()):
-            raise CoCoMixError(f"{partial_path(output)} holds something else; remove it or choose another --output.")
-        write_json(plan, identity)
-        return
-    found = read_json(plan)
-    differing = [key for key, value in identity.items() if found.get(key) != value]
-    if differing:
-        raise CoCoMixError(
-            f"{partial_path(output)} was begun with another {', '.join(differing)}; remove it or choose another "
-            "--output."
-        )
 
 
 def _label_here(teacher: ConceptTeacher, shards: Sequence[TokenShardLike], plan: ShardPlan, advance: Advance) -> float:

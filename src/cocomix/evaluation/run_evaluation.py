@@ -9,7 +9,6 @@ import torch
 from cocomix.concepts import ConceptLabelStore
 from cocomix.data import VALIDATION, PreparedData
 from cocomix.errors import CoCoMixError
-from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.runs import Run
@@ -17,7 +16,7 @@ from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.output import write_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run"]
+__all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels"]
 
 EVALUATION_FILE = "evaluation.json"
 """Name of the result within the run's folder."""
@@ -92,12 +91,15 @@ def evaluate_run(
         CoCoMixError: data, labels and run do not belong together, or something cannot be read.
     """
     reporter = reporter or SilentReporter()
-    prepared = _open_data(run, data)
+    prepared = open_run_data(run, data)
     blocks = prepared.split(split)
     model = run.model()
     found = None
     if isinstance(model, CoCoMixForCausalLM):
-        found = _open_labels(run, model, prepared, labels, split, reporter)
+        store = open_run_labels(
+            run, prepared, model.config.num_concepts, labels, without="concept recall and the oracle", reporter=reporter
+        )
+        found = None if store is None else store.split(split)
     elif labels is not None:
         raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
@@ -116,8 +118,16 @@ def evaluate_run(
     return whole
 
 
-def _open_data(run: Run, path: Path | None) -> PreparedData:
-    """The data to evaluate on; the run's own must be unchanged, another must have the run's tokenizer."""
+def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
+    """The data to measure a run on.
+
+    Args:
+        run: the run.
+        path: other prepared data, of the run's tokenizer; by default the run's own, which must be unchanged.
+
+    Raises:
+        CoCoMixError: it is not there, has changed, or has another tokenizer.
+    """
     trained_on = run.manifest.data
     if path is None and not Path(trained_on.path).is_dir():
         raise CoCoMixError(
@@ -137,19 +147,37 @@ def _open_data(run: Run, path: Path | None) -> PreparedData:
     return data
 
 
-def _open_labels(
-    run: Run, model: CoCoMixForCausalLM, data: PreparedData, path: Path | None, split: str, reporter: Reporter
-) -> MapDataset | None:
-    """The labels asked for, or the run's own where they fit; otherwise none, with a warning."""
+def open_run_labels(
+    run: Run,
+    data: PreparedData,
+    num_concepts: int,
+    path: Path | None = None,
+    *,
+    without: str,
+    reporter: Reporter,
+) -> ConceptLabelStore | None:
+    """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
+
+    Args:
+        run: the run.
+        data: the data in use, from `open_run_data`.
+        num_concepts: of the run's model.
+        path: labels asked for.
+        without: what is left out where there are none, for the warning.
+        reporter: receives the warning.
+
+    Raises:
+        CoCoMixError: the labels do not belong to this data or this model.
+    """
     if path is None:
         own = run.manifest.labels
         if own is None or data.meta.fingerprint != run.manifest.data.fingerprint:
-            reporter.warn("there are no labels of this data, so concept recall and the oracle are left out.")
+            reporter.warn(f"there are no labels of this data, so {without} are left out.")
             return None
         path = Path(own.path)
         if not path.is_dir():
-            reporter.warn(f"the run's labels are no longer at {path}, so concept recall and the oracle are left out.")
+            reporter.warn(f"the run's labels are no longer at {path}, so {without} are left out.")
             return None
     store = ConceptLabelStore.open(path)
-    store.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, model.config.num_concepts)
-    return store.split(split)
+    store.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, num_concepts)
+    return store

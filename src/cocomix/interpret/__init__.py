@@ -1,8 +1,10 @@
 """Reading the concepts a model predicts, and steering what it says with them."""
 
 from cocomix.interpret.atlas import ConceptAtlas, default_atlas_folder
+from cocomix.interpret.atlas_build import build_atlas
 from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings, ConceptCard, ConceptHit, Context, Histogram
 from cocomix.interpret.atlas_effects import measure_effect
+from cocomix.interpret.atlas_naming import NameEndpoint
 from cocomix.interpret.inspection import (
     ConceptDescription,
     NextToken,
@@ -34,10 +36,12 @@ __all__ = [
     "ConceptHit",
     "Context",
     "Histogram",
+    "NameEndpoint",
     "NextToken",
     "PredictedConcept",
     "SteeringCandidate",
     "TokenConcepts",
+    "build_atlas",
     "default_atlas_folder",
     "describe_concepts",
     "generate",

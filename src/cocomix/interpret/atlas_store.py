@@ -120,7 +120,7 @@ def cut(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], position: int
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, text: str, tokens: Sequence[int], more: Sequence[int]) -> str:
-    """The text of `more` where it follows `tokens`: spaces at the border are kept. Alone if a character is cut there."""
+    """The text of `more` after `tokens`, the space at the border kept; on its own where a character is cut there."""
     whole: str = tokenizer.decode([*tokens, *more])
     if whole.startswith(text):
         return whole[len(text) :]

@@ -1,0 +1,68 @@
+"""The verb that makes and reads a run's concept atlas: atlas."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json
+from cocomix.errors import CoCoMixError
+from cocomix.reporter import ConsoleReporter
+
+
+@app.command()
+def atlas(
+    run: RunFolder,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The atlas; default: RUN_atlas.")] = None,
+    search: Annotated[str | None, typer.Option(metavar="TEXT", help="Search a finished atlas.")] = None,
+    concept: Annotated[int | None, typer.Option(metavar="ID", help="Show a card of a finished atlas.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read, validation first.")] = 200_000,
+    effects: Annotated[int, typer.Option(help="Concepts whose effect is measured, most frequent first.")] = 64,
+    data: Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels of that data.")] = None,
+    name_endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Let a language model name concepts, by chat completion.")
+    ] = None,
+    name_model: Annotated[str, typer.Option(help="Its name at the endpoint.")] = "default",
+    name_count: Annotated[int, typer.Option(help="Concepts it names, most frequent first.")] = 64,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make an atlas of a run's concepts: where each shows, what it does, what to call it. Then search it.
+
+    A stopped command goes on where it was. The key of a naming endpoint is read from COCOMIX_NAME_API_KEY.
+
+    [dim]Example: cocomix atlas runs/first; cocomix atlas runs/first --search "return value"[/dim]
+    """
+    from cocomix.device import default_device
+    from cocomix.evaluation import Run
+    from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, build_atlas, default_atlas_folder
+    from cocomix.interpret.atlas_tables import card_table, hits_table
+
+    opened = Run.open(run)
+    if search is None and concept is None:
+        endpoint = None if name_endpoint is None else NameEndpoint(name_endpoint, name_model, name_count)
+        record = build_atlas(
+            opened,
+            output,
+            AtlasSettings(tokens=tokens, effects=effects),
+            device=default_device(),
+            data=data,
+            labels=labels,
+            endpoint=endpoint,
+            reporter=ConsoleReporter(quiet=quiet),
+        )
+        if json_output:
+            print_json(record.model_dump(mode="json"))
+        return
+    if search is not None and concept is not None:
+        raise CoCoMixError("--search and --concept are two questions; ask one at a time.")
+    with ConceptAtlas.open(output or default_atlas_folder(run), opened) as found:
+        if concept is not None:
+            card = found.card(concept)
+            print_json(asdict(card)) if json_output else Console().print(card_table(card))
+        else:
+            hits = found.search(search or "")
+            print_json([asdict(hit) for hit in hits]) if json_output else Console().print(hits_table(hits))

@@ -1,0 +1,140 @@
+"""Making the concept atlas of a run (`cocomix atlas`): one pass over its data, then a row per concept."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
+from cocomix.evaluation.runs import Run
+from cocomix.interpret.atlas import default_atlas_folder
+from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings
+from cocomix.interpret.atlas_naming import NameEndpoint
+from cocomix.interpret.atlas_pass import AtlasBlocks, read_blocks
+from cocomix.interpret.atlas_rows import AtlasWriter
+from cocomix.interpret.atlas_store import DATABASE, FORMAT_VERSION, RECORD, TOKENIZER, run_fingerprint
+from cocomix.interpret.prompts import concept_model
+from cocomix.output import PLAN, claim_partial, explained_full_disk, staged_directory, write_json
+from cocomix.reporter import Reporter, SilentReporter
+
+__all__ = ["build_atlas"]
+
+_STATE = "tally.safetensors"
+_COMMIT_TOKENS = 2**15
+
+
+def build_atlas(
+    run: Run,
+    output: Path | None = None,
+    settings: AtlasSettings | None = None,
+    *,
+    device: torch.device,
+    data: Path | None = None,
+    labels: Path | None = None,
+    endpoint: NameEndpoint | None = None,
+    commit_tokens: int = _COMMIT_TOKENS,
+    reporter: Reporter | None = None,
+) -> AtlasRecord:
+    """Make the atlas of a run.
+
+    A stopped run of this function goes on from its last commit, with the same result as if it had not been stopped.
+    Memory holds arrays of C rows (about 0.4 kB per concept) and one batch, whatever the number of tokens.
+
+    Args:
+        run: a CoCoMix run.
+        output: folder to write; by default `RUN_atlas` beside the run.
+        settings: what determines the content.
+        device: where the model computes.
+        data: prepared data with the run's tokenizer; by default the run's own.
+        labels: labels of that data; by default the run's own. Without any, the atlas has predictions only.
+        endpoint: a language model that names the most frequent concepts; by default none is asked.
+        commit_tokens: tokens between two commits of the pass; changes no result.
+        reporter: told about progress.
+
+    Returns:
+        The record, also written to `output/atlas.json`.
+
+    Raises:
+        CoCoMixError: the run has no concepts; run, data and labels do not belong together; `output` exists, or its
+            partial folder was begun with something else; the disk is full.
+    """
+    settings, reporter = settings or AtlasSettings(), reporter or SilentReporter()
+    output = output or default_atlas_folder(run.path)
+    model = concept_model(run.model())
+    prepared = open_run_data(run, data)
+    store = open_run_labels(
+        run, prepared, model.config.num_concepts, labels, without="label contexts and recall", reporter=reporter
+    )
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "run_fingerprint": run_fingerprint(run),
+        "data_fingerprint": prepared.meta.fingerprint,
+        "labels_fingerprint": None if store is None else store.manifest.fingerprint,
+        "tokenizer_fingerprint": prepared.meta.tokenizer_fingerprint,
+        "num_concepts": model.config.num_concepts,
+        "settings": settings.model_dump(mode="json"),
+    }
+    blocks = AtlasBlocks(prepared, store, settings.tokens)
+    tokenizer = prepared.tokenizer()
+    model.to(device)
+    with staged_directory(output, resume=True) as folder, explained_full_disk(folder):
+        claim_partial(folder, identity, output)
+        tally = read_blocks(
+            model,
+            blocks,
+            settings,
+            folder / _STATE,
+            device=device,
+            commit_tokens=commit_tokens,
+            reporter=reporter,
+        )
+        with _database(folder) as database:
+            writer = AtlasWriter(database, model, tokenizer, blocks, tally, settings, reporter)
+            writer.write_concepts()
+            writer.write_names()
+            effects = writer.write_effects()
+            if endpoint is not None:
+                writer.ask_for_names(endpoint)
+            endpoint_names = writer.finish()
+        tokenizer.save_pretrained(str(folder / TOKENIZER))
+        record = AtlasRecord(
+            **identity,
+            cocomix_version=version("cocomix"),
+            run=run.manifest.name,
+            blocks=len(blocks),
+            tokens=len(blocks) * blocks.block_size,
+            labelled_positions=int(tally.labelled_positions[0]),
+            predicted_concepts=int((tally.predicted > 0).sum()),
+            label_concepts=int((tally.labels > 0).sum()),
+            effects=effects,
+            endpoint_names=endpoint_names,
+            histogram_edges=tuple(tally.edges.tolist()),
+        )
+        write_json(folder / RECORD, record.model_dump(mode="json"))
+        (folder / _STATE).unlink()
+        (folder / PLAN).unlink()
+    reporter.say(
+        f"atlas of {record.run} in {output}: {record.predicted_concepts:,} of {record.num_concepts:,} concepts "
+        f"predicted and {record.label_concepts:,} labels in {record.tokens:,} tokens; {effects:,} effects measured"
+    )
+    return record
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The atlas' database, open for writing.
+
+    Raises:
+        CoCoMixError: SQLite cannot write it (a full disk) or cannot read what an earlier run left.
+    """
+    try:
+        with closing(sqlite3.connect(folder / DATABASE)) as database:
+            yield database
+    except sqlite3.DatabaseError as error:
+        raise CoCoMixError(
+            f"cannot write {folder / DATABASE} ({error}); make room, or remove {folder}, and run the command again."
+        ) from error

@@ -17,6 +17,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Check the recipe and print its cost; train nothing.")] = False,
+    profile: Annotated[
+        int, typer.Option(metavar="N", help="Record N steps in the run's profile folder; they take longer.")
+    ] = 0,
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,7 +38,7 @@ def train(
         plan = preview(config)
         (print_json if json_output else print_table)(plan)
         return
-    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet))
+    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet), profile_steps=profile)
     if json_output:
         typer.echo((folder / "manifest.json").read_text(encoding="utf-8"))
 

@@ -1,8 +1,11 @@
 """The key-value cache of the two halves: the lower one holds t entries, the upper one t or 2t."""
 
+from typing import Any
+
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
-__all__ = ["CoCoMixCache"]
+__all__ = ["CoCoMixCache", "NothingCached"]
 
 
 class CoCoMixCache(Cache):  # type: ignore[misc]
@@ -48,3 +51,31 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
     def is_compileable(self) -> bool:
         """False: the cache grows."""
         return False
+
+
+class NothingCached(Cache):  # type: ignore[misc]
+    """Keeps nothing: keys and values go on as they come.
+
+    Without a mask and without a cache, Hugging Face's decoders compare position ids to find packed documents, and wait
+    for the accelerator to know the answer; compiled, they build the whole mask instead. Where positions are known to
+    run from 0 to seq − 1, this stands in for "there are no earlier tokens" and spares both.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values as they are."""
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """No token came before."""
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Queries start at position 0."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As many keys as queries, from position 0."""
+        return query_length, 0

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from cocomix.errors import CoCoMixError
 from cocomix.modeling.backbone import backbone_of, build_halves
-from cocomix.modeling.cache import CoCoMixCache
+from cocomix.modeling.cache import CoCoMixCache, NothingCached
 from cocomix.modeling.concept_head import IGNORE, check_concept_labels
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, PlacedEdit, active_edits, check_edits, place_edits
@@ -167,13 +167,16 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         query = input_ids if input_ids is not None else inputs_embeds
         position_ids = _positions(query, attention_mask, position_ids, cache)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
+        # Checkpointed blocks take no cache of any kind.
+        plain = position_ids is None and attention_mask is None and not self.upper.gradient_checkpointing
+        nothing = NothingCached() if plain else None
 
         lower = self.lower(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask if self.config.insert_layer > 0 else None,
             position_ids=position_ids,
-            past_key_values=None if cache is None else cache.lower,
+            past_key_values=nothing if cache is None else cache.lower,
             use_cache=use_cache,
             **kwargs,
         )
@@ -189,7 +192,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             inputs_embeds=mixer.mixed,
             attention_mask=None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1),
             position_ids=None if position_ids is None else _mixed_positions(position_ids, width),
-            past_key_values=None if cache is None else cache.upper,
+            past_key_values=nothing if cache is None else cache.upper,
             use_cache=use_cache,
             **kwargs,
         )

@@ -27,6 +27,7 @@ from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per
 from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.online import OnlineLabels, open_online_labels
+from cocomix.training.profiling import StepProfiler
 from cocomix.training.student import Vocabulary, model_config
 from cocomix.training.trainer import CoCoMixTrainer, last_complete_checkpoint
 
@@ -125,7 +126,7 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
-def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> Path:
+def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, profile_steps: int = 0) -> Path:
     """Train one model.
 
     While it runs, everything lies in `OUTPUT.partial`; a run that was stopped goes on from its last whole checkpoint
@@ -135,6 +136,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
         recipe: what to train, on what.
         output: the run folder; must not exist.
         reporter: told about progress.
+        profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
 
     Returns:
         `output`, a folder with the model, its tokenizer, `recipe.yaml`, `metrics.jsonl`, `manifest.json` and
@@ -178,6 +180,8 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None) -> 
         bar = ProgressBar(reporter, trainer.tokens_per_step)
         trainer.add_callback(bar)
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
+        if profile_steps != 0:
+            trainer.add_callback(StepProfiler(folder / "profile", profile_steps))
         checkpoint = _resume_point(trainer, folder, reporter)
         if first:
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))

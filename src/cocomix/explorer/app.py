@@ -1,6 +1,5 @@
 """The page: four views, and the ways from one to another."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr

@@ -1,12 +1,16 @@
-"""Verbs that look at a model's concepts and turn them: generate, inspect."""
+"""Verbs that look at a model's concepts and turn them: generate, steer-eval, inspect."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
-from cocomix.cli.application import AsJson, RunFolder, app, print_json
+from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
+from cocomix.errors import CoCoMixError
+from cocomix.reporter import ConsoleReporter
+
+Number = TypeVar("Number", int, float)
 
 
 @app.command()
@@ -50,6 +54,64 @@ def generate(
         print_json({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())})
     else:
         typer.echo(prompt + texts[0])
+
+
+@app.command("steer-eval")
+def steer_eval(
+    run: RunFolder,
+    output: Output,
+    teacher: Annotated[str | None, typer.Option(help="Teacher; default: of the run's recipe or labels.")] = None,
+    dictionary: Annotated[str | None, typer.Option(help="Its dictionary; default: likewise.")] = None,
+    concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None,
+    num_concepts: Annotated[int, typer.Option(help="How many to choose, by frequency.")] = 16,
+    factors: Annotated[str, typer.Option(metavar="X,Y,…", help="Multipliers.")] = "-10,-5,-2,-1,0,1,2,5,10",
+    prompts: Annotated[int, typer.Option(help="Validation prompts per concept.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="Their length.")] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each.")] = 32,
+    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32,
+    seed: Annotated[int, typer.Option(help="Decides samples, controls and intervals.")] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure whether steering works: which concepts, how strongly, at what cost.
+
+    [dim]Example: cocomix steer-eval runs/first --num-concepts 8 --output steering[/dim]
+    """
+    from cocomix.evaluation import Run
+    from cocomix.interpret import SteerEvalSettings, evaluate_run_steering
+
+    settings = SteerEvalSettings(
+        concepts=tuple(_numbers(concepts, "--concepts", int)) if concepts is not None else (),
+        num_concepts=num_concepts,
+        factors=tuple(_numbers(factors, "--factors", float)),
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    report = evaluate_run_steering(
+        Run.open(run),
+        output,
+        settings,
+        teacher=teacher,
+        dictionary=dictionary,
+        reporter=ConsoleReporter(quiet=quiet),
+    )
+    if json_output:
+        print_json(report.to_json())
+    else:
+        print_table(report.summary())
+
+
+def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:
+    """Numbers separated by commas."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise CoCoMixError(f"{option} {text} must be numbers separated by commas, without spaces.") from None
 
 
 @app.command()

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from cocomix.evaluation.compare import Comparison
 from cocomix.evaluation.runs import CurvePoint
 
-__all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves"]
+__all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "dress"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     axes.set_ylim(*_loss_range(list(comparison.curves.values())))
     axes.set_xlim(left=0)
     _label_ends(axes, ends)
-    _dress(axes, theme)
+    dress(axes, theme)
     axes.set_title(axis.title, loc="left", fontsize=13, fontweight="bold", color=theme.ink, pad=12)
     axes.set_xlabel(axis.label.format(unit=unit), fontsize=11, color=theme.ink, labelpad=7)
     axes.set_ylabel("validation loss (nats per token)", fontsize=11, color=theme.ink, labelpad=8)
@@ -179,7 +179,7 @@ def _shortened(name: str) -> str:
     return shown if len(shown) <= 20 else shown[:19] + "…"
 
 
-def _dress(axes: Axes, theme: Theme) -> None:
+def dress(axes: Axes, theme: Theme) -> None:
     """Calm axes: no box, a light horizontal grid, text in the theme's ink."""
     axes.set_facecolor(theme.background)
     for side in ("top", "right", "left"):

@@ -16,6 +16,8 @@ from cocomix.interpret.inspection import (
     render_text,
 )
 from cocomix.interpret.prompts import visible
+from cocomix.interpret.steer_eval import SteerEvalSettings
+from cocomix.interpret.steer_run import evaluate_run_steering
 from cocomix.interpret.steering import (
     FACTOR_LIMIT,
     SteeringCandidate,
@@ -39,11 +41,13 @@ __all__ = [
     "NameEndpoint",
     "NextToken",
     "PredictedConcept",
+    "SteerEvalSettings",
     "SteeringCandidate",
     "TokenConcepts",
     "build_atlas",
     "default_atlas_folder",
     "describe_concepts",
+    "evaluate_run_steering",
     "generate",
     "inspect_text",
     "measure_effect",

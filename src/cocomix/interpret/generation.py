@@ -27,6 +27,7 @@ def continue_tokens(
     seed: int = 0,
     num_return_sequences: int = 1,
     stop_at_end: bool = True,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """Prompts and what follows them; the caller's random state stays as it was.
 
@@ -42,6 +43,7 @@ def continue_tokens(
         seed: of the sampling.
         num_return_sequences: continuations per prompt.
         stop_at_end: a text ends at `end`. Otherwise `end` is never drawn, and every text has `max_new_tokens` tokens.
+        vocab_size: draw only tokens below it; by default any that the model has.
 
     Returns:
         int64 [batch · num_return_sequences, seq + new tokens].
@@ -63,6 +65,8 @@ def continue_tokens(
         }
     if not stop_at_end:
         settings["min_new_tokens"] = max_new_tokens
+    if vocab_size is not None and vocab_size < model.config.vocab_size:
+        settings["suppress_tokens"] = list(range(vocab_size, model.config.vocab_size))
     device = model.device
     forked = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
     with inference(model, device, model.dtype), forked:
@@ -76,7 +80,7 @@ def continue_tokens(
             eos_token_id=end,
             **settings,
         )
-    return sequences
+    return sequences.clone()  # usable outside inference mode
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, num_return_sequences: int = 1) -> None:

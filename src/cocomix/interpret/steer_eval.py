@@ -1,0 +1,264 @@
+"""Does steering work? Concepts are turned by many factors, and the texts that follow are measured.
+
+Three arms are generated from the same prompts: the *student* with the concept's logit scaled (paper section 5.3), the
+*control*, the student with another concept scaled, and the *teacher*, with the concept's latent scaled. In each, the
+measured concept is the same.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cocomix.concepts import ConceptTeacher, LabelSettings
+from cocomix.errors import CoCoMixError
+from cocomix.interpret.generation import check_sampling, continue_tokens
+from cocomix.interpret.prompts import concept_model
+from cocomix.interpret.steering import FACTOR_LIMIT
+from cocomix.interpret.teacher_steering import teacher_steering
+from cocomix.interpret.text_measures import MEASURES, measure_texts
+from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
+from cocomix.modeling.edits import check_edits
+from cocomix.reporter import Reporter, SilentReporter
+
+__all__ = ["ARMS", "Arm", "SteerEvalSettings", "SteerMeasurements", "choose_concepts", "measure_steering"]
+
+Arm = Literal["student", "control", "teacher"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+
+@dataclass(frozen=True)
+class SteerEvalSettings:
+    """What is generated and how it is counted.
+
+    Attributes:
+        concepts: concepts to turn; none = chosen by `choose_concepts`.
+        num_concepts: how many to choose.
+        factors: multipliers of the concept's logit (the teacher's latent); at least three different ones.
+        prompts: prompts from the validation split, the same for every concept; at least two.
+        prompt_tokens: length of each prompt.
+        new_tokens: length of each continuation; the end-of-document token is never drawn, so that all are equally long.
+        temperature: of the sampling; 0 = always the likeliest token.
+        top_k: sample among so many tokens.
+        batch_size: texts per batch; the sampled texts depend on it.
+        resamples: of bootstrap and permutation.
+        seed: of sampling, controls and statistics.
+    """
+
+    concepts: tuple[int, ...] = ()
+    num_concepts: int = 16
+    factors: tuple[float, ...] = (-10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0)
+    prompts: int = 8
+    prompt_tokens: int = 16
+    new_tokens: int = 32
+    temperature: float = 1.0
+    top_k: int | None = 50
+    batch_size: int = 32
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_sampling(self.new_tokens, self.temperature, self.top_k)
+        if len(set(self.factors)) != len(self.factors) or len(self.factors) < 3:
+            raise CoCoMixError(f"factors={list(self.factors)} must be at least three different numbers.")
+        if not all(abs(factor) <= FACTOR_LIMIT for factor in self.factors):
+            raise CoCoMixError(f"every factor must be a number between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}.")
+        if len(set(self.concepts)) != len(self.concepts):
+            raise CoCoMixError("a concept is named twice; name each once.")
+        least = {
+            "num_concepts": 1,
+            "prompts": 2,
+            "prompt_tokens": 1,
+            "new_tokens": 4,
+            "batch_size": 1,
+            "resamples": 100,
+        }
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise CoCoMixError(f"{name}={getattr(self, name)} must be at least {smallest}.")
+
+
+@dataclass(frozen=True)
+class SteerMeasurements:
+    """Everything that was measured, text by text.
+
+    Attributes:
+        settings: how.
+        concepts: the concepts measured, and turned in the arms student and teacher.
+        controls: the concept turned in the control arm, for each of them.
+        values: for each arm and each of `MEASURES`, [concepts, factors, prompts].
+    """
+
+    settings: SteerEvalSettings
+    concepts: tuple[int, ...]
+    controls: tuple[int, ...]
+    values: dict[Arm, dict[str, NDArray[Any]]] = field(repr=False)
+
+
+def choose_concepts(
+    model: CoCoMixForCausalLM,
+    input_ids: Tensor,
+    concept_labels: Tensor | None,
+    count: int,
+) -> tuple[int, ...]:
+    """Concepts worth turning: the most frequent labels among those the model mixes in.
+
+    Our choice, as in `steering_candidates`: of the concepts mixed in with a positive value, at no more than half of the
+    positions. A factor turns a negative logit the other way, and a concept that is always there works as a bias.
+
+    Args:
+        model: the student.
+        input_ids: a few blocks of text. [blocks, seq]
+        concept_labels: their labels, −100 for none; without them, the concepts mixed in most often are taken.
+            [blocks, seq, k_attr]
+        count: how many at most.
+
+    Raises:
+        CoCoMixError: there is none.
+    """
+    with torch.inference_mode():
+        output = model(input_ids=input_ids.to(model.device), use_cache=False)
+    positive = output.concept_ids[output.concept_values > 0].cpu()
+    mixed = torch.bincount(positive, minlength=model.config.num_concepts)
+    usable = (mixed > 0) & (mixed <= input_ids.numel() / 2)
+    frequency = mixed
+    if concept_labels is not None:
+        frequency = torch.bincount(concept_labels[concept_labels >= 0], minlength=model.config.num_concepts)
+    ranked = frequency.masked_fill(~usable, 0).argsort(descending=True, stable=True)
+    chosen = [concept for concept in ranked[:count].tolist() if usable[concept] and frequency[concept] > 0]
+    if not chosen:
+        raise CoCoMixError(
+            "no concept is both a label and mixed in with a positive value at half of the positions or fewer; name "
+            "some with --concepts."
+        )
+    return tuple(chosen)
+
+
+def measure_steering(
+    student: CoCoMixForCausalLM,
+    teacher: ConceptTeacher,
+    labels: LabelSettings,
+    prompts: Tensor,
+    settings: SteerEvalSettings,
+    *,
+    end: int | None,
+    vocab_size: int,
+    reporter: Reporter | None = None,
+) -> SteerMeasurements:
+    """Generate the three arms' texts for every concept, factor and prompt, and measure each text.
+
+    Args:
+        student: a CoCoMix model that mixes its concepts in.
+        teacher: whose dictionary names the student's concepts; on the student's device.
+        labels: how the student's labels were chosen.
+        prompts: int64 [prompts, prompt_tokens].
+        settings: which concepts (at least one) and how.
+        end: the end-of-document token.
+        vocab_size: tokens of the tokenizer; others are not drawn.
+        reporter: told about progress.
+
+    Raises:
+        CoCoMixError: the student has no concepts, the teacher another number of them, a concept does not exist, or
+            prompt and continuation do not fit the shorter of the two contexts.
+    """
+    reporter = reporter or SilentReporter()
+    student = concept_model(student, mixing=True)
+    _check(student, teacher, settings)
+    concepts, controls = settings.concepts, _controls(student.config.num_concepts, settings)
+    shape = (len(concepts), len(settings.factors), len(prompts))
+    values: dict[Arm, dict[str, NDArray[Any]]] = {arm: {name: np.zeros(shape) for name in MEASURES} for arm in ARMS}
+    prompts = prompts.to(student.device)
+    with reporter.progress("steering", math.prod(shape) * len(ARMS), "texts") as advance:
+        for arm in ARMS:
+            turned = controls if arm == "control" else concepts
+            for number, cells in enumerate(_batches(settings, len(prompts))):
+                together = prompts.repeat(len(cells), 1)  # [cells · prompts, prompt_tokens]
+                edits = [
+                    ConceptEdit(
+                        turned[concept],
+                        "scale",
+                        settings.factors[factor],
+                        rows=tuple(range(place * len(prompts), (place + 1) * len(prompts))),
+                    )
+                    for place, (concept, factor) in enumerate(cells)
+                ]
+                texts = _continued(arm, student, teacher, together, edits, settings, number, end, vocab_size)
+                measured = measure_texts(
+                    texts,
+                    settings.prompt_tokens,
+                    [concepts[concept] for concept, _ in cells for _ in range(len(prompts))],
+                    student=student,
+                    teacher=teacher,
+                    labels=labels,
+                )
+                for name, found in measured.items():
+                    for (concept, factor), row in zip(cells, found.reshape(len(cells), -1), strict=True):
+                        values[arm][name][concept, factor] = row
+                advance(len(texts))
+    return SteerMeasurements(settings, concepts, controls, values)
+
+
+def _continued(
+    arm: Arm,
+    student: CoCoMixForCausalLM,
+    teacher: ConceptTeacher,
+    prompts: Tensor,
+    edits: Sequence[ConceptEdit],
+    settings: SteerEvalSettings,
+    number: int,
+    end: int | None,
+    vocab_size: int,
+) -> Tensor:
+    """Steered continuations; the same batch has the same random numbers in every arm. [batch, seq]"""
+    shared: dict[str, Any] = {
+        "end": end,
+        "max_new_tokens": settings.new_tokens,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "seed": settings.seed + number,
+        "stop_at_end": False,
+        "vocab_size": vocab_size,
+    }
+    mask = torch.ones_like(prompts)
+    if arm != "teacher":
+        return continue_tokens(student, prompts, mask, edits=edits, **shared)
+    with teacher_steering(teacher, edits) as model:
+        return continue_tokens(model, prompts, mask, **shared)
+
+
+def _batches(settings: SteerEvalSettings, prompts: int) -> Iterator[list[tuple[int, int]]]:
+    """(concept, factor) places, as many at a time as fill a batch with all their prompts."""
+    cells = [(concept, factor) for concept in range(len(settings.concepts)) for factor in range(len(settings.factors))]
+    size = max(1, settings.batch_size // prompts)
+    for start in range(0, len(cells), size):
+        yield cells[start : start + size]
+
+
+def _controls(num_concepts: int, settings: SteerEvalSettings) -> tuple[int, ...]:
+    """For each concept another one: of those measured where there are others, so that it is as frequent; else any."""
+    generator = np.random.default_rng(settings.seed)
+    pool = settings.concepts if len(settings.concepts) > 1 else range(num_concepts)
+    return tuple(int(generator.choice([other for other in pool if other != concept])) for concept in settings.concepts)
+
+
+def _check(student: CoCoMixForCausalLM, teacher: ConceptTeacher, settings: SteerEvalSettings) -> None:
+    known = student.config.num_concepts
+    if not settings.concepts:
+        raise CoCoMixError("there is no concept to turn; name some, or let choose_concepts find them.")
+    if teacher.n_concepts != known:
+        raise CoCoMixError(
+            f"the dictionary {teacher.dictionary.name} has {teacher.n_concepts} concepts, but the model {known}; use "
+            "the dictionary of its labels."
+        )
+    check_edits([ConceptEdit(concept) for concept in settings.concepts], known)
+    context = min(model.config.get_text_config().max_position_embeddings for model in (student, teacher.decoder.model))
+    if settings.prompt_tokens + settings.new_tokens > context:
+        raise CoCoMixError(
+            f"{settings.prompt_tokens} tokens of prompt and {settings.new_tokens} new ones do not fit the context of "
+            f"{context} tokens; lower --prompt-tokens or --new-tokens."
+        )

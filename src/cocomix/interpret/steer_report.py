@@ -1,0 +1,226 @@
+"""The report of a steering evaluation: steering.json, steering.csv, steering.md and steering.png."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cocomix.evaluation.figures import LIGHT, dress
+from cocomix.evaluation.formatting import percent, signed
+from cocomix.interpret.inspection import ConceptDescription
+from cocomix.interpret.rank_statistics import RankTrend
+from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements
+from cocomix.interpret.steer_scores import LEVEL, ConceptScore, Curve, curve, score_concepts, steering_shares
+from cocomix.interpret.text_measures import MEASURES
+from cocomix.output import write_json, write_text
+
+__all__ = ["SteerReport", "write_steer_report"]
+
+_ARM_NAMES: dict[Arm, str] = {
+    "student": "the student, concept turned",
+    "control": "the student, another concept turned",
+    "teacher": "the teacher, latent turned",
+}
+_PANELS = (
+    ("activation", "activation of the concept"),
+    ("label_rate", "share of tokens labelled with it"),
+    ("teacher_loss", "perplexity under the teacher"),
+    ("distinct_2", "distinct token pairs"),
+)
+
+
+@dataclass(frozen=True)
+class SteerReport:
+    """A steering evaluation of one run.
+
+    Attributes:
+        run: its name.
+        teacher: where the teacher was loaded from.
+        dictionary: likewise.
+        measured: everything measured.
+        descriptions: what the concepts stand for, where known.
+    """
+
+    run: str
+    teacher: str
+    dictionary: str
+    measured: SteerMeasurements
+    descriptions: Mapping[int, ConceptDescription]
+
+    def to_json(self) -> dict[str, Any]:
+        """Scores, curves and settings as JSON."""
+        scores = score_concepts(self.measured)
+        return {
+            "format_version": 1,
+            "run": self.run,
+            "teacher": self.teacher,
+            "dictionary": self.dictionary,
+            "settings": asdict(self.measured.settings),
+            "criterion": f"positive rank correlation of factor and activation, one-sided p < {LEVEL}",
+            "share_that_steers": steering_shares(scores),
+            "concepts": [self._score_json(score) for score in scores],
+            "measures": MEASURES,
+            "curves": {
+                arm: {_measure_name(name): _curve_json(curve(self.measured, arm, name)) for name in MEASURES}
+                for arm in ARMS
+            },
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The shares of concepts that steer and their mean scores, for the terminal."""
+        scores, known = score_concepts(self.measured), len(self.measured.concepts)
+        lines = {}
+        for arm in ARMS:
+            steering = sum(score.steers(arm) for score in scores)
+            mean = np.mean([score.trends[arm].correlation for score in scores])
+            lines[_ARM_NAMES[arm]] = f"{steering} of {known} concepts steer, mean score {signed(float(mean))}"
+        return lines
+
+    def _score_json(self, score: ConceptScore) -> dict[str, Any]:
+        return {
+            "concept": score.concept,
+            "typical_tokens": self._typical(score.concept),
+            "control": score.control,
+            "gain": score.gain,
+            **{arm: {**score.trends[arm]._asdict(), "steers": score.steers(arm)} for arm in ARMS},
+        }
+
+    def to_csv(self) -> str:
+        """One row per arm, concept and factor: the measurements' means over prompts."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["arm", "concept", "turned", "factor", *MEASURES])
+        for arm in ARMS:
+            turned = self.measured.controls if arm == "control" else self.measured.concepts
+            for row, concept in enumerate(self.measured.concepts):
+                for column, factor in enumerate(self.measured.settings.factors):
+                    means = [f"{self.measured.values[arm][name][row, column].mean():.6g}" for name in MEASURES]
+                    writer.writerow([arm, concept, turned[row], f"{factor:g}", *means])
+        return stream.getvalue()
+
+    def to_markdown(self) -> str:
+        """What steers, in words and tables."""
+        settings, scores = self.measured.settings, score_concepts(self.measured)
+        lines = [f"# Steering of {self.run}", "", *self._summary(scores), ""]
+        lines += [
+            "## Concepts",
+            "",
+            "Steering score: Spearman's rank correlation of factor and activation [95% interval].",
+        ]
+        header = ["concept", "typical tokens", "score", "p", "steers", "gain", "control", "teacher"]
+        rows = [
+            [
+                str(score.concept),
+                self._typical(score.concept).replace("|", "\\|"),
+                _trend(score.trends["student"]),
+                f"{score.trends['student'].p_value:.3f}",
+                "yes" if score.steers() else "no",
+                signed(score.gain),
+                _trend(score.trends["control"]),
+                _trend(score.trends["teacher"]),
+            ]
+            for score in scores
+        ]
+        lines += [
+            "",
+            *_table(header, rows),
+            "",
+            "## By factor",
+            "",
+            "Means over concepts and prompts [95% interval over prompts].",
+        ]
+        for name, meaning in MEASURES.items():
+            curves = [curve(self.measured, arm, name) for arm in ARMS]
+            rows = [
+                [f"{factor:g}", *(_point(found, index) for found in curves)]
+                for index, factor in enumerate(settings.factors)
+            ]
+            unit = " (exponentiated: perplexity)" if name.endswith("_loss") else ""
+            lines += ["", f"**{_measure_name(name)}**: {meaning}{unit}.", "", *_table(["factor", *ARMS], rows)]
+        lines += ["", "![Curves](steering.png)", ""]
+        return "\n".join(lines)
+
+    def _summary(self, scores: tuple[ConceptScore, ...]) -> list[str]:
+        settings, shares = self.measured.settings, steering_shares(scores)
+        counts = {arm: sum(score.steers(arm) for score in scores) for arm in ARMS}
+        lines = [
+            f"- {_ARM_NAMES[arm]}: {counts[arm]} of {len(scores)} concepts steer ({percent(shares[arm])})."
+            for arm in ARMS
+        ]
+        return [
+            f"Of each of {len(scores)} concepts, the logit was multiplied by {len(settings.factors)} factors from "
+            f"{min(settings.factors):g} to {max(settings.factors):g}, and {settings.prompts} prompts of "
+            f"{settings.prompt_tokens} tokens were continued by {settings.new_tokens} at each (temperature "
+            f"{settings.temperature:g}, seed {settings.seed}). The texts were read by the teacher, {self.teacher}, "
+            f"with the dictionary {self.dictionary}. A concept steers if its activation rises with the factor: "
+            f"positive rank correlation, one-sided permutation p < {LEVEL}. By chance alone, about {LEVEL:.0%} of "
+            "concepts would.",
+            "",
+            *lines,
+        ]
+
+    def _typical(self, concept: int) -> str:
+        return self.descriptions[concept].short() if concept in self.descriptions else ""
+
+    def draw(self) -> bytes:
+        """Activation, label rate, perplexity and variety against the factor, as PNG."""
+        figure = Figure(figsize=(11.0, 7.2), dpi=140, facecolor=LIGHT.background, layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (name, title) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+            self._panel(axes, name, title)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", facecolor=LIGHT.background, metadata={"Software": None})
+        return stream.getvalue()
+
+    def _panel(self, axes: Axes, name: str, title: str) -> None:
+        factors = np.array(self.measured.settings.factors)
+        order = factors.argsort()
+        for arm, colour, marker in zip(ARMS, (LIGHT.series[0], LIGHT.ink, LIGHT.series[1]), "os^", strict=True):
+            mean, low, high = (values[order] for values in curve(self.measured, arm, name))
+            axes.plot(factors[order], mean, color=colour, marker=marker, markersize=4.5, label=_ARM_NAMES[arm])
+            axes.fill_between(factors[order], low, high, color=colour, alpha=0.15, linewidth=0)
+        dress(axes, LIGHT)
+        if name.endswith("_loss"):
+            axes.set_yscale("log")
+            axes.tick_params(which="minor", length=0)
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=LIGHT.ink)
+        axes.set_xlabel("factor", color=LIGHT.ink)
+
+
+def write_steer_report(report: SteerReport, folder: Path) -> None:
+    """Write steering.json, steering.csv, steering.md and steering.png into a folder."""
+    write_json(folder / "steering.json", report.to_json())
+    write_text(folder / "steering.csv", report.to_csv())
+    write_text(folder / "steering.md", report.to_markdown())
+    (folder / "steering.png").write_bytes(report.draw())
+
+
+def _measure_name(measure: str) -> str:
+    return measure.replace("_loss", "_perplexity")
+
+
+def _curve_json(found: Curve) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in found._asdict().items()}
+
+
+def _trend(trend: RankTrend) -> str:
+    return f"{trend.correlation:+.2f} [{trend.low:+.2f}, {trend.high:+.2f}]".replace("-", "\u2212")
+
+
+def _point(found: Curve, index: int) -> str:
+    return f"{found.mean[index]:.3g} [{found.low[index]:.3g}, {found.high[index]:.3g}]"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

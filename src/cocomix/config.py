@@ -68,6 +68,8 @@ class StudentConfig(_Section):
     """λ (paper: 0.1)."""
     mixing: Literal["interleave", "residual", "add", "none"] = "interleave"
     """How concepts and hidden states are mixed; see `CoCoMixConfig`."""
+    head_chunk_size: int | None = Field(default=None, ge=1)
+    """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
     attn_implementation: str | None = None
     """Attention kernel as transformers names it; by default the best it finds."""
 

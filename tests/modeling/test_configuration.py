@@ -22,6 +22,7 @@ from tests.modeling.factories import LAYERS, VOCAB, backbone_config, student_con
         ({"num_concepts": 0}, "num_concepts=0 must be at least 1"),
         ({"num_concepts": 8, "concept_topk": 9}, "concept_topk=9 must be between 1 and num_concepts=8"),
         ({"concept_topk": 0}, "concept_topk=0 must be between 1"),
+        ({"head_chunk_size": 0}, "head_chunk_size=0 must be at least 1"),
         ({"concept_loss_weight": -0.1}, "concept_loss_weight=-0.1 must be"),
         ({"concept_loss_weight": float("nan")}, "concept_loss_weight=nan must be"),
         ({"mixing": "stir"}, "mixing='stir' is not one of interleave, residual, add, none"),

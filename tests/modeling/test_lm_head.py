@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cocomix.modeling.concept_head import IGNORE
+from cocomix.modeling.concept_head import IGNORE, ConceptHeadOutput, concept_head
 from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits
 from tests.modeling.factories import VOCAB, concepts, student, tokens
 
@@ -75,6 +75,21 @@ def test_a_model_gives_the_same_losses_and_gradients_without_logits(family: str)
         results.append([output.ntp_loss, output.concept_loss, *(p.grad for p in model.parameters())])
     for without, with_logits in zip(*results, strict=True):
         torch.testing.assert_close(without, with_logits, rtol=1e-4, atol=1e-6)
+
+
+def test_the_chunk_size_changes_no_result_and_reaches_both_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(*args: object) -> ConceptHeadOutput:
+        seen.append(args[5])
+        return concept_head(*args)
+
+    monkeypatch.setattr("cocomix.modeling.mixer.concept_head", spy)
+    monkeypatch.setattr("cocomix.modeling.lm_head.concept_head", spy)
+    batch = {"labels": tokens(), "concept_labels": concepts(), "output_logits": False}
+    losses = [student("gpt2", head_chunk_size=size)(tokens(), **batch).loss for size in (3, None)]
+    torch.testing.assert_close(*losses)
+    assert seen == [3, 3, None, None]
 
 
 def test_the_vocabulary_logits_are_never_held() -> None:

@@ -86,7 +86,7 @@ def test_manifest(workshop: Workshop) -> None:
 
 
 def test_metrics_end_with_the_final_evaluation(workshop: Workshop) -> None:
-    rows = [json.loads(line) for line in (workshop.cocomix_run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics_of(workshop.cocomix_run)
     assert [(row["step"], "eval_loss" in row) for row in rows] == [
         (3, False),
         (6, False),
@@ -252,3 +252,26 @@ def test_damaged_data_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     next((tmp_path / "data" / "train").iterdir()).unlink()
     (tmp_path / "runs").mkdir()
     refused(workshop.recipe("ntp", data=str(tmp_path / "data")), tmp_path / "runs" / "x", "00000|train")
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_torch_compile_from_a_recipe_gives_the_same_curve(workshop: Workshop, tmp_path: Path) -> None:
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    folder = train(workshop.recipe("cocomix", training=compiled), tmp_path / "run")
+    for ours, theirs in zip(metrics_of(folder), metrics_of(workshop.cocomix_run), strict=True):
+        for name in ("ntp_loss", "concept_loss", "eval_loss"):
+            assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_inductor_in_bfloat16_trains_on_a_gpu(workshop: Workshop, tmp_path: Path) -> None:
+    compiled = {"torch_compile": True, "bf16": True}
+    folder = train(workshop.recipe("cocomix", training=compiled), tmp_path / "run")
+    plain = train(workshop.recipe("cocomix", training={"bf16": True}), tmp_path / "plain")
+    final, expected = metrics_of(folder)[-1]["eval_loss"], metrics_of(plain)[-1]["eval_loss"]
+    assert final == pytest.approx(expected, rel=2e-2)

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cocomix.device import chunk_bytes
 from cocomix.errors import CoCoMixError
 
 __all__ = ["IGNORE", "ConceptHeadOutput", "check_concept_labels", "concept_head", "naive_concept_head"]
 
 IGNORE = -100
 """Label value that means "no concept here", as in PyTorch's cross-entropy."""
-
-_CHUNK_BYTES = 64 * 2**20
 
 
 class ConceptHeadOutput(NamedTuple):
@@ -61,10 +60,10 @@ def concept_head(
         bias: b_pred, if there is one.
         labels: target concepts; `None` skips the loss and its logsumexp.
         k: how many concepts to keep; 0 skips the top-k.
-        chunk_size: positions per chunk; by default as many as keep a chunk's float32 logits within 64 MiB.
+        chunk_size: positions per chunk; by default as many as keep a chunk's float32 logits within `chunk_bytes`.
     """
     if chunk_size is None:
-        chunk_size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+        chunk_size = max(1, chunk_bytes(weight.device) // (4 * weight.shape[0]))
     with_gradient = labels is not None and torch.is_grad_enabled()
     with_gradient = with_gradient and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     values, ids, loss_sum, *_ = _ConceptHead.apply(  # type: ignore[no-untyped-call]
@@ -219,7 +218,7 @@ def _scatter_outer(ids: Tensor, coefficients: Tensor, hidden: Tensor, num_concep
     """Σ_t Σ_j coefficients[t, j] · onehot(ids[t, j]) ⊗ hidden[t], [n_concepts, d_model], float32 or wider."""
     accumulation = _accumulation_dtype(hidden)
     total = torch.zeros(num_concepts, hidden.shape[1], dtype=accumulation, device=hidden.device)
-    rows = max(1, _CHUNK_BYTES // (4 * ids.shape[1] * hidden.shape[1]))
+    rows = max(1, chunk_bytes(hidden.device) // (4 * ids.shape[1] * hidden.shape[1]))
     for start in range(0, ids.shape[0], rows):
         part = slice(start, start + rows)
         outer = coefficients[part].to(accumulation).unsqueeze(-1) * hidden[part].to(accumulation).unsqueeze(1)

@@ -28,6 +28,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             at ĉ_t. `"residual"`: the same with ĉ_t ← h_t + std(h_t)·(compressed vector), our option. `"add"`:
             h_t ← h_t + ĉ_t without lengthening the sequence (paper Fig. 6e). `"none"`: concepts are predicted and
             change nothing else (paper Fig. 6d, "prediction only").
+        head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
+            many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
             backbone's.
 
@@ -47,6 +49,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         concept_topk: int = 32,
         concept_loss_weight: float = 0.1,
         mixing: Mixing = "interleave",
+        head_chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone = _backbone_config(backbone)
@@ -55,6 +58,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.concept_topk = concept_topk
         self.concept_loss_weight = concept_loss_weight
         self.mixing = mixing
+        self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -76,6 +80,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             )
         if not 0.0 <= self.concept_loss_weight < float("inf"):
             raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
+        if self.head_chunk_size is not None and self.head_chunk_size < 1:
+            raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
         if self.mixing not in get_args(Mixing):
             raise CoCoMixError(f"mixing={self.mixing!r} is not one of {', '.join(get_args(Mixing))}.")
 

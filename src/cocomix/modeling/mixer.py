@@ -72,6 +72,7 @@ class ConceptMixer(nn.Module):
         super().__init__()
         self.mixing = config.mixing
         self.concept_topk = config.concept_topk
+        self.chunk_size = config.head_chunk_size
         self.pre_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.predictor = nn.Linear(config.hidden_size, config.num_concepts)
         if self.mixing != "none":
@@ -118,7 +119,7 @@ class ConceptMixer(nn.Module):
             dtype = torch.get_autocast_dtype(device)
             normalised, weight, bias = normalised.to(dtype), weight.to(dtype), bias.to(dtype)
         flat_labels = None if concept_labels is None else concept_labels.flatten(0, 1).long()
-        head = concept_head(normalised.flatten(0, 1), weight, bias, flat_labels, self.concept_topk)
+        head = concept_head(normalised.flatten(0, 1), weight, bias, flat_labels, self.concept_topk, self.chunk_size)
         ids, values = head.ids.view(batch, seq, -1), head.values.view(batch, seq, -1)
         logits = F.linear(normalised, weight, bias) if output_logits else None
         if edits:

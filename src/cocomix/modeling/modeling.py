@@ -201,7 +201,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         ntp_loss = None
         if labels is not None:
             if logits is None:
-                ntp_loss = loss_of_hidden(read, self.lm_head, labels, attention_mask, num_items_in_batch)
+                chunk_size = self.config.head_chunk_size
+                ntp_loss = loss_of_hidden(read, self.lm_head, labels, attention_mask, num_items_in_batch, chunk_size)
             else:
                 ntp_loss = loss_of_logits(logits, labels, attention_mask, num_items_in_batch)
         concept_loss = None

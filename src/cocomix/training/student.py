@@ -64,6 +64,7 @@ def model_config(
         concept_topk=config.model.concept_topk,
         concept_loss_weight=config.model.concept_loss_weight,
         mixing=config.model.mixing,
+        head_chunk_size=config.model.head_chunk_size,
     )
     return student if config.objective == "cocomix" else matched_config(student)
 

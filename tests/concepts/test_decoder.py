@@ -58,12 +58,15 @@ def test_a_capped_head_goes_through_the_models_own_forward():
     assert FrozenDecoder(make_model("gpt2"), 0)._head is not None
 
 
-def test_the_chunked_head_equals_cross_entropy(monkeypatch):
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chunked_head_equals_cross_entropy(monkeypatch, bias):
     torch.manual_seed(0)
-    head, rows, targets = torch.nn.Linear(8, 20), torch.randn(7, 8, requires_grad=True), torch.randint(20, (7,))
+    head = torch.nn.Linear(8, 20, bias=bias)
+    rows, targets = torch.randn(7, 8, requires_grad=True), torch.randint(20, (7,))
     loss = torch.nn.functional.cross_entropy(head(rows), targets, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, rows)
     monkeypatch.setattr(decoder_module, "_CHUNK_ELEMENTS", 40)
+    monkeypatch.setattr(decoder_module, "_CPU_COLUMNS", 6)
     found_loss, found_gradient = decoder_module._head_loss(head, rows.detach(), targets, True)
     torch.testing.assert_close(found_loss, loss.detach())
     torch.testing.assert_close(found_gradient, gradient)

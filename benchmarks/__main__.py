@@ -2,8 +2,8 @@
 
     python -m benchmarks [--device cuda] [--only steps,labels] [--rounds N] [--fast] [--bf16] [--output FOLDER]
 
-Writes DEVICE.json, DEVICE.md and DEVICE.png. After every section all three are written anew, and sections that are not
-run keep what an earlier run wrote.
+Writes DEVICE.json and DEVICE.md after every section, and DEVICE.png at the end. Sections that are not run keep what an
+earlier run wrote.
 """
 
 import argparse
@@ -32,6 +32,7 @@ SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "decoding": decoding.measure,
     "head": parts.measure_head,
     "compression": parts.measure_compression,
+    "lm_head": parts.measure_lm_head,
     "growth": growth.measure,
 }
 
@@ -40,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sections and write what they say."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     settings = Settings(options.device, options.rounds, options.fast, options.bf16)
-    keep_freed_memory()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.device}.json"
     sections: dict[str, Any] = read_json(path)["sections"] if path.exists() else {}
@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, name in enumerate(options.only, start=1):
         print(f"[{number}/{len(options.only)}] {name} …", flush=True)
         sections[name] = _run(name, settings)
-        ordered = {known: sections[known] for known in SECTIONS if known in sections}
-        _write(options.output, options.device, ordered)
+        sections = {known: sections[known] for known in SECTIONS if known in sections}
+        _write(options.output, options.device, sections)
         elapsed = time.perf_counter() - begin
         print(f"    {sections[name]['seconds']:.0f} s, {elapsed:.0f} s in all", flush=True)
+    (options.output / f"{options.device}.png").write_bytes(draw(sections))
     print((options.output / f"{options.device}.md").read_text(encoding="utf-8"))
 
 
@@ -79,7 +80,6 @@ def _command(settings: Settings, only: str) -> str:
 def _write(folder: Path, device: str, sections: dict[str, Any]) -> None:
     write_json(folder / f"{device}.json", {"device": device, "sections": sections})
     write_text(folder / f"{device}.md", render_page(device, sections, f"{device}.png"))
-    (folder / f"{device}.png").write_bytes(draw(sections))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -113,4 +113,5 @@ def _rounds(text: str) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

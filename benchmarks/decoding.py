@@ -28,11 +28,12 @@ def measure(settings: Settings) -> Section:
     ratios = []
     for batch in sizes.decoding_batches:
         prompt = random_prompt(shape, batch, sizes.prompt, settings.device)
-        case = f"{shape.name}, {settings.dtypes[0]}, batch {batch}, {sizes.prompt} + {sizes.new_tokens} tokens"
         for quantity, work in (("generate", _generate_work), ("forward alone", forward_work)):
-            contestants = {name: work(model, prompt, sizes.new_tokens) for name, model in models.items()}
+            new_tokens = sizes.new_tokens if work is _generate_work else max(1, sizes.new_tokens // 4)
+            contestants = {name: work(model, prompt, new_tokens) for name, model in models.items()}
+            case = f"{shape.name}, {settings.dtypes[0]}, batch {batch}, {sizes.prompt} + {new_tokens} tokens"
             seconds = alternate(contestants, settings.rounds, settings.device)
-            per_token = {name: [1e3 * each / sizes.new_tokens for each in times] for name, times in seconds.items()}
+            per_token = {name: [1e3 * each / new_tokens for each in times] for name, times in seconds.items()}
             ratios.append(
                 ratio(
                     case,

@@ -27,7 +27,7 @@ def measure(settings: Settings) -> Section:
         return Section("Peak memory", _CAPTION, config, [], [f"left out: {RESET} is only there on Linux"])
     peaks = _peaks(settings)
     target = "≤ 0.5" if settings.device == "cpu" and step_shape.name == "69M" else ""
-    curve = {head_case(sizes.main.batch * sizes.main.context, count): count for count in sizes.growth_concepts}
+    curve = {head_case(sizes.growth_context, count): count for count in sizes.growth_concepts}
     ratios = []
     for case, each in peaks.items():
         along = {"axis": "concepts", "x": curve[case]} if case in curve else {}
@@ -47,7 +47,7 @@ def measure(settings: Settings) -> Section:
 
 def _peaks(settings: Settings) -> dict[str, dict[str, list[int]]]:
     """What the process prints. Its allocator returns every large block at once, so that resident memory says it."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     command = [sys.executable, "-m", "benchmarks.peaks", json.dumps(asdict(settings))]
     finished = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     peaks: dict[str, dict[str, list[int]]] = json.loads(finished.stdout.splitlines()[-1])

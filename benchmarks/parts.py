@@ -1,10 +1,11 @@
-"""Single parts of the training step: the concept head and the compression, each against its naive form."""
+"""Single parts of the training step: concept head, compression and next-token loss, each against plainer forms."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.naive import naive_compression, naive_head
 from benchmarks.ratios import Section, ratio
@@ -12,9 +13,10 @@ from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION
 from cocomix.modeling.concept_head import concept_head
+from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits
 from cocomix.modeling.mixer import ConceptCompression
 
-__all__ = ["head_work", "measure_compression", "measure_head"]
+__all__ = ["head_work", "measure_compression", "measure_head", "measure_lm_head"]
 
 
 def measure_head(settings: Settings) -> Section:
@@ -61,7 +63,7 @@ def head_work(shape: Shape, positions: int, dtype: str, device: str) -> dict[str
         finish(head.values, head.loss_sum / positions)
 
     def naive() -> None:
-        logits = torch.nn.functional.linear(hidden, weight, bias)
+        logits = F.linear(hidden, weight, bias)
         finish(logits.topk(shape.concept_topk, dim=-1).values, naive_head(logits, labels))
 
     return {"fused": fused, "naive": naive}
@@ -72,7 +74,7 @@ def measure_compression(settings: Settings) -> Section:
     shape, device = settings.sizes.main, settings.device
     generator = torch.Generator().manual_seed(5)
     compression = ConceptCompression(shape.concepts, shape.width).to(device)
-    torch.nn.init.normal_(compression.weight)
+    nn.init.normal_(compression.weight)
     logits = torch.randn(shape.batch, shape.context, shape.concepts, generator=generator).to(device)
     values, ids = logits.topk(shape.concept_topk, dim=-1)
     values.requires_grad_(True)
@@ -108,5 +110,46 @@ def measure_compression(settings: Settings) -> Section:
                 seconds["dense"],
                 by_flops=shape.concept_topk / shape.concepts,
             ),
+        ],
+    )
+
+
+def measure_lm_head(settings: Settings) -> Section:
+    """The chunked next-token loss against all logits held and against PyTorch's, forward and backward."""
+    shape, device, dtype = settings.sizes.main, settings.device, settings.dtypes[0]
+    generator = torch.Generator().manual_seed(6)
+    kind = getattr(torch, dtype)
+    head = nn.Linear(shape.width, shape.vocabulary, bias=False).to(device=device, dtype=kind)
+    hidden = torch.randn(shape.batch, shape.context, shape.width, generator=generator)
+    hidden = hidden.to(device=device, dtype=kind).requires_grad_(True)
+    tokens = torch.randint(shape.vocabulary, (shape.batch, shape.context), generator=generator).to(device)
+    options = nn.LinearCrossEntropyOptions()
+
+    def finish(loss: Tensor) -> None:
+        loss.backward()
+        head.weight.grad = hidden.grad = None
+
+    def chunked_by_torch() -> None:
+        rows, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        finish(F.linear_cross_entropy(rows, head.weight, targets, options=options))
+
+    seconds = alternate(
+        {
+            "chunked": lambda: finish(loss_of_hidden(hidden, head, tokens)),
+            "plain": lambda: finish(loss_of_logits(head(hidden), tokens)),
+            "torch": chunked_by_torch,
+        },
+        settings.rounds,
+        device,
+    )
+    case = f"{dtype}, {shape.batch} × {shape.context} tokens, vocabulary {shape.vocabulary:,}"
+    return Section(
+        "Next-token loss",
+        "Vocabulary logits and cross-entropy, forward and backward: cocomix's chunks in seconds of all logits held, "
+        "and of PyTorch's chunked `linear_cross_entropy`.",
+        {"shape": asdict(shape), "dtype": dtype},
+        [
+            ratio(case, "chunks ÷ all logits", seconds["chunked"], seconds["plain"], by_flops=1.0),
+            ratio(case, "chunks ÷ PyTorch's chunks", seconds["chunked"], seconds["torch"], by_flops=1.0),
         ],
     )

@@ -124,7 +124,7 @@ SIZES = {
         decoding_batches=(1, 16),
         growth_context=256,
         growth_concepts=(4096, 32768, 131072),
-        growth_contexts=(128, 512, 1024),
+        growth_contexts=(128, 256, 512),
         growth_layers=(0, 3, 7),
     ),
     "cuda": Sizes(
@@ -148,7 +148,7 @@ SIZES = {
         prompt=4,
         new_tokens=4,
         decoding_batches=(1, 2),
-        growth_context=8,
+        growth_context=16,
         growth_concepts=(1024, 4096),
         growth_contexts=(8, 16),
         growth_layers=(0, 2),

@@ -28,20 +28,21 @@ def alternate(
             work()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
-    collecting = gc.isenabled()
+    gc.collect()
+    gc.freeze()  # what is there now need not be looked through between the rounds
+    gc.disable()
     try:
         for number in range(rounds):
+            gc.collect()
             for name in names if number % 2 == 0 else reversed(names):
-                gc.collect()
-                gc.disable()
                 _wait(device)
                 start = time.perf_counter()
                 contestants[name]()
                 _wait(device)
                 seconds[name].append(time.perf_counter() - start)
     finally:
-        if collecting:
-            gc.enable()
+        gc.unfreeze()
+        gc.enable()
     return seconds
 
 

@@ -61,11 +61,12 @@ def random_dictionary(shape: Shape, device: str) -> ConceptDictionary:
 
 
 def student_loss(student: PreTrainedModel, shape: Shape, device: str) -> Loss:
-    """Our training loss."""
+    """Our training loss, as the Trainer computes it: without keeping the logits."""
     tokens, concept_labels = random_batch(shape, device)
 
     def loss() -> Tensor:
-        value: Tensor = student(tokens, labels=tokens, concept_labels=concept_labels, use_cache=False).loss
+        output = student(tokens, labels=tokens, concept_labels=concept_labels, output_logits=False, use_cache=False)
+        value: Tensor = output.loss
         return value
 
     return loss

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import ConceptLabelStore, FitSettings
+from cocomix.concepts import ConceptLabelStore, FitSettings, LabelSettings, TeacherSource, labelling
 from cocomix.config import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path, read_json
 from cocomix.pipeline import fit_on_data, label_data, layer_of_dictionary
 from cocomix.training import train
+from tests.command_line import Cli
 from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
 
 
@@ -82,6 +83,42 @@ def test_the_batch_does_not_change_the_labels(workshop: Workshop, tmp_path: Path
     whole, one = (ConceptLabelStore.open(path).split("validation") for path in (workshop.labels, tmp_path / "labels"))
     same = [torch.equal(whole[i]["concept_labels"], one[i]["concept_labels"]) for i in range(len(one))]
     assert sum(same) >= 0.9 * len(same)  # rounding may swap concepts of nearly equal score
+
+
+def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ConceptLabelStore.open(workshop.labels).manifest.agreement_with_float32 is None
+    narrow = LabelSettings(dtype="float16")
+    label(workshop, tmp_path / "labels", settings=narrow, force=True)
+    agreement = ConceptLabelStore.open(tmp_path / "labels").manifest.agreement_with_float32
+    assert agreement is not None
+    assert 0.9 < agreement <= 1
+    monkeypatch.setattr("cocomix.pipeline.measure_agreement", lambda *arguments: 0.98)
+    with pytest.raises(CoCoMixError, match=r"in float16 the teacher gives 98\.0% .*asked: at least 99%"):
+        label(workshop, tmp_path / "refused", settings=narrow)
+    assert {path.name for path in tmp_path.iterdir()} == {"labels"}
+
+
+def test_workers_are_asked_for_on_the_command_line(
+    workshop: Workshop, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def here(source: TeacherSource, fingerprints: Any, shards: Any, plan: Any, workers: int, advance: Any) -> float:
+        asked.append(workers)
+        teacher = source.load()
+        assert (teacher.fingerprint(), teacher.dictionary.fingerprint()) == fingerprints
+        return labelling._label_here(teacher, shards, plan, advance)
+
+    monkeypatch.setattr(labelling, "label_in_processes", here)
+    sources = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
+    cli("label", workshop.data, *sources, "--workers", 3, "-o", tmp_path / "labels")
+    shards = ConceptLabelStore.open(tmp_path / "labels").manifest.splits
+    assert asked == [min(3, sum(map(len, shards.values())))]
+    found = [ConceptLabelStore.open(path).manifest.fingerprint for path in (tmp_path / "labels", workshop.labels)]
+    assert found[0] == found[1]
+    cli("label", workshop.data, *sources, "--workers", 0, "-o", tmp_path / "other", status=2)
 
 
 def test_other_tokenizer_wrong_layer_and_width_are_refused(workshop: Workshop, tmp_path: Path) -> None:

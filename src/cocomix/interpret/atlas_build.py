@@ -42,7 +42,7 @@ def build_atlas(
     """Make the atlas of a run.
 
     A stopped run of this function goes on from its last commit, with the same result as if it had not been stopped.
-    Memory holds arrays of C rows (about 0.4 kB per concept) and one batch, whatever the number of tokens.
+    Memory holds arrays of C rows (about half a kilobyte per concept) and one batch, whatever the number of tokens.
 
     Args:
         run: a CoCoMix run.

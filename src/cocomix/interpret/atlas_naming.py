@@ -107,7 +107,7 @@ class NameEndpoint:
         timeout: seconds to wait for an answer.
 
     Raises:
-        CoCoMixError: the address is not plain http or https, or holds a password.
+        CoCoMixError: the address is not plain http or https, or holds a password or a query.
     """
 
     url: str
@@ -117,7 +117,7 @@ class NameEndpoint:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise CoCoMixError(f"{self.url!r} is no address of an endpoint; give one such as http://localhost:8000/v1.")
         if parts.username is not None or parts.password is not None:
             raise CoCoMixError(
@@ -183,7 +183,9 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _authorization() -> dict[str, str]:
-    key = os.environ.get(API_KEY_VARIABLE)
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show it
+        raise CoCoMixError(f"{API_KEY_VARIABLE} holds letters that no key has; set it again.")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

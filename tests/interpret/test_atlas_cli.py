@@ -1,0 +1,42 @@
+"""`cocomix atlas`: made, searched, and refused."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from cocomix.interpret import AtlasRecord, ConceptAtlas
+from cocomix.output import read_json
+from tests.command_line import Cli
+from tests.workshop import CONCEPTS, Workshop
+
+
+def test_an_atlas_is_made_and_read(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    run, output = workshop.cocomix_run, tmp_path / "atlas"
+    made = cli("atlas", run, "--tokens", 400, "--effects", 2, "-o", output, "--json")
+    assert json.loads(made.out) == read_json(output / "atlas.json")
+    assert AtlasRecord.model_validate_json(made.out).settings.tokens == 400
+    assert "effects measured" in made.err
+    with ConceptAtlas.open(output) as atlas:
+        concept = atlas.top(1)[0].id
+        card = json.loads(json.dumps(asdict(atlas.card(concept))))
+        hits = [asdict(hit) for hit in atlas.search("list")]
+    assert json.loads(cli("atlas", run, "-o", output, "--concept", concept, "--json").out) == card
+    assert json.loads(cli("atlas", run, "-o", output, "--search", "list", "--json").out) == hits
+    shown = cli("atlas", run, "-o", output, "--concept", concept).out
+    for part in (f"{concept}: {card['name']}", "raises", "nearest", "predicted at"):
+        assert part in shown
+    assert str(hits[0]["id"]) in cli("atlas", run, "-o", output, "--search", "list").out
+    cli.refuses("atlas", run, "-o", output, says="already exists")
+    cli.refuses("atlas", run, "-o", output, "--concept", CONCEPTS, says=f"concept {CONCEPTS} does not exist")
+    cli.refuses("atlas", run, "-o", output, "--concept", 1, "--search", "a", says="ask one at a time")
+    cli.refuses("atlas", workshop.ntp_run, "-o", output, "--search", "a", says="is of another run (mixed)")
+
+
+def test_what_cannot_be_made_or_found(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    run = workshop.cocomix_run
+    cli.refuses("atlas", workshop.ntp_run, "-o", tmp_path / "a", says="has no concepts")
+    cli.refuses("atlas", run, "--search", "a", "-o", tmp_path / "none", says="holds no concept atlas")
+    cli.refuses("atlas", tmp_path / "gone", says="does not exist")
+    cli.refuses("atlas", run, "-o", tmp_path / "a", "--tokens", 0, says="tokens")
+    cli.refuses("atlas", run, "-o", tmp_path / "a", "--name-endpoint", "nowhere", says="no address of an endpoint")
+    assert list(tmp_path.iterdir()) == []

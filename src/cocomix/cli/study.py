@@ -61,7 +61,7 @@ def steer_eval(
     run: RunFolder,
     output: Output,
     teacher: Annotated[str | None, typer.Option(help="Teacher; default: of the run's recipe or labels.")] = None,
-    dictionary: Annotated[str | None, typer.Option(help="Its dictionary; default: likewise.")] = None,
+    dictionary: Annotated[str | None, typer.Option(help="Folder of its dictionary; default: likewise.")] = None,
     concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None,
     num_concepts: Annotated[int, typer.Option(help="How many to choose, by frequency.")] = 16,
     factors: Annotated[str, typer.Option(metavar="X,Y,…", help="Multipliers.")] = "-10,-5,-2,-1,0,1,2,5,10",

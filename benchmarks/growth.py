@@ -32,9 +32,9 @@ def measure(settings: Settings) -> Section:
     return Section(
         "Growth",
         f"One sequence of {base.context} tokens unless the axis is the context. Steps are forward and backward passes "
-        "without the optimizer, in those of NTP at the same width and context; labels are tokens per second in the "
-        "naive twin's; decoding is one cached forward pass in that of GPT-2. Memory over concepts is in the section on "
-        "peak memory.",
+        "without the optimizer, in those of NTP at the same width and context. Labels per second are in the naive "
+        "twin's, measured as its seconds ÷ ours. Decoding is one cached forward pass per token, in that of GPT-2. How "
+        "memory grows with the number of concepts is in the section on peak memory.",
         {
             "shape": asdict(base),
             "concepts": sizes.growth_concepts,
@@ -112,16 +112,8 @@ def _labels(base: Shape, settings: Settings) -> list[Ratio]:
         ours, twin = label_work(shape, random_dictionary(shape, device), settings, dtype)
         seconds = alternate({"ours": ours, "twin": twin}, settings.rounds, device)
         our_flops, twin_flops = label_flops(shape)
-        ratios.append(
-            _on(
-                "concepts",
-                concepts,
-                "labels, naive twin's seconds ÷ CoCoMix's",
-                seconds["twin"],
-                seconds["ours"],
-                twin_flops / our_flops,
-            )
-        )
+        quantity = "labels per second, CoCoMix ÷ naive twin"
+        ratios.append(_on("concepts", concepts, quantity, seconds["twin"], seconds["ours"], twin_flops / our_flops))
     return ratios
 
 

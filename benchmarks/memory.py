@@ -34,7 +34,7 @@ def measure(settings: Settings) -> Section:
         ratios.append(
             ratio(
                 case,
-                "CoCoMix ÷ naive twin",
+                "peak memory, CoCoMix ÷ naive twin",
                 [peak / 2**20 for peak in each["fused"]],
                 [peak / 2**20 for peak in each["naive"]],
                 "MiB",

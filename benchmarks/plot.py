@@ -29,6 +29,7 @@ def draw(sections: Mapping[str, Mapping[str, Any]]) -> bytes:
     dots = [(title, ratio) for title, each in ratios.items() for ratio in each if not ratio.axis]
     curves = [ratio for each in ratios.values() for ratio in each if ratio.axis]
     names = [name for name in _AXES if any(ratio.axis == name for ratio in curves)]
+    hues = dict(zip(dict.fromkeys(ratio.quantity for ratio in curves), _HUES, strict=False))
     titles = {title for title, _ in dots}
     upper = _ROW * (len(dots) + 2 * len(titles)) + 1.0 if dots else 0.0
     lower = 4.2 if names else 0.0
@@ -41,7 +42,7 @@ def draw(sections: Mapping[str, Mapping[str, Any]]) -> bytes:
     for index, name in enumerate(names):
         width = 0.9 / len(names)
         axes = figure.add_axes((0.05 + index * width, 1.35 / height, width - 0.05, 2.4 / height))
-        _draw_curves(axes, name, [ratio for ratio in curves if ratio.axis == name])
+        _draw_curves(axes, name, [ratio for ratio in curves if ratio.axis == name], hues)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -103,9 +104,9 @@ def _draw_dots(axes: Axes, dots: list[tuple[str, Ratio]]) -> None:
     _dress(axes, "x")
 
 
-def _draw_curves(axes: Axes, name: str, ratios: list[Ratio]) -> None:
-    quantities = list(dict.fromkeys(ratio.quantity for ratio in ratios))
-    for hue, quantity in zip(_HUES, quantities, strict=False):
+def _draw_curves(axes: Axes, name: str, ratios: list[Ratio], hues: Mapping[str, str]) -> None:
+    for quantity in dict.fromkeys(ratio.quantity for ratio in ratios):
+        hue = hues[quantity]
         points = sorted((ratio for ratio in ratios if ratio.quantity == quantity), key=lambda ratio: ratio.x or 0.0)
         xs = [point.x or 0.0 for point in points]
         medians = [point.median for point in points]

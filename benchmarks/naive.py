@@ -134,4 +134,5 @@ def naive_labels(
     attribution = (before * mask).relu() * (gradient @ dictionary.W_dec.T)
     attribution[:, -1] = 0.0  # nothing follows the last token
     scores, ids = attribution.topk(k, dim=-1)
-    return ids.masked_fill(scores <= 0, _IGNORED)
+    kept: Tensor = ids.masked_fill(scores <= 0, _IGNORED)
+    return kept

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,13 @@ class SteerReport:
     measured: SteerMeasurements
     descriptions: Mapping[int, ConceptDescription]
 
+    @cached_property
+    def scores(self) -> tuple[ConceptScore, ...]:
+        """The concepts, highest steering score first."""
+        return score_concepts(self.measured)
+
     def to_json(self) -> dict[str, Any]:
         """Scores, curves and settings as JSON."""
-        scores = score_concepts(self.measured)
         return {
             "format_version": 1,
             "run": self.run,
@@ -64,8 +69,8 @@ class SteerReport:
             "dictionary": self.dictionary,
             "settings": asdict(self.measured.settings),
             "criterion": f"positive rank correlation of factor and activation, one-sided p < {LEVEL}",
-            "share_that_steers": steering_shares(scores),
-            "concepts": [self._score_json(score) for score in scores],
+            "share_that_steers": steering_shares(self.scores),
+            "concepts": [self._score_json(score) for score in self.scores],
             "measures": MEASURES,
             "curves": {
                 arm: {_measure_name(name): _curve_json(curve(self.measured, arm, name)) for name in MEASURES}
@@ -75,12 +80,13 @@ class SteerReport:
 
     def summary(self) -> dict[str, Any]:
         """The shares of concepts that steer and their mean scores, for the terminal."""
-        scores, known = score_concepts(self.measured), len(self.measured.concepts)
         lines = {}
         for arm in ARMS:
-            steering = sum(score.steers(arm) for score in scores)
-            mean = np.mean([score.trends[arm].correlation for score in scores])
-            lines[_ARM_NAMES[arm]] = f"{steering} of {known} concepts steer, mean score {signed(float(mean))}"
+            steering = sum(score.steers(arm) for score in self.scores)
+            mean = np.mean([score.trends[arm].correlation for score in self.scores])
+            lines[_ARM_NAMES[arm]] = (
+                f"{steering} of {len(self.scores)} concepts steer, mean score {signed(float(mean))}"
+            )
         return lines
 
     def _score_json(self, score: ConceptScore) -> dict[str, Any]:
@@ -107,8 +113,7 @@ class SteerReport:
 
     def to_markdown(self) -> str:
         """What steers, in words and tables."""
-        settings, scores = self.measured.settings, score_concepts(self.measured)
-        lines = [f"# Steering of {self.run}", "", *self._summary(scores), ""]
+        lines = [f"# Steering of {self.run}", "", *self._summary(), ""]
         lines += [
             "## Concepts",
             "",
@@ -126,7 +131,7 @@ class SteerReport:
                 _trend(score.trends["control"]),
                 _trend(score.trends["teacher"]),
             ]
-            for score in scores
+            for score in self.scores
         ]
         lines += [
             "",
@@ -140,15 +145,15 @@ class SteerReport:
             curves = [curve(self.measured, arm, name) for arm in ARMS]
             rows = [
                 [f"{factor:g}", *(_point(found, index) for found in curves)]
-                for index, factor in enumerate(settings.factors)
+                for index, factor in enumerate(self.measured.settings.factors)
             ]
             unit = " (exponentiated: perplexity)" if name.endswith("_loss") else ""
             lines += ["", f"**{_measure_name(name)}**: {meaning}{unit}.", "", *_table(["factor", *ARMS], rows)]
         lines += ["", "![Curves](steering.png)", ""]
         return "\n".join(lines)
 
-    def _summary(self, scores: tuple[ConceptScore, ...]) -> list[str]:
-        settings, shares = self.measured.settings, steering_shares(scores)
+    def _summary(self) -> list[str]:
+        settings, scores, shares = self.measured.settings, self.scores, steering_shares(self.scores)
         counts = {arm: sum(score.steers(arm) for score in scores) for arm in ARMS}
         lines = [
             f"- {_ARM_NAMES[arm]}: {counts[arm]} of {len(scores)} concepts steer ({percent(shares[arm])})."

@@ -50,10 +50,11 @@ def card_page(page: ConceptPage, run: Path) -> str:
 def effects(raised: TokenChanges, lowered: TokenChanges) -> str:
     """The tokens a concept raises and lowers when it is turned up, in nats."""
     largest = max((abs(change) for _, change in (*raised, *lowered)), default=1.0)
+    digits = 2 if largest >= 0.1 else 4
     columns = "".join(
         f"<div><h4>{heading} <small>mean change, nats</small></h4><ol class='cx-bars {css}'>"
         + "".join(
-            token_bar(token, abs(change) / largest, f"{change:+.2f}".replace("-", "\u2212"))
+            token_bar(token, abs(change) / largest, f"{change:+.{digits}f}".replace("-", "\u2212"))
             for token, change in changes
         )
         + "</ol></div>"

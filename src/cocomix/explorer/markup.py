@@ -18,9 +18,10 @@ def shown_token(token: str) -> str:
     return escaped(visible(token)) or "∅"
 
 
-def number(value: float, digits: int = 2) -> str:
-    """A number with a true minus."""
-    return f"{value:,.{digits}f}".replace("-", "\u2212")
+def number(value: float, digits: int | None = 2) -> str:
+    """A number with a true minus; `None` digits = as few as it needs."""
+    told = f"{value:g}" if digits is None else f"{value:,.{digits}f}"
+    return told.replace("-", "\u2212")
 
 
 def message(text: str, kind: str = "info") -> str:

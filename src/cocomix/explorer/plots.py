@@ -110,4 +110,6 @@ def _digits(span: float) -> int:
 
 
 def _unit(axis: str, value: float) -> str:
+    if value == 0:
+        return "0"
     return duration(value) if axis == "seconds" else si(value)

@@ -3,10 +3,11 @@
 import hmac
 import ipaddress
 import os
-import threading
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from cocomix.errors import CoCoMixError
@@ -69,7 +70,7 @@ def serve(
         if password is not None:
             reporter.say(f"the user name is {USER}.")
         try:
-            threading.Event().wait()
+            Event().wait()
         except KeyboardInterrupt:
             reporter.say("the explorer has ended.")
 
@@ -79,6 +80,7 @@ def serving(
     subject: Subject, *, host: str = "127.0.0.1", port: int = 7860, password: str | None = None
 ) -> Iterator[str]:
     """Serve the page from a thread while the block runs; yields its address. Arguments and errors as in `serve`."""
+    _refuse_taken(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from cocomix.explorer.app import build_app
     from cocomix.explorer.look import style_sheet, theme
@@ -89,38 +91,44 @@ def serving(
         options["auth"] = lambda user, given: hmac.compare_digest(
             f"{user}\0{given}".encode(), f"{USER}\0{password}".encode()
         )
-    try:
-        _, address, _ = app.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=[],
-            max_file_size=1,
-            max_threads=LIMITS.running + LIMITS.waiting,
-            state_session_capacity=_SESSIONS,
-            theme=theme(),
-            css=style_sheet(),
-            **options,
-        )
-    except OSError as error:
-        app.close()
-        raise CoCoMixError(
-            f"cannot serve on {host}, port {port}: the port is in use, or the address is not this machine's; choose "
-            "another --port or --host."
-        ) from error
+    _, address, _ = app.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        max_file_size=1,
+        max_threads=LIMITS.running + LIMITS.waiting,
+        state_session_capacity=_SESSIONS,
+        theme=theme(),
+        css=style_sheet(),
+        **options,
+    )
     try:
         yield address
     finally:
         app.close()
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Say in words that a port cannot be served on, before anything is built."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        raise CoCoMixError(
+            f"cannot serve on {host}, port {port} ({error.strerror}); choose another --port or --host."
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,7 +15,7 @@ def describe_edits(state: SteerState) -> str:
     """The edits in one line, e.g. `412 × 5, 7 + 3`."""
     told = [
         f"{edit.concept} {_OPERATIONS[edit.operation]}"
-        + ("" if edit.operation == "ban" else f" {number(edit.value, 1)}")
+        + ("" if edit.operation == "ban" else f" {number(edit.value, None)}")
         for edit in state.edits
     ]
     return ", ".join(told) or "nothing turned"

@@ -60,19 +60,21 @@ def steer_page(subject: Subject) -> SteerPage:
                 _EXAMPLE,
                 label="Prompt",
                 info="Enter generates, Shift+Enter starts a line",
-                lines=2,
-                max_lines=5,
+                max_lines=6,
                 max_length=LIMITS.prompt_characters,
                 elem_id="cx-steer-prompt",
             )
             rows = slots(subject)
-            suggest = gr.Button("Suggest concepts for this prompt", size="sm", elem_id="cx-suggest")
+            with gr.Row():
+                add = gr.Button("Add a concept", size="sm", elem_id="cx-add")
+                suggest = gr.Button("Suggest concepts for this prompt", size="sm", elem_id="cx-suggest")
         with gr.Column(scale=2, min_width=320):
-            with gr.Group(), gr.Row():
+            with gr.Row():
                 tokens = gr.Slider(1, LIMITS.new_tokens, default.new_tokens, step=1, label="Tokens", min_width=140)
                 temperature = gr.Slider(
                     0, LIMITS.temperature, default.temperature, step=0.1, label="Temperature", min_width=140
                 )
+            with gr.Row():
                 top_k = gr.Number(default.top_k, label="Top-k (0 = all)", precision=0, min_width=140)
                 seed = gr.Number(default.seed, label="Seed", precision=0, min_width=140, elem_id="cx-seed")
             with gr.Row():
@@ -120,6 +122,7 @@ def steer_page(subject: Subject) -> SteerPage:
             return message(str(error), "error")
         return suggestions(found, subject.names([one.concept for one in found]))
 
+    add.click(rows.one_more, rows.inputs, rows.outputs, show_progress="hidden", api_visibility="private")
     everything = [prompt, *sampling_inputs, *rows.inputs]
     triggers = [run.click, prompt.submit]
     gr.on(triggers, make_link, everything, query, show_progress="hidden", api_visibility="private").then(

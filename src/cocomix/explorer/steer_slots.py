@@ -54,6 +54,10 @@ class Slots(NamedTuple):
         """Updates that show these edits and nothing else."""
         return _updates([_Row(str(edit.concept), edit.operation, edit.value) for edit in edits])
 
+    def one_more(self, *values: Any) -> list[Any]:
+        """Updates that show one more row, as long as there is one."""
+        return _updates([*_shown(values), _Row()][: LIMITS.edits])
+
     def with_concept(self, values: Sequence[Any], concept: int) -> list[Any]:
         """Updates that put a concept into the first empty row, or a new one.
 
@@ -68,7 +72,7 @@ class Slots(NamedTuple):
 
 
 def slots(subject: Subject) -> Slots:
-    """Build the rows, and a button that shows one more."""
+    """Build the rows; the first is shown."""
     shown = gr.State(1)
     inputs: list[Any] = [shown]
     outputs: list[Any] = [shown]
@@ -80,8 +84,6 @@ def slots(subject: Subject) -> Slots:
         removes.append(remove)
     for place, remove in enumerate(removes):
         remove.click(partial(_one_less, place), inputs, outputs, show_progress="hidden", api_visibility="private")
-    add = gr.Button("Add a concept", size="sm", elem_id="cx-add")
-    add.click(_one_more, inputs, outputs, show_progress="hidden", api_visibility="private")
     return Slots(inputs, outputs)
 
 
@@ -114,10 +116,6 @@ def _build_row(subject: Subject, place: int) -> tuple[gr.Row, list[Any], gr.Butt
 
     concept.change(tell, concept, name, show_progress="hidden", trigger_mode="always_last", api_visibility="private")
     return container, [concept, operation, value], remove
-
-
-def _one_more(*values: Any) -> list[Any]:
-    return _updates([*_shown(values), _Row()][: LIMITS.edits])
 
 
 def _one_less(place: int, *values: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.modeling import ConceptEdit
 from cocomix.modeling.edits import Operation
 
-__all__ = ["SteerState", "SteerTexts", "make_edit", "make_sampling", "steer"]
+__all__ = ["SteerState", "SteerTexts", "make_edit", "make_sampling", "steer", "student_forward", "teacher_forward"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class SteerState:
         default = Sampling()
         edits = []
         for part in filter(None, values.get("edits", "").split(",")):
-            concept, operation, value = (*part.split(":"), "0")[:3] if part.count(":") in (1, 2) else (part, "", "0")
+            concept, _, rest = part.partition(":")
+            operation, _, value = rest.partition(":")
             edits.append(make_edit(subject, concept, operation, value))
         if len(edits) > LIMITS.edits:
             raise CoCoMixError(f"the link turns {len(edits)} concepts; {LIMITS.edits} at most can be turned at once.")
@@ -145,10 +146,10 @@ def steer(subject: Subject, state: SteerState) -> Iterator[SteerTexts]:
     if state.edits:
         concept_model(subject.model, mixing=True)
     prompt = subject.encode(state.prompt, room=state.sampling.new_tokens)
-    forwards: list[Forward] = [_student(subject, ()), _student(subject, state.edits)]
+    forwards: list[Forward] = [student_forward(subject, ()), student_forward(subject, state.edits)]
     if isinstance(subject.teacher, TeacherSide):
         _check_teacher_room(subject.teacher, prompt, state.sampling)
-        forwards.append(_teacher(subject.teacher, state.edits))
+        forwards.append(teacher_forward(subject.teacher, state.edits))
     columns = [continue_tokens(forward, subject.tokenizer, prompt.cpu(), state.sampling) for forward in forwards]
     texts = [""] * len(columns)
     yield _texts(texts, 0)
@@ -164,7 +165,9 @@ def _texts(texts: Sequence[str], tokens: int) -> SteerTexts:
     return SteerTexts(texts[0], texts[1], texts[2] if len(texts) > 2 else None, tokens)
 
 
-def _student(subject: Subject, edits: tuple[ConceptEdit, ...]) -> Forward:
+def student_forward(subject: Subject, edits: tuple[ConceptEdit, ...]) -> Forward:
+    """The run's model with edits of its concept logits."""
+
     def forward(tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
         with subject.computing() as model:
             output = model(
@@ -180,7 +183,9 @@ def _student(subject: Subject, edits: tuple[ConceptEdit, ...]) -> Forward:
     return forward
 
 
-def _teacher(side: TeacherSide, edits: tuple[ConceptEdit, ...]) -> Forward:
+def teacher_forward(side: TeacherSide, edits: tuple[ConceptEdit, ...]) -> Forward:
+    """The teacher with the same edits of its dictionary's latents."""
+
     def forward(tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
         model = side.teacher.decoder.model
         with side.lock, inference(model, model.device, model.dtype), teacher_steering(side.teacher, edits):

@@ -30,26 +30,25 @@ class TextPage(NamedTuple):
 def text_page(subject: Subject) -> TextPage:
     """Build the view inside the tab that is open."""
     reading = gr.State(None, time_to_live=3600)
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="cx-ask"):
         prompt = gr.Textbox(
             _EXAMPLE,
             label="Text",
             info=f"Enter reads it, Shift+Enter starts a line; up to {subject.limits.prompt_tokens} tokens",
-            lines=2,
-            max_lines=6,
-            scale=4,
+            max_lines=8,
+            scale=5,
             elem_id="cx-text-prompt",
             max_length=subject.limits.prompt_characters,
         )
-        with gr.Column(scale=1, min_width=240):
-            colour = gr.Textbox(
-                label="Colour by concept",
-                info="number or words; empty = the strongest",
-                max_lines=1,
-                elem_id="cx-text-colour",
-                max_length=subject.limits.search_characters,
-            )
-            button = gr.Button("Read", variant="primary", elem_id="cx-read")
+        colour = gr.Textbox(
+            label="Colour by concept",
+            info="number or words; empty = the strongest",
+            max_lines=1,
+            scale=2,
+            elem_id="cx-text-colour",
+            max_length=subject.limits.search_characters,
+        )
+        button = gr.Button("Read", variant="primary", scale=0, min_width=110, elem_id="cx-read")
     said = gr.HTML(elem_id="cx-text-said", js_on_load=None)
     often = gr.HTML(elem_id="cx-legend", js_on_load=block_script())
     chips = gr.HTML(elem_id="cx-tokens", js_on_load=block_script())

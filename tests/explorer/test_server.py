@@ -1,0 +1,110 @@
+import socket
+import sys
+
+import httpx
+import pytest
+
+from cocomix.cli import explore
+from cocomix.errors import CoCoMixError
+from cocomix.explorer import find_password, serve, serving
+from cocomix.explorer.server import PASSWORD_VARIABLE
+from tests.explorer.conftest import free_port
+
+
+def test_this_machine_alone_needs_no_password(monkeypatch):
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        assert find_password(host, None) is None
+    for host in ("0.0.0.0", "::", "192.168.1.4", "example.org"):
+        with pytest.raises(CoCoMixError, match="a password is needed"):
+            find_password(host, None)
+
+
+def test_where_a_password_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setenv(PASSWORD_VARIABLE, "from the environment")
+    assert find_password("0.0.0.0", None) == "from the environment"
+    file = tmp_path / "password"
+    file.write_text("from the file\n")
+    assert find_password("0.0.0.0", file) == "from the file"
+    file.write_text("short")
+    with pytest.raises(CoCoMixError, match="at least 8"):
+        find_password("127.0.0.1", file)
+    with pytest.raises(CoCoMixError, match="cannot be read"):
+        find_password("0.0.0.0", tmp_path / "none")
+    file.write_text("\n")
+    with pytest.raises(CoCoMixError, match="a password is needed"):
+        find_password("0.0.0.0", file)
+
+
+def test_a_port_in_use(subject):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(CoCoMixError, match="Address already in use"):
+            serve(subject, port=taken.getsockname()[1])
+    with pytest.raises(CoCoMixError, match="another --port or --host"):
+        serve(subject, host="203.0.113.7", port=free_port())
+
+
+def test_with_a_password_nothing_is_shown_before_it(subject):
+    with (
+        serving(subject, port=free_port(), password="open sesame") as address,
+        httpx.Client(base_url=address) as client,
+    ):
+        assert subject.run.manifest.name not in client.get("/").text
+        assert client.get("/config").status_code == 401
+        for wrong in ({"username": "cocomix", "password": "open"}, {"username": "me", "password": "open sesame"}):
+            assert client.post("/login", data=wrong).status_code == 400
+        assert client.post("/login", data={"username": "cocomix", "password": "open sesame"}).status_code == 200
+        assert client.get("/config").status_code == 200
+
+
+def test_the_server_takes_no_files_and_offers_no_api(address):
+    with httpx.Client(base_url=address) as client:
+        sent = client.post("/gradio_api/upload", files={"files": ("x.txt", b"more than a byte")})
+        assert sent.status_code >= 400
+        assert client.get("/gradio_api/info").json()["named_endpoints"] == {}
+        page = client.get("/").text
+    assert '"analytics_enabled":false' in page.replace(" ", "")
+
+
+def test_the_verb(cli, roomy, monkeypatch, tmp_path):
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    cli.refuses("explore", roomy.ntp_run, says="has no concepts")
+    cli.refuses("explore", roomy.cocomix_run, "--host", "0.0.0.0", says="a password is needed")
+    cli.refuses("explore", roomy.cocomix_run, "--atlas", tmp_path, says="holds no concept atlas")
+    cli.refuses("explore", tmp_path / "none", says="does not exist")
+    served = {}
+    monkeypatch.setattr("cocomix.explorer.serve", lambda subject, **options: served.update(subject=subject, **options))
+    cli("explore", roomy.cocomix_run, "--compare", roomy.ntp_run, "--port", 8001)
+    assert (served["host"], served["port"], served["password"]) == ("127.0.0.1", 8001, None)
+    assert served["subject"].comparison.baseline == "plain"
+
+
+def test_without_gradio_the_verb_says_what_to_install(cli, roomy, monkeypatch):
+    monkeypatch.setattr(explore, "find_spec", lambda name: None)
+    cli.refuses("explore", roomy.cocomix_run, says="pip install 'cocomix[explorer]'")
+
+
+def test_ctrl_c_ends_it(subject, monkeypatch):
+    said = []
+
+    class Listener:
+        def say(self, message):
+            said.append(message)
+
+    def interrupted(self, timeout=None):
+        raise KeyboardInterrupt
+
+    port = free_port()
+    real = sys.modules["threading"].Event
+
+    class Event(real):
+        wait = interrupted
+
+    monkeypatch.setattr("cocomix.explorer.server.Event", Event)
+    serve(subject, port=port, reporter=Listener())
+    assert said[0].endswith(f"http://127.0.0.1:{port}/; Ctrl-C ends it.")
+    assert said[-1] == "the explorer has ended."
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/")

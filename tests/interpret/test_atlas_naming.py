@@ -48,6 +48,7 @@ def test_typical_words_are_rare_elsewhere_and_frequent_here():
     # weights: list 4·2.31 + 3·3.31 = 19.2, box 2·3.92 = 7.8, of 6·1.12 = 6.7, the 9·0.01; `once` is chance
     assert typical_words(words, concepts_with, 100, 5) == ["list", "box", "of", "the"]
     assert typical_words(words, concepts_with, 100, 2) == ["list", "box"]
+    assert typical_words({"once": (1, 0), "own": (0, 1)}, {"once": 1, "own": 9}, 100, 5) == ["own", "once"]
     assert typical_words({"b": (2, 0), "a": (2, 0)}, {"a": 1, "b": 1}, 5, 5) == ["a", "b"]
 
 

@@ -25,7 +25,7 @@ __all__ = ["API_KEY_VARIABLE", "NameEndpoint", "WordCount", "count_words", "name
 API_KEY_VARIABLE = "COCOMIX_NAME_API_KEY"
 """The environment variable that holds the endpoint's key; it is sent as a bearer token and written nowhere."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’\-_.][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['’\-_][^\W_]+)*")
 _NEAR = 6
 """Words on either side of the token that count; further away they say more of the text than of the concept."""
 _FOCUS_WEIGHT = 3
@@ -72,8 +72,8 @@ def typical_words(
     """The words of largest weight, largest first, equal ones in alphabetical order.
 
     Our choice: near · idf + 3 · focus · (1 + idf), idf = ln((1 + concepts) / concepts with the word). So a concept of a
-    common word can be named by it, but words like "the" near a token name nothing. A word that stands near the token in
-    a single context, and never holds it, is chance and left out.
+    common word can be named by it, but words like "the" near a token name nothing. A word that stands in a single
+    context is chance, and only used where no word stands in two.
 
     Args:
         words: (near, focus) by word, from `count_words`.
@@ -87,8 +87,8 @@ def typical_words(
         idf = math.log((1 + concepts) / concepts_with[word])
         return near * idf + _FOCUS_WEIGHT * focus * (1 + idf)
 
-    candidates = [word for word, (near, focus) in words.items() if focus > 0 or near > 1]
-    return sorted(candidates, key=lambda word: (-weight(word), word))[:limit]
+    repeated = [word for word, (near, focus) in words.items() if near + focus > 1]
+    return sorted(repeated or words, key=lambda word: (-weight(word), word))[:limit]
 
 
 def name_of(concept: int, terms: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ def card_table(card: ConceptCard) -> Table:
         table.add_row(name, Text(value))
     for name, contexts in (("predicted at", card.predicted_contexts), ("label at", card.label_contexts)):
         for context in contexts:
-            table.add_row(f"{name} ({context.strength:.2f})", _context(context))
+            table.add_row(f"{name} ({context.strength:.3g})", _context(context))
     return table
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from cocomix.concepts import ConceptTeacher
 from cocomix.errors import CoCoMixError
@@ -91,6 +92,18 @@ def test_padding_and_cached_tokens_are_counted_like_a_students(kind: str) -> Non
         second = model(ids[:, 4:], past_key_values=first.past_key_values)
     torch.testing.assert_close(found, expected, **CLOSE)
     torch.testing.assert_close(torch.cat((first.logits, second.logits), dim=1), expected, **CLOSE)
+
+
+def test_a_model_that_goes_past_its_base_model_is_steered_too() -> None:
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": VOCAB}
+    torch.manual_seed(0)
+    opt = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32, max_position_embeddings=64)).eval()
+    teacher, ids = ConceptTeacher(opt, make_dictionary(), LAYER), tokens()
+    with teacher_steering(teacher, EDITS):
+        found, hidden = opt(ids).logits, teacher.decoder.hidden_states(ids)
+    torch.testing.assert_close(found, naive_logits(teacher, ids), **CLOSE)
+    assert (found - opt(ids).logits).abs().max() > 1e-2
+    assert not torch.equal(hidden, teacher.decoder.hidden_states(ids))
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -53,16 +53,19 @@ def teacher_steering(
     def edit(hidden: Tensor) -> Tensor:
         if threading.get_ident() != owner:
             return hidden
+        assert positions.shape[-1] == hidden.shape[1], "the block ran without its model"
         rows = torch.arange(len(hidden), device=hidden.device) // rows_per_prompt
         return edit_latents(teacher.dictionary, hidden, place_edits(edits, positions.to(hidden.device), rows))
 
     model = teacher.decoder.model
-    handle = model.base_model.register_forward_pre_hook(note_positions, with_kwargs=True)
+    callers = {model, model.base_model}  # some models call their decoder past the base model, and some have no other
+    handles = [caller.register_forward_pre_hook(note_positions, with_kwargs=True) for caller in callers]
     try:
         with teacher.decoder.replaced(edit):
             yield model
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def edit_latents(

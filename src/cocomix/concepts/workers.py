@@ -1,8 +1,9 @@
 """Labelling in several processes of one machine.
 
-The calling process hands out shards and labels none itself. Each worker is a fresh process that loads the teacher and
-the dictionary, takes one shard after the other and writes it as a single process would. Workers ignore Ctrl-C, which
-the calling process answers by ending them; a worker whose caller is gone ends at its next message.
+The calling process hands out shards and labels none itself; its own teacher stays in memory, idle. Each worker is a
+fresh process that loads the teacher and the dictionary, takes one shard after the other and writes it as a single
+process would. Workers ignore Ctrl-C, which the calling process answers by ending them; a worker whose caller is gone
+ends at its next message.
 """
 
 import multiprocessing

@@ -164,8 +164,11 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does, with the clock running."""
-        with self.clock.running(self.args.device):
-            return super().train(*args, **kwargs)
+        try:
+            with self.clock.running(self.args.device):
+                return super().train(*args, **kwargs)
+        finally:
+            self._labelled = None  # batches labelled ahead of the last step
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -256,6 +256,8 @@ def _check(student: CoCoMixForCausalLM, teacher: ConceptTeacher, settings: Steer
             "the dictionary of its labels."
         )
     check_edits([ConceptEdit(concept) for concept in settings.concepts], known)
+    if known < 2:
+        raise CoCoMixError("a model of a single concept has no other one to compare it with.")
     context = min(model.config.get_text_config().max_position_embeddings for model in (student, teacher.decoder.model))
     if settings.prompt_tokens + settings.new_tokens > context:
         raise CoCoMixError(

@@ -12,7 +12,7 @@ from cocomix.modeling.backbone import backbone_of, plain_model
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.modeling import CoCoMixForCausalLM
 
-__all__ = ["Accounting", "account", "build_model", "count_parameters", "matched_config"]
+__all__ = ["Accounting", "account", "block_flops", "build_model", "count_parameters", "matched_config"]
 
 _WIDTH_STEP = 16
 
@@ -44,9 +44,9 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     FLOPs are those of the matrix products: 2·(weights of the blocks) per position, where a block of the upper half
     sees `positions_per_token` positions per token (but for the last one's output projection and feed-forward network,
     see `cocomix.modeling.last_block`); 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the sparse
-    compression. With `block_size` tokens of context, causal attention adds 4·heads·head_dim·(mean number of
-    visible positions) per position and layer; sliding windows count as far as they reach. Element-wise work is left
-    out.
+    compression, or 2·(weights) of what predicts and compresses hidden states. With `block_size` tokens of context,
+    causal attention adds 4·heads·head_dim·(mean number of visible positions) per position and layer; sliding windows
+    count as far as they reach. Element-wise work is left out.
 
     Args:
         model: may live on the meta device.
@@ -64,8 +64,10 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
     if width == 2:
         flops -= _last_block_savings(model.upper)
-    flops += 2.0 * config.num_concepts * d_model
     active = total
+    if not config.has_concepts:
+        return Accounting(total, active, flops + _product_flops(model.mixer))
+    flops += 2.0 * config.num_concepts * d_model
     if config.mixing != "none":
         flops += 2.0 * k * d_model
         active -= (config.num_concepts - k) * d_model
@@ -79,8 +81,18 @@ def count_parameters(model: nn.Module) -> int:
 
 def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
     """Forward FLOPs of a decoder's blocks per position."""
-    config = decoder.config
-    blocks = getattr(decoder, backbone_of(config).blocks)
+    blocks: nn.ModuleList = getattr(decoder, backbone_of(decoder.config).blocks)
+    return block_flops(blocks, decoder.config, positions)
+
+
+def block_flops(blocks: nn.ModuleList, config: PreTrainedConfig, positions: int | None) -> float:
+    """Forward FLOPs of a decoder's first blocks per position.
+
+    Args:
+        blocks: any number of them, from the first.
+        config: the whole decoder's.
+        positions: sequence length, for causal attention; `None` leaves it out.
+    """
     flops = _product_flops(blocks)
     if positions is None:
         return flops
@@ -89,7 +101,7 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
     window: int = getattr(config, "sliding_window", None) or positions
     # Families without a list of layer types slide in every block, if at all.
     layer_types = getattr(config, "layer_types", None) or ["sliding_attention"] * len(blocks)
-    for layer_type in layer_types:
+    for layer_type in layer_types[: len(blocks)]:
         reach = min(window, positions) if layer_type == "sliding_attention" else positions
         visible = reach * (positions - (reach - 1) / 2.0) / positions  # mean over the block's positions
         flops += 4.0 * heads * head_dim * visible
@@ -121,25 +133,40 @@ def build_model(config: PreTrainedConfig, attn_implementation: str | None = None
 
 
 def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
-    """The plain decoder whose active parameters match a CoCoMix model's, by width alone (paper section 3).
+    """The baseline whose active parameters match a CoCoMix model's, by width alone (paper section 3).
 
-    Hidden and feed-forward widths grow together; depth, heads and vocabulary stay. Of the widths that are multiples of
-    16 and that the heads can share (see `_fits_heads`), the one with the nearest parameter count is taken: our choice,
-    which reproduces the paper's 624, 1072 and 2096 for d = 512, 1024 and 2048.
+    The baseline is the plain decoder, or with `mixing="pause"` the pause model, which is matched to the model that
+    predicts `num_concepts` concepts in its place. Hidden and feed-forward widths grow together; depth, heads and
+    vocabulary stay. Of the widths that are multiples of 16 and that the heads can share (see `_fits_heads`), the one
+    with the nearest parameter count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for d = 512,
+    1024 and 2048.
     """
+    pause = config.mixing == "pause"
+    matched_to = copy.deepcopy(config)
+    if pause:
+        matched_to.mixing = "interleave"
+
+    def baseline(width: int) -> PreTrainedConfig:
+        backbone = _widened(config.backbone, width)
+        if not pause:
+            return backbone
+        wider = copy.deepcopy(config)
+        wider.backbone = backbone
+        return wider
+
     with torch.device("meta"):
-        target = account(CoCoMixForCausalLM(config)).active_parameters
+        target = account(CoCoMixForCausalLM(matched_to)).active_parameters
         first = -(-config.hidden_size // _WIDTH_STEP) * _WIDTH_STEP
         best, best_gap = first, float("inf")
         for width in itertools.count(first, _WIDTH_STEP):
             if not _fits_heads(config.backbone, width):
                 continue
-            gap = count_parameters(plain_model(_widened(config.backbone, width))) - target
+            gap = count_parameters(build_model(baseline(width))) - target
             if abs(gap) < best_gap:
                 best, best_gap = width, abs(gap)
             if gap >= 0:
                 break
-        return _widened(config.backbone, best)
+        return baseline(best)
 
 
 def _fits_heads(backbone: PreTrainedConfig, width: int) -> bool:

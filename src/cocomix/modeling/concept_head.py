@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from cocomix.device import chunk_bytes
 from cocomix.errors import CoCoMixError
 
-__all__ = ["IGNORE", "ConceptHeadOutput", "check_concept_labels", "concept_head", "naive_concept_head"]
+__all__ = [
+    "IGNORE",
+    "ConceptHeadOutput",
+    "accumulate_outer",
+    "accumulation_dtype",
+    "check_concept_labels",
+    "concept_head",
+    "naive_concept_head",
+]
 
 IGNORE = -100
 """Label value that means "no concept here", as in PyTorch's cross-entropy."""
@@ -78,7 +86,7 @@ def naive_concept_head(
     """The slow twin of `concept_head`, for tests and benchmarks: all logits at once, plain autograd."""
     logits = F.linear(hidden, weight, bias)  # [N, n_concepts]
     values, ids = logits.topk(k, dim=-1)
-    scores = logits.to(_accumulation_dtype(logits))
+    scores = logits.to(accumulation_dtype(logits))
     if labels is None:
         return ConceptHeadOutput(values, ids, scores.new_zeros(()))
     used = labels != IGNORE  # [N, k_attr]
@@ -120,7 +128,7 @@ class _ConceptHead(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor | None, ...]:
         positions = hidden.shape[0]
-        accumulation = _accumulation_dtype(hidden)
+        accumulation = accumulation_dtype(hidden)
         values = hidden.new_empty(positions, k)
         ids = torch.empty(positions, k, dtype=torch.int64, device=hidden.device)
         loss_sum = torch.zeros((), dtype=accumulation, device=hidden.device)
@@ -140,7 +148,7 @@ class _ConceptHead(torch.autograd.Function):
             if probabilities is not None:
                 grad_logits = probabilities.to(hidden.dtype)
                 torch.mm(grad_logits, weight, out=loss_grad_hidden[rows])
-                _accumulate_outer(loss_grad_weight, grad_logits, hidden[rows])
+                accumulate_outer(loss_grad_weight, grad_logits, hidden[rows])
                 if loss_grad_bias is not None:
                     loss_grad_bias += probabilities.sum(0)
         if not with_gradient:
@@ -161,7 +169,7 @@ class _ConceptHead(torch.autograd.Function):
         ctx: Any, grad_values: Tensor | None, _grad_ids: None, grad_loss: Tensor | None, *_unused: None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, *loss_gradients = ctx.saved_tensors
-        accumulation = _accumulation_dtype(hidden)
+        accumulation = accumulation_dtype(hidden)
         gradients: list[Tensor | None] = [None, None, None]
         if grad_values is not None and ids.shape[1] > 0:
             # Top-k values: z_{t,i} for k concepts per position, so k rows of the weight take part.
@@ -184,7 +192,7 @@ class _ConceptHead(torch.autograd.Function):
         return *typed, None, None, None, None
 
 
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Losses and sums over positions are held in float32, in float64 where the inputs are."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
@@ -194,7 +202,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> t
     used = labels != IGNORE  # [chunk, k_attr]
     labelled = used.any(-1, keepdim=True)  # [chunk, 1]
     safe = labels.clamp_min(0)
-    scores = logits.to(_accumulation_dtype(logits))
+    scores = logits.to(accumulation_dtype(logits))
     share = used.to(scores.dtype) / used.sum(-1, keepdim=True).clamp_min(1)  # [chunk, k_attr], 1/|I_t| where used
     log_normaliser = torch.logsumexp(scores, dim=-1, keepdim=True)  # [chunk, 1]
     picked = (scores.gather(-1, safe) * share).sum(-1, keepdim=True)
@@ -206,7 +214,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> t
     return loss, gradient
 
 
-def _accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+def accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
     """Add grad_logitsᵀ · hidden to `total`, accumulated in `total`'s dtype whatever the product's."""
     if hidden.dtype == total.dtype:
         total.addmm_(grad_logits.T, hidden)
@@ -216,7 +224,7 @@ def _accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> Non
 
 def _scatter_outer(ids: Tensor, coefficients: Tensor, hidden: Tensor, num_concepts: int) -> Tensor:
     """Σ_t Σ_j coefficients[t, j] · onehot(ids[t, j]) ⊗ hidden[t], [n_concepts, d_model], float32 or wider."""
-    accumulation = _accumulation_dtype(hidden)
+    accumulation = accumulation_dtype(hidden)
     total = torch.zeros(num_concepts, hidden.shape[1], dtype=accumulation, device=hidden.device)
     rows = max(1, chunk_bytes(hidden.device) // (4 * ids.shape[1] * hidden.shape[1]))
     for start in range(0, ids.shape[0], rows):

@@ -7,9 +7,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from cocomix.errors import CoCoMixError
 
-__all__ = ["CoCoMixConfig", "Mixing"]
+__all__ = ["CoCoMixConfig", "CompressionInit", "HiddenLoss", "Mixing", "Prediction"]
 
-Mixing = Literal["interleave", "residual", "add", "none"]
+Mixing = Literal["interleave", "residual", "add", "none", "pause"]
+Prediction = Literal["concepts", "hidden"]
+HiddenLoss = Literal["l1", "l2", "cosine"]
+CompressionInit = Literal["normal", "small", "zero"]
 
 
 class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -27,7 +30,14 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             `"interleave"`: the paper's Eq. 3; the sequence becomes (h_1, ĉ_1, h_2, ĉ_2, …) and the next token is read
             at ĉ_t. `"residual"`: the same with ĉ_t ← h_t + std(h_t)·(compressed vector), our option. `"add"`:
             h_t ← h_t + ĉ_t without lengthening the sequence (paper Fig. 6e). `"none"`: concepts are predicted and
-            change nothing else (paper Fig. 6d, "prediction only").
+            change nothing else (paper Fig. 6d, "prediction only"). `"pause"`: one learned vector in the place of every
+            ĉ_t, and no concepts at all (paper Fig. 6f, pause tokens).
+        prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
+            `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
+        hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.
+        teacher_hidden_size: width of the teacher's hidden states; needed with `"hidden"`.
+        compression_init: standard deviation of W_comp at the start: the backbone's `initializer_range` (`"normal"`), a
+            tenth of it (`"small"`) or 0 (`"zero"`). The last two are our options.
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
@@ -49,6 +59,10 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         concept_topk: int = 32,
         concept_loss_weight: float = 0.1,
         mixing: Mixing = "interleave",
+        prediction: Prediction = "concepts",
+        hidden_loss: HiddenLoss = "l2",
+        teacher_hidden_size: int | None = None,
+        compression_init: CompressionInit = "normal",
         head_chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -58,6 +72,10 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.concept_topk = concept_topk
         self.concept_loss_weight = concept_loss_weight
         self.mixing = mixing
+        self.prediction = prediction
+        self.hidden_loss = hidden_loss
+        self.teacher_hidden_size = teacher_hidden_size
+        self.compression_init = compression_init
         self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
@@ -82,13 +100,31 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
             raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
-        if self.mixing not in get_args(Mixing):
-            raise CoCoMixError(f"mixing={self.mixing!r} is not one of {', '.join(get_args(Mixing))}.")
+        for name, allowed in (
+            ("mixing", get_args(Mixing)),
+            ("prediction", get_args(Prediction)),
+            ("hidden_loss", get_args(HiddenLoss)),
+            ("compression_init", get_args(CompressionInit)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise CoCoMixError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        if self.prediction == "hidden" and self.mixing == "pause":
+            raise CoCoMixError("mixing='pause' predicts nothing; use prediction='concepts' with it, or another mixing.")
+        if self.prediction == "hidden" and (self.teacher_hidden_size is None or self.teacher_hidden_size < 1):
+            raise CoCoMixError(
+                f"teacher_hidden_size={self.teacher_hidden_size} must be the width of the teacher's hidden states with "
+                "prediction='hidden'."
+            )
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether concepts are predicted: not with a pause vector, nor where a hidden state is predicted."""
+        return self.mixing != "pause" and self.prediction == "concepts"
 
     @property
     def positions_per_token(self) -> int:
-        """How many positions of the upper half one token takes: 2 when concepts are interleaved, else 1."""
-        return 2 if self.mixing in ("interleave", "residual") else 1
+        """How many positions of the upper half one token takes: 2 when something is interleaved, else 1."""
+        return 2 if self.mixing in ("interleave", "residual", "pause") else 1
 
     @property
     def vocab_size(self) -> int:

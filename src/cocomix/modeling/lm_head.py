@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from cocomix.modeling.concept_head import IGNORE, concept_head
 
-__all__ = ["loss_of_hidden", "loss_of_logits"]
+__all__ = ["loss_of_hidden", "loss_of_logits", "next_tokens"]
 
 
 def loss_of_logits(
@@ -23,7 +23,7 @@ def loss_of_logits(
         attention_mask: 1 for tokens, 0 for padding.
         num_items: divisor of the summed loss; by default the number of targets.
     """
-    targets = _targets(labels, attention_mask).to(logits.device)
+    targets = next_tokens(labels, attention_mask).to(logits.device)
     flat = logits.float().flatten(0, 1)
     if num_items is None:
         return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE)
@@ -52,7 +52,7 @@ def loss_of_hidden(
         num_items: divisor of the summed loss; by default the number of targets (without any the loss is 0).
         chunk_size: positions per chunk, see `concept_head`.
     """
-    targets = _targets(labels, attention_mask).to(hidden.device)
+    targets = next_tokens(labels, attention_mask).to(hidden.device)
     weight: Tensor = head.weight
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -62,7 +62,7 @@ def loss_of_hidden(
     return summed / (targets.ne(IGNORE).sum().clamp_min(1) if num_items is None else num_items)
 
 
-def _targets(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+def next_tokens(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The token to predict at each position [batch, seq], `IGNORE` where there is none."""
     targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
     if attention_mask is not None:

@@ -1,4 +1,4 @@
-"""The mixer between the halves: predicts concepts from the hidden state and turns them into a continuous concept."""
+"""Mixers between the halves. The method's predicts concepts from the hidden state and turns them into a vector."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,10 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocomix.modeling.concept_head import concept_head
-from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.configuration import CoCoMixConfig, Mixing
 from cocomix.modeling.edits import PlacedEdit, apply_edits
 
-__all__ = ["ConceptIntervention", "ConceptMixer", "MixerOutput"]
+__all__ = [
+    "ConceptCompression",
+    "ConceptIntervention",
+    "ConceptMixer",
+    "MixerOutput",
+    "PauseMixer",
+    "mixed_in",
+    "normalise",
+]
 
 _EPSILON = 1e-5
 
@@ -20,21 +28,64 @@ ConceptIntervention = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MixerOutput(NamedTuple):
-    """What the mixer yields.
+    """What a mixer yields.
 
     Attributes:
         mixed: input of the upper half. [batch, mixed_seq or seq, d_model]
-        ids: the k concepts that were mixed in. [batch, seq, k], int64
+        ids: the k concepts that were mixed in; `None` without concepts. [batch, seq, k], int64
         values: their logits, descending. [batch, seq, k]
-        loss_sum: concept cross-entropy in nats, summed over labelled positions; `None` without labels. []
+        loss_sum: concept cross-entropy in nats, summed over labelled positions, or the distance of predicted hidden
+            states, summed over positions; `None` without labels. []
         logits: all concept logits after edits, if asked for. [batch, seq, n_concepts]
     """
 
     mixed: Tensor
-    ids: Tensor
-    values: Tensor
-    loss_sum: Tensor | None
-    logits: Tensor | None
+    ids: Tensor | None = None
+    values: Tensor | None = None
+    loss_sum: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Normalised(NamedTuple):
+    """A hidden state over d_model brought to mean 0 and standard deviation 1, and what was taken out.
+
+    Attributes:
+        hidden: [batch, seq, d_model].
+        mean: [batch, seq, 1].
+        std: unbiased. [batch, seq, 1]
+    """
+
+    hidden: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def normalise(hidden: Tensor) -> Normalised:
+    """(h − μ)/(σ + 1e-5), with μ and σ. The released code's; the paper leaves it out."""
+    mean = hidden.mean(-1, keepdim=True)
+    std = hidden.std(-1, keepdim=True)  # unbiased
+    return Normalised((hidden - mean) / (std + _EPSILON), mean, std)
+
+
+def mixed_in(
+    mixing: Mixing,
+    hidden: Tensor,  # [batch, seq, d_model]
+    compressed: Tensor,  # [batch, seq, d_model]
+    pre_bias: Tensor,  # [d_model]
+    normalised: Normalised,
+) -> Tensor:  # [batch, mixed_seq or seq, d_model]
+    """De-normalise a compressed prediction and mix it into the sequence (Eq. 3 and its other forms)."""
+    if mixing == "residual":
+        vector = hidden + compressed * normalised.std
+    else:
+        vector = (compressed + pre_bias) * normalised.std + normalised.mean
+    vector = vector.to(hidden.dtype)
+    return hidden + vector if mixing == "add" else interleaved(hidden, vector)
+
+
+def interleaved(hidden: Tensor, vector: Tensor) -> Tensor:
+    """(h_1, ĉ_1, h_2, ĉ_2, …): two [batch, seq, d_model] as one [batch, mixed_seq, d_model]."""
+    return torch.stack((hidden, vector), dim=2).flatten(1, 2)
 
 
 class ConceptCompression(nn.Module):
@@ -88,24 +139,15 @@ class ConceptMixer(nn.Module):
         output_logits: bool = False,
     ) -> MixerOutput:
         """Predict the concepts of every position and mix them into the sequence."""
-        mean = hidden.mean(-1, keepdim=True)
-        std = hidden.std(-1, keepdim=True)  # unbiased
-        normalised = (hidden - mean) / (std + _EPSILON) - self.pre_bias
-        ids, values, loss_sum, logits = self._predict(normalised, concept_labels, edits, output_logits)
+        normalised = normalise(hidden)
+        ids, values, loss_sum, logits = self._predict(
+            normalised.hidden - self.pre_bias, concept_labels, edits, output_logits
+        )
         if intervention is not None:
             ids, values = intervention(ids, values)
         if self.mixing == "none":
             return MixerOutput(hidden, ids, values, loss_sum, logits)
-        compressed = self.compression(ids, values)
-        if self.mixing == "residual":
-            concept = hidden + compressed * std
-        else:
-            concept = (compressed + self.pre_bias) * std + mean
-        concept = concept.to(hidden.dtype)
-        if self.mixing == "add":
-            mixed = hidden + concept
-        else:
-            mixed = torch.stack((hidden, concept), dim=2).flatten(1, 2)  # (h_1, ĉ_1, h_2, ĉ_2, …)
+        mixed = mixed_in(self.mixing, hidden, self.compression(ids, values), self.pre_bias, normalised)
         return MixerOutput(mixed, ids, values, loss_sum, logits)
 
     def _predict(
@@ -132,3 +174,15 @@ class ConceptMixer(nn.Module):
             ids, values = ids.masked_scatter(slots, chosen), values.masked_scatter(slots, best.to(values.dtype))
             logits = None if logits is None else logits.masked_scatter(slots, edited)
         return ids, values, None if concept_labels is None else head.loss_sum, logits
+
+
+class PauseMixer(nn.Module):
+    """One learned vector after every token: the upper half's extra positions without concepts (paper Fig. 6f)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.pause = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden: Tensor) -> MixerOutput:
+        """Interleave [batch, seq, d_model] with the vector."""
+        return MixerOutput(interleaved(hidden, self.pause.to(hidden.dtype).expand_as(hidden)))

@@ -18,11 +18,15 @@ from cocomix.modeling.backbone import backbone_of, build_halves
 from cocomix.modeling.cache import CoCoMixCache, NothingCached
 from cocomix.modeling.concept_head import IGNORE, check_concept_labels
 from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.distillation_head import FullTargets, TopTargets, distillation_loss, divisor
 from cocomix.modeling.edits import ConceptEdit, PlacedEdit, active_edits, check_edits, place_edits
-from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits
-from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer
+from cocomix.modeling.hidden_mixer import HiddenCompression, HiddenMixer
+from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits, next_tokens
+from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer, MixerOutput, PauseMixer
 
 __all__ = ["CoCoMixForCausalLM", "CoCoMixOutput"]
+
+_COMPRESSION_SCALES = {"normal": 1.0, "small": 0.1, "zero": 0.0}
 
 
 @dataclass
@@ -30,13 +34,15 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
     """Output of `CoCoMixForCausalLM`. Losses are in nats.
 
     Attributes:
-        loss: ntp_loss + concept_loss_weight · concept_loss, as far as labels were given (Eq. 4). []
+        loss: ntp_loss + concept_loss_weight · (concept_loss or hidden_loss), as far as labels were given (Eq. 4). []
         ntp_loss: next-token cross-entropy, averaged over target tokens. []
         concept_loss: concept cross-entropy (Eq. 2), averaged over labelled positions. []
+        hidden_loss: distance of predicted hidden states from the teacher's, averaged over target tokens; no nats. []
+        kd_loss: KL(teacher ‖ student) of the next token, averaged over target tokens; no part of `loss`. []
         logits: next-token logits, read at the concept positions where concepts are interleaved; `None` with
             `output_logits=False`. [batch, seq, vocab]
         concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
-        concept_ids: the concepts mixed in at each token. [batch, seq, k], int64
+        concept_ids: the concepts mixed in at each token; `None` where the model has none. [batch, seq, k], int64
         concept_values: their logits. [batch, seq, k]
         past_key_values: cache of both halves.
         hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model].
@@ -46,6 +52,8 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
     loss: Tensor | None = None
     ntp_loss: Tensor | None = None
     concept_loss: Tensor | None = None
+    hidden_loss: Tensor | None = None
+    kd_loss: Tensor | None = None
     logits: Tensor | None = None
     concept_logits: Tensor | None = None
     concept_ids: Tensor | None = None
@@ -74,23 +82,27 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lower, self.upper = build_halves(
             config.backbone, config.insert_layer, config.positions_per_token, config._attn_implementation
         )
-        self.mixer = ConceptMixer(config)
+        self.mixer = _build_mixer(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
         self._tied_weights_keys = {"lm_head.weight": embedding}
-        self._no_split_modules = ["ConceptMixer"]  # the halves add their own block class
+        self._no_split_modules = [type(self.mixer).__name__]  # the halves add their own block class
         self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Concept layers and the head start like the backbone's linear layers: N(0, initializer_range), zero biases."""
+        """New layers and the head start like the backbone's linear layers: N(0, initializer_range), zero biases."""
         std = self.config.backbone.initializer_range
         if isinstance(module, nn.Linear | ConceptCompression):
+            if isinstance(module, HiddenCompression | ConceptCompression):
+                std *= _COMPRESSION_SCALES[self.config.compression_init]
             nn.init.normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, ConceptMixer):
+        elif isinstance(module, ConceptMixer | HiddenMixer):
             nn.init.zeros_(module.pre_bias)
+        elif isinstance(module, PauseMixer):
+            nn.init.normal_(module.pause, mean=0.0, std=std)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the lower half."""
@@ -109,6 +121,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         """Replace the language-model head."""
         self.lm_head = value
 
+    @property
+    def compression_weight(self) -> Tensor:
+        """W_comp, one row per concept, of a model that mixes concepts in. [n_concepts, d_model]"""
+        assert isinstance(self.mixer, ConceptMixer)
+        weight: Tensor = self.mixer.compression.weight
+        return weight
+
     def forward(
         self,
         input_ids: Tensor | None = None,  # [batch, seq]
@@ -118,6 +137,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         inputs_embeds: Tensor | None = None,  # [batch, seq, d_model]
         labels: Tensor | None = None,  # [batch, seq]
         concept_labels: Tensor | None = None,  # [batch, seq, k_attr]
+        hidden_targets: Tensor | None = None,  # [batch, seq, d_teacher]
+        teacher_targets: FullTargets | TopTargets | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_logits: bool = True,
@@ -140,6 +161,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target. The first token
                 after left padding is none either: nothing stands before it.
             concept_labels: concepts per position, −100 for unused entries, not shifted.
+            hidden_targets: the teacher's layer-normed hidden states, for `prediction="hidden"`; with `labels`, whose
+                targets say which positions count.
+            teacher_targets: the teacher's next-token distributions, for `kd_loss`; with `labels`, likewise.
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
             output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab],
@@ -149,14 +173,24 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             edit_rows: which row, in the edits' counting, each row of the batch counts as; by default its own index.
                 `generate` gives every beam and repeated sample the row of its prompt.
             concept_intervention: replaces the concepts that are mixed in (reliance measurements).
-            num_items_in_batch: divisor of the next-token loss, for gradient accumulation; by default the targets here.
+            num_items_in_batch: divisor of the losses over target tokens, for gradient accumulation; by default the
+                targets here.
             num_concept_items_in_batch: divisor of the concept loss; by default the labelled positions here.
             **kwargs: forwarded to both halves (for example `output_hidden_states=True`).
 
         Raises:
-            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; the cache is of
-                another kind.
+            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; concepts are asked
+                of a model without; the cache is of another kind.
         """
+        asked = {
+            "concept_labels": concept_labels is not None,
+            "concept_edits": bool(concept_edits),
+            "concept_intervention": concept_intervention is not None,
+            "output_concept_logits": output_concept_logits,
+        }
+        self._check_concepts([name for name, given in asked.items() if given])
+        if labels is None and (hidden_targets is not None or teacher_targets is not None):
+            raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
         if concept_labels is not None and concept_labels.device.type == "cpu" and not torch.compiler.is_compiling():
             check_concept_labels(concept_labels, self.config.num_concepts)  # an accelerator would have to wait for it
         if use_cache is None:
@@ -180,13 +214,20 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             use_cache=use_cache,
             **kwargs,
         )
-        mixer = self.mixer(
-            lower.last_hidden_state,
-            concept_labels,
-            edits=edits,
-            intervention=concept_intervention,
-            output_logits=output_concept_logits,
-        )
+        counted = None if labels is None else next_tokens(labels, attention_mask).ne(IGNORE)  # [batch, seq]
+        mixer: MixerOutput
+        if isinstance(self.mixer, ConceptMixer):
+            mixer = self.mixer(
+                lower.last_hidden_state,
+                concept_labels,
+                edits=edits,
+                intervention=concept_intervention,
+                output_logits=output_concept_logits,
+            )
+        elif isinstance(self.mixer, HiddenMixer):
+            mixer = self.mixer(lower.last_hidden_state, hidden_targets, counted)
+        else:
+            mixer = self.mixer(lower.last_hidden_state)
         width = self.config.positions_per_token
         upper = self.upper(
             inputs_embeds=mixer.mixed,
@@ -205,15 +246,24 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
                 ntp_loss = loss_of_hidden(read, self.lm_head, labels, attention_mask, num_items_in_batch, chunk_size)
             else:
                 ntp_loss = loss_of_logits(logits, labels, attention_mask, num_items_in_batch)
-        concept_loss = None
+        concept_loss = hidden_loss = kd_loss = None
         if concept_labels is not None and mixer.loss_sum is not None:
             if num_concept_items_in_batch is None:
                 num_concept_items_in_batch = concept_labels.ne(IGNORE).any(-1).sum().clamp_min(1)
             concept_loss = mixer.loss_sum / num_concept_items_in_batch
+        elif counted is not None and mixer.loss_sum is not None:
+            hidden_loss = mixer.loss_sum / divisor(counted, num_items_in_batch)
+        if counted is not None and teacher_targets is not None:
+            predicted, head = (read, self.lm_head.weight) if logits is None else (logits, None)
+            chunk_size = self.config.head_chunk_size
+            kd_loss = distillation_loss(predicted, head, teacher_targets, counted, num_items_in_batch, chunk_size)
+        auxiliary = hidden_loss if concept_loss is None else concept_loss
         return CoCoMixOutput(
-            loss=_total(ntp_loss, concept_loss, self.config.concept_loss_weight),
+            loss=_total(ntp_loss, auxiliary, self.config.concept_loss_weight),
             ntp_loss=ntp_loss,
             concept_loss=concept_loss,
+            hidden_loss=hidden_loss,
+            kd_loss=kd_loss,
             logits=logits if output_logits else None,
             concept_logits=mixer.logits,
             concept_ids=mixer.ids,
@@ -222,6 +272,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             hidden_states=_joined(lower.hidden_states, upper.hidden_states),
             attentions=_joined(lower.attentions, upper.attentions),
         )
+
+    def _check_concepts(self, asked: Sequence[str]) -> None:
+        if asked and not self.config.has_concepts:
+            raise CoCoMixError(
+                f"{' and '.join(asked)} cannot be used with this model, which has no concepts "
+                f"(mixing: {self.config.mixing}, prediction: {self.config.prediction})."
+            )
 
     def _placed_edits(
         self,
@@ -234,6 +291,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         together = (*active_edits(self), *(edits or ()))
         if not together or query is None:
             return []
+        self._check_concepts(["concept_edits"])
         check_edits(together, self.config.num_concepts)
         batch, seq = query.shape[:2]
         if positions is None:
@@ -294,6 +352,12 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             model_kwargs["past_key_values"].activate_past_recording()
 
 
+def _build_mixer(config: CoCoMixConfig) -> ConceptMixer | HiddenMixer | PauseMixer:
+    if config.has_concepts:
+        return ConceptMixer(config)
+    return PauseMixer(config) if config.mixing == "pause" else HiddenMixer(config)
+
+
 def _positions(
     query: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None, cache: CoCoMixCache | None
 ) -> Tensor | None:
@@ -322,11 +386,11 @@ def _mixed_positions(position_ids: Tensor, width: int) -> Tensor:
     return (width * position_ids.unsqueeze(-1) + offsets).flatten(1)  # [batch, mixed_seq]
 
 
-def _total(ntp_loss: Tensor | None, concept_loss: Tensor | None, weight: float) -> Tensor | None:
+def _total(ntp_loss: Tensor | None, auxiliary: Tensor | None, weight: float) -> Tensor | None:
     """Eq. 4, or whichever of its terms is there."""
-    if concept_loss is None:
+    if auxiliary is None:
         return ntp_loss
-    weighted = weight * concept_loss
+    weighted = weight * auxiliary
     return weighted if ntp_loss is None else ntp_loss + weighted
 
 

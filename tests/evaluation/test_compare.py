@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocomix.errors import CoCoMixError
-from cocomix.evaluation.compare import COLUMNS, Reach, compare, reach
+from cocomix.evaluation.compare import compare
+from cocomix.evaluation.comparison import COLUMNS, REACH_COLUMNS, SETTING_COLUMNS
+from cocomix.evaluation.reach import Reach, mean_curve, reach
 from cocomix.evaluation.runs import CurvePoint, Run
 
 COCOMIX = {
@@ -18,6 +20,8 @@ COCOMIX = {
     "parameters": {"total": 2000, "active": 1100},
     "flops_per_token": {"forward": 20.0, "training": 60.0},
     "seconds": 100.0,
+    "learning_rate": 1e-3,
+    "concept_loss_weight": 0.1,
 }
 
 
@@ -75,11 +79,20 @@ def test_table_by_hand(write_run):
     assert ours.tokens_per_second == 10.0
     assert ours.reach == Reach(750.0, 45_000.0, 75.0, False)
     assert comparison.cells()[1] == (
-        "ours", "cocomix, residual", "2.00 k", "1.10 k", "60.0", "1.00 k", "4.500", "90.0", "\u22120.500", "60.0 k",
-        "1 min 40 s", "10",
+        "ours", "cocomix, residual", "1", "4.500", "90.0", "\u22120.500", "60.0 k", "\u2013", "1 min 40 s", "10",
     )  # fmt: skip
-    assert comparison.reach_cells() == [("ours", "750", "25.0%", "45.0 k", "50.0% more", "1 min 15 s", "50.0% more")]
-    assert len(comparison.cells()[0]) == len(COLUMNS)
+    assert comparison.setting_cells()[1] == (
+        "ours", "2.00 k", "1.10 k", "0.1", "0.001", "10", "1.00 k", "60.0",
+    )  # fmt: skip
+    assert comparison.reach_cells() == [
+        ("ours", "750", "25.0%", "45.0 k", "50.0% more", "\u2013", "\u2013", "1 min 15 s", "50.0% more")
+    ]
+    for columns, cells in (
+        (COLUMNS, comparison.cells()),
+        (SETTING_COLUMNS, comparison.setting_cells()),
+        (REACH_COLUMNS, comparison.reach_cells()),
+    ):
+        assert len(cells[0]) == len(columns)
 
 
 def test_not_reached_is_said(write_run):
@@ -96,7 +109,7 @@ def test_markdown_csv_and_json_agree(write_run):
     comparison = compare(runs)
     markdown = comparison.to_markdown()
     assert r"a\|b\<script\>\*x\*" in markdown
-    assert all(line.replace(r"\|", "").count("|") == 13 for line in markdown.splitlines()[:4])
+    assert all(line.replace(r"\|", "").count("|") == len(COLUMNS) + 1 for line in markdown.splitlines()[:4])
     rows = list(csv.DictReader(io.StringIO(comparison.to_csv())))
     assert rows[1]["name"] == hostile
     assert float(rows[1]["validation_loss"]) == 4.5
@@ -129,16 +142,14 @@ def test_a_baseline_that_rises_again_is_measured_at_its_own_first_crossing(write
     assert any("itself first reaches its final loss after 375" in note for note in comparison.notes)
 
 
-def test_other_token_counts_seeds_and_devices_are_stated(write_run):
-    one = Run.open(write_run("ntp", [6.0, 5.0]))
-    two = Run.open(
-        write_run("ours", [5.5, 4.5], **COCOMIX, tokens=2000, seed=3, device="cuda", training_dtype="bfloat16")
-    )
-    notes = " ".join(compare([one, two]).notes)
-    assert "training tokens: 1,000, 2,000" in notes
-    assert "seeds: 0, 3" in notes
+def test_other_devices_and_labels_are_stated(write_run):
+    one = Run.open(write_run("ours", [6.0, 5.0], **COCOMIX))
+    labels = {"path": "other", "fingerprint": "m" * 64}
+    two = Run.open(write_run("theirs", [5.5, 4.5], **{**COCOMIX, "labels": labels, "device": "cuda"}))
+    notes = " ".join(compare([one, two], "ours").notes)
     assert "seconds do not compare: cpu, cuda" in notes
-    assert "training precision: float32, bfloat16" in notes
+    assert f"differ in labels: {'l' * 16}, {'m' * 16}" in notes
+    assert "teacher's FLOPs are not known for ours, theirs" in notes
 
 
 @pytest.mark.parametrize(
@@ -147,6 +158,8 @@ def test_other_token_counts_seeds_and_devices_are_stated(write_run):
         ({"data": {"fingerprint": "x" * 64}}, f"'ntp' and 'ours' differ in their data .{'d' * 16} and {'x' * 16}"),
         ({"data": {"tokenizer_fingerprint": "y" * 64}}, f"differ in their tokenizer .{'t' * 16} and {'y' * 16}"),
         ({"data": {"block_size": 256}}, "differ in their block size .128 and 256"),
+        ({"tokens": 2000}, "differ in their training tokens .1,000 and 2,000"),
+        ({"training_dtype": "bfloat16"}, "differ in their training precision .float32 and bfloat16"),
         ({"evaluation_blocks": 8}, "differ in their number of validation blocks .64 and 8"),
         ({"evaluation_dtype": "bfloat16"}, "differ in their evaluation precision .float32 and bfloat16"),
     ],
@@ -167,9 +180,75 @@ def test_other_refusals(write_run):
     third = Run.open(write_run("third", [5.0], **COCOMIX))
     with pytest.raises(CoCoMixError, match="at least two runs"):
         compare([ntp])
-    with pytest.raises(CoCoMixError, match="two runs are named 'ours'"):
+    with pytest.raises(CoCoMixError, match="two runs are named 'ours' with seed 0"):
         compare([ntp, ours, again])
     with pytest.raises(CoCoMixError, match=r"no run named 'other'.*ntp, ours"):
         compare([ntp, ours], "other")
     with pytest.raises(CoCoMixError, match="--baseline: ours, third"):
         compare([ours, third])
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def seeds(write_run, name, curves, **changes):
+    return [
+        Run.open(write_run(name, losses, folder=f"{name}{seed}", seed=seed, **changes))
+        for seed, losses in enumerate(curves)
+    ]
+
+
+def test_seeds_of_one_name_are_one_arm_measured_seed_by_seed(write_run):
+    base = seeds(write_run, "ntp", [[6.0, 5.0], [6.0, 5.2]])
+    ours = seeds(write_run, "ours", [[5.5, 4.5], [5.2, 4.2]], **COCOMIX)
+    comparison = compare([*base, *ours])
+    row = comparison.rows[1]
+    assert [each.name for each in comparison.rows] == ["ntp", "ours"]
+    assert (row.seeds, row.losses, row.reached) == ((0, 1), (4.5, 4.2), 2)
+    assert row.validation_loss == pytest.approx(4.35)
+    # Differences −0.5 and −1.0: mean −0.75, s = 0.3536, t(0.975, 1) = 12.7062, half width 12.7062 · 0.25.
+    assert row.difference == pytest.approx(-0.75)
+    assert row.difference_interval.half_width == pytest.approx(12.7062 * 0.25, rel=1e-5)
+    # Seed 0 reaches 5.0 half-way between 500 and 1,000 tokens, seed 1 reaches 5.2 at once: 25% and 50% saved.
+    assert row.saving.tokens == pytest.approx(0.375)
+    assert row.saving.tokens_interval.low == pytest.approx(0.375 - 12.7062 * 0.125, rel=1e-5)
+    assert row.reach == Reach(625.0, 37_500.0, 62.5, at_first_evaluation=True)
+    assert comparison.curves["ours"][-1].loss == pytest.approx(4.35)
+    assert "95% t-intervals" in " ".join(comparison.notes)
+    assert "±" in comparison.to_markdown()
+    assert json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"][1]["losses"] == [4.5, 4.2]
+
+
+def test_a_baseline_without_the_seeds_is_taken_as_its_mean(write_run):
+    base = seeds(write_run, "ntp", [[6.0, 5.0]])
+    ours = seeds(write_run, "ours", [[5.5, 4.5], [5.5, 4.9]], **COCOMIX)
+    comparison = compare([*base, *ours])
+    assert comparison.rows[1].difference == pytest.approx(-0.3)
+    assert "lacks seeds of ours" in " ".join(comparison.notes)
+    assert comparison.rows[0].loss_interval is None
+
+
+def test_some_seeds_reach_and_some_do_not(write_run):
+    base = seeds(write_run, "ntp", [[6.0, 5.0], [6.0, 5.0]])
+    ours = seeds(write_run, "ours", [[5.5, 4.5], [5.5, 5.1]], **COCOMIX)
+    comparison = compare([*base, *ours])
+    assert (comparison.rows[1].reached, comparison.rows[1].reach, comparison.rows[1].saving) == (1, None, None)
+    assert comparison.reach_cells()[0][1] == "not reached by 1 of 2 seeds"
+
+
+def test_an_arm_holds_one_model_and_each_seed_once(write_run):
+    ntp = seeds(write_run, "ntp", [[5.0]])
+    ours = seeds(write_run, "ours", [[5.0]], **COCOMIX)
+    other = Run.open(write_run("ours", [5.0], folder="other", seed=1, **{**COCOMIX, "mixing": "add"}))
+    with pytest.raises(CoCoMixError, match=r"both named 'ours' but differ in their mixing \(residual and add\)"):
+        compare([*ntp, *ours, other])
+    with pytest.raises(CoCoMixError, match="at least two runs of different names"):
+        compare(seeds(write_run, "same", [[5.0], [5.0]]))
+
+
+def test_the_mean_curve_keeps_to_shared_evaluations():
+    one, two = points(6.0, 5.0, 4.0), points(6.2, 5.2, 4.4)[1:]
+    mean = mean_curve([one, two])
+    assert [point.tokens for point in mean] == [200, 300]
+    assert [point.loss for point in mean] == pytest.approx([5.1, 4.2])
+    assert mean_curve([one]) == tuple(one)

@@ -51,6 +51,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 instead of float32.")] = False,
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first blocks.")] = None,
+    per_document: Annotated[bool, typer.Option("--per-document", help="Keep losses by document for compare.")] = False,
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,6 +72,7 @@ def evaluate(
         batch_size=batch_size,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         limit_blocks=limit_blocks,
+        per_document=per_document,
         reporter=ConsoleReporter(quiet=quiet),
     ).to_json()
     if json_output:

@@ -1,6 +1,7 @@
 """Measuring runs and comparing them: perplexity, concept reliance, tables, curves and the report page."""
 
-from cocomix.evaluation.compare import Comparison, ComparisonRow, Reach, compare, reach
+from cocomix.evaluation.compare import compare
+from cocomix.evaluation.comparison import Comparison, ComparisonRow
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.page import (
     Block,
@@ -15,6 +16,7 @@ from cocomix.evaluation.page import (
     Tokens,
 )
 from cocomix.evaluation.perplexity import Evaluation, bits_per_byte, evaluate
+from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import REPORT_FILE, reliance_section, summary, write_report
 from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run

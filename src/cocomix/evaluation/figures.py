@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cocomix.evaluation.compare import Comparison
+from cocomix.evaluation.comparison import Comparison
 from cocomix.evaluation.runs import CurvePoint
 
 __all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "dress"]
@@ -90,8 +90,8 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     """Validation loss of every run against one axis, as PNG.
 
     The baseline is dashed in the text colour; the others differ in hue and marker. Each curve is labelled at the right
-    edge, in the order in which the curves end. The thin line is the baseline's final loss. The first, steep part of
-    training may lie above the upper edge.
+    edge, in the order in which the curves end. The thin line is the baseline's final loss. Of several seeds the mean is
+    drawn, within a band from the lowest to the highest. The first, steep part of training may lie above the upper edge.
     """
     figure = Figure(figsize=(9.0, 4.6), dpi=160, facecolor=theme.background)
     FigureCanvasAgg(figure)
@@ -109,6 +109,8 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
             style.update(marker=_MARKERS[(index - 1) % len(_MARKERS)], markersize=4.5, markevery=_every(len(xs)))
         axes.plot(xs, ys, linewidth=1.9, **style)
         axes.plot(xs[-1:], ys[-1:], marker="o", markersize=5.5, color=colour)
+        if len(seeds := comparison.seed_curves[name]) > 1:
+            axes.fill_between(xs, *_span(curve, seeds), color=colour, alpha=0.18, linewidth=0)
         ends.append((ys[-1], name, colour))
     final = comparison.curves[comparison.baseline][-1].loss
     axes.axhline(final, color=theme.ink, linewidth=0.7, alpha=0.5, zorder=0)
@@ -122,6 +124,13 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=theme.background, metadata={"Software": None})
     return stream.getvalue()
+
+
+def _span(mean: Sequence[CurvePoint], seeds: Sequence[Sequence[CurvePoint]]) -> tuple[list[float], list[float]]:
+    """Lowest and highest loss of the seeds at each point of their mean curve."""
+    losses = [{point.tokens: point.loss for point in curve} for curve in seeds]
+    at = [[by_tokens[point.tokens] for by_tokens in losses] for point in mean]
+    return [min(values) for values in at], [max(values) for values in at]
 
 
 def _scale(comparison: Comparison, axis: CurveAxis) -> tuple[float, str]:

@@ -1,6 +1,8 @@
 """Numbers as people read them: the same in tables, figures and sentences."""
 
-__all__ = ["NOTHING", "duration", "percent", "si", "signed"]
+from collections.abc import Sequence
+
+__all__ = ["NOTHING", "duration", "markdown_table", "markdown_text", "percent", "si", "signed"]
 
 NOTHING = "\u2013"
 """A dash in the place of a number that does not exist."""
@@ -42,3 +44,20 @@ def signed(value: float) -> str:
 def percent(share: float) -> str:
     """A share of 1 as a percentage with one decimal: 0.215 → `21.5%`."""
     return f"{100 * share:.1f}%".replace("-", _MINUS)
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, within a table cell too."""
+    for sign in "\\`*_[]<>|#~":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.split())
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose other columns are numbers."""
+    lines = [
+        "| " + " | ".join(heading) + " |",
+        "|" + "|".join(" --- " if column == 0 else " ---: " for column in range(len(heading))) + "|",
+    ]
+    lines += ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.errors import CoCoMixError
+from cocomix.evaluation.documents import DocumentTally
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference, token_losses
 from cocomix.modeling.concept_head import IGNORE
 from cocomix.reporter import Reporter, SilentReporter
@@ -63,6 +64,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     labels: MapDataset | None = None,
     limit_blocks: int | None = None,
+    documents: DocumentTally | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Measure a model on token blocks.
@@ -79,6 +81,7 @@ def evaluate(
         dtype: float32 (default), or a narrower type used through autocast.
         labels: concept labels of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
         limit_blocks: use only the first blocks.
+        documents: receives the losses, to be summed by document.
         reporter: receives a progress bar in tokens.
 
     Raises:
@@ -106,7 +109,10 @@ def evaluate(
                     num_concept_items_in_batch=1,  # the sum over labelled positions, not their mean
                 )
                 tally.add(float(output.concept_loss), output.concept_ids, concept_labels)
-            loss_sum += float(token_losses(output.logits, input_ids).sum())
+            losses = token_losses(output.logits, input_ids)
+            if documents is not None:
+                documents.add(input_ids, losses)
+            loss_sum += float(losses.sum())
             if not math.isfinite(loss_sum):
                 raise CoCoMixError(
                     "the model's loss on this data is not a finite number; its weights are damaged, train it again."

@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from cocomix.evaluation.compare import COLUMNS, Comparison, ComparisonRow, Reach, reach
+from cocomix.evaluation.comparison import (
+    COLUMNS,
+    DOCUMENT_COLUMNS,
+    REACH_COLUMNS,
+    SETTING_COLUMNS,
+    Comparison,
+    ComparisonRow,
+)
 from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
 from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
+from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
 from cocomix.output import staged_directory, write_json, write_text
 from cocomix.reporter import Reporter, SilentReporter
@@ -86,42 +94,54 @@ def summary(comparison: Comparison) -> list[str]:
             f"{best.name} has the lowest validation loss: {best.validation_loss:.3f} nats per token against "
             f"{base.validation_loss:.3f} of the baseline, {base.name}."
         )
-    sentences = [head, *(_verdict(row, comparison) for row in comparison.rows if row.name != base.name)]
-    sentences.append("One run with one seed each: small differences may be chance.")
+    sentences = [head, *(_verdict(row, comparison) for row in comparison.others)]
+    seeds = {len(row.seeds) for row in comparison.rows}
+    if seeds == {1}:
+        sentences.append("One run with one seed each: small differences may be chance.")
+    else:
+        counts = str(seeds.pop()) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        sentences.append(f"Means over {counts} seeds; ± and ranges are 95% intervals over them.")
     return sentences
 
 
 def _verdict(row: ComparisonRow, comparison: Comparison) -> str:
-    """One run against the baseline: the final losses, and what the better one needs to reach the other's."""
+    """One arm against the baseline: the final losses, and what the better one needs to reach the other's."""
     base = comparison.baseline_row
     if abs(row.difference) < _EVEN:
         ending = f"ends level with the baseline ({row.validation_loss:.3f})"
     else:
         side = "below" if row.difference < 0 else "above"
-        ending = f"ends {abs(row.difference):.3f} nats {side} the baseline ({row.validation_loss:.3f})"
-    if row.reach is not None and base.reach is not None:
-        return f"{row.name} {ending}; it reaches the baseline's final loss with {_cost(row.reach, base.reach)}."
+        spread = "" if row.difference_interval is None else f" (± {row.difference_interval.half_width:.3f})"
+        ending = f"ends {abs(row.difference):.3f}{spread} nats {side} the baseline ({row.validation_loss:.3f})"
+    if row.saving is not None:
+        saved = row.saving
+        interval = saved.tokens_interval
+        spread = "" if interval is None else f" ({percent(interval.low)} … {percent(interval.high)} saved)"
+        cost = _cost(saved.tokens, saved.flops, saved.seconds, spread)
+        return f"{row.name} {ending}; it reaches the baseline's final loss with {cost}."
+    if row.reached:
+        some = f"{row.reached} of its {len(row.seeds)} seeds reach"
+        return f"{row.name} {ending}; {some} the baseline's final loss."
     own = reach(comparison.curves[row.name], comparison.curves[row.name][-1].loss)
     other = reach(comparison.curves[base.name], comparison.curves[row.name][-1].loss)
     if own is None or other is None:
         return f"{row.name} {ending} and does not reach the baseline's final loss."
+    shares = (1 - other.tokens / own.tokens, 1 - other.flops / own.flops, 1 - other.seconds / own.seconds)
     return (
         f"{row.name} {ending} and does not reach the baseline's final loss; the baseline reaches {row.name}'s with "
-        f"{_cost(other, own)}."
+        f"{_cost(*shares)}."
     )
 
 
-def _cost(needed: Reach, base: Reach) -> str:
-    """What a run needed, relative to another that came to the same loss."""
+def _cost(tokens: float, flops: float, seconds: float, spread: str = "") -> str:
+    """Shares saved, in words."""
     return (
-        f"{_relative(needed.tokens, base.tokens, 'fewer')} tokens, "
-        f"{_relative(needed.flops, base.flops, 'fewer')} training FLOPs and "
-        f"{_relative(needed.seconds, base.seconds, 'less')} training time"
+        f"{_relative(tokens, 'fewer')} tokens{spread}, {_relative(flops, 'fewer')} training FLOPs and "
+        f"{_relative(seconds, 'less')} training time"
     )
 
 
-def _relative(needed: float, base: float, smaller: str) -> str:
-    share = 1.0 - needed / base if base > 0 else 0.0
+def _relative(share: float, smaller: str) -> str:
     if abs(share) < 0.0005:
         return "as many" if smaller == "fewer" else "as much"
     return f"{percent(abs(share))} {smaller if share > 0 else 'more'}"
@@ -134,26 +154,33 @@ def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[S
         [(name, *numbers) for name, _, *numbers in comparison.cells()],
         marked=losses.index(min(losses)),
         remarks=[_DESCRIPTIONS.get(row.kind, row.kind) for row in comparison.rows],
-        caption="Loss is validation loss in nats per token; FLOPs are those of training (M = 10⁶, T = 10¹²). "
-        "The shaded run has the lowest loss.",
+        caption="Loss is validation loss in nats per token; FLOPs are those of training (M = 10⁶, T = 10¹²), without "
+        "and with the teacher's work. The shaded run has the lowest loss.",
     )
     needed = Table(
-        ("run", "tokens", "saved", "FLOPs", "saved", "wall-clock", "saved"),
+        REACH_COLUMNS,
         comparison.reach_cells(),
         caption=f"What each run needs to reach the final loss of {comparison.baseline}",
     )
+    tables: list[Block] = [table, needed]
+    if documents := comparison.document_cells():
+        caption = f"Against {comparison.baseline} on the same validation documents, nats per token"
+        tables.append(Table(DOCUMENT_COLUMNS, documents, caption=caption))
+    bands = " Where an arm has several seeds, the line is their mean and the band spans them."
+    several = any(len(row.seeds) > 1 for row in comparison.rows)
     return (
-        Section("Result", (table, needed, Points(comparison.notes))),
+        Section("Result", (*tables, Points(comparison.notes))),
         Section(
             "Validation loss during training",
             (
                 Paragraph(
                     "The same runs against three costs. Lower is better; further left is cheaper. The thin line is the "
-                    "baseline's final loss.",
+                    f"baseline's final loss.{bands if several else ''}",
                 ),
                 *images,
             ),
         ),
+        Section("What was trained", (Table(SETTING_COLUMNS, comparison.setting_cells()),)),
     )
 
 

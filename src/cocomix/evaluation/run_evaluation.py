@@ -9,6 +9,7 @@ import torch
 from cocomix.concepts import ConceptLabelStore
 from cocomix.data import VALIDATION, PreparedData
 from cocomix.errors import CoCoMixError
+from cocomix.evaluation.documents import DocumentTally, write_document_losses
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.runs import Run
@@ -69,6 +70,7 @@ def evaluate_run(
     dtype: torch.dtype = torch.float32,
     limit_blocks: int | None = None,
     reliance: bool = True,
+    per_document: bool = False,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> RunEvaluation:
@@ -84,6 +86,7 @@ def evaluate_run(
         dtype: float32 (default), or a narrower type used through autocast.
         limit_blocks: use only the first blocks.
         reliance: also measure concept reliance, where the model mixes concepts in.
+        per_document: also write the losses by document to `document_losses.json`, for the paired test of `compare`.
         seed: of the shuffle in concept reliance.
         reporter: receives progress, and a warning when labels are missing.
 
@@ -105,7 +108,8 @@ def evaluate_run(
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
     shared |= {"limit_blocks": limit_blocks, "reporter": reporter}
     bytes_per_token = blocks.meta.bytes / blocks.meta.tokens if blocks.meta.bytes > 0 else None
-    result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, **shared)
+    tally = DocumentTally(prepared.meta.eos_token_id) if per_document else None
+    result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, documents=tally, **shared)
     measured, note = None, None
     if reliance:
         note = no_reliance_reason(model)
@@ -115,6 +119,11 @@ def evaluate_run(
             measured = concept_reliance(model, blocks, batch_size=max(2, batch_size), seed=seed, **shared)
     whole = RunEvaluation(run.manifest.name, prepared.meta.fingerprint, split, result, measured, note)
     write_json(run.path / EVALUATION_FILE, whole.to_json())
+    if tally is not None:
+        fingerprint = prepared.meta.fingerprint
+        write_document_losses(
+            run.path, tally, data_fingerprint=fingerprint, split=split, blocks=result.blocks, dtype=result.dtype
+        )
     return whole
 
 

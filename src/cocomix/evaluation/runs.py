@@ -74,7 +74,8 @@ class RunManifest(_Part):
 
     `seconds` is the training wall clock with evaluation left out (labelling is in it where `online_labels` is given),
     `tokens` the training tokens seen,
-    `evaluation_blocks` the validation blocks its evaluations read.
+    `evaluation_blocks` the validation blocks its evaluations read. `teacher_flops_per_token` is what a teacher spent
+    inside training (online labels, distillation). Runs of one name and different seeds are one arm of a comparison.
     """
 
     format_version: int
@@ -87,6 +88,9 @@ class RunManifest(_Part):
     online_labels: OnlineLabelReference | None = None
     parameters: ParameterCounts
     flops_per_token: TokenFlops
+    teacher_flops_per_token: float | None = None
+    learning_rate: float | None = None
+    concept_loss_weight: float | None = None
     tokens: int = Field(gt=0)
     steps: int = Field(gt=0)
     seconds: float = Field(gt=0, allow_inf_nan=False)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from cocomix.evaluation import Comparison, Run
-from cocomix.evaluation.compare import COLUMNS
+from cocomix.evaluation.comparison import COLUMNS, REACH_COLUMNS
 from cocomix.evaluation.formatting import duration, si
 from cocomix.explorer.markup import empty, escaped, message, table
 from cocomix.explorer.plots import curves
@@ -22,11 +22,10 @@ def comparison_curves(run: Run, comparison: Comparison | None, chosen: Collectio
 
 def comparison_table(comparison: Comparison) -> str:
     """The table, what each run needs to reach the baseline's final loss, and the notes."""
-    heading = ("run", "tokens", "saved", "FLOPs", "saved", "wall-clock", "saved")
     notes = "".join(f"<li>{escaped(note)}</li>" for note in comparison.notes)
     return (
         f"{table(COLUMNS, comparison.cells())}<h4>To reach the final loss of {escaped(comparison.baseline)}</h4>"
-        f"{table(heading, comparison.reach_cells())}<ul class='cx-notes'>{notes}</ul>"
+        f"{table(REACH_COLUMNS, comparison.reach_cells())}<ul class='cx-notes'>{notes}</ul>"
     )
 
 

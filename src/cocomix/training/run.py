@@ -360,6 +360,8 @@ def _manifest(
             "forward": plan.accounting.forward_flops_per_token,
             "training": plan.accounting.training_flops_per_token,
         },
+        "learning_rate": arguments.learning_rate,
+        "concept_loss_weight": plan.config.concept_loss_weight if isinstance(plan.config, CoCoMixConfig) else None,
         "tokens": trainer.tokens_seen(trainer.state.global_step),
         "steps": trainer.state.global_step,
         "seconds": round(trainer.clock.seconds, 3),

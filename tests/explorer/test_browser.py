@@ -254,7 +254,7 @@ def test_compare(tab: Open) -> None:
     expect(page.locator("#cx-curves polyline")).to_have_count(2)
     page.get_by_label("training FLOPs").check()
     expect(page.locator("#cx-curves svg")).to_contain_text("training FLOPs")
-    page.get_by_label("plain").uncheck()
+    page.get_by_role("checkbox", name="plain").uncheck()
     expect(page.locator("#cx-curves polyline")).to_have_count(1)
     expect(page.locator("#cx-table")).to_contain_text("baseline")
 
@@ -267,7 +267,7 @@ def test_mistakes_are_answered_in_words(tab: Open) -> None:
         prompt.press("Enter")
         expect(alert).to_contain_text(says)
     page.get_by_role("tab", name="Steer").click()
-    for concept, says in ((str(CONCEPTS), "out of range"), ("-1", "out of range"), ("zzzzqq", "no concept is found")):
+    for concept, says in ((str(CONCEPTS), "out of range"), ("-1", "out of range"), ("zzzzqq", "No concept is found")):
         page.locator("#cx-concept-0 input, #cx-concept-0 textarea").first.fill(concept)
         page.get_by_role("button", name="Generate").click()
         expect(page.locator("#cx-steer-said")).to_contain_text(says)

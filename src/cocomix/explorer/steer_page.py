@@ -138,6 +138,8 @@ def steer_page(subject: Subject) -> SteerPage:
         trigger_mode="once",
         api_visibility="private",
     )
-    stop.click(stopped, None, [said, run, stop], cancels=[growing], show_progress="hidden", api_visibility="private")
+    stop.click(None, cancels=[growing], api_visibility="private").then(
+        stopped, None, [said, run, stop], show_progress="hidden", api_visibility="private"
+    )
     suggest.click(propose, prompt, suggested, concurrency_id="model", api_visibility="private")
     return SteerPage(rows, suggested, said, [said, prompt, *sampling_inputs, *rows.outputs])

@@ -11,6 +11,8 @@ from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json
 from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
+__all__ = ["atlas"]
+
 
 @app.command()
 def atlas(

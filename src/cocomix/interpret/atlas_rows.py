@@ -68,7 +68,8 @@ class AtlasWriter:
         self._settings = settings
         self._reporter = reporter
         self._special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
-        self._mixes = model.config.mixing != "none"
+        mixes = model.config.mixing != "none"
+        self._compression = model.compression_weight.detach() if mixes else None  # [n_concepts, d_model]
         create_tables(database)
         database.execute(_DRAFTS)
 
@@ -122,7 +123,7 @@ class AtlasWriter:
 
     def write_effects(self) -> int:
         """Measure the effect of the most frequent concepts; returns how many are measured in all."""
-        if not self._mixes or self._settings.effects == 0:
+        if self._compression is None or self._settings.effects == 0:
             return 0
         wanted = self._tally.frequent(self._settings.effects)
         measured = {concept for (concept,) in self._database.execute("SELECT id FROM concepts WHERE raised NOT NULL")}
@@ -195,7 +196,7 @@ class AtlasWriter:
         Our choice: from the concept's mean logit over the blocks measured on to the logit that 95% of its predictions
         stay below, so that on average it is as strong as where it is truly there; at least one bin of the histogram.
         """
-        if not self._mixes:
+        if self._compression is None:
             return None
         mean = mean_concept_logits(self._model, self._effect_blocks()).numpy()
         step = float(self._tally.edges[1] - self._tally.edges[0])
@@ -204,7 +205,7 @@ class AtlasWriter:
 
     def _norms(self) -> Tensor | None:
         """‖W_comp[concept]‖₂. [n_concepts]; `None` where nothing is mixed in."""
-        return self._model.mixer.compression.weight.detach().float().norm(dim=1) if self._mixes else None
+        return None if self._compression is None else self._compression.norm(dim=1)
 
     def _nearest(self, norms: Tensor | None, done: int) -> Iterator[tuple[int, list[list[tuple[int, float]]]]]:
         """Chunks of concepts from the `done`th: (first concept, nearest concepts and cosines of each).
@@ -216,11 +217,11 @@ class AtlasWriter:
         count = min(self._settings.nearest, total - 1)
         for start in range(done, total, rows):
             chunk = range(start, min(start + rows, total))
-            if norms is None or count == 0:
+            if self._compression is None or norms is None or count == 0:
                 yield start, [[] for _ in chunk]
                 continue
             with torch.inference_mode():
-                weight = self._model.mixer.compression.weight.float()
+                weight = self._compression
                 scale = norms.clamp_min(torch.finfo(norms.dtype).tiny)
                 cosines = (weight[chunk.start : chunk.stop] / scale[chunk.start : chunk.stop, None]) @ weight.T / scale
                 cosines[torch.arange(len(chunk)), torch.arange(chunk.start, chunk.stop)] = float("-inf")

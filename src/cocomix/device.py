@@ -21,9 +21,10 @@ def worker_device(index: int) -> torch.device:
 def chunk_bytes(device: torch.device) -> int:
     """How many bytes one chunk of a chunked computation may take.
 
-    Our choice: 64 MiB on a CPU, where larger chunks leave its caches for nothing; 1/128 of a GPU's memory (640 MiB of
-    80 GiB), where few large products are faster than many small ones.
+    Our choice: 256 MiB, and 1/128 of a GPU's memory where that is more (640 MiB of 80 GiB): every chunk adds to a
+    gradient as large as the weight, so that few large chunks are faster than many small ones.
     """
+    least = 256 * 2**20
     if device.type == "cuda":
-        return max(64 * 2**20, torch.cuda.get_device_properties(device).total_memory // 128)
-    return 64 * 2**20
+        return max(least, torch.cuda.get_device_properties(device).total_memory // 128)
+    return least

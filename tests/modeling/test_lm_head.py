@@ -109,4 +109,4 @@ def test_the_vocabulary_logits_are_never_held() -> None:
 
     with Watch():
         loss_of_hidden(hidden, head, labels, chunk_size=16).backward()
-    assert largest == 500 * 16  # a chunk's logits, and the weight, which happens to be as large
+    assert 500 * 16 <= largest < 500 * 32  # a chunk's logits, of all 256 positions' 500 each

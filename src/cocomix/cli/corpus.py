@@ -8,6 +8,8 @@ import typer
 from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
 from cocomix.reporter import ConsoleReporter
 
+__all__ = ["label", "prepare", "sae"]
+
 
 @app.command()
 def prepare(

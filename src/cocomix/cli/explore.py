@@ -10,6 +10,8 @@ from cocomix.cli.application import Quiet, RunFolder, app
 from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
+__all__ = ["explore"]
+
 
 @app.command()
 def explore(

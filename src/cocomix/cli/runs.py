@@ -8,6 +8,8 @@ import typer
 from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
 from cocomix.reporter import ConsoleReporter
 
+__all__ = ["compare", "evaluate", "train"]
+
 
 @app.command()
 def train(

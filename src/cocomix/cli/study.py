@@ -10,6 +10,8 @@ from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print
 from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
+__all__ = ["generate", "inspect", "steer_eval"]
+
 Number = TypeVar("Number", int, float)
 
 

@@ -8,6 +8,8 @@ import typer
 from cocomix.cli.application import Quiet, app
 from cocomix.reporter import ConsoleReporter
 
+__all__ = ["demo"]
+
 
 @app.command()
 def demo(

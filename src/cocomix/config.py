@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cocomix.concepts import LabelSettings
 from cocomix.errors import CoCoMixError
+from cocomix.modeling.configuration import CompressionInit, HiddenLoss, Mixing, Prediction
 from cocomix.output import write_text
 
 __all__ = [
     "DictionaryConfig",
+    "DistillationConfig",
     "LabelSources",
     "RunConfig",
     "StudentConfig",
@@ -66,12 +68,29 @@ class StudentConfig(_Section):
     """K_concept, logits kept for the continuous concept (paper: 32)."""
     concept_loss_weight: float = Field(default=0.1, ge=0.0)
     """λ (paper: 0.1)."""
-    mixing: Literal["interleave", "residual", "add", "none"] = "interleave"
-    """How concepts and hidden states are mixed; see `CoCoMixConfig`."""
+    mixing: Mixing = "interleave"
+    """How concepts and hidden states are mixed, or `pause`: a learned vector in their place; see `CoCoMixConfig`."""
+    prediction: Prediction = "concepts"
+    """What is predicted: concepts, or the `hidden` state of `teacher`, which then runs while training."""
+    hidden_loss: HiddenLoss = "l2"
+    """With `prediction: hidden`: how a predicted state is compared with the teacher's."""
+    teacher_hidden_size: int | None = Field(default=None, ge=1)
+    """With `prediction: hidden`: width of the teacher's hidden states; by default the teacher's."""
+    compression_init: CompressionInit = "normal"
+    """How large the compression of concepts starts; see `CoCoMixConfig`."""
     head_chunk_size: int | None = Field(default=None, ge=1)
     """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
     attn_implementation: str | None = None
     """Attention kernel as transformers names it; by default the best it finds."""
+
+
+class DistillationConfig(_Section):
+    """Knowledge distillation: λ_KD·KL(teacher ‖ student) of the next token, beside the objective's own losses."""
+
+    weight: float = Field(default=0.1, gt=0.0)
+    """λ_KD (paper: 0.1)."""
+    targets: Path | Literal["online"] = "online"
+    """`online`: `teacher` runs while training; or a folder written by `cocomix distill`."""
 
 
 class RunConfig(_Section):
@@ -82,14 +101,17 @@ class RunConfig(_Section):
     objective: Literal["ntp", "cocomix"] = "cocomix"
     """`ntp` trains the plain decoder, `cocomix` the model with concepts."""
     baseline: Literal["matched"] | None = None
-    """With `objective: ntp`: widen the decoder until its active parameters match the CoCoMix model of this recipe."""
+    """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters match the CoCoMix
+    model of this recipe."""
     data: Path
     """Folder written by `cocomix prepare`."""
     labels: Path | Literal["online"] | None = None
     """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
-    `cocomix` unless λ is 0, not read by `ntp`."""
+    `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden states)."""
+    distillation: DistillationConfig | None = None
+    """Adds knowledge distillation to any objective."""
     teacher: TeacherConfig | None = None
-    """Where the labels come from; with a folder of labels optional, a check."""
+    """Where labels, distillation and hidden states come from; for what lies in a folder optional, a check."""
     dictionary: DictionaryConfig | None = None
     """Likewise."""
     attribution: LabelSettings | None = None
@@ -104,15 +126,53 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "RunConfig":
-        if self.baseline is not None and self.objective != "ntp":
-            raise ValueError("baseline: matched needs objective: ntp")
-        if self.objective == "cocomix" and self.labels is None and self.model.concept_loss_weight > 0:
+        if self.baseline is not None and self.objective != "ntp" and self.model.mixing != "pause":
+            raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
+        if self.has_concepts and self.labels is None and self.model.concept_loss_weight > 0:
             raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or labels: online")
-        if self.labels == "online" and (self.teacher is None or self.dictionary is None):
+        if self.has_concepts and self.labels == "online" and (self.teacher is None or self.dictionary is None):
             raise ValueError("labels: online needs teacher: and dictionary:")
+        if self.predicts_hidden and self.model.mixing == "pause":
+            raise ValueError("model.prediction: hidden and model.mixing: pause exclude each other")
+        if self.predicts_hidden and self.teacher is None and self.model.concept_loss_weight > 0:
+            raise ValueError("model.prediction: hidden needs teacher:")
+        if self.distillation is not None and self.distillation.targets == "online" and self.teacher is None:
+            raise ValueError("distillation.targets: online needs teacher:")
         if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
             raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
         return self
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether the model predicts concepts, so that labels are read."""
+        return self.objective == "cocomix" and self.model.mixing != "pause" and self.model.prediction == "concepts"
+
+    @property
+    def predicts_hidden(self) -> bool:
+        """Whether the model predicts the teacher's hidden states."""
+        return self.objective == "cocomix" and self.model.prediction == "hidden"
+
+    @property
+    def arm(self) -> str:
+        """What sets the run apart in a comparison, e.g. `cocomix, residual, kd`; `cocomix` is the paper's form."""
+        model = self.model
+        parts: list[str] = [self.objective]
+        if self.objective == "cocomix":
+            if model.mixing == "pause":
+                parts = ["pause"]
+            elif model.mixing != "interleave":
+                parts.append("prediction only" if model.mixing == "none" else model.mixing)
+            if self.predicts_hidden:
+                parts.append(f"hidden {model.hidden_loss}")
+            elif self.has_concepts and model.concept_loss_weight == 0:
+                parts.append("mixing only")
+            if model.mixing != "pause" and model.compression_init != "normal":
+                parts.append(f"{model.compression_init} compression")
+        if self.baseline is not None:
+            parts.append(self.baseline)
+        if self.distillation is not None:
+            parts.append("kd")
+        return ", ".join(parts)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -24,6 +24,7 @@ from cocomix.concepts import (
     require_fit,
     write_labels,
 )
+from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.config import DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks, load_tokenizer, tokenizer_fingerprint
 from cocomix.device import default_device
@@ -31,7 +32,7 @@ from cocomix.errors import CoCoMixError
 from cocomix.output import explained_full_disk, read_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["OpenedTeacher", "fit_on_data", "label_data", "layer_of_dictionary", "open_teacher"]
+__all__ = ["OpenedTeacher", "fit_on_data", "label_data", "layer_of_dictionary", "open_decoder", "open_teacher"]
 
 _CHECK_TOKENS = 8192
 _AGREEMENT_TOKENS = 4096
@@ -163,6 +164,22 @@ def open_teacher(
     reporter.say(f"{settings.dtype} gives {agreement:.2%} of {sample.numel():,} positions the labels of float32")
     require_agreement(agreement, settings.dtype, force=force, reporter=reporter)
     return OpenedTeacher(concept_teacher, agreement)
+
+
+def open_decoder(data: PreparedData, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
+    """Load a teacher without a dictionary.
+
+    Args:
+        data: prepared with the teacher's tokenizer.
+        teacher: the language model, and the block whose output is read.
+        device: where to put it; the best one by default.
+
+    Raises:
+        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.
+    """
+    model = load_teacher(teacher.model, revision=teacher.revision, device=device or default_device())
+    _check_tokenizer(model, teacher, data)
+    return FrozenDecoder(model, teacher.layer)
 
 
 def layer_of_dictionary(path: str) -> int:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from cocomix.concepts.diagonal import DiagonalGradient
 from cocomix.errors import CoCoMixError
 
-__all__ = ["FrozenDecoder", "GradientScope", "HiddenGradient", "decoder_blocks", "target_mask"]
+__all__ = ["FrozenDecoder", "GradientScope", "HiddenGradient", "Predictions", "decoder_blocks", "target_mask"]
 
 GradientScope = Literal["sequence", "next"]
 
@@ -38,6 +38,18 @@ class HiddenGradient(NamedTuple):
     hidden: Tensor
     gradient: Tensor
     loss: Tensor
+
+
+class Predictions(NamedTuple):
+    """Next-token predictions of a model: logits = head(states).
+
+    Attributes:
+        states: output of the base model [batch, seq, d_model], or logits [batch, seq, vocab] where `head` is None.
+        head: the vocabulary projection, where logits are nothing but its output.
+    """
+
+    states: Tensor
+    head: nn.Linear | None
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -149,6 +161,17 @@ class FrozenDecoder:
         hooked = self.replaced(replace) if replace is not None else nullcontext()
         with self._autocast(dtype), hooked:
             return self._summed_loss(input_ids, attention_mask)[1]
+
+    @torch.no_grad()
+    def predictions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, dtype: torch.dtype | None = None
+    ) -> "Predictions":
+        """What the model predicts at every position, before the vocabulary head where that is possible."""
+        inputs = self._inputs(input_ids, attention_mask)
+        with self._autocast(dtype):
+            if self._head is None:
+                return Predictions(self.model(**inputs).logits, None)
+            return Predictions(self.model.base_model(**inputs)[0], self._head)
 
     def loss_gradient(
         self,

@@ -11,13 +11,10 @@ Scores are gradients of the *summed* next-token loss (nats) times the activation
 blocks were batched.
 """
 
-from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cocomix.concepts.attribution import IGNORED, AttributionSettings
+from cocomix.concepts.columns import ShardColumns
 from cocomix.concepts.hashing import file_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path, read_json
@@ -38,6 +36,7 @@ __all__ = [
     "LabelSettings",
     "LabelShard",
     "LabelStatistics",
+    "Record",
     "TeacherRecord",
     "id_storage",
 ]
@@ -57,11 +56,13 @@ class LabelSettings(AttributionSettings):
     score_dtype: Literal["float16", "float32"] = "float16"
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of a manifest."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TeacherRecord(_Record):
+class TeacherRecord(Record):
     """Which model the labels come from: where it was loaded from, hash of its weights, rows of its embedding."""
 
     name: str
@@ -69,7 +70,7 @@ class TeacherRecord(_Record):
     vocab_size: int
 
 
-class DictionaryRecord(_Record):
+class DictionaryRecord(Record):
     """Which dictionary the labels come from: where it was loaded from, hash, kind and size."""
 
     name: str
@@ -78,7 +79,7 @@ class DictionaryRecord(_Record):
     num_concepts: int
 
 
-class LabelShard(_Record):
+class LabelShard(Record):
     """One file of labels: its name (`train/00000`), rows and SHA-256."""
 
     name: str
@@ -86,7 +87,7 @@ class LabelShard(_Record):
     sha256: str
 
 
-class LabelStatistics(_Record):
+class LabelStatistics(Record):
     """Counts over all splits, and how fast the last run went.
 
     Attributes:
@@ -104,7 +105,7 @@ class LabelStatistics(_Record):
     tokens_per_second: float
 
 
-class LabelManifest(_Record):
+class LabelManifest(Record):
     """What the labels are of and how they were made.
 
     `fingerprint` covers everything but names, speed, versions and `agreement_with_float32`, the share of positions
@@ -146,13 +147,12 @@ class LabelBlocks(Dataset[dict[str, Tensor]]):
     def __init__(self, folder: Path, shards: tuple[LabelShard, ...], manifest: LabelManifest) -> None:
         self.block_size = manifest.block_size
         self.k = manifest.settings.k
-        self._paths = [folder / f"{shard.name}.arrow" for shard in shards]
-        self._ends = list(accumulate(shard.blocks for shard in shards))
+        paths = [folder / f"{shard.name}.arrow" for shard in shards]
+        self._stored = ShardColumns(paths, [shard.blocks for shard in shards])
         self._ignored = id_storage(manifest.num_concepts)[1]
-        self._columns: dict[int, Mapping[str, NDArray[Any]]] = {}
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._stored)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """`concept_labels`: int64 [block_size, k], −100 where there is no label, aligned with the block's tokens."""
@@ -165,18 +165,8 @@ class LabelBlocks(Dataset[dict[str, Tensor]]):
         stored = self._row(index, "concept_scores").astype(np.float32)
         return torch.from_numpy(stored.reshape(self.block_size, self.k))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}}
-
     def _row(self, index: int, column: str) -> NDArray[Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"block {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        if shard not in self._columns:
-            self._columns[shard] = _map_shard(self._paths[shard])
-        row = index - (self._ends[shard - 1] if shard else 0)
-        width = self.block_size * self.k
-        return self._columns[shard][column][row * width : (row + 1) * width]
+        return self._stored.row(index, column, self.block_size * self.k)
 
 
 class ConceptLabelStore:
@@ -262,12 +252,3 @@ class ConceptLabelStore:
                 raise CoCoMixError(
                     f"the shard {shard.name}.arrow of {self.path} has changed since it was written; label again."
                 )
-
-
-def _map_shard(path: Path) -> Mapping[str, NDArray[Any]]:
-    """The columns of a shard as flat views of the memory-mapped file."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CoCoMixError(f"the shard {path} cannot be read ({error}); label again.") from error
-    return {name: table[name].chunk(0).flatten().to_numpy(zero_copy_only=True) for name in table.column_names}

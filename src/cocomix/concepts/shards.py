@@ -5,7 +5,7 @@ any moment leaves finished shards and nothing that looks like one.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,12 @@ __all__ = [
     "Advance",
     "ShardPlan",
     "ShardWriter",
+    "checked_tokens",
     "finished_shard",
     "label_shard",
     "shard_record",
     "store_shard",
+    "write_columns",
 ]
 
 PROGRESS = "progress"
@@ -90,17 +92,7 @@ def label_shard(teacher: ConceptTeacher, shard: TokenShardLike, plan: ShardPlan,
     Raises:
         CoCoMixError: the shard has another shape than its data set says, or tokens that the teacher does not know.
     """
-    tokens = shard.read()
-    if tokens.shape != (shard.num_blocks, plan.block_size):
-        raise CoCoMixError(
-            f"the token shard {shard.name} has shape {list(tokens.shape)}, not [{shard.num_blocks}, "
-            f"{plan.block_size}]; prepare the data again."
-        )
-    if int(tokens.max(initial=0)) >= teacher.vocab_size:
-        raise CoCoMixError(
-            f"the token shard {shard.name} has token {int(tokens.max())} but the teacher knows {teacher.vocab_size} "
-            "tokens; prepare the data with the teacher's tokenizer."
-        )
+    tokens = checked_tokens(shard, plan.block_size, teacher.vocab_size)
     shape = (shard.num_blocks, plan.block_size, plan.settings.k)
     ids, scores = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
     for start in range(0, shard.num_blocks, plan.batch):
@@ -114,6 +106,22 @@ def label_shard(teacher: ConceptTeacher, shard: TokenShardLike, plan: ShardPlan,
         ids[rows], scores[rows] = labels.ids, labels.scores
         advance(labels.ids.shape[0] * plan.block_size)
     return ConceptLabels(ids, scores)
+
+
+def checked_tokens(shard: TokenShardLike, block_size: int, vocab_size: int) -> NDArray[Any]:
+    """The tokens of a shard [blocks, block_size], for a teacher of `vocab_size` tokens; errors as in `label_shard`."""
+    tokens = shard.read()
+    if tokens.shape != (shard.num_blocks, block_size):
+        raise CoCoMixError(
+            f"the token shard {shard.name} has shape {list(tokens.shape)}, not [{shard.num_blocks}, "
+            f"{block_size}]; prepare the data again."
+        )
+    if int(tokens.max(initial=0)) >= vocab_size:
+        raise CoCoMixError(
+            f"the token shard {shard.name} has token {int(tokens.max())} but the teacher knows {vocab_size} "
+            "tokens; prepare the data with the teacher's tokenizer."
+        )
+    return tokens
 
 
 class ShardWriter:
@@ -157,7 +165,7 @@ def store_shard(plan: ShardPlan, name: str, labels: ConceptLabels) -> None:
     used = np.zeros(plan.n_concepts, dtype=bool)
     used[labels.ids[present].numpy()] = True
     path = plan.folder / f"{name}.arrow"
-    _write_arrow(path, ids, scores)
+    write_columns(path, {"concept_ids": ids, "concept_scores": scores})
     record = {
         "name": name,
         "blocks": len(ids),
@@ -170,9 +178,8 @@ def store_shard(plan: ShardPlan, name: str, labels: ConceptLabels) -> None:
     write_json(plan.folder / PROGRESS / f"{name}.json", record)
 
 
-def _write_arrow(path: Path, ids: NDArray[Any], scores: NDArray[Any]) -> None:
-    """Write one shard under a temporary name, flush it and rename it."""
-    columns = {"concept_ids": ids, "concept_scores": scores}
+def write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write one shard, columns [blocks, numbers], under a temporary name, flush it and rename it."""
     arrays = [
         pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]) for values in columns.values()
     ]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import predicts_concepts
 from cocomix.modeling.concept_head import IGNORE
 
 __all__ = ["Batch", "MapDataset", "batches", "count_blocks", "inference", "token_losses"]
@@ -56,7 +56,7 @@ def count_blocks(
     if len(blocks) == 0:
         raise CoCoMixError("there is no block to evaluate on; prepare the data with a larger validation share.")
     if labels is not None:
-        if not isinstance(model, CoCoMixForCausalLM):
+        if not predicts_concepts(model):
             raise CoCoMixError(
                 f"labels were given, but a {type(model).__name__} predicts no concepts; evaluate it without labels."
             )

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.inference import Batch, MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import predicts_concepts
 from cocomix.modeling.concept_head import IGNORE
 from cocomix.modeling.mixer import ConceptIntervention
 from cocomix.reporter import Reporter, SilentReporter
@@ -117,7 +117,7 @@ def oracle(labels: Tensor) -> ConceptIntervention:
 
 def no_reliance_reason(model: PreTrainedModel) -> str | None:
     """Why concept reliance cannot be measured on a model, in one sentence; `None` if it can."""
-    if not isinstance(model, CoCoMixForCausalLM):
+    if not predicts_concepts(model):
         return f"a {type(model).__name__} has no concepts, so there is no reliance on them to measure."
     if model.config.mixing == "none":
         return 'this model predicts concepts but mixes none in (mixing: "none"), so there is nothing to intervene on.'

@@ -13,7 +13,7 @@ from cocomix.evaluation.documents import DocumentTally, write_document_losses
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.runs import Run
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import predicts_concepts
 from cocomix.output import write_json
 from cocomix.reporter import Reporter, SilentReporter
 
@@ -98,7 +98,7 @@ def evaluate_run(
     blocks = prepared.split(split)
     model = run.model()
     found = None
-    if isinstance(model, CoCoMixForCausalLM):
+    if predicts_concepts(model):
         store = open_run_labels(
             run, prepared, model.config.num_concepts, labels, without="concept recall and the oracle", reporter=reporter
         )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixForCausalLM, predicts_concepts
 
 __all__ = ["concept_model", "encode", "encode_together", "visible"]
 
@@ -60,7 +60,7 @@ def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixFor
     Raises:
         CoCoMixError: it has no concepts, or they change nothing.
     """
-    if not isinstance(model, CoCoMixForCausalLM):
+    if not predicts_concepts(model):
         raise CoCoMixError(
             f"this model ({type(model).__name__}) has no concepts; use a run with the objective cocomix."
         )

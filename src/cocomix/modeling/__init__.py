@@ -6,7 +6,7 @@ from cocomix.modeling.accounting import Accounting, account
 from cocomix.modeling.cache import CoCoMixCache
 from cocomix.modeling.configuration import CoCoMixConfig, Mixing
 from cocomix.modeling.edits import ConceptEdit
-from cocomix.modeling.modeling import CoCoMixForCausalLM, CoCoMixOutput
+from cocomix.modeling.modeling import CoCoMixForCausalLM, CoCoMixOutput, predicts_concepts
 
 __all__ = [
     "Accounting",
@@ -17,6 +17,7 @@ __all__ = [
     "ConceptEdit",
     "Mixing",
     "account",
+    "predicts_concepts",
 ]
 
 AutoConfig.register("cocomix", CoCoMixConfig, exist_ok=True)

@@ -6,7 +6,7 @@ d_model, n_concepts (C), k (concept_topk), k_attr (labels per position).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,9 @@ from cocomix.modeling.edits import ConceptEdit, PlacedEdit, active_edits, check_
 from cocomix.modeling.hidden_mixer import HiddenCompression, HiddenMixer
 from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits, next_tokens
 from cocomix.modeling.mixer import ConceptCompression, ConceptIntervention, ConceptMixer, MixerOutput, PauseMixer
+from cocomix.modeling.positions import mixed_positions, positions_of
 
-__all__ = ["CoCoMixForCausalLM", "CoCoMixOutput"]
+__all__ = ["CoCoMixForCausalLM", "CoCoMixOutput", "predicts_concepts"]
 
 _COMPRESSION_SCALES = {"normal": 1.0, "small": 0.1, "zero": 0.0}
 
@@ -199,7 +200,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             past_key_values = self._own_cache(past_key_values)
         cache = past_key_values if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
-        position_ids = _positions(query, attention_mask, position_ids, cache)
+        position_ids = positions_of(query, attention_mask, position_ids, cache)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
         # Checkpointed blocks take no cache of any kind.
         plain = position_ids is None and attention_mask is None and not self.upper.gradient_checkpointing
@@ -232,7 +233,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         upper = self.upper(
             inputs_embeds=mixer.mixed,
             attention_mask=None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1),
-            position_ids=None if position_ids is None else _mixed_positions(position_ids, width),
+            position_ids=None if position_ids is None else mixed_positions(position_ids, width),
             past_key_values=nothing if cache is None else cache.upper,
             use_cache=use_cache,
             **kwargs,
@@ -352,38 +353,15 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             model_kwargs["past_key_values"].activate_past_recording()
 
 
+def predicts_concepts(model: nn.Module) -> TypeGuard[CoCoMixForCausalLM]:
+    """Whether a model has concepts to look at: a CoCoMix model without a pause vector or predicted hidden states."""
+    return isinstance(model, CoCoMixForCausalLM) and model.config.has_concepts
+
+
 def _build_mixer(config: CoCoMixConfig) -> ConceptMixer | HiddenMixer | PauseMixer:
     if config.has_concepts:
         return ConceptMixer(config)
     return PauseMixer(config) if config.mixing == "pause" else HiddenMixer(config)
-
-
-def _positions(
-    query: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None, cache: CoCoMixCache | None
-) -> Tensor | None:
-    """Positions of the new tokens [batch or 1, seq]; `None` where the halves' own default says the same.
-
-    With a padding mask they count real tokens only; after cached tokens they go on from there.
-    """
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise CoCoMixError(
-            f"attention_mask has {attention_mask.dim()} dimensions; pass a two-dimensional mask [batch, past + seq]."
-        )
-    if position_ids is not None or query is None:
-        return position_ids
-    seq = query.shape[1]
-    if attention_mask is not None:
-        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
-    past = 0 if cache is None else cache.get_seq_length()
-    return None if past == 0 else torch.arange(past, past + seq, device=query.device).unsqueeze(0)
-
-
-def _mixed_positions(position_ids: Tensor, width: int) -> Tensor:
-    """Token position p becomes positions width·p … width·p + width − 1 of the upper half: always consecutive."""
-    if width == 1:
-        return position_ids
-    offsets = torch.arange(width, device=position_ids.device)
-    return (width * position_ids.unsqueeze(-1) + offsets).flatten(1)  # [batch, mixed_seq]
 
 
 def _total(ntp_loss: Tensor | None, auxiliary: Tensor | None, weight: float) -> Tensor | None:

@@ -1,7 +1,8 @@
 """What a training step computes. Arms differ here and nowhere else in the training loop.
 
 An objective is a function from a model and a batch to an `ObjectiveOutput`; a new arm is a new function and a name in
-`OBJECTIVES`.
+`OBJECTIVES`. What a teacher says of a batch comes in the batch itself: `concept_labels`, `hidden_targets` and
+`teacher_targets` (`cocomix.training.distillation` puts the last two there).
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from cocomix.modeling.concept_head import IGNORE
+from cocomix.modeling.distillation_head import distillation_loss
+from cocomix.modeling.lm_head import next_tokens
 
 __all__ = ["OBJECTIVES", "Divisors", "Objective", "ObjectiveOutput", "concept_recall_counts"]
 
@@ -31,8 +34,9 @@ class ObjectiveOutput:
     """What an objective yields for one micro-batch.
 
     Attributes:
-        loss: to be differentiated. []
-        terms: parts of the loss in nats, already divided by the `Divisors`, so that they add up over a step. [] each
+        loss: to be differentiated; of a `kd_loss`, `Taught` adds its share. []
+        terms: parts of the loss, in nats but for `hidden_loss`, already divided by the `Divisors`, so that they add up
+            over a step. [] each
         ratios: (numerator, denominator) pairs that are summed before they are divided, such as a recall. [] each
     """
 
@@ -52,6 +56,7 @@ def next_token_prediction(model: torch.nn.Module, batch: dict[str, Any], divisor
         batch: `input_ids` and `labels`, [batch, seq] int64, and `attention_mask` where there is padding.
         divisors: only `tokens` is used.
     """
+    targets = batch.get("teacher_targets")
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch.get("attention_mask"),
@@ -59,16 +64,21 @@ def next_token_prediction(model: torch.nn.Module, batch: dict[str, Any], divisor
         num_items_in_batch=divisors.tokens,
         use_cache=False,
     )
-    return ObjectiveOutput(output.loss, {"ntp_loss": output.loss})
+    terms = {"ntp_loss": output.loss}
+    if targets is not None:
+        counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
+        terms["kd_loss"] = distillation_loss(output.logits, None, targets, counted, divisors.tokens)
+    return ObjectiveOutput(output.loss, terms)
 
 
 def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divisors) -> ObjectiveOutput:
-    """CoCoMix (Eq. 4): next-token loss plus λ times the concept loss.
+    """CoCoMix (Eq. 4): next-token loss plus λ times the concept loss, or the loss of predicted hidden states.
 
     Args:
         model: a `CoCoMixForCausalLM`.
         batch: `input_ids` and `labels` [batch, seq], and `concept_labels` [batch, seq, k_attr], all int64. Without
-            `concept_labels` only mixing is trained (the paper's "mixing only" ablation).
+            `concept_labels` only mixing is trained (the paper's "mixing only" ablation, and its pause tokens). A model
+            that predicts hidden states takes `hidden_targets` [batch, seq, d_teacher] instead.
         divisors: global counts of target tokens and labelled positions.
     """
     concept_labels = batch.get("concept_labels")
@@ -77,15 +87,17 @@ def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divi
         attention_mask=batch.get("attention_mask"),
         labels=batch["labels"],
         concept_labels=concept_labels,
+        hidden_targets=batch.get("hidden_targets"),
+        teacher_targets=batch.get("teacher_targets"),
         num_items_in_batch=divisors.tokens,
         num_concept_items_in_batch=divisors.concept_positions,
         output_logits=False,
         use_cache=False,
     )
-    terms = {"ntp_loss": output.ntp_loss}
+    names = ("ntp_loss", "concept_loss", "hidden_loss", "kd_loss")
+    terms = {name: output[name] for name in names if output.get(name) is not None}
     if concept_labels is None:
         return ObjectiveOutput(output.loss, terms)
-    terms["concept_loss"] = output.concept_loss
     recall = concept_recall_counts(output.concept_ids, concept_labels)
     return ObjectiveOutput(output.loss, terms, {"concept_recall": recall})
 

@@ -21,6 +21,7 @@ from cocomix.data import PreparedData
 from cocomix.output import fingerprint_json
 from cocomix.pipeline import open_teacher
 from cocomix.reporter import Reporter
+from cocomix.training.teacher_cost import labelling_flops
 
 __all__ = ["OnlineLabels", "open_online_labels"]
 
@@ -52,6 +53,10 @@ class OnlineLabels:
     def num_concepts(self) -> int:
         """Number of concepts in the teacher's dictionary."""
         return self.teacher.n_concepts
+
+    def flops_per_token(self, block_size: int) -> float:
+        """What labelling costs, see `labelling_flops`."""
+        return labelling_flops(self.teacher, self.settings, block_size)
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Labels of token rows: int64 [batch, seq, k] on the CPU from int64 [batch, seq]; −100 where there is none."""

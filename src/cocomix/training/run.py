@@ -1,7 +1,7 @@
 """`cocomix train`: one run from a recipe to a folder that `from_pretrained` loads."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments, s
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.concepts import ConceptLabelStore, LabelSettings
+from cocomix.concepts import ConceptLabelStore, LabelSettings, TeacherProbabilities
 from cocomix.config import RunConfig, load_recipe, save_recipe
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
@@ -24,6 +24,7 @@ from cocomix.modeling.accounting import build_model
 from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.training.distillation import Teaching, open_teaching
 from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.online import OnlineLabels, open_online_labels
@@ -38,7 +39,7 @@ _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
 
 
 class LabelledBlocks(Dataset[dict[str, torch.Tensor]]):
-    """Token blocks joined with their labels: row i has `input_ids` [seq] and `concept_labels` [seq, k_attr]."""
+    """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`."""
 
     def __init__(self, tokens: Any, labels: Any) -> None:
         self.tokens, self.labels = tokens, labels
@@ -67,18 +68,24 @@ class Plan:
     train_blocks: int | None
 
 
-def plan_run(recipe: RunConfig, data: PreparedData | None = None, labels: Labels | None = None) -> Plan:
+def plan_run(
+    recipe: RunConfig,
+    data: PreparedData | None = None,
+    labels: Labels | None = None,
+    teacher_hidden_size: int | None = None,
+) -> Plan:
     """Check a recipe and count its model's cost, on the meta device.
 
     Args:
         recipe: the recipe.
         data: its prepared data; without it (a dry run) the recipe must give every size itself.
         labels: its labels, if there are any.
+        teacher_hidden_size: of a teacher that runs while training.
     """
     vocabulary = None
     if data is not None:
         vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
-    config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts)
+    config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts, teacher_hidden_size)
     block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
     try:
         with torch.device("meta"):
@@ -115,6 +122,7 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
     return {
         "objective": recipe.objective,
+        "arm": recipe.arm,
         "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
         "parameters": count.total_parameters,
         "active parameters": count.active_parameters,
@@ -156,21 +164,22 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         reporter = SilentReporter()
     _check_unfinished(recipe, output)
     labels, online = _open_labels(recipe, data), None
-    if recipe.objective == "cocomix" and recipe.labels == "online":
+    if recipe.has_concepts and recipe.labels == "online":
         online = open_online_labels(recipe, data, arguments.device, reporter)
-    plan = plan_run(recipe, data, online or labels or _labels_to_match(recipe))
+    teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
+    plan = plan_run(recipe, data, online or labels or _labels_to_match(recipe), teaching.hidden_size)
     with _staged(output, arguments) as folder:
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
         model = build_model(plan.config, recipe.model.attn_implementation)
-        validation = _split(data, labels, "validation", recipe.evaluation_blocks)
+        validation = _split(data, (labels, teaching.stored), "validation", recipe.evaluation_blocks)
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
-            train_dataset=_split(data, labels, "train", None),
+            train_dataset=_split(data, (labels, teaching.stored), "train", None),
             eval_dataset=validation if online is None else _labelled(validation, online, reporter),
-            objective=OBJECTIVES[recipe.objective],
+            objective=teaching.told(OBJECTIVES[recipe.objective]),
             online_labels=online,
         )
         trainer.remove_callback(PrinterCallback)
@@ -195,7 +204,9 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
         if first:
-            write_json(folder / "manifest.json", _manifest(recipe, output, plan, data, labels, trainer, final))
+            write_json(
+                folder / "manifest.json", _manifest(recipe, output, plan, data, labels, teaching, trainer, final)
+            )
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {output}")
     return output
@@ -218,7 +229,7 @@ def _staged(output: Path, arguments: TrainingArguments) -> Iterator[Path]:
 
 
 def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | None:
-    if recipe.objective == "ntp" or not isinstance(recipe.labels, Path):
+    if not recipe.has_concepts or not isinstance(recipe.labels, Path):
         return None
     labels = ConceptLabelStore.open(recipe.labels)
     labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
@@ -259,10 +270,14 @@ def _check_unfinished(recipe: RunConfig, output: Path) -> None:
         )
 
 
-def _split(data: PreparedData, labels: ConceptLabelStore | None, name: str, limit: int | None) -> Dataset[Any]:
+def _split(
+    data: PreparedData, beside: Iterable[ConceptLabelStore | TeacherProbabilities | None], name: str, limit: int | None
+) -> Dataset[Any]:
+    """A split's blocks, joined with what is stored beside them."""
     blocks: Dataset[Any] = data.split(name)
-    if labels is not None:
-        blocks = LabelledBlocks(blocks, labels.split(name))
+    for stored in beside:
+        if stored is not None:
+            blocks = LabelledBlocks(blocks, stored.split(name))
     if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
         blocks = Subset(blocks, range(limit))
     return blocks
@@ -284,7 +299,7 @@ def _warn_of_repeated_labelling(trainer: CoCoMixTrainer, reporter: Reporter) -> 
 def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer, reporter: Reporter) -> None:
     count = plan.accounting
     reporter.say(
-        f"{recipe.objective}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
+        f"{recipe.arm}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
         f"{count.training_flops_per_token / 1e6:,.1f} training MFLOP per token, "
         f"{trainer.tokens_per_step:,} tokens per step, on {trainer.args.device}"
     )
@@ -331,6 +346,7 @@ def _manifest(
     plan: Plan,
     data: PreparedData,
     labels: ConceptLabelStore | None,
+    teaching: Teaching,
     trainer: CoCoMixTrainer,
     final: dict[str, float],
 ) -> dict[str, Any]:
@@ -343,6 +359,7 @@ def _manifest(
         "cocomix_version": version("cocomix"),
         "name": recipe.name or output.name,
         "objective": recipe.objective,
+        "arm": recipe.arm,
         "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
         "data": {
             "path": str(recipe.data),
@@ -352,6 +369,7 @@ def _manifest(
         },
         "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
         "online_labels": None if online is None else online.reference(data),
+        "teaching": teaching.reference,
         "parameters": {
             "total": plan.accounting.total_parameters,
             "active": plan.accounting.active_parameters,
@@ -360,6 +378,8 @@ def _manifest(
             "forward": plan.accounting.forward_flops_per_token,
             "training": plan.accounting.training_flops_per_token,
         },
+        "teacher_flops_per_token": teaching.flops_per_token
+        + (0.0 if online is None else online.flops_per_token(plan.block_size)),
         "learning_rate": arguments.learning_rate,
         "concept_loss_weight": plan.config.concept_loss_weight if isinstance(plan.config, CoCoMixConfig) else None,
         "tokens": trainer.tokens_seen(trainer.state.global_step),

@@ -29,7 +29,10 @@ class Vocabulary:
 
 
 def model_config(
-    config: RunConfig, vocabulary: Vocabulary | None = None, label_concepts: int | None = None
+    config: RunConfig,
+    vocabulary: Vocabulary | None = None,
+    label_concepts: int | None = None,
+    teacher_hidden_size: int | None = None,
 ) -> PreTrainedConfig:
     """The configuration of the model a recipe describes.
 
@@ -37,6 +40,7 @@ def model_config(
         config: the recipe.
         vocabulary: the data's; sizes the recipe leaves open are taken from it. `None` in a dry run without data.
         label_concepts: number of concepts of the labels, if there are any.
+        teacher_hidden_size: of a teacher that runs while training.
 
     Returns:
         A `CoCoMixConfig`, or the plain (possibly widened) decoder's config for `objective: ntp`.
@@ -49,24 +53,43 @@ def model_config(
     plain = config.objective == "ntp" and config.baseline is None
     if plain:
         return backbone
-    num_concepts = config.model.num_concepts or label_concepts
+    student = CoCoMixConfig(
+        backbone=backbone,
+        insert_layer=config.model.insert_layer,
+        mixing=config.model.mixing,
+        prediction=config.model.prediction,
+        hidden_loss=config.model.hidden_loss,
+        compression_init=config.model.compression_init,
+        concept_loss_weight=config.model.concept_loss_weight,
+        head_chunk_size=config.model.head_chunk_size,
+        **_sizes(config, label_concepts, teacher_hidden_size),
+    )
+    return student if config.baseline is None else matched_config(student)
+
+
+def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: int | None) -> dict[str, Any]:
+    """The sizes of what the student predicts, as far as it, or the model a baseline is matched to, predicts it."""
+    model = config.model
+    if config.predicts_hidden:
+        if model.teacher_hidden_size is None and teacher_hidden_size is None:
+            raise CoCoMixError("model.teacher_hidden_size is needed where the teacher is not loaded; set it.")
+        if teacher_hidden_size is not None and model.teacher_hidden_size not in (None, teacher_hidden_size):
+            raise CoCoMixError(
+                f"model.teacher_hidden_size is {model.teacher_hidden_size} but the teacher's hidden states are "
+                f"{teacher_hidden_size} wide; remove model.teacher_hidden_size or use another teacher."
+            )
+        return {"teacher_hidden_size": teacher_hidden_size or model.teacher_hidden_size}
+    num_concepts = model.num_concepts or label_concepts
     if num_concepts is None:
+        if not config.has_concepts and config.baseline is None:
+            return {}
         raise CoCoMixError("model.num_concepts is needed when no labels are given; set it to the dictionary's size.")
-    if config.objective == "cocomix" and label_concepts is not None and label_concepts != num_concepts:
+    if config.has_concepts and label_concepts is not None and label_concepts != num_concepts:
         raise CoCoMixError(
             f"model.num_concepts is {num_concepts} but the labels' dictionary has {label_concepts} concepts; "
             "remove model.num_concepts or use other labels."
         )
-    student = CoCoMixConfig(
-        backbone=backbone,
-        insert_layer=config.model.insert_layer,
-        num_concepts=num_concepts,
-        concept_topk=config.model.concept_topk,
-        concept_loss_weight=config.model.concept_loss_weight,
-        mixing=config.model.mixing,
-        head_chunk_size=config.model.head_chunk_size,
-    )
-    return student if config.objective == "cocomix" else matched_config(student)
+    return {"num_concepts": num_concepts, "concept_topk": model.concept_topk}
 
 
 def _backbone(source: dict[str, Any] | str, vocabulary: Vocabulary | None) -> PreTrainedConfig:

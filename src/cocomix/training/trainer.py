@@ -30,21 +30,27 @@ from cocomix.training.online import OnlineLabels
 __all__ = ["CoCoMixTrainer", "collate_blocks", "last_complete_checkpoint"]
 
 _COMPLETE = "complete"
+_COLUMNS: dict[str, torch.dtype | None] = {
+    **dict.fromkeys(("input_ids", "labels", "attention_mask", "concept_labels", "teacher_ids"), torch.int64),
+    "teacher_log_probs": None,
+}
+_LOSSES = ("ntp_loss", "concept_loss", "hidden_loss", "kd_loss")
 
 
 def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
 
     Args:
-        rows: each with `input_ids` [seq] and, optionally, `concept_labels` [seq, k_attr], integers of any kind.
+        rows: each with `input_ids` [seq] and, optionally, `concept_labels` [seq, k_attr] and `teacher_ids` [seq, K],
+            integers of any kind, and `teacher_log_probs` [seq, K].
 
     Returns:
-        int64 tensors [batch, …].
+        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are.
     """
     batch = {
-        name: torch.stack([torch.as_tensor(row[name], dtype=torch.int64) for row in rows])
+        name: torch.stack([torch.as_tensor(row[name], dtype=_COLUMNS[name]) for row in rows])
         for name in rows[0]
-        if name in ("input_ids", "labels", "concept_labels", "attention_mask")
+        if name in _COLUMNS
     }
     batch.setdefault("labels", batch["input_ids"])
     return batch
@@ -68,10 +74,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     objective follows from the model (`CoCoMixConfig` → `cocomix`, otherwise `ntp`) unless one is given. Everything
     else is `transformers.Trainer`.
 
-    Logged beside the Trainer's own numbers: `ntp_loss` and `concept_loss` in nats, `concept_recall` (share of label
-    concepts among the model's top-k), `tokens` seen, `seconds` of training (evaluation and saving left out) and
-    `tokens_per_second`. Under gradient accumulation and several processes the losses are averages over the targets of
-    the whole optimizer step.
+    Logged beside the Trainer's own numbers: `ntp_loss`, `concept_loss` and `kd_loss` in nats, `hidden_loss`,
+    `concept_recall` (share of label concepts among the model's top-k), `tokens` seen, `seconds` of training (evaluation
+    and saving left out) and `tokens_per_second`. Under gradient accumulation and several processes the losses are
+    averages over the targets of the whole optimizer step.
 
     With `online_labels`, training batches get their `concept_labels` from a teacher as they come; the time it takes is
     part of `seconds`. Evaluation sets bring their own (see `OnlineLabels.blocks`).
@@ -94,7 +100,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.clock = TrainingClock()
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "labels", "attention_mask", "concept_labels"]
+        self._signature_columns = list(_COLUMNS)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step and their counts; labelled first, where labels are made online."""
@@ -135,7 +141,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             logs.update(self._meter.averages(self.state.global_step, self.accelerator))
             if self.accelerator.mixed_precision == "fp16" and not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]  # the loss scaler skipped this step and lowers its scale
-        for name in ("ntp_loss", "concept_loss", "grad_norm", "eval_loss", "eval_concept_loss"):
+        for name in ("grad_norm", "eval_loss", *_LOSSES, *(f"eval_{name}" for name in _LOSSES)):
             if not math.isfinite(logs.get(name, 0.0)):
                 self._stop(f"{name} became {logs[name]}")
         seconds = self.clock.seconds
@@ -186,7 +192,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
         Returns:
             `eval_loss`, the next-token loss alone, in nats per target token; with concept labels also
-            `eval_concept_loss` in nats per labelled position, and `eval_concept_recall`.
+            `eval_concept_loss` in nats per labelled position, and `eval_concept_recall`; where a teacher takes part,
+            `eval_kd_loss` and `eval_hidden_loss` per target token.
         """
         model = self.model_wrapped if self.is_in_train else self.model
         meter, targets = _Meter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
@@ -201,6 +208,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             tokens, positions = _over_processes(targets, self.accelerator).clamp_min(1).tolist()
             sums = meter.averages(1, self.accelerator)
         metrics = {f"{prefix}_loss": sums["ntp_loss"] / tokens}
+        metrics |= {f"{prefix}_{name}": sums[name] / tokens for name in ("kd_loss", "hidden_loss") if name in sums}
         if "concept_loss" in sums:
             metrics[f"{prefix}_concept_loss"] = sums["concept_loss"] / positions
             metrics[f"{prefix}_concept_recall"] = sums["concept_recall"]

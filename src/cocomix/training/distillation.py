@@ -1,0 +1,168 @@
+"""What else a teacher gives a training step, beside labels: next-token distributions and hidden states.
+
+Knowledge distillation adds λ_KD·KL(teacher ‖ student) to any objective (paper: to next-token prediction, and to pause
+tokens). The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of
+its largest probabilities (`cocomix distill`). The hidden states that `prediction: hidden` asks for are never stored.
+An online teacher runs in the training precision (our choice), in every process on its own rows; it is neither wrapped,
+nor trained, nor saved. Its time is part of the run's seconds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cocomix.concepts import TeacherProbabilities
+from cocomix.concepts.decoder import FrozenDecoder
+from cocomix.concepts.dictionary import layer_normalize
+from cocomix.concepts.teacher import model_fingerprint
+from cocomix.config import RunConfig
+from cocomix.data import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.modeling.distillation_head import FullTargets, TopTargets
+from cocomix.pipeline import open_decoder
+from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
+from cocomix.training.teacher_cost import running_flops
+
+__all__ = ["OnlineTeacher", "Taught", "Teaching", "open_teaching"]
+
+Batch = Mapping[str, Any]
+
+
+class OnlineTeacher:
+    """A frozen teacher that runs while the student trains.
+
+    Args:
+        decoder: on the device that trains, hooked at the block whose hidden states are asked for.
+        vocab_size: of the tokenizer; what the teacher's head has beyond it is left out of its distributions.
+        dtype: autocast to it; float32 if None.
+    """
+
+    def __init__(self, decoder: FrozenDecoder, vocab_size: int, dtype: torch.dtype | None = None) -> None:
+        self.decoder = decoder
+        self.vocab_size = vocab_size
+        self.dtype = dtype
+
+    def distributions(self, batch: Batch) -> FullTargets:
+        """Next-token distributions of a batch's rows."""
+        states, head = self.decoder.predictions(batch["input_ids"], batch.get("attention_mask"), dtype=self.dtype)
+        if head is None:
+            return FullTargets(states[..., : self.vocab_size])
+        dtype = self.dtype or head.weight.dtype
+        bias = None if head.bias is None else head.bias[: self.vocab_size].to(dtype)
+        return FullTargets(states.to(dtype), head.weight[: self.vocab_size].to(dtype), bias)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Layer-normed output of the hooked block, without a dictionary's b_pre. [batch, seq, d_teacher], float32"""
+        hidden = self.decoder.hidden_states(batch["input_ids"], batch.get("attention_mask"), dtype=self.dtype)
+        return layer_normalize(hidden.float())[0]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """An objective that is told more of every batch, and a share of the distillation loss if there is one.
+
+    Attributes:
+        objective: the arm's own.
+        lessons: what to put into a batch, by name (`teacher_targets`, `hidden_targets`).
+        weight: λ_KD.
+    """
+
+    objective: Objective
+    lessons: Mapping[str, Callable[[Batch], Any]]
+    weight: float = 0.0
+
+    def __call__(self, model: torch.nn.Module, batch: dict[str, Any], divisors: Divisors) -> ObjectiveOutput:
+        """The objective's output; its loss includes λ_KD·KL."""
+        told = {name: lesson(batch) for name, lesson in self.lessons.items()}
+        output = self.objective(model, {**batch, **told}, divisors)
+        if "kd_loss" not in output.terms:
+            return output
+        return replace(output, loss=output.loss + self.weight * output.terms["kd_loss"])
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a recipe's teacher does while the student trains, labels left out.
+
+    Attributes:
+        lessons: what is put into every batch, see `Taught`.
+        weight: λ_KD.
+        stored: distributions to read beside the tokens.
+        hidden_size: width of the online teacher's hidden states; `None` without one.
+        flops_per_token: of the online teacher.
+        reference: for the run's manifest; `None` without distillation and hidden states.
+    """
+
+    lessons: Mapping[str, Callable[[Batch], Any]] = field(default_factory=dict)
+    weight: float = 0.0
+    stored: TeacherProbabilities | None = None
+    hidden_size: int | None = None
+    flops_per_token: float = 0.0
+    reference: dict[str, Any] | None = None
+
+    def told(self, objective: Objective) -> Objective:
+        """The objective with the teacher's part in it."""
+        return Taught(objective, self.lessons, self.weight) if self.lessons else objective
+
+
+def open_teaching(
+    recipe: RunConfig, data: PreparedData, device: torch.device, dtype: torch.dtype | None = None
+) -> Teaching:
+    """Load what a recipe's `distillation` and `prediction: hidden` ask for.
+
+    Args:
+        recipe: the recipe.
+        data: its data.
+        device: that trains.
+        dtype: what an online teacher runs in; float32 if None.
+
+    Raises:
+        CoCoMixError: as `open_decoder` and `TeacherProbabilities.open`; stored distributions are of other tokens or of
+            another vocabulary, or of another teacher than the recipe's.
+    """
+    distillation = recipe.distillation
+    lessons: dict[str, Callable[[Batch], Any]] = {}
+    stored, reference, flops = None, {}, 0.0
+    if distillation is not None and isinstance(distillation.targets, Path):
+        stored = _open_stored(recipe, distillation.targets, data)
+        complete = stored.complete
+        lessons["teacher_targets"] = lambda batch: TopTargets(
+            batch["teacher_ids"], batch["teacher_log_probs"], complete
+        )
+        reference = {"path": str(distillation.targets), "fingerprint": stored.manifest.fingerprint}
+    hidden = recipe.predicts_hidden and recipe.model.concept_loss_weight > 0
+    online = None
+    if hidden or (distillation is not None and distillation.targets == "online"):
+        assert recipe.teacher is not None  # the recipe was refused otherwise
+        online = OnlineTeacher(open_decoder(data, recipe.teacher, device=device), data.meta.vocab_size, dtype)
+        reference["teacher"] = model_fingerprint(online.decoder.model)
+        if hidden:
+            lessons["hidden_targets"] = online.hidden_states
+            flops += running_flops(online.decoder, data.meta.block_size, up_to="layer")
+        if "teacher_targets" not in lessons and distillation is not None:
+            lessons["teacher_targets"] = online.distributions
+            flops += running_flops(online.decoder, data.meta.block_size, up_to="head")
+    return Teaching(
+        lessons=lessons,
+        weight=0.0 if distillation is None else distillation.weight,
+        stored=stored,
+        hidden_size=None if online is None else online.decoder.d_model,
+        flops_per_token=flops,
+        reference=reference or None,
+    )
+
+
+def _open_stored(recipe: RunConfig, path: Path, data: PreparedData) -> TeacherProbabilities:
+    stored = TeacherProbabilities.open(path)
+    stored.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint)
+    wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher.name
+    if wanted is not None and wanted != found:
+        raise CoCoMixError(
+            f"the recipe's teacher.model is {wanted!r} but the probabilities in {path} are of {found!r}; distill again "
+            "or correct the recipe."
+        )
+    return stored

@@ -27,7 +27,9 @@ class RoomyWorkshop(Workshop):
         return prepare_toy(self.corpus, self.folder / "data", block_size=CONTEXT).path
 
     def values(self, objective: str, **changes: Any) -> dict[str, Any]:
-        return super().values(objective, **{"tokens": 9_000, **changes})
+        values = super().values(objective, **{"tokens": 9_000, **changes})
+        values["training"] |= {"save_steps": 1_000}
+        return values
 
 
 @pytest.fixture(scope="session")

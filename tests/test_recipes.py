@@ -15,7 +15,8 @@ from cocomix.training import describe_plan, plan_run, train
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 
-RECIPES = sorted(recipes_folder().glob("*.yaml"))
+RECIPES = sorted(recipes_folder().rglob("*.yaml"))
+ARMS = sorted((recipes_folder() / "arms").glob("*.yaml"))
 TOY = ("n_embd=32", "n_layer=4", "n_head=2")
 
 
@@ -47,18 +48,50 @@ def test_dry_run(path: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -> None:
     recipe = load_recipe(path)
-    overrides = [f"data={workshop.data}", f"labels={workshop.labels}", "evaluation_blocks=4"]
+    overrides = [f"data={workshop.data}", "evaluation_blocks=4"]
+    overrides += (
+        ["model.num_concepts=48"] if recipe.labels is None else [f"labels={workshop.labels}", "model.num_concepts=null"]
+    )
     overrides += [f"model.backbone.{size}" for size in TOY]
-    overrides += ["model.num_concepts=null", "training.per_device_train_batch_size=2", "training.bf16=false"]
+    overrides += ["training.per_device_train_batch_size=2", "training.bf16=false"]
     overrides += ["training.gradient_accumulation_steps=1", "training.dataloader_num_workers=0", f"tokens={4 * BLOCK}"]
-    # The labels at hand come from the toy teacher.
-    overrides += ["teacher=null", "dictionary=null"]
+    # The labels at hand come from the toy teacher, which is 16 wide.
+    overrides += ["teacher=null", "dictionary=null", "attribution=null", "model.teacher_hidden_size=null"]
+    if recipe.predicts_hidden or recipe.distillation is not None:
+        overrides.append(f"teacher={{model: {workshop.teacher}, layer: 1}}")
+    if recipe.distillation is not None and recipe.distillation.targets != "online":
+        overrides.append(f"distillation.targets={workshop.probabilities}")
     if "vocab_size" in recipe.model.backbone:
         overrides += ["model.backbone.vocab_size=300", f"model.backbone.n_positions={BLOCK}"]
     run = train(load_recipe(path, overrides), tmp_path / "run")
     manifest = read_json(run / "manifest.json")
-    assert (manifest["steps"], manifest["objective"]) == (2, recipe.objective)
+    assert (manifest["steps"], manifest["objective"], manifest["arm"]) == (2, recipe.objective, recipe.arm)
     assert manifest["final"]["eval_loss"] > 0
+    told = {name for name in ("eval_concept_loss", "eval_hidden_loss", "eval_kd_loss") if name in manifest["final"]}
+    expected = {"eval_concept_loss"} if recipe.has_concepts and recipe.labels is not None else set()
+    expected |= {"eval_hidden_loss"} if recipe.predicts_hidden else set()
+    expected |= {"eval_kd_loss"} if recipe.distillation is not None else set()
+    assert told == expected
+
+
+@pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)
+def test_an_arm_differs_from_cocomix_in_few_lines_and_says_so(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 3
+    base, arm = load_recipe(recipes_folder() / "corpus_cocomix.yaml"), load_recipe(path)
+    assert (arm.data, arm.tokens, arm.training) == (base.data, base.tokens, base.training)
+    assert arm.model.backbone == base.model.backbone
+    if path.stem.startswith("labels_"):
+        assert (arm.arm, arm.model) == ("cocomix", base.model)
+    else:
+        assert arm.arm != base.arm
+
+
+def test_arms_are_told_apart() -> None:
+    """But for the source of labels and of a teacher's distributions, which manifests name."""
+    names = [load_recipe(path).arm for path in ARMS if not path.stem.startswith("labels_") and path.stem != "kd_stored"]
+    assert len(set(names)) == len(names)
+    assert {"ntp, matched, kd", "pause, kd", "cocomix, residual, mixing only", "cocomix, hidden cosine"} <= set(names)
 
 
 def test_the_papers_matched_baseline_has_the_papers_width() -> None:

@@ -11,7 +11,7 @@ import yaml
 from cocomix.concepts import FitSettings
 from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig, load_recipe
 from cocomix.data import PreparedData, PrepareSettings, prepare
-from cocomix.pipeline import fit_on_data, label_data
+from cocomix.pipeline import distill_data, fit_on_data, label_data
 from cocomix.training import train
 
 WORDS = ("list", "of", "the", "items", "and", "a", "string", "returns", "value", "café", "key", "index", "file")
@@ -68,6 +68,12 @@ class Workshop:
         output = self.folder / "labels"
         source = TeacherConfig(model=str(self.teacher), layer=1)
         label_data(self.data, source, DictionaryConfig(path=str(self.dictionary)), output)
+        return output
+
+    @cached_property
+    def probabilities(self) -> Path:
+        output = self.folder / "probabilities"
+        distill_data(self.data, TeacherConfig(model=str(self.teacher), layer=1), output, top_k=8)
         return output
 
     @cached_property

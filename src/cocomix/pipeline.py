@@ -23,8 +23,10 @@ from cocomix.concepts import (
     require_agreement,
     require_fit,
     write_labels,
+    write_probabilities,
 )
 from cocomix.concepts.decoder import FrozenDecoder
+from cocomix.concepts.probabilities import ProbabilityDtype, ProbabilityManifest
 from cocomix.config import DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks, load_tokenizer, tokenizer_fingerprint
 from cocomix.device import default_device
@@ -32,7 +34,15 @@ from cocomix.errors import CoCoMixError
 from cocomix.output import explained_full_disk, read_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["OpenedTeacher", "fit_on_data", "label_data", "layer_of_dictionary", "open_decoder", "open_teacher"]
+__all__ = [
+    "OpenedTeacher",
+    "distill_data",
+    "fit_on_data",
+    "label_data",
+    "layer_of_dictionary",
+    "open_decoder",
+    "open_teacher",
+]
 
 _CHECK_TOKENS = 8192
 _AGREEMENT_TOKENS = 4096
@@ -111,6 +121,47 @@ def label_data(
         workers=workers,
         source=_source(teacher, dictionary),
         agreement=opened.agreement,
+        reporter=reporter,
+    )
+
+
+def distill_data(
+    data_path: Path,
+    teacher: TeacherConfig,
+    output: Path,
+    *,
+    top_k: int,
+    dtype: ProbabilityDtype = "float32",
+    batch_tokens: int = 4096,
+    reporter: Reporter | None = None,
+) -> ProbabilityManifest:
+    """Store a teacher's next-token distributions on a prepared data set (`cocomix distill`).
+
+    Args:
+        data_path: folder written by `cocomix prepare` with the teacher's tokenizer.
+        teacher: the language model; its layer plays no part.
+        output: folder to write.
+        top_k: probabilities kept per position.
+        dtype: what the teacher runs in.
+        batch_tokens: tokens per forward pass.
+        reporter: told about progress.
+
+    Raises:
+        CoCoMixError: as `open_decoder` and `write_probabilities`.
+    """
+    data = PreparedData.open(data_path)
+    return write_probabilities(
+        open_decoder(data, teacher),
+        {name: data.split(name).shards for name in (TRAIN, VALIDATION)},
+        output,
+        teacher_name=teacher.model,
+        top_k=top_k,
+        vocab_size=data.meta.vocab_size,
+        data_fingerprint=data.meta.fingerprint,
+        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
+        block_size=data.meta.block_size,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
         reporter=reporter,
     )
 

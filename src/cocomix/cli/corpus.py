@@ -1,4 +1,4 @@
-"""Verbs from a text to labelled tokens: prepare, sae, label."""
+"""Verbs from a text to what a teacher says of it: prepare, sae, label, distill."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
 from cocomix.reporter import ConsoleReporter
 
-__all__ = ["label", "prepare", "sae"]
+__all__ = ["distill", "label", "prepare", "sae"]
 
 
 @app.command()
@@ -104,7 +104,7 @@ def label(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default DATA/labels.")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign or dtype."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign, seed or dtype."),
     ] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
     workers: Annotated[int, typer.Option(min=1, help="Processes: one per GPU, or sharing the cores.")] = 1,
@@ -141,6 +141,41 @@ def label(
         force=force,
         batch_tokens=batch_tokens,
         workers=workers,
+        reporter=ConsoleReporter(quiet=quiet),
+    )
+    if json_output:
+        print_json(manifest.model_dump(mode="json"))
+
+
+@app.command()
+def distill(
+    data: DataFolder,
+    teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
+    output: Output,
+    top_k: Annotated[int, typer.Option(help="Probabilities kept per token; 4 bytes each.")] = 64,
+    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Run the teacher in bfloat16 instead of float32.")] = False,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store a teacher's likeliest next tokens, for knowledge distillation without running it again.
+
+    An interrupted run goes on at the next shard when the same command is given again.
+
+    [dim]Example: cocomix distill data/books --teacher openai-community/gpt2 --output data/books/probabilities[/dim]
+    """
+    from cocomix.config import TeacherConfig
+    from cocomix.pipeline import distill_data
+
+    source = TeacherConfig(model=teacher, layer=0, revision=revision)
+    manifest = distill_data(
+        data,
+        source,
+        output,
+        top_k=top_k,
+        dtype="bfloat16" if bf16 else "float32",
+        batch_tokens=batch_tokens,
         reporter=ConsoleReporter(quiet=quiet),
     )
     if json_output:

@@ -8,7 +8,8 @@ is
 The factor std of the de-normalisation is left out, as in the released code: it is the same for all concepts of a
 position, so it never changes a label. A position's labels are the k concepts with the largest criterion, which is a
 (`sign="loss"`, paper and released code), −a (`logprob`), |a| (`abs`) or the activation itself
-(`selection="activation"`, paper Fig. 6a). Only a positive criterion makes a label; all other entries are −100.
+(`selection="activation"`, paper Fig. 6a), or they are drawn among the active concepts (`random`, our control). Only a
+positive criterion makes a label; all other entries are −100.
 """
 
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from cocomix.concepts.decoder import GradientScope
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
+from cocomix.concepts.random_labels import draw
 
 __all__ = [
     "IGNORED",
@@ -44,7 +46,9 @@ class AttributionSettings(BaseModel):
             (paper Eq. 1), every concept is a candidate.
         gradient: `sequence` = of the loss of all targets; `next` = of the loss of the position's own next token.
         sign: `loss` = concepts that raise the loss; `logprob` = concepts that lower it; `abs` = either.
-        selection: `attribution`, or `activation` = the most active concepts; then `sign` and `activation` play no part.
+        selection: `attribution`; `activation` = the most active concepts; `random` = any of the active concepts. With
+            the last two, `sign`, `gradient` and `activation` play no part.
+        seed: of `selection="random"`; see `cocomix.concepts.random_labels`.
         dtype: `bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32.
     """
 
@@ -53,7 +57,8 @@ class AttributionSettings(BaseModel):
     activation: Literal["latent", "pre"] = "latent"
     gradient: GradientScope = "sequence"
     sign: Literal["loss", "logprob", "abs"] = "loss"
-    selection: Literal["attribution", "activation"] = "attribution"
+    selection: Literal["attribution", "activation", "random"] = "attribution"
+    seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
@@ -62,8 +67,8 @@ class ConceptLabels(NamedTuple):
 
     Attributes:
         ids: int64 [batch, seq, k], best first; −100 where there is no label.
-        scores: float32 [batch, seq, k], the attribution (signed, nats) or, for `selection="activation"`, the
-            activation; 0 where there is no label.
+        scores: float32 [batch, seq, k], the attribution (signed, nats) or, for other selections, the activation; 0
+            where there is no label.
     """
 
     ids: Tensor
@@ -108,18 +113,23 @@ def choose_labels(
     labelled: Tensor,
     k: int,
     settings: AttributionSettings,
+    contexts: Tensor | None = None,
 ) -> ConceptLabels:
     """Score the concepts of each position and keep the best k.
 
     Args:
         dictionary: the concepts.
         hidden: [batch, seq, d_model].
-        gradient: of the loss with respect to `hidden`; only `selection="activation"` does without.
+        gradient: of the loss with respect to `hidden`; only `selection="attribution"` needs it.
         labelled: bool [batch, seq]; False positions get no labels.
         k: labels per position.
         settings: see `AttributionSettings`.
+        contexts: hashes of the tokens up to each position [batch, seq]; only `selection="random"` needs them.
     """
-    if settings.selection == "activation" or gradient is None:
+    if settings.selection == "random":
+        assert contexts is not None
+        candidates = draw(dictionary.encode(hidden), contexts, k)
+    elif settings.selection == "activation" or gradient is None:
         assert settings.selection == "activation"
         candidates = dictionary.encode(hidden)
     elif settings.activation == "latent":
@@ -169,6 +179,6 @@ def _best_of_all(
 
 def _criterion(values: Tensor, settings: AttributionSettings) -> Tensor:
     """What is maximised: see the module's text."""
-    if settings.selection == "activation" or settings.sign == "loss":
+    if settings.selection != "attribution" or settings.sign == "loss":
         return values
     return -values if settings.sign == "logprob" else values.abs()

@@ -36,7 +36,13 @@ from cocomix.errors import CoCoMixError
 from cocomix.output import PLAN, claim_partial, fingerprint_json, read_json, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["ProbabilityManifest", "TeacherProbabilities", "top_probabilities", "write_probabilities"]
+__all__ = [
+    "ProbabilityDtype",
+    "ProbabilityManifest",
+    "TeacherProbabilities",
+    "top_probabilities",
+    "write_probabilities",
+]
 
 _FORMAT_VERSION = 1
 

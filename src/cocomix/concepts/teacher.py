@@ -15,6 +15,7 @@ from cocomix.concepts.decoder import FrozenDecoder, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary
 from cocomix.concepts.hashing import tensor_sha256
 from cocomix.concepts.lengths import length_batches, pad_right
+from cocomix.concepts.random_labels import context_hashes
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
@@ -189,9 +190,10 @@ class ConceptTeacher:
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
         labelled = target_mask(input_ids, attention_mask)
         dtype = getattr(torch, settings.dtype)
-        if settings.selection == "activation":
+        if settings.selection != "attribution":
             hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=dtype)
-            return choose_labels(self.dictionary, hidden, None, labelled, k, settings)
+            contexts = context_hashes(input_ids, attention_mask, settings.seed)
+            return choose_labels(self.dictionary, hidden, None, labelled, k, settings, contexts)
         hidden, gradient, loss = self.decoder.loss_gradient(
             input_ids, attention_mask, scope=settings.gradient, dtype=dtype
         )

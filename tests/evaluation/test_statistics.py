@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,4 +57,4 @@ def test_holm_keeps_the_order_and_never_lowers(values):
     adjusted = holm(values)
     assert all(0 <= before <= after <= 1 for before, after in zip(values, adjusted, strict=True))
     ranked = sorted(range(len(values)), key=lambda index: values[index])
-    assert all(adjusted[a] <= adjusted[b] for a, b in zip(ranked, ranked[1:], strict=False))
+    assert all(adjusted[a] <= adjusted[b] for a, b in pairwise(ranked))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
+from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
 __all__ = ["compare", "evaluate", "train"]
@@ -54,25 +55,52 @@ def evaluate(
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 instead of float32.")] = False,
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first blocks.")] = None,
     per_document: Annotated[bool, typer.Option("--per-document", help="Keep losses by document for compare.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Measure downstream tasks instead; `paper` = the paper's seven."),
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with A.jsonl, B.jsonl, …; default: the tasks' hub data.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first rows of each task.")] = None,
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run: loss, perplexity, bits per byte, concept recall and reliance.
+    """Measure a run: loss, perplexity, bits per byte, concept recall and reliance; or downstream tasks.
 
     [dim]Example: cocomix eval runs/first[/dim]
+
+    [dim]Example: cocomix eval runs/first --tasks lambada_openai,piqa --task-data benchmarks[/dim]
     """
     import torch
 
     from cocomix.device import default_device
-    from cocomix.evaluation import Run, evaluate_run
+    from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
 
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    if tasks is not None:
+        opened = Run.open(run)
+        downstream = evaluate_tasks(
+            opened,
+            tasks.split(","),
+            device=default_device(),
+            task_data=task_data,
+            batch_size=batch_size,
+            dtype=dtype,
+            limit=limit,
+            reporter=ConsoleReporter(quiet=quiet),
+        )
+        (print_json(downstream.model_dump()) if json_output else print_table(downstream.summary()))
+        return
+    if task_data is not None or limit is not None:
+        raise CoCoMixError("--task-data and --limit are for downstream tasks; name them with --tasks.")
     result = evaluate_run(
         Run.open(run),
         device=default_device(),
         data=data,
         labels=labels,
         batch_size=batch_size,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        dtype=dtype,
         limit_blocks=limit_blocks,
         per_document=per_document,
         reporter=ConsoleReporter(quiet=quiet),

@@ -2,6 +2,7 @@
 
 from cocomix.evaluation.compare import compare
 from cocomix.evaluation.comparison import Comparison, ComparisonRow
+from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.page import (
     Block,
@@ -24,12 +25,14 @@ from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
 
 __all__ = [
     "EVALUATION_FILE",
+    "PAPER_TASKS",
     "REPORT_FILE",
     "Block",
     "Code",
     "Comparison",
     "ComparisonRow",
     "CurvePoint",
+    "Downstream",
     "Evaluation",
     "Image",
     "Page",
@@ -49,6 +52,7 @@ __all__ = [
     "concept_reliance",
     "evaluate",
     "evaluate_run",
+    "evaluate_tasks",
     "inference",
     "no_reliance_reason",
     "reach",

@@ -24,6 +24,7 @@ from cocomix.modeling.accounting import build_model
 from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.distillation import Teaching, open_teaching
 from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
@@ -337,6 +338,7 @@ def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: PreparedData, f
     trainer.save_model(str(folder))
     if trainer.args.process_index == 0:
         data.tokenizer().save_pretrained(str(folder))
+        write_auto_classes(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
 
 

@@ -1,0 +1,73 @@
+"""lm-evaluation-harness around a model: what does not fit the context is counted, progress goes to the reporter.
+
+Imports the harness, which is an optional part (`pip install 'cocomix[eval]'`); see `cocomix.evaluation.downstream`.
+"""
+
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.reporter import Reporter
+
+__all__ = ["CountingModel"]
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+class CountingModel(HFLM):  # type: ignore[misc]
+    """A model as the harness wants it, that tells what it had to cut.
+
+    Args:
+        model: a causal LM, on its device.
+        tokenizer: its tokenizer.
+        batch_size: requests per forward pass.
+        dtype: float32, or a narrower type used through autocast.
+        reporter: receives progress.
+
+    Attributes:
+        requests: prompt and ending pairs scored so far.
+        truncated: those whose prompt lost tokens from its beginning, so that prompt and ending fit the context.
+        endings_cut: those whose ending alone is longer than the context and was scored up to it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        batch_size: int,
+        dtype: torch.dtype,
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=model.config.max_position_embeddings,
+            mixed_precision_dtype=None if dtype == torch.float32 else dtype,
+        )
+        self.reporter = reporter
+        self.requests = self.truncated = self.endings_cut = 0
+
+    def _loglikelihood_tokens(self, requests: list[Request], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        """Count, cut endings that cannot fit, and score a few batches at a time. The harness cuts the prompts."""
+        fitting = []
+        for texts, context, ending in requests:
+            self.truncated += len(context) + len(ending) > self.max_length + 1
+            self.endings_cut += len(ending) > self.max_length
+            fitting.append((texts, context, ending[: self.max_length]))
+        self.requests += len(requests)
+        # Longest first, as the harness does within a call, so that a batch holds requests of like length.
+        order = sorted(range(len(fitting)), key=lambda index: -len(fitting[index][1]) - len(fitting[index][2]))
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(fitting)
+        at_once = 16 * int(self.batch_size)
+        with self.reporter.progress("scoring", len(fitting), "requests") as advance:
+            for start in range(0, len(order), at_once):
+                chosen = order[start : start + at_once]
+                part = super()._loglikelihood_tokens([fitting[index] for index in chosen], disable_tqdm=True)
+                for index, score in zip(chosen, part, strict=True):
+                    scores[index] = score
+                advance(len(chosen))
+        return scores

@@ -1,0 +1,32 @@
+"""What lets programs that do not import cocomix load a run: `trust_remote_code=True` finds the classes through it."""
+
+from pathlib import Path
+
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.output import read_json, write_json, write_text
+
+__all__ = ["write_auto_classes"]
+
+_MODULE = "cocomix_classes"
+
+
+def write_auto_classes(folder: Path) -> None:
+    """Name the model's classes in a saved model's `config.json`, beside a module that imports them.
+
+    Transformers loads that module for `trust_remote_code=True`, so that for example
+    `lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` works wherever cocomix is installed. Where
+    cocomix is imported already the entry has no effect. A plain decoder's folder is left as it is.
+
+    Args:
+        folder: a model saved with `save_pretrained`.
+    """
+    config = read_json(folder / "config.json")
+    if config["model_type"] != CoCoMixConfig.model_type:
+        return
+    names = {"AutoConfig": CoCoMixConfig.__name__, "AutoModelForCausalLM": CoCoMixForCausalLM.__name__}
+    imports = ", ".join(names.values())
+    write_text(
+        folder / f"{_MODULE}.py", f'"""Loads this model\'s classes."""\n\nfrom cocomix import {imports}  # noqa\n'
+    )
+    config["auto_map"] = {auto: f"{_MODULE}.{name}" for auto, name in names.items()}
+    write_json(folder / "config.json", config)

@@ -92,6 +92,36 @@ def test_flops_without_attention_by_hand(mixing: str) -> None:
     assert account(student("gpt2", 1, mixing)).forward_flops_per_token == expected
 
 
+@pytest.mark.parametrize("kind", ["pause", "hidden"])
+def test_models_without_concepts_by_hand(kind: str) -> None:
+    d, inner, d_teacher = D_MODEL, 4 * D_MODEL, 12
+    decoder = account(plain("gpt2"))
+    changes = {"mixing": "pause"} if kind == "pause" else {"prediction": "hidden", "teacher_hidden_size": d_teacher}
+    predictor = (d * inner + inner) + (inner * d_teacher + d_teacher) + d  # two layers and b_pre
+    compression = d_teacher * d + d
+    costs = account(student("gpt2", 1, **changes))
+    extra = d if kind == "pause" else predictor + compression
+    assert costs.total_parameters == costs.active_parameters == decoder.total_parameters + extra
+    block = 2 * 12 * d**2
+    flops = 1 * block + 2 * (LAYERS - 1) * block - 2 * 9 * d**2 + 2 * VOCAB * d
+    flops += 0 if kind == "pause" else 2 * (d * inner + inner * d_teacher + d_teacher * d)
+    assert costs.forward_flops_per_token == flops
+
+
+def test_a_matched_pause_model_has_the_active_parameters_of_the_concepts_it_does_without() -> None:
+    config = CoCoMixConfig(backbone=gpt2(256, 4, 4), insert_layer=1, num_concepts=8192, mixing="pause")
+    before = copy.deepcopy(config.to_dict())
+    baseline = matched_config(config)
+    assert config.to_dict() == before
+    assert isinstance(baseline, CoCoMixConfig)
+    assert (baseline.mixing, baseline.insert_layer, baseline.hidden_size > 256) == ("pause", 1, True)
+    mixed = CoCoMixConfig(backbone=gpt2(256, 4, 4), insert_layer=1, num_concepts=8192)
+    with torch.device("meta"):
+        target, found = (account(CoCoMixForCausalLM(each)).active_parameters for each in (mixed, baseline))
+    assert found == pytest.approx(target, rel=0.03)
+    assert matched_config(mixed).hidden_size == baseline.hidden_size
+
+
 def attention_by_loop(positions: int, windows: list[int | None], heads: int, head_dim: int) -> float:
     """Scores and weighted sum, 2 FLOPs per multiply-add each, over the positions each query sees; whole sequence."""
     total = 0

@@ -25,7 +25,12 @@ from tests.modeling.factories import LAYERS, VOCAB, backbone_config, student_con
         ({"head_chunk_size": 0}, "head_chunk_size=0 must be at least 1"),
         ({"concept_loss_weight": -0.1}, "concept_loss_weight=-0.1 must be"),
         ({"concept_loss_weight": float("nan")}, "concept_loss_weight=nan must be"),
-        ({"mixing": "stir"}, "mixing='stir' is not one of interleave, residual, add, none"),
+        ({"mixing": "stir"}, "mixing='stir' is not one of interleave, residual, add, none, pause"),
+        ({"prediction": "tokens"}, "prediction='tokens' is not one of concepts, hidden"),
+        ({"hidden_loss": "l3"}, "hidden_loss='l3' is not one of l1, l2, cosine"),
+        ({"compression_init": "large"}, "compression_init='large' is not one of normal, small, zero"),
+        ({"prediction": "hidden"}, "teacher_hidden_size=None must be the width"),
+        ({"prediction": "hidden", "teacher_hidden_size": 8, "mixing": "pause"}, "mixing='pause' predicts nothing"),
         ({"backbone": {"n_layer": 4}}, "no model_type"),
         ({"backbone": {"model_type": "gpt5"}}, "backbone cannot be built"),
     ],
@@ -86,6 +91,9 @@ def test_settings_follow_the_backbone_unless_given() -> None:
 
 
 def test_positions_per_token() -> None:
-    found = {mixing: student_config("gpt2", mixing=mixing).positions_per_token for mixing in ("interleave", "residual")}
+    found = {
+        mixing: student_config("gpt2", mixing=mixing).positions_per_token
+        for mixing in ("interleave", "residual", "pause")
+    }
     found |= {mixing: student_config("gpt2", mixing=mixing).positions_per_token for mixing in ("add", "none")}
-    assert found == {"interleave": 2, "residual": 2, "add": 1, "none": 1}
+    assert found == {"interleave": 2, "residual": 2, "pause": 2, "add": 1, "none": 1}

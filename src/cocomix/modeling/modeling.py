@@ -190,6 +190,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             "output_concept_logits": output_concept_logits,
         }
         self._check_concepts([name for name, given in asked.items() if given])
+        if hidden_targets is not None and not isinstance(self.mixer, HiddenMixer):
+            raise CoCoMixError(
+                "hidden_targets cannot be used with this model, which predicts no hidden states; leave them out."
+            )
         if labels is None and (hidden_targets is not None or teacher_targets is not None):
             raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
         if concept_labels is not None and concept_labels.device.type == "cpu" and not torch.compiler.is_compiling():

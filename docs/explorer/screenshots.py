@@ -11,6 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 HERE = Path(__file__).parent
+TEXT = "The function returns a list of the items in the file. If the file does not exist, it raises an error."
 
 
 def open_page(browser: Browser, address: str, scheme: str) -> Page:
@@ -27,6 +28,9 @@ def main(address: str, prompt: str) -> None:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for scheme in ("light", "dark"):
             page = open_page(browser, address, scheme)
+            page.locator("#cx-text-prompt textarea").fill(TEXT)
+            page.locator("#cx-text-prompt textarea").press("Enter")
+            expect(page.locator("#cx-tokens")).to_contain_text("raises")
             page.locator(".cx-token").nth(5).click()
             expect(page.locator("#cx-detail h3")).to_contain_text("Token 6")
             page.wait_for_timeout(400)

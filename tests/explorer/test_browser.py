@@ -11,6 +11,7 @@ from tests.workshop import CONCEPTS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 expect = playwright.expect
+expect.set_options(timeout=20_000)
 
 pytestmark = [
     pytest.mark.browser,

@@ -14,7 +14,7 @@ from cocomix.explorer.text_markup import legend, no_token, token_chips, token_de
 
 __all__ = ["TextPage", "text_page"]
 
-_EXAMPLE = "The function returns a list of the items in the file. If the file does not exist, it raises an error."
+_EXAMPLE = "The function returns a list of the items in the file."
 
 
 class TextPage(NamedTuple):

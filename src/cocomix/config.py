@@ -5,7 +5,7 @@ overrides key by key, so that an ablation is as short as its difference. Precede
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,8 @@ __all__ = [
     "describe_validation_error",
     "label_sources",
     "load_recipe",
+    "merged",
+    "parse_yaml",
     "save_recipe",
 ]
 
@@ -190,7 +192,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise CoCoMixError(f"--set {override} is not of the form section.field=value.")
-        _assign(values, key.split("."), _parse(text, f"--set {override}"))
+        _assign(values, key.split("."), parse_yaml(text, f"--set {override}"))
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -227,17 +229,24 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise CoCoMixError(f"the recipe {path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
-    values = _parse(text, str(path))
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise CoCoMixError(f"{path} is no recipe: it must be a YAML mapping of fields, such as data: and model:.")
     base = values.pop("base", None)
     if base is None:
         return values
-    return _merged(_with_base(path.parent / str(base), (*seen, path)), values)
+    return merged(_with_base(path.parent / str(base), (*seen, path)), values)
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes 1e-3 for a number, as YAML 1.2 and people do; YAML 1.1 asks for a dot."""
+    """Takes 1e-3 for a number, as YAML 1.2 and people do; YAML 1.1 asks for a dot. Refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -248,7 +257,12 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML as recipes are written in it; `where` it stands is for the refusal.
+
+    Raises:
+        CoCoMixError: it is no YAML, or a key stands twice.
+    """
     try:
         loader = _Loader(text)
         try:
@@ -259,12 +273,13 @@ def _parse(text: str, where: str) -> Any:
         raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, key by key in mappings that both have."""
+    result = dict(base)
     for key, value in over.items():
-        both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both_mappings else value
-    return merged
+        both_mappings = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both_mappings else value
+    return result
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -324,7 +339,7 @@ def label_sources(
         key, separator, text = assignment.partition("=")
         if not separator:
             raise CoCoMixError(f"--set {assignment} is not of the form field=value.")
-        values[key] = _parse(text, f"--set {assignment}")
+        values[key] = parse_yaml(text, f"--set {assignment}")
     try:
         settings = LabelSettings.model_validate(values)
         source = TeacherConfig(model=model, layer=layer_of(path) if layer is None else layer, revision=revision)

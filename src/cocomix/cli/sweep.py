@@ -1,0 +1,74 @@
+"""The verb `sweep`: arms × seeds from a plan, with a live table."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cocomix.cli.application import AsJson, Quiet, app, print_json
+from cocomix.errors import CoCoMixError
+from cocomix.reporter import ConsoleReporter
+
+if TYPE_CHECKING:
+    from cocomix.sweep import Entry
+
+__all__ = ["sweep"]
+
+_STYLES = {"waiting": "dim", "running": "cyan", "finished": "green", "failed": "red"}
+
+
+@app.command()
+def sweep(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML file; see recipes/paper_cpu.yaml.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Sweep folder; default sweeps/PLAN.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="A few steps of every arm, at the plan's fast: sizes.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, sharing the cores.")] = 1,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train and measure every arm and seed of a plan, then compare them.
+
+    Finished runs are kept, stopped ones go on, when the same command is given again. A run that fails does not stop
+    the others; exit status 1 then, and no report.
+
+    [dim]Example: cocomix sweep recipes/paper_cpu.yaml --fast[/dim]
+    """
+    from cocomix.sweep import load_plan, run_sweep
+    from cocomix.sweep.runner import prepare_sweep
+
+    console = Console(stderr=True)
+    reporter = ConsoleReporter(console, quiet=quiet)
+    loaded = load_plan(plan, output, fast=fast)
+    todo, board = prepare_sweep(loaded, reporter)
+    live = console.is_terminal and not quiet
+    with (
+        Live(get_renderable=lambda: _table(board.entries()), console=console, refresh_per_second=1)
+        if live
+        else nullcontext()
+    ):
+        result = run_sweep(loaded, todo, board, workers=jobs, reporter=reporter)
+    if json_output:
+        print_json(result.to_json())
+    elif result.comparison is not None:
+        typer.echo(result.comparison.to_markdown())
+    else:
+        Console().print(_table(list(result.entries)))
+    if result.missing:
+        names = ", ".join(f"{entry.arm} seed {entry.seed}" for entry in result.missing)
+        raise CoCoMixError(
+            f"{len(result.missing)} of {len(result.entries)} runs are missing ({names}), so there is no report; mend "
+            "what stopped them and give the command again."
+        )
+
+
+def _table(entries: "list[Entry]") -> Table:
+    table = Table("arm", "seed", "state", "tokens", "validation loss", box=None)
+    for entry in entries:
+        loss = "" if entry.loss is None else f"{entry.loss:.4f}"
+        state = f"[{_STYLES[entry.status]}]{entry.status}[/]"
+        table.add_row(entry.arm, str(entry.seed), state, f"{entry.tokens:,}", loss)
+    return table

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import cocomix
 from cocomix.config import (
     DictionaryConfig,
+    DistillationConfig,
     RunConfig,
     StudentConfig,
     TeacherConfig,
@@ -35,7 +36,7 @@ def refused(path: Path, match: str, overrides: tuple[str, ...] = ()) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("section", [RunConfig, StudentConfig, TeacherConfig, DictionaryConfig])
+@pytest.mark.parametrize("section", [RunConfig, StudentConfig, TeacherConfig, DictionaryConfig, DistillationConfig])
 def test_every_field_is_read_somewhere(section: Any) -> None:
     text = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
     for field in section.model_fields:
@@ -74,6 +75,9 @@ def test_a_recipe_is_frozen(tmp_path: Path) -> None:
         ("objective: cocomix", "needs labels"),
         ("objective: cocomix\nlabels: online", "labels: online needs teacher: and dictionary:"),
         ("objective: cocomix\nlabels: x\nbaseline: matched", "baseline: matched needs objective: ntp"),
+        ("distillation: {}", r"distillation\.targets: online needs teacher:"),
+        ("distillation: {weight: 0}", r"distillation\.weight"),
+        ("distillation: {temperature: 2}", r"distillation\.temperature is not a known field"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, extra: str, match: str) -> None:
@@ -89,6 +93,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, extra: str, match: str) -> None:
         ("{backbone: {model_type: gpt2}, num_concepts: 0}", r"model\.num_concepts"),
         ("{backbone: {model_type: gpt2}, concept_topk: 0}", r"model\.concept_topk"),
         ("{backbone: {model_type: gpt2}, concept_loss_weight: -0.1}", r"model\.concept_loss_weight"),
+        ("{backbone: {model_type: gpt2}, prediction: tokens}", r"model\.prediction"),
+        ("{backbone: {model_type: gpt2}, hidden_loss: l3}", r"model\.hidden_loss"),
+        ("{backbone: {model_type: gpt2}, compression_init: tiny}", r"model\.compression_init"),
         ("{insert_layer: 1}", r"model\.backbone is missing"),
         ("{backbone: 3}", r"model\.backbone"),
     ],
@@ -100,6 +107,40 @@ def test_what_is_wrong_with_the_model_is_named(tmp_path: Path, model: str, match
 def test_cocomix_without_a_concept_loss_needs_no_labels(tmp_path: Path) -> None:
     text = MINIMAL.replace("ntp", "cocomix").replace("}}", "}, concept_loss_weight: 0}")
     assert load_recipe(write(tmp_path / "r.yaml", text)).labels is None
+
+
+def test_models_without_concepts_need_no_labels_but_what_they_are_told(tmp_path: Path) -> None:
+    text = MINIMAL.replace("ntp", "cocomix")
+    pause = load_recipe(write(tmp_path / "p.yaml", text.replace("}}", "}, mixing: pause}")))
+    assert (pause.labels, pause.has_concepts, pause.arm) == (None, False, "pause")
+    hidden = text.replace("}}", "}, prediction: hidden}")
+    refused(write(tmp_path / "h.yaml", hidden), "prediction: hidden needs teacher:")
+    both = text.replace("}}", "}, prediction: hidden, mixing: pause}")
+    refused(write(tmp_path / "b.yaml", both), "exclude each other")
+    told = load_recipe(write(tmp_path / "t.yaml", hidden + "teacher: {model: t, layer: 1}\n"))
+    assert (told.has_concepts, told.predicts_hidden, told.arm) == (False, True, "cocomix, hidden l2")
+    ignored = load_recipe(
+        write(tmp_path / "i.yaml", text.replace("cocomix", "ntp").replace("}}", "}, prediction: hidden}"))
+    )
+    assert (ignored.predicts_hidden, ignored.arm) == (False, "ntp")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arm"),
+    [
+        (("objective=ntp",), "ntp"),
+        (("objective=ntp", "baseline=matched", "distillation={weight: 0.2}"), "ntp, matched, kd"),
+        ((), "cocomix"),
+        (("model.mixing=none",), "cocomix, prediction only"),
+        (("model.mixing=residual", "model.concept_loss_weight=0"), "cocomix, residual, mixing only"),
+        (("model.compression_init=zero", "model.mixing=add"), "cocomix, add, zero compression"),
+        (("model.mixing=pause", "model.compression_init=zero", "distillation={}"), "pause, kd"),
+        (("model.prediction=hidden", "model.hidden_loss=cosine"), "cocomix, hidden cosine"),
+    ],
+)
+def test_arms_have_names(tmp_path: Path, overrides: tuple[str, ...], arm: str) -> None:
+    path = write(tmp_path / "r.yaml", MINIMAL.replace("ntp", "cocomix") + "labels: x\nteacher: {model: t, layer: 1}\n")
+    assert load_recipe(path, overrides).arm == arm
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:

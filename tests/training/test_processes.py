@@ -15,8 +15,12 @@ from tests.workshop import BLOCK, Workshop
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True], ids=["labelled", "taught"])
+def test_two_processes_are_one(workshop: Workshop, tmp_path: Path, taught: bool) -> None:
     changes = {"name": "run", "tokens": 6 * 8 * BLOCK, "training": {"optim": "sgd", "save_steps": 3, "eval_steps": 3}}
+    if taught:  # every process runs the teacher on its own rows, for both of its lessons
+        changes |= {"teacher": {"model": str(workshop.teacher), "layer": 1}, "distillation": {"weight": 0.5}}
+        changes |= {"model": {"prediction": "hidden"}}
     one = train(workshop.recipe("cocomix", **changes), tmp_path / "one")
     changes["training"]["per_device_train_batch_size"] = 4
     recipe = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", **changes)

@@ -120,7 +120,7 @@ def test_help_fits_a_small_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     text = cli("--help").out
     assert len(text.splitlines()) <= 40
     assert max(map(len, text.splitlines())) <= 80
-    for verb in ("prepare", "sae", "label", "train", "eval", "compare", "generate", "inspect", "demo"):
+    for verb in ("prepare", "sae", "label", "distill", "train", "eval", "compare", "generate", "inspect", "demo"):
         assert verb in text
         assert "Usage" in cli(verb, "--help").out
 
@@ -195,6 +195,23 @@ def test_invalid_utf8_is_counted(cli: Cli, here: Path, workshop: Workshop) -> No
     result = cli("prepare", "corpus", *PREPARE, "--validation-fraction", 0.2, "--json")
     assert json.loads(result.out)["invalid_utf8"] == 5
     assert "5 invalid UTF-8" in result.err
+
+
+def test_distill_and_train_on_it(cli: Cli, here: Path, workshop: Workshop) -> None:
+    source = (workshop.data, "--teacher", workshop.teacher)
+    manifest = json.loads(cli("distill", *source, "--top-k", 4, "--bf16", "-o", "stored", "--json").out)
+    assert manifest == read_json(here / "stored/manifest.json")
+    assert (manifest["top_k"], manifest["dtype"]) == (4, "bfloat16")
+    recipe = workshop.recipe_file(here / "r.yaml", "ntp", tokens=8 * BLOCK, distillation={"targets": "stored"})
+    cli("train", recipe, "-o", "run", "-q")
+    assert read_json(here / "run/manifest.json")["arm"] == "ntp, kd"
+    before = files_in(here)
+    cli.refuses("distill", *source, "--top-k", 100_000, "-o", "out", says="top_k=100000 must be between")
+    cli.refuses("distill", *source, "-o", "stored", says="already exists")
+    other = prepare_toy(workshop.corpus, here / "other", vocab_size=280).path
+    cli.refuses("distill", other, "--teacher", workshop.teacher, "-o", "out", says="tokenizer is not the one")
+    assert files_in(here) - before == {"other"}
+    cli.refuses("train", recipe, "--set", "objective=dream", says="objective: Input should be 'ntp' or 'cocomix'")
 
 
 def test_sae_and_label_refuse(cli: Cli, here: Path, workshop: Workshop) -> None:
@@ -292,7 +309,8 @@ def test_data_that_moved_and_runs_that_differ(cli: Cli, here: Path, workshop: Wo
 STAGES = {
     "prepare": "cocomix.data.blocks.BlockWriter.add",
     "sae": "cocomix.concepts.fit._train",
-    "label": "cocomix.concepts.shards._write_arrow",
+    "label": "cocomix.concepts.shards.write_columns",
+    "distill": "cocomix.concepts.probabilities.write_columns",
     "train": "cocomix.training.trainer.CoCoMixTrainer.compute_loss",
     "eval": "cocomix.evaluation.run_evaluation.concept_reliance",
     "compare": "cocomix.evaluation.report.write_text",
@@ -307,6 +325,8 @@ def command(verb: str, workshop: Workshop, here: Path) -> tuple[Any, ...]:
     if verb == "label":
         source = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
         return ("label", workshop.data, *source, "-o", "out")
+    if verb == "distill":
+        return ("distill", workshop.data, "--teacher", workshop.teacher, "--top-k", 4, "-o", "out")
     if verb == "train":
         recipe = workshop.recipe_file(here / "r.yaml", "cocomix")
         return ("train", recipe, "-o", "out")
@@ -343,7 +363,7 @@ def test_stopped_in_the_middle(cli: Cli, here: Path, workshop: Workshop, verb: s
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     error = KeyboardInterrupt() if kind == "ctrl-c" else OSError(errno.ENOSPC, "No space left on device")
     with pytest.MonkeyPatch.context() as patched:
-        fail_at(patched, STAGES[verb], 3 if verb in ("prepare", "label", "train") else 1, error)
+        fail_at(patched, STAGES[verb], 3 if verb in ("prepare", "label", "distill", "train") else 1, error)
         result = cli(*arguments, status=130 if kind == "ctrl-c" else 1)
     last = result.err.strip().splitlines()[-1]
     assert last.startswith("error: ")

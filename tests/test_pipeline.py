@@ -56,7 +56,7 @@ def test_interrupted_labels_go_on_and_end_the_same(
 ) -> None:
     from cocomix.concepts import shards
 
-    original, done = shards._write_arrow, []
+    original, done = shards.write_columns, []
 
     def stop_at_third(*args: Any) -> None:
         if len(done) == 2:
@@ -65,7 +65,7 @@ def test_interrupted_labels_go_on_and_end_the_same(
         original(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write_arrow", stop_at_third)
+        patched.setattr(shards, "write_columns", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             label(workshop, tmp_path / "labels")
     with pytest.raises(CoCoMixError, match="not finished"):

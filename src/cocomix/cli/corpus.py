@@ -114,7 +114,7 @@ def label(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label every token with the concepts that matter for what comes next.
+    """Label tokens with the concepts that matter for what comes next.
 
     An interrupted run goes on at the next shard when the same command is given again.
 
@@ -159,7 +159,7 @@ def distill(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Store a teacher's likeliest next tokens, for knowledge distillation without running it again.
+    """Store a teacher's likeliest next tokens, for distillation.
 
     An interrupted run goes on at the next shard when the same command is given again.
 

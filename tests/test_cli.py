@@ -214,6 +214,16 @@ def test_distill_and_train_on_it(cli: Cli, here: Path, workshop: Workshop) -> No
     cli.refuses("train", recipe, "--set", "objective=dream", says="objective: Input should be 'ntp' or 'cocomix'")
 
 
+def test_a_pause_run_generates_and_has_no_concepts_to_look_at(cli: Cli, here: Path, workshop: Workshop) -> None:
+    recipe = workshop.recipe_file(here / "r.yaml", "cocomix", tokens=8 * BLOCK, model={"mixing": "pause"}, labels=None)
+    cli("train", recipe, "-o", "pause", "-q")
+    assert "the" in cli("generate", "pause", "the", "--max-new-tokens", 2).out
+    says = "has no concepts (mixing: pause, prediction: concepts); use a run that predicts them"
+    cli.refuses("generate", "pause", "the", "--max-new-tokens", 2, "--steer", "1=5", says=says)
+    cli.refuses("inspect", "pause", "the", says=says)
+    cli.refuses("eval", "pause", "--labels", workshop.labels, says="no concepts to compare with labels")
+
+
 def test_sae_and_label_refuse(cli: Cli, here: Path, workshop: Workshop) -> None:
     teacher = ("--teacher", workshop.teacher)
     wide = workshop.recipe_file(

@@ -60,7 +60,12 @@ def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixFor
     Raises:
         CoCoMixError: it has no concepts, or they change nothing.
     """
-    if not predicts_concepts(model):
+    if isinstance(model, CoCoMixForCausalLM) and not predicts_concepts(model):
+        raise CoCoMixError(
+            f"this model has no concepts (mixing: {model.config.mixing}, prediction: {model.config.prediction}); use a "
+            "run that predicts them."
+        )
+    if not isinstance(model, CoCoMixForCausalLM):
         raise CoCoMixError(
             f"this model ({type(model).__name__}) has no concepts; use a run with the objective cocomix."
         )

@@ -2,6 +2,7 @@
 
 from cocomix.evaluation.compare import compare
 from cocomix.evaluation.comparison import Comparison, ComparisonRow
+from cocomix.evaluation.documents import DOCUMENTS_FILE
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.page import (
@@ -24,6 +25,7 @@ from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, ev
 from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
 
 __all__ = [
+    "DOCUMENTS_FILE",
     "EVALUATION_FILE",
     "PAPER_TASKS",
     "REPORT_FILE",

@@ -138,6 +138,7 @@ def _refuse_unlike(one: Run, other: Run) -> None:
         ("tokenizer", a.data.tokenizer_fingerprint[:16], b.data.tokenizer_fingerprint[:16]),
         ("block size", a.data.block_size, b.data.block_size),
         ("data", a.data.fingerprint[:16], b.data.fingerprint[:16]),
+        ("document masks", a.document_masks, b.document_masks),
         ("training tokens", f"{a.tokens:,}", f"{b.tokens:,}"),
         ("training precision", a.training_dtype, b.training_dtype),
         ("evaluation precision", a.evaluation_dtype, b.evaluation_dtype),

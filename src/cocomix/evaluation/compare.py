@@ -11,6 +11,7 @@ from statistics import fmean
 
 import numpy as np
 
+from cocomix.concepts import LabelSettings
 from cocomix.evaluation.arms import Arm, choose_baseline, group
 from cocomix.evaluation.comparison import Comparison, ComparisonRow, Saving
 from cocomix.evaluation.documents import DocumentLosses, read_document_losses
@@ -18,7 +19,7 @@ from cocomix.evaluation.formatting import si
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.runs import Run
 from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
-from cocomix.evaluation.teacher_cost import TeacherCost, teacher_cost
+from cocomix.evaluation.teacher_cost import TeacherCost, run_labels, teacher_cost
 
 __all__ = ["compare"]
 
@@ -89,8 +90,7 @@ def _row(
     flops = manifest.tokens * manifest.flops_per_token.training
     return ComparisonRow(
         name=arm.name,
-        objective=manifest.objective,
-        mixing=manifest.mixing,
+        kind=_kind(arm),
         seeds=arm.seeds,
         parameters=manifest.parameters.total,
         active_parameters=manifest.parameters.active,
@@ -115,6 +115,24 @@ def _row(
         saving=_saving(found, cost, baseline_cost) if whole else None,
         documents=test,
     )
+
+
+def _kind(arm: Arm) -> str:
+    """What sets an arm apart, in a few words."""
+    manifest = arm.manifest
+    words = manifest.arm
+    if words is None:  # a run from before arms were recorded
+        words = manifest.objective if manifest.mixing in (None, "interleave") else f"cocomix, {manifest.mixing}"
+    labels = run_labels(arm.runs[0])
+    if labels is None:
+        return words
+    default = LabelSettings().model_dump()
+    chosen = [
+        f"{name} {value}"
+        for name, value in labels.settings.model_dump(include={"selection", "activation", "gradient", "sign"}).items()
+        if value != default[name]
+    ]
+    return ", ".join((words, *(["labels: " + " ".join(chosen)] if chosen else [])))
 
 
 def _mean_reach(reaches: Sequence[Reach]) -> Reach:
@@ -168,7 +186,7 @@ def _document_tests(arms: Sequence[Arm], baseline: Arm) -> tuple[dict[str, Paire
     if any(each.conditions != base.conditions for each in measured.values()):
         return {}, "There is no test on documents: the runs were measured on different blocks or in other precisions."
     if len(base.targets) < MINIMAL_DOCUMENTS:
-        return {}, f"There is no test on documents: {len(base.targets)} documents are too few."
+        return {}, f"There is no test on documents: {len(base.targets)} in the validation split tell too little."
     tests = {
         name: paired_test(each.losses, base.losses, base.targets)
         for name, each in measured.items()

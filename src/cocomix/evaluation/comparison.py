@@ -46,8 +46,8 @@ class ComparisonRow:
 
     Attributes:
         name: the arm's name.
-        objective: `"ntp"` or `"cocomix"`.
-        mixing: how concepts are mixed in; `None` for a run without concepts.
+        kind: objective and what sets the arm apart, e.g. `cocomix, residual`, with how its labels were chosen where
+            that is not the default.
         seeds: seeds of its runs.
         parameters: all of them.
         active_parameters: those that take part in a token's forward pass (paper section 3).
@@ -74,8 +74,7 @@ class ComparisonRow:
     """
 
     name: str
-    objective: str
-    mixing: str | None
+    kind: str
     seeds: tuple[int, ...]
     parameters: int
     active_parameters: int
@@ -99,11 +98,6 @@ class ComparisonRow:
     flops_with_teacher_to_reach: float | None
     saving: Saving | None
     documents: PairedTest | None
-
-    @property
-    def kind(self) -> str:
-        """Objective and mixing in one word or two, e.g. `cocomix, interleave`."""
-        return self.objective if self.mixing is None else f"{self.objective}, {self.mixing}"
 
 
 COLUMNS = (

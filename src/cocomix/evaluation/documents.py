@@ -35,12 +35,13 @@ class DocumentTally:
         self._losses = torch.zeros(0, dtype=torch.float64)
         self._targets = torch.zeros(0, dtype=torch.float64)
 
-    def add(self, input_ids: Tensor, losses: Tensor) -> None:
+    def add(self, input_ids: Tensor, losses: Tensor, counted: Tensor | None = None) -> None:
         """Add consecutive blocks.
 
         Args:
             input_ids: tokens. [batch, seq], int64
             losses: of the tokens from the second on, nats. [batch, seq − 1], float64, on the CPU
+            counted: which of them are targets; by default all. [batch, seq − 1], bool
         """
         ends = (input_ids == self.eos_token_id).cpu().flatten().long()
         document = self._ended + ends.cumsum(0) - ends  # an end belongs to the document that it ends
@@ -50,7 +51,8 @@ class DocumentTally:
         padded = torch.zeros(2, known, dtype=torch.float64)
         padded[:, : len(self._losses)] = torch.stack((self._losses, self._targets))
         padded[0].index_add_(0, target_documents, losses.flatten())
-        padded[1].index_add_(0, target_documents, torch.ones_like(losses).flatten())
+        ones = torch.ones_like(losses) if counted is None else counted.cpu().double()
+        padded[1].index_add_(0, target_documents, ones.flatten())
         self._losses, self._targets = padded[0], padded[1]
 
     def result(self) -> tuple[list[float], list[int]]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from cocomix.evaluation.comparison import Comparison
 from cocomix.evaluation.runs import CurvePoint
 
-__all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "dress"]
+__all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "drawn_names", "dress"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,16 @@ AXES = (
 )
 
 
+_MOST_CURVES = 9
+
+
+def drawn_names(comparison: Comparison) -> list[str]:
+    """The arms whose curves are drawn: the baseline first, then the others; of many, those that end lowest."""
+    others = [name for name in comparison.curves if name != comparison.baseline]
+    kept = sorted(others, key=lambda name: comparison.curves[name][-1].loss)[: _MOST_CURVES - 1]
+    return [comparison.baseline, *(name for name in others if name in kept)]
+
+
 def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     """Validation loss of every run against one axis, as PNG.
 
@@ -97,7 +107,7 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.14, 0.63, 0.74))
     size, unit = _scale(comparison, axis)
-    names = [comparison.baseline, *(name for name in comparison.curves if name != comparison.baseline)]
+    names = drawn_names(comparison)
     ends: list[tuple[float, str, str]] = []
     for index, name in enumerate(names):
         curve = comparison.curves[name]
@@ -114,7 +124,7 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
         ends.append((ys[-1], name, colour))
     final = comparison.curves[comparison.baseline][-1].loss
     axes.axhline(final, color=theme.ink, linewidth=0.7, alpha=0.5, zorder=0)
-    axes.set_ylim(*_loss_range(list(comparison.curves.values())))
+    axes.set_ylim(*_loss_range([comparison.curves[name] for name in names]))
     axes.set_xlim(left=0)
     _label_ends(axes, ends)
     dress(axes, theme)

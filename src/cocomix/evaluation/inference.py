@@ -34,10 +34,14 @@ class Batch(NamedTuple):
     Attributes:
         input_ids: tokens. [batch, seq], int64
         concept_labels: their labels, or `None` where none were asked for. [batch, seq, k_attr], int64
+        targets: the tokens that are predicted, `IGNORE` in place of others. [batch, seq], int64
+        position_ids: where documents are kept apart; otherwise `None`. [batch, seq], int64
     """
 
     input_ids: Tensor
     concept_labels: Tensor | None
+    targets: Tensor
+    position_ids: Tensor | None = None
 
 
 def count_blocks(
@@ -88,19 +92,26 @@ def batches(
 ) -> Iterator[Batch]:
     """The first `count` blocks in order, `batch_size` at a time, on `device`.
 
+    Rows may bring `labels` and `position_ids` of their own (see `cocomix.data.DocumentBlocks`).
+
     Raises:
         CoCoMixError: a token is outside the model's vocabulary, or a label names a concept that does not exist.
     """
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
-        input_ids = torch.stack([blocks[index]["input_ids"] for index in indices])
+        rows = [blocks[index] for index in indices]
+        input_ids = torch.stack([row["input_ids"] for row in rows])
         if int(input_ids.max()) >= model.config.vocab_size:
             raise CoCoMixError(
                 f"the data holds token {int(input_ids.max())} but the model's vocabulary has {model.config.vocab_size} "
                 "entries; evaluate on data prepared with the model's own tokenizer."
             )
+        targets = torch.stack([row["labels"] for row in rows]).to(device) if "labels" in rows[0] else None
+        positions = torch.stack([row["position_ids"] for row in rows]).to(device) if "position_ids" in rows[0] else None
+        input_ids = input_ids.to(device)
+        targets = input_ids if targets is None else targets
         if labels is None:
-            yield Batch(input_ids.to(device), None)
+            yield Batch(input_ids, None, targets, positions)
             continue
         concept_labels = torch.stack([labels[index]["concept_labels"] for index in indices])
         if int(concept_labels.max()) >= model.config.num_concepts:
@@ -110,7 +121,7 @@ def batches(
             )
         if bool(((concept_labels < 0) & (concept_labels != IGNORE)).any()):
             raise CoCoMixError(f'a label is negative but not {IGNORE} ("no concept"); label this data set again.')
-        yield Batch(input_ids.to(device), concept_labels.to(device))
+        yield Batch(input_ids, concept_labels.to(device), targets, positions)
 
 
 @contextmanager
@@ -141,20 +152,21 @@ def inference(model: PreTrainedModel, device: torch.device, dtype: torch.dtype =
         model.train(was_training)
 
 
-def token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of every next token within a block, in nats.
 
     One block at a time, so that no second copy of all logits is needed.
 
     Args:
         logits: next-token logits. [batch, seq, vocab], any float dtype
-        input_ids: the tokens themselves. [batch, seq]
+        targets: the tokens themselves, `IGNORE` in place of those that are not predicted. [batch, seq]
 
     Returns:
-        −log p(x_{t+1} | x_{≤t}) for t = 1 … seq − 1, computed in float32. [batch, seq − 1], float64, on the CPU
+        −log p(x_{t+1} | x_{≤t}) for t = 1 … seq − 1, computed in float32; 0 where x_{t+1} is not predicted.
+        [batch, seq − 1], float64, on the CPU
     """
     rows = [
-        F.cross_entropy(row[:-1].float(), ids[1:], reduction="none").cpu().double()
-        for row, ids in zip(logits, input_ids, strict=True)
+        F.cross_entropy(row[:-1].float(), ids[1:], reduction="none", ignore_index=IGNORE).cpu().double()
+        for row, ids in zip(logits, targets, strict=True)
     ]
     return torch.stack(rows)

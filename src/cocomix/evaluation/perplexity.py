@@ -28,7 +28,7 @@ class Evaluation:
         perplexity: exp(loss).
         bits_per_byte: see `bits_per_byte`; `None` where the bytes per token are not known.
         blocks: blocks used.
-        targets: tokens predicted: (block_size − 1) per block.
+        targets: tokens predicted: (block_size − 1) per block, fewer where documents are kept apart.
         dtype: precision of the matrix products, e.g. `"float32"`.
         seconds: wall clock.
         concept_loss: Eq. 2 averaged over labelled positions, nats; `None` without labels, as all that follows.
@@ -70,11 +70,12 @@ def evaluate(
     """Measure a model on token blocks.
 
     The loss is the sum of the per-token losses divided by their number, accumulated in float64; the first token of a
-    block has no context and is no target. Results do not depend on `batch_size`, except for rounding.
+    block has no context and is no target, nor are tokens that the blocks' own `labels` leave out. Results do not depend on
+    `batch_size`, except for rounding.
 
     Args:
         model: a CoCoMix model or any causal LM of transformers; moved to `device`, otherwise left as it is.
-        blocks: token blocks, `{"input_ids": int64 [block_size]}`.
+        blocks: token blocks, `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
         batch_size: blocks per forward pass.
         device: where to compute.
         bytes_per_token: UTF-8 bytes of the split's text over its tokens, for bits per byte.
@@ -90,36 +91,37 @@ def evaluate(
     reporter = reporter or SilentReporter()
     count = count_blocks(model, blocks, labels, batch_size, limit_blocks)
     block_size = len(blocks[0]["input_ids"])
-    loss_sum, tally = 0.0, _ConceptTally()
+    loss_sum, targets, tally = 0.0, 0, _ConceptTally()
     started = time.perf_counter()
     with (
         inference(model, device, dtype),
         reporter.progress("evaluating", count * block_size, "tokens") as advance,
     ):
-        for input_ids, concept_labels in batches(
-            model, blocks, labels, count=count, batch_size=batch_size, device=device
-        ):
+        for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
+            input_ids, concept_labels = batch.input_ids, batch.concept_labels
             if concept_labels is None:
-                output = model(input_ids=input_ids, use_cache=False)
+                output = model(input_ids=input_ids, position_ids=batch.position_ids, use_cache=False)
             else:
                 output = model(
                     input_ids=input_ids,
+                    position_ids=batch.position_ids,
                     use_cache=False,
                     concept_labels=concept_labels,
                     num_concept_items_in_batch=1,  # the sum over labelled positions, not their mean
                 )
                 tally.add(float(output.concept_loss), output.concept_ids, concept_labels)
-            losses = token_losses(output.logits, input_ids)
+            losses = token_losses(output.logits, batch.targets)
+            counted = batch.targets[:, 1:] != IGNORE
+            targets += int(counted.sum())
             if documents is not None:
-                documents.add(input_ids, losses)
+                documents.add(input_ids, losses, counted)
             loss_sum += float(losses.sum())
             if not math.isfinite(loss_sum):
                 raise CoCoMixError(
                     "the model's loss on this data is not a finite number; its weights are damaged, train it again."
                 )
             advance(input_ids.numel())
-    targets = count * (block_size - 1)
-    loss = loss_sum / targets
+    loss = loss_sum / max(targets, 1)
     return Evaluation(
         loss=loss,
         perplexity=math.exp(loss),

@@ -143,7 +143,7 @@ def concept_reliance(
 
     Args:
         model: a CoCoMix model that mixes its concepts in.
-        blocks: token blocks, `{"input_ids": int64 [block_size]}`.
+        blocks: token blocks, `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
         batch_size: blocks per forward pass, at least 2; the shuffle's partners come from the same batch.
         device: where to compute.
         dtype: float32 (default), or a narrower type used through autocast.
@@ -175,7 +175,7 @@ def concept_reliance(
     }
     if labels is not None:
         kinds["oracle"] = lambda batch: None if batch.concept_labels is None else oracle(batch.concept_labels)
-    sums = dict.fromkeys(kinds, 0.0)
+    sums, targets = dict.fromkeys(kinds, 0.0), 0
     block_size = len(blocks[0]["input_ids"])
     with (
         inference(model, device, dtype),
@@ -183,10 +183,16 @@ def concept_reliance(
     ):
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
             for name, make in kinds.items():
-                output = model(input_ids=batch.input_ids, use_cache=False, concept_intervention=make(batch))
-                sums[name] += float(token_losses(output.logits, batch.input_ids).sum())
+                output = model(
+                    input_ids=batch.input_ids,
+                    position_ids=batch.position_ids,
+                    use_cache=False,
+                    concept_intervention=make(batch),
+                )
+                sums[name] += float(token_losses(output.logits, batch.targets).sum())
                 advance(batch.input_ids.numel())
-    means = {name: total / (count * (block_size - 1)) for name, total in sums.items()}
+            targets += int((batch.targets[:, 1:] != IGNORE).sum())
+    means = {name: total / max(targets, 1) for name, total in sums.items()}
     return Reliance(
         loss=means["loss"],
         zero=means["zero"],

@@ -12,7 +12,7 @@ from cocomix.evaluation.comparison import (
     Comparison,
     ComparisonRow,
 )
-from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
+from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves, drawn_names
 from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
 from cocomix.evaluation.reach import reach
@@ -27,12 +27,19 @@ REPORT_FILE = "report.html"
 
 _DESCRIPTIONS = {
     "ntp": "next-token prediction only",
-    "cocomix, interleave": "CoCoMix, the paper's form",
+    "ntp, matched": "next-token prediction only, as many active parameters",
+    "ntp, matched, kd": "knowledge distillation, as many active parameters",
+    "cocomix": "CoCoMix, the paper's form",
     "cocomix, residual": "CoCoMix, residual form",
     "cocomix, add": "CoCoMix, concepts added",
-    "cocomix, none": "concepts predicted, not mixed in",
+    "cocomix, prediction only": "concepts predicted, not mixed in",
+    "cocomix, mixing only": "CoCoMix without the concept loss",
+    "pause": "a learned vector in the concepts' place",
 }
-"""What a run is, for readers who do not know our words; others are shown by their own name."""
+"""What a run is, for readers who do not know our words; others are shown in ours."""
+
+_MOST_VERDICTS = 5
+"""Of more arms than this, only the best are spoken of."""
 
 _EVEN = 0.0005
 """Losses closer than this are called equal: they agree in the three decimals that are shown."""
@@ -67,7 +74,7 @@ def write_report(
         for axis in AXES:
             light = draw_curves(comparison, axis, LIGHT)
             (folder / f"{axis.file}.png").write_bytes(light)
-            alt = f"Validation loss of {', '.join(comparison.curves)} against training {axis.field}"
+            alt = f"Validation loss of {', '.join(drawn_names(comparison))} against training {axis.field}"
             images.append(Image(light, alt=alt, dark_png=draw_curves(comparison, axis, DARK)))
         write_text(folder / "table.md", comparison.to_markdown())
         write_text(folder / "table.csv", comparison.to_csv())
@@ -94,7 +101,13 @@ def summary(comparison: Comparison) -> list[str]:
             f"{best.name} has the lowest validation loss: {best.validation_loss:.3f} nats per token against "
             f"{base.validation_loss:.3f} of the baseline, {base.name}."
         )
-    sentences = [head, *(_verdict(row, comparison) for row in comparison.others)]
+    others = comparison.others
+    sentences = [head]
+    if len(others) > _MOST_VERDICTS:
+        better = sum(row.difference <= -_EVEN for row in others)
+        others = tuple(sorted(others, key=lambda row: row.validation_loss)[:3])
+        sentences.append(f"{better} of {len(comparison.others)} arms end below the baseline; the best three:")
+    sentences += [_verdict(row, comparison) for row in others]
     seeds = {len(row.seeds) for row in comparison.rows}
     if seeds == {1}:
         sentences.append("One run with one seed each: small differences may be chance.")
@@ -168,6 +181,10 @@ def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[S
         tables.append(Table(DOCUMENT_COLUMNS, documents, caption=caption))
     bands = " Where an arm has several seeds, the line is their mean and the band spans them."
     several = any(len(row.seeds) > 1 for row in comparison.rows)
+    left_out = len(comparison.rows) - len(drawn_names(comparison))
+    bands = bands if several else ""
+    if left_out:
+        bands += f" Drawn are the baseline and the arms with the lowest final losses; {left_out} more are in the table."
     return (
         Section("Result", (*tables, Points(comparison.notes))),
         Section(
@@ -175,7 +192,7 @@ def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[S
             (
                 Paragraph(
                     "The same runs against three costs. Lower is better; further left is cheaper. The thin line is the "
-                    f"baseline's final loss.{bands if several else ''}",
+                    f"baseline's final loss.{bands}",
                 ),
                 *images,
             ),

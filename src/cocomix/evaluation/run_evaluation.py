@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from cocomix.concepts import ConceptLabelStore
-from cocomix.data import VALIDATION, PreparedData
+from cocomix.data import VALIDATION, DocumentBlocks, PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.documents import DocumentTally, write_document_losses
+from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.runs import Run
@@ -95,7 +96,10 @@ def evaluate_run(
     """
     reporter = reporter or SilentReporter()
     prepared = open_run_data(run, data)
-    blocks = prepared.split(split)
+    meta = prepared.split(split).meta
+    blocks: MapDataset = prepared.split(split)
+    if run.manifest.document_masks:
+        blocks = DocumentBlocks(blocks, prepared.meta.eos_token_id)
     model = run.model()
     found = None
     if predicts_concepts(model):
@@ -107,7 +111,7 @@ def evaluate_run(
         raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
     shared |= {"limit_blocks": limit_blocks, "reporter": reporter}
-    bytes_per_token = blocks.meta.bytes / blocks.meta.tokens if blocks.meta.bytes > 0 else None
+    bytes_per_token = meta.bytes / meta.tokens if meta.bytes > 0 else None
     tally = DocumentTally(prepared.meta.eos_token_id) if per_document else None
     result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, documents=tally, **shared)
     measured, note = None, None

@@ -49,6 +49,13 @@ class OnlineLabelReference(_Part):
     dictionary: str
 
 
+class TeachingReference(_Part):
+    """What a run was distilled from: stored distributions, or (no path) a teacher that ran while training."""
+
+    path: str | None = None
+    fingerprint: str | None = None
+
+
 class ParameterCounts(_Part):
     """Parameters, all and active."""
 
@@ -75,17 +82,21 @@ class RunManifest(_Part):
     `seconds` is the training wall clock with evaluation left out (labelling is in it where `online_labels` is given),
     `tokens` the training tokens seen,
     `evaluation_blocks` the validation blocks its evaluations read. `teacher_flops_per_token` is what a teacher spent
-    inside training (online labels, distillation). Runs of one name and different seeds are one arm of a comparison.
+    inside training (online labels, distillation). With `document_masks`, documents packed into one block do not see
+    each other. Runs of one name and different seeds are one arm of a comparison.
     """
 
     format_version: int
     kind: Literal["run"]
     name: str
     objective: str
+    arm: str | None = None
     mixing: str | None
     data: DataReference
+    document_masks: bool = False
     labels: LabelReference | None
     online_labels: OnlineLabelReference | None = None
+    teaching: TeachingReference | None = None
     parameters: ParameterCounts
     flops_per_token: TokenFlops
     teacher_flops_per_token: float | None = None

@@ -12,8 +12,7 @@ from typing import Any
 from cocomix.config import load_recipe, save_recipe
 from cocomix.device import default_device
 from cocomix.errors import CoCoMixError
-from cocomix.evaluation import Comparison, Run, compare, evaluate_run, evaluate_tasks, write_report
-from cocomix.evaluation.documents import DOCUMENTS_FILE
+from cocomix.evaluation import DOCUMENTS_FILE, Comparison, Run, compare, evaluate_run, evaluate_tasks, write_report
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.sweep.board import Board, Entry

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cocomix.concepts import ConceptLabelStore, LabelSettings, TeacherProbabilities
 from cocomix.config import RunConfig, load_recipe, save_recipe
-from cocomix.data import PreparedData
+from cocomix.data import DocumentBlocks, PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import Accounting, CoCoMixConfig, account
 from cocomix.modeling.accounting import build_model
@@ -174,11 +174,12 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
         model = build_model(plan.config, recipe.model.attn_implementation)
-        validation = _split(data, (labels, teaching.stored), "validation", recipe.evaluation_blocks)
+        stored = (labels, teaching.stored)
+        validation = _split(recipe, data, stored, "validation", recipe.evaluation_blocks)
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
-            train_dataset=_split(data, (labels, teaching.stored), "train", None),
+            train_dataset=_split(recipe, data, stored, "train", None),
             eval_dataset=validation if online is None else _labelled(validation, online, reporter),
             objective=teaching.told(OBJECTIVES[recipe.objective]),
             online_labels=online,
@@ -272,10 +273,16 @@ def _check_unfinished(recipe: RunConfig, output: Path) -> None:
 
 
 def _split(
-    data: PreparedData, beside: Iterable[ConceptLabelStore | TeacherProbabilities | None], name: str, limit: int | None
+    recipe: RunConfig,
+    data: PreparedData,
+    beside: Iterable[ConceptLabelStore | TeacherProbabilities | None],
+    name: str,
+    limit: int | None,
 ) -> Dataset[Any]:
     """A split's blocks, joined with what is stored beside them."""
     blocks: Dataset[Any] = data.split(name)
+    if recipe.document_masks:
+        blocks = DocumentBlocks(blocks, data.meta.eos_token_id)
     for stored in beside:
         if stored is not None:
             blocks = LabelledBlocks(blocks, stored.split(name))
@@ -369,6 +376,7 @@ def _manifest(
             "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
             "block_size": data.meta.block_size,
         },
+        "document_masks": recipe.document_masks,
         "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
         "online_labels": None if online is None else online.reference(data),
         "teaching": teaching.reference,
@@ -383,7 +391,7 @@ def _manifest(
         "teacher_flops_per_token": teaching.flops_per_token
         + (0.0 if online is None else online.flops_per_token(plan.block_size)),
         "learning_rate": arguments.learning_rate,
-        "concept_loss_weight": plan.config.concept_loss_weight if isinstance(plan.config, CoCoMixConfig) else None,
+        "concept_loss_weight": _concept_loss_weight(plan.config),
         "tokens": trainer.tokens_seen(trainer.state.global_step),
         "steps": trainer.state.global_step,
         "seconds": round(trainer.clock.seconds, 3),
@@ -395,3 +403,9 @@ def _manifest(
         "final": {name: value for name, value in final.items() if name.startswith("eval_")},
         "versions": {"torch": torch.__version__, "transformers": version("transformers")},
     }
+
+
+def _concept_loss_weight(config: PreTrainedConfig) -> float | None:
+    """λ of a model that predicts something beside tokens."""
+    predicts = isinstance(config, CoCoMixConfig) and config.mixing != "pause"
+    return float(config.concept_loss_weight) if predicts else None

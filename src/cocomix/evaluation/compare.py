@@ -15,6 +15,7 @@ from cocomix.concepts import LabelSettings
 from cocomix.evaluation.arms import Arm, choose_baseline, group
 from cocomix.evaluation.comparison import Comparison, ComparisonRow, Saving
 from cocomix.evaluation.documents import DocumentLosses, read_document_losses
+from cocomix.evaluation.downstream_table import downstream_table
 from cocomix.evaluation.formatting import si
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.runs import Run
@@ -40,12 +41,13 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     chosen, reason = choose_baseline(arms, baseline)
     costs = {arm.name: teacher_cost(arm.runs[0]) for arm in arms}
     tests, documents_note = _document_tests(arms, chosen)
+    downstream, downstream_note = downstream_table(arms)
     rows = tuple(_row(arm, chosen, costs[arm.name], costs[chosen.name], tests.get(arm.name)) for arm in arms)
     manifest = chosen.manifest
     return Comparison(
         rows=rows,
         baseline=chosen.name,
-        notes=(reason, *_notes(arms, chosen, rows), documents_note),
+        notes=(reason, *_notes(arms, chosen, rows), documents_note, downstream_note),
         curves={arm.name: arm.curve for arm in arms},
         seed_curves={arm.name: tuple(run.curve for run in arm.runs) for arm in arms},
         conditions={
@@ -57,6 +59,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
             "validation blocks": f"{manifest.evaluation_blocks:,}",
             "evaluation precision": manifest.evaluation_dtype,
         },
+        downstream=downstream,
     )
 
 

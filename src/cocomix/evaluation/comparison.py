@@ -5,6 +5,7 @@ import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cocomix.evaluation.downstream_table import DownstreamTable
 from cocomix.evaluation.formatting import NOTHING, duration, markdown_table, markdown_text, percent, si, signed
 from cocomix.evaluation.reach import Reach
 from cocomix.evaluation.runs import CurvePoint
@@ -135,6 +136,7 @@ class Comparison:
         curves: each arm's validation curve (mean over seeds), by name.
         seed_curves: the curves of its runs, by name.
         conditions: what all runs share, label → value.
+        downstream: downstream tasks; `None` where not all runs were measured alike, and the notes say why.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -143,6 +145,7 @@ class Comparison:
     curves: dict[str, tuple[CurvePoint, ...]]
     seed_curves: dict[str, tuple[tuple[CurvePoint, ...], ...]]
     conditions: dict[str, str]
+    downstream: DownstreamTable | None = None
 
     @property
     def baseline_row(self) -> ComparisonRow:
@@ -241,6 +244,8 @@ class Comparison:
         if documents := self.document_cells():
             parts += [f"Against {markdown_text(self.baseline)} on the validation documents:"]
             parts += [markdown_table(DOCUMENT_COLUMNS, documents)]
+        if self.downstream is not None:
+            parts += ["Downstream tasks:", markdown_table(self.downstream.columns, self.downstream.cells)]
         parts += ["What was trained:", markdown_table(SETTING_COLUMNS, self.setting_cells())]
         parts.append("\n".join(f"- {markdown_text(note)}" for note in self.notes))
         return "\n\n".join(parts) + "\n"
@@ -254,6 +259,11 @@ class Comparison:
         writer.writerows(rows)
         return stream.getvalue()
 
+    def _downstream(self) -> dict[str, dict[str, float]]:
+        """Arm → column → number."""
+        assert self.downstream is not None
+        return {name: dict(zip(self.downstream.columns[1:], row, strict=True)) for name, row in self.downstream.rows}
+
     def to_json(self) -> dict[str, Any]:
         """Everything, unrounded, as JSON."""
         return {
@@ -261,6 +271,7 @@ class Comparison:
             "conditions": self.conditions,
             "notes": list(self.notes),
             "rows": [asdict(row) for row in self.rows],
+            "downstream": None if self.downstream is None else self._downstream(),
             "curves": {name: [asdict(point) for point in curve] for name, curve in self.curves.items()},
         }
 

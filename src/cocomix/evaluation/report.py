@@ -179,6 +179,9 @@ def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[S
     if documents := comparison.document_cells():
         caption = f"Against {comparison.baseline} on the same validation documents, nats per token"
         tables.append(Table(DOCUMENT_COLUMNS, documents, caption=caption))
+    if comparison.downstream is not None:
+        caption = "Downstream tasks: perplexity, and accuracy in percent"
+        tables.append(Table(comparison.downstream.columns, comparison.downstream.cells, caption=caption))
     bands = " Where an arm has several seeds, the line is their mean and the band spans them."
     several = any(len(row.seeds) > 1 for row in comparison.rows)
     left_out = len(comparison.rows) - len(drawn_names(comparison))

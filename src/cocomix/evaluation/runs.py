@@ -161,6 +161,11 @@ class Run:
         manifest = _read_manifest(file)
         return cls(path, manifest, _read_curve(path / "metrics.jsonl"))
 
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of the final validation loss."""
+        return math.exp(self.manifest.final.eval_loss)
+
     def model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """Load the trained model, in evaluation mode, on the CPU.
 

@@ -1,0 +1,56 @@
+import pytest
+
+from cocomix.evaluation import Run, compare
+from cocomix.evaluation.downstream import DOWNSTREAM_FILE, PAPER_TASKS, Downstream, HarnessConditions, TaskResult
+from cocomix.output import write_json
+from tests.evaluation.test_compare import COCOMIX
+
+CONDITIONS = HarnessConditions(harness="0.4.13", context=128, batch_size=8, dtype="float32", limit=None)
+
+
+def result(value, tasks=tuple(PAPER_TASKS), source="hub", conditions=CONDITIONS):
+    measured = {"requests": 10, "truncated": 1, "endings_cut": 0, "examples": 5, "source": source}
+    found = {
+        name: TaskResult(**measured, metrics={PAPER_TASKS[name].metric: value * (100 if name == "wikitext" else 1)})
+        for name in tasks
+    }
+    return Downstream(conditions=conditions, tasks=found)
+
+
+def compared(write_run, ours, theirs):
+    runs = [write_run("ntp", [6.0, 4.0]), write_run("ours", [6.0, 4.0], **COCOMIX)]
+    for folder, found in zip(runs, (ours, theirs), strict=True):
+        if found is not None:
+            write_json(folder / DOWNSTREAM_FILE, found.model_dump())
+    return compare([Run.open(folder) for folder in runs])
+
+
+def test_the_papers_averages(write_run):
+    comparison = compared(write_run, result(0.25), result(0.5))
+    columns = comparison.downstream.columns
+    assert columns[-2:] == ("average perplexity ↓", "average accuracy ↑")
+    row = dict(zip(columns[1:], dict(comparison.downstream.rows)["ours"], strict=True))
+    assert row["piqa ↑"] == row["average accuracy ↑"] == 50.0
+    assert row["average perplexity ↓"] == pytest.approx((54.598 + 0.5 + 50.0) / 3, rel=1e-4)
+    assert "wikitext 10%" in comparison.notes[-1]
+    assert "Downstream tasks:" in comparison.to_markdown()
+    assert comparison.to_json()["downstream"]["ntp"]["piqa ↑"] == 25.0
+
+
+def test_only_what_is_alike_stands_side_by_side(write_run, tmp_path):
+    comparison = compared(write_run, result(0.25), result(0.5, tasks=("piqa", "arc_easy")))
+    assert comparison.downstream.columns == ("run", "validation ↓", "piqa ↑", "arc_easy ↑")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        (None, "ours was not measured on any"),
+        (result(0.5, conditions=CONDITIONS.model_copy(update={"batch_size": 4})), "under different conditions"),
+        (result(0.5, source="a file"), "no task was measured on the same rows"),
+    ],
+)
+def test_no_table_of_unlike_results(theirs, reason, write_run):
+    comparison = compared(write_run, result(0.25), theirs)
+    assert comparison.downstream is None
+    assert reason in comparison.notes[-1]

@@ -119,6 +119,9 @@ class RunConfig(_Section):
     attribution: LabelSettings | None = None
     """How labels are picked from the teacher. Read by `cocomix label` and with `labels: online`; else a check."""
     model: StudentConfig
+    document_masks: bool = False
+    """Documents packed into one block do not see each other; positions start again at each, and its first token is no
+    target. Teachers still read whole blocks. Not with the kernels of `flash-attn`, which would ignore it."""
     tokens: int | None = Field(default=None, ge=1)
     """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
     evaluation_blocks: int | None = Field(default=None, ge=1)
@@ -140,6 +143,8 @@ class RunConfig(_Section):
             raise ValueError("model.prediction: hidden needs teacher:")
         if self.distillation is not None and self.distillation.targets == "online" and self.teacher is None:
             raise ValueError("distillation.targets: online needs teacher:")
+        if self.document_masks and "flash" in (self.model.attn_implementation or ""):
+            raise ValueError("document_masks needs model.attn_implementation eager, sdpa or flex_attention")
         if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
             raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
         return self

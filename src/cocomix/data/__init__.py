@@ -1,6 +1,7 @@
 """Data: documents out of many sources, tokenizers, and packed token blocks. Knows nothing of concepts or models."""
 
 from cocomix.data.blocks import BlockWriter, ShardMeta, SplitMeta, TokenBlocks, TokenShard, token_dtype
+from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions
 from cocomix.data.documents import DOCUMENTATION, Document, Source, read_documents, resolve_sources
 from cocomix.data.preparation import PrepareSettings, prepare
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta
@@ -10,11 +11,13 @@ from cocomix.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_
 __all__ = [
     "DOCUMENTATION",
     "FORMAT_VERSION",
+    "NO_TARGET",
     "TRAIN",
     "VALIDATION",
     "BlockWriter",
     "DataMeta",
     "Document",
+    "DocumentBlocks",
     "PrepareSettings",
     "PreparedData",
     "ShardMeta",
@@ -24,6 +27,7 @@ __all__ = [
     "TokenBlocks",
     "TokenShard",
     "assign_splits",
+    "document_positions",
     "load_tokenizer",
     "prepare",
     "read_documents",

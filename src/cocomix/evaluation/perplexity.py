@@ -70,8 +70,8 @@ def evaluate(
     """Measure a model on token blocks.
 
     The loss is the sum of the per-token losses divided by their number, accumulated in float64; the first token of a
-    block has no context and is no target, nor are tokens that the blocks' own `labels` leave out. Results do not depend on
-    `batch_size`, except for rounding.
+    block has no context and is no target, nor are tokens that the blocks' own `labels` leave out.
+    Results do not depend on `batch_size`, except for rounding.
 
     Args:
         model: a CoCoMix model or any causal LM of transformers; moved to `device`, otherwise left as it is.

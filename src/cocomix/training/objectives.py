@@ -53,13 +53,15 @@ def next_token_prediction(model: torch.nn.Module, batch: dict[str, Any], divisor
 
     Args:
         model: a causal LM.
-        batch: `input_ids` and `labels`, [batch, seq] int64, and `attention_mask` where there is padding.
+        batch: `input_ids` and `labels`, [batch, seq] int64, `attention_mask` where there is padding, and `position_ids`
+            where documents are kept apart.
         divisors: only `tokens` is used.
     """
     targets = batch.get("teacher_targets")
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch.get("attention_mask"),
+        position_ids=batch.get("position_ids"),
         labels=batch["labels"],
         num_items_in_batch=divisors.tokens,
         use_cache=False,
@@ -76,7 +78,8 @@ def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divi
 
     Args:
         model: a `CoCoMixForCausalLM`.
-        batch: `input_ids` and `labels` [batch, seq], and `concept_labels` [batch, seq, k_attr], all int64. Without
+        batch: `input_ids` and `labels` [batch, seq], and `concept_labels` [batch, seq, k_attr], all int64, and
+            `attention_mask` and `position_ids` as above. Without
             `concept_labels` only mixing is trained (the paper's "mixing only" ablation, and its pause tokens). A model
             that predicts hidden states takes `hidden_targets` [batch, seq, d_teacher] instead.
         divisors: global counts of target tokens and labelled positions.
@@ -85,6 +88,7 @@ def concept_mixing(model: torch.nn.Module, batch: dict[str, Any], divisors: Divi
     output = model(
         input_ids=batch["input_ids"],
         attention_mask=batch.get("attention_mask"),
+        position_ids=batch.get("position_ids"),
         labels=batch["labels"],
         concept_labels=concept_labels,
         hidden_targets=batch.get("hidden_targets"),

@@ -1,0 +1,103 @@
+"""`document_masks`: documents packed into one block train and are evaluated as if each stood alone."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cocomix.data import DocumentBlocks
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation import Run, compare, evaluate_run
+from cocomix.output import read_json
+from cocomix.training import train
+from cocomix.training.objectives import OBJECTIVES, Divisors
+from cocomix.training.trainer import collate_blocks
+from tests.modeling.factories import CONCEPTS, plain, student
+from tests.workshop import Workshop
+
+END = 0
+# Two blocks; documents of one token, and one that began in an earlier block.
+BLOCKS = [
+    [[3, 4, 5, END], [6, 7, 8, 9, 10, END], [END], [11, 12, 13, 2]],
+    [[2, END], [END], [11, 12, 13, 14, 15, 16, 17, END], [6, 7, 3, 9]],
+]
+
+
+def model_of(objective: str, family: str, attn: str) -> torch.nn.Module:
+    if objective == "ntp":
+        return plain(family, attn=attn).train()
+    return student(family, mixing=objective, attn=attn).train()
+
+
+def row_of(tokens: list[int]) -> dict[str, Any]:
+    """Tokens and labels that follow from the token alone."""
+    ids = torch.tensor(tokens)
+    return {"input_ids": ids, "concept_labels": torch.stack((ids % CONCEPTS, (ids + 7) % CONCEPTS), dim=-1)}
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("objective", ["ntp", "interleave", "residual"])
+def test_a_block_is_the_sum_of_its_documents(objective: str, family: str, attn: str) -> None:
+    """Losses and gradients, in training mode, of a batch of two blocks."""
+    step = OBJECTIVES["ntp" if objective == "ntp" else "cocomix"]
+    model = model_of(objective, family, attn)
+
+    def run(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        output = step(model, collate_blocks(rows), Divisors(1, 1))
+        output.loss.backward()
+        return {name: value.detach() for name, value in output.terms.items()}
+
+    packed = DocumentBlocks([row_of(list(chain(*documents))) for documents in BLOCKS], END)
+    together = run([packed[0], packed[1]])
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    alone: dict[str, torch.Tensor] = {}
+    for document in chain(*BLOCKS):
+        for name, value in run([row_of(document)]).items():
+            alone[name] = alone.get(name, torch.zeros(())) + value
+    for name, value in together.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=name)
+    for name, weight in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.fixture(scope="module")
+def runs(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("masked")
+    settings = {"document_masks": True, "evaluation_blocks": None}
+    return {
+        name: train(workshop.recipe(name, name=f"{name} masked", **settings), folder / name)
+        for name in ("ntp", "cocomix")
+    }
+
+
+@pytest.mark.parametrize("objective", ["ntp", "cocomix"])
+def test_a_run_is_evaluated_as_it_was_trained(runs: dict[str, Path], objective: str) -> None:
+    manifest = read_json(runs[objective] / "manifest.json")
+    assert manifest["document_masks"] is True
+    result = evaluate_run(Run.open(runs[objective]), device=torch.device("cpu"), per_document=True)
+    assert result.evaluation.loss == pytest.approx(manifest["final"]["eval_loss"], rel=1e-4)
+    assert result.evaluation.targets < result.evaluation.blocks * 15
+    losses = read_json(runs[objective] / "document_losses.json")
+    assert sum(losses["targets"]) == result.evaluation.targets
+    assert sum(losses["losses"]) == pytest.approx(result.evaluation.loss * result.evaluation.targets)
+    if objective == "cocomix":
+        assert result.reliance is not None
+        assert result.reliance.loss == pytest.approx(result.evaluation.loss, rel=0.05)
+
+
+def test_a_comparison_refuses_runs_that_differ_in_it(workshop: Workshop, runs: dict[str, Path]) -> None:
+    masked = train(workshop.recipe("ntp", name="seen", evaluation_blocks=None), runs["ntp"].parent / "seen")
+    with pytest.raises(CoCoMixError, match="document masks"):
+        compare([Run.open(masked), Run.open(runs["cocomix"])])
+    assert len(compare([Run.open(run) for run in runs.values()]).rows) == 2
+
+
+def test_kernels_that_would_ignore_it_are_refused(workshop: Workshop) -> None:
+    with pytest.raises(ValidationError, match="eager, sdpa or flex_attention"):
+        workshop.recipe("ntp", document_masks=True, model={"attn_implementation": "flash_attention_2"})

@@ -1,45 +1,35 @@
 """`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged and whole checkpoints.
 
 What is added to `transformers.Trainer` is only what the method needs: the objective seam, divisors counted over the
-whole optimizer step, an evaluation that reports the next-token loss alone, a stop on (or a step over) numbers that are
-not finite, and checkpoints that are whole or not there.
+whole optimizer step, an evaluation that reports the next-token loss alone, a stop on a loss that is not finite, and a
+mark on complete checkpoints.
 """
 
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerControl
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import explained_full_disk, read_json
+from cocomix.output import explained_full_disk, read_json, write_json
 from cocomix.training.arguments import tokens_after, tokens_per_step
-from cocomix.training.checkpoints import (
-    MARK,
-    WRITING,
-    checkpoint_step,
-    drop_old_checkpoints,
-    last_complete_checkpoint,
-    seal_checkpoint,
-)
-from cocomix.training.meters import LossMeter, TrainingClock, over_processes
-from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
+from cocomix.training.objectives import OBJECTIVES, Divisors, Objective, ObjectiveOutput
 from cocomix.training.online import OnlineLabels
 
-__all__ = ["CoCoMixTrainer", "NonFinite", "collate_blocks"]
+__all__ = ["CoCoMixTrainer", "collate_blocks", "last_complete_checkpoint"]
 
-NonFinite = Literal["stop", "skip"]
-"""What to do about gradients that are infinite or not a number."""
-_SKIPS_IN_A_ROW = 10  # our choice: a rare bad batch is over sooner, and training that has diverged does not come back
+_COMPLETE = "complete"
 _COLUMNS: dict[str, torch.dtype | None] = {
     **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
     **dict.fromkeys(("concept_labels", "teacher_ids"), torch.int64),
@@ -67,6 +57,17 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return batch
 
 
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint under `folder` that was written to its end; torn ones are removed."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (path / _COMPLETE).is_file():
+            complete.append((int(path.name.rpartition("-")[2]), path))
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(complete)[1] if complete else None
+
+
 class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     """Trains CoCoMix models and plain decoders on packed blocks.
 
@@ -79,21 +80,12 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     and saving left out) and `tokens_per_second`. Under gradient accumulation and several processes the losses are
     averages over the targets of the whole optimizer step.
 
-    A loss or gradient that is not finite stops training at the next log line. With `non_finite="skip"` a step whose
-    gradients are not finite changes nothing and is left out of the averages; ten in a row stop training. It waits for
-    the device once per step. Under fp16 the loss scaler does the same by itself.
-
     With `online_labels`, training batches get their `concept_labels` from a teacher as they come; the time it takes is
     part of `seconds`. Evaluation sets bring their own (see `OnlineLabels.blocks`).
     """
 
     def __init__(
-        self,
-        *args: Any,
-        objective: Objective | None = None,
-        online_labels: OnlineLabels | None = None,
-        non_finite: NonFinite = "stop",
-        **kwargs: Any,
+        self, *args: Any, objective: Objective | None = None, online_labels: OnlineLabels | None = None, **kwargs: Any
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)

@@ -1,0 +1,53 @@
+"""Token blocks joined with what is stored of them: labels, a teacher's probabilities."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+from cocomix.concepts import ConceptLabelStore, TeacherProbabilities
+from cocomix.config import RunConfig
+from cocomix.data import DocumentBlocks, PreparedData
+
+__all__ = ["JoinedBlocks", "joined_blocks"]
+
+
+class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
+    """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`."""
+
+    def __init__(self, tokens: Any, more: Any) -> None:
+        self.tokens, self.more = tokens, more
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {**self.tokens[index], **self.more[index]}
+
+
+def joined_blocks(
+    recipe: RunConfig,
+    data: PreparedData,
+    beside: Iterable[ConceptLabelStore | TeacherProbabilities | None],
+    name: str,
+    limit: int | None,
+) -> Dataset[Any]:
+    """A split's blocks, joined with what is stored beside them.
+
+    Args:
+        recipe: says whether documents within a block see one another.
+        data: the tokens.
+        beside: labels and probabilities of the same data; `None` where there are none.
+        name: of the split.
+        limit: use only the first blocks.
+    """
+    blocks: Dataset[Any] = data.split(name)
+    if recipe.document_masks:
+        blocks = DocumentBlocks(blocks, data.meta.eos_token_id)
+    for stored in beside:
+        if stored is not None:
+            blocks = JoinedBlocks(blocks, stored.split(name))
+    if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
+        blocks = Subset(blocks, range(limit))
+    return blocks

@@ -1,4 +1,4 @@
-"""Verbs that train models and measure them: train, eval, compare."""
+"""Verbs that train models and measure them: train, eval, compare, analyse."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print
 from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
-__all__ = ["compare", "evaluate", "train"]
+__all__ = ["analyse", "compare", "evaluate", "train"]
 
 
 @app.command()
@@ -133,3 +133,50 @@ def compare(
         print_json(comparison.to_json())
     else:
         typer.echo(comparison.to_markdown())
+
+
+@app.command()
+def analyse(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; those without concepts are left out.")
+    ],
+    output: Output,
+    batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
+    limit_blocks: Annotated[int | None, typer.Option(help="Use only the first validation blocks.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the shuffled concepts.")] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what concepts do in runs: reliance, compression weights, recall by frequency, label statistics.
+
+    [dim]Example: cocomix analyse runs/first runs/residual --output analyses[/dim]
+    """
+    from cocomix.device import default_device
+    from cocomix.evaluation import Run
+    from cocomix.evaluation.analyses_report import analyse_runs
+
+    values = analyse_runs(
+        [Run.open(folder) for folder in runs],
+        output,
+        device=default_device(),
+        batch_size=batch_size,
+        limit_blocks=limit_blocks,
+        seed=seed,
+        reporter=ConsoleReporter(quiet=quiet),
+    )
+    if json_output:
+        print_json(values)
+    else:
+        print_table(
+            {
+                f"{name}: {kind}": delta
+                for name, each in values["reliance"].items()
+                for kind, delta in each["deltas"].items()
+            }
+        )
+        print_table(
+            {
+                f"{name}: compression vectors below 0.01": share
+                for name, share in values["unused_compression_vectors"].items()
+            }
+        )

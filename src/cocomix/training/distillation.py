@@ -4,8 +4,9 @@ Knowledge distillation adds λ_KD·KL(teacher ‖ student) to any objective (pap
 tokens). The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of
 its largest probabilities (`cocomix distill`). The hidden states that `prediction: hidden` asks for are never stored.
 An online teacher runs in the training precision (our choice), in every process on its own rows; it is neither wrapped,
-nor trained, nor saved. Its time is part of the run's seconds. As for labels, it reads whole blocks, also where the
-student's documents do not see one another.
+nor trained, nor saved. The vocabulary logits of both sides are made in chunks, but for those that a plain decoder's own
+forward pass returns. The teacher's time is part of the run's seconds. As for labels, it reads whole blocks, also where
+the student's documents do not see one another.
 """
 
 from collections.abc import Callable, Mapping

@@ -126,6 +126,9 @@ class RunConfig(_Section):
     """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
     evaluation_blocks: int | None = Field(default=None, ge=1)
     """How many validation blocks the evaluations read; by default all."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """Gradients that are infinite or not a number stop training at the next log line, or their step changes nothing
+    (ten in a row stop it; costs a wait for the device per step)."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Any field of `transformers.TrainingArguments`."""
 

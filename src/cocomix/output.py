@@ -19,6 +19,7 @@ __all__ = [
     "claim_partial",
     "explained_full_disk",
     "fingerprint_json",
+    "flush_folder",
     "partial_path",
     "read_json",
     "staged_directory",
@@ -40,7 +41,7 @@ def partial_path(output: Path) -> Path:
 
 @contextmanager
 def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
-    """Yield a folder beside `output` that is renamed to `output` when the block ends without an error.
+    """Yield a folder beside `output` that is flushed and renamed to `output` when the block ends without an error.
 
     Args:
         output: the folder to create; must not exist yet, or be empty.
@@ -67,9 +68,21 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
         if not resume:
             shutil.rmtree(staging, ignore_errors=True)
         raise
+    flush_folder(staging)
     if output.exists():
         output.rmdir()
     staging.rename(output)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk hold every file under `folder`, so that a rename after it cannot be kept without the content."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or os.name == "posix":  # other systems do not open folders
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def claim_partial(folder: Path, identity: dict[str, Any], output: Path) -> None:
@@ -118,7 +131,9 @@ def explained_full_disk(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text aside, flush it to the disk and rename it over `path`."""
+    """Write UTF-8 text aside, flush it to the disk and rename it over `path`; tidies up after a killed process."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("w", encoding="utf-8") as stream:

@@ -12,8 +12,9 @@ from cocomix.concepts.hashing import file_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path
 from cocomix.training import train
+from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.metrics import MetricsFile, keep_metrics_until
-from cocomix.training.trainer import CoCoMixTrainer, last_complete_checkpoint
+from cocomix.training.trainer import CoCoMixTrainer
 from tests.workshop import TOY_BACKBONE, Workshop
 
 DROPOUT = {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
@@ -89,7 +90,7 @@ def test_killed_twice_and_before_the_first_checkpoint(
     assert_same_run(output, whole["cocomix"])
 
 
-@pytest.mark.parametrize("stage", ["_final_evaluation", "_save", "_manifest"])
+@pytest.mark.parametrize("stage", ["_final_evaluation", "_save", "run_manifest"])
 def test_killed_after_the_last_step(
     workshop: Workshop, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -14,8 +14,10 @@ from cocomix.errors import CoCoMixError
 from cocomix.evaluation import evaluate
 from cocomix.training import CoCoMixTrainer
 from cocomix.training.arguments import training_arguments
+from cocomix.training.checkpoints import last_complete_checkpoint
+from cocomix.training.meters import TrainingClock
 from cocomix.training.metrics import MetricsFile, ProgressBar
-from cocomix.training.trainer import TrainingClock, collate_blocks, last_complete_checkpoint
+from cocomix.training.trainer import collate_blocks
 from tests.modeling.factories import MAIN_BACKBONES, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from cocomix.allocator import keep_freed_memory
 from cocomix.config import describe_validation_error
 from cocomix.errors import CoCoMixError
+from cocomix.stopping import STATUS, Terminated, termination_raised
 
 __all__ = ["AsJson", "DataFolder", "Output", "Quiet", "RunFolder", "app", "main", "print_json", "print_table"]
 
@@ -51,13 +52,16 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written b
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130."""
+    """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130, SIGTERM in 143."""
     try:
         keep_freed_memory()
         _quiet_libraries()
-        app()
+        with termination_raised():
+            app()
     except (KeyboardInterrupt, _Interrupted):
         _fail("stopped by Ctrl-C; run the same command again to go on from what is finished.", 130)
+    except Terminated as stopped:
+        _fail(f"stopped by SIGTERM; {stopped.kept}; run the same command again to go on.", STATUS)
     except CoCoMixError as error:
         _fail(str(error), 1)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a run leaves for others to read while it goes on: `metrics.jsonl` and a progress bar."""
+"""What a run says to and hears from outside while it goes on: `metrics.jsonl`, a progress bar, and SIGTERM."""
 
 import json
 from collections.abc import Callable
@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from cocomix.output import write_text
 from cocomix.reporter import Reporter
 
-__all__ = ["MetricsFile", "ProgressBar", "keep_metrics_until"]
+__all__ = ["MetricsFile", "ProgressBar", "SaveAndStop", "keep_metrics_until"]
 
 _KEPT = (
     "step",
@@ -108,3 +109,32 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     def close(self) -> None:
         """Take the bar down, however training ended."""
         self._open.close()
+
+
+class SaveAndStop(TrainerCallback):  # type: ignore[misc]
+    """Ends training after a step, with a checkpoint, once something asks for it.
+
+    Several processes must agree, so they ask one another; they do so at log lines only, where they wait for their
+    devices anyway.
+
+    Args:
+        asked: whether this process should stop.
+        accelerator: the Trainer's.
+    """
+
+    def __init__(self, asked: Callable[[], bool], accelerator: Any) -> None:
+        self.asked = asked
+        self.accelerator = accelerator
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop, if it is time."""
+        if state.global_step < state.max_steps and self._all_asked(control.should_log):
+            control.should_save = control.should_training_stop = True
+
+    def _all_asked(self, at_log_line: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.asked()
+        if not at_log_line:
+            return False
+        asked = torch.tensor(float(self.asked()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)

@@ -1,101 +1,40 @@
 """`cocomix train`: one run from a recipe to a folder that `from_pretrained` loads."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.concepts import ConceptLabelStore, LabelSettings, TeacherProbabilities
+from cocomix.concepts import ConceptLabelStore, LabelSettings
 from cocomix.config import RunConfig, load_recipe, save_recipe
-from cocomix.data import DocumentBlocks, PreparedData
+from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
-from cocomix.modeling import Accounting, CoCoMixConfig, account
 from cocomix.modeling.accounting import build_model
 from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
-from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.stopping import Terminated, termination_noted
+from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
-from cocomix.training.distillation import Teaching, open_teaching
-from cocomix.training.metrics import MetricsFile, ProgressBar, keep_metrics_until
+from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
+from cocomix.training.distillation import open_teaching
+from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
+from cocomix.training.manifest import run_manifest
+from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
-from cocomix.training.online import OnlineLabels, open_online_labels
+from cocomix.training.online import open_online_labels
+from cocomix.training.plan import Plan, describe_plan, plan_run
 from cocomix.training.profiling import StepProfiler
-from cocomix.training.student import Vocabulary, model_config
-from cocomix.training.trainer import CoCoMixTrainer, last_complete_checkpoint
+from cocomix.training.trainer import CoCoMixTrainer
 
-__all__ = ["Plan", "describe_plan", "dry_run", "plan_run", "train"]
-
-Labels = ConceptLabelStore | OnlineLabels
-_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
-
-
-class LabelledBlocks(Dataset[dict[str, torch.Tensor]]):
-    """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`."""
-
-    def __init__(self, tokens: Any, labels: Any) -> None:
-        self.tokens, self.labels = tokens, labels
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {**self.tokens[index], **self.labels[index]}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe amounts to, without training it.
-
-    Attributes:
-        config: configuration of the model.
-        accounting: parameters and FLOPs per token, attention at the data's block size included.
-        block_size: tokens per block.
-        train_blocks: blocks of the training split; `None` without data.
-    """
-
-    config: PreTrainedConfig
-    accounting: Accounting
-    block_size: int
-    train_blocks: int | None
-
-
-def plan_run(
-    recipe: RunConfig,
-    data: PreparedData | None = None,
-    labels: Labels | None = None,
-    teacher_hidden_size: int | None = None,
-) -> Plan:
-    """Check a recipe and count its model's cost, on the meta device.
-
-    Args:
-        recipe: the recipe.
-        data: its prepared data; without it (a dry run) the recipe must give every size itself.
-        labels: its labels, if there are any.
-        teacher_hidden_size: of a teacher that runs while training.
-    """
-    vocabulary = None
-    if data is not None:
-        vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
-    config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts, teacher_hidden_size)
-    block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
-    try:
-        with torch.device("meta"):
-            accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
-    except CoCoMixError:
-        raise
-    except (ValueError, TypeError, ImportError) as error:
-        raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
-    return Plan(config, accounting, block_size, None if data is None else data.meta.splits["train"].blocks)
+__all__ = ["dry_run", "train"]
 
 
 def dry_run(recipe: RunConfig) -> dict[str, Any]:
@@ -109,30 +48,6 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     if data is not None and isinstance(recipe.labels, Path) and recipe.labels.exists():
         labels = _open_labels(recipe, data) or _labels_to_match(recipe)
     return describe_plan(recipe, plan_run(recipe, data, labels))
-
-
-def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
-    """A dry run's answer: sizes and cost by name, in the order a person asks for them."""
-    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
-    count = plan.accounting
-    step_tokens = tokens_per_step(arguments, plan.block_size)
-    steps = max(arguments.max_steps, 0)
-    tokens = steps * step_tokens
-    if plan.train_blocks is not None:
-        steps = steps or steps_of_epochs(arguments, plan.train_blocks)
-        tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
-    return {
-        "objective": recipe.objective,
-        "arm": recipe.arm,
-        "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
-        "parameters": count.total_parameters,
-        "active parameters": count.active_parameters,
-        "training FLOPs per token": count.training_flops_per_token,
-        "tokens per step": step_tokens,
-        "steps": steps or f"{arguments.num_train_epochs} epochs",
-        "tokens": tokens or "the data's",
-        "training FLOPs": tokens * count.training_flops_per_token or "the data's",
-    }
 
 
 def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, profile_steps: int = 0) -> Path:
@@ -154,6 +69,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     Raises:
         CoCoMixError: recipe, data and labels do not fit; an unfinished run of another recipe is in the way; the loss
             is no longer finite.
+        Terminated: SIGTERM arrived; a checkpoint was written first.
     """
     reporter = reporter or SilentReporter()
     data = PreparedData.open(recipe.data)
@@ -175,14 +91,17 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         set_seed(arguments.seed)
         model = build_model(plan.config, recipe.model.attn_implementation)
         stored = (labels, teaching.stored)
-        validation = _split(recipe, data, stored, "validation", recipe.evaluation_blocks)
+        validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
-            train_dataset=_split(recipe, data, stored, "train", None),
-            eval_dataset=validation if online is None else _labelled(validation, online, reporter),
+            train_dataset=joined_blocks(recipe, data, stored, "train", None),
+            eval_dataset=validation
+            if online is None
+            else JoinedBlocks(validation, online.blocks(validation, reporter)),
             objective=teaching.told(OBJECTIVES[recipe.objective]),
             online_labels=online,
+            non_finite=recipe.non_finite,
         )
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer, reporter)
@@ -198,17 +117,20 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
             _two_evaluation_batches(trainer)
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            bar.close()
+        with termination_noted() as arrived:
+            trainer.add_callback(SaveAndStop(arrived, trainer.accelerator))
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            finally:
+                bar.close()
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise Terminated(f"the checkpoint of step {trainer.state.global_step:,} is kept")
         final = _final_evaluation(trainer)
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
         if first:
-            write_json(
-                folder / "manifest.json", _manifest(recipe, output, plan, data, labels, teaching, trainer, final)
-            )
+            manifest = run_manifest(recipe, output, folder, plan, data, labels, teaching, trainer, final)
+            write_json(folder / "manifest.json", manifest)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {output}")
     return output
@@ -272,29 +194,6 @@ def _check_unfinished(recipe: RunConfig, output: Path) -> None:
         )
 
 
-def _split(
-    recipe: RunConfig,
-    data: PreparedData,
-    beside: Iterable[ConceptLabelStore | TeacherProbabilities | None],
-    name: str,
-    limit: int | None,
-) -> Dataset[Any]:
-    """A split's blocks, joined with what is stored beside them."""
-    blocks: Dataset[Any] = data.split(name)
-    if recipe.document_masks:
-        blocks = DocumentBlocks(blocks, data.meta.eos_token_id)
-    for stored in beside:
-        if stored is not None:
-            blocks = LabelledBlocks(blocks, stored.split(name))
-    if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
-        blocks = Subset(blocks, range(limit))
-    return blocks
-
-
-def _labelled(blocks: Any, online: OnlineLabels, reporter: Reporter) -> Dataset[Any]:
-    return LabelledBlocks(blocks, online.blocks(blocks, reporter))
-
-
 def _warn_of_repeated_labelling(trainer: CoCoMixTrainer, reporter: Reporter) -> None:
     arguments, blocks = trainer.args, len(trainer.train_dataset)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, blocks)
@@ -315,8 +214,8 @@ def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer, reporter: 
 
 def _resume_point(trainer: CoCoMixTrainer, folder: Path, reporter: Reporter) -> Path | None:
     """The checkpoint to go on from, with metrics and clock set back to it; `None` to start afresh."""
-    checkpoint = last_complete_checkpoint(folder / "checkpoints")
-    step = -1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    checkpoint = last_complete_checkpoint(folder / "checkpoints", reporter.warn)
+    step = -1 if checkpoint is None else checkpoint_step(checkpoint)
     if trainer.args.process_index == 0:
         keep_metrics_until(folder / "metrics.jsonl", step)
         if checkpoint is None:
@@ -347,65 +246,3 @@ def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: PreparedData, f
         data.tokenizer().save_pretrained(str(folder))
         write_auto_classes(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
-
-
-def _manifest(
-    recipe: RunConfig,
-    output: Path,
-    plan: Plan,
-    data: PreparedData,
-    labels: ConceptLabelStore | None,
-    teaching: Teaching,
-    trainer: CoCoMixTrainer,
-    final: dict[str, float],
-) -> dict[str, Any]:
-    """What a comparison needs to know of a finished run."""
-    arguments, online = trainer.args, trainer.online_labels
-    dtype = _DTYPES[trainer.accelerator.mixed_precision]
-    return {
-        "format_version": 1,
-        "kind": "run",
-        "cocomix_version": version("cocomix"),
-        "name": recipe.name or output.name,
-        "objective": recipe.objective,
-        "arm": recipe.arm,
-        "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
-        "data": {
-            "path": str(recipe.data),
-            "fingerprint": data.meta.fingerprint,
-            "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
-            "block_size": data.meta.block_size,
-        },
-        "document_masks": recipe.document_masks,
-        "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
-        "online_labels": None if online is None else online.reference(data),
-        "teaching": teaching.reference,
-        "parameters": {
-            "total": plan.accounting.total_parameters,
-            "active": plan.accounting.active_parameters,
-        },
-        "flops_per_token": {
-            "forward": plan.accounting.forward_flops_per_token,
-            "training": plan.accounting.training_flops_per_token,
-        },
-        "teacher_flops_per_token": teaching.flops_per_token
-        + (0.0 if online is None else online.flops_per_token(plan.block_size)),
-        "learning_rate": arguments.learning_rate,
-        "concept_loss_weight": _concept_loss_weight(plan.config),
-        "tokens": trainer.tokens_seen(trainer.state.global_step),
-        "steps": trainer.state.global_step,
-        "seconds": round(trainer.clock.seconds, 3),
-        "training_dtype": dtype,
-        "evaluation_dtype": dtype,
-        "evaluation_blocks": len(trainer.eval_dataset),
-        "seed": arguments.seed,
-        "device": str(arguments.device.type),
-        "final": {name: value for name, value in final.items() if name.startswith("eval_")},
-        "versions": {"torch": torch.__version__, "transformers": version("transformers")},
-    }
-
-
-def _concept_loss_weight(config: PreTrainedConfig) -> float | None:
-    """λ of a model that predicts something beside tokens."""
-    predicts = isinstance(config, CoCoMixConfig) and config.mixing != "pause"
-    return float(config.concept_loss_weight) if predicts else None

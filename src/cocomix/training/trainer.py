@@ -1,35 +1,45 @@
 """`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged and whole checkpoints.
 
 What is added to `transformers.Trainer` is only what the method needs: the objective seam, divisors counted over the
-whole optimizer step, an evaluation that reports the next-token loss alone, a stop on a loss that is not finite, and a
-mark on complete checkpoints.
+whole optimizer step, an evaluation that reports the next-token loss alone, a stop on (or a step over) numbers that are
+not finite, and checkpoints that are whole or not there.
 """
 
 import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import explained_full_disk, read_json, write_json
+from cocomix.output import explained_full_disk, read_json
 from cocomix.training.arguments import tokens_after, tokens_per_step
-from cocomix.training.objectives import OBJECTIVES, Divisors, Objective, ObjectiveOutput
+from cocomix.training.checkpoints import (
+    MARK,
+    WRITING,
+    checkpoint_step,
+    drop_old_checkpoints,
+    last_complete_checkpoint,
+    seal_checkpoint,
+)
+from cocomix.training.meters import LossMeter, TrainingClock, over_processes
+from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
 from cocomix.training.online import OnlineLabels
 
-__all__ = ["CoCoMixTrainer", "collate_blocks", "last_complete_checkpoint"]
+__all__ = ["CoCoMixTrainer", "NonFinite", "collate_blocks"]
 
-_COMPLETE = "complete"
+NonFinite = Literal["stop", "skip"]
+"""What to do about gradients that are infinite or not a number."""
+_SKIPS_IN_A_ROW = 10  # our choice: a rare bad batch is over sooner, and training that has diverged does not come back
 _COLUMNS: dict[str, torch.dtype | None] = {
     **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
     **dict.fromkeys(("concept_labels", "teacher_ids"), torch.int64),
@@ -57,17 +67,6 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return batch
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint under `folder` that was written to its end; torn ones are removed."""
-    complete: list[tuple[int, Path]] = []
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (path / _COMPLETE).is_file():
-            complete.append((int(path.name.rpartition("-")[2]), path))
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return max(complete)[1] if complete else None
-
-
 class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     """Trains CoCoMix models and plain decoders on packed blocks.
 
@@ -80,12 +79,21 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     and saving left out) and `tokens_per_second`. Under gradient accumulation and several processes the losses are
     averages over the targets of the whole optimizer step.
 
+    A loss or gradient that is not finite stops training at the next log line. With `non_finite="skip"` a step whose
+    gradients are not finite changes nothing and is left out of the averages; ten in a row stop training. It waits for
+    the device once per step. Under fp16 the loss scaler does the same by itself.
+
     With `online_labels`, training batches get their `concept_labels` from a teacher as they come; the time it takes is
     part of `seconds`. Evaluation sets bring their own (see `OnlineLabels.blocks`).
     """
 
     def __init__(
-        self, *args: Any, objective: Objective | None = None, online_labels: OnlineLabels | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        objective: Objective | None = None,
+        online_labels: OnlineLabels | None = None,
+        non_finite: NonFinite = "stop",
+        **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)
@@ -97,14 +105,18 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
         self._concept_positions: Tensor | None = None
-        self._meter = _Meter()
+        self._meter = LossMeter()
         self.clock = TrainingClock()
+        self.skips_non_finite = non_finite == "skip" and self.accelerator.mixed_precision != "fp16"
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self._saving = False
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step and their counts; labelled first, where labels are made online."""
+        self._meter.begin_step()
         if self.online_labels is not None:
             if self._labelled is None or self._labelled[0] is not epoch_iterator:
                 depth = self.args.gradient_accumulation_steps
@@ -117,7 +129,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         counts = torch.stack([_count_targets(batch) for batch in batch_samples]).sum(0).to(device)
-        counts = _over_processes(counts, self.accelerator).clamp_min(1)
+        counts = over_processes(counts, self.accelerator).clamp_min(1)
         self._concept_positions = counts[1]
         return counts[0]
 
@@ -136,9 +148,27 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         loss = output.loss * self.accelerator.num_processes if num_items_in_batch is not None else output.loss
         return (loss, output) if return_outputs else loss
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """The base class's; gradients that are not finite are thrown away here, where asked to."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.skips_non_finite:
+            return norm
+        if math.isfinite(norm):
+            self._skipped_in_a_row = 0
+            return norm
+        model.zero_grad(set_to_none=True)  # an optimizer leaves parameters without a gradient as they are
+        self._meter.forget_step()
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == _SKIPS_IN_A_ROW:
+            self._stop(f"the gradients of {_SKIPS_IN_A_ROW} steps in a row were infinite or not a number")
+        return None
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss terms, tokens and seconds to a log line; stop if a number is not finite."""
         if "loss" in logs:
+            if self.skips_non_finite and not math.isfinite(logs["loss"]):
+                del logs["loss"]  # it still counts skipped steps; ours, if there was any other step, comes next
             logs.update(self._meter.averages(self.state.global_step, self.accelerator))
             if self.accelerator.mixed_precision == "fp16" and not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]  # the loss scaler skipped this step and lowers its scale
@@ -197,7 +227,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             `eval_kd_loss` and `eval_hidden_loss` per target token.
         """
         model = self.model_wrapped if self.is_in_train else self.model
-        meter, targets = _Meter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
+        meter, targets = LossMeter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
         with self.clock.paused(self.args.device), torch.inference_mode():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
@@ -206,7 +236,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 meter.add(self.objective(model, inputs, Divisors(1, 1)))
                 targets += _count_targets(inputs)
             model.train()
-            tokens, positions = _over_processes(targets, self.accelerator).clamp_min(1).tolist()
+            tokens, positions = over_processes(targets, self.accelerator).clamp_min(1).tolist()
             sums = meter.averages(1, self.accelerator)
         metrics = {f"{prefix}_loss": sums["ntp_loss"] / tokens}
         metrics |= {f"{prefix}_{name}": sums[name] / tokens for name in ("kd_loss", "hidden_loss") if name in sums}
@@ -237,24 +267,53 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints are; while one is being written, the folder it is written in."""
+        return str(Path(self.args.output_dir) / WRITING) if self._saving else str(self.args.output_dir)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Save, then mark the checkpoint complete; weights that are not finite are never saved."""
-        with self.clock.paused(self.args.device):
+        """Write a checkpoint aside, seal and rename it, then drop old ones; weights that are not finite are refused."""
+        with self.clock.paused(self.args.device), explained_full_disk(Path(self.args.output_dir)):
             if not bool(torch.stack([weight.detach().isfinite().all() for weight in model.parameters()]).all()):
                 self._stop("the weights became infinite or not a number")
-            meter = self._meter.state(self.accelerator)
-            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            with explained_full_disk(folder):
+            state = {
+                "seconds": self.clock.seconds,
+                "meter": self._meter.state(self.accelerator),
+                "skipped": [self.skipped_steps, self._skipped_in_a_row],
+            }
+            folder = Path(self.args.output_dir)
+            if self.args.should_save:
+                shutil.rmtree(folder / WRITING, ignore_errors=True)  # of a save that failed and was caught
+            self.accelerator.wait_for_everyone()
+            self._saving = True
+            try:
                 super()._save_checkpoint(model, trial)
-                if self.args.should_save:
-                    write_json(folder / _COMPLETE, {"seconds": self.clock.seconds, "meter": meter})
+            finally:
+                self._saving = False
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(folder, state)
+
+    def _publish(self, folder: Path, state: dict[str, Any]) -> None:
+        """Give the checkpoint in the writing folder its name."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        written, whole = folder / WRITING / name, folder / name
+        (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the recipe says the same
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(whole)
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        seal_checkpoint(written, state)
+        shutil.rmtree(whole, ignore_errors=True)
+        written.rename(whole)
+        written.parent.rmdir()
+        drop_old_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def resume_meters(self, checkpoint: Path) -> None:
-        """Go on counting seconds and averaging losses from where a complete checkpoint was written."""
-        mark = read_json(checkpoint / _COMPLETE)
-        step = int(checkpoint.name.rpartition("-")[2])
+        """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint."""
+        mark = read_json(checkpoint / MARK)
         self.clock.elapsed = float(mark["seconds"])
-        self.clock.last_mark = (self.tokens_seen(step), self.clock.elapsed)
+        self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
+        self.skipped_steps, self._skipped_in_a_row = mark["skipped"]
         self._meter.restore(mark["meter"], self.accelerator)
 
 
@@ -281,110 +340,3 @@ def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:
     tokens = batch["labels"][:, 1:].ne(IGNORE).sum()
     concepts = batch["concept_labels"].ne(IGNORE).any(-1).sum() if "concept_labels" in batch else tokens.new_zeros(())
     return torch.stack((tokens, concepts))
-
-
-class _Meter:
-    """Sums loss terms on the device between log lines, so that no step waits for the host."""
-
-    def __init__(self) -> None:
-        self.last_step = 0
-        self._terms: dict[str, Tensor] = {}
-        self._ratios: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def add(self, output: ObjectiveOutput) -> None:
-        for name, value in {"loss": output.loss, **output.terms}.items():
-            value = value.detach().double() if value.device.type != "mps" else value.detach()
-            self._terms[name] = self._terms[name] + value if name in self._terms else value
-        for name, (part, whole) in output.ratios.items():
-            before = self._ratios.get(name)
-            self._ratios[name] = (part, whole) if before is None else (before[0] + part, before[1] + whole)
-
-    def averages(self, step: int, accelerator: Any) -> dict[str, float]:
-        """Per-step averages since the last call, summed over processes, and the ratios; then start anew."""
-        steps = max(step - self.last_step, 1)
-        sums = self.state(accelerator)
-        values = {name: value / steps for name, value in sums["terms"].items()}
-        values |= {name: part / whole if whole else 0.0 for name, (part, whole) in sums["ratios"].items()}
-        self.last_step, self._terms, self._ratios = step, {}, {}
-        return values
-
-    def state(self, accelerator: Any) -> dict[str, Any]:
-        """What was summed since the last log line, over all processes, as JSON."""
-        return {
-            "last_step": self.last_step,
-            "terms": {name: float(_over_processes(value, accelerator)) for name, value in self._terms.items()},
-            "ratios": {
-                name: [float(_over_processes(value, accelerator)) for value in pair]
-                for name, pair in self._ratios.items()
-            },
-        }
-
-    def restore(self, state: Mapping[str, Any], accelerator: Any) -> None:
-        """Go on from a `state`; the sums of all processes go to the first."""
-        self.last_step = state["last_step"]
-        if not accelerator.is_main_process:
-            return
-        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-
-        def tensor(value: float) -> Tensor:
-            return torch.tensor(value, dtype=dtype, device=accelerator.device)
-
-        self._terms = {name: tensor(value) for name, value in state["terms"].items()}
-        self._ratios = {name: (tensor(part), tensor(whole)) for name, (part, whole) in state["ratios"].items()}
-
-
-def _over_processes(value: Tensor, accelerator: Any) -> Tensor:
-    if accelerator.num_processes == 1:
-        return value
-    reduced: Tensor = accelerator.reduce(value, reduction="sum")
-    return reduced
-
-
-class TrainingClock:
-    """Seconds spent training; stands still during evaluation and saving."""
-
-    def __init__(self) -> None:
-        self.elapsed = 0.0
-        self.last_mark = (0.0, 0.0)
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return self.elapsed + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-    def rate(self, tokens: float) -> float:
-        """Tokens per second since the last call."""
-        seconds = self.seconds
-        rate = (tokens - self.last_mark[0]) / max(seconds - self.last_mark[1], 1e-9)
-        self.last_mark = (tokens, seconds)
-        return rate
-
-    @contextmanager
-    def running(self, device: torch.device) -> Iterator[None]:
-        """Count the block's time."""
-        self._started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stop(device)
-
-    @contextmanager
-    def paused(self, device: torch.device) -> Iterator[None]:
-        """Do not count the block's time, if the clock runs at all."""
-        was_running = self._started is not None
-        if was_running:
-            self._stop(device)
-        try:
-            yield
-        finally:
-            if was_running:
-                self._started = time.perf_counter()
-
-    def _stop(self, device: torch.device) -> None:
-        if self._started is None:
-            return
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        self.elapsed += time.perf_counter() - self._started
-        self._started = None

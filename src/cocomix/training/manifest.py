@@ -1,0 +1,103 @@
+"""`manifest.json` of a finished run."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from cocomix.concepts import ConceptLabelStore
+from cocomix.concepts.hashing import file_sha256
+from cocomix.config import RunConfig
+from cocomix.data import PreparedData
+from cocomix.modeling import CoCoMixConfig
+from cocomix.training.distillation import Teaching
+from cocomix.training.plan import Plan
+from cocomix.training.trainer import CoCoMixTrainer
+
+__all__ = ["run_manifest"]
+
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
+
+
+def run_manifest(
+    recipe: RunConfig,
+    output: Path,
+    folder: Path,
+    plan: Plan,
+    data: PreparedData,
+    labels: ConceptLabelStore | None,
+    teaching: Teaching,
+    trainer: CoCoMixTrainer,
+    final: dict[str, float],
+) -> dict[str, Any]:
+    """What a comparison needs to know of a finished run, and the hashes of its files.
+
+    Args:
+        recipe: what was asked for.
+        output: the run folder to be.
+        folder: where it is now, with everything in it but its manifest.
+        plan: model and cost.
+        data: what it was trained on.
+        labels: with which labels.
+        teaching: what a teacher added.
+        trainer: after training.
+        final: the last evaluation.
+    """
+    arguments, online = trainer.args, trainer.online_labels
+    dtype = _DTYPES[trainer.accelerator.mixed_precision]
+    return {
+        "format_version": 1,
+        "kind": "run",
+        "cocomix_version": version("cocomix"),
+        "name": recipe.name or output.name,
+        "objective": recipe.objective,
+        "arm": recipe.arm,
+        "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
+        "data": {
+            "path": str(recipe.data),
+            "fingerprint": data.meta.fingerprint,
+            "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
+            "block_size": data.meta.block_size,
+        },
+        "document_masks": recipe.document_masks,
+        "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
+        "online_labels": None if online is None else online.reference(data),
+        "teaching": teaching.reference,
+        "parameters": {
+            "total": plan.accounting.total_parameters,
+            "active": plan.accounting.active_parameters,
+        },
+        "flops_per_token": {
+            "forward": plan.accounting.forward_flops_per_token,
+            "training": plan.accounting.training_flops_per_token,
+        },
+        "teacher_flops_per_token": teaching.flops_per_token
+        + (0.0 if online is None else online.flops_per_token(plan.block_size)),
+        "learning_rate": arguments.learning_rate,
+        "concept_loss_weight": _concept_loss_weight(plan.config),
+        "tokens": trainer.tokens_seen(trainer.state.global_step),
+        "steps": trainer.state.global_step,
+        "seconds": round(trainer.clock.seconds, 3),
+        "training_dtype": dtype,
+        "evaluation_dtype": dtype,
+        "evaluation_blocks": len(trainer.eval_dataset),
+        "seed": arguments.seed,
+        "device": str(arguments.device.type),
+        "final": {name: value for name, value in final.items() if name.startswith("eval_")},
+        "skipped_steps": trainer.skipped_steps,
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if _is_kept(path)},
+        "versions": {"torch": torch.__version__, "transformers": version("transformers")},
+    }
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file is the run's for good: curves hold seconds, and later verbs write results beside them."""
+    return path.is_file() and path.suffix in (".safetensors", ".json", ".yaml", ".py", ".txt")
+
+
+def _concept_loss_weight(config: PreTrainedConfig) -> float | None:
+    """λ of a model that predicts something beside tokens."""
+    predicts = isinstance(config, CoCoMixConfig) and config.mixing != "pause"
+    return float(config.concept_loss_weight) if predicts else None

@@ -1,0 +1,213 @@
+"""Which block a run sees when: a pure function of the seed and the place in the run, never a stored permutation.
+
+A permutation of `size` blocks is a Feistel network over the next power of four, walked until it lands below `size`
+(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Its keys come from a seed and the pass's number. So
+any stretch of any epoch is computed by itself: going on at step one million costs what going on at step one does, and
+neither loader workers nor processes change the order.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from cocomix.errors import CoCoMixError
+
+__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ShuffledOrder", "StepBatches", "permuted"]
+
+PERIOD = 10_000
+"""Draws after which a mixture has taken exactly its shares from every corpus (our choice: shares of at least 0.01%)."""
+
+_ROUNDS = 8
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, and far from any simple fraction of 2**64
+
+Indices = NDArray[np.int64]
+_Words = NDArray[np.uint64]
+
+
+def permuted(places: Indices, size: int, seed: int, stream: int, passes: Indices | int) -> Indices:
+    """Where places in passes over `size` things point to.
+
+    Args:
+        places: numbers in [0, size). [n]
+        size: how many things there are, at least 1.
+        seed: with `stream` and the number of the pass, says which permutation it is.
+        stream: tells permutations of one seed apart.
+        passes: number of the pass that each place is in, or of all. [n]
+
+    Returns:
+        Numbers in [0, size), different for different places of one pass. [n]
+    """
+    start = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
+    numbers = np.broadcast_to(passes, places.shape).astype(np.uint64)
+    keys = _mixed(np.frombuffer(start, dtype="<u8") + numbers * _STEP)
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    values = _encrypted(places.astype(np.uint64), half, keys)
+    while (outside := values >= size).any():
+        values[outside] = _encrypted(values[outside], half, keys[outside])
+    return values.astype(np.int64)
+
+
+def _encrypted(values: _Words, half: int, keys: _Words) -> _Words:
+    """A permutation, by key, of the numbers below 4 ** half."""
+    width, mask = np.uint64(half), np.uint64(2**half - 1)
+    left, right = values >> width, values & mask
+    for _ in range(_ROUNDS):
+        keys = keys + _STEP
+        left, right = right, left ^ (_mixed(right + _mixed(keys)) & mask)
+    return (left << width) | right
+
+
+def _mixed(values: _Words) -> _Words:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), in which every bit depends on every bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+class BlockOrder(Protocol):
+    """An order of blocks, epoch by epoch."""
+
+    @property
+    def size(self) -> int:
+        """Blocks of an epoch."""
+        ...
+
+    def blocks(self, epoch: int, start: int, stop: int) -> Indices:
+        """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
+        ...
+
+
+@dataclass(frozen=True)
+class ShuffledOrder:
+    """Every block once an epoch, each epoch in another order.
+
+    Attributes:
+        size: number of blocks.
+        seed: of the order.
+    """
+
+    size: int
+    seed: int
+
+    def blocks(self, epoch: int, start: int, stop: int) -> Indices:
+        """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
+        return permuted(np.arange(start, stop), self.size, self.seed, 0, epoch)
+
+
+@dataclass(frozen=True)
+class MixtureOrder:
+    """Corpora in given shares; within a corpus every block once before any comes again, each pass in another order.
+
+    Of every `PERIOD` draws, in an order of their own, each corpus has exactly its share. An epoch has as many draws as
+    the corpora have blocks together: with other shares than their sizes, some blocks come several times in it and some
+    in a later one.
+
+    Attributes:
+        sizes: blocks of each corpus; blocks are numbered through, in the order of the corpora.
+        weights: share of each corpus, in any unit.
+        seed: of the order.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """Draws of an epoch."""
+        return sum(self.sizes)
+
+    @cached_property
+    def draws_per_period(self) -> tuple[int, ...]:
+        """Draws of each corpus in a period, by largest remainder.
+
+        Raises:
+            CoCoMixError: a corpus has less than one draw.
+        """
+        exact = np.asarray(self.weights, dtype=np.float64) / sum(self.weights) * PERIOD
+        counts = np.floor(exact).astype(np.int64)
+        rest = np.argsort(counts - exact, kind="stable")[: PERIOD - int(counts.sum())]
+        counts[rest] += 1
+        if counts.min() == 0:
+            raise CoCoMixError(
+                f"corpus {int(counts.argmin()) + 1} of the mixture has a share below 1/{PERIOD:,}; raise its weight or "
+                "leave it out."
+            )
+        return tuple(counts.tolist())
+
+    def blocks(self, epoch: int, start: int, stop: int) -> Indices:
+        """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
+        corpora, numbers = self._drawn(epoch * self.size + np.arange(start, stop))
+        found, first = np.empty_like(numbers), 0
+        for corpus, size in enumerate(self.sizes):
+            here = corpora == corpus
+            passes, places = np.divmod(numbers[here], size)
+            found[here] = first + permuted(places, size, self.seed, corpus + 1, passes)
+            first += size
+        return found
+
+    def _drawn(self, draws: Indices) -> tuple[Indices, Indices]:
+        """Of each draw, its corpus and its number among the draws of that corpus. [n] each"""
+        counts = np.asarray(self.draws_per_period)
+        ends = np.cumsum(counts)
+        periods, places = np.divmod(draws, PERIOD)
+        slots = permuted(places, PERIOD, self.seed, 0, periods)
+        corpora = np.searchsorted(ends, slots, side="right")
+        return corpora, periods * counts[corpora] + slots - (ends - counts)[corpora]
+
+
+class StepBatches(Sampler[list[int]]):
+    """One process's batches of block numbers.
+
+    Of every `batch_size · processes` blocks of the order, process p takes those at places p, p + processes, …; so the
+    blocks of a step do not depend on how many processes share them. Where an epoch's last blocks do not go round, the
+    processes left over get the number `order.size`, which stands for a block without targets.
+
+    Args:
+        order: of the blocks.
+        batch_size: blocks of a batch, per process.
+        processes: how many there are.
+        process: which one this is.
+        drop_last: leave out what does not fill a batch of all processes.
+    """
+
+    def __init__(
+        self, order: BlockOrder, batch_size: int, *, processes: int = 1, process: int = 0, drop_last: bool = False
+    ) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self.processes, self.process = processes, process
+        self.drop_last = drop_last
+        self.epoch = 0
+        self._passed_over = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.order.size, self.batch_size * self.processes)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration runs through."""
+        self.epoch = epoch
+
+    def pass_over(self, batches: int) -> None:
+        """Have the next iteration begin with so many empty batches, for a caller who counts and discards them."""
+        self._passed_over = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        passed_over, self._passed_over = self._passed_over, 0
+        yield from repeat([], passed_over)
+        step = self.batch_size * self.processes
+        for batch in range(passed_over, len(self)):
+            start = batch * step
+            stop = min(start + step, self.order.size)
+            blocks = self.order.blocks(self.epoch, start, stop)
+            share = -(-len(blocks) // self.processes)
+            own = blocks[self.process :: self.processes].tolist()
+            yield own + [self.order.size] * (share - len(own))

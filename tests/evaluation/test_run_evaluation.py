@@ -1,16 +1,18 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.perplexity import evaluate
-from cocomix.evaluation.run_evaluation import evaluate_run
+from cocomix.evaluation.run_evaluation import evaluate_run, reliance_of_runs
 from cocomix.evaluation.runs import Run
 from tests.evaluation.conftest import cocomix_model
 from tests.evaluation.small_world import World, build_world
+from tests.workshop import Workshop
 
 CPU = torch.device("cpu")
 
@@ -164,3 +166,17 @@ def test_an_interrupted_evaluation_writes_nothing(world, trained):
         evaluate_run(run, device=CPU)
     assert not (run.path / "evaluation.json").exists()
     shutil.rmtree(run.path)
+
+
+def test_reliance_beside_runs_is_read_back(workshop: Workshop, tmp_path: Path) -> None:
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in (workshop.cocomix_run, workshop.ntp_run)]
+    opened = [Run.open(run) for run in runs]
+    assert reliance_of_runs(opened) == {}
+    measured = evaluate_run(opened[0], device=torch.device("cpu"))
+    assert reliance_of_runs(opened) == {opened[0].manifest.name: measured.reliance}
+    twice = reliance_of_runs([opened[0], opened[0]])
+    assert list(twice) == [f"{opened[0].manifest.name}, seed 0"]
+    file = runs[0] / "evaluation.json"
+    file.write_text(json.dumps({"concept_reliance": {"loss": 1.0}}))
+    with pytest.raises(CoCoMixError, match="damaged"):
+        reliance_of_runs(opened)

@@ -124,11 +124,12 @@ def compare(
 
     [dim]Example: cocomix compare runs/ntp runs/first --output report[/dim]
     """
-    from cocomix.evaluation import Run, write_report
+    from cocomix.evaluation import Run, recorded_sections, write_report
     from cocomix.evaluation import compare as run
 
-    comparison = run([Run.open(folder) for folder in runs], baseline)
-    write_report(comparison, output, reporter=ConsoleReporter(quiet=quiet))
+    opened = [Run.open(folder) for folder in runs]
+    comparison = run(opened, baseline)
+    write_report(comparison, output, sections=recorded_sections(opened), reporter=ConsoleReporter(quiet=quiet))
     if json_output:
         print_json(comparison.to_json())
     else:

@@ -20,7 +20,7 @@ from cocomix.evaluation.page import (
 from cocomix.evaluation.perplexity import Evaluation, bits_per_byte, evaluate
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
-from cocomix.evaluation.report import REPORT_FILE, reliance_section, summary, write_report
+from cocomix.evaluation.report import REPORT_FILE, recorded_sections, reliance_section, summary, write_report
 from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run
 from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
 
@@ -58,6 +58,7 @@ __all__ = [
     "inference",
     "no_reliance_reason",
     "reach",
+    "recorded_sections",
     "reliance_section",
     "summary",
     "write_report",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from cocomix.concepts import ConceptLabelStore
@@ -34,6 +35,7 @@ from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_
 from cocomix.evaluation.report import reliance_section
 from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
 from cocomix.evaluation.runs import Run
+from cocomix.evaluation.teacher_cost import label_words
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.output import staged_directory, write_json, write_text
 from cocomix.reporter import Reporter, SilentReporter
@@ -100,7 +102,7 @@ def analyse_runs(
             recalls[name] = recall_by_frequency(model, blocks, labels, counts, batch_size=batch_size, **shared)
     if not norms:
         raise CoCoMixError("none of the runs mixes concepts in, so there is nothing to analyse; name a CoCoMix run.")
-    labels_of = {store.path.name: store for store in distinct_stores(stores)}
+    labels_of = {_store_name(store): store for store in distinct_stores(stores)}
     uses = {
         name: label_use(label_counts(store.split(TRAIN), store.num_concepts, _LABEL_BLOCKS))
         for name, store in labels_of.items()
@@ -138,6 +140,12 @@ def analyse_runs(
         write_text(folder / "analyses.html", page.html())
     reporter.say(f"analyses: {output / 'analyses.html'}")
     return values
+
+
+def _store_name(store: ConceptLabelStore) -> str:
+    """How its labels were chosen, and which they are where two were chosen alike."""
+    chosen = label_words(store.manifest.settings) or "attribution"
+    return f"{chosen}, k {store.manifest.settings.k} ({store.manifest.fingerprint[:8]})"
 
 
 def _overlaps(stores: dict[str, ConceptLabelStore]) -> list[tuple[str, str, float]]:
@@ -216,6 +224,7 @@ def _histogram(name: str, norms: Tensor, theme: Theme) -> bytes:
     axes.axvline(UNUSED_NORM, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 2)))
     dress(axes, theme)
     axes.set_xscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_title(name, loc="left", fontsize=13, fontweight="bold", color=theme.ink, pad=10, parse_math=False)
     axes.set_xlabel("length of the compression vector (dashed: 0.01)", fontsize=11, color=theme.ink)
     axes.set_ylabel("concepts", fontsize=11, color=theme.ink)

@@ -11,7 +11,6 @@ from statistics import fmean
 
 import numpy as np
 
-from cocomix.concepts import LabelSettings
 from cocomix.evaluation.arms import Arm, choose_baseline, group
 from cocomix.evaluation.comparison import Comparison, ComparisonRow, Saving
 from cocomix.evaluation.documents import DocumentLosses, read_document_losses
@@ -20,7 +19,7 @@ from cocomix.evaluation.formatting import si
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.runs import Run
 from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
-from cocomix.evaluation.teacher_cost import TeacherCost, run_labels, teacher_cost
+from cocomix.evaluation.teacher_cost import TeacherCost, label_words, run_labels, teacher_cost
 
 __all__ = ["compare"]
 
@@ -129,13 +128,8 @@ def _kind(arm: Arm) -> str:
     labels = run_labels(arm.runs[0])
     if labels is None:
         return words
-    default = LabelSettings().model_dump()
-    chosen = [
-        f"{name} {value}"
-        for name, value in labels.settings.model_dump(include={"selection", "activation", "gradient", "sign"}).items()
-        if value != default[name]
-    ]
-    return ", ".join((words, *(["labels: " + " ".join(chosen)] if chosen else [])))
+    chosen = label_words(labels.settings)
+    return f"{words}, labels: {chosen}" if chosen else words
 
 
 def _mean_reach(reaches: Sequence[Reach]) -> Reach:

@@ -6,6 +6,7 @@ the rows come from differs.
 
 import hashlib
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -99,7 +100,7 @@ class TaskResult(_Part):
         requests: texts scored: an ending each, or a window each of a long text.
         truncated: requests whose prompt lost its beginning.
         endings_cut: requests whose ending alone exceeds the context.
-        metrics: as the harness names them, e.g. `acc_norm`, with `acc_norm_stderr` where it gives one.
+        metrics: as the harness names them, e.g. `acc_norm`, and for accuracies `acc_norm_stderr` over the rows.
     """
 
     source: str
@@ -277,7 +278,7 @@ def _evaluate_task(name: str, model: "CountingModel", definitions: _Definitions,
                 task_manager=definitions.manager,
                 limit=limit,
                 log_samples=False,
-                bootstrap_iters=100,
+                bootstrap_iters=0,  # it would fork processes
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         origin = definitions.files.get(name, "the Hugging Face Hub")
@@ -289,13 +290,16 @@ def _evaluate_task(name: str, model: "CountingModel", definitions: _Definitions,
     (measured,) = answer["results"].values()
     (counts,) = answer["n-samples"].values()
     metrics = {
-        key.removesuffix(",none").replace("_stderr,none", "_stderr"): float(value)
+        key.removesuffix(",none"): float(value)
         for key, value in measured.items()
         if key.endswith(",none") and isinstance(value, int | float)
     }
+    examples = int(counts["effective"])
+    for shown in {"acc", "acc_norm"} & metrics.keys() if examples > 1 else ():
+        metrics[f"{shown}_stderr"] = math.sqrt(metrics[shown] * (1 - metrics[shown]) / (examples - 1))
     return TaskResult(
         source=definitions.source(name),
-        examples=int(counts["effective"]),
+        examples=examples,
         requests=model.requests,
         truncated=model.truncated,
         endings_cut=model.endings_cut,

@@ -51,6 +51,14 @@ class CountingModel(HFLM):  # type: ignore[misc]
         self.reporter = reporter
         self.requests = self.truncated = self.endings_cut = 0
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Without bars of the harness's own."""
+        return list(super().loglikelihood(requests, disable_tqdm=True))
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        """Likewise."""
+        return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
+
     def _loglikelihood_tokens(self, requests: list[Request], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Count, cut endings that cannot fit, and score a few batches at a time. The harness cuts the prompts."""
         fitting = []

@@ -17,10 +17,12 @@ from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
 from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
+from cocomix.evaluation.run_evaluation import reliance_of_runs
+from cocomix.evaluation.runs import Run
 from cocomix.output import staged_directory, write_json, write_text
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["REPORT_FILE", "reliance_section", "summary", "write_report"]
+__all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]
 
 REPORT_FILE = "report.html"
 """Name of the page within the report's folder."""
@@ -208,6 +210,12 @@ def _conditions_section(comparison: Comparison) -> Section:
     rows = list(comparison.conditions.items())
     rows += [(f"training time of {row.name}", duration(row.seconds)) for row in comparison.rows]
     return Section("Shared by all runs", (Table(("what", "value"), rows, text_columns=2),))
+
+
+def recorded_sections(runs: Sequence[Run]) -> list[Section]:
+    """What `cocomix eval` left beside the runs: concept reliance, where any has it."""
+    reliances = reliance_of_runs(runs)
+    return [reliance_section(reliances)] if reliances else []
 
 
 def reliance_section(reliances: dict[str, Reliance]) -> Section:

@@ -1,10 +1,12 @@
 """Evaluating a finished run on its own validation split, or on another data set with the same tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from cocomix.concepts import ConceptLabelStore
 from cocomix.data import VALIDATION, DocumentBlocks, PreparedData
@@ -15,10 +17,10 @@ from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.runs import Run
 from cocomix.modeling import predicts_concepts
-from cocomix.output import write_json
+from cocomix.output import read_json, write_json
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels"]
+__all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels", "reliance_of_runs"]
 
 EVALUATION_FILE = "evaluation.json"
 """Name of the result within the run's folder."""
@@ -129,6 +131,28 @@ def evaluate_run(
             run.path, tally, data_fingerprint=fingerprint, split=split, blocks=result.blocks, dtype=result.dtype
         )
     return whole
+
+
+def reliance_of_runs(runs: Sequence[Run]) -> dict[str, Reliance]:
+    """Concept reliance as `evaluate_run` left it beside the runs, by run name (and seed where a name has several).
+
+    Raises:
+        CoCoMixError: a result is damaged.
+    """
+    names = [run.manifest.name for run in runs]
+    found = {}
+    for run in runs:
+        file = run.path / EVALUATION_FILE
+        values = read_json(file).get("concept_reliance") if file.is_file() else None
+        if values is None:
+            continue
+        name = run.manifest.name
+        name = f"{name}, seed {run.manifest.seed}" if names.count(name) > 1 else name
+        try:
+            found[name] = TypeAdapter(Reliance).validate_python({"oracle": None, **values})
+        except ValidationError as error:
+            raise CoCoMixError(f"{file} is damaged at concept_reliance; evaluate the run again.") from error
+    return found
 
 
 def open_run_data(run: Run, path: Path | None = None) -> PreparedData:

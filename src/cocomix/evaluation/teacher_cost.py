@@ -1,4 +1,4 @@
-"""What the teacher's work for a run costs in FLOPs, by formula: what was stored once, and work inside training."""
+"""What a run got from its teacher: which labels, and what they and work inside training cost in FLOPs, by formula."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from cocomix.concepts import ConceptLabelStore, LabelManifest, TeacherProbabilities
+from cocomix.concepts import ConceptLabelStore, LabelManifest, LabelSettings, TeacherProbabilities
 from cocomix.concepts.decoder import decoder_blocks
 from cocomix.concepts.labels import LabelShard
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.runs import Run
 from cocomix.modeling.accounting import block_flops, build_model
 
-__all__ = ["TeacherCost", "run_labels", "teacher_cost"]
+__all__ = ["TeacherCost", "label_words", "run_labels", "teacher_cost"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,13 @@ def run_labels(run: Run) -> LabelManifest | None:
     except CoCoMixError:
         return None
     return found if found.fingerprint == reference.fingerprint else None
+
+
+def label_words(settings: LabelSettings) -> str:
+    """How labels were chosen where that is not the default, e.g. `sign logprob`; empty for the default."""
+    default = LabelSettings().model_dump()
+    chosen = settings.model_dump(include={"selection", "activation", "gradient", "sign"})
+    return " ".join(f"{name} {value}" for name, value in chosen.items() if value != default[name])
 
 
 def _training_tokens(splits: Mapping[str, tuple[LabelShard, ...]], block_size: int) -> int:

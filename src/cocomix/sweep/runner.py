@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,16 @@ from typing import Any
 from cocomix.config import load_recipe, save_recipe
 from cocomix.device import default_device
 from cocomix.errors import CoCoMixError
-from cocomix.evaluation import DOCUMENTS_FILE, Comparison, Run, compare, evaluate_run, evaluate_tasks, write_report
+from cocomix.evaluation import (
+    DOCUMENTS_FILE,
+    Comparison,
+    Run,
+    compare,
+    evaluate_run,
+    evaluate_tasks,
+    recorded_sections,
+    write_report,
+)
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.sweep.board import Board, Entry
@@ -120,8 +130,9 @@ def run_sweep(
                 raise
     if board.missing():
         return SweepResult(tuple(board.entries()), None, None)
-    comparison = compare([Run.open(job.folder) for job in jobs], loaded.plan.baseline)
-    return SweepResult(tuple(board.entries()), comparison, _report(loaded, comparison, reporter))
+    runs = [Run.open(job.folder) for job in jobs]
+    comparison = compare(runs, loaded.plan.baseline)
+    return SweepResult(tuple(board.entries()), comparison, _report(loaded, comparison, runs, reporter))
 
 
 def _run_here(loaded: LoadedPlan, job: Job) -> None:
@@ -162,8 +173,9 @@ def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:
     return loaded.output / "recipes" / f"{job.arm}-seed{job.seed}.yaml"
 
 
-def _report(loaded: LoadedPlan, comparison: Comparison, reporter: Reporter) -> Path:
+def _report(loaded: LoadedPlan, comparison: Comparison, runs: Sequence[Run], reporter: Reporter) -> Path:
     """Write the report in place of an earlier one: seeds or arms may have been added since."""
     folder = loaded.output / "report"
     shutil.rmtree(folder, ignore_errors=True)
-    return write_report(comparison, folder, title=f"Sweep {loaded.path.stem}", reporter=reporter)
+    title = f"Sweep {loaded.path.stem}"
+    return write_report(comparison, folder, title=title, sections=recorded_sections(runs), reporter=reporter)

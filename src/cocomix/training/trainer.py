@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -31,9 +31,11 @@ from cocomix.training.checkpoints import (
     last_complete_checkpoint,
     seal_checkpoint,
 )
+from cocomix.training.loading import PaddedBlocks, ordered_loader
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
 from cocomix.training.online import OnlineLabels
+from cocomix.training.order import BlockOrder, ShuffledOrder, StepBatches
 
 __all__ = ["CoCoMixTrainer", "NonFinite", "collate_blocks"]
 
@@ -85,6 +87,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     With `online_labels`, training batches get their `concept_labels` from a teacher as they come; the time it takes is
     part of `seconds`. Evaluation sets bring their own (see `OnlineLabels.blocks`).
+
+    Training blocks come in `order`, by default shuffled by `data_seed` or `seed`: the same for any number of loader
+    workers, and for any number of processes of one global batch size. Iterable sets and other values of
+    `train_sampling_strategy` than `random` are left to the base class.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         objective: Objective | None = None,
         online_labels: OnlineLabels | None = None,
         non_finite: NonFinite = "stop",
+        order: BlockOrder | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
@@ -101,6 +108,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
         self.objective = objective
         self.online_labels = online_labels
+        self.order = order
         self._labelled: tuple[Any, Iterator[dict[str, Tensor]]] | None = None
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
@@ -245,6 +253,18 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             metrics[f"{prefix}_concept_recall"] = sums["concept_recall"]
         return metrics
 
+    def get_train_dataloader(self) -> Any:
+        """Batches in the run's order."""
+        blocks, arguments = self.train_dataset, self.args
+        if isinstance(blocks, IterableDataset) or (
+            self.order is None and arguments.train_sampling_strategy != "random"
+        ):
+            return super().get_train_dataloader()
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        order = self.order or ShuffledOrder(len(blocks), seed)
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
+        return ordered_loader(blocks, order, collate, arguments)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The base class's, in which every block counts once.
 
@@ -253,7 +273,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """
         if self.accelerator.num_processes > 1:
             blocks = self.eval_dataset if eval_dataset is None else eval_dataset
-            eval_dataset = _Padded(blocks, self.args.eval_batch_size * self.accelerator.num_processes)
+            eval_dataset = PaddedBlocks(blocks, self.args.eval_batch_size * self.accelerator.num_processes)
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -265,6 +285,9 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        batches, resumed = kwargs["train_dataloader"].batch_sampler, kwargs["epoch"] == kwargs["epochs_trained"]
+        if isinstance(batches, StepBatches) and resumed and not self.args.ignore_data_skip:
+            batches.pass_over(kwargs["steps_trained_in_current_epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -315,24 +338,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = mark["skipped"]
         self._meter.restore(mark["meter"], self.accelerator)
-
-
-class _Padded(Dataset[dict[str, Tensor]]):
-    """Blocks followed by as many without a target as make the number a multiple of `multiple`."""
-
-    def __init__(self, blocks: Any, multiple: int) -> None:
-        self.blocks, self.multiple = blocks, multiple
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.blocks) / self.multiple) * self.multiple
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = dict(self.blocks[min(index, len(self.blocks) - 1)])
-        row.setdefault("labels", row["input_ids"])
-        if index >= len(self.blocks):
-            targets = row.keys() & {"labels", "concept_labels"}
-            row |= {name: torch.full_like(row[name], IGNORE) for name in targets}
-        return row
 
 
 def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:

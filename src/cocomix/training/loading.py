@@ -1,0 +1,71 @@
+"""Batches of blocks for one process, in an order that is computed and not drawn."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.data_loader import DataLoaderShard
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+from transformers.trainer_utils import seed_worker
+
+from cocomix.modeling.concept_head import IGNORE
+from cocomix.training.order import BlockOrder, StepBatches
+
+__all__ = ["PaddedBlocks", "ordered_loader"]
+
+
+class PaddedBlocks(Dataset[dict[str, Tensor]]):
+    """Blocks followed by as many without a target as make the number a multiple of `multiple`."""
+
+    def __init__(self, blocks: Any, multiple: int) -> None:
+        self.blocks, self.multiple = blocks, multiple
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.blocks) / self.multiple) * self.multiple
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = dict(self.blocks[min(index, len(self.blocks) - 1)])
+        row.setdefault("labels", row["input_ids"])
+        if index >= len(self.blocks):
+            targets = row.keys() & {"labels", "concept_labels"}
+            row |= {name: torch.full_like(row[name], IGNORE) for name in targets}
+        return row
+
+
+def ordered_loader(
+    blocks: Any, order: BlockOrder, collate: Callable[[Any], Any], arguments: TrainingArguments
+) -> DataLoaderShard:
+    """This process's part of the training batches, on its device.
+
+    Args:
+        blocks: all blocks, numbered as in `order`.
+        order: in which they come.
+        collate: makes a batch of rows.
+        arguments: batch size, processes, device and the loader's workers.
+    """
+    processes = arguments.world_size
+    batches = StepBatches(
+        order,
+        arguments.train_batch_size,
+        processes=processes,
+        process=arguments.process_index,
+        drop_last=arguments.dataloader_drop_last,
+    )
+    workers = arguments.dataloader_num_workers
+    return DataLoaderShard(
+        blocks if processes == 1 else PaddedBlocks(blocks, processes),
+        device=arguments.device,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=arguments.dataloader_pin_memory,
+        persistent_workers=arguments.dataloader_persistent_workers,
+        multiprocessing_context=arguments.dataloader_multiprocessing_context,
+        in_order=arguments.dataloader_in_order,
+        prefetch_factor=arguments.dataloader_prefetch_factor,
+        worker_init_fn=partial(seed_worker, num_workers=workers, rank=arguments.process_index),
+    )

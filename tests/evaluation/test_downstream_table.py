@@ -28,10 +28,10 @@ def compared(write_run, ours, theirs):
 def test_the_papers_averages(write_run):
     comparison = compared(write_run, result(0.25), result(0.5))
     columns = comparison.downstream.columns
-    assert columns[-2:] == ("average perplexity ↓", "average accuracy ↑")
+    assert columns[-2:] == ("mean ppl ↓", "mean acc ↑")
     row = dict(zip(columns[1:], dict(comparison.downstream.rows)["ours"], strict=True))
-    assert row["piqa ↑"] == row["average accuracy ↑"] == 50.0
-    assert row["average perplexity ↓"] == pytest.approx((54.598 + 0.5 + 50.0) / 3, rel=1e-4)
+    assert row["piqa ↑"] == row["mean acc ↑"] == 50.0
+    assert row["mean ppl ↓"] == pytest.approx((54.598 + 0.5 + 50.0) / 3, rel=1e-4)
     assert "wikitext 10%" in comparison.notes[-1]
     assert "Downstream tasks:" in comparison.to_markdown()
     assert comparison.to_json()["downstream"]["ntp"]["piqa ↑"] == 25.0

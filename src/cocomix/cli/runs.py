@@ -66,7 +66,9 @@ def evaluate(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run: loss, perplexity, bits per byte, concept recall and reliance; or downstream tasks.
+    """Measure a run: loss and use of concepts; or downstream tasks.
+
+    Loss, perplexity, bits per byte, concept recall and concept reliance go to the run's evaluation.json.
 
     [dim]Example: cocomix eval runs/first[/dim]
 
@@ -148,7 +150,9 @@ def analyse(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what concepts do in runs: reliance, compression weights, recall by frequency, label statistics.
+    """Show what the concepts of runs do, as one page.
+
+    Concept reliance, lengths of compression vectors, recall by frequency, and statistics of the labels.
 
     [dim]Example: cocomix analyse runs/first runs/residual --output analyses[/dim]
     """

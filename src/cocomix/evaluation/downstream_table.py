@@ -67,9 +67,9 @@ def _columns(tasks: Sequence[str]) -> tuple[str, ...]:
     columns = ["run", "validation ↓", *(f"{name} {arrows[PAPER_TASKS[name].kind]}" for name in tasks)]
     kinds = {kind: {name for name, shown in PAPER_TASKS.items() if shown.kind == kind} for kind in arrows}
     if kinds["perplexity"] <= set(tasks):
-        columns.append("average perplexity ↓")
+        columns.append("mean ppl ↓")
     if kinds["accuracy"] <= set(tasks):
-        columns.append("average accuracy ↑")
+        columns.append("mean acc ↑")
     return tuple(columns)
 
 
@@ -86,8 +86,9 @@ def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> lis
 
 
 def _cell(values: Sequence[float]) -> str:
-    interval = t_interval(values)
-    return f"{fmean(values):,.1f}" if interval is None else f"{interval.mean:,.1f} ± {interval.half_width:.1f}"
+    mean, interval = fmean(values), t_interval(values)
+    shown = f"{mean:,.1f}" if mean < 1e5 else f"{mean:.1e}"  # an untrained model's perplexity
+    return shown if interval is None else f"{shown} ± {interval.half_width:.1f}"
 
 
 def _note(tasks: Sequence[str], shared: Sequence[str], every: Sequence[Downstream]) -> str:

@@ -18,9 +18,11 @@ from cocomix.modeling.configuration import CompressionInit, HiddenLoss, Mixing, 
 from cocomix.output import write_text
 
 __all__ = [
+    "CorpusConfig",
     "DictionaryConfig",
     "DistillationConfig",
     "LabelSources",
+    "MixtureConfig",
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",
@@ -95,6 +97,24 @@ class DistillationConfig(_Section):
     """`online`: `teacher` runs while training; or a folder written by `cocomix distill`."""
 
 
+class CorpusConfig(_Section):
+    """One corpus of a mixture."""
+
+    path: Path
+    """Folder written by `cocomix prepare`."""
+    weight: float = Field(gt=0.0, allow_inf_nan=False)
+    """Its share of the training blocks, in any unit."""
+    labels: Path | None = None
+    """Folder written by `cocomix label` from this corpus."""
+
+
+class MixtureConfig(_Section):
+    """Several corpora of one tokenizer and block size, drawn from in given shares."""
+
+    mixture: tuple[CorpusConfig, ...] = Field(min_length=1)
+    """The corpora. An epoch has as many blocks as they have together."""
+
+
 class RunConfig(_Section):
     """One training run."""
 
@@ -105,11 +125,12 @@ class RunConfig(_Section):
     baseline: Literal["matched"] | None = None
     """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters match the CoCoMix
     model of this recipe."""
-    data: Path
-    """Folder written by `cocomix prepare`."""
+    data: Path | MixtureConfig
+    """Folder written by `cocomix prepare`, or a `mixture` of such folders."""
     labels: Path | Literal["online"] | None = None
     """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
-    `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden states)."""
+    `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden
+    states). In a mixture every corpus has its own."""
     distillation: DistillationConfig | None = None
     """Adds knowledge distillation to any objective."""
     teacher: TeacherConfig | None = None
@@ -136,7 +157,14 @@ class RunConfig(_Section):
     def _fields_fit_together(self) -> "RunConfig":
         if self.baseline is not None and self.objective != "ntp" and self.model.mixing != "pause":
             raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
-        if self.has_concepts and self.labels is None and self.model.concept_loss_weight > 0:
+        if isinstance(self.data, MixtureConfig):
+            if isinstance(self.labels, Path):
+                raise ValueError("labels: a folder belongs to one corpus; give every corpus of data.mixture its own")
+            if self.distillation is not None and self.distillation.targets != "online":
+                raise ValueError("distillation.targets: with data.mixture only online")
+            if any(corpus.labels for corpus in self.data.mixture) != all(corpus.labels for corpus in self.data.mixture):
+                raise ValueError("data.mixture: give labels to every corpus or to none")
+        if self.has_concepts and self.labels is None and not self.label_folders and self.model.concept_loss_weight > 0:
             raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or labels: online")
         if self.has_concepts and self.labels == "online" and (self.teacher is None or self.dictionary is None):
             raise ValueError("labels: online needs teacher: and dictionary:")
@@ -151,6 +179,22 @@ class RunConfig(_Section):
         if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
             raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
         return self
+
+    @property
+    def data_folders(self) -> tuple[Path, ...]:
+        """Where the corpora are."""
+        return (
+            tuple(corpus.path for corpus in self.data.mixture) if isinstance(self.data, MixtureConfig) else (self.data,)
+        )
+
+    @property
+    def label_folders(self) -> tuple[Path, ...]:
+        """Where the labels of the corpora are; empty where none are stored."""
+        if isinstance(self.labels, Path):
+            return (self.labels,)
+        if self.labels is None and isinstance(self.data, MixtureConfig):
+            return tuple(corpus.labels for corpus in self.data.mixture if corpus.labels is not None)
+        return ()
 
     @property
     def has_concepts(self) -> bool:

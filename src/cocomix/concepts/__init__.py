@@ -7,6 +7,7 @@ from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.fit import FitReport, FitSettings, fit_dictionary
 from cocomix.concepts.labelling import write_labels
 from cocomix.concepts.labels import ConceptLabelStore, LabelManifest, LabelSettings
+from cocomix.concepts.mixed_labels import MixedLabels
 from cocomix.concepts.probabilities import TeacherProbabilities, write_probabilities
 from cocomix.concepts.teacher import ConceptTeacher, TeacherSource, check_tokenizer, load_teacher
 from cocomix.concepts.tokens import TokenShardLike
@@ -22,6 +23,7 @@ __all__ = [
     "FitSettings",
     "LabelManifest",
     "LabelSettings",
+    "MixedLabels",
     "SparseCodes",
     "TeacherProbabilities",
     "TeacherSource",

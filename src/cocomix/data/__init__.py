@@ -3,6 +3,7 @@
 from cocomix.data.blocks import BlockWriter, ShardMeta, SplitMeta, TokenBlocks, TokenShard, token_dtype
 from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions
 from cocomix.data.documents import DOCUMENTATION, Document, Source, read_documents, resolve_sources
+from cocomix.data.mixture import MixedData
 from cocomix.data.preparation import PrepareSettings, prepare
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta
 from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
@@ -18,6 +19,7 @@ __all__ = [
     "DataMeta",
     "Document",
     "DocumentBlocks",
+    "MixedData",
     "PrepareSettings",
     "PreparedData",
     "ShardMeta",

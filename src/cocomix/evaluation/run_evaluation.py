@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from cocomix.concepts import ConceptLabelStore
-from cocomix.data import VALIDATION, DocumentBlocks, PreparedData
+from cocomix.data import VALIDATION, DocumentBlocks, MixedData, PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.documents import DocumentTally, write_document_losses
 from cocomix.evaluation.inference import MapDataset
@@ -166,11 +166,16 @@ def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
         CoCoMixError: it is not there, has changed, or has another tokenizer.
     """
     trained_on = run.manifest.data
-    if path is None and not Path(trained_on.path).is_dir():
+    own = [Path(trained_on.path)] if trained_on.mixture is None else [Path(part.path) for part in trained_on.mixture]
+    if path is None and not all(folder.is_dir() for folder in own):
         raise CoCoMixError(
             f"the data of the run {run.manifest.name} is no longer at {trained_on.path}; say where it is with --data."
         )
-    data = PreparedData.open(path or Path(trained_on.path))
+    if path is None and trained_on.mixture is not None:
+        shares = [part.share for part in trained_on.mixture]
+        data: PreparedData = MixedData([PreparedData.open(folder) for folder in own], shares)
+    else:
+        data = PreparedData.open(path or own[0])
     if data.meta.tokenizer_fingerprint != trained_on.tokenizer_fingerprint:
         raise CoCoMixError(
             f"{data.path} was prepared with another tokenizer than the run {run.manifest.name}; prepare it with the "
@@ -210,6 +215,9 @@ def open_run_labels(
         own = run.manifest.labels
         if own is None or data.meta.fingerprint != run.manifest.data.fingerprint:
             reporter.warn(f"there are no labels of this data, so {without} are left out.")
+            return None
+        if run.manifest.data.mixture is not None:
+            reporter.warn(f"labels of a mixture are not read here, so {without} are left out; name one corpus.")
             return None
         path = Path(own.path)
         if not path.is_dir():

@@ -25,13 +25,22 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class CorpusReference(_Part):
+    """One corpus of a mixture: its folder, the share it was given, and the training blocks drawn from it."""
+
+    path: str
+    share: float
+    blocks: int
+
+
 class DataReference(_Part):
-    """The prepared data a run was trained and validated on."""
+    """The prepared data a run was trained and validated on; of a mixture, with its corpora."""
 
     path: str
     fingerprint: str
     tokenizer_fingerprint: str
     block_size: int
+    mixture: tuple[CorpusReference, ...] | None = None
 
 
 class LabelReference(_Part):

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from cocomix.config import RunConfig
 from cocomix.errors import CoCoMixError
 
-__all__ = ["steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
+__all__ = ["epoch_blocks", "steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
 
 _DEFAULTS: dict[str, Any] = {
     # The paper's (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
@@ -64,7 +64,7 @@ def training_arguments(
         arguments = TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **values)
     except (ValueError, TypeError, ImportError) as error:
         raise CoCoMixError(f"training: {' '.join(str(error).split())}") from error
-    epoch = None if train_blocks is None else _epoch_blocks(arguments, train_blocks)
+    epoch = None if train_blocks is None else epoch_blocks(arguments, train_blocks)
     if config.tokens is not None:
         blocks = math.ceil(config.tokens / block_size)
         passes, rest = (0, blocks) if epoch is None else divmod(blocks, epoch)
@@ -106,14 +106,14 @@ def tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:
 
 def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, block_size: int) -> int:
     """Training tokens of so many optimizer steps: the step that ends an epoch has only the blocks that are left."""
-    epoch = _epoch_blocks(arguments, train_blocks)
+    epoch = epoch_blocks(arguments, train_blocks)
     passes, rest = divmod(steps, _steps(arguments, epoch))
     return (passes * epoch + min(rest * _blocks_per_step(arguments), epoch)) * block_size
 
 
 def steps_of_epochs(arguments: TrainingArguments, train_blocks: int) -> int:
     """Optimizer steps of `num_train_epochs` passes over the data."""
-    steps: int = math.ceil(arguments.num_train_epochs * _steps(arguments, _epoch_blocks(arguments, train_blocks)))
+    steps: int = math.ceil(arguments.num_train_epochs * _steps(arguments, epoch_blocks(arguments, train_blocks)))
     return steps
 
 
@@ -121,7 +121,7 @@ def _blocks_per_step(arguments: TrainingArguments) -> int:
     return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
-def _epoch_blocks(arguments: TrainingArguments, train_blocks: int) -> int:
+def epoch_blocks(arguments: TrainingArguments, train_blocks: int) -> int:
     """Blocks of one pass over the data."""
     batch = arguments.train_batch_size * arguments.world_size
     blocks = train_blocks - train_blocks % batch if arguments.dataloader_drop_last else train_blocks

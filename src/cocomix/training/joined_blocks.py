@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from cocomix.concepts import ConceptLabelStore, TeacherProbabilities
+from cocomix.concepts import TeacherProbabilities
 from cocomix.config import RunConfig
-from cocomix.data import DocumentBlocks, PreparedData
+from cocomix.data import DocumentBlocks, MixedData, PreparedData
+from cocomix.training.corpora import Labels
 
 __all__ = ["JoinedBlocks", "joined_blocks"]
 
@@ -29,7 +30,7 @@ class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
 def joined_blocks(
     recipe: RunConfig,
     data: PreparedData,
-    beside: Iterable[ConceptLabelStore | TeacherProbabilities | None],
+    beside: Iterable[Labels | TeacherProbabilities | None],
     name: str,
     limit: int | None,
 ) -> Dataset[Any]:
@@ -40,7 +41,7 @@ def joined_blocks(
         data: the tokens.
         beside: labels and probabilities of the same data; `None` where there are none.
         name: of the split.
-        limit: use only the first blocks.
+        limit: use only the first blocks; of a mixture about so many, of each corpus its share.
     """
     blocks: Dataset[Any] = data.split(name)
     if recipe.document_masks:
@@ -49,5 +50,6 @@ def joined_blocks(
         if stored is not None:
             blocks = JoinedBlocks(blocks, stored.split(name))
     if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
-        blocks = Subset(blocks, range(limit))
+        chosen = data.first_blocks(name, limit) if isinstance(data, MixedData) else range(limit)
+        blocks = Subset(blocks, chosen)
     return blocks

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.concepts import ConceptLabelStore
+from cocomix.concepts import MixedLabels
 from cocomix.concepts.hashing import file_sha256
 from cocomix.config import RunConfig
-from cocomix.data import PreparedData
+from cocomix.data import MixedData, PreparedData
 from cocomix.modeling import CoCoMixConfig
+from cocomix.training.arguments import epoch_blocks
+from cocomix.training.corpora import Labels
 from cocomix.training.distillation import Teaching
+from cocomix.training.order import MixtureOrder
 from cocomix.training.plan import Plan
 from cocomix.training.trainer import CoCoMixTrainer
 
@@ -27,7 +30,7 @@ def run_manifest(
     folder: Path,
     plan: Plan,
     data: PreparedData,
-    labels: ConceptLabelStore | None,
+    labels: Labels | None,
     teaching: Teaching,
     trainer: CoCoMixTrainer,
     final: dict[str, float],
@@ -56,13 +59,14 @@ def run_manifest(
         "arm": recipe.arm,
         "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
         "data": {
-            "path": str(recipe.data),
+            "path": " + ".join(map(str, recipe.data_folders)),
             "fingerprint": data.meta.fingerprint,
             "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
             "block_size": data.meta.block_size,
+            **_mixture(recipe, data, trainer),
         },
         "document_masks": recipe.document_masks,
-        "labels": None if labels is None else {"path": str(recipe.labels), "fingerprint": labels.manifest.fingerprint},
+        "labels": None if labels is None else _labels(recipe, labels),
         "online_labels": None if online is None else online.reference(data),
         "teaching": teaching.reference,
         "parameters": {
@@ -90,6 +94,42 @@ def run_manifest(
         "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if _is_kept(path)},
         "versions": {"torch": torch.__version__, "transformers": version("transformers")},
     }
+
+
+def _mixture(recipe: RunConfig, data: PreparedData, trainer: CoCoMixTrainer) -> dict[str, Any]:
+    """Of each corpus of a mixture: where it is, the share asked for, and the blocks drawn; nothing for one corpus."""
+    if not isinstance(data, MixedData):
+        return {}
+    folders = recipe.label_folders or (None,) * len(data.parts)
+    drawn = _drawn(trainer)
+    return {
+        "mixture": [
+            {
+                "path": str(part.path),
+                "labels": None if labels is None else str(labels),
+                "share": share,
+                "blocks": blocks,
+            }
+            for part, labels, share, blocks in zip(data.parts, folders, data.shares, drawn, strict=True)
+        ]
+    }
+
+
+def _drawn(trainer: CoCoMixTrainer) -> list[int]:
+    """Training blocks from each corpus of a mixture."""
+    order, blocks_of_split = trainer.order, len(trainer.train_dataset)
+    assert isinstance(order, MixtureOrder)
+    blocks = trainer.tokens_seen(trainer.state.global_step) // len(trainer.train_dataset[0]["input_ids"])
+    full_epochs, rest = divmod(blocks, in_epoch := epoch_blocks(trainer.args, blocks_of_split))
+    lengths = [*[in_epoch] * full_epochs, rest]
+    starts = [epoch * order.size for epoch in range(len(lengths))]
+    of_epochs = [order.taken(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    return [sum(counts) for counts in zip(*of_epochs, strict=True)]
+
+
+def _labels(recipe: RunConfig, labels: Labels) -> dict[str, str]:
+    fingerprint = labels.fingerprint if isinstance(labels, MixedLabels) else labels.manifest.fingerprint
+    return {"path": " + ".join(map(str, recipe.label_folders)), "fingerprint": fingerprint}
 
 
 def _is_kept(path: Path) -> bool:

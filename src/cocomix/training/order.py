@@ -153,6 +153,15 @@ class MixtureOrder:
             first += size
         return found
 
+    def taken(self, start: int, stop: int) -> tuple[int, ...]:
+        """Draws of each corpus among those numbered `start` to `stop`, counted through all epochs."""
+        return tuple((self._taken(stop) - self._taken(start)).tolist())
+
+    def _taken(self, draws: int) -> Indices:
+        periods, rest = divmod(draws, PERIOD)
+        corpora, _ = self._drawn(np.arange(draws - rest, draws))
+        return periods * np.asarray(self.draws_per_period) + np.bincount(corpora, minlength=len(self.sizes))
+
     def _drawn(self, draws: Indices) -> tuple[Indices, Indices]:
         """Of each draw, its corpus and its number among the draws of that corpus. [n] each"""
         counts = np.asarray(self.draws_per_period)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.concepts import ConceptLabelStore
 from cocomix.config import RunConfig
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import Accounting, account
 from cocomix.modeling.accounting import build_model
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.training.corpora import Labels
 from cocomix.training.online import OnlineLabels
 from cocomix.training.student import Vocabulary, model_config
 
@@ -40,7 +40,7 @@ class Plan:
 def plan_run(
     recipe: RunConfig,
     data: PreparedData | None = None,
-    labels: ConceptLabelStore | OnlineLabels | None = None,
+    labels: Labels | OnlineLabels | None = None,
     teacher_hidden_size: int | None = None,
 ) -> Plan:
     """Check a recipe and count its model's cost, on the meta device.

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.concepts import ConceptLabelStore, LabelSettings
 from cocomix.config import RunConfig, load_recipe, save_recipe
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
@@ -24,6 +23,7 @@ from cocomix.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
+from cocomix.training.corpora import Labels, labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
 from cocomix.training.manifest import run_manifest
@@ -43,10 +43,10 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     Raises:
         CoCoMixError: as `train`.
     """
-    data = PreparedData.open(recipe.data) if recipe.data.exists() else None
-    labels = None
-    if data is not None and isinstance(recipe.labels, Path) and recipe.labels.exists():
-        labels = _open_labels(recipe, data) or _labels_to_match(recipe)
+    data = open_data(recipe) if all(path.exists() for path in recipe.data_folders) else None
+    labels: Labels | None = None
+    if data is not None and recipe.label_folders and all(path.exists() for path in recipe.label_folders):
+        labels = open_labels(recipe, data) or labels_to_match(recipe)
     return describe_plan(recipe, plan_run(recipe, data, labels))
 
 
@@ -72,7 +72,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         Terminated: SIGTERM arrived; a checkpoint was written first.
     """
     reporter = reporter or SilentReporter()
-    data = PreparedData.open(recipe.data)
+    data = open_data(recipe)
     train_blocks = len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
     arguments = training_arguments(recipe, checkpoints, data.meta.block_size, train_blocks)
@@ -80,11 +80,11 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     if not first:
         reporter = SilentReporter()
     _check_unfinished(recipe, output)
-    labels, online = _open_labels(recipe, data), None
+    labels, online = open_labels(recipe, data), None
     if recipe.has_concepts and recipe.labels == "online":
         online = open_online_labels(recipe, data, arguments.device, reporter)
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
-    plan = plan_run(recipe, data, online or labels or _labels_to_match(recipe), teaching.hidden_size)
+    plan = plan_run(recipe, data, online or labels or labels_to_match(recipe), teaching.hidden_size)
     with _staged(output, arguments) as folder:
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
@@ -102,6 +102,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             objective=teaching.told(OBJECTIVES[recipe.objective]),
             online_labels=online,
             non_finite=recipe.non_finite,
+            order=mixture_order(data, arguments.seed if arguments.data_seed is None else arguments.data_seed),
         )
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer, reporter)
@@ -131,6 +132,9 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         if first:
             manifest = run_manifest(recipe, output, folder, plan, data, labels, teaching, trainer, final)
             write_json(folder / "manifest.json", manifest)
+            for corpus in manifest["data"].get("mixture", ()):
+                got = corpus["blocks"] * data.meta.block_size / manifest["tokens"]
+                reporter.say(f"{corpus['path']}: {got:.2%} of the training tokens, {corpus['share']:.2%} asked for")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {output}")
     return output
@@ -150,39 +154,6 @@ def _staged(output: Path, arguments: TrainingArguments) -> Iterator[Path]:
         yield partial_path(output)
         wait()
     wait()
-
-
-def _open_labels(recipe: RunConfig, data: PreparedData) -> ConceptLabelStore | None:
-    if not recipe.has_concepts or not isinstance(recipe.labels, Path):
-        return None
-    labels = ConceptLabelStore.open(recipe.labels)
-    labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
-    made_with = labels.manifest
-    for section, wanted, found in (
-        ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),
-        ("teacher.layer", recipe.teacher and recipe.teacher.layer, made_with.layer),
-        ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made_with.dictionary.name),
-        *_attribution_fields(recipe, made_with.settings),
-    ):
-        if wanted is not None and wanted != found:
-            raise CoCoMixError(
-                f"the recipe's {section} is {wanted!r} but the labels in {recipe.labels} were made with {found!r}; "
-                "make new labels or correct the recipe."
-            )
-    return labels
-
-
-def _labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
-    """The labels that tell a matched baseline the number of concepts, where the recipe does not."""
-    if recipe.baseline is None or not isinstance(recipe.labels, Path) or recipe.model.num_concepts is not None:
-        return None
-    return ConceptLabelStore.open(recipe.labels)
-
-
-def _attribution_fields(recipe: RunConfig, found: LabelSettings) -> list[tuple[str, Any, Any]]:
-    """Name, wanted and found value of every label setting the recipe has."""
-    wanted = {} if recipe.attribution is None else recipe.attribution.model_dump()
-    return [(f"attribution.{name}", value, getattr(found, name)) for name, value in wanted.items()]
 
 
 def _check_unfinished(recipe: RunConfig, output: Path) -> None:

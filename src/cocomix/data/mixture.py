@@ -1,0 +1,84 @@
+"""Several prepared corpora used as one, in given shares."""
+
+from collections.abc import Sequence
+
+from cocomix.data.blocks import SplitMeta, TokenBlocks
+from cocomix.data.prepared import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.output import fingerprint_json
+
+__all__ = ["MixedData"]
+
+
+class MixedData(PreparedData):
+    """Corpora whose blocks are numbered through, corpus after corpus, in every split.
+
+    Shares say how often training draws from a corpus (`cocomix.training.order.MixtureOrder`). Evaluations read all
+    validation blocks, or where fewer are asked for, the first of each corpus in these shares.
+
+    Attributes:
+        parts: the corpora.
+        shares: of each, adding up to 1.
+    """
+
+    def __init__(self, parts: Sequence[PreparedData], weights: Sequence[float]) -> None:
+        """Join corpora.
+
+        Args:
+            parts: at least one; of the same tokenizer and block size.
+            weights: share of each, in any unit.
+
+        Raises:
+            CoCoMixError: a corpus has another tokenizer, block size or splits than the first.
+        """
+        self.parts = tuple(parts)
+        self.shares = tuple(weight / sum(weights) for weight in weights)
+        first = parts[0]
+        for part in parts[1:]:
+            for what, found, expected in (
+                ("tokenizer", part.meta.tokenizer_fingerprint[:16], first.meta.tokenizer_fingerprint[:16]),
+                ("block size", part.meta.block_size, first.meta.block_size),
+                ("splits", ", ".join(sorted(part.meta.splits)), ", ".join(sorted(first.meta.splits))),
+            ):
+                if found != expected:
+                    raise CoCoMixError(
+                        f"{part.path} and {first.path} cannot be mixed: they differ in their {what} ({found} and "
+                        f"{expected}); prepare both with the same --tokenizer and --block-size."
+                    )
+        identity = [
+            [part.meta.fingerprint, round(share, 9)] for part, share in zip(self.parts, self.shares, strict=True)
+        ]
+        changes = {
+            "fingerprint": fingerprint_json({"mixture": identity}),
+            "sources": tuple(source for part in parts for source in part.meta.sources),
+            "splits": {name: _joined([part.meta.splits[name] for part in parts]) for name in first.meta.splits},
+            "invalid_utf8": sum(part.meta.invalid_utf8 for part in parts),
+        }
+        super().__init__(first.path, first.meta.model_copy(update=changes))
+
+    def sizes(self, split: str) -> tuple[int, ...]:
+        """Blocks of each corpus in a split."""
+        return tuple(part.meta.splits[split].blocks for part in self.parts)
+
+    def first_blocks(self, split: str, count: int) -> list[int]:
+        """Numbers of about `count` blocks: the first of each corpus, in the corpora's shares, at least one of each."""
+        chosen: list[int] = []
+        start = 0
+        for size, share in zip(self.sizes(split), self.shares, strict=True):
+            chosen += range(start, start + min(size, max(1, round(count * share))))
+            start += size
+        return chosen
+
+    def _blocks(self, name: str, split: SplitMeta) -> TokenBlocks:
+        shards = [shard for part in self.parts for shard in part.split(name).shards]
+        return TokenBlocks(shards, split, self.meta.block_size)
+
+
+def _joined(splits: Sequence[SplitMeta]) -> SplitMeta:
+    return SplitMeta(
+        documents=sum(split.documents for split in splits),
+        tokens=sum(split.tokens for split in splits),
+        bytes=sum(split.bytes for split in splits),
+        blocks=sum(split.blocks for split in splits),
+        shards=tuple(shard for split in splits for shard in split.shards),
+    )

@@ -1,0 +1,89 @@
+"""The data and labels a recipe names: of one corpus, or of a mixture."""
+
+from pathlib import Path
+from typing import Any
+
+from cocomix.concepts import ConceptLabelStore, LabelSettings, MixedLabels
+from cocomix.config import MixtureConfig, RunConfig
+from cocomix.data import TRAIN, MixedData, PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.training.order import MixtureOrder
+
+__all__ = ["Labels", "labels_to_match", "mixture_order", "open_data", "open_labels"]
+
+Labels = ConceptLabelStore | MixedLabels
+
+
+def open_data(recipe: RunConfig) -> PreparedData:
+    """The recipe's data.
+
+    Raises:
+        CoCoMixError: as `PreparedData.open` and `MixedData`.
+    """
+    if not isinstance(recipe.data, MixtureConfig):
+        return PreparedData.open(recipe.data)
+    corpora = recipe.data.mixture
+    return MixedData([PreparedData.open(corpus.path) for corpus in corpora], [corpus.weight for corpus in corpora])
+
+
+def mixture_order(data: PreparedData, seed: int) -> MixtureOrder | None:
+    """The order that draws from a mixture; `None` for one corpus.
+
+    Raises:
+        CoCoMixError: a corpus has no block to train on, or too small a share.
+    """
+    if not isinstance(data, MixedData):
+        return None
+    for part in data.parts:
+        if part.meta.splits[TRAIN].blocks == 0:
+            raise CoCoMixError(f"{part.path} has no training block; leave it out of the mixture.")
+    order = MixtureOrder(data.sizes(TRAIN), data.shares, seed)
+    assert sum(order.draws_per_period)  # refuses shares that are too small before anything is trained
+    return order
+
+
+def open_labels(recipe: RunConfig, data: PreparedData) -> Labels | None:
+    """The labels that a recipe's model learns from, where it learns from stored ones.
+
+    Raises:
+        CoCoMixError: they are of other data, or made otherwise than the recipe says.
+    """
+    if not recipe.has_concepts:
+        return None
+    if isinstance(data, MixedData):
+        paths = recipe.label_folders
+        stores = [_of_data(recipe, path, part) for path, part in zip(paths, data.parts, strict=True)] if paths else []
+        return MixedLabels(stores) if stores else None
+    return _of_data(recipe, recipe.labels, data) if isinstance(recipe.labels, Path) else None
+
+
+def labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
+    """The labels that tell a matched baseline the number of concepts, where the recipe does not."""
+    folders = recipe.label_folders
+    if recipe.baseline is None or not folders or recipe.model.num_concepts is not None:
+        return None
+    return ConceptLabelStore.open(folders[0])
+
+
+def _of_data(recipe: RunConfig, path: Path, data: PreparedData) -> ConceptLabelStore:
+    labels = ConceptLabelStore.open(path)
+    labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
+    made_with = labels.manifest
+    for section, wanted, found in (
+        ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),
+        ("teacher.layer", recipe.teacher and recipe.teacher.layer, made_with.layer),
+        ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made_with.dictionary.name),
+        *_attribution_fields(recipe, made_with.settings),
+    ):
+        if wanted is not None and wanted != found:
+            raise CoCoMixError(
+                f"the recipe's {section} is {wanted!r} but the labels in {path} were made with {found!r}; "
+                "make new labels or correct the recipe."
+            )
+    return labels
+
+
+def _attribution_fields(recipe: RunConfig, found: LabelSettings) -> list[tuple[str, Any, Any]]:
+    """Name, wanted and found value of every label setting the recipe has."""
+    wanted = {} if recipe.attribution is None else recipe.attribution.model_dump()
+    return [(f"attribution.{name}", value, getattr(found, name)) for name, value in wanted.items()]

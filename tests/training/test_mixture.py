@@ -1,0 +1,143 @@
+"""`data: {mixture: …}`: several corpora in given shares."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cocomix.concepts import ConceptLabelStore, MixedLabels
+from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
+from cocomix.data import TRAIN, VALIDATION, MixedData, PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation import Run, evaluate_run
+from cocomix.output import read_json
+from cocomix.pipeline import label_data
+from cocomix.reporter import SilentReporter
+from cocomix.training import train
+from cocomix.training.corpora import mixture_order
+from cocomix.training.joined_blocks import joined_blocks
+from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
+
+
+@pytest.fixture(scope="module")
+def other(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second corpus, of the first one's tokenizer."""
+    folder = tmp_path_factory.mktemp("other")
+    corpus = write_corpus(folder / "corpus", documents=20, seed=7)
+    return prepare_toy(corpus, folder / "data", tokenizer=str(workshop.data / "tokenizer"), vocab_size=None).path
+
+
+@pytest.fixture(scope="module")
+def other_labels(workshop: Workshop, other: Path) -> Path:
+    output = other.parent / "labels"
+    source = TeacherConfig(model=str(workshop.teacher), layer=1)
+    label_data(other, source, DictionaryConfig(path=str(workshop.dictionary)), output)
+    return output
+
+
+def mixed(workshop: Workshop, other: Path, labels: Path | None = None, **changes: Any) -> Any:
+    first: dict[str, Any] = {"path": str(workshop.data), "weight": 3}
+    second: dict[str, Any] = {"path": str(other), "weight": 1}
+    if labels is not None:
+        first["labels"], second["labels"] = str(workshop.labels), str(labels)
+    values = workshop.values("cocomix" if labels else "ntp", **changes)
+    values.pop("labels", None)
+    return {**values, "data": {"mixture": [first, second]}}
+
+
+def recipe(*args: Any, **changes: Any) -> Any:
+
+    return RunConfig.model_validate(mixed(*args, **changes))
+
+
+def test_blocks_are_numbered_through(workshop: Workshop, other: Path) -> None:
+    parts = [PreparedData.open(workshop.data), PreparedData.open(other)]
+    data = MixedData(parts, [3, 1])
+    for split in (TRAIN, VALIDATION):
+        rows = [row["input_ids"] for part in parts for row in part.split(split)]
+        assert len(data.split(split)) == len(rows) == data.meta.splits[split].blocks
+        assert all(torch.equal(row, found["input_ids"]) for row, found in zip(rows, data.split(split), strict=True))
+    assert data.shares == (0.75, 0.25)
+    assert data.meta.fingerprint not in (part.meta.fingerprint for part in parts)
+    assert data.meta.fingerprint != MixedData(parts, [1, 1]).meta.fingerprint
+    assert data.meta.fingerprint == MixedData(parts, [0.75, 0.25]).meta.fingerprint
+    first = len(parts[0].split(VALIDATION))
+    assert data.first_blocks(VALIDATION, 8) == [0, 1, 2, 3, 4, 5, first, first + 1]
+
+
+def test_a_run_on_a_mixture(workshop: Workshop, other: Path, other_labels: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(SilentReporter):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    settings = recipe(workshop, other, other_labels, name="mixed", evaluation_blocks=None)
+    run = train(settings, tmp_path / "run", Listener())
+    manifest = read_json(run / "manifest.json")
+    parts = manifest["data"]["mixture"]
+    assert [part["share"] for part in parts] == [0.75, 0.25]
+    assert sum(part["blocks"] for part in parts) == manifest["tokens"] // BLOCK == 96
+    assert parts[0]["blocks"] == pytest.approx(72, abs=15)
+    assert f"{other}: {parts[1]['blocks'] / 96:.2%} of the training tokens, 25.00% asked for" in said
+    data = MixedData([PreparedData.open(workshop.data), PreparedData.open(other)], [3, 1])
+    order = mixture_order(data, manifest["seed"])
+    assert order is not None
+    drawn = order.blocks(0, 0, 96)
+    assert parts[0]["blocks"] == int((drawn < len(data.parts[0].split(TRAIN))).sum())
+    result = evaluate_run(Run.open(run), device=torch.device("cpu"), reliance=False)
+    assert result.evaluation.loss == pytest.approx(manifest["final"]["eval_loss"], rel=1e-4)
+
+
+def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_labels: Path) -> None:
+    settings = recipe(workshop, other, other_labels)
+    data = MixedData([PreparedData.open(workshop.data), PreparedData.open(other)], [3, 1])
+    stores = [ConceptLabelStore.open(workshop.labels), ConceptLabelStore.open(other_labels)]
+    rows = joined_blocks(settings, data, [MixedLabels(stores)], TRAIN, None)
+    first = len(data.parts[0].split(TRAIN))
+    for part, store, start in ((data.parts[0], stores[0], 0), (data.parts[1], stores[1], first)):
+        for index in (0, len(part.split(TRAIN)) - 1):
+            assert torch.equal(rows[start + index]["input_ids"], part.split(TRAIN)[index]["input_ids"])
+            assert torch.equal(rows[start + index]["concept_labels"], store.split(TRAIN)[index]["concept_labels"])
+
+
+def test_corpora_that_do_not_fit_are_refused(workshop: Workshop, other: Path, tmp_path: Path) -> None:
+    data = PreparedData.open(workshop.data)
+    corpus = write_corpus(tmp_path / "corpus", documents=10, seed=3)
+    longer = prepare_toy(
+        corpus, tmp_path / "b", tokenizer=str(workshop.data / "tokenizer"), vocab_size=None, block_size=8
+    )
+    with pytest.raises(CoCoMixError, match="differ in their block size"):
+        MixedData([data, longer], [1, 1])
+    with pytest.raises(CoCoMixError, match="differ in their tokenizer"):
+        MixedData([data, prepare_toy(corpus, tmp_path / "c", vocab_size=280)], [1, 1])
+    with pytest.raises(CoCoMixError, match=r"share below 1/10,000"):
+        mixture_order(MixedData([data, PreparedData.open(other)], [1, 1e-6]), 0)
+
+
+def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Path, tmp_path: Path) -> None:
+    store = ConceptLabelStore.open(workshop.labels)
+    values = json.loads((other_labels / "manifest.json").read_text())
+    values["dictionary"]["fingerprint"] = "0" * 64
+    changed = ConceptLabelStore(tmp_path, type(store.manifest).model_validate(values))
+    with pytest.raises(CoCoMixError, match="differ in their dictionary"):
+        MixedLabels([store, changed])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": "somewhere"}, "a folder belongs to one corpus"),
+        ({"distillation": {"targets": "somewhere"}}, "with data.mixture only online"),
+        ({"data": {"mixture": []}}, "at least 1 item"),
+        ({"data": {"mixture": [{"path": "a", "weight": 0}]}}, "greater than 0"),
+        ({"data": {"mixture": [{"path": "a", "weight": 1, "labels": "b"}, {"path": "c", "weight": 1}]}}, "or to none"),
+    ],
+)
+def test_recipes_that_make_no_sense(workshop: Workshop, other: Path, change: dict[str, Any], message: str) -> None:
+
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate({**mixed(workshop, other), **change})

@@ -17,12 +17,14 @@ from tests.workshop import BLOCK, Workshop
 @pytest.mark.slow
 @pytest.mark.parametrize("taught", [False, True], ids=["labelled", "taught"])
 def test_two_processes_are_one(workshop: Workshop, tmp_path: Path, taught: bool) -> None:
-    changes = {"name": "run", "tokens": 6 * 8 * BLOCK, "training": {"optim": "sgd", "save_steps": 3, "eval_steps": 3}}
+    # An epoch is 289 blocks: its tenth step has one block, so that one of two processes has none.
+    training = {"optim": "sgd", "save_steps": 6, "eval_steps": 6, "per_device_train_batch_size": 32}
+    changes = {"name": "run", "tokens": (289 + 2 * 32) * BLOCK, "training": training}
     if taught:  # every process runs the teacher on its own rows, for both of its lessons
         changes |= {"teacher": {"model": str(workshop.teacher), "layer": 1}, "distillation": {"weight": 0.5}}
         changes |= {"model": {"prediction": "hidden"}}
     one = train(workshop.recipe("cocomix", **changes), tmp_path / "one")
-    changes["training"]["per_device_train_batch_size"] = 4
+    changes["training"]["per_device_train_batch_size"] = 16
     recipe = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", **changes)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

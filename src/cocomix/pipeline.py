@@ -76,6 +76,7 @@ def fit_on_data(
             output,
             settings,
             teacher_name=teacher.model,
+            data_fingerprint=data.meta.fingerprint,
             reporter=reporter,
         )
 

@@ -154,18 +154,10 @@ def test_tokens_that_do_not_fit_name_the_shard(teacher, splits, tmp_path):
         write(teacher, splits, tmp_path / "again")
 
 
-def test_a_tampered_or_missing_shard_is_named(teacher, splits, tmp_path):
+def test_a_missing_shard_is_named(teacher, splits, tmp_path):
     write(teacher, splits, tmp_path / "labels")
-    store = ConceptLabelStore.open(tmp_path / "labels")
-    store.verify()
-    shard = tmp_path / "labels" / "train" / "00001.arrow"
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(CoCoMixError, match=r"train/00001\.arrow .* has changed"):
-        store.verify()
-    shard.unlink()
-    with pytest.raises(CoCoMixError, match=r"lacks its shard train/00001\.arrow"):
+    (tmp_path / "labels" / "train" / "00001.arrow").unlink()
+    with pytest.raises(CoCoMixError, match=r"lacks its shard train/00001\.arrow; run the same `cocomix label` again"):
         ConceptLabelStore.open(tmp_path / "labels")
 
 

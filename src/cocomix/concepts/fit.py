@@ -10,8 +10,9 @@ it was trained on.
 
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -88,6 +89,9 @@ class FitReport(BaseModel):
         tokens_per_second: training alone.
         sae_lens_version: of the trainer.
         dictionary_fingerprint: `ConceptDictionary.fingerprint` of the result.
+        data_fingerprint: of the prepared data; `None` where it came from elsewhere.
+        format_version: of this file.
+        cocomix_version: that fitted it; `None` in files from before this was recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +107,9 @@ class FitReport(BaseModel):
     tokens_per_second: float
     sae_lens_version: str
     dictionary_fingerprint: str
+    data_fingerprint: str | None = None
+    format_version: Literal[1] = 1
+    cocomix_version: str | None = None
 
 
 def fit_dictionary(
@@ -114,6 +121,7 @@ def fit_dictionary(
     settings: FitSettings | None = None,
     *,
     teacher_name: str | None = None,
+    data_fingerprint: str | None = None,
     reporter: Reporter | None = None,
 ) -> FitReport:
     """Fit a TopK autoencoder to the output of block `layer` and save it as a SAELens folder.
@@ -126,6 +134,7 @@ def fit_dictionary(
         output: folder to write: `cfg.json`, `sae_weights.safetensors` (SAELens' own files) and `fit.json`.
         settings: see `FitSettings`.
         teacher_name: for the report; the model's own record by default.
+        data_fingerprint: likewise, of the prepared data.
         reporter: gets the progress in tokens and the result.
 
     Raises:
@@ -163,6 +172,8 @@ def fit_dictionary(
             tokens_per_second=trainer.n_training_samples / seconds,
             sae_lens_version=sae_lens.__version__,
             dictionary_fingerprint=dictionary.fingerprint(),
+            data_fingerprint=data_fingerprint,
+            cocomix_version=version("cocomix"),
         )
         write_json(folder / "fit.json", report.model_dump(mode="json"))
     reporter.say(

@@ -21,8 +21,19 @@ from cocomix.concepts.labels import (
     LabelShard,
     LabelStatistics,
     TeacherRecord,
+    read_label_manifest,
 )
-from cocomix.concepts.shards import PROGRESS, Advance, ShardPlan, ShardWriter, finished_shard, label_shard, shard_record
+from cocomix.concepts.repair import reopen_with_gaps
+from cocomix.concepts.shards import (
+    PROGRESS,
+    Advance,
+    ShardPlan,
+    ShardWriter,
+    finished_shard,
+    label_shard,
+    recorded_labels,
+    shard_record,
+)
 from cocomix.concepts.teacher import ConceptTeacher, TeacherSource
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.concepts.workers import label_in_processes
@@ -70,8 +81,8 @@ def write_labels(
         The manifest, also written to `output/manifest.json`.
 
     Raises:
-        CoCoMixError: `output` exists; `output.partial` was begun with something else; a shard does not fit; the disk
-            is full; a worker process failed.
+        CoCoMixError: `output` exists and lacks no shard; `output.partial` was begun with something else; a shard does
+            not fit; the disk is full; a worker process failed.
     """
     if workers < 1 or (workers > 1 and source is None):
         raise CoCoMixError(f"workers is {workers}; it must be at least 1, and more than one need a TeacherSource.")
@@ -88,6 +99,16 @@ def write_labels(
     identity["shards"] = {split: [[shard.name, shard.num_blocks] for shard in shards[split]] for split in shards}
     every = [shard for members in shards.values() for shard in members]
     total = sum(shard.num_blocks for shard in every) * block_size
+    if (output / "manifest.json").is_file():
+        found = read_label_manifest(output)
+        reopen_with_gaps(
+            output,
+            found.splits,
+            made_of=found.identity,
+            wanted=identity,
+            record=lambda shard: recorded_labels(output, shard, found),
+            reporter=reporter,
+        )
     with staged_directory(output, resume=True) as folder, reporter.progress("label", total, "tokens") as advance:
         claim_partial(folder, identity, output)
         left = [shard for shard in every if not finished_shard(folder, shard.name)]

@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 
 from cocomix.concepts.attribution import IGNORED, AttributionSettings
 from cocomix.concepts.columns import ShardColumns
-from cocomix.concepts.hashing import file_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path, read_json
 
 __all__ = [
     "FORMAT_VERSION",
+    "SHARD_NAME",
     "ConceptLabelStore",
     "DictionaryRecord",
     "LabelBlocks",
@@ -39,9 +39,12 @@ __all__ = [
     "Record",
     "TeacherRecord",
     "id_storage",
+    "read_label_manifest",
 ]
 
 FORMAT_VERSION = 1
+SHARD_NAME = r"^\w+/\w+$"
+"""A split and a number: a manifest names no files elsewhere."""
 
 
 class LabelSettings(AttributionSettings):
@@ -82,7 +85,7 @@ class DictionaryRecord(Record):
 class LabelShard(Record):
     """One file of labels: its name (`train/00000`), rows and SHA-256."""
 
-    name: str
+    name: str = Field(pattern=SHARD_NAME)
     blocks: int
     sha256: str
 
@@ -127,12 +130,49 @@ class LabelManifest(Record):
     statistics: LabelStatistics
     fingerprint: str
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determined the labels, as JSON."""
+        shards = {split: [[shard.name, shard.blocks] for shard in members] for split, members in self.splits.items()}
+        return {
+            "format_version": self.format_version,
+            "data_fingerprint": self.data_fingerprint,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "block_size": self.block_size,
+            "teacher": self.teacher.fingerprint,
+            "dictionary": self.dictionary.fingerprint,
+            "layer": self.layer,
+            "settings": self.settings.model_dump(mode="json", exclude_unset=True),  # as it was when they were made
+            "shards": shards,
+        }
+
 
 def id_storage(num_concepts: int) -> tuple[np.dtype[Any], int]:
     """How concept ids are stored: (dtype, value that stands for no label)."""
     if num_concepts <= 65_535:
         return np.dtype(np.uint16), 65_535
     return np.dtype(np.int32), -1
+
+
+def read_label_manifest(path: Path) -> LabelManifest:
+    """The manifest of a label folder, whether or not its shards are there.
+
+    Raises:
+        CoCoMixError: it is of another format version, or damaged.
+    """
+    raw = read_json(path / "manifest.json")
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise CoCoMixError(
+            f"{path} has label format {version}, but this version of cocomix reads format {FORMAT_VERSION}; "
+            "label again."
+        )
+    try:
+        return LabelManifest.model_validate(raw)
+    except ValidationError as error:
+        raise CoCoMixError(
+            f"{path / 'manifest.json'} is damaged ({error.error_count()} fields); label again."
+        ) from error
 
 
 class LabelBlocks(Dataset[dict[str, Tensor]]):
@@ -190,22 +230,12 @@ class ConceptLabelStore:
                     f"the labels in {path} are not finished; run the same `cocomix label` again to continue."
                 )
             raise CoCoMixError(f"{path} holds no concept labels (no manifest.json); make them with `cocomix label`.")
-        raw = read_json(path / "manifest.json")
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION:
-            raise CoCoMixError(
-                f"{path} has label format {version}, but this version of cocomix reads format {FORMAT_VERSION}; "
-                "label again."
-            )
-        try:
-            manifest = LabelManifest.model_validate(raw)
-        except ValidationError as error:
-            raise CoCoMixError(
-                f"{path / 'manifest.json'} is damaged ({error.error_count()} fields); label again."
-            ) from error
+        manifest = read_label_manifest(path)
         for shard in (shard for shards in manifest.splits.values() for shard in shards):
             if not (path / f"{shard.name}.arrow").is_file():
-                raise CoCoMixError(f"{path} lacks its shard {shard.name}.arrow; label again.")
+                raise CoCoMixError(
+                    f"{path} lacks its shard {shard.name}.arrow; run the same `cocomix label` again to make only that."
+                )
         return cls(path, manifest)
 
     @property
@@ -240,15 +270,3 @@ class ConceptLabelStore:
                 f"the labels in {self.path} name {self.manifest.num_concepts} concepts, but the model has "
                 f"{num_concepts}; set num_concepts to {self.manifest.num_concepts}."
             )
-
-    def verify(self) -> None:
-        """Compare every shard with its hash; reads all of it.
-
-        Raises:
-            CoCoMixError: naming the first shard that has changed.
-        """
-        for shard in (shard for shards in self.manifest.splits.values() for shard in shards):
-            if file_sha256(self.path / f"{shard.name}.arrow") != shard.sha256:
-                raise CoCoMixError(
-                    f"the shard {shard.name}.arrow of {self.path} has changed since it was written; label again."
-                )

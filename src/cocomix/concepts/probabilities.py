@@ -29,6 +29,7 @@ from cocomix.concepts.columns import ShardColumns
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.hashing import file_sha256
 from cocomix.concepts.labels import LabelShard, Record, TeacherRecord, id_storage
+from cocomix.concepts.repair import reopen_with_gaps
 from cocomix.concepts.shards import PROGRESS, checked_tokens, finished_shard, shard_record, write_columns
 from cocomix.concepts.teacher import model_fingerprint
 from cocomix.concepts.tokens import TokenShardLike
@@ -40,6 +41,7 @@ __all__ = [
     "ProbabilityDtype",
     "ProbabilityManifest",
     "TeacherProbabilities",
+    "read_probability_manifest",
     "top_probabilities",
     "write_probabilities",
 ]
@@ -68,6 +70,20 @@ class ProbabilityManifest(Record):
     splits: dict[str, tuple[LabelShard, ...]]
     tokens_per_second: float
     fingerprint: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determined the distributions, as JSON."""
+        return {
+            "format_version": self.format_version,
+            "data_fingerprint": self.data_fingerprint,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "block_size": self.block_size,
+            "teacher": self.teacher.fingerprint,
+            "vocab_size": self.vocab_size,
+            "top_k": self.top_k,
+            "dtype": self.dtype,
+        }
 
 
 @torch.no_grad()
@@ -150,6 +166,16 @@ def write_probabilities(
     }
     every = [shard for members in splits.values() for shard in members]
     total = sum(shard.num_blocks for shard in every) * block_size
+    if (output / "manifest.json").is_file():
+        found = read_probability_manifest(output)
+        reopen_with_gaps(
+            output,
+            found.splits,
+            made_of=found.identity,
+            wanted=identity,
+            record=lambda shard: shard.model_dump(),
+            reporter=reporter,
+        )
     started, fresh = time.perf_counter(), 0
     with staged_directory(output, resume=True) as folder, reporter.progress("distill", total, "tokens") as advance:
         claim_partial(folder, identity, output)
@@ -208,6 +234,27 @@ def _write_shard(
     write_json(folder / PROGRESS / f"{shard.name}.json", record.model_dump(mode="json"))
 
 
+def read_probability_manifest(path: Path) -> ProbabilityManifest:
+    """The manifest of a folder, whether or not its shards are there.
+
+    Raises:
+        CoCoMixError: it is something else, of another format version, or damaged.
+    """
+    file = path / "manifest.json"
+    raw = read_json(file)
+    if not isinstance(raw, dict) or raw.get("kind") != "teacher_probabilities":
+        raise CoCoMixError(f"{path} holds something else than teacher probabilities; see `cocomix distill`.")
+    if raw.get("format_version") != _FORMAT_VERSION:
+        raise CoCoMixError(
+            f"{path} has format {raw.get('format_version')}, but this version of cocomix reads format "
+            f"{_FORMAT_VERSION}; run `cocomix distill` again."
+        )
+    try:
+        return ProbabilityManifest.model_validate(raw)
+    except ValidationError as error:
+        raise CoCoMixError(f"{file} is damaged ({error.error_count()} fields); run `cocomix distill` again.") from error
+
+
 class ProbabilityBlocks(Dataset[dict[str, Tensor]]):
     """The distributions of one split, block by block, memory-mapped."""
 
@@ -244,26 +291,14 @@ class TeacherProbabilities:
         Raises:
             CoCoMixError: it is no such folder, unfinished, damaged, or of another format version.
         """
-        file = path / "manifest.json"
-        if not file.is_file():
+        if not (path / "manifest.json").is_file():
             raise CoCoMixError(f"{path} holds no finished teacher probabilities; make them with `cocomix distill`.")
-        raw = read_json(file)
-        if not isinstance(raw, dict) or raw.get("kind") != "teacher_probabilities":
-            raise CoCoMixError(f"{path} holds something else than teacher probabilities; see `cocomix distill`.")
-        if raw.get("format_version") != _FORMAT_VERSION:
-            raise CoCoMixError(
-                f"{path} has format {raw.get('format_version')}, but this version of cocomix reads format "
-                f"{_FORMAT_VERSION}; run `cocomix distill` again."
-            )
-        try:
-            manifest = ProbabilityManifest.model_validate(raw)
-        except ValidationError as error:
-            raise CoCoMixError(
-                f"{file} is damaged ({error.error_count()} fields); run `cocomix distill` again."
-            ) from error
+        manifest = read_probability_manifest(path)
         for shard in (shard for shards in manifest.splits.values() for shard in shards):
             if not (path / f"{shard.name}.arrow").is_file():
-                raise CoCoMixError(f"{path} lacks its shard {shard.name}.arrow; run `cocomix distill` again.")
+                raise CoCoMixError(
+                    f"{path} lacks its shard {shard.name}.arrow; run the same `cocomix distill` again to make only it."
+                )
         return cls(path, manifest)
 
     @property

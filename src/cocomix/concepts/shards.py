@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from cocomix.concepts.attribution import IGNORED, ConceptLabels
+from cocomix.concepts.columns import ShardColumns
 from cocomix.concepts.hashing import file_sha256
-from cocomix.concepts.labels import LabelSettings, id_storage
+from cocomix.concepts.labels import LabelManifest, LabelSettings, LabelShard, id_storage
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.errors import CoCoMixError
@@ -33,6 +34,7 @@ __all__ = [
     "checked_tokens",
     "finished_shard",
     "label_shard",
+    "recorded_labels",
     "shard_record",
     "store_shard",
     "write_columns",
@@ -162,20 +164,36 @@ def store_shard(plan: ShardPlan, name: str, labels: ConceptLabels) -> None:
     ids = labels.ids.masked_fill(~present, ignored).flatten(1).numpy().astype(dtype)
     limit = float(np.finfo(plan.settings.score_dtype).max)
     scores = labels.scores.clamp(-limit, limit).flatten(1).numpy().astype(plan.settings.score_dtype)
-    used = np.zeros(plan.n_concepts, dtype=bool)
-    used[labels.ids[present].numpy()] = True
     path = plan.folder / f"{name}.arrow"
     write_columns(path, {"concept_ids": ids, "concept_scores": scores})
-    record = {
-        "name": name,
-        "blocks": len(ids),
-        "sha256": file_sha256(path),
-        "labelled_positions": int(present.any(dim=-1).sum()),
+    shard = LabelShard(name=name, blocks=len(ids), sha256=file_sha256(path))
+    record = _record(shard, labels.ids.numpy(), plan.n_concepts)
+    (plan.folder / PROGRESS / name).parent.mkdir(parents=True, exist_ok=True)
+    write_json(plan.folder / PROGRESS / f"{name}.json", record)
+
+
+def recorded_labels(folder: Path, shard: LabelShard, manifest: LabelManifest) -> dict[str, Any]:
+    """The record of a shard of a finished folder, made again; one that no file agrees with if the shard is damaged."""
+    path = folder / f"{shard.name}.arrow"
+    if file_sha256(path) != shard.sha256:
+        return {"name": shard.name, "sha256": None}
+    stored, width = ShardColumns([path], [shard.blocks]), manifest.block_size * manifest.settings.k
+    rows = np.stack([stored.row(index, "concept_ids", width).astype(np.int64) for index in range(shard.blocks)])
+    ids = np.where(rows == id_storage(manifest.num_concepts)[1], IGNORED, rows)
+    return _record(shard, ids.reshape(*rows.shape[:1], -1, manifest.settings.k), manifest.num_concepts)
+
+
+def _record(shard: LabelShard, ids: NDArray[np.int64], n_concepts: int) -> dict[str, Any]:
+    """What `progress/` says of a shard with these ids [blocks, block_size, k]."""
+    present = ids != IGNORED
+    used = np.zeros(n_concepts, dtype=bool)
+    used[ids[present]] = True
+    return {
+        **shard.model_dump(),
+        "labelled_positions": int(present.any(axis=-1).sum()),
         "labels": int(present.sum()),
         "used": np.packbits(used).tobytes().hex(),
     }
-    (plan.folder / PROGRESS / name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(plan.folder / PROGRESS / f"{name}.json", record)
 
 
 def write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.data import Dataset
 
 from cocomix.errors import CoCoMixError
@@ -36,7 +36,7 @@ class ShardMeta(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^\w+$")
     """Name of the file in its split, without ".arrow": `00000`, `00001`, ..."""
     blocks: int
     """Blocks in it."""

@@ -1,9 +1,10 @@
 """A folder of prepared data: its description, its tokenizer and its splits."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.data.blocks import SplitMeta, TokenBlocks, TokenShard, token_dtype
@@ -59,7 +60,7 @@ class DataMeta(BaseModel):
     """Seed of the split by document."""
     sources: tuple[SourceMeta, ...]
     """What was read."""
-    splits: dict[str, SplitMeta]
+    splits: dict[Annotated[str, Field(pattern=r"^\w+$")], SplitMeta]
     """`train` and `validation`."""
     invalid_utf8: int
     """Characters put in for bytes that were not UTF-8."""

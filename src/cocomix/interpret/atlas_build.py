@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cocomix.concepts.hashing import file_sha256
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
 from cocomix.evaluation.runs import Run
@@ -112,6 +113,7 @@ def build_atlas(
             label_concepts=int((tally.labels > 0).sum()),
             effects=effects,
             endpoint_names=endpoint_names,
+            database_sha256=file_sha256(folder / DATABASE),
             histogram_edges=tuple(tally.edges.tolist()),
         )
         write_json(folder / RECORD, record.model_dump(mode="json"))

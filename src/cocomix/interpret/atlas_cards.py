@@ -168,5 +168,7 @@ class AtlasRecord(BaseModel):
     """Concepts whose effect was measured."""
     endpoint_names: int
     """Concepts named by a language model."""
+    database_sha256: str | None = None
+    """SHA-256 of `atlas.sqlite`; `None` in atlases from before it was recorded."""
     histogram_edges: tuple[float, ...]
     """Edges of every concept's histogram, bins + 1."""

@@ -1,0 +1,64 @@
+"""The verbs that look after things: verify, doctor."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cocomix.cli.application import AsJson, app, print_json
+from cocomix.errors import CoCoMixError
+
+__all__ = ["doctor", "verify"]
+
+_COLOURS = {"ok": "green", "broken": "red", "fail": "red", "warn": "yellow", "not checked": "yellow"}
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Data, labels, dictionary, run, checkpoint, atlas, …")],
+    json_output: AsJson = False,
+) -> None:
+    """Check that an artefact is what was written, and belongs to what it names.
+
+    [dim]Example: cocomix verify data/books/labels[/dim]
+    """
+    from cocomix.integrity import verify as run
+
+    found = run(path)
+    if json_output:
+        print_json(found.to_json())
+    else:
+        Console().print(f"{found.kind}, format {found.format_version}, in {found.path}", highlight=False, markup=False)
+        Console().print(_table([(finding.what, finding.state, finding.detail) for finding in found.findings]))
+    if found.broken:
+        more = f" ({len(found.broken) - 1} more)" if len(found.broken) > 1 else ""
+        raise CoCoMixError(f"{found.broken[0].detail}{more}")
+
+
+@app.command()
+def doctor(json_output: AsJson = False) -> None:
+    """Look over this machine: versions, device, memory, kernels, disk, hub.
+
+    [dim]Example: cocomix doctor[/dim]
+    """
+    from cocomix.doctor import examine
+
+    lines = examine()
+    if json_output:
+        print_json([line._asdict() for line in lines])
+    else:
+        Console().print(_table([(name, state, "; ".join(filter(None, texts))) for name, state, *texts in lines]))
+    failed = [line for line in lines if line.state == "fail"]
+    if failed:
+        raise CoCoMixError(f"{failed[0].name}: {failed[0].value}; {failed[0].advice}.")
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> Table:
+    table = Table(show_header=False, box=None)
+    for name, state, text in rows:
+        table.add_row(escape(name), f"[{_COLOURS[state]}]{state}[/]", escape(text))
+    return table

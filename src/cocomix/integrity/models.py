@@ -1,0 +1,94 @@
+"""Checks of what holds weights: dictionaries, runs, checkpoints."""
+
+from pathlib import Path
+
+from cocomix.concepts import ConceptDictionary, FitReport
+from cocomix.concepts.hashing import file_sha256
+from cocomix.config import load_recipe
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation import Run
+from cocomix.integrity.findings import Checklist
+from cocomix.integrity.sources import check_data_source, check_label_source, check_teacher_source
+from cocomix.output import read_json
+from cocomix.training.checkpoints import checkpoint_fault, checkpoint_step
+
+__all__ = ["check_checkpoint", "check_dictionary", "check_run", "check_unfinished_run"]
+
+_FIT = "fit it again with `cocomix sae`"
+_TRAIN = "restore it from a copy, or train the run again"
+
+
+def check_dictionary(path: Path, checklist: Checklist) -> None:
+    """A dictionary: its weights against the fingerprint in `fit.json`, and its teacher where that is near."""
+    dictionary = checklist.attempt("weights", "read by SAELens, shapes", _FIT, lambda: _finite_dictionary(path))
+    if not (path / "fit.json").is_file():
+        checklist.skip("fit.json", "not fitted by `cocomix sae`, so there is no hash to compare with")
+        return
+    report = checklist.attempt(
+        "fit.json", "its fields", _FIT, lambda: FitReport.model_validate(read_json(path / "fit.json"))
+    )
+    if report is None or dictionary is None:
+        return
+    recorded = report.dictionary_fingerprint
+    checklist.equal("fingerprint", dictionary.fingerprint(), recorded, "of the weights", _FIT)
+    check_teacher_source(report.teacher["name"], report.teacher["fingerprint"], checklist)
+
+
+def _finite_dictionary(path: Path) -> ConceptDictionary:
+    dictionary = ConceptDictionary.from_sae_lens(path)
+    if not all(bool(weights.isfinite().all()) for weights in (dictionary.W_enc, dictionary.W_dec)):
+        raise CoCoMixError(f"{path} has weights that are not finite; {_FIT}.")
+    return dictionary
+
+
+def check_run(path: Path, checklist: Checklist) -> None:
+    """A run: its files, its model, and data and labels where they are near."""
+    run = Run.open(path)
+    files = read_json(path / "manifest.json").get("files")
+    if files is None:
+        checklist.skip("files", "trained before hashes of a run's files were recorded")
+    for name, sha256 in (files or {}).items():
+        with checklist.check(name, "its hash", _TRAIN):
+            if not _within(path, name).is_file():
+                raise CoCoMixError(f"{path / name} is missing; {_TRAIN}.")
+            if file_sha256(path / name) != sha256:
+                raise CoCoMixError(f"{path / name} has changed since it was written; {_TRAIN}.")
+    with checklist.check("recipe", "its fields", _TRAIN):
+        load_recipe(path / "recipe.yaml")
+    with checklist.check("model", "loads, is finite and has as many parameters as recorded", _TRAIN):
+        model = run.model()
+        if sum(weights.numel() for weights in model.parameters()) != run.manifest.parameters.total:
+            raise CoCoMixError(f"the model in {path} has another number of parameters than recorded; {_TRAIN}.")
+        if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+            raise CoCoMixError(f"the model in {path} has weights that are not finite; {_TRAIN}.")
+    check_data_source(run.manifest.data.path, run.manifest.data.fingerprint, checklist)
+    if run.manifest.labels is not None:
+        check_label_source(run.manifest.labels.path, run.manifest.labels.fingerprint, checklist)
+
+
+def check_unfinished_run(path: Path, checklist: Checklist) -> None:
+    """The checkpoints of an unfinished run."""
+    for checkpoint in sorted((path / "checkpoints").glob("checkpoint-*"), key=checkpoint_step):
+        check_checkpoint(checkpoint, checklist)
+    checklist.skip("the run", "not finished; run the same `cocomix train` again to go on")
+
+
+def check_checkpoint(path: Path, checklist: Checklist) -> None:
+    """A checkpoint: every file against its hash."""
+    with checklist.check(path.name, "hashes of all its files", "remove it"):
+        if fault := checkpoint_fault(path):
+            raise CoCoMixError(
+                f"{path} {fault}; remove it: the same `cocomix train` then goes on from the checkpoint before."
+            )
+
+
+def _within(folder: Path, name: str) -> Path:
+    """A file that a manifest names.
+
+    Raises:
+        CoCoMixError: the name leads out of the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CoCoMixError(f"the manifest of {folder} names {name}, which lies outside; do not use this folder.")
+    return path

@@ -1,0 +1,129 @@
+"""Checks of what is stored in shards: tokens, labels, teacher probabilities."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cocomix.concepts.columns import ShardColumns
+from cocomix.concepts.hashing import file_sha256
+from cocomix.concepts.labels import LabelShard, id_storage, read_label_manifest
+from cocomix.concepts.probabilities import read_probability_manifest
+from cocomix.concepts.shards import PROGRESS, finished_shard
+from cocomix.data import PreparedData, tokenizer_fingerprint
+from cocomix.data.prepared import data_fingerprint
+from cocomix.errors import CoCoMixError
+from cocomix.integrity.findings import Checklist
+from cocomix.integrity.sources import check_dictionary_source, check_teacher_source
+from cocomix.output import fingerprint_json
+
+__all__ = ["check_data", "check_labels", "check_probabilities", "check_unfinished_shards"]
+
+_PREPARE = "run the same `cocomix prepare` to another --output and copy that file from there"
+
+
+def check_data(path: Path, checklist: Checklist) -> None:
+    """Prepared data: every shard against its hash, the tokenizer and the whole against their fingerprints."""
+    data = PreparedData.open(path)
+    meta = data.meta
+    for split, counts in meta.splits.items():
+        for shard, recorded in zip(data.split(split).shards, counts.shards, strict=True):
+            with checklist.check(shard.name, "hash, shape and range of its tokens", _PREPARE):
+                tokens = shard.read()
+                if hashlib.sha256(tokens.tobytes()).hexdigest() != recorded.sha256:
+                    raise CoCoMixError(f"the shard {shard.path} has changed since it was written; {_PREPARE}.")
+                if int(tokens.max(initial=0)) >= meta.vocab_size:
+                    raise CoCoMixError(f"the shard {shard.path} holds tokens beyond the vocabulary; prepare again.")
+        blocks = sum(shard.blocks for shard in counts.shards)
+        checklist.equal(f"{split} blocks", blocks, counts.blocks, "sum over the shards", "prepare again")
+    fingerprint = data_fingerprint(meta.tokenizer_fingerprint, meta.block_size, meta.splits)
+    checklist.equal("fingerprint", fingerprint, meta.fingerprint, "tokenizer, block size and shards", "prepare again")
+    with checklist.check("tokenizer", "its fingerprint", "copy it again from where it came from"):
+        if tokenizer_fingerprint(data.tokenizer()) != meta.tokenizer_fingerprint:
+            raise CoCoMixError(
+                f"{path / 'tokenizer'} is not the tokenizer the blocks were made with; copy that one back."
+            )
+
+
+def check_labels(path: Path, checklist: Checklist) -> None:
+    """Labels: every shard, the fingerprint, and data, teacher and dictionary where they are near."""
+    manifest = read_label_manifest(path)
+    dtype, ignored = id_storage(manifest.num_concepts)
+    width = manifest.block_size * manifest.settings.k
+    for shard in (shard for shards in manifest.splits.values() for shard in shards):
+        with checklist.check(shard.name, "hash, shape and range of its concepts", _again(path, shard, "label")):
+            _check_file(path, shard, "label")
+            for ids in _rows(path, shard, "concept_ids", width, dtype):
+                if not bool(((ids < manifest.num_concepts) & (ids >= 0) | (ids == ignored)).all()):
+                    raise CoCoMixError(f"{path / shard.name}.arrow holds concepts that do not exist; label again.")
+    hashes = {split: [shard.sha256 for shard in shards] for split, shards in manifest.splits.items()}
+    fingerprint = fingerprint_json({"identity": manifest.identity, "shards": hashes})
+    checklist.equal("fingerprint", fingerprint, manifest.fingerprint, "all they were made of", "label again")
+    _check_data_beside(path, manifest.data_fingerprint, checklist)
+    check_teacher_source(manifest.teacher.name, manifest.teacher.fingerprint, checklist)
+    check_dictionary_source(manifest.dictionary.name, manifest.dictionary.fingerprint, checklist)
+
+
+def check_probabilities(path: Path, checklist: Checklist) -> None:
+    """Teacher probabilities: every shard, the fingerprint, and data and teacher where they are near."""
+    manifest = read_probability_manifest(path)
+    dtype = id_storage(manifest.vocab_size)[0]
+    width = manifest.block_size * manifest.top_k
+    for shard in (shard for shards in manifest.splits.values() for shard in shards):
+        with checklist.check(shard.name, "hash, shape and range of its tokens", _again(path, shard, "distill")):
+            _check_file(path, shard, "distill")
+            for ids in _rows(path, shard, "teacher_ids", width, dtype):
+                if int(ids.max(initial=0)) >= manifest.vocab_size:
+                    raise CoCoMixError(f"{path / shard.name}.arrow holds tokens that do not exist; distill again.")
+    hashes = {split: [shard.sha256 for shard in shards] for split, shards in manifest.splits.items()}
+    fingerprint = fingerprint_json({"identity": manifest.identity, "shards": hashes})
+    checklist.equal("fingerprint", fingerprint, manifest.fingerprint, "all they were made of", "distill again")
+    _check_data_beside(path, manifest.data_fingerprint, checklist)
+    check_teacher_source(manifest.teacher.name, manifest.teacher.fingerprint, checklist)
+
+
+def check_unfinished_shards(path: Path, checklist: Checklist) -> None:
+    """A partial folder: the shards that are recorded as finished."""
+    for record in sorted((path / PROGRESS).rglob("*.json")):
+        name = str(record.relative_to(path / PROGRESS).with_suffix(""))
+        with checklist.check(name, "its hash", "run the same command again, which makes it again"):
+            if not finished_shard(path, name):
+                raise CoCoMixError(
+                    f"the shard {path / name}.arrow is damaged; run the same command again, which makes it again."
+                )
+    checklist.skip("the rest", "not finished; run the same command again to go on")
+
+
+def _again(path: Path, shard: LabelShard, verb: str) -> str:
+    return f"delete {path / shard.name}.arrow and run the same `cocomix {verb}` again to make only that"
+
+
+def _check_file(path: Path, shard: LabelShard, verb: str) -> None:
+    file = path / f"{shard.name}.arrow"
+    if not file.is_file():
+        raise CoCoMixError(f"{file} is missing; run the same `cocomix {verb}` again to make only that.")
+    if file_sha256(file) != shard.sha256:
+        raise CoCoMixError(f"{file} has changed since it was written; {_again(path, shard, verb)}.")
+
+
+def _rows(path: Path, shard: LabelShard, column: str, width: int, dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+    """A column's rows, once their number, width and type are seen to be right."""
+    file = path / f"{shard.name}.arrow"
+    stored = ShardColumns([file], [shard.blocks])
+    rows = [stored.row(index, column, width) for index in range(shard.blocks)]
+    if any(row.shape != (width,) or row.dtype != dtype for row in rows):
+        raise CoCoMixError(f"{file} does not hold [{shard.blocks}, {width}] {dtype} in {column}; make it again.")
+    return rows
+
+
+def _check_data_beside(path: Path, fingerprint: str, checklist: Checklist) -> None:
+    """The data, where the folder lies within it (as `cocomix label` puts it by default)."""
+    parent = path.resolve().parent
+    if not (parent / "meta.json").is_file():
+        checklist.skip("data", "the folder is not within its data; training compares the fingerprints")
+        return
+    with checklist.check("data", f"fingerprint of {parent}", "prepare it again"):
+        if PreparedData.open(parent).meta.fingerprint != fingerprint:
+            raise CoCoMixError(f"{path} is of other tokens than {parent} holds; make it again for this data.")

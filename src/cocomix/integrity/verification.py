@@ -1,0 +1,83 @@
+"""`cocomix verify`: recognise an artefact and check it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cocomix.concepts.labels import read_label_manifest
+from cocomix.errors import CoCoMixError
+from cocomix.integrity.findings import Checklist, Verification
+from cocomix.integrity.models import check_checkpoint, check_dictionary, check_run, check_unfinished_run
+from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
+from cocomix.integrity.tables import check_atlas
+from cocomix.output import PLAN, read_json
+from cocomix.training.checkpoints import MARK
+
+__all__ = ["verify"]
+
+
+class _Kind(NamedTuple):
+    name: str
+    check: Callable[[Path, Checklist], None]
+
+
+_DATA = _Kind("prepared data", check_data)
+_LABELS = _Kind("concept labels", check_labels)
+_PROBABILITIES = _Kind("teacher probabilities", check_probabilities)
+_RUN = _Kind("run", check_run)
+_BY_FILE = {
+    "meta.json": _DATA,
+    "atlas.json": _Kind("concept atlas", check_atlas),
+    "fit.json": _Kind("dictionary", check_dictionary),
+    "cfg.json": _Kind("dictionary", check_dictionary),
+    MARK: _Kind("checkpoint", check_checkpoint),
+    "checkpoints": _Kind("unfinished run", check_unfinished_run),
+    PLAN: _Kind("unfinished shards", check_unfinished_shards),
+    "trainer_state.json": _Kind("checkpoint", check_checkpoint),
+}
+
+
+def verify(path: Path) -> Verification:
+    """Check an artefact: hashes of its files, versions, shapes, and what it says it was made from, where that is near.
+
+    Args:
+        path: prepared data, labels, teacher probabilities, a dictionary, a run (finished or not), a checkpoint, or an
+            atlas. Reads all of it, and of what it refers to what is on this machine.
+
+    Raises:
+        CoCoMixError: there is nothing, or nothing that cocomix writes.
+    """
+    if not path.is_dir():
+        raise CoCoMixError(f"{path} is not a folder; give one that a cocomix command wrote.")
+    kind, version = _recognise(path)
+    checklist = Checklist()
+    kind.check(path, checklist)
+    return Verification(path, kind.name, version, tuple(checklist.findings))
+
+
+def _recognise(path: Path) -> tuple[_Kind, int]:
+    """What a folder is, and its format version."""
+    for file, kind in _BY_FILE.items():
+        if (path / file).exists():
+            return kind, _version(path / file)
+    if (path / "manifest.json").is_file():
+        values = read_json(path / "manifest.json")
+        found = values.get("kind") if isinstance(values, dict) else None
+        if found == "run":
+            return _RUN, _version(path / "manifest.json")
+        if found == "teacher_probabilities":
+            return _PROBABILITIES, _version(path / "manifest.json")
+        if found is None and isinstance(values, dict) and "dictionary" in values:
+            return _LABELS, read_label_manifest(path).format_version
+    raise CoCoMixError(
+        f"{path} is nothing that cocomix writes: it has neither manifest.json, meta.json, fit.json, atlas.json nor "
+        "checkpoints."
+    )
+
+
+def _version(file: Path) -> int:
+    """The format version a manifest names; 1 where there was only one so far."""
+    if file.suffix != ".json":
+        return 1
+    values: Any = read_json(file)
+    return int(values.get("format_version", 1)) if isinstance(values, dict) else 1

@@ -1,0 +1,251 @@
+"""`cocomix verify` on whole artefacts, and on ones with one thing wrong."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cocomix.concepts import ConceptLabelStore, TeacherProbabilities
+from cocomix.data import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.evaluation import Run
+from cocomix.integrity import verify
+from cocomix.interpret import build_atlas
+from cocomix.output import partial_path, read_json, write_json
+from cocomix.training import train
+from cocomix.training.checkpoints import MARK
+from tests.command_line import Cli
+from tests.interpret.conftest import ATLAS
+from tests.training.test_resume import Killed, kill_at, recipe
+from tests.workshop import Workshop
+
+
+@pytest.fixture(scope="module")
+def atlas(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("atlas") / "atlas"
+    build_atlas(Run.open(workshop.cocomix_run), output, ATLAS, device=torch.device("cpu"))
+    return output
+
+
+def flip(path: Path, at: int = -20) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def copy(source: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(source, folder / source.name))
+
+
+def states(path: Path) -> dict[str, str]:
+    return {finding.what: finding.state for finding in verify(path).findings}
+
+
+def test_whole_artefacts(workshop: Workshop, atlas: Path) -> None:
+    kinds = {
+        workshop.data: "prepared data",
+        workshop.labels: "concept labels",
+        workshop.probabilities: "teacher probabilities",
+        workshop.dictionary: "dictionary",
+        workshop.cocomix_run: "run",
+        workshop.ntp_run: "run",
+        atlas: "concept atlas",
+    }
+    for path, kind in kinds.items():
+        found = verify(path)
+        assert found.kind == kind
+        assert found.broken == ()
+        assert found.format_version == 1
+        assert found.to_json()["whole"]
+    assert states(workshop.labels)["teacher"] == states(workshop.labels)["dictionary"] == "ok"
+    assert states(workshop.cocomix_run)["labels"] == states(workshop.cocomix_run)["data"] == "ok"
+    assert states(workshop.cocomix_run)["model.safetensors"] == "ok"
+    assert states(workshop.dictionary)["teacher"] == "ok"
+
+
+def test_labels_within_their_data(workshop: Workshop, tmp_path: Path) -> None:
+    data = copy(workshop.data, tmp_path)
+    labels = copy(workshop.labels, data)
+    assert states(labels)["data"] == "ok"
+    meta = read_json(data / "meta.json")
+    write_json(data / "meta.json", {**meta, "fingerprint": "0"})
+    assert states(labels)["data"] == "broken"
+    assert states(data)["fingerprint"] == "broken"
+
+
+def damage_manifest(name: str, field: str, value: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        write_json(folder / name, {**read_json(folder / name), field: value})
+
+    return damage
+
+
+def empty_table(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "atlas.sqlite")) as database:
+        database.execute("DELETE FROM concepts WHERE id = 3")
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    ("artefact", "damage", "broken", "says"),
+    [
+        ("data", lambda p: flip(p / "train/00001.arrow", -400), "train/00001", "copy that file from there"),
+        ("data", lambda p: flip(p / "tokenizer/tokenizer.json", 600), "tokenizer", ""),
+        ("labels", lambda p: flip(p / "train/00001.arrow", -400), "train/00001", "delete"),
+        ("labels", lambda p: (p / "train/00001.arrow").unlink(), "train/00001", "only that"),
+        ("labels", damage_manifest("manifest.json", "layer", 2), "fingerprint", "label again"),
+        ("probabilities", lambda p: flip(p / "validation/00000.arrow", -400), "validation/00000", "delete"),
+        ("probabilities", damage_manifest("manifest.json", "top_k", 4), "fingerprint", "distill again"),
+        ("dictionary", lambda p: flip(p / "sae_weights.safetensors"), "fingerprint", "fit it again"),
+        ("dictionary", lambda p: (p / "sae_weights.safetensors").write_bytes(b"x"), "weights", ""),
+        ("cocomix_run", lambda p: flip(p / "model.safetensors"), "model.safetensors", "train the run again"),
+        ("cocomix_run", lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json", "missing"),
+        ("cocomix_run", lambda p: flip(p / "recipe.yaml"), "recipe.yaml", "changed"),
+    ],
+)
+def test_one_thing_wrong(
+    workshop: Workshop, tmp_path: Path, artefact: str, damage: Any, broken: str, says: str
+) -> None:
+    path = copy(getattr(workshop, artefact), tmp_path)
+    damage(path)
+    found = verify(path)
+    assert found.broken[0].what == broken
+    assert says in found.broken[0].detail
+    assert str(path) in found.broken[0].detail or broken in found.broken[0].detail
+
+
+def test_a_damaged_atlas(atlas: Path, tmp_path: Path) -> None:
+    path = copy(atlas, tmp_path)
+    empty_table(path)
+    assert [finding.what for finding in verify(path).broken] == ["atlas.sqlite", "tables"]
+
+
+def test_a_source_that_was_exchanged(workshop: Workshop, tmp_path: Path) -> None:
+    path = copy(workshop.labels, tmp_path)
+    manifest = read_json(path / "manifest.json")
+    manifest["teacher"]["name"] = str(workshop.ntp_run)
+    write_json(path / "manifest.json", manifest)
+    (found,) = verify(path).broken
+    assert found.what == "teacher"
+    assert "no longer the teacher" in found.detail
+
+
+def test_unfinished_runs_and_checkpoints(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        kill_at(patched, 11)
+        with pytest.raises(Killed):
+            train(recipe(workshop), tmp_path / "run")
+    partial = partial_path(tmp_path / "run")
+    assert states(partial) == {"checkpoint-4": "ok", "checkpoint-8": "ok", "the run": "not checked"}
+    flip(partial / "checkpoints/checkpoint-8/optimizer.pt")
+    (found,) = verify(partial).broken
+    assert "checkpoint-8 has a damaged optimizer.pt; remove it" in found.detail
+    assert verify(partial / "checkpoints/checkpoint-8").broken
+    assert not verify(partial / "checkpoints/checkpoint-4").broken
+    (partial / "checkpoints/checkpoint-4" / MARK).unlink()
+    assert verify(partial / "checkpoints/checkpoint-4").broken
+
+
+@pytest.mark.parametrize("shape", ["empty", "other", "file"])
+def test_what_is_not_ours_is_refused(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "x"
+    if shape == "file":
+        path.write_text("x")
+    else:
+        path.mkdir()
+    if shape == "other":
+        write_json(path / "manifest.json", {"kind": "poem"})
+    with pytest.raises(CoCoMixError, match=r"nothing that cocomix writes|not a folder"):
+        verify(path)
+
+
+def test_on_the_command_line(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    assert "concept labels, format 1" in cli("verify", workshop.labels).out
+    printed = json.loads(cli("verify", workshop.labels, "--json").out)
+    assert printed["whole"]
+    path = copy(workshop.labels, tmp_path)
+    for shard in ("train/00000", "train/00001"):
+        flip(path / f"{shard}.arrow", -400)
+    result = cli("verify", path, "--json", status=1)
+    assert not json.loads(result.out)["whole"]
+    assert f"{path / 'train/00000'}.arrow has changed" in result.err
+    assert "(1 more)" in result.err
+    cli.refuses("verify", tmp_path, says="nothing that cocomix writes")
+
+
+# --- one shard made again ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["label", "distill"])
+def test_only_the_deleted_shard_is_made_again(cli: Cli, workshop: Workshop, tmp_path: Path, verb: str) -> None:
+    original = workshop.labels if verb == "label" else workshop.probabilities
+    path = copy(original, tmp_path)
+    source = ["--dictionary", workshop.dictionary] if verb == "label" else ["--top-k", 8]
+    command = (verb, workshop.data, "--teacher", workshop.teacher, *source, "-o", path)
+    cli.refuses(*command, says="already exists")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.arrow")}
+    (path / "train/00002.arrow").unlink()
+    flip(path / "validation/00000.arrow", -400)
+    with pytest.raises(CoCoMixError, match="make only"):
+        (ConceptLabelStore if verb == "label" else TeacherProbabilities).open(path)
+    assert "lacks train/00002; only that is made again" in cli(*command).err
+    assert not verify(path).broken
+    after = {file: file.stat().st_mtime_ns for file in path.rglob("*.arrow")}
+    changed = {str(file.relative_to(path)) for file in after if before.get(file) != after[file]}
+    assert changed == {"train/00002.arrow", "validation/00000.arrow"}
+    for file in sorted(path.rglob("*.arrow")):
+        assert file.read_bytes() == (original / file.relative_to(path)).read_bytes()
+    manifests = [read_json(folder / "manifest.json") for folder in (path, original)]
+    for manifest in manifests:
+        manifest.get("statistics", manifest).pop("tokens_per_second")
+    assert manifests[0] == manifests[1]
+    assert {file.name for file in path.iterdir()} == {file.name for file in original.iterdir()}
+    assert not partial_path(path).exists()
+
+
+def test_a_shard_is_not_made_again_by_another_command(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    path = copy(workshop.labels, tmp_path)
+    (path / "train/00002.arrow").unlink()
+    command = ("label", workshop.data, "--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
+    cli.refuses(*command, "--set", "k=2", "-o", path, says="lacks train/00002, which this command cannot make again")
+    assert (path / "manifest.json").is_file()
+    assert not (path / "plan.json").exists()
+    assert not partial_path(path).exists()
+
+
+# --- names that lead out ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../other/00000", "/etc/passwd", "train/../../x", "train/a/b"])
+def test_manifests_name_no_files_elsewhere(workshop: Workshop, tmp_path: Path, name: str) -> None:
+    labels = copy(workshop.labels, tmp_path)
+    manifest = read_json(labels / "manifest.json")
+    manifest["splits"]["train"][0]["name"] = name
+    write_json(labels / "manifest.json", manifest)
+    with pytest.raises(CoCoMixError, match="damaged"):
+        ConceptLabelStore.open(labels)
+    data = copy(workshop.data, tmp_path)
+    meta = read_json(data / "meta.json")
+    meta["splits"]["train"]["shards"][0]["name"] = name
+    write_json(data / "meta.json", meta)
+    with pytest.raises(CoCoMixError, match="damaged"):
+        PreparedData.open(data)
+    meta["splits"] = {name: meta["splits"]["validation"]}
+    write_json(data / "meta.json", meta)
+    with pytest.raises(CoCoMixError, match="damaged"):
+        PreparedData.open(data)
+
+
+def test_a_run_that_names_a_file_elsewhere(workshop: Workshop, tmp_path: Path) -> None:
+    run = copy(workshop.ntp_run, tmp_path)
+    (tmp_path / "secret").write_text("x")
+    manifest = read_json(run / "manifest.json")
+    write_json(run / "manifest.json", {**manifest, "files": {"../secret": "0"}})
+    (found,) = verify(run).broken
+    assert "lies outside" in found.detail

@@ -51,7 +51,7 @@ def load_sae_lens(release_or_path: str, sae_id: str | None = None) -> ConceptDic
             sae = lens.SAE.load_from_disk(release_or_path, device="cpu", dtype="float32")
         else:
             sae = lens.SAE.from_pretrained(release_or_path, sae_id, device="cpu", dtype="float32")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged configuration or weights can be wrong in as many ways as they have fields
         raise CoCoMixError(f"SAELens cannot load {name}: {str(error).strip() or type(error).__name__}.") from error
     return from_sae(sae, name)
 

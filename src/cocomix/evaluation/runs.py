@@ -183,10 +183,11 @@ class Run:
         """
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CoCoMixError(
-                f"the model in {self.path} cannot be loaded ({str(error).splitlines()[0]}); train the run again."
-            ) from error
+        except (
+            Exception
+        ) as error:  # a damaged configuration or weights can be wrong in as many ways as they have fields
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise CoCoMixError(f"the model in {self.path} cannot be loaded ({reason}); train the run again.") from error
         model.eval()
         return model
 

@@ -62,3 +62,11 @@ def test_other_or_damaged_descriptions(folder: Path) -> None:
     (folder / "meta.json").write_text("{")
     with pytest.raises(CoCoMixError, match="is not valid JSON"):
         PreparedData.open(folder)
+
+
+def test_counts_that_contradict_each_other_are_damage(folder: Path) -> None:
+    values = json.loads((folder / "meta.json").read_text())
+    values["splits"]["train"]["blocks"] += 1
+    (folder / "meta.json").write_text(json.dumps(values))
+    with pytest.raises(CoCoMixError, match=r"damaged \(splits.train: .* are not those of the shards together\)"):
+        PreparedData.open(folder)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.utils.data import Dataset
 
 from cocomix.errors import CoCoMixError
@@ -38,7 +38,7 @@ class ShardMeta(BaseModel):
 
     name: str = Field(pattern=r"^\w+$")
     """Name of the file in its split, without ".arrow": `00000`, `00001`, ..."""
-    blocks: int
+    blocks: int = Field(ge=0)
     """Blocks in it."""
     sha256: str
     """Hash of its token numbers as little-endian bytes (uint16 or int32), independent of the file format."""
@@ -60,6 +60,12 @@ class SplitMeta(BaseModel):
     """Blocks stored."""
     shards: tuple[ShardMeta, ...]
     """The files, in order."""
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "SplitMeta":
+        if self.blocks != sum(shard.blocks for shard in self.shards):
+            raise ValueError(f"{self.blocks} blocks are not those of the shards together")
+        return self
 
 
 class BlockWriter:

@@ -50,11 +50,11 @@ class DataMeta(BaseModel):
     """See `cocomix.data.tokenizer_fingerprint`."""
     tokenizer_name: str
     """Where the tokenizer came from, as the user gave it, or how it was trained."""
-    vocab_size: int
+    vocab_size: int = Field(ge=1)
     """Rows an embedding needs: the largest token number plus one."""
     eos_token_id: int
     """The token after every document."""
-    block_size: int
+    block_size: int = Field(ge=2)
     """Tokens per block."""
     seed: int
     """Seed of the split by document."""

@@ -262,14 +262,14 @@ def _check_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, data: Prepa
         int(model.get_input_embeddings().weight.shape[0]),
         tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
         vocab_size=data.meta.vocab_size,
-        teacher_tokenizer_fingerprint=_tokenizer_of(teacher.model),
+        teacher_tokenizer_fingerprint=_tokenizer_of(teacher),
     )
 
 
-def _tokenizer_of(model: str) -> str | None:
-    """Fingerprint of the tokenizer that comes with a model; `None` where none does."""
+def _tokenizer_of(teacher: TeacherConfig) -> str | None:
+    """Fingerprint of the tokenizer that comes with a teacher; `None` where none does."""
     try:
-        return tokenizer_fingerprint(load_tokenizer(model))
+        return tokenizer_fingerprint(load_tokenizer(teacher.model, teacher.revision))
     except CoCoMixError:
         return None
 

@@ -45,11 +45,12 @@ def load_teacher(
         device: where to put it; the CPU if None.
 
     Raises:
-        CoCoMixError: nothing that can be read as a causal LM is there.
+        CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
     """
     source = Path(name_or_folder)
     name = str(name_or_folder)
     options: dict[str, Any] = {"revision": revision} if revision is not None else {}
+    options |= {"trust_remote_code": False, "use_safetensors": True}  # nothing of a stranger's is unpickled or run
     if source.suffix == ".gguf":
         if not source.is_file():
             raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")

@@ -42,11 +42,12 @@ _PROBES = (
 """Texts whose encodings are part of a tokenizer's fingerprint: they tell normalizers and pre-tokenizers apart."""
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer that has an end token.
 
     Args:
         name: a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
+        revision: commit, tag or branch on the hub.
 
     Raises:
         CoCoMixError: there is no such tokenizer, it is not a fast one, or it has no end token.
@@ -54,7 +55,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise CoCoMixError(f"{name} is not a tokenizer: give the folder it lies in, a GGUF file, or a name on the Hub.")
-    tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(str(path) if path.exists() else name)
+    tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(str(path) if path.exists() else name, revision)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a bare config.json
         raise CoCoMixError(f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in.")
     if not tokenizer.is_fast:
@@ -67,9 +68,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _from_pretrained(name: str) -> Any:
+def _from_pretrained(name: str, revision: str | None) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # the Hub client and the parsers of tokenizer files raise errors of many kinds
         raise CoCoMixError(
             f"cannot load the tokenizer {name}: it is neither a folder with a tokenizer nor a name that the Hugging "
@@ -83,7 +84,7 @@ def _from_gguf(path: Path) -> Any:
     except ImportError as error:
         raise CoCoMixError(f"reading {path} needs the gguf package: pip install 'cocomix[gguf]'.") from error
     try:
-        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # a GGUF file can be wrong in as many ways as it has fields
         raise CoCoMixError(f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file.") from error
 

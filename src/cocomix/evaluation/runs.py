@@ -182,7 +182,9 @@ class Run:
             CoCoMixError: the folder holds no model that can be read.
         """
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, local_files_only=True)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
         except (
             Exception
         ) as error:  # a damaged configuration or weights can be wrong in as many ways as they have fields

@@ -89,7 +89,7 @@ def _training_tokens(splits: Mapping[str, tuple[LabelShard, ...]], block_size: i
 def _teacher(name: str) -> PreTrainedModel | None:
     """The teacher's shape, without weights; `None` where it is no longer to be found."""
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=True)
+        config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     with torch.device("meta"):

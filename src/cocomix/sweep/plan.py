@@ -44,6 +44,8 @@ class TeacherPlan(_Section):
     """0-based index of the block whose output gives the concepts."""
     model: str | None = None
     """Hub name, folder or GGUF file."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
     recipe: str | dict[str, Any] | None = None
     """As for an arm."""
 
@@ -186,7 +188,9 @@ class LoadedPlan:
         plain = self._recipe(name, file, values, self._data())
         overrides = [*self._data(), _set("name", name), _set("training.seed", seed)]
         if self.teacher_model is not None and self.plan.teacher is not None:
-            overrides.append(_set("teacher", {"model": self.teacher_model, "layer": self.plan.teacher.layer}))
+            teacher = self.plan.teacher
+            source = {"model": self.teacher_model, "layer": teacher.layer, "revision": teacher.revision}
+            overrides.append(_set("teacher", source))
             overrides.append("model.teacher_hidden_size=null")
         if self.dictionary_path is not None and self.plan.dictionary is not None:
             overrides.append(_set("dictionary", {"path": self.dictionary_path, "sae_id": self.plan.dictionary.sae_id}))

@@ -29,7 +29,7 @@ def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job], reporter: Reporte
         prepare(plan.prepare, output / "data", reporter)
     if plan.teacher is None or loaded.teacher_model is None:
         return
-    teacher = TeacherConfig(model=loaded.teacher_model, layer=plan.teacher.layer)
+    teacher = TeacherConfig(model=loaded.teacher_model, layer=plan.teacher.layer, revision=plan.teacher.revision)
     if plan.teacher.recipe is not None and not Path(loaded.teacher_model).exists():
         reporter.say("teacher")
         train(loaded.teacher_recipe(), Path(loaded.teacher_model), reporter)

@@ -38,6 +38,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _EVALUATIONS, _CHECKPOINTS = 20, 10
 _OURS = ("output_dir", "do_train", "do_eval", "resume_from_checkpoint", "remove_unused_columns")
+_SECRETS = ("hub_token",)
 _SCALARS = (bool, int, float, bool | None, int | None, float | None)
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
@@ -87,6 +88,11 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
     for name, value in training.items():
         if name in _OURS:
             raise CoCoMixError(f"training.{name} is set by cocomix itself; remove it from the recipe.")
+        if name in _SECRETS:
+            raise CoCoMixError(
+                f"training.{name} would be written into every copy of the recipe; put it into the environment instead "
+                "(HF_TOKEN)."
+            )
         if name not in known:
             raise CoCoMixError(f"training.{name} is not a field of transformers.TrainingArguments; check its spelling.")
         if types[name] in _SCALARS:

@@ -95,7 +95,7 @@ def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: i
 def _backbone(source: dict[str, Any] | str, vocabulary: Vocabulary | None) -> PreTrainedConfig:
     if isinstance(source, str):
         try:
-            loaded = AutoConfig.from_pretrained(source)
+            loaded = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CoCoMixError(f"model.backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
         values: dict[str, Any] = loaded.to_dict()

@@ -22,7 +22,7 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Data, labels, dictionary, run, checkpoint, atlas, …")],
     json_output: AsJson = False,
 ) -> None:
-    """Check that an artefact is what was written, and belongs to what it names.
+    """Check an artefact, and what it says it was made from.
 
     [dim]Example: cocomix verify data/books/labels[/dim]
     """
@@ -41,7 +41,7 @@ def verify(
 
 @app.command()
 def doctor(json_output: AsJson = False) -> None:
-    """Look over this machine: versions, device, memory, kernels, disk, hub.
+    """Look over this machine: versions, device, memory, disk, hub.
 
     [dim]Example: cocomix doctor[/dim]
     """

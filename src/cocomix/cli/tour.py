@@ -17,7 +17,7 @@ def demo(
     fast: Annotated[bool, typer.Option(help="Two to three minutes; too short to learn much.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole method on this machine's own documentation, in about ten minutes.
+    """The whole method on this machine's documentation: ten minutes.
 
     Finished stages are kept: a second run, or one after a stop, goes on where it was.
     """

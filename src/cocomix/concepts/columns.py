@@ -52,7 +52,10 @@ class ShardColumns:
 def _map_shard(path: Path) -> Mapping[str, NDArray[Any]]:
     """The columns of a shard as flat views of the memory-mapped file."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate()  # Arrow ends the process over a list that is longer than what it lists
+        if not all(pa.types.is_fixed_size_list(field.type) for field in batch.schema):
+            raise pa.ArrowInvalid("a column holds no lists")
+        return {name: batch.column(name).flatten().to_numpy(zero_copy_only=True) for name in batch.schema.names}
+    except (OSError, IndexError, pa.ArrowException) as error:
         raise CoCoMixError(f"the shard {path} cannot be read ({error}); make it again.") from error
-    return {name: table[name].chunk(0).flatten().to_numpy(zero_copy_only=True) for name in table.column_names}

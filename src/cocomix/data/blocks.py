@@ -167,10 +167,13 @@ class TokenShard:
         self.check()
         try:
             with pa.memory_map(str(self.path)) as source, pa.ipc.open_stream(source) as reader:
-                column = reader.read_next_batch().column("input_ids")
-        except (pa.ArrowInvalid, KeyError, StopIteration, OSError) as error:
+                batch = reader.read_next_batch()
+                batch.validate()  # Arrow ends the process over a list that is longer than what it lists
+                if not pa.types.is_fixed_size_list(batch.column("input_ids").type):
+                    raise pa.ArrowInvalid("input_ids holds no lists")
+                blocks = batch.column("input_ids").flatten().to_numpy(zero_copy_only=True)
+        except (pa.ArrowException, KeyError, StopIteration, OSError) as error:
             raise CoCoMixError(f"the shard {self.path} is damaged ({error}); run cocomix prepare again.") from error
-        blocks = column.flatten().to_numpy(zero_copy_only=True)
         if blocks.dtype != self.dtype or blocks.size != self.num_blocks * self.block_size:
             raise CoCoMixError(f"the shard {self.path} does not hold what meta.json says; run cocomix prepare again.")
         rows: TokenArray = blocks.reshape(self.num_blocks, self.block_size)

@@ -1,7 +1,7 @@
 """Take the pictures of this folder from a running explorer.
 
 cocomix explore RUN --compare OTHER_RUN
-python docs/explorer/screenshots.py http://127.0.0.1:7860 "The function returns"
+python docs/explorer/screenshots.py http://127.0.0.1:7860 "The old man said"
 """
 
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 HERE = Path(__file__).parent
-TEXT = "The function returns a list of the items in the file. If the file does not exist, it raises an error."
+TEXT = "The old man looked at the sea for a long time, and then he said that he would not go home again."
 
 
 def open_page(browser: Browser, address: str, scheme: str) -> Page:
@@ -30,7 +30,7 @@ def main(address: str, prompt: str) -> None:
             page = open_page(browser, address, scheme)
             page.locator("#cx-text-prompt textarea").fill(TEXT)
             page.locator("#cx-text-prompt textarea").press("Enter")
-            expect(page.locator("#cx-tokens")).to_contain_text("raises")
+            expect(page.locator("#cx-tokens")).to_contain_text("home")
             page.locator(".cx-token").nth(5).click()
             expect(page.locator("#cx-detail h3")).to_contain_text("Token 6")
             page.wait_for_timeout(400)
@@ -61,4 +61,4 @@ def main(address: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "The function returns")
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "The old man said")

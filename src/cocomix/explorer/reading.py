@@ -31,7 +31,7 @@ class TokenReading:
     Attributes:
         token: its text.
         concepts: the strongest predictions, strongest first.
-        next_tokens: the likeliest next tokens, with and without concepts, by the larger of the two probabilities.
+        next_tokens: the likeliest next tokens with concepts, likeliest first, and how likely they are without.
         divergence: KL divergence of the distribution with concepts from that without, in nats.
         strength: logit of the concept the text is coloured by; of the strongest if none was chosen.
         mixed_in: whether that concept is mixed in here.
@@ -109,8 +109,7 @@ def _pairs(ids: Tensor, values: Tensor) -> Iterator[Iterator[tuple[int, float]]]
 
 
 def _likely(log_with: Tensor, log_without: Tensor) -> list[list[tuple[int, float, float]]]:
-    """Per position the tokens whose larger probability is largest: (token, probability, probability without)."""
-    larger = torch.maximum(log_with, log_without)
-    best = larger.topk(min(NEXT_TOKENS_SHOWN, larger.shape[-1]), dim=-1).indices  # [seq, shown]
+    """Per position the likeliest tokens with concepts: (token, probability, probability without)."""
+    best = log_with.topk(min(NEXT_TOKENS_SHOWN, log_with.shape[-1]), dim=-1).indices  # [seq, shown]
     columns = (best, log_with.gather(-1, best).exp(), log_without.gather(-1, best).exp())
     return [list(zip(*row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)]

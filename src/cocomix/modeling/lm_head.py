@@ -41,9 +41,9 @@ def loss_of_hidden(
     """`loss_of_logits(head(hidden), …)` in chunks of positions: [batch·seq, vocab] is never held.
 
     A target token is a concept label that is alone at its position, so the concept head's loss does the work: the same
-    three matrix products as plain autograd, gradients finished in the forward pass, sums in float32 (our choice: on CPU as fast as
-    with all logits, five times as fast as PyTorch's chunked linear cross-entropy with its own chunks, see
-    results/benchmarks; and it works under `torch.compile`).
+    three matrix products as plain autograd, gradients finished in the forward pass, sums in float32. Our choice:
+    on CPU it is as fast as with all logits and five times as fast as PyTorch's chunked linear cross-entropy with its
+    own chunks (results/benchmarks), and it works under `torch.compile`.
 
     Args:
         hidden: what the language-model head reads.

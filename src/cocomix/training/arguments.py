@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 from cocomix.config import RunConfig
 from cocomix.errors import CoCoMixError
 
-__all__ = ["epoch_blocks", "steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
+__all__ = ["DEFAULTS", "epoch_blocks", "steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     # The paper's (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
     "learning_rate": 6e-4,
     "adam_beta1": 0.9,
@@ -58,7 +58,7 @@ def training_arguments(
         CoCoMixError: `training:` names an unknown field, or transformers refuses a value; the data is smaller than one
             batch of whole blocks.
     """
-    values = {**_DEFAULTS, **_checked(config.training)}
+    values = {**DEFAULTS, **_checked(config.training)}
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
     try:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 
 from cocomix.errors import CoCoMixError
 from cocomix.output import (
+    PLAN,
+    claim_partial,
     explained_full_disk,
     fingerprint_json,
     partial_path,
@@ -150,3 +152,15 @@ def test_other_errors_pass(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, explained_full_disk(Path("run")):
         raise error
     assert caught.value is error
+
+
+def test_a_partial_folder_killed_while_its_plan_was_written_is_continued(tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    (folder / ".plan.json.123.tmp").write_text('{"of"')
+    claim_partial(folder, {"of": 1}, tmp_path / "out")
+    assert names(folder) == {PLAN}
+    (folder / "else").touch()
+    (folder / PLAN).unlink()
+    with pytest.raises(CoCoMixError, match="holds something else"):
+        claim_partial(folder, {"of": 1}, tmp_path / "out")

@@ -98,7 +98,7 @@ def claim_partial(folder: Path, identity: dict[str, Any], output: Path) -> None:
     """
     plan = folder / PLAN
     if not plan.exists():
-        if any(folder.iterdir()):
+        if any(path not in _left_aside(plan) for path in folder.iterdir()):
             raise CoCoMixError(f"{partial_path(output)} holds something else; remove it or choose another --output.")
         write_json(plan, identity)
         return
@@ -132,7 +132,7 @@ def explained_full_disk(folder: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text aside, flush it to the disk and rename it over `path`; tidies up after a killed process."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    for left in _left_aside(path):
         left.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -143,6 +143,11 @@ def write_text(path: Path, text: str) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _left_aside(path: Path) -> list[Path]:
+    """What `write_text` was writing to become `path` when its process was killed."""
+    return list(path.parent.glob(f".{path.name}.*.tmp"))
 
 
 def write_json(path: Path, value: Any) -> None:

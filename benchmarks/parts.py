@@ -42,14 +42,16 @@ def measure_head(settings: Settings) -> Section:
 
 
 def head_work(shape: Shape, positions: int, dtype: str, device: str) -> dict[str, Callable[[], None]]:
-    """Forward and backward of the fused and of the naive head on the same tensors."""
+    """Forward and backward of the fused and of the naive head on the same tensors; logits have variance 2."""
     generator = torch.Generator().manual_seed(4)
     kind = getattr(torch, dtype)
 
-    def leaf(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(device=device, dtype=kind).requires_grad_(True)
+    def leaf(*size: int, scale: float = 1.0) -> Tensor:
+        drawn = scale * torch.randn(size, generator=generator)
+        return drawn.to(device=device, dtype=kind).requires_grad_(True)
 
-    hidden, weight, bias = leaf(positions, shape.width), leaf(shape.concepts, shape.width), leaf(shape.concepts)
+    hidden, bias = leaf(positions, shape.width), leaf(shape.concepts)
+    weight = leaf(shape.concepts, shape.width, scale=shape.width**-0.5)
     labels = torch.randint(shape.concepts, (positions, LABELS_PER_POSITION), generator=generator).to(device)
     towards = torch.randn(positions, shape.concept_topk, generator=generator).to(device=device, dtype=kind)
 

@@ -27,6 +27,19 @@ _EXTRA: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "final_logit_softcapping": 20.0,
     },
+    "gemma": {"head_dim": 8},
+    "gemma2": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 20.0,
+    },
+    "olmo3": {
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "phi3": {"sliding_window": WINDOW},
 }
@@ -75,7 +88,7 @@ def student(
 ) -> CoCoMixForCausalLM:
     """A random student in evaluation mode whose concepts matter: changing them moves its logits by about one."""
     config = student_config(family, insert_layer, mixing, **overrides)
-    config._attn_implementation = attn
+    config._attn_implementation = kernel(family, attn)
     torch.manual_seed(seed)
     model = CoCoMixForCausalLM(config).eval()
     strengthen(model, seed)
@@ -90,16 +103,21 @@ def strengthen(model: CoCoMixForCausalLM, seed: int = 0) -> None:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
+def kernel(family: str, attn: str) -> str:
+    """The attention kernel to use where `attn` is wanted: PyTorch's does not serve Gemma 2."""
+    return "eager" if family == "gemma2" else attn
+
+
 def plain(family: str, *, seed: int = 0, attn: str = "sdpa", **overrides: Any) -> PreTrainedModel:
     """A random plain decoder in evaluation mode."""
     torch.manual_seed(seed)
-    return plain_model(backbone_config(family, **overrides), attn).eval()
+    return plain_model(backbone_config(family, **overrides), kernel(family, attn)).eval()
 
 
 def split_student(model: PreTrainedModel, insert_layer: int, attn: str = "sdpa") -> CoCoMixForCausalLM:
     """A student with `mixing="none"` that carries a plain decoder's weights."""
     config = student_config("", insert_layer, "none", backbone=model.config)
-    config._attn_implementation = attn
+    config._attn_implementation = kernel(model.config.model_type, attn)
     twin = CoCoMixForCausalLM(config).eval()
     missing, unexpected = twin.load_state_dict(split_state_dict(model, insert_layer), strict=False)
     assert not unexpected

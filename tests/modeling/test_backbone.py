@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config
+from transformers import AutoConfig, GPT2Config
 
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.modeling.backbone import SUPPORTED_BACKBONES, build_halves, plain_model
+from cocomix.modeling.backbone import SUPPORTED_BACKBONES, backbone_of, build_halves, plain_model
 from tests.modeling.factories import (
     INSERT_LAYERS,
     LAYERS,
@@ -17,6 +17,7 @@ from tests.modeling.factories import (
     OTHER_BACKBONES,
     WINDOW,
     backbone_config,
+    concepts,
     plain,
     split_student,
     student,
@@ -89,7 +90,23 @@ def test_the_future_cannot_change_the_past(family: str, mixing: str) -> None:
             assert (first[:, 7:] - second[:, 7:]).abs().amax(-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "mistral", "phi3"])
+@pytest.mark.parametrize("family", SUPPORTED_BACKBONES)
+def test_a_training_step_reaches_every_parameter_and_lowers_the_loss(family: str) -> None:
+    model = student(family, 1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(2):
+        output = model(tokens(), labels=tokens(), concept_labels=concepts(), output_logits=False)
+        losses.append(output.loss.item())
+        optimizer.zero_grad()
+        output.loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name  # noqa: PT018
+        optimizer.step()
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "mistral", "olmo3", "phi3"])
 def test_sliding_windows_double_where_concepts_are_interleaved(family: str) -> None:
     for mixing, expected in (("interleave", 2 * WINDOW), ("residual", 2 * WINDOW), ("add", WINDOW), ("none", WINDOW)):
         model = student(family, 1, mixing)
@@ -99,11 +116,11 @@ def test_sliding_windows_double_where_concepts_are_interleaved(family: str) -> N
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "mistral"])
 @pytest.mark.parametrize("mixing", MIXINGS)
 def test_a_token_beyond_the_window_has_no_influence(family: str, mixing: str, cached: bool) -> None:
     """One block, so that influence does not travel further than the window reaches."""
-    layer_types = {"layer_types": ["sliding_attention"]} if family == "gemma3_text" else {}
+    layer_types = {"layer_types": ["sliding_attention"]} if family.startswith("gemma") else {}
     backbone = backbone_config(family, num_hidden_layers=1, **layer_types)
     model = student(family, 0, mixing, backbone=backbone)
     base, changed = tokens(1, 12), tokens(1, 12)
@@ -141,11 +158,68 @@ def test_the_upper_half_has_no_embeddings() -> None:
     assert [name for name, _ in model.lower.named_parameters() if "ln_f" in name] == []
 
 
-def test_an_unsupported_family_is_refused_with_the_list() -> None:
-    with pytest.raises(CoCoMixError, match="'bert' is not supported; use one of gpt2, gpt_neox"):
-        plain_model(BertConfig(num_hidden_layers=2))
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("bert", "it is an encoder, not a decoder"),
+        ("t5", "it is an encoder with a decoder"),
+        ("mixtral", "it is a mixture of experts"),
+        ("gemma3", "it is more than a language model; its own decoder is model_type 'gemma3_text'"),
+        ("opt", "nobody has tested"),
+    ],
+)
+def test_an_unsupported_family_is_refused_with_the_reason_and_the_list(model_type: str, reason: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    with pytest.raises(CoCoMixError, match=f"'{model_type}' is not supported: {reason}") as refused:
+        backbone_of(config)
+    assert "use one of gpt2, gpt_neox" in str(refused.value)
+    assert "docs/backbones.md" in str(refused.value)
     with pytest.raises(CoCoMixError, match="not supported"):
-        CoCoMixForCausalLM(CoCoMixConfig(backbone=BertConfig(num_hidden_layers=2), insert_layer=1, num_concepts=40))
+        plain_model(config)
+
+
+def test_a_setting_that_counts_blocks_is_refused() -> None:
+    backbone = backbone_config("gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(CoCoMixError, match="scale_attn_by_inverse_layer_idx: true cannot be split"):
+        CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, insert_layer=1, num_concepts=40))
+
+
+# Gemma 2: what caps its scores and logits --------------------------------------------------------------------------
+
+
+def test_pytorchs_kernel_is_not_used_where_scores_are_capped() -> None:
+    config = student_config("gemma2")
+    assert CoCoMixForCausalLM(config).config._attn_implementation == "eager"
+    with pytest.raises(CoCoMixError, match="leave it out for 'eager'"):
+        CoCoMixForCausalLM._from_config(config, attn_implementation="sdpa")
+
+
+def test_the_caps_matter() -> None:
+    """A cap on scores in each half, and one on logits; without either the tests above would prove nothing."""
+    for setting in ("attn_logit_softcapping", "final_logit_softcapping"):
+        capped = student("gemma2", 1)
+        free = student("gemma2", 1, backbone=backbone_config("gemma2", **{setting: None}))
+        assert (capped(tokens()).logits - free(tokens()).logits).abs().max() > 1e-2, setting
+
+
+# LongRoPE ------------------------------------------------------------------------------------------------------------
+
+
+def test_longrope_changes_frequencies_at_the_same_token_in_both_halves() -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+    }
+    ropes = (rope | {"long_factor": [factor] * 4} for factor in (1.0, 3.0))
+    switch = {"original_max_position_embeddings": 8}
+    backbones = [backbone_config("phi3", rope_parameters=each | switch, **switch) for each in ropes]
+    for mixing in ("interleave", "add"):
+        models = [student("phi3", 1, mixing, backbone=backbone) for backbone in backbones]
+        for seq, differs in ((8, False), (9, True)):
+            logits = [model(tokens(1, seq)).logits for model in models]
+            assert torch.equal(*logits) != differs, (mixing, seq)
+        assert models[0].lower.config.original_max_position_embeddings == 8
 
 
 # Initialisation ------------------------------------------------------------------------------------------------------

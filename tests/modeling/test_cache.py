@@ -63,7 +63,7 @@ def test_other_families_step_by_step(family: str) -> None:
         close(in_steps(model, tokens(), STEPS), model(tokens(), use_cache=False).logits)
 
 
-@pytest.mark.parametrize("family", [*MAIN_BACKBONES, "mistral"])
+@pytest.mark.parametrize("family", [*MAIN_BACKBONES, "gemma2", "mistral"])
 def test_step_by_step_with_left_padding_equals_each_row_alone(family: str) -> None:
     for insert_layer in INSERT_LAYERS:
         model = student(family, insert_layer)

@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, attribute_dense, choose_labels
 from cocomix.concepts.decoder import FrozenDecoder, target_mask
@@ -18,6 +18,7 @@ from cocomix.concepts.lengths import length_batches, pad_right
 from cocomix.concepts.random_labels import context_hashes
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
+from cocomix.pretrained import load_causal_lm
 
 __all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher", "model_fingerprint"]
 
@@ -47,29 +48,8 @@ def load_teacher(
     Raises:
         CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
     """
-    source = Path(name_or_folder)
-    name = str(name_or_folder)
-    options: dict[str, Any] = {"revision": revision} if revision is not None else {}
-    options |= {"trust_remote_code": False, "use_safetensors": True}  # nothing of a stranger's is unpickled or run
-    if source.suffix == ".gguf":
-        if not source.is_file():
-            raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")
-        name, gguf_file = str(source.parent), source.name
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
-    except ImportError as error:
-        raise CoCoMixError(
-            f"loading {name_or_folder} needs a missing package ({error}); for GGUF files run: pip install "
-            "'cocomix[gguf]'."
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CoCoMixError(
-            f"cannot load a causal language model from {name_or_folder}: {reason.rstrip('.')}."
-        ) from error
-    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    model = load_causal_lm(name_or_folder, revision=revision, gguf_file=gguf_file, dtype=dtype)
+    frozen: PreTrainedModel = model.requires_grad_(False)
     return frozen if device is None else frozen.to(device)
 
 

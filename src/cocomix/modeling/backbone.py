@@ -48,6 +48,7 @@ class Backbone:
 
 
 _LLAMA_LIKE = Backbone()
+_NORMS_AFTER = Backbone(input_norm=None)
 
 SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "gpt2": Backbone(
@@ -72,14 +73,18 @@ SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
+    "gemma": _LLAMA_LIKE,
+    "gemma2": _LLAMA_LIKE,
     "gemma3_text": _LLAMA_LIKE,
-    "olmo2": Backbone(input_norm=None),
+    "olmo2": _NORMS_AFTER,
+    "olmo3": _NORMS_AFTER,
     "smollm3": _LLAMA_LIKE,
     "phi3": _LLAMA_LIKE,
 }
-"""Decoder families that are tested (split ≡ plain, caches, padding, saving), by `model_type`."""
+"""Decoder families that are tested (split ≡ plain, caches, padding, saving, a training step), by `model_type`."""
 
 _PER_LAYER_FIELDS = ("layer_types", "no_rope_layers")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class _NoPositions(nn.Module):
@@ -93,14 +98,34 @@ def backbone_of(config: PreTrainedConfig) -> Backbone:
     """Look up the family of a decoder configuration.
 
     Raises:
-        CoCoMixError: the family is not among the supported ones.
+        CoCoMixError: the family is not among the supported ones, or a setting of it does not survive the split.
     """
-    try:
-        return SUPPORTED_BACKBONES[config.model_type]
-    except KeyError:
+    family = SUPPORTED_BACKBONES.get(config.model_type)
+    if family is None:
         raise CoCoMixError(
-            f"backbone model_type {config.model_type!r} is not supported; use one of {', '.join(SUPPORTED_BACKBONES)}."
-        ) from None
+            f"backbone model_type {config.model_type!r} is not supported: {_why_not(config)}; use one of "
+            f"{', '.join(SUPPORTED_BACKBONES)}, or add it (docs/backbones.md)."
+        )
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise CoCoMixError(
+            "a backbone with scale_attn_by_inverse_layer_idx: true cannot be split: its upper half would count its "
+            "blocks from 0 again; set it to false."
+        )
+    return family
+
+
+def _why_not(config: PreTrainedConfig) -> str:
+    """What stands in the way of a family, as far as its configuration tells."""
+    text = config.get_text_config()
+    if text is not config:
+        return f"it is more than a language model; its own decoder is model_type {text.model_type!r}"
+    if config.is_encoder_decoder:
+        return "it is an encoder with a decoder, and there is no point at which it could be split"
+    if any(getattr(config, name, None) for name in _EXPERT_COUNTS):
+        return "it is a mixture of experts, whose balancing loss is computed over all blocks at once"
+    if not getattr(config, "is_decoder", True):
+        return "it is an encoder, not a decoder"
+    return "nobody has tested that its halves equal the whole"
 
 
 def build_halves(
@@ -111,7 +136,8 @@ def build_halves(
     Args:
         config: the whole decoder's configuration; left untouched.
         insert_layer: number of blocks in the lower half.
-        positions_per_token: positions of the upper half per token (2 doubles its context and sliding windows).
+        positions_per_token: positions of the upper half per token (2 doubles its context, its sliding windows and the
+            length at which LongRoPE changes frequencies).
         attn_implementation: attention kernel of both halves, as Hugging Face names it.
 
     Returns:
@@ -126,6 +152,10 @@ def build_halves(
     upper_config.max_position_embeddings = positions_per_token * config.max_position_embeddings
     if getattr(config, "sliding_window", None) is not None:
         upper_config.sliding_window = positions_per_token * config.sliding_window
+    rope = getattr(upper_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # its other frequencies set in at the same token in both halves
+        switch = positions_per_token * rope["original_max_position_embeddings"]
+        upper_config.original_max_position_embeddings = rope["original_max_position_embeddings"] = switch
     upper_config.vocab_size = 1  # no token is embedded here: the module is replaced below
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(upper_config, name, None)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cocomix.device import chunk_bytes
-from cocomix.modeling.concept_head import accumulate_outer, accumulation_dtype
+from cocomix.modeling.concept_head import accumulate_outer, accumulation_dtype, cap_
 
 __all__ = ["FullTargets", "TopTargets", "distillation_loss", "divisor"]
 
@@ -59,6 +59,7 @@ def distillation_loss(
     counted: Tensor,  # [batch, seq] bool
     num_items: Tensor | int | None = None,
     chunk_size: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:  # []
     """KL(teacher ‖ student) in nats, averaged over the counted positions; differentiates the student alone.
 
@@ -73,6 +74,7 @@ def distillation_loss(
         counted: positions with a target token.
         num_items: divisor of the summed divergence; by default the number of counted positions.
         chunk_size: positions per chunk; by default as many as keep both sides' float32 logits within `chunk_bytes`.
+        softcap: of the logits that `weight` makes; see `concept_head`.
     """
     device = hidden.device.type
     if weight is not None and torch.is_autocast_enabled(device):
@@ -92,6 +94,7 @@ def distillation_loss(
         isinstance(targets, TopTargets),
         complete,
         chunk_size,
+        None if weight is None else softcap,
         with_gradient,
         *flat,
     )
@@ -115,6 +118,7 @@ class _Distillation(torch.autograd.Function):
         top: bool,
         complete: bool,
         chunk_size: int,
+        softcap: float | None,
         with_gradient: bool,
         *targets: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
@@ -127,6 +131,7 @@ class _Distillation(torch.autograd.Function):
             rows = slice(start, min(start + chunk_size, hidden.shape[0]))
             logits = hidden[rows] if weight is None else F.linear(hidden[rows], weight)
             scores = logits.to(kl_sum.dtype)  # [chunk, vocab]
+            slope = None if softcap is None else cap_(scores, softcap, with_slope=with_gradient)
             if top:
                 ids, log_probs = (tensor[rows] for tensor in targets if tensor is not None)
                 divergence, gradient = _kl_of_top(scores, ids, log_probs.to(scores.dtype), complete)
@@ -138,6 +143,8 @@ class _Distillation(torch.autograd.Function):
             kl_sum += divergence.masked_fill(~counted[rows], 0.0).sum()
             if grad_hidden is None:
                 continue
+            if slope is not None:
+                gradient = gradient * slope
             grad_logits = gradient.masked_fill_(~counted[rows].unsqueeze(-1), 0.0).to(hidden.dtype)
             if weight is None or grad_weight is None:
                 grad_hidden[rows] = grad_logits

@@ -37,6 +37,7 @@ def loss_of_hidden(
     attention_mask: Tensor | None = None,  # [batch, past + seq]
     num_items: Tensor | int | None = None,
     chunk_size: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:  # []
     """`loss_of_logits(head(hidden), …)` in chunks of positions: [batch·seq, vocab] is never held.
 
@@ -52,6 +53,7 @@ def loss_of_hidden(
         attention_mask: 1 for tokens, 0 for padding.
         num_items: divisor of the summed loss; by default the number of targets (without any the loss is 0).
         chunk_size: positions per chunk, see `concept_head`.
+        softcap: of the logits, likewise.
     """
     targets = next_tokens(labels, attention_mask).to(hidden.device)
     weight: Tensor = head.weight
@@ -59,7 +61,7 @@ def loss_of_hidden(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    summed = concept_head(hidden.flatten(0, 1), weight, None, targets.reshape(-1, 1), 0, chunk_size).loss_sum
+    summed = concept_head(hidden.flatten(0, 1), weight, None, targets.reshape(-1, 1), 0, chunk_size, softcap).loss_sum
     return summed / (targets.ne(IGNORE).sum().clamp_min(1) if num_items is None else num_items)
 
 

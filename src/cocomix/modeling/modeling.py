@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from cocomix.errors import CoCoMixError
@@ -91,6 +91,19 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
         self.post_init()
 
+    def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
+        """Whether PyTorch's attention kernel serves the backbone, as its own class says; where not, eager does.
+
+        Raises:
+            CoCoMixError: it does not. Transformers asks here, and passes the error on if that kernel was asked for.
+        """
+        if MODEL_MAPPING[type(self.config.backbone)]._supports_sdpa:
+            return True
+        raise CoCoMixError(
+            f"a {self.config.backbone.model_type} backbone does not work with attn_implementation='sdpa', which cannot "
+            "cap attention scores; leave it out for 'eager', or use 'flex_attention'."
+        )
+
     def _init_weights(self, module: nn.Module) -> None:
         """New layers and the head start like the backbone's linear layers: N(0, initializer_range), zero biases."""
         std = self.config.backbone.initializer_range
@@ -167,8 +180,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             teacher_targets: the teacher's next-token distributions, for `kd_loss`; with `labels`, likewise.
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
-            output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab],
-                but for backbones that cap their logits.
+            output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab].
             output_concept_logits: also return all C concept logits.
             concept_edits: changes to concept logits before top-k (steering), after those in force around this call.
             edit_rows: which row, in the edits' counting, each row of the batch counts as; by default its own index.
@@ -243,12 +255,14 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             **kwargs,
         )
         read = upper.last_hidden_state[:, width - 1 :: width]  # concept positions, [batch, seq, d_model]
-        logits = self._logits(read, logits_to_keep) if output_logits or self._logit_softcap is not None else None
+        logits = self._logits(read, logits_to_keep) if output_logits else None
         ntp_loss = None
+        chunk_size, softcap = self.config.head_chunk_size, self._logit_softcap
         if labels is not None:
             if logits is None:
-                chunk_size = self.config.head_chunk_size
-                ntp_loss = loss_of_hidden(read, self.lm_head, labels, attention_mask, num_items_in_batch, chunk_size)
+                ntp_loss = loss_of_hidden(
+                    read, self.lm_head, labels, attention_mask, num_items_in_batch, chunk_size, softcap
+                )
             else:
                 ntp_loss = loss_of_logits(logits, labels, attention_mask, num_items_in_batch)
         concept_loss = hidden_loss = kd_loss = None
@@ -260,8 +274,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             hidden_loss = mixer.loss_sum / divisor(counted, num_items_in_batch)
         if counted is not None and teacher_targets is not None:
             predicted, head = (read, self.lm_head.weight) if logits is None else (logits, None)
-            chunk_size = self.config.head_chunk_size
-            kd_loss = distillation_loss(predicted, head, teacher_targets, counted, num_items_in_batch, chunk_size)
+            kd_loss = distillation_loss(
+                predicted, head, teacher_targets, counted, num_items_in_batch, chunk_size, softcap
+            )
         auxiliary = hidden_loss if concept_loss is None else concept_loss
         return CoCoMixOutput(
             loss=_total(ntp_loss, auxiliary, self.config.concept_loss_weight),
@@ -269,7 +284,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_loss=concept_loss,
             hidden_loss=hidden_loss,
             kd_loss=kd_loss,
-            logits=logits if output_logits else None,
+            logits=logits,
             concept_logits=mixer.logits,
             concept_ids=mixer.ids,
             concept_values=mixer.values,

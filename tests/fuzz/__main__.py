@@ -13,7 +13,7 @@ import torch
 from transformers.utils import logging
 
 from cocomix.output import staged_directory, write_json, write_text
-from tests.fuzz.cases import Outcome, run_target
+from tests.fuzz.cases import SECONDS, Outcome, run_target
 from tests.fuzz.files import FILES
 from tests.fuzz.numbers import NUMBERS
 from tests.workshop import Workshop
@@ -63,8 +63,8 @@ def _table(outcomes: list[Outcome], cases: int, seed: int, seconds: float) -> st
             "# Fuzzing",
             "",
             f"`python -m tests.fuzz --cases {cases} --seed {seed}`: {sum(each.cases for each in outcomes):,} cases, "
-            f"{seconds / 60:.0f} minutes. A case fails by any error that is not one sentence, by taking longer than 20 "
-            "seconds, by a broken invariant or by something half written.",
+            f"{seconds / 60:.0f} minutes. A case fails by any error that is not one sentence, by computing longer than "
+            f"{SECONDS} seconds, by a broken invariant or by something half written.",
             "",
             "| input | cases | refused in a sentence | failures |",
             "|---|---:|---:|---|",

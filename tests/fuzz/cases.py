@@ -1,5 +1,6 @@
 """What a fuzz target is, and how a case is judged."""
 
+import faulthandler
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from cocomix.errors import CoCoMixError
 from tests.workshop import Workshop
 
 SECONDS = 20
-"""A case that takes longer counts as a hang."""
+"""Of the processor's time: a case that takes more counts as a hang, whatever else the machine does meanwhile."""
+LAST_RESORT = 900
+"""Seconds after which the whole run is ended, with the stack on stderr: code outside Python may heed no signal, or wait
+without computing."""
 
 
 class Hang(BaseException):
@@ -112,12 +116,14 @@ def run_target(target: Target, workshop: Workshop, scratch: Path, *, cases: int,
 @contextmanager
 def _limited() -> Iterator[None]:
     def hang(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"no end after {SECONDS} seconds")
+        raise Hang(f"no end after {SECONDS} seconds of computing")
 
-    before = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, hang)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    faulthandler.dump_traceback_later(LAST_RESORT, exit=True)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

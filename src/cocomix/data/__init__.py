@@ -7,6 +7,8 @@ from cocomix.data.mixture import MixedData
 from cocomix.data.preparation import PrepareSettings, prepare
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta
 from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
+from cocomix.data.stream_blocks import StreamBlocks
+from cocomix.data.streamed import StreamedData
 from cocomix.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "Source",
     "SourceMeta",
     "SplitMeta",
+    "StreamBlocks",
+    "StreamedData",
     "TokenBlocks",
     "TokenShard",
     "assign_splits",

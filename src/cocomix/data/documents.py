@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cocomix.data.decoding import text_of
 from cocomix.data.documentation import DocumentationEntry, documentation_entries, documentation_texts
-from cocomix.data.formats import SUPPORTED_SUFFIXES, file_format, read_texts, text_of
+from cocomix.data.formats import SUPPORTED_SUFFIXES, file_format, read_texts
 from cocomix.errors import CoCoMixError
 
-__all__ = ["DOCUMENTATION", "Document", "Source", "read_documents", "resolve_sources"]
+__all__ = ["DOCUMENTATION", "HUB_NAME", "Document", "Source", "read_documents", "resolve_sources"]
 
 DOCUMENTATION = "docs:"
 """The source that stands for the documentation on this machine."""
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+"""What a data set on the Hugging Face Hub is called."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _resolve(name: str, hub_arguments: dict[str, Any]) -> Source:
         if file_format(path) is None:
             raise CoCoMixError(f"{name} is not a supported kind of file; use {SUPPORTED_SUFFIXES}.")
         return Source(name, "files", (path,))
-    if _HUB_NAME.fullmatch(name) and file_format(path) is None:
+    if HUB_NAME.fullmatch(name) and file_format(path) is None:
         return Source(name, "hub", hub_arguments=hub_arguments)
     raise CoCoMixError(
         f"{name} does not exist; give a file, a folder, a Hugging Face data set name or {DOCUMENTATION!r}."

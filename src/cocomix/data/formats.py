@@ -13,24 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
 
+from cocomix.data.decoding import decode, json_type, text_of
+from cocomix.data.parquet import parquet_texts
 from cocomix.errors import CoCoMixError
 
-__all__ = ["PIECE_CHARACTERS", "SUPPORTED_SUFFIXES", "FileText", "file_format", "pieces", "read_texts", "text_of"]
+__all__ = ["PIECE_CHARACTERS", "SUPPORTED_SUFFIXES", "FileText", "file_format", "pieces", "read_texts"]
 
 PIECE_CHARACTERS = 1_000_000
 """Longer texts are handled in pieces of about this many characters, so that one huge document needs little memory."""
 
 _CHUNK_BYTES = 1 << 18
-_PARQUET_ROWS = 64
-_MAX_REPLACED_SHARE = 0.1
 _FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _COMPRESSIONS = (".gz", ".zst")
 SUPPORTED_SUFFIXES = ".txt, .md, .jsonl, .json (each also with .gz or .zst) and .parquet"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _PARAGRAPH_BREAK = re.compile(r"(?<=[^\W_])(?=\r?\n\r?\n)")
 _WORD_END = re.compile(r"(?<=[^\W_])(?=\s)")
 
@@ -70,22 +67,14 @@ def read_texts(path: Path, stream: BinaryIO, text_column: str) -> Iterator[FileT
     """
     kind = file_format(path)
     if kind == "parquet":
-        return _parquet_texts(path, stream, text_column)
+        size = path.stat().st_size
+        return (
+            FileText(text, last=True, invalid=invalid, position=int(size * share))
+            for text, invalid, share in parquet_texts(path, stream, text_column)
+        )
     chunks = _without_nul(path, _decompressed(path, stream))
     texts = _plain_texts(path, chunks) if kind == "text" else _json_texts(path, chunks, text_column)
     return (replace(text, position=stream.tell()) for text in texts)
-
-
-def text_of(value: object, where: str, text_column: str) -> tuple[str, int]:
-    """Check that a value is a text; lone surrogates, which have no UTF-8 form, become U+FFFD and are counted."""
-    if not isinstance(value, str):
-        raise CoCoMixError(
-            f"{where}: {text_column!r} holds {_json_type(value)}, not text; name the column of the text with "
-            "--text-column, or remove the row."
-        )
-    if value.isascii():
-        return value, 0
-    return _SURROGATE.subn("�", value)
 
 
 def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
@@ -150,21 +139,6 @@ def _without_nul(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _decode(path: Path, data: bytes) -> tuple[str, int]:
-    """Decode UTF-8 with replacement; also return how many characters were put in for bytes that are not UTF-8."""
-    try:
-        return data.decode("utf-8"), 0
-    except UnicodeDecodeError:
-        text = data.decode("utf-8", errors="replace")
-    invalid = text.count("�") - data.count("�".encode())
-    if invalid > max(16, _MAX_REPLACED_SHARE * len(text)):
-        raise CoCoMixError(
-            f"{path} is not a UTF-8 text file ({invalid:,} of {len(text):,} characters cannot be decoded); "
-            "convert it to UTF-8 or leave it out."
-        )
-    return text, invalid
-
-
 # ---- plain text ----------------------------------------------------------------------------------------------------
 
 
@@ -176,13 +150,13 @@ def _plain_texts(path: Path, chunks: Iterator[bytes]) -> Iterator[FileText]:
         if first and len(data) >= 3:
             data, first = data.removeprefix(b"\xef\xbb\xbf"), False
         end = _complete_end(data)
-        decoded, replaced = _decode(path, data[:end])
+        decoded, replaced = decode(path, data[:end])
         data, text, invalid = data[end:], text + decoded, invalid + replaced
         while len(text) > 2 * PIECE_CHARACTERS:
             piece = next(pieces(text))
             yield FileText(piece, last=False, invalid=invalid, position=0)
             text, invalid = text[len(piece) :], 0
-    decoded, replaced = _decode(path, data)
+    decoded, replaced = decode(path, data)
     yield FileText(text + decoded, last=True, invalid=invalid + replaced, position=0)
 
 
@@ -214,7 +188,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _json_texts(path: Path, chunks: Iterator[bytes], text_column: str) -> Iterator[FileText]:
     for number, line in enumerate(_lines(chunks), start=1):
         where = f"{path}:{number}"
-        decoded, replaced = _decode(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+        decoded, replaced = decode(path, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
         if not decoded or decoded.isspace():
             continue
         row = _json_object(decoded, where)
@@ -237,51 +211,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         ) from error
     if not isinstance(row, dict):
         raise CoCoMixError(
-            f"{where}: this line is {_json_type(row)}, not a JSON object; write one object a line, such as "
+            f"{where}: this line is {json_type(row)}, not a JSON object; write one object a line, such as "
             '{"text": "..."}.'
         )
     return row
-
-
-def _json_type(value: object) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
-
-
-# ---- Parquet -------------------------------------------------------------------------------------------------------
-
-
-def _parquet_texts(path: Path, stream: BinaryIO, text_column: str) -> Iterator[FileText]:
-    try:
-        file = pq.ParquetFile(stream)
-        schema = file.schema_arrow
-        if text_column not in schema.names:
-            raise CoCoMixError(
-                f"{path}: there is no column {text_column!r}; the columns are {', '.join(map(repr, schema.names))}; "
-                "choose one with --text-column."
-            )
-        if not _is_text(schema.field(text_column).type):
-            raise CoCoMixError(
-                f"{path}: column {text_column!r} holds {schema.field(text_column).type}, not text; choose another "
-                "with --text-column."
-            )
-        size, number = path.stat().st_size, 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_column]):
-            for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                number += 1
-                if value is None:
-                    text_of(value, f"{path}, row {number}", text_column)
-                text, invalid = _decode(path, value)
-                yield FileText(text, last=True, invalid=invalid, position=size * number // file.metadata.num_rows)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise CoCoMixError(f"{path} is not a readable Parquet file ({_first_line(error)}); fetch it again.") from error
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__

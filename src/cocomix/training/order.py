@@ -1,12 +1,9 @@
 """Which block a run sees when: a pure function of the seed and the place in the run, never a stored permutation.
 
-A permutation of `size` blocks is a Feistel network over the next power of four, walked until it lands below `size`
-(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Its keys come from a seed and the pass's number. So
-any stretch of any epoch is computed by itself: going on at step one million costs what going on at step one does, and
-neither loader workers nor processes change the order.
+Any stretch of any epoch is computed by itself (`cocomix.data.permutation`): going on at step one million costs what
+going on at step one does, and neither loader workers nor processes change the order.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,61 +11,15 @@ from itertools import repeat
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from cocomix.data.permutation import Indices, permuted
 from cocomix.errors import CoCoMixError
 
-__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ShuffledOrder", "StepBatches", "permuted"]
+__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ShuffledOrder", "StepBatches"]
 
 PERIOD = 10_000
 """Draws after which a mixture has taken exactly its shares from every corpus (our choice: shares of at least 0.01%)."""
-
-_ROUNDS = 8
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, and far from any simple fraction of 2**64
-
-Indices = NDArray[np.int64]
-_Words = NDArray[np.uint64]
-
-
-def permuted(places: Indices, size: int, seed: int, stream: int, passes: Indices | int) -> Indices:
-    """Where places in passes over `size` things point to.
-
-    Args:
-        places: numbers in [0, size). [n]
-        size: how many things there are, at least 1.
-        seed: with `stream` and the number of the pass, says which permutation it is.
-        stream: tells permutations of one seed apart.
-        passes: number of the pass that each place is in, or of all. [n]
-
-    Returns:
-        Numbers in [0, size), different for different places of one pass. [n]
-    """
-    start = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
-    numbers = np.broadcast_to(passes, places.shape).astype(np.uint64)
-    keys = _mixed(np.frombuffer(start, dtype="<u8") + numbers * _STEP)
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    values = _encrypted(places.astype(np.uint64), half, keys)
-    while (outside := values >= size).any():
-        values[outside] = _encrypted(values[outside], half, keys[outside])
-    return values.astype(np.int64)
-
-
-def _encrypted(values: _Words, half: int, keys: _Words) -> _Words:
-    """A permutation, by key, of the numbers below 4 ** half."""
-    width, mask = np.uint64(half), np.uint64(2**half - 1)
-    left, right = values >> width, values & mask
-    for _ in range(_ROUNDS):
-        keys = keys + _STEP
-        left, right = right, left ^ (_mixed(right + _mixed(keys)) & mask)
-    return (left << width) | right
-
-
-def _mixed(values: _Words) -> _Words:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), in which every bit depends on every bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 class BlockOrder(Protocol):

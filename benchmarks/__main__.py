@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def _run(name: str, settings: Settings) -> dict[str, Any]:
         **asdict(section),
         "rounds": settings.rounds,
         "seconds": round(time.perf_counter() - start, 1),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "command": _command(settings, name),
         "machine": machine,
     }

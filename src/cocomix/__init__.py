@@ -9,7 +9,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixOutput, ConceptEdit
+from cocomix.modeling import (
+    CoCoMixConfig,
+    CoCoMixForCausalLM,
+    CoCoMixOutput,
+    ConceptEdit,
+    from_pretrained_backbone,
+)
 
 if TYPE_CHECKING:
     from cocomix.concepts import ConceptDictionary, ConceptLabels, ConceptTeacher
@@ -26,6 +32,7 @@ __all__ = [
     "ConceptLabels",
     "ConceptTeacher",
     "__version__",
+    "from_pretrained_backbone",
 ]
 
 __version__ = version("cocomix")

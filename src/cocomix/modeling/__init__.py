@@ -6,6 +6,7 @@ from cocomix.modeling.accounting import Accounting, account
 from cocomix.modeling.cache import CoCoMixCache
 from cocomix.modeling.configuration import CoCoMixConfig, Mixing
 from cocomix.modeling.edits import ConceptEdit
+from cocomix.modeling.from_pretrained import from_pretrained_backbone
 from cocomix.modeling.modeling import CoCoMixForCausalLM, CoCoMixOutput, predicts_concepts
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ConceptEdit",
     "Mixing",
     "account",
+    "from_pretrained_backbone",
     "predicts_concepts",
 ]
 

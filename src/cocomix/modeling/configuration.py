@@ -38,6 +38,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         teacher_hidden_size: width of the teacher's hidden states; needed with `"hidden"`.
         compression_init: standard deviation of W_comp at the start: the backbone's `initializer_range` (`"normal"`), a
             tenth of it (`"small"`) or 0 (`"zero"`). The last two are our options.
+        add_mean: only read with `mixing="add"`: whether ĉ_t carries the mean of h_t (method: section 4), so that it is
+            added a second time. Without it nothing is added as long as the compression is zero. Decoders with layer
+            norms compute the same either way, decoders with RMS norms do not. `False` is our option.
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
@@ -63,6 +66,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         hidden_loss: HiddenLoss = "l2",
         teacher_hidden_size: int | None = None,
         compression_init: CompressionInit = "normal",
+        add_mean: bool = True,
         head_chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -76,6 +80,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.hidden_loss = hidden_loss
         self.teacher_hidden_size = teacher_hidden_size
         self.compression_init = compression_init
+        self.add_mean = add_mean
         self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))

@@ -30,6 +30,7 @@ class HiddenMixer(nn.Module):
         assert config.teacher_hidden_size is not None
         d_model, d_teacher = config.hidden_size, config.teacher_hidden_size
         self.mixing = config.mixing
+        self.add_mean = config.add_mean
         self.hidden_loss: HiddenLoss = config.hidden_loss
         self.pre_bias = nn.Parameter(torch.zeros(d_model))
         self.predictor = nn.Sequential(
@@ -59,7 +60,8 @@ class HiddenMixer(nn.Module):
             loss_sum = (distance if counted is None else distance.masked_fill(~counted, 0.0)).sum()
         if self.mixing == "none":
             return MixerOutput(hidden, loss_sum=loss_sum)
-        mixed = mixed_in(self.mixing, hidden, self.compression(predicted), self.pre_bias, normalised)
+        compressed = self.compression(predicted)
+        mixed = mixed_in(self.mixing, hidden, compressed, self.pre_bias, normalised, self.add_mean)
         return MixerOutput(mixed, loss_sum=loss_sum)
 
 

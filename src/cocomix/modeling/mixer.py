@@ -73,12 +73,18 @@ def mixed_in(
     compressed: Tensor,  # [batch, seq, d_model]
     pre_bias: Tensor,  # [d_model]
     normalised: Normalised,
+    add_mean: bool = True,
 ) -> Tensor:  # [batch, mixed_seq or seq, d_model]
-    """De-normalise a compressed prediction and mix it into the sequence (Eq. 3 and its other forms)."""
+    """De-normalise a compressed prediction and mix it into the sequence (Eq. 3 and its other forms).
+
+    Without `add_mean` the form "add" leaves out the mean, which the hidden state has already.
+    """
     if mixing == "residual":
         vector = hidden + compressed * normalised.std
     else:
-        vector = (compressed + pre_bias) * normalised.std + normalised.mean
+        vector = (compressed + pre_bias) * normalised.std
+        if mixing != "add" or add_mean:
+            vector = vector + normalised.mean
     vector = vector.to(hidden.dtype)
     return hidden + vector if mixing == "add" else interleaved(hidden, vector)
 
@@ -122,6 +128,7 @@ class ConceptMixer(nn.Module):
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
         self.mixing = config.mixing
+        self.add_mean = config.add_mean
         self.concept_topk = config.concept_topk
         self.chunk_size = config.head_chunk_size
         self.pre_bias = nn.Parameter(torch.zeros(config.hidden_size))
@@ -147,7 +154,8 @@ class ConceptMixer(nn.Module):
             ids, values = intervention(ids, values)
         if self.mixing == "none":
             return MixerOutput(hidden, ids, values, loss_sum, logits)
-        mixed = mixed_in(self.mixing, hidden, self.compression(ids, values), self.pre_bias, normalised)
+        compressed = self.compression(ids, values)
+        mixed = mixed_in(self.mixing, hidden, compressed, self.pre_bias, normalised, self.add_mean)
         return MixerOutput(mixed, ids, values, loss_sum, logits)
 
     def _predict(

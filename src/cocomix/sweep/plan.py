@@ -25,10 +25,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cocomix.concepts import FitSettings, LabelSettings
-from cocomix.config import RunConfig, describe_validation_error, load_recipe, merged, parse_yaml
+from cocomix.config import RunConfig, describe_validation_error, load_recipe, merged
 from cocomix.data import PrepareSettings
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
+from cocomix.yaml_text import parse_yaml
 
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]
 

@@ -1,0 +1,65 @@
+"""What a recipe says of its data: one corpus, a mixture, or a stream."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+__all__ = ["CorpusConfig", "DataConfig", "MixtureConfig", "Section", "StreamConfig"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
+
+
+class CorpusConfig(Section):
+    """One corpus of a mixture."""
+
+    path: Path
+    """Folder written by `cocomix prepare`."""
+    weight: float = Field(gt=0.0, allow_inf_nan=False)
+    """Its share of the training blocks, in any unit."""
+    labels: Path | None = None
+    """Folder written by `cocomix label` from this corpus."""
+    targets: Path | None = None
+    """Folder written by `cocomix distill` from this corpus, for `distillation`; without it the teacher runs online."""
+
+
+class MixtureConfig(Section):
+    """Several corpora of one tokenizer and block size, drawn from in given shares."""
+
+    mixture: tuple[CorpusConfig, ...] = Field(min_length=1)
+    """The corpora. An epoch has as many blocks as they have together."""
+
+
+class StreamConfig(Section):
+    """A corpus beyond the disk: Parquet shards that are tokenized while training. It has no stored labels."""
+
+    stream: tuple[str, ...] = Field(min_length=1)
+    """Parquet files, folders of them or patterns with `*`, as paths or URLs (`s3://…`, `gs://…`,
+    `hf://datasets/NAME@COMMIT/…`; a hub URL must name its revision)."""
+    heldout: Path
+    """Folder written by `cocomix prepare` from texts that are not in the stream: gives tokenizer, block size and the
+    validation blocks."""
+    text_column: str = "text"
+    """Column of the shards that holds the text."""
+    lanes: int = Field(default=64, ge=1)
+    """Row groups read side by side, if there are so many; processes times loader workers should divide it. Another
+    number is another order."""
+
+
+def _kind(value: Any) -> str:
+    """Which of the three a value is meant as, so that its faults are told of that one alone."""
+    if isinstance(value, StreamConfig) or (isinstance(value, dict) and "stream" in value):
+        return "stream"
+    if isinstance(value, MixtureConfig | dict):
+        return "mixture"
+    return "folder"
+
+
+DataConfig = Annotated[
+    Annotated[Path, Tag("folder")] | Annotated[MixtureConfig, Tag("mixture")] | Annotated[StreamConfig, Tag("stream")],
+    Discriminator(_kind),
+]

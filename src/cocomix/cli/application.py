@@ -15,6 +15,7 @@ from rich.table import Table
 from cocomix.allocator import keep_freed_memory
 from cocomix.config import describe_validation_error
 from cocomix.errors import CoCoMixError
+from cocomix.processes import first_to_fail
 from cocomix.stopping import STATUS, Terminated, termination_raised
 
 __all__ = ["AsJson", "DataFolder", "Output", "Quiet", "RunFolder", "app", "main", "print_json", "print_table"]
@@ -71,10 +72,15 @@ def main() -> None:
             raise
         where = error.filename or "the output folder"
         _fail(f"cannot write {where}: {error.strerror}; make room or choose another --output, and run again.", 1)
+    except Exception:
+        if first_to_fail():
+            raise
+        sys.exit(1)  # this process lost another one, which has said why
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    if first_to_fail():
+        Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(status)
 
 

@@ -9,7 +9,7 @@ from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print
 from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
-__all__ = ["analyse", "compare", "evaluate", "train"]
+__all__ = ["analyse", "compare", "consolidate", "evaluate", "train"]
 
 
 @app.command()
@@ -33,16 +33,18 @@ def train(
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
     from cocomix.config import load_recipe
+    from cocomix.processes import is_first_process
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
 
     config = load_recipe(recipe, assignments or ())
     if dry_run:
         plan = preview(config)
-        (print_json if json_output else print_table)(plan)
+        if is_first_process():
+            (print_json if json_output else print_table)(plan)
         return
     folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet), profile_steps=profile)
-    if json_output:
+    if json_output and is_first_process():
         typer.echo((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -112,6 +114,24 @@ def evaluate(
     else:
         reliance = result.pop("concept_reliance", {})
         print_table({**result, **{f"reliance: {name}": value for name, value in reliance.items()}})
+
+
+@app.command()
+def consolidate(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder checkpoint-STEP of a run with training.fsdp.")
+    ],
+    output: Output,
+) -> None:
+    """Make one model of a sharded checkpoint.
+
+    Finished runs hold the whole model already; this is for the checkpoints of one that is not.
+
+    [dim]Example: cocomix consolidate runs/first.partial/checkpoints/checkpoint-100 --output model[/dim]
+    """
+    from cocomix.training.sharded_checkpoints import consolidate as run
+
+    run(checkpoint, output)
 
 
 @app.command()

@@ -59,6 +59,8 @@ def training_arguments(
             batch of whole blocks.
     """
     values = {**DEFAULTS, **_checked(config.training)}
+    for name in ("fsdp", "fsdp_config"):  # read by `sharding_asked`; accelerate is not told
+        values.pop(name, None)
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
     try:

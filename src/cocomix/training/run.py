@@ -1,8 +1,10 @@
 """`cocomix train`: one run from a recipe to a folder that `from_pretrained` loads."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 from cocomix.config import RunConfig, load_recipe, save_recipe
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
-from cocomix.modeling.accounting import build_model
 from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.stopping import Terminated, termination_noted
@@ -26,12 +27,15 @@ from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoi
 from cocomix.training.corpora import Labels, labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
+from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.manifest import run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.online import open_online_labels
 from cocomix.training.plan import Plan, describe_plan, plan_run
+from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
+from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["dry_run", "train"]
@@ -72,6 +76,8 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         Terminated: SIGTERM arrived; a checkpoint was written first.
     """
     reporter = reporter or SilentReporter()
+    check_deepspeed(recipe.training, os.environ, torch.accelerator.is_available())
+    sharding = sharding_asked(recipe.training, os.environ)
     data = open_data(recipe)
     train_blocks = len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
@@ -89,10 +95,11 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
-        model = build_model(plan.config, recipe.model.attn_implementation)
+        model = build_student(recipe, plan.config, data)
         stored = (labels, teaching.stored)
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
-        trainer = CoCoMixTrainer(
+        trainer_class = CoCoMixTrainer if sharding is None else partial(ShardedTrainer, sharding=sharding)
+        trainer = trainer_class(
             model=model,
             args=arguments,
             train_dataset=joined_blocks(recipe, data, stored, "train", None),
@@ -106,6 +113,8 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         )
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer, reporter)
+        if sharding is not None and arguments.world_size == 1:
+            reporter.warn("training.fsdp: one process holds the whole model; start several with torchrun to shard it.")
         if online is not None:
             _warn_of_repeated_labelling(trainer, reporter)
         bar = ProgressBar(reporter, trainer.tokens_per_step)
@@ -159,10 +168,17 @@ def _staged(output: Path, arguments: TrainingArguments) -> Iterator[Path]:
 def _check_unfinished(recipe: RunConfig, output: Path) -> None:
     """Refuse to go on with an unfinished run of another recipe."""
     unfinished = partial_path(output) / "recipe.yaml"
-    if unfinished.is_file() and load_recipe(unfinished) != recipe:
+    if unfinished.is_file() and _whatever_launch(load_recipe(unfinished)) != _whatever_launch(recipe):
         raise CoCoMixError(
             f"{unfinished.parent} holds an unfinished run of another recipe; remove it or choose another --output."
         )
+
+
+def _whatever_launch(recipe: RunConfig) -> RunConfig:
+    """The recipe without what another number of processes may change; `resume_meters` checks the tokens of a step."""
+    shape = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+    training = {name: value for name, value in recipe.training.items() if name not in shape}
+    return recipe.model_copy(update={"training": training})
 
 
 def _warn_of_repeated_labelling(trainer: CoCoMixTrainer, reporter: Reporter) -> None:

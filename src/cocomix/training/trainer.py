@@ -93,6 +93,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     `train_sampling_strategy` than `random` are left to the base class.
     """
 
+    _without_gradients: type[torch.no_grad] | type[torch.inference_mode] = torch.inference_mode
+
     def __init__(
         self,
         *args: Any,
@@ -236,7 +238,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """
         model = self.model_wrapped if self.is_in_train else self.model
         meter, targets = LossMeter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
-        with self.clock.paused(self.args.device), torch.inference_mode():
+        with self.clock.paused(self.args.device), self._without_gradients():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
@@ -297,12 +299,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint aside, seal and rename it, then drop old ones; weights that are not finite are refused."""
         with self.clock.paused(self.args.device), explained_full_disk(Path(self.args.output_dir)):
-            if not bool(torch.stack([weight.detach().isfinite().all() for weight in model.parameters()]).all()):
+            if not self._weights_are_finite():
                 self._stop("the weights became infinite or not a number")
             state = {
                 "seconds": self.clock.seconds,
                 "meter": self._meter.state(self.accelerator),
                 "skipped": [self.skipped_steps, self._skipped_in_a_row],
+                "tokens_per_step": self.tokens_per_step,
             }
             folder = Path(self.args.output_dir)
             if self.args.should_save:
@@ -316,6 +319,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._publish(folder, state)
+
+    def _weights_are_finite(self) -> bool:
+        weights = self.model.parameters()
+        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
     def _publish(self, folder: Path, state: dict[str, Any]) -> None:
         """Give the checkpoint in the writing folder its name."""
@@ -332,8 +339,19 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         drop_old_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def resume_meters(self, checkpoint: Path) -> None:
-        """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint."""
+        """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint.
+
+        Raises:
+            CoCoMixError: its steps were of another size, as they are with another number of processes.
+        """
         mark = read_json(checkpoint / MARK)
+        written = mark.get("tokens_per_step", self.tokens_per_step)
+        if written != self.tokens_per_step:
+            raise CoCoMixError(
+                f"{checkpoint} was written with {written:,} tokens per step and this launch has "
+                f"{self.tokens_per_step:,}; set training.per_device_train_batch_size or "
+                "training.gradient_accumulation_steps so that they agree."
+            )
         self.clock.elapsed = float(mark["seconds"])
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = mark["skipped"]

@@ -1,0 +1,1 @@
+"""One run on one, two and four processes: the same curves."""

@@ -1,0 +1,58 @@
+"""Several processes of the command line, as torchrun or accelerate starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "{processes}")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    *("--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "true"),
+    *("--num_processes", "{processes}", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
+)
+
+
+def launched(
+    arguments: Sequence[object],
+    processes: int,
+    *,
+    launcher: Sequence[str] = TORCHRUN,
+    module: str = "cocomix",
+    status: int = 0,
+    timeout: float = 500,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` in so many processes; the launcher's exit status must be as expected."""
+    launch = [part.format(processes=processes) for part in launcher]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == status, done.stderr[-4000:]
+    return done
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """A run's metrics, line by line."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def curve(run: Path, name: str) -> list[float]:
+    """A loss at every step it was logged."""
+    return [row[name] for row in rows(run) if name in row]
+
+
+def difference(run: Path, other: Path) -> float:
+    """The largest difference of any loss at any step."""
+    names = [name for name in ("ntp_loss", "concept_loss", "hidden_loss", "kd_loss") if curve(other, name)]
+    return max(
+        abs(mine - theirs) for name in names for mine, theirs in zip(curve(run, name), curve(other, name), strict=True)
+    )

@@ -14,11 +14,11 @@ from cocomix.config import (
     RunConfig,
     StudentConfig,
     TeacherConfig,
-    label_sources,
     load_recipe,
     save_recipe,
 )
 from cocomix.errors import CoCoMixError
+from cocomix.label_sources import label_sources
 
 SOURCE = Path(cocomix.__file__).parent
 MINIMAL = "data: data/x\nobjective: ntp\nmodel: {backbone: {model_type: gpt2}}\n"

@@ -4,42 +4,36 @@ A recipe is YAML. It may start from another with `base: other.yaml` (a path rela
 overrides key by key, so that an ablation is as short as its difference. Precedence: defaults < base < recipe < `--set`.
 """
 
-import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cocomix.concepts import LabelSettings
+from cocomix.config_data import CorpusConfig, DataConfig, MixtureConfig, Section, StreamConfig
 from cocomix.errors import CoCoMixError
 from cocomix.modeling.configuration import CompressionInit, HiddenLoss, Mixing, Prediction
 from cocomix.output import write_text
+from cocomix.yaml_text import dump_yaml, parse_yaml
 
 __all__ = [
     "CorpusConfig",
     "DictionaryConfig",
     "DistillationConfig",
-    "LabelSources",
     "MixtureConfig",
     "RunConfig",
+    "StreamConfig",
     "StudentConfig",
     "TeacherConfig",
     "describe_validation_error",
-    "label_sources",
     "load_recipe",
     "merged",
-    "parse_yaml",
     "save_recipe",
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
-
-
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """The frozen language model that gives the concept targets. Read by `cocomix label` and checked by `train`."""
 
     model: str
@@ -50,7 +44,7 @@ class TeacherConfig(_Section):
     """Commit, tag or branch on the hub; pin a commit to be able to repeat a run."""
 
 
-class DictionaryConfig(_Section):
+class DictionaryConfig(Section):
     """The sparse autoencoder on the teacher's hidden state. Read by `cocomix label` and checked by `train`."""
 
     path: str
@@ -59,11 +53,17 @@ class DictionaryConfig(_Section):
     """Which autoencoder of the release."""
 
 
-class StudentConfig(_Section):
+class StudentConfig(Section):
     """The model that is trained."""
 
-    backbone: dict[str, Any] | str
-    """A decoder's settings with its `model_type`, or a hub name or folder whose architecture (not weights) is taken."""
+    backbone: dict[str, Any] | str | None = None
+    """A decoder's settings with its `model_type`, or a hub name or folder whose architecture (not weights) is taken. By
+    default that of `pretrained`."""
+    pretrained: str | None = None
+    """Hub name, folder or GGUF file of a causal language model whose weights training starts from. Its tokenizer must
+    be the data's. For a start at its own loss use `mixing: add`, `compression_init: zero` and `add_mean: false`."""
+    revision: str | None = None
+    """Commit, tag or branch of `pretrained`, or of a `backbone` on the hub; pin a commit to be able to repeat a run."""
     insert_layer: int = Field(default=0, ge=0)
     """0-based index of the block whose input predicts and is mixed with the concepts."""
     num_concepts: int | None = Field(default=None, ge=1)
@@ -82,40 +82,31 @@ class StudentConfig(_Section):
     """With `prediction: hidden`: width of the teacher's hidden states; by default the teacher's."""
     compression_init: CompressionInit = "normal"
     """How large the compression of concepts starts; see `CoCoMixConfig`."""
+    add_mean: bool = True
+    """With `mixing: add`: whether what is added carries the hidden state's mean; see `CoCoMixConfig`."""
     head_chunk_size: int | None = Field(default=None, ge=1)
     """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
     attn_implementation: str | None = None
     """Attention kernel as transformers names it; by default the best it finds."""
 
+    @model_validator(mode="after")
+    def _architecture_is_given(self) -> "StudentConfig":
+        if self.backbone is None and self.pretrained is None:
+            raise ValueError("backbone or pretrained is needed: an architecture, or weights to start from")
+        return self
 
-class DistillationConfig(_Section):
+
+class DistillationConfig(Section):
     """Knowledge distillation: λ_KD·KL(teacher ‖ student) of the next token, beside the objective's own losses."""
 
     weight: float = Field(default=0.1, gt=0.0)
     """λ_KD (paper: 0.1)."""
     targets: Path | Literal["online"] = "online"
-    """`online`: `teacher` runs while training; or a folder written by `cocomix distill`."""
+    """`online`: `teacher` runs while training; or a folder written by `cocomix distill`. In a mixture every corpus may
+    have its own."""
 
 
-class CorpusConfig(_Section):
-    """One corpus of a mixture."""
-
-    path: Path
-    """Folder written by `cocomix prepare`."""
-    weight: float = Field(gt=0.0, allow_inf_nan=False)
-    """Its share of the training blocks, in any unit."""
-    labels: Path | None = None
-    """Folder written by `cocomix label` from this corpus."""
-
-
-class MixtureConfig(_Section):
-    """Several corpora of one tokenizer and block size, drawn from in given shares."""
-
-    mixture: tuple[CorpusConfig, ...] = Field(min_length=1)
-    """The corpora. An epoch has as many blocks as they have together."""
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run."""
 
     name: str | None = None
@@ -125,8 +116,8 @@ class RunConfig(_Section):
     baseline: Literal["matched"] | None = None
     """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters match the CoCoMix
     model of this recipe."""
-    data: Path | MixtureConfig
-    """Folder written by `cocomix prepare`, or a `mixture` of such folders."""
+    data: DataConfig
+    """Folder written by `cocomix prepare`, a `mixture` of such folders, or a `stream` of Parquet shards."""
     labels: Path | Literal["online"] | None = None
     """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
     `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden
@@ -155,15 +146,26 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "RunConfig":
+        if self.baseline is not None and self.model.pretrained is not None:
+            raise ValueError("baseline: matched widens the decoder, so it cannot start from model.pretrained")
         if self.baseline is not None and self.objective != "ntp" and self.model.mixing != "pause":
             raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
         if isinstance(self.data, MixtureConfig):
             if isinstance(self.labels, Path):
                 raise ValueError("labels: a folder belongs to one corpus; give every corpus of data.mixture its own")
             if self.distillation is not None and self.distillation.targets != "online":
-                raise ValueError("distillation.targets: with data.mixture only online")
-            if any(corpus.labels for corpus in self.data.mixture) != all(corpus.labels for corpus in self.data.mixture):
-                raise ValueError("data.mixture: give labels to every corpus or to none")
+                raise ValueError("distillation.targets: a folder belongs to one corpus; give every corpus its targets")
+            for field in ("labels", "targets"):
+                given = [getattr(corpus, field) is not None for corpus in self.data.mixture]
+                if any(given) != all(given):
+                    raise ValueError(f"data.mixture: give {field} to every corpus or to none")
+        if isinstance(self.data, StreamConfig):
+            if isinstance(self.labels, Path):
+                raise ValueError("labels: a stream has no stored labels; use labels: online")
+            if self.distillation is not None and self.distillation.targets != "online":
+                raise ValueError("distillation.targets: a stream has no stored probabilities; use online")
+            if self.tokens is None and self.training.get("max_steps") is None:
+                raise ValueError("data.stream has no end: set tokens or training.max_steps")
         if self.has_concepts and self.labels is None and not self.label_folders and self.model.concept_loss_weight > 0:
             raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or labels: online")
         if self.has_concepts and self.labels == "online" and (self.teacher is None or self.dictionary is None):
@@ -172,7 +174,7 @@ class RunConfig(_Section):
             raise ValueError("model.prediction: hidden and model.mixing: pause exclude each other")
         if self.predicts_hidden and self.teacher is None and self.model.concept_loss_weight > 0:
             raise ValueError("model.prediction: hidden needs teacher:")
-        if self.distillation is not None and self.distillation.targets == "online" and self.teacher is None:
+        if self.distillation is not None and not self.target_folders and self.teacher is None:
             raise ValueError("distillation.targets: online needs teacher:")
         if self.document_masks and "flash" in (self.model.attn_implementation or ""):
             raise ValueError("document_masks needs model.attn_implementation eager, sdpa or flex_attention")
@@ -182,10 +184,10 @@ class RunConfig(_Section):
 
     @property
     def data_folders(self) -> tuple[Path, ...]:
-        """Where the corpora are."""
-        return (
-            tuple(corpus.path for corpus in self.data.mixture) if isinstance(self.data, MixtureConfig) else (self.data,)
-        )
+        """Where the prepared corpora are; of a stream, what is held out."""
+        if isinstance(self.data, MixtureConfig):
+            return tuple(corpus.path for corpus in self.data.mixture)
+        return (self.data.heldout,) if isinstance(self.data, StreamConfig) else (self.data,)
 
     @property
     def label_folders(self) -> tuple[Path, ...]:
@@ -194,6 +196,17 @@ class RunConfig(_Section):
             return (self.labels,)
         if self.labels is None and isinstance(self.data, MixtureConfig):
             return tuple(corpus.labels for corpus in self.data.mixture if corpus.labels is not None)
+        return ()
+
+    @property
+    def target_folders(self) -> tuple[Path, ...]:
+        """Where the teacher's probabilities of the corpora are; empty where it runs online or there is none."""
+        if self.distillation is None:
+            return ()
+        if isinstance(self.distillation.targets, Path):
+            return (self.distillation.targets,)
+        if isinstance(self.data, MixtureConfig):
+            return tuple(corpus.targets for corpus in self.data.mixture if corpus.targets is not None)
         return ()
 
     @property
@@ -222,10 +235,14 @@ class RunConfig(_Section):
                 parts.append("mixing only")
             if model.mixing != "pause" and model.compression_init != "normal":
                 parts.append(f"{model.compression_init} compression")
+            if model.mixing == "add" and not model.add_mean:
+                parts.append("without mean")
         if self.baseline is not None:
             parts.append(self.baseline)
         if self.distillation is not None:
             parts.append("kd")
+        if model.pretrained is not None:
+            parts.append("continued")
         return ", ".join(parts)
 
 
@@ -253,7 +270,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def save_recipe(config: RunConfig, path: Path) -> None:
     """Write the resolved recipe; reading it back gives an equal object."""
-    write_text(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    write_text(path, dump_yaml(config.model_dump(mode="json")))
 
 
 def describe_validation_error(error: ValidationError) -> str:
@@ -290,41 +307,6 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return merged(_with_base(path.parent / str(base), (*seen, path)), values)
 
 
-class _Loader(yaml.SafeLoader):
-    """Takes 1e-3 for a number, as YAML 1.2 and people do; YAML 1.1 asks for a dot. Refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML as recipes are written in it; `where` it stands is for the refusal.
-
-    Raises:
-        CoCoMixError: it is no YAML, or a key stands twice.
-    """
-    try:
-        loader = _Loader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
-
-
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, key by key in mappings that both have."""
     result = dict(base)
@@ -341,60 +323,3 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
             inner = values[key] = {}
         values = inner
     values[keys[-1]] = value
-
-
-class LabelSources(NamedTuple):
-    """What `cocomix label` works from."""
-
-    teacher: TeacherConfig
-    dictionary: DictionaryConfig
-    settings: LabelSettings
-
-
-def label_sources(
-    recipe: Path | None,
-    *,
-    teacher: str | None,
-    dictionary: str | None,
-    sae_id: str | None,
-    layer: int | None,
-    assignments: Sequence[str],
-    layer_of: Callable[[str], int],
-) -> LabelSources:
-    """Put together where labels come from: a recipe, and options that override it.
-
-    Args:
-        recipe: takes `teacher`, `dictionary` and `attribution` from there.
-        teacher: a model that overrides the recipe's.
-        dictionary: release or folder that overrides the recipe's.
-        sae_id: which autoencoder of the release.
-        layer: block the dictionary describes.
-        assignments: `field=value` for the label settings.
-        layer_of: finds the layer a dictionary folder was fitted on, where none is given.
-
-    Raises:
-        CoCoMixError: teacher or dictionary is given by neither, or a setting is unknown.
-    """
-    base = None if recipe is None else load_recipe(recipe)
-    model = teacher or (base.teacher.model if base and base.teacher else None)
-    path = dictionary or (base.dictionary.path if base and base.dictionary else None)
-    if model is None or path is None:
-        missing = "teacher" if model is None else "dictionary"
-        raise CoCoMixError(f"no {missing} is given; name it with --{missing}, or use a --recipe that does.")
-    if layer is None and base is not None and base.teacher is not None and dictionary is None:
-        layer = base.teacher.layer
-    if sae_id is None and base is not None and base.dictionary is not None and dictionary is None:
-        sae_id = base.dictionary.sae_id
-    revision = base.teacher.revision if base and base.teacher and teacher is None else None
-    values: dict[str, Any] = base.attribution.model_dump() if base and base.attribution else {}
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator:
-            raise CoCoMixError(f"--set {assignment} is not of the form field=value.")
-        values[key] = parse_yaml(text, f"--set {assignment}")
-    try:
-        settings = LabelSettings.model_validate(values)
-        source = TeacherConfig(model=model, layer=layer_of(path) if layer is None else layer, revision=revision)
-    except ValidationError as error:
-        raise CoCoMixError(f"label settings: {describe_validation_error(error)}.") from None
-    return LabelSources(source, DictionaryConfig(path=path, sae_id=sae_id), settings)

@@ -131,7 +131,7 @@ def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Pa
     ("change", "message"),
     [
         ({"labels": "somewhere"}, "a folder belongs to one corpus"),
-        ({"distillation": {"targets": "somewhere"}}, "with data.mixture only online"),
+        ({"distillation": {"targets": "somewhere"}}, "give every corpus its targets"),
         ({"data": {"mixture": []}}, "at least 1 item"),
         ({"data": {"mixture": [{"path": "a", "weight": 0}]}}, "greater than 0"),
         ({"data": {"mixture": [{"path": "a", "weight": 1, "labels": "b"}, {"path": "c", "weight": 1}]}}, "or to none"),

@@ -122,7 +122,7 @@ def label(
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
-    from cocomix.config import label_sources
+    from cocomix.label_sources import label_sources
     from cocomix.pipeline import label_data, layer_of_dictionary
 
     sources = label_sources(

@@ -1,0 +1,109 @@
+"""Training on a stream: loader workers that share its lanes, and what a checkpoint keeps to go on with it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainingArguments
+
+from cocomix.data import StreamBlocks, StreamedData
+from cocomix.data.stream_blocks import Mark
+from cocomix.errors import CoCoMixError
+from cocomix.training.arguments import tokens_per_step
+
+__all__ = ["StreamProgress", "WorkedStream", "stream_blocks"]
+
+_AHEAD = 2
+"""Batches that workers hold ready (our choice, as `DataLoader`'s)."""
+
+
+def stream_blocks(data: StreamedData, arguments: TrainingArguments) -> StreamBlocks:
+    """The training blocks of a run: as many as its steps take.
+
+    Args:
+        data: the stream.
+        arguments: of the run, with `max_steps`.
+    """
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    return data.blocks(arguments.max_steps * tokens_per_step(arguments, 1), seed)
+
+
+class WorkedStream(Dataset[dict[str, Any]]):
+    """A stream's blocks for one process, made by loader workers.
+
+    The process's blocks go round the workers one by one, so that each worker reads lanes of its own wherever processes
+    times workers divide the lanes. Meant to be read in order; any other block starts the workers again.
+
+    Args:
+        blocks: of the stream.
+        arguments: says which process this is, of how many, and how many workers it has.
+    """
+
+    def __init__(self, blocks: StreamBlocks, arguments: TrainingArguments) -> None:
+        self.blocks = blocks
+        self._step = arguments.world_size
+        self._options = {
+            "num_workers": arguments.dataloader_num_workers,
+            "prefetch_factor": max(1, _AHEAD * arguments.train_batch_size // max(1, arguments.dataloader_num_workers)),
+            "multiprocessing_context": arguments.dataloader_multiprocessing_context,
+        }
+        self._next = -1
+        self._rows: Iterator[dict[str, Any]] = iter(())
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As `StreamBlocks`."""
+        if index != self._next:
+            places = range(index, len(self.blocks), self._step)
+            self._rows = iter(DataLoader(self.blocks, batch_size=None, sampler=places, **self._options))
+        self._next = index + self._step
+        return next(self._rows)
+
+
+class StreamProgress:
+    """How far every lane was trained on, for checkpoints.
+
+    Args:
+        blocks: of the stream.
+        fingerprint: of the stream.
+    """
+
+    def __init__(self, blocks: StreamBlocks, fingerprint: str) -> None:
+        self._blocks = blocks
+        self._fingerprint = fingerprint
+        self._marks = torch.tensor([Mark(0, lane, 0, 0) for lane in range(blocks.source.lanes)])  # [lanes, 4]
+
+    def take(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Note the `reached` of batches that are about to be trained on, and take it out of them."""
+        for batch in batches:
+            for lane, *mark in batch.pop("reached").tolist():
+                self._marks[lane] = torch.tensor(mark)
+
+    def state(self, accelerator: Any) -> dict[str, Any]:
+        """What to go on from, as JSON; over all processes the furthest mark of each lane."""
+        marks = accelerator.gather(self._marks.to(accelerator.device)).cpu().view(-1, *self._marks.shape)
+        furthest = marks[:, :, 0].argmax(0)
+        return {"fingerprint": self._fingerprint, "marks": marks[furthest, torch.arange(len(furthest))].tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            CoCoMixError: the stream is not what it was.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise CoCoMixError(
+                "the stream has changed since the checkpoint was written (other shards, or other held-out data); bring "
+                "back what it was, or train to another --output."
+            )
+        self._marks = torch.tensor(state["marks"])
+        self._blocks.start_at(state["marks"])
+
+    @property
+    def row_groups(self) -> int:
+        """Row groups begun by this process's lanes."""
+        return int(np.unique(self._marks[:, 1].numpy()).size)

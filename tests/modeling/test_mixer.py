@@ -11,8 +11,8 @@ from cocomix.modeling.mixer import ConceptCompression, ConceptMixer
 from tests.modeling.factories import CONCEPTS, D_MODEL, MAIN_BACKBONES, MIXINGS, TOPK, concepts, student, tokens
 
 
-def mixer_of(mixing: str) -> ConceptMixer:
-    return student("gpt2", 1, mixing).mixer
+def mixer_of(mixing: str, **settings: bool) -> ConceptMixer:
+    return student("gpt2", 1, mixing, **settings).mixer
 
 
 def hidden_states() -> Tensor:
@@ -38,16 +38,16 @@ def naive_mix(mixer: ConceptMixer, hidden: Tensor) -> tuple[Tensor, Tensor]:
             row += {
                 "interleave": [h, paper],
                 "residual": [h, h + std * compressed],
-                "add": [h + paper],
+                "add": [h + paper - (0 if mixer.add_mean else mean)],
             }[mixer.mixing]
         rows.append(torch.stack(row))
         all_logits.append(torch.stack(row_logits))
     return torch.stack(rows), torch.stack(all_logits)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS)
-def test_equals_the_formulas_in_values_and_gradients(mixing: str) -> None:
-    mixer, hidden = mixer_of(mixing), hidden_states().requires_grad_()
+@pytest.mark.parametrize(("mixing", "add_mean"), [*((mixing, True) for mixing in MIXINGS), ("add", False)])
+def test_equals_the_formulas_in_values_and_gradients(mixing: str, add_mean: bool) -> None:
+    mixer, hidden = mixer_of(mixing, add_mean=add_mean), hidden_states().requires_grad_()
     ours = mixer(hidden, output_logits=True)
     mixed, z = naive_mix(mixer, hidden)
     torch.testing.assert_close(ours.mixed, mixed, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.modeling.accounting import matched_config
 from cocomix.modeling.backbone import backbone_of
+from cocomix.training.pretrained import pretrained_config
 
 __all__ = ["Vocabulary", "model_config"]
 
@@ -48,7 +49,7 @@ def model_config(
     Raises:
         CoCoMixError: recipe, data and labels do not fit together.
     """
-    backbone = _backbone(config.model.backbone, vocabulary)
+    backbone = _backbone(config, vocabulary)
     backbone_of(backbone)
     plain = config.objective == "ntp" and config.baseline is None
     if plain:
@@ -60,6 +61,7 @@ def model_config(
         prediction=config.model.prediction,
         hidden_loss=config.model.hidden_loss,
         compression_init=config.model.compression_init,
+        add_mean=config.model.add_mean,
         concept_loss_weight=config.model.concept_loss_weight,
         head_chunk_size=config.model.head_chunk_size,
         **_sizes(config, label_concepts, teacher_hidden_size),
@@ -92,26 +94,30 @@ def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: i
     return {"num_concepts": num_concepts, "concept_topk": model.concept_topk}
 
 
-def _backbone(source: dict[str, Any] | str, vocabulary: Vocabulary | None) -> PreTrainedConfig:
+def _backbone(config: RunConfig, vocabulary: Vocabulary | None) -> PreTrainedConfig:
+    """The decoder's configuration: what the recipe says, filled up from the data but for pretrained sizes."""
+    model = config.model
+    where = "backbone" if model.pretrained is None or model.backbone is not None else "pretrained"
+    source = model.backbone if model.backbone is not None else model.pretrained
+    assert source is not None  # the recipe has seen to it
+    fixed = model.pretrained is not None
     if isinstance(source, str):
-        try:
-            loaded = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise CoCoMixError(f"model.backbone {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-        values: dict[str, Any] = loaded.to_dict()
+        values: dict[str, Any] = pretrained_config(source, model.revision, f"model.{where}").to_dict()
     else:
         values = dict(source)
     if vocabulary is not None:
         if values.setdefault("vocab_size", vocabulary.size) < vocabulary.size:
+            remedy = "prepare the data with its tokenizer" if fixed else "raise it or leave it out"
             raise CoCoMixError(
-                f"model.backbone.vocab_size is {values['vocab_size']} but the tokenizer has {vocabulary.size} tokens; "
-                "raise it or leave it out."
+                f"model.{where}.vocab_size is {values['vocab_size']} but the tokenizer has {vocabulary.size} tokens; "
+                f"{remedy}."
             )
         positions = "n_positions" if values.get("model_type") == "gpt2" else "max_position_embeddings"
         if values.setdefault(positions, vocabulary.block_size) < vocabulary.block_size:
+            remedy = "prepare shorter blocks" if fixed else "raise it or prepare shorter blocks"
             raise CoCoMixError(
-                f"model.backbone.{positions} is {values[positions]} but the data's blocks have "
-                f"{vocabulary.block_size} tokens; raise it or prepare shorter blocks."
+                f"model.{where}.{positions} is {values[positions]} but the data's blocks have "
+                f"{vocabulary.block_size} tokens; {remedy}."
             )
         values.update(bos_token_id=vocabulary.eos_token_id, eos_token_id=vocabulary.eos_token_id, pad_token_id=None)
     model_type = values.pop("model_type", None)

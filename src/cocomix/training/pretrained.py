@@ -1,0 +1,73 @@
+"""Runs that go on from a pretrained model's weights (`model.pretrained` in a recipe)."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from cocomix.config import RunConfig
+from cocomix.data import PreparedData, load_tokenizer, tokenizer_fingerprint
+from cocomix.errors import CoCoMixError
+from cocomix.modeling import CoCoMixConfig
+from cocomix.modeling.accounting import build_model
+from cocomix.modeling.from_pretrained import check_same_decoder, load_backbone_weights
+from cocomix.pretrained import load_causal_lm
+
+__all__ = ["build_student", "pretrained_config"]
+
+
+def build_student(recipe: RunConfig, config: PreTrainedConfig, data: PreparedData) -> PreTrainedModel:
+    """The model a run starts with: freshly initialised, or with `model.pretrained`'s weights under new concept layers.
+
+    Args:
+        recipe: of the run.
+        config: of the model, see `model_config`.
+        data: what it is trained on.
+
+    Raises:
+        CoCoMixError: the pretrained model cannot be loaded, computes something else than `config`, or reads another
+            tokenizer than the data's.
+    """
+    model = build_model(config, recipe.model.attn_implementation)
+    name, revision = recipe.model.pretrained, recipe.model.revision
+    if name is not None:
+        _check_tokenizer(name, revision, data)
+        plain = load_causal_lm(name, revision=revision)
+        backbone = config.backbone if isinstance(config, CoCoMixConfig) else config
+        check_same_decoder(backbone, plain.config, name)
+        load_backbone_weights(model, plain)
+    return model
+
+
+def pretrained_config(name: str, revision: str | None, field: str) -> PreTrainedConfig:
+    """The configuration of a model on the hub, in a folder or in a GGUF file.
+
+    Args:
+        name: as in the recipe.
+        revision: branch, tag or commit on the hub.
+        field: where it stands in the recipe, for the refusal.
+
+    Raises:
+        CoCoMixError: there is none.
+    """
+    source, options = Path(name), {} if revision is None else {"revision": revision}
+    if source.suffix == ".gguf":
+        name, options = str(source.parent), {"gguf_file": source.name}
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise CoCoMixError(f"{field} {str(source)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return config
+
+
+def _check_tokenizer(name: str, revision: str | None, data: PreparedData) -> None:
+    """Refuse a pretrained model that reads another tokenizer than the data's; without one, sizes are all there is."""
+    try:
+        theirs = tokenizer_fingerprint(load_tokenizer(name, revision))
+    except CoCoMixError:
+        return
+    if theirs != data.meta.tokenizer_fingerprint:
+        raise CoCoMixError(
+            f"model.pretrained {name} reads another tokenizer than the one {data.path} was prepared with "
+            f"({data.meta.tokenizer_name}); prepare the data with --tokenizer {name}."
+        )

@@ -181,7 +181,7 @@ def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
             f"{data.path} was prepared with another tokenizer than the run {run.manifest.name}; prepare it with the "
             f"tokenizer in {run.path}."
         )
-    if path is None and data.meta.fingerprint != trained_on.fingerprint:
+    if path is None and data.meta.fingerprint != trained_on.folder_fingerprint:
         raise CoCoMixError(
             f"{data.path} has changed since the run {run.manifest.name} was trained on it; name it with --data to "
             "evaluate on it all the same."

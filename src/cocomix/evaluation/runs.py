@@ -33,14 +33,26 @@ class CorpusReference(_Part):
     blocks: int
 
 
+class StreamReference(_Part):
+    """The stream a run was trained on: the fingerprint of the data held out from it, which is what evaluations read."""
+
+    heldout: str
+
+
 class DataReference(_Part):
-    """The prepared data a run was trained and validated on; of a mixture, with its corpora."""
+    """The prepared data a run was trained and validated on; of a mixture, with its corpora; of a stream, held out."""
 
     path: str
     fingerprint: str
     tokenizer_fingerprint: str
     block_size: int
     mixture: tuple[CorpusReference, ...] | None = None
+    stream: StreamReference | None = None
+
+    @property
+    def folder_fingerprint(self) -> str:
+        """Of what lies at `path`: of a stream, what is held out."""
+        return self.fingerprint if self.stream is None else self.stream.heldout
 
 
 class LabelReference(_Part):
@@ -209,7 +221,9 @@ def _refuse_unfinished(path: Path) -> None:
     elif not path.exists() and partial_path(path).is_dir():
         finished = path
     elif not path.is_dir():
-        raise CoCoMixError(f"{path} does not exist or is not a folder; pass the folder that `cocomix train` wrote.")
+        raise CoCoMixError(
+            f"{path} does not exist or is not a folder; pass one of `cocomix train` (`cocomix runs` lists them)."
+        )
     else:
         return
     raise CoCoMixError(

@@ -61,7 +61,7 @@ def check_run(path: Path, checklist: Checklist) -> None:
             raise CoCoMixError(f"the model in {path} has another number of parameters than recorded; {_TRAIN}.")
         if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
             raise CoCoMixError(f"the model in {path} has weights that are not finite; {_TRAIN}.")
-    check_data_source(run.manifest.data.path, run.manifest.data.fingerprint, checklist)
+    check_data_source(run.manifest.data.path, run.manifest.data.folder_fingerprint, checklist)
     if run.manifest.labels is not None:
         check_label_source(run.manifest.labels.path, run.manifest.labels.fingerprint, checklist)
 

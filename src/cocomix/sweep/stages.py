@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cocomix.concepts import FitSettings, LabelSettings
-from cocomix.config import DictionaryConfig, MixtureConfig, TeacherConfig
+from cocomix.config import DictionaryConfig, TeacherConfig
 from cocomix.data import prepare
 from cocomix.errors import CoCoMixError
 from cocomix.output import read_json, write_json
@@ -34,8 +34,8 @@ def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job], reporter: Reporte
         reporter.say("teacher")
         train(loaded.teacher_recipe(), Path(loaded.teacher_model), reporter)
     data = jobs[0].recipe.data
-    if isinstance(data, MixtureConfig):
-        raise CoCoMixError("a sweep makes dictionary and labels of one corpus, not of data.mixture; name one folder.")
+    if not isinstance(data, Path):
+        raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
     for job in jobs:
         targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
         if isinstance(targets, Path) and not targets.exists():

@@ -1,11 +1,11 @@
-"""The data and labels a recipe names: of one corpus, or of a mixture."""
+"""The data and labels a recipe names: of one corpus, of a mixture, or of a stream."""
 
 from pathlib import Path
 from typing import Any
 
 from cocomix.concepts import ConceptLabelStore, LabelSettings, MixedLabels
-from cocomix.config import MixtureConfig, RunConfig
-from cocomix.data import TRAIN, MixedData, PreparedData
+from cocomix.config import MixtureConfig, RunConfig, StreamConfig
+from cocomix.data import TRAIN, MixedData, PreparedData, StreamedData, tokenizer_fingerprint
 from cocomix.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder
 
@@ -18,12 +18,22 @@ def open_data(recipe: RunConfig) -> PreparedData:
     """The recipe's data.
 
     Raises:
-        CoCoMixError: as `PreparedData.open` and `MixedData`.
+        CoCoMixError: as `PreparedData.open`, `MixedData` and `StreamedData`; a folder's tokenizer is another than the
+            one its blocks were made with.
     """
-    if not isinstance(recipe.data, MixtureConfig):
-        return PreparedData.open(recipe.data)
-    corpora = recipe.data.mixture
-    return MixedData([PreparedData.open(corpus.path) for corpus in corpora], [corpus.weight for corpus in corpora])
+    parts = [PreparedData.open(path) for path in recipe.data_folders]
+    for part in parts:
+        if tokenizer_fingerprint(part.tokenizer()) != part.meta.tokenizer_fingerprint:
+            raise CoCoMixError(
+                f"{part.path / 'tokenizer'} is not the tokenizer the blocks beside it were made with; copy that one "
+                "back, or prepare the data again."
+            )
+    if isinstance(recipe.data, MixtureConfig):
+        return MixedData(parts, [corpus.weight for corpus in recipe.data.mixture])
+    if isinstance(recipe.data, StreamConfig):
+        stream = recipe.data
+        return StreamedData(parts[0], stream.stream, text_column=stream.text_column, lanes=stream.lanes)
+    return parts[0]
 
 
 def mixture_order(data: PreparedData, seed: int) -> MixtureOrder | None:

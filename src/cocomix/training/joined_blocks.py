@@ -11,7 +11,7 @@ from cocomix.config import RunConfig
 from cocomix.data import DocumentBlocks, MixedData, PreparedData
 from cocomix.training.corpora import Labels
 
-__all__ = ["JoinedBlocks", "joined_blocks"]
+__all__ = ["JoinedBlocks", "documents_apart", "joined_blocks"]
 
 
 class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
@@ -25,6 +25,11 @@ class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {**self.tokens[index], **self.more[index]}
+
+
+def documents_apart(recipe: RunConfig, data: PreparedData, blocks: Dataset[Any]) -> Dataset[Any]:
+    """The blocks, with `document_masks` as documents that do not see one another."""
+    return DocumentBlocks(blocks, data.meta.eos_token_id) if recipe.document_masks else blocks
 
 
 def joined_blocks(
@@ -43,9 +48,7 @@ def joined_blocks(
         name: of the split.
         limit: use only the first blocks; of a mixture about so many, of each corpus its share.
     """
-    blocks: Dataset[Any] = data.split(name)
-    if recipe.document_masks:
-        blocks = DocumentBlocks(blocks, data.meta.eos_token_id)
+    blocks = documents_apart(recipe, data, data.split(name))
     for stored in beside:
         if stored is not None:
             blocks = JoinedBlocks(blocks, stored.split(name))

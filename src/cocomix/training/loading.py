@@ -1,7 +1,9 @@
 """Batches of blocks for one process, in an order that is computed and not drawn."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,10 +14,13 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
+from cocomix.errors import CoCoMixError
 from cocomix.modeling.concept_head import IGNORE
 from cocomix.training.order import BlockOrder, StepBatches
 
-__all__ = ["PaddedBlocks", "ordered_loader"]
+__all__ = ["PaddedBlocks", "ordered_loader", "told_by_workers"]
+
+_SENTENCE = re.compile(r"DataLoader worker.*^cocomix\.errors\.CoCoMixError: (.*)$", re.DOTALL | re.MULTILINE)
 
 
 class PaddedBlocks(Dataset[dict[str, Tensor]]):
@@ -36,8 +41,25 @@ class PaddedBlocks(Dataset[dict[str, Tensor]]):
         return row
 
 
+@contextmanager
+def told_by_workers() -> Iterator[None]:
+    """Raise what a loader worker refused as its sentence alone, without the traceback PyTorch puts around it."""
+    try:
+        yield
+    except CoCoMixError as error:
+        told = _SENTENCE.search(str(error))
+        if told is None:
+            raise
+        raise CoCoMixError(told.group(1).strip()) from None
+
+
 def ordered_loader(
-    blocks: Any, order: BlockOrder, collate: Callable[[Any], Any], arguments: TrainingArguments
+    blocks: Any,
+    order: BlockOrder,
+    collate: Callable[[Any], Any],
+    arguments: TrainingArguments,
+    *,
+    workers: int | None = None,
 ) -> DataLoaderShard:
     """This process's part of the training batches, on its device.
 
@@ -46,6 +68,7 @@ def ordered_loader(
         order: in which they come.
         collate: makes a batch of rows.
         arguments: batch size, processes, device and the loader's workers.
+        workers: other than the arguments' number; 0 where the blocks have workers of their own.
     """
     processes = arguments.world_size
     batches = StepBatches(
@@ -55,7 +78,7 @@ def ordered_loader(
         process=arguments.process_index,
         drop_last=arguments.dataloader_drop_last,
     )
-    workers = arguments.dataloader_num_workers
+    workers = arguments.dataloader_num_workers if workers is None else workers
     return DataLoaderShard(
         blocks if processes == 1 else PaddedBlocks(blocks, processes),
         device=arguments.device,
@@ -63,9 +86,9 @@ def ordered_loader(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=arguments.dataloader_pin_memory,
-        persistent_workers=arguments.dataloader_persistent_workers,
-        multiprocessing_context=arguments.dataloader_multiprocessing_context,
+        persistent_workers=arguments.dataloader_persistent_workers and workers > 0,
+        multiprocessing_context=arguments.dataloader_multiprocessing_context if workers > 0 else None,
         in_order=arguments.dataloader_in_order,
-        prefetch_factor=arguments.dataloader_prefetch_factor,
+        prefetch_factor=arguments.dataloader_prefetch_factor if workers > 0 else None,
         worker_init_fn=partial(seed_worker, num_workers=workers, rank=arguments.process_index),
     )

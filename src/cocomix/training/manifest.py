@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 
 from cocomix.concepts import MixedLabels
 from cocomix.concepts.hashing import file_sha256
-from cocomix.config import RunConfig
-from cocomix.data import MixedData, PreparedData
+from cocomix.config import RunConfig, StreamConfig
+from cocomix.data import MixedData, PreparedData, StreamedData
 from cocomix.modeling import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import Labels
@@ -64,7 +64,9 @@ def run_manifest(
             "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
             "block_size": data.meta.block_size,
             **_mixture(recipe, data, trainer),
+            **_stream(recipe, data),
         },
+        "pretrained": _pretrained(recipe),
         "document_masks": recipe.document_masks,
         "labels": None if labels is None else _labels(recipe, labels),
         "online_labels": None if online is None else online.reference(data),
@@ -115,6 +117,15 @@ def _mixture(recipe: RunConfig, data: PreparedData, trainer: CoCoMixTrainer) -> 
     }
 
 
+def _stream(recipe: RunConfig, data: PreparedData) -> dict[str, Any]:
+    """Of a stream: where it is, how large, and the fingerprint of what is held out; nothing for other data."""
+    if not isinstance(data, StreamedData):
+        return {}
+    assert isinstance(recipe.data, StreamConfig)
+    sizes = {"shards": len(data.shards), "documents": data.documents, "lanes": data.lanes}
+    return {"stream": {"patterns": list(recipe.data.stream), **sizes, "heldout": data.heldout.meta.fingerprint}}
+
+
 def _drawn(trainer: CoCoMixTrainer) -> list[int]:
     """Training blocks from each corpus of a mixture."""
     order, blocks_of_split = trainer.order, len(trainer.train_dataset)
@@ -125,6 +136,13 @@ def _drawn(trainer: CoCoMixTrainer) -> list[int]:
     starts = [epoch * order.size for epoch in range(len(lengths))]
     of_epochs = [order.taken(start, start + length) for start, length in zip(starts, lengths, strict=True)]
     return [sum(counts) for counts in zip(*of_epochs, strict=True)]
+
+
+def _pretrained(recipe: RunConfig) -> dict[str, str | None] | None:
+    """Whose weights the run started from."""
+    if recipe.model.pretrained is None:
+        return None
+    return {"model": recipe.model.pretrained, "revision": recipe.model.revision}
 
 
 def _labels(recipe: RunConfig, labels: Labels) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from cocomix.data.permutation import Indices, permuted
 from cocomix.errors import CoCoMixError
 
-__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ShuffledOrder", "StepBatches"]
+__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ReadingOrder", "ShuffledOrder", "StepBatches"]
 
 PERIOD = 10_000
 """Draws after which a mixture has taken exactly its shares from every corpus (our choice: shares of at least 0.01%)."""
@@ -50,6 +50,21 @@ class ShuffledOrder:
     def blocks(self, epoch: int, start: int, stop: int) -> Indices:
         """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
         return permuted(np.arange(start, stop), self.size, self.seed, 0, epoch)
+
+
+@dataclass(frozen=True)
+class ReadingOrder:
+    """One block after another, of what is in order already: the same in every epoch.
+
+    Attributes:
+        size: number of blocks.
+    """
+
+    size: int
+
+    def blocks(self, epoch: int, start: int, stop: int) -> Indices:
+        """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
+        return np.arange(start, stop)
 
 
 @dataclass(frozen=True)

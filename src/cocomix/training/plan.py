@@ -28,7 +28,7 @@ class Plan:
         config: configuration of the model.
         accounting: parameters and FLOPs per token, attention at the data's block size included.
         block_size: tokens per block.
-        train_blocks: blocks of the training split; `None` without data.
+        train_blocks: blocks of the training split; `None` without data, and of a stream.
     """
 
     config: PreTrainedConfig
@@ -63,7 +63,8 @@ def plan_run(
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
-    return Plan(config, accounting, block_size, None if data is None else data.meta.splits["train"].blocks)
+    train = None if data is None else data.meta.splits.get("train")
+    return Plan(config, accounting, block_size, None if train is None else train.blocks)
 
 
 def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:

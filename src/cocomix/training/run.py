@@ -16,7 +16,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from cocomix.config import RunConfig, load_recipe, save_recipe
-from cocomix.data import PreparedData
+from cocomix.data import PreparedData, StreamedData
 from cocomix.errors import CoCoMixError
 from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.reporter import Reporter, SilentReporter
@@ -26,7 +26,7 @@ from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import Labels, labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
-from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
+from cocomix.training.joined_blocks import JoinedBlocks, documents_apart, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.manifest import run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
@@ -36,6 +36,7 @@ from cocomix.training.plan import Plan, describe_plan, plan_run
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.sharded_trainer import ShardedTrainer
+from cocomix.training.streaming import StreamedRun
 from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["dry_run", "train"]
@@ -79,7 +80,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     check_deepspeed(recipe.training, os.environ, torch.accelerator.is_available())
     sharding = sharding_asked(recipe.training, os.environ)
     data = open_data(recipe)
-    train_blocks = len(data.split("train"))
+    train_blocks = None if isinstance(data, StreamedData) else len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
     arguments = training_arguments(recipe, checkpoints, data.meta.block_size, train_blocks)
     first = arguments.process_index == 0
@@ -98,11 +99,14 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         model = build_student(recipe, plan.config, data)
         stored = (labels, teaching.stored)
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
+        streamed = StreamedRun.of(data, arguments) if isinstance(data, StreamedData) else None
         trainer_class = CoCoMixTrainer if sharding is None else partial(ShardedTrainer, sharding=sharding)
         trainer = trainer_class(
             model=model,
             args=arguments,
-            train_dataset=joined_blocks(recipe, data, stored, "train", None),
+            train_dataset=joined_blocks(recipe, data, stored, "train", None)
+            if streamed is None
+            else documents_apart(recipe, data, streamed.blocks),
             eval_dataset=validation
             if online is None
             else JoinedBlocks(validation, online.blocks(validation, reporter)),
@@ -110,6 +114,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             online_labels=online,
             non_finite=recipe.non_finite,
             order=mixture_order(data, arguments.seed if arguments.data_seed is None else arguments.data_seed),
+            stream=None if streamed is None else streamed.progress,
         )
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer, reporter)
@@ -184,7 +189,7 @@ def _whatever_launch(recipe: RunConfig) -> RunConfig:
 def _warn_of_repeated_labelling(trainer: CoCoMixTrainer, reporter: Reporter) -> None:
     arguments, blocks = trainer.args, len(trainer.train_dataset)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, blocks)
-    if trainer.tokens_seen(steps) > blocks * len(trainer.train_dataset[0]["input_ids"]):
+    if trainer.tokens_seen(steps) > blocks * trainer.block_size:
         reporter.warn(
             "labels: online labels the data again in every epoch; for several, `cocomix label` once is cheaper."
         )

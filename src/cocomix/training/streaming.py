@@ -1,9 +1,9 @@
 """Training on a stream: loader workers that share its lanes, and what a checkpoint keeps to go on with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
@@ -13,21 +13,10 @@ from cocomix.data.stream_blocks import Mark
 from cocomix.errors import CoCoMixError
 from cocomix.training.arguments import tokens_per_step
 
-__all__ = ["StreamProgress", "WorkedStream", "stream_blocks"]
+__all__ = ["StreamProgress", "StreamedRun", "WorkedStream"]
 
 _AHEAD = 2
 """Batches that workers hold ready (our choice, as `DataLoader`'s)."""
-
-
-def stream_blocks(data: StreamedData, arguments: TrainingArguments) -> StreamBlocks:
-    """The training blocks of a run: as many as its steps take.
-
-    Args:
-        data: the stream.
-        arguments: of the run, with `max_steps`.
-    """
-    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    return data.blocks(arguments.max_steps * tokens_per_step(arguments, 1), seed)
 
 
 class WorkedStream(Dataset[dict[str, Any]]):
@@ -103,7 +92,23 @@ class StreamProgress:
         self._marks = torch.tensor(state["marks"])
         self._blocks.start_at(state["marks"])
 
-    @property
-    def row_groups(self) -> int:
-        """Row groups begun by this process's lanes."""
-        return int(np.unique(self._marks[:, 1].numpy()).size)
+
+@dataclass(frozen=True)
+class StreamedRun:
+    """A stream as one run reads it.
+
+    Attributes:
+        blocks: as many as the run's steps take.
+        progress: of them.
+    """
+
+    blocks: Dataset[dict[str, Any]]
+    progress: StreamProgress
+
+    @classmethod
+    def of(cls, data: StreamedData, arguments: TrainingArguments) -> "StreamedRun":
+        """Read a stream for a run of `max_steps`, in the order of its data seed."""
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        blocks = data.blocks(arguments.max_steps * tokens_per_step(arguments, block_size=1), seed)
+        worked = WorkedStream(blocks, arguments) if arguments.dataloader_num_workers > 0 else blocks
+        return cls(worked, StreamProgress(blocks, data.meta.fingerprint))

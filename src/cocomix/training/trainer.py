@@ -8,9 +8,11 @@ not finite, and checkpoints that are whole or not there.
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -31,11 +33,12 @@ from cocomix.training.checkpoints import (
     last_complete_checkpoint,
     seal_checkpoint,
 )
-from cocomix.training.loading import PaddedBlocks, ordered_loader
+from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
 from cocomix.training.online import OnlineLabels
-from cocomix.training.order import BlockOrder, ShuffledOrder, StepBatches
+from cocomix.training.order import BlockOrder, ReadingOrder, ShuffledOrder, StepBatches
+from cocomix.training.streaming import StreamProgress
 
 __all__ = ["CoCoMixTrainer", "NonFinite", "collate_blocks"]
 
@@ -55,10 +58,12 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
     Args:
         rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
-            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K].
+            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K]; from a
+            stream also `reached` [5].
 
     Returns:
-        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are.
+        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are, and `reached`, which stays on the
+        host as an array.
     """
     batch = {
         name: torch.stack([torch.as_tensor(row[name], dtype=_COLUMNS[name]) for row in rows])
@@ -66,6 +71,8 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         if name in _COLUMNS
     }
     batch.setdefault("labels", batch["input_ids"])
+    if "reached" in rows[0]:
+        batch["reached"] = np.stack([row["reached"] for row in rows])
     return batch
 
 
@@ -91,6 +98,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     Training blocks come in `order`, by default shuffled by `data_seed` or `seed`: the same for any number of loader
     workers, and for any number of processes of one global batch size. Iterable sets and other values of
     `train_sampling_strategy` than `random` are left to the base class.
+
+    With `stream`, training blocks come from a `StreamBlocks`, in its own order; checkpoints keep how far it was read.
     """
 
     _without_gradients: type[torch.no_grad] | type[torch.inference_mode] = torch.inference_mode
@@ -102,6 +111,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         online_labels: OnlineLabels | None = None,
         non_finite: NonFinite = "stop",
         order: BlockOrder | None = None,
+        stream: StreamProgress | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
@@ -110,7 +120,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
         self.objective = objective
         self.online_labels = online_labels
-        self.order = order
+        self.stream = stream
+        self.order = order if stream is None else ReadingOrder(len(self.train_dataset))
         self._labelled: tuple[Any, Iterator[dict[str, Tensor]]] | None = None
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
@@ -132,7 +143,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 depth = self.args.gradient_accumulation_steps
                 self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth))
             epoch_iterator = self._labelled[1]
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.stream is not None:
+            self.stream.take(batches)
+        return batches, counts
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Count targets and labelled positions over all micro-batches of a step, on all processes."""
@@ -192,14 +206,19 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             logs["tokens_per_second"] = self.clock.rate(logs["tokens"])
         super().log(logs, start_time)
 
+    @cached_property
+    def block_size(self) -> int:
+        """Tokens of a training block."""
+        return len(self.train_dataset[0]["input_ids"])
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, all processes together."""
-        return tokens_per_step(self.args, len(self.train_dataset[0]["input_ids"]))
+        return tokens_per_step(self.args, self.block_size)
 
     def tokens_seen(self, steps: int) -> int:
         """Training tokens of so many optimizer steps; the last step of an epoch may hold fewer than the others."""
-        return tokens_after(steps, self.args, len(self.train_dataset), len(self.train_dataset[0]["input_ids"]))
+        return tokens_after(steps, self.args, len(self.train_dataset), self.block_size)
 
     def _stop(self, what: str) -> NoReturn:
         checkpoint = last_complete_checkpoint(Path(self.args.output_dir))
@@ -212,7 +231,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does, with the clock running."""
         try:
-            with self.clock.running(self.args.device):
+            with self.clock.running(self.args.device), told_by_workers():
                 return super().train(*args, **kwargs)
         finally:
             self._labelled = None  # batches labelled ahead of the last step
@@ -265,7 +284,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         order = self.order or ShuffledOrder(len(blocks), seed)
         collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
-        return ordered_loader(blocks, order, collate, arguments)
+        return ordered_loader(blocks, order, collate, arguments, workers=None if self.stream is None else 0)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The base class's, in which every block counts once.
@@ -306,6 +325,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 "meter": self._meter.state(self.accelerator),
                 "skipped": [self.skipped_steps, self._skipped_in_a_row],
                 "tokens_per_step": self.tokens_per_step,
+                "stream": None if self.stream is None else self.stream.state(self.accelerator),
             }
             folder = Path(self.args.output_dir)
             if self.args.should_save:
@@ -342,7 +362,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint.
 
         Raises:
-            CoCoMixError: its steps were of another size, as they are with another number of processes.
+            CoCoMixError: its steps were of another size, as they are with another number of processes; the stream it
+                was trained on has changed.
         """
         mark = read_json(checkpoint / MARK)
         written = mark.get("tokens_per_step", self.tokens_per_step)
@@ -356,6 +377,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = mark["skipped"]
         self._meter.restore(mark["meter"], self.accelerator)
+        if self.stream is not None:
+            self.stream.restore(mark["stream"])
 
 
 def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:

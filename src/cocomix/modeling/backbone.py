@@ -17,7 +17,15 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from cocomix.errors import CoCoMixError
 from cocomix.modeling.last_block import compute_last_block_at_concepts
 
-__all__ = ["SUPPORTED_BACKBONES", "Backbone", "backbone_of", "build_halves", "plain_model", "split_state_dict"]
+__all__ = [
+    "SUPPORTED_BACKBONES",
+    "Backbone",
+    "backbone_of",
+    "build_halves",
+    "part_config",
+    "plain_model",
+    "split_state_dict",
+]
 
 
 @dataclass(frozen=True)
@@ -147,8 +155,8 @@ def build_halves(
     """
     backbone = backbone_of(config)
     total = config.num_hidden_layers
-    lower = AutoModel.from_config(_part_config(config, 0, insert_layer), attn_implementation=attn_implementation)
-    upper_config = _part_config(config, insert_layer, total)
+    lower = AutoModel.from_config(part_config(config, 0, insert_layer), attn_implementation=attn_implementation)
+    upper_config = part_config(config, insert_layer, total)
     upper_config.max_position_embeddings = positions_per_token * config.max_position_embeddings
     if getattr(config, "sliding_window", None) is not None:
         upper_config.sliding_window = positions_per_token * config.sliding_window
@@ -175,7 +183,7 @@ def build_halves(
     return lower, upper
 
 
-def _part_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
+def part_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
     """The configuration of blocks [start, stop) alone, per-layer lists sliced with them."""
     part = copy.deepcopy(config)
     for name in _PER_LAYER_FIELDS:

@@ -12,12 +12,13 @@ from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import Accounting, account
 from cocomix.modeling.accounting import build_model
+from cocomix.modeling.memory import STATE_BYTES, activation_bytes
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
 from cocomix.training.corpora import Labels
 from cocomix.training.online import OnlineLabels
 from cocomix.training.student import Vocabulary, model_config
 
-__all__ = ["Plan", "describe_plan", "plan_run"]
+__all__ = ["Plan", "describe_memory", "describe_plan", "plan_run"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,16 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         "tokens": tokens or "the data's",
         "training FLOPs": tokens * count.training_flops_per_token or "the data's",
     }
+
+
+def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
+    state = STATE_BYTES * plan.accounting.total_parameters
+    memory: dict[str, Any] = {"GiB of weights, gradients and AdamW": round(state / 2**30, 1)}
+    if not arguments.gradient_checkpointing:
+        kept = activation_bytes(
+            plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16
+        )
+        memory["GiB of activations, about"] = round(kept / 2**30, 1)
+    return memory

@@ -13,8 +13,8 @@ from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, compare, evaluate_run
 from cocomix.output import read_json
 from cocomix.training import train
+from cocomix.training.collating import collate_blocks
 from cocomix.training.objectives import OBJECTIVES, Divisors
-from cocomix.training.trainer import collate_blocks
 from tests.modeling.factories import CONCEPTS, plain, student
 from tests.workshop import Workshop
 

@@ -9,7 +9,8 @@ which builds tensors and plain containers and runs nothing.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoint_fault",
     "checkpoint_step",
     "drop_old_checkpoints",
+    "explained_checkpoint",
     "last_complete_checkpoint",
     "seal_checkpoint",
 ]
@@ -61,6 +63,26 @@ def checkpoint_fault(folder: Path) -> str | None:
     except (CoCoMixError, KeyError, TypeError, AttributeError):
         return f"has a damaged {MARK}"
     return None
+
+
+@contextmanager
+def explained_checkpoint(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a checkpoint cannot be gone on from, whatever was found in one of its files.
+
+    Raises:
+        CoCoMixError: a file is not what belongs there, although its hash is the recorded one: `torch.load` refuses all
+            but tensors and plain containers, and readers of damaged files raise errors of many kinds.
+    """
+    try:
+        yield
+    except (CoCoMixError, OSError):
+        raise
+    except Exception as error:
+        raise CoCoMixError(
+            f"{folder} holds something else than the weights and states of a run ({type(error).__name__}), and nothing "
+            "of it was run; do not trust it: remove it, and the same `cocomix train` goes on from the "
+            "checkpoint before."
+        ) from error
 
 
 def checkpoint_step(folder: Path) -> int:

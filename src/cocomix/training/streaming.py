@@ -12,6 +12,7 @@ from cocomix.data import StreamBlocks, StreamedData
 from cocomix.data.stream_blocks import Mark
 from cocomix.errors import CoCoMixError
 from cocomix.training.arguments import tokens_per_step
+from cocomix.training.loading import told_by_workers
 
 __all__ = ["StreamProgress", "StreamedRun", "WorkedStream"]
 
@@ -50,7 +51,8 @@ class WorkedStream(Dataset[dict[str, Any]]):
             places = range(index, len(self.blocks), self._step)
             self._rows = iter(DataLoader(self.blocks, batch_size=None, sampler=places, **self._options))
         self._next = index + self._step
-        return next(self._rows)
+        with told_by_workers():
+            return next(self._rows)
 
 
 class StreamProgress:

@@ -7,12 +7,11 @@ not finite, and checkpoints that are whole or not there.
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -30,9 +29,11 @@ from cocomix.training.checkpoints import (
     WRITING,
     checkpoint_step,
     drop_old_checkpoints,
+    explained_checkpoint,
     last_complete_checkpoint,
     seal_checkpoint,
 )
+from cocomix.training.collating import COLUMNS, collate_blocks
 from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
@@ -40,40 +41,12 @@ from cocomix.training.online import OnlineLabels
 from cocomix.training.order import BlockOrder, ReadingOrder, ShuffledOrder, StepBatches
 from cocomix.training.streaming import StreamProgress
 
-__all__ = ["CoCoMixTrainer", "NonFinite", "collate_blocks"]
+__all__ = ["CoCoMixTrainer", "NonFinite"]
 
 NonFinite = Literal["stop", "skip"]
 """What to do about gradients that are infinite or not a number."""
 _SKIPS_IN_A_ROW = 10  # our choice: a rare bad batch is over sooner, and training that has diverged does not come back
-_COLUMNS: dict[str, torch.dtype | None] = {
-    **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
-    **dict.fromkeys(("concept_labels", "teacher_ids"), torch.int64),
-    "teacher_log_probs": None,
-}
 _LOSSES = ("ntp_loss", "concept_loss", "hidden_loss", "kd_loss")
-
-
-def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
-
-    Args:
-        rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
-            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K]; from a
-            stream also `reached` [5].
-
-    Returns:
-        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are, and `reached`, which stays on the
-        host as an array.
-    """
-    batch = {
-        name: torch.stack([torch.as_tensor(row[name], dtype=_COLUMNS[name]) for row in rows])
-        for name in rows[0]
-        if name in _COLUMNS
-    }
-    batch.setdefault("labels", batch["input_ids"])
-    if "reached" in rows[0]:
-        batch["reached"] = np.stack([row["reached"] for row in rows])
-    return batch
 
 
 class CoCoMixTrainer(Trainer):  # type: ignore[misc]
@@ -133,7 +106,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self._saving = False
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(_COLUMNS)
+        self._signature_columns = list(COLUMNS)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step and their counts; labelled first, where labels are made online."""
@@ -310,6 +283,18 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if isinstance(batches, StepBatches) and resumed and not self.args.ignore_data_skip:
             batches.pass_over(kwargs["steps_trained_in_current_epoch"])
         super()._run_epoch(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with explained_checkpoint(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with explained_checkpoint(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with explained_checkpoint(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where checkpoints are; while one is being written, the folder it is written in."""

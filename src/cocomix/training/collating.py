@@ -1,0 +1,40 @@
+"""From rows of a data set to a batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["COLUMNS", "collate_blocks"]
+
+COLUMNS: dict[str, torch.dtype | None] = {
+    **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
+    **dict.fromkeys(("concept_labels", "teacher_ids"), torch.int64),
+    "teacher_log_probs": None,
+}
+"""What a batch is made of, and its types; None leaves a column's as it is."""
+
+
+def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
+
+    Args:
+        rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
+            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K]; from a
+            stream also `reached` [5].
+
+    Returns:
+        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are, and `reached`, which stays on the
+        host as an array.
+    """
+    batch = {
+        name: torch.stack([torch.as_tensor(row[name], dtype=COLUMNS[name]) for row in rows])
+        for name in rows[0]
+        if name in COLUMNS
+    }
+    batch.setdefault("labels", batch["input_ids"])
+    if "reached" in rows[0]:
+        batch["reached"] = np.stack([row["reached"] for row in rows])
+    return batch

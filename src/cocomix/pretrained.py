@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, modeling_gguf_pytorch_utils
+from transformers.utils import logging
 
 from cocomix.errors import CoCoMixError
 
@@ -41,6 +42,7 @@ def load_causal_lm(
         name, gguf_file = str(source.parent), source.name
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
+        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its bar then obeys transformers' switch for bars
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:

@@ -1,11 +1,21 @@
 """The `cocomix` command: one thin function per verb, in the modules of this package.
 
-Importing a module adds its verbs; `--help` lists them in this order.
+Importing a module adds its verbs; `cocomix.cli.story` says in which order `--help` lists them.
 """
 
-# isort: off
+from cocomix.cli import (  # noqa: F401 - their verbs
+    atlas,
+    begin,
+    care,
+    corpus,
+    explore,
+    export,
+    listing,
+    runs,
+    study,
+    sweep,
+    tour,
+)
 from cocomix.cli.application import app, main
-from cocomix.cli import corpus, runs, sweep, study, atlas, explore, care, tour  # noqa: F401 - their verbs
-# isort: on
 
 __all__ = ["app", "main"]

@@ -1,10 +1,14 @@
 """The application behind `cocomix`: its errors, its output, and the options that verbs share."""
 
 import errno
+import inspect
 import json
 import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cocomix.allocator import keep_freed_memory
+from cocomix.cli.story import chapter_of, story
 from cocomix.config import describe_validation_error
 from cocomix.errors import CoCoMixError
 from cocomix.processes import first_to_fail
@@ -32,13 +37,57 @@ class _Commands(typer.core.TyperGroup):
         except KeyboardInterrupt:
             raise _Interrupted from None
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        summaries = {name: (command.help or "").split("\n", 1)[0] for name, command in self.commands.items()}
+        opening = f"{' '.join(self.get_usage(ctx).split())}\n\n{self.help}"
+        Console().print(story(opening, summaries), highlight=False)
 
-app = typer.Typer(
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+
+class _Application(typer.Typer):
+    """Gives every verb its chapter of the help, and `--verbose`."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Verb], Verb]:
+        def register(verb: Verb) -> Verb:
+            called = name or verb.__name__.replace("_", "-")
+            super(_Application, self).command(name, rich_help_panel=chapter_of(called), **settings)(_with_verbose(verb))
+            return verb
+
+        return register
+
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Let the libraries underneath speak, and show where an error came from.")
+]
+
+
+def _with_verbose(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that also takes `--verbose`."""
+
+    @wraps(verb)
+    def run(*, verbose: bool, **values: Any) -> None:
+        if verbose:
+            _let_libraries_speak(True)
+        try:
+            verb(**values)
+        except ValueError:  # a `CoCoMixError`, or a setting that pydantic refuses
+            if verbose:
+                traceback.print_exc()
+            raise
+
+    signature = inspect.signature(verb)
+    added = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**verb.__annotations__, "verbose": Verbose}
+    return run
+
+
+app = _Application(
     name="cocomix",
     cls=_Commands,
-    help="Pretrain language models that predict and mix continuous concepts.\n\n"
-    "In the order of use: prepare, sae, label, train, eval, compare; then generate and inspect. "
-    "`cocomix demo` does all of it on this machine's own documentation.",
+    help="Pretrain language models that predict and mix continuous concepts.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -56,7 +105,7 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130, SIGTERM in 143."""
     try:
         keep_freed_memory()
-        _quiet_libraries()
+        _let_libraries_speak(False)
         with termination_raised():
             app()
     except (KeyboardInterrupt, _Interrupted):
@@ -84,14 +133,19 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _quiet_libraries() -> None:
-    """Let the libraries underneath speak only of errors: this command tells what it does itself."""
+def _let_libraries_speak(speak: bool) -> None:
+    """Whether the libraries underneath say more than errors, and show bars: this command tells what it does itself."""
     import datasets
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if speak:
+        transformers.logging.set_verbosity_info()
+        transformers.logging.enable_progress_bar()
+        datasets.enable_progress_bars()
+    else:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def print_table(values: dict[str, Any]) -> None:

@@ -32,7 +32,9 @@ def atlas(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make an atlas of a run's concepts: where each shows, what it does, what to call it. Then search it.
+    """Make and search an atlas of a run's concepts.
+
+    It tells of every concept where it shows, what it does to the next token, and what to call it.
 
     A stopped command goes on where it was. The key of a naming endpoint is read from COCOMIX_NAME_API_KEY.
 

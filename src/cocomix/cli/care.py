@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cocomix.cli.application import AsJson, app, print_json
+from cocomix.cli.application import AsJson, Quiet, app, print_json
 from cocomix.errors import CoCoMixError
+from cocomix.reporter import ConsoleReporter
 
 __all__ = ["doctor", "verify"]
 
@@ -21,6 +22,7 @@ _COLOURS = {"ok": "green", "broken": "red", "fail": "red", "warn": "yellow", "no
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Data, labels, dictionary, run, checkpoint, atlas, …")],
     json_output: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check an artefact, and what it says it was made from.
 
@@ -28,10 +30,10 @@ def verify(
     """
     from cocomix.integrity import verify as run
 
-    found = run(path)
+    found = run(path, ConsoleReporter(quiet=quiet))
     if json_output:
         print_json(found.to_json())
-    else:
+    elif not quiet:
         Console().print(f"{found.kind}, format {found.format_version}, in {found.path}", highlight=False, markup=False)
         Console().print(_table([(finding.what, finding.state, finding.detail) for finding in found.findings]))
     if found.broken:
@@ -40,8 +42,8 @@ def verify(
 
 
 @app.command()
-def doctor(json_output: AsJson = False) -> None:
-    """Look over this machine: versions, device, memory, disk, hub.
+def doctor(json_output: AsJson = False, quiet: Quiet = False) -> None:
+    """Look over this machine: versions, device, disk, hub.
 
     [dim]Example: cocomix doctor[/dim]
     """
@@ -50,7 +52,7 @@ def doctor(json_output: AsJson = False) -> None:
     lines = examine()
     if json_output:
         print_json([line._asdict() for line in lines])
-    else:
+    elif not quiet:
         Console().print(_table([(name, state, "; ".join(filter(None, texts))) for name, state, *texts in lines]))
     failed = [line for line in lines if line.state == "fail"]
     if failed:

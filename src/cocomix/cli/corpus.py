@@ -116,7 +116,7 @@ def label(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label tokens with the concepts that matter for what comes next.
+    """Label tokens with the concepts that matter next.
 
     An interrupted run goes on at the next shard when the same command is given again.
 
@@ -161,7 +161,7 @@ def distill(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Store a teacher's likeliest next tokens, for distillation.
+    """Store a teacher's likeliest next tokens.
 
     An interrupted run goes on at the next shard when the same command is given again.
 

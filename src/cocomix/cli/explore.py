@@ -33,7 +33,7 @@ def explore(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Open a run in the browser: read, look up concepts, steer, compare.
+    """Open a run in the browser: read, steer, compare.
 
     [dim]Example: cocomix explore runs/first --compare runs/ntp[/dim]
     """

@@ -26,7 +26,7 @@ def train(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a student, a baseline or a teacher from a recipe.
+    """Train a student, baseline or teacher from a recipe.
 
     A stopped run goes on from its last checkpoint when the same command is given again.
 
@@ -68,7 +68,7 @@ def evaluate(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run: loss and use of concepts; or downstream tasks.
+    """Measure a run's loss and use of concepts, or tasks.
 
     Loss, perplexity, bits per byte, concept recall and concept reliance go to the run's evaluation.json.
 
@@ -122,6 +122,7 @@ def consolidate(
         Path, typer.Argument(metavar="CHECKPOINT", help="Folder checkpoint-STEP of a run with training.fsdp.")
     ],
     output: Output,
+    quiet: Quiet = False,
 ) -> None:
     """Make one model of a sharded checkpoint.
 
@@ -132,6 +133,7 @@ def consolidate(
     from cocomix.training.sharded_checkpoints import consolidate as run
 
     run(checkpoint, output)
+    ConsoleReporter(quiet=quiet).say(f"the model of {checkpoint.name} is in {output}")
 
 
 @app.command()

@@ -32,6 +32,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Sample among so many tokens.")] = 50,
     seed: Annotated[int, typer.Option(help="Decides the sample.")] = 0,
     json_output: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Continue a text, with concepts turned up or down.
 
@@ -51,6 +52,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         seed=seed,
+        reporter=ConsoleReporter(quiet=quiet),
     )
     if json_output:
         print_json({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())})
@@ -76,7 +78,7 @@ def steer_eval(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure whether steering works: which concepts, how strongly, at what cost.
+    """Measure which concepts steer, how, and at what cost.
 
     [dim]Example: cocomix steer-eval runs/first --num-concepts 8 --output steering[/dim]
     """
@@ -123,8 +125,9 @@ def inspect(
     top: Annotated[int, typer.Option(help="Concepts per token.")] = 3,
     describe: Annotated[bool, typer.Option(help="Say what concepts stand for, from the run's labels.")] = True,
     json_output: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show the strongest predicted concepts at every token of a text.
+    """Show the concepts predicted at every token.
 
     [dim]Example: cocomix inspect runs/first "Return the number of items."[/dim]
     """
@@ -133,9 +136,10 @@ def inspect(
     from cocomix.interpret.run_concepts import describe_run_concepts
 
     opened = Run.open(run)
-    tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
-    wanted = sorted({concept.id for token in tokens for concept in token.concepts})
-    descriptions = describe_run_concepts(opened, wanted) if describe else {}
+    with ConsoleReporter(quiet=quiet).progress("looking", None, "steps"):
+        tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
+        wanted = sorted({concept.id for token in tokens for concept in token.concepts})
+        descriptions = describe_run_concepts(opened, wanted) if describe else {}
     if json_output:
         print_json([asdict(token) for token in tokens])
     else:

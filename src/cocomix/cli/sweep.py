@@ -30,7 +30,7 @@ def sweep(
     json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, measure and compare all arms and seeds of a plan.
+    """Train and compare all arms and seeds of a plan.
 
     Finished runs are kept, stopped ones go on, when the same command is given again. A run that fails does not stop
     the others; exit status 1 then, and no report.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import Quiet, app
+from cocomix.cli.application import AsJson, Quiet, app, print_json
 from cocomix.reporter import ConsoleReporter
 
 __all__ = ["demo"]
@@ -15,12 +15,19 @@ __all__ = ["demo"]
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for everything.")] = Path("cocomix-demo"),
     fast: Annotated[bool, typer.Option(help="Two to three minutes; too short to learn much.")] = False,
+    json_output: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole method on this machine's documentation: ten minutes.
+    """Try the whole method on this machine: ten minutes.
+
+    The text is the documentation of what is installed here: no download.
 
     Finished stages are kept: a second run, or one after a stop, goes on where it was.
+
+    [dim]Example: cocomix demo --fast[/dim]
     """
     from cocomix.demo import run_demo
 
-    run_demo(directory, fast=fast, reporter=ConsoleReporter(quiet=quiet))
+    page = run_demo(directory, fast=fast, reporter=ConsoleReporter(quiet=quiet))
+    if json_output:
+        print_json({"folder": str(directory), "report": str(page)})

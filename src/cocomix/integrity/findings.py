@@ -63,9 +63,10 @@ class Verification:
 
 @dataclass
 class Checklist:
-    """Collects findings while checks run."""
+    """Collects findings while checks run, and tells `advance` of each."""
 
     findings: list[Finding] = field(default_factory=list)
+    advance: Callable[[float], None] = lambda amount: None
 
     @contextmanager
     def check(self, what: str, detail: str, remedy: str) -> Iterator[None]:
@@ -79,12 +80,12 @@ class Checklist:
         try:
             yield
         except CoCoMixError as error:
-            self.findings.append(Finding(what, "broken", str(error)))
+            self._note(what, "broken", str(error))
         except Exception as error:  # a damaged file makes its parser fail in whatever way it likes
             reason = " ".join(str(error).split()) or type(error).__name__
-            self.findings.append(Finding(what, "broken", f"{what} cannot be read ({reason}); {remedy}."))
+            self._note(what, "broken", f"{what} cannot be read ({reason}); {remedy}.")
         else:
-            self.findings.append(Finding(what, "ok", detail))
+            self._note(what, "ok", detail)
 
     def attempt(self, what: str, detail: str, remedy: str, make: Callable[[], T]) -> T | None:
         """What `make` returns; `None` where it fails, which is noted as in `check`."""
@@ -101,4 +102,8 @@ class Checklist:
 
     def skip(self, what: str, why: str) -> None:
         """Note that something was not within reach."""
-        self.findings.append(Finding(what, "not checked", why))
+        self._note(what, "not checked", why)
+
+    def _note(self, what: str, state: State, detail: str) -> None:
+        self.findings.append(Finding(what, state, detail))
+        self.advance(1)

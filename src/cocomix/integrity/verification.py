@@ -11,6 +11,7 @@ from cocomix.integrity.models import check_checkpoint, check_dictionary, check_r
 from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
 from cocomix.integrity.tables import check_atlas
 from cocomix.output import PLAN, read_json
+from cocomix.reporter import Reporter, SilentReporter
 from cocomix.training.checkpoints import MARK
 
 __all__ = ["verify"]
@@ -37,12 +38,13 @@ _BY_FILE = {
 }
 
 
-def verify(path: Path) -> Verification:
+def verify(path: Path, reporter: Reporter | None = None) -> Verification:
     """Check an artefact: hashes of its files, versions, shapes, and what it says it was made from, where that is near.
 
     Args:
         path: prepared data, labels, teacher probabilities, a dictionary, a run (finished or not), a checkpoint, or an
             atlas. Reads all of it, and of what it refers to what is on this machine.
+        reporter: shown how many checks are done; how many there will be is not known before.
 
     Raises:
         CoCoMixError: there is nothing, or nothing that cocomix writes.
@@ -50,8 +52,9 @@ def verify(path: Path) -> Verification:
     if not path.is_dir():
         raise CoCoMixError(f"{path} is not a folder; give one that a cocomix command wrote.")
     kind, version = _recognise(path)
-    checklist = Checklist()
-    kind.check(path, checklist)
+    with (reporter or SilentReporter()).progress(f"checking {kind.name}", None, "checks") as advance:
+        checklist = Checklist(advance=advance)
+        kind.check(path, checklist)
     return Verification(path, kind.name, version, tuple(checklist.findings))
 
 

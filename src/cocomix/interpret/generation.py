@@ -1,11 +1,11 @@
 """Continuing tokens with any causal LM, decided by a seed alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
@@ -28,6 +28,7 @@ def continue_tokens(
     num_return_sequences: int = 1,
     stop_at_end: bool = True,
     vocab_size: int | None = None,
+    advance: Callable[[float], None] = lambda amount: None,
 ) -> Tensor:
     """Prompts and what follows them; the caller's random state stays as it was.
 
@@ -44,6 +45,7 @@ def continue_tokens(
         num_return_sequences: continuations per prompt.
         stop_at_end: a text ends at `end`. Otherwise `end` is never drawn, and every text has `max_new_tokens` tokens.
         vocab_size: draw only tokens below it; by default any that the model has.
+        advance: called with 1 after every token.
 
     Returns:
         int64 [batch · num_return_sequences, seq + new tokens].
@@ -78,9 +80,22 @@ def continue_tokens(
             num_return_sequences=num_return_sequences,
             pad_token_id=end,
             eos_token_id=end,
+            stopping_criteria=StoppingCriteriaList([_Counted(advance)]),
             **settings,
         )
     return sequences.clone()  # usable outside inference mode
+
+
+class _Counted(StoppingCriteria):  # type: ignore[misc]
+    """Stops nothing; told of every token, it tells `advance`."""
+
+    def __init__(self, advance: Callable[[float], None]) -> None:
+        self.advance = advance
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """No text ends here. [batch], bool"""
+        self.advance(1)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, num_return_sequences: int = 1) -> None:

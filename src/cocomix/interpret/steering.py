@@ -15,6 +15,7 @@ from cocomix.interpret.generation import check_sampling, continue_tokens
 from cocomix.interpret.prompts import concept_model, encode_together
 from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
 from cocomix.modeling.edits import Operation, check_edits, edits_in_force
+from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = ["FACTOR_LIMIT", "SteeringCandidate", "generate", "parse_steer", "steering", "steering_candidates"]
 
@@ -87,6 +88,7 @@ def generate(
     top_k: int | None = 50,
     seed: int = 0,
     num_return_sequences: int = 1,
+    reporter: Reporter | None = None,
 ) -> list[str]:
     """Continue prompts, with the given edits of concept logits from their `start` on, in prompt and continuation.
 
@@ -102,6 +104,7 @@ def generate(
         top_k: sample among the k likeliest tokens; `None` = among all.
         seed: of the sampling.
         num_return_sequences: how many texts per prompt.
+        reporter: shown how far it is.
 
     Returns:
         The continuations, without the prompts: all of the first prompt, then all of the second, and so on.
@@ -115,18 +118,20 @@ def generate(
         _check_steering(model, edits)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     input_ids, mask = encode_together(model, tokenizer, prompts, room=max_new_tokens)
-    sequences = continue_tokens(
-        model,
-        input_ids,
-        mask,
-        end=tokenizer.eos_token_id,
-        max_new_tokens=max_new_tokens,
-        edits=edits,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-        num_return_sequences=num_return_sequences,
-    )
+    with (reporter or SilentReporter()).progress("generating", max_new_tokens, "tokens") as advance:
+        sequences = continue_tokens(
+            model,
+            input_ids,
+            mask,
+            end=tokenizer.eos_token_id,
+            max_new_tokens=max_new_tokens,
+            edits=edits,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            num_return_sequences=num_return_sequences,
+            advance=advance,
+        )
     texts = []
     for row, (ids, present) in enumerate(zip(input_ids, mask.bool(), strict=True)):
         padding = int((~present).sum())

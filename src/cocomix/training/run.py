@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cocomix.training.corpora import Labels, labels_to_match, mixture_order, ope
 from cocomix.training.distillation import open_teaching
 from cocomix.training.joined_blocks import JoinedBlocks, documents_apart, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
+from cocomix.training.liveness import signed_in
 from cocomix.training.manifest import run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
@@ -37,6 +38,7 @@ from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.streaming import StreamedRun
+from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["dry_run", "train"]
@@ -68,8 +70,8 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
 
     Returns:
-        `output`, a folder with the model, its tokenizer, `recipe.yaml`, `metrics.jsonl`, `manifest.json` and
-        TensorBoard files.
+        `output`, a folder with the model, its tokenizer, `recipe.yaml`, `metrics.jsonl`, `manifest.json` and, unless
+        `training.report_to` says otherwise, TensorBoard files.
 
     Raises:
         CoCoMixError: recipe, data and labels do not fit; an unfinished run of another recipe is in the way; the loss
@@ -83,6 +85,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     train_blocks = None if isinstance(data, StreamedData) else len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
     arguments = training_arguments(recipe, checkpoints, data.meta.block_size, train_blocks)
+    arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
     if not first:
         reporter = SilentReporter()
@@ -92,7 +95,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         online = open_online_labels(recipe, data, arguments.device, reporter)
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     plan = plan_run(recipe, data, online or labels or labels_to_match(recipe), teaching.hidden_size)
-    with _staged(output, arguments) as folder:
+    with _staged(output, arguments) as folder, signed_in(folder) if first else nullcontext():
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
@@ -128,7 +131,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         if profile_steps != 0:
             trainer.add_callback(StepProfiler(folder / "profile", profile_steps))
         checkpoint = _resume_point(trainer, folder, reporter)
-        if first:
+        if first and TENSORBOARD in trackers(recipe.training):
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
             _two_evaluation_batches(trainer)

@@ -4,7 +4,7 @@ import json
 import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import griffe
 from pydantic import BaseModel
@@ -110,6 +110,8 @@ def _type(annotation: Any, anchors: Mapping[type[BaseModel], str]) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(each, anchors) for each in inner if each is not types.NoneType)
+    if origin is Annotated:
+        return _type(inner[0], anchors)
     if origin is Literal:
         return " or ".join(f"`{each}`" for each in inner)
     if origin is tuple:
@@ -118,9 +120,9 @@ def _type(annotation: Any, anchors: Mapping[type[BaseModel], str]) -> str:
         return "mapping"
     if annotation in anchors:
         return f"[{annotation.__name__}](#{anchors[annotation]})"
-    return {"str": "text", "bool": "true or false", "int": "integer", "float": "number", "Path": "path"}[
-        annotation.__name__
-    ]
+    return {"str": "text", "bool": "true or false", "int": "integer", "float": "number", "Path": "path"}.get(
+        annotation.__name__, annotation.__name__
+    )
 
 
 def _limits(field: FieldInfo) -> str:

@@ -55,15 +55,18 @@ class Taken:
         source = self.root / (page.removeprefix(f"{_FOLDER}/") if inside else f"docs/{page}")
         target = Path(os.path.normpath(source.parent / link))
         ours = target.is_relative_to(self.root) and target.exists()
-        documented = target.is_relative_to(self.root / "docs")
-        return target if ours and (target.is_dir() or inside or not documented) else None
+        return target if ours and (inside or not self._documented(target)) else None
+
+    def _documented(self, target: Path) -> bool:
+        """Whether MkDocs takes the file for itself; scripts beside the documentation it does not."""
+        return target.is_relative_to(self.root / "docs") and target.is_file() and target.suffix not in _SHOWN
 
     def _place(self, target: Path) -> str:
         """Where a file or folder is in the site's sources."""
         path = target.relative_to(self.root).as_posix()
         if target.is_dir():
             return f"{_FOLDER}/{path}/{'README' if (target / 'README.md').exists() else 'index'}.md"
-        if target.is_relative_to(self.root / "docs"):
+        if self._documented(target):
             return path.removeprefix("docs/")
         return f"{_FOLDER}/{path}{'.md' if target.suffix in _SHOWN else ''}"
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from cocomix.concepts.hashing import file_sha256
@@ -99,9 +101,22 @@ class World:
         yield Stage("train", ("train", recipe), needed=True)
         often = str(self._recipe("often", training={"save_steps": 1}, **student))
         yield Stage("checkpoint", ("train", often), in_checkpoint=True)
+        streamed = {"stream": [str(self._shards())], "heldout": data, "lanes": 4}
+        sources = {"teacher": {"model": teacher, "layer": 1}, "dictionary": {"path": sae}}
+        recipe = str(self._recipe("streamed", objective="cocomix", data=streamed, labels="online", **sources))
+        yield Stage("train stream", ("train", recipe))
         run = self.made("train")
         yield Stage("eval", ("eval",), flag=None, start_from=run)
         yield Stage("atlas", ("atlas", str(run), "--tokens", "4000", "--effects", "8"))
+
+    def _shards(self) -> Path:
+        """The corpus as Parquet shards."""
+        folder = self.folder / "shards"
+        folder.mkdir()
+        texts = [path.read_text(encoding="utf-8") for path in sorted(self.corpus.iterdir())]
+        for number in range(3):
+            pq.write_table(pa.table({"text": texts[number::3]}), folder / f"{number}.parquet", row_group_size=9)
+        return folder
 
     def _recipe(self, name: str, training: dict[str, Any] | None = None, **values: Any) -> Path:
         """Write a recipe with dropout, several passes and accumulation: all that a resumed run could get wrong."""

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
 from cocomix.concepts import ConceptDictionary, ConceptLabelStore
 from cocomix.config import RunConfig, load_recipe
-from cocomix.data import PreparedData, PrepareSettings, prepare, read_documents, resolve_sources
+from cocomix.data import PreparedData, PrepareSettings, StreamedData, prepare, read_documents, resolve_sources
 from cocomix.evaluation import Run
 from tests.fuzz.cases import Target, World
 from tests.fuzz.mutations import VALUES, WORDS, Draw, spoilt_bytes, spoilt_json, spoilt_safetensors, spoilt_value
@@ -104,7 +106,26 @@ def _read_labels(folder: Path) -> None:
                 assert labels[index]["concept_labels"].shape == (labels.block_size, labels.k)
 
 
+def _shards(world: World) -> Path:
+    """A stream's shards beside its held-out data."""
+    folder = world.scratch / "whole"
+    shutil.copytree(world.workshop.data, folder / "heldout")
+    for number in range(2):
+        texts = [f"the list of items {row}" for row in range(number, 40)]
+        pq.write_table(pa.table({"text": texts}), folder / f"{number}.parquet", row_group_size=8)
+    return folder
+
+
+def _read_stream(folder: Path) -> None:
+    heldout = PreparedData.open(folder / "heldout")
+    shards = [str(path) for path in sorted(folder.glob("*.parquet"))]
+    blocks = StreamedData(heldout, shards, text_column="text", lanes=3).blocks(12, seed=0)
+    for place in range(12):
+        assert len(blocks[place]["input_ids"]) == heldout.meta.block_size
+
+
 FILES = (
+    Target("stream shards", share=2, **_spoils(_shards, "*.parquet", spoilt_bytes, _read_stream)),
     Target("corpus files", corpus, 6),
     Target("preparation", preparation, 3),
     Target("recipes", recipe, 6),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cocomix.concepts import ConceptLabelStore
-from cocomix.data import PreparedData
+from cocomix.data import DocumentBlocks, PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_rows, build_atlas, default_atlas_folder
@@ -135,6 +135,37 @@ def test_effects_of_the_most_frequent_concepts_are_measured(atlas: ConceptAtlas,
     assert atlas.measure_effect(model, concept) == (card.raised, card.lowered)
     other = next(concept for concept in range(CONCEPTS) if concept not in measured)
     assert atlas.measure_effect(model, other)[0]
+
+
+def test_documents_are_kept_apart_where_the_run_keeps_them_apart(run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "document_masks": True}))
+    settings = AtlasSettings(tokens=30 * BLOCK, effects=1, effect_tokens=8 * BLOCK, effect_top=4, contexts=1, bins=8)
+    build_atlas(Run.open(folder), tmp_path / "atlas", settings, device=CPU)
+    data, model = PreparedData.open(run.manifest.data.path), run.model()
+    rows = DocumentBlocks(data.split("validation"), data.meta.eos_token_id)
+    ids = torch.stack([rows[index]["input_ids"] for index in range(8)])
+    positions = torch.stack([rows[index]["position_ids"] for index in range(8)])
+    assert (positions[:, 1:] == 0).any()
+    with ConceptAtlas.open(tmp_path / "atlas") as atlas, torch.no_grad():
+        predicted = torch.cat(
+            [
+                model(input_ids=rows[i]["input_ids"][None], position_ids=rows[i]["position_ids"][None]).concept_ids
+                for i in range(30)
+            ]
+        )
+        counts = torch.bincount(predicted.flatten(), minlength=CONCEPTS).tolist()
+        assert [atlas.card(concept).predicted_count for concept in range(CONCEPTS)] == counts
+        concept = next(concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None)
+        card = atlas.card(concept)
+        assert atlas.measure_effect(model, concept) == (card.raised, card.lowered)
+        edges, histogram = card.histogram
+        share = [sum(histogram[: index + 1]) / sum(histogram) for index in range(len(histogram))]
+        high = edges[1 + next(index for index, value in enumerate(share) if value >= 0.95)]
+        amount = max(high - float(mean_concept_logits(model, ids, positions)[concept]), edges[1] - edges[0])
+        measured = measure_effect(model, atlas.tokenizer, ids, concept, amount, 4, positions)
+        assert measured == (card.raised, card.lowered)
 
 
 # --- stops ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Data: documents out of many sources, tokenizers, and packed token blocks. Knows nothing of concepts or models."""
 
 from cocomix.data.blocks import BlockWriter, ShardMeta, SplitMeta, TokenBlocks, TokenShard, token_dtype
-from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions
+from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions, positions_of_rows
 from cocomix.data.documents import DOCUMENTATION, Document, Source, read_documents, resolve_sources
 from cocomix.data.mixture import MixedData
 from cocomix.data.preparation import PrepareSettings, prepare
@@ -35,6 +35,7 @@ __all__ = [
     "assign_splits",
     "document_positions",
     "load_tokenizer",
+    "positions_of_rows",
     "prepare",
     "read_documents",
     "resolve_sources",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["NO_TARGET", "DocumentBlocks", "document_positions"]
+__all__ = ["NO_TARGET", "DocumentBlocks", "document_positions", "positions_of_rows"]
 
 NO_TARGET = -100
 """In `labels`: this token is not predicted."""
@@ -28,6 +28,11 @@ def document_positions(input_ids: Tensor, eos_token_id: int) -> Tensor:
     begins = torch.zeros_like(index)
     begins[1:] = torch.where(input_ids[:-1] == eos_token_id, index[1:], 0)
     return index - begins.cummax(0).values
+
+
+def positions_of_rows(input_ids: Tensor, eos_token_id: int) -> Tensor:
+    """`document_positions` of several blocks. [batch, seq], int64, from [batch, seq]"""
+    return torch.stack([document_positions(row, eos_token_id) for row in input_ids])
 
 
 class DocumentBlocks(Dataset[dict[str, Tensor]]):

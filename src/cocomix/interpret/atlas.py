@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.data import load_tokenizer
+from cocomix.data import load_tokenizer, positions_of_rows
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.runs import Run
 from cocomix.interpret.atlas_cards import (
@@ -245,8 +245,11 @@ class ConceptAtlas:
         """
         amount = self._concept(concept)["effect_amount"]
         # A model that mixes nothing in has no amounts, and `measure_effect` refuses it in words.
+        blocks, positions = self._effect_blocks(), None
+        if self.record.document_masks:
+            positions = positions_of_rows(blocks, self.tokenizer.eos_token_id)
         return measure_effect(
-            model, self.tokenizer, self._effect_blocks(), concept, amount or 0.0, self.settings.effect_top
+            model, self.tokenizer, blocks, concept, amount or 0.0, self.settings.effect_top, positions
         )
 
     @cached_property

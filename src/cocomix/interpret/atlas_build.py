@@ -79,7 +79,7 @@ def build_atlas(
         "num_concepts": model.config.num_concepts,
         "settings": settings.model_dump(mode="json"),
     }
-    blocks = AtlasBlocks(prepared, store, settings.tokens)
+    blocks = AtlasBlocks(prepared, store, settings.tokens, document_masks=run.manifest.document_masks)
     tokenizer = prepared.tokenizer()
     model.to(device)
     with staged_directory(output, resume=True) as folder, explained_full_disk(folder):
@@ -108,6 +108,7 @@ def build_atlas(
             run=run.manifest.name,
             blocks=len(blocks),
             tokens=len(blocks) * blocks.block_size,
+            document_masks=run.manifest.document_masks,
             labelled_positions=int(tally.labelled_positions[0]),
             predicted_concepts=int((tally.predicted > 0).sum()),
             label_concepts=int((tally.labels > 0).sum()),

@@ -158,6 +158,8 @@ class AtlasRecord(BaseModel):
     """Blocks read."""
     tokens: int
     """Tokens read, the positions of all counts."""
+    document_masks: bool = False
+    """Whether the documents of a block did not see one another, as when the model was trained."""
     labelled_positions: int
     """Positions with at least one label."""
     predicted_concepts: int

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Subset
 
 from cocomix.concepts import ConceptLabelStore
 from cocomix.concepts.labels import LabelBlocks
-from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks
+from cocomix.data import TRAIN, VALIDATION, DocumentBlocks, PreparedData, TokenBlocks
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.inference import batches, count_blocks, inference
 from cocomix.interpret.atlas_cards import AtlasSettings
@@ -27,16 +27,22 @@ class AtlasBlocks(Dataset[dict[str, torch.Tensor]]):
         data: prepared data.
         labels: of that data.
         tokens: how many tokens to read, in whole blocks; at least one block.
+        document_masks: whether the documents of a block do not see one another, as when the model was trained.
 
     Raises:
         CoCoMixError: the data holds no block, or the labels cover others.
     """
 
-    def __init__(self, data: PreparedData, labels: ConceptLabelStore | None, tokens: int) -> None:
+    def __init__(
+        self, data: PreparedData, labels: ConceptLabelStore | None, tokens: int, *, document_masks: bool = False
+    ) -> None:
         self.block_size = data.meta.block_size
-        self._parts: list[tuple[str, TokenBlocks, LabelBlocks | None]] = []
+        self._parts: list[tuple[str, TokenBlocks | DocumentBlocks, LabelBlocks | None]] = []
         for split in (VALIDATION, TRAIN):
-            blocks, labelled = data.split(split), None if labels is None else labels.split(split)
+            blocks: TokenBlocks | DocumentBlocks = data.split(split)
+            if document_masks:
+                blocks = DocumentBlocks(blocks, data.meta.eos_token_id)
+            labelled = None if labels is None else labels.split(split)
             if labelled is not None and len(labelled) != len(blocks):
                 raise CoCoMixError(
                     f"the labels cover {len(labelled)} blocks of {split} but the data has {len(blocks)}; label this "
@@ -67,11 +73,13 @@ class AtlasBlocks(Dataset[dict[str, torch.Tensor]]):
         return labels.scores(row)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` int64 [block_size], and with labels `concept_labels` int64 [block_size, k_attr]."""
+        """`input_ids` int64 [block_size]; with labels `concept_labels` int64 [block_size, k_attr]; with
+        `document_masks` what `DocumentBlocks` adds.
+        """
         _, blocks, labels, row = self._find(index)
         return blocks[row] if labels is None else {**blocks[row], **labels[row]}
 
-    def _find(self, index: int) -> tuple[str, TokenBlocks, LabelBlocks | None, int]:
+    def _find(self, index: int) -> tuple[str, TokenBlocks | DocumentBlocks, LabelBlocks | None, int]:
         if not 0 <= index < self._count:
             raise IndexError(f"block {index} of {self._count}")
         row = index
@@ -126,7 +134,7 @@ def read_blocks(
     ):
         advance(done * blocks.block_size)
         for batch in batches(model, rest, labelled_rest, count=total - done, batch_size=batch_size, device=device):
-            output = model(input_ids=batch.input_ids, use_cache=False)
+            output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
             ids, values = output.concept_ids.cpu().numpy(), output.concept_values.float().cpu().numpy()
             tally.add_predictions(ids, values)
             here = len(ids)

@@ -133,8 +133,9 @@ class AtlasWriter:
         with self._reporter.progress("measuring effects", len(wanted), "concepts") as advance:
             advance(len(measured))
             if missing:
+                input_ids, position_ids = self._effect_blocks()
                 for concept, raised, lowered in measure_effects(
-                    self._model, self._tokenizer, self._effect_blocks(), missing, self._settings.effect_top
+                    self._model, self._tokenizer, input_ids, missing, self._settings.effect_top, position_ids
                 ):
                     self._database.execute(
                         "UPDATE concepts SET raised = ?, lowered = ? WHERE id = ?",
@@ -185,10 +186,15 @@ class AtlasWriter:
         (named,) = self._database.execute("SELECT sum(named_by_endpoint) FROM concepts").fetchone()
         return int(named)
 
-    def _effect_blocks(self) -> Tensor:
-        """The first blocks, which effects are measured on. [blocks, block_size], int64"""
+    def _effect_blocks(self) -> tuple[Tensor, Tensor | None]:
+        """The first blocks, which effects are measured on: tokens and, with `document_masks`, positions.
+
+        [blocks, block_size] each, int64
+        """
         count = min(len(self._blocks), self._settings.effect_blocks(self._blocks.block_size))
-        return torch.stack([self._blocks[index]["input_ids"] for index in range(count)])
+        rows = [self._blocks[index] for index in range(count)]
+        positions = [row["position_ids"] for row in rows if "position_ids" in row]
+        return torch.stack([row["input_ids"] for row in rows]), torch.stack(positions) if positions else None
 
     def _effect_amounts(self) -> list[float] | None:
         """What is added to each concept's logit to measure its effect; `None` where nothing is mixed in.
@@ -198,7 +204,7 @@ class AtlasWriter:
         """
         if self._compression is None:
             return None
-        mean = mean_concept_logits(self._model, self._effect_blocks()).numpy()
+        mean = mean_concept_logits(self._model, *self._effect_blocks()).numpy()
         step = float(self._tally.edges[1] - self._tally.edges[0])
         amounts: list[float] = (self._tally.high_logits() - mean).clip(min=step).tolist()
         return amounts

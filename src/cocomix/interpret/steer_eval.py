@@ -105,6 +105,7 @@ def choose_concepts(
     input_ids: Tensor,
     concept_labels: Tensor | None,
     count: int,
+    position_ids: Tensor | None = None,
 ) -> tuple[int, ...]:
     """Concepts worth turning: the most frequent labels among those the model mixes in.
 
@@ -117,12 +118,14 @@ def choose_concepts(
         concept_labels: their labels, −100 for none; without them, the concepts mixed in most often are taken.
             [blocks, seq, k_attr]
         count: how many at most.
+        position_ids: where documents are kept apart. [blocks, seq]
 
     Raises:
         CoCoMixError: there is none.
     """
     with torch.inference_mode():
-        output = model(input_ids=input_ids.to(model.device), use_cache=False)
+        positions = None if position_ids is None else position_ids.to(model.device)
+        output = model(input_ids=input_ids.to(model.device), position_ids=positions, use_cache=False)
     positive = output.concept_ids[output.concept_values > 0].cpu()
     mixed = torch.bincount(positive, minlength=model.config.num_concepts)
     usable = (mixed > 0) & (mixed <= input_ids.numel() / 2)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cocomix.concepts import ConceptLabelStore
-from cocomix.data import VALIDATION, PreparedData, TokenBlocks
+from cocomix.data import VALIDATION, PreparedData, TokenBlocks, positions_of_rows
 from cocomix.device import default_device
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
@@ -55,7 +54,7 @@ def evaluate_run_steering(
         opened = open_run_teacher(run, data, teacher=teacher, dictionary=dictionary)
         blocks = data.split(VALIDATION)
         if not settings.concepts:
-            chosen = _choose(student, blocks, run_labels(run), data, settings.num_concepts)
+            chosen = _choose(student, run, data, settings.num_concepts)
             settings = replace(settings, concepts=chosen)
             reporter.say(f"concepts chosen by frequency: {', '.join(map(str, chosen))}")
         measured = measure_steering(
@@ -80,17 +79,17 @@ def evaluate_run_steering(
     return report
 
 
-def _choose(
-    student: CoCoMixForCausalLM, blocks: TokenBlocks, store: ConceptLabelStore | None, data: PreparedData, count: int
-) -> tuple[int, ...]:
+def _choose(student: CoCoMixForCausalLM, run: Run, data: PreparedData, count: int) -> tuple[int, ...]:
     """Concepts by their frequency in the first validation blocks."""
+    blocks, store = data.split(VALIDATION), run_labels(run)
     used = range(min(_CHOICE_BLOCKS, len(blocks)))
     input_ids = torch.stack([blocks[index]["input_ids"] for index in used])
     labels = None
     if store is not None and store.manifest.data_fingerprint == data.meta.fingerprint:
         split = store.split(VALIDATION)
         labels = torch.stack([split[index]["concept_labels"] for index in used])
-    return choose_concepts(student, input_ids, labels, count)
+    positions = positions_of_rows(input_ids, data.meta.eos_token_id) if run.manifest.document_masks else None
+    return choose_concepts(student, input_ids, labels, count, positions)
 
 
 def _prompts(blocks: TokenBlocks, settings: SteerEvalSettings) -> torch.Tensor:

@@ -1,16 +1,12 @@
 """MkDocs hook: adds the generated pages of `reference/` to the site; none of them is in the repository."""
 
 import os
-import sys
-from pathlib import Path
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-
-sys.path.insert(0, str(Path(__file__).parent))
 from api_reference import api_pages
 from cli_reference import cli_page
 from configuration_reference import Part, configuration_page
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 __all__ = ["on_files", "reference_pages"]
 

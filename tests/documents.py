@@ -1,0 +1,102 @@
+"""The code in README and documentation: found, made toy-sized, and run."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from cocomix.cli import app
+from cocomix.config import load_recipe
+from tests.command_line import Cli
+from tests.workshop import BLOCK, CONCEPTS, TOY_BACKBONE, VOCAB
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+_BACKBONE = " ".join(
+    f"--set model.backbone.{name}={value}" for name, value in TOY_BACKBONE.items() if name != "model_type"
+)
+TOY_OPTIONS = {
+    "prepare": f"--block-size {BLOCK} --validation-fraction 0.2",
+    "sae": f"--num-concepts {CONCEPTS} --k 8 --layer 1 --tokens 40000 --batch-size 256 --learning-rate 5e-3",
+    "train": f"--set tokens={8 * BLOCK} --set evaluation_blocks=4 --set training.bf16=false "
+    "--set training.learning_rate=1e-2 --set training.gradient_accumulation_steps=1 "
+    "--set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 --set training.eval_steps=2 "
+    f"--set model.num_concepts={CONCEPTS} --set model.insert_layer=1 --set model.backbone.n_positions={BLOCK} "
+    f"{_BACKBONE}",
+    "generate": "--max-new-tokens 4",
+    "atlas": "--tokens 600 --effects 2",
+    "steer-eval": "--num-concepts 2 --factors=-5,0,5 --prompts 2 --prompt-tokens 4 --new-tokens 4",
+    "eval": "--limit-blocks 4 --batch-size 2",
+    "analyse": "--limit-blocks 4 --batch-size 2",
+}
+"""Appended to a verb's own options: of an option given twice the last value counts."""
+
+_FENCED = re.compile(r"(?:<!-- not run: ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?:^ {4}(?:cocomix|torchrun|accelerate|make|pip|lm_eval|python|bash) .*\n?)+", re.MULTILINE)
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of code of a page; `reason` says why it is not run, where it is not."""
+
+    page: Path
+    section: str
+    kind: str
+    code: str
+    reason: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        """Its lines; comments are left out, continued lines joined."""
+        lines = [line.strip() for line in self.code.replace("\\\n", " ").splitlines()]
+        return [line for line in lines if line and not line.startswith("#")]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The code of a page in order: everything fenced, and what is indented and holds commands."""
+    text = page.read_text(encoding="utf-8")
+    found = [(match.start(), match[2], match[3], match[1]) for match in _FENCED.finditer(text)]
+    unfenced = _FENCED.sub(lambda match: re.sub(r"[^\n]", "#", match[0]), text)  # places stay what they were
+    found += [(match.start(), "bash", match[0], None) for match in _INDENTED.finditer(unfenced)]
+    headings = [(match.start(), match[1]) for match in _HEADING.finditer(unfenced)]
+    return [
+        Block(page, [title for place, title in headings if place < start][-1], kind, code, reason)
+        for start, kind, code, reason in sorted(found)
+    ]
+
+
+def cocomix_arguments(command: str) -> list[str]:
+    """What follows `cocomix`, or `torchrun … -m cocomix`."""
+    words = shlex.split(command, comments=True)
+    return words[words.index("cocomix") + 1 :]
+
+
+def understand(command: str) -> None:
+    """Have the real command line parse a command, and read the recipe it names if that is one of ours."""
+    verb, *arguments = cocomix_arguments(command)
+    parameters = typer.main.get_command(app).commands[verb].make_context(verb, list(arguments)).params
+    if verb == "train" and (ROOT / parameters["recipe"]).is_file():
+        assert load_recipe(ROOT / parameters["recipe"], parameters["assignments"] or ()).tokens
+
+
+def run_commands(cli: Cli, commands: list[str], replacements: dict[str, str]) -> None:
+    """Run `cocomix` commands at toy size, in the current folder.
+
+    Args:
+        cli: the command line.
+        commands: as they stand on the page.
+        replacements: words of the page and what they are here, e.g. a teacher's name and a folder.
+    """
+    for command in commands:
+        words = [replacements.get(word, word) for word in cocomix_arguments(command)]
+        words = [re.sub(r"^(412|97)\b", lambda match: str(int(match[0]) % CONCEPTS), word) for word in words]
+        options = shlex.split(TOY_OPTIONS.get(words[0], ""))
+        if "--vocab-size" in words:
+            options += ["--vocab-size", str(VOCAB)]
+        if "--dry-run" in words or {"--search", "--concept"} & set(words):
+            options = []
+        cli(*words, *options)

@@ -29,7 +29,7 @@ def first_to_fail() -> bool:
     """
     if process_count() == 1:
         return True
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

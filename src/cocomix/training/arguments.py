@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "project": "cocomix",
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,  # it waits for the device every step, and hides what it should show
+    "ddp_find_unused_parameters": False,  # there are none, and looking for them takes a pass over the graph every step
 }
 _EVALUATIONS, _CHECKPOINTS = 20, 10
 _OURS = ("output_dir", "do_train", "do_eval", "resume_from_checkpoint", "remove_unused_columns")

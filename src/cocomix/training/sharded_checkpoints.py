@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel
 
@@ -58,15 +59,7 @@ def save_weights(checkpoint: Path, model: PreTrainedModel, first: bool) -> None:
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Read what `save_weights` wrote into a model sharded in any way. To be called by all processes.
-
-    Raises:
-        CoCoMixError: the checkpoint was written by a run that was not sharded.
-    """
-    if not is_sharded(checkpoint):
-        raise CoCoMixError(
-            f"{checkpoint} was written without training.fsdp; go on without it, or start again with another --output."
-        )
+    """Read what `save_weights` wrote into a model sharded in any way. To be called by all processes."""
     weights = _weights(model)
     _read(checkpoint / _WEIGHTS, weights)
     set_model_state_dict(model, weights, options=StateDictOptions(strict=False))
@@ -133,7 +126,7 @@ def consolidate(checkpoint: Path, output: Path) -> Path:
         model = build_model(AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False), None)
     weights = _weights(model)
     with _without_a_word():
-        dcp.load(weights, storage_reader=HuggingFaceStorageReader(str(checkpoint / _WEIGHTS)), no_dist=True)
+        load(weights, storage_reader=HuggingFaceStorageReader(str(checkpoint / _WEIGHTS)), no_dist=True)
     model.load_state_dict(weights, strict=False)
     with staged_directory(output) as folder:
         model.save_pretrained(str(folder))
@@ -151,12 +144,12 @@ def _weights(model: nn.Module) -> dict[str, Any]:
 def _write(folder: Path, tensors: dict[str, Any]) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _without_a_word():
-        dcp.save(tensors, storage_writer=writer)
+        save(tensors, storage_writer=writer)
 
 
 def _read(folder: Path, tensors: dict[str, Any]) -> None:
     with _without_a_word():
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def _parted(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

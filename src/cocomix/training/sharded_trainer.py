@@ -1,10 +1,12 @@
 """`ShardedTrainer`: a `CoCoMixTrainer` whose model, gradients and optimizer are spread over processes (FSDP2)."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cocomix.training.checkpoints import explained_checkpoint
 from cocomix.training.launching import Sharding
 from cocomix.training.meters import over_processes
 from cocomix.training.sharded_checkpoints import load_optimizer, load_weights, save_optimizer, save_weights
@@ -36,6 +38,9 @@ class ShardedTrainer(CoCoMixTrainer):
         give_back(self.model)
         return metrics
 
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def _weights_are_finite(self) -> bool:
         weights = [share(weight.detach()) for weight in self.model.parameters()]
         bad = torch.stack([weight.isfinite().logical_not().sum() for weight in weights]).sum()
@@ -66,12 +71,15 @@ class ShardedTrainer(CoCoMixTrainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_weights(Path(resume_from_checkpoint), self.model)
+        with explained_checkpoint(Path(resume_from_checkpoint)):
+            load_weights(Path(resume_from_checkpoint), self.model)
 
     def _load_best_model(self) -> None:
         load_weights(Path(self.state.best_model_checkpoint), self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is None:
+            return
+        with explained_checkpoint(Path(checkpoint)):
             schedule = load_optimizer(Path(checkpoint), self.model, self.optimizer.optimizer)
             self.lr_scheduler.load_state_dict(schedule)

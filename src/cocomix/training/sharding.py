@@ -52,7 +52,7 @@ def shard_model(model: PreTrainedModel, device: torch.device, sharding: Sharding
         sharding: how.
     """
     if not distributed.is_initialized():  # a process alone, whatever launched it
-        store = distributed.HashStore()
+        store = distributed.HashStore()  # type: ignore[attr-defined]  # public, but not listed
         distributed.init_process_group("gloo" if device.type == "cpu" else None, store=store, rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     # A warning of in-place operations on what units return, which neither we nor transformers' decoders do.
@@ -81,4 +81,5 @@ def share(tensor: Tensor) -> Tensor:
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a sharded model, on the CPU of the first process; empty on others. To be called by all."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

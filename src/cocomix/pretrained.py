@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, modeling_gguf_pytorch_utils
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from cocomix.errors import CoCoMixError
@@ -42,7 +42,7 @@ def load_causal_lm(
         name, gguf_file = str(source.parent), source.name
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # its bar then obeys transformers' switch for bars
+        _let_gguf_bars_be_switched()
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:
@@ -58,3 +58,10 @@ def load_causal_lm(
             f"cannot load a causal language model from {name_or_folder}: {reason.rstrip('.')}."
         ) from error
     return model.eval()
+
+
+def _let_gguf_bars_be_switched() -> None:
+    """Have the bar of transformers' GGUF reader obey transformers' own switch for bars, which it overlooks."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    modeling_gguf_pytorch_utils.tqdm = logging.tqdm

@@ -1,8 +1,10 @@
 """Every shipped recipe parses, can be costed, and trains at toy size."""
 
+import importlib.util
 import json
+import re
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -11,14 +13,25 @@ from cocomix.config import load_recipe
 from cocomix.data import PreparedData
 from cocomix.demo import recipes_folder
 from cocomix.output import read_json
-from cocomix.training import describe_plan, plan_run, train
+from cocomix.training import plan_run, train
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 
-YAML = sorted(recipes_folder().rglob("*.yaml"))
+YAML = sorted(path for path in recipes_folder().rglob("*.yaml") if path.parent.name != "launch")
 RECIPES = [path for path in YAML if "arms" not in yaml.safe_load(path.read_text(encoding="utf-8"))]  # the rest: sweeps
 ARMS = sorted((recipes_folder() / "arms").glob("*.yaml"))
-TOY = ("n_embd=32", "n_layer=4", "n_head=2")
+ON_THE_HUB = [path.stem for path in RECIPES if "revision:" in path.read_text(encoding="utf-8")]
+TOY_GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 2}
+TOY_OTHERS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+GPU_HOUR = 0.30 * 989e12 * 3600  # FLOPs, as docs/recipes.md assumes them
+DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def test_there_are_recipes() -> None:
@@ -37,13 +50,60 @@ def test_it_says_what_it_is_and_only_what_differs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_dry_run(path: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_and_the_cost_in_the_header(
+    path: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # no data here: the recipe alone
-    result = cli("train", path, "--dry-run", "--json")
-    plan = json.loads(result.out)
+    monkeypatch.setattr("cocomix.training.plan.activation_bytes", lambda *_, **__: 0)  # has tests of its own
+    plan = json.loads(cli("train", path, "--dry-run", "--json").out)
+    recipe = load_recipe(path)
     assert plan["active parameters"] > 0
-    assert plan["training FLOPs"] > 0
-    assert plan["tokens"] >= load_recipe(path).tokens
+    assert plan["GiB of weights, gradients and AdamW"] == round(16 * plan["parameters"] / 2**30, 1)
+    assert plan["tokens"] >= recipe.tokens
+    header = " ".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
+    if "Cost by formula" not in header:
+        return
+    flops = plan["training FLOPs"]
+    gflop = f"{plan['training FLOPs per token'] / 1e9:.2f}"
+    total = f"{flops:.1e}".replace("e+", "e")
+    hours = f"{flops / GPU_HOUR:,.0f}"
+    tokens = f"{recipe.tokens / 1e9:g}B"
+    assert f"{tokens} tokens × {gflop} GFLOP = {total} FLOP, {hours} GPU hour" in header
+    row = f"| `{path.stem}` | {plan['active parameters'] / 1e6:,.0f}M | {tokens} | {gflop} | {total} | {hours} |"
+    assert row in DOCS.read_text(encoding="utf-8")
+
+
+def test_the_cost_of_what_needs_gpus_is_told() -> None:
+    shapes = {"gpt2_69m", "gpt2_386m", "gpt2_1380m"}
+    assert {f"{shape}_{arm}" for shape in shapes for arm in ("ntp", "kd", "pause", "cocomix")} <= set(ON_THE_HUB)
+    families = {"qwen3_qwen_scope", "qwen3_gemma_scope", "llama_llama_scope"}
+    assert {f"{family}_{arm}" for family in families for arm in ("ntp", "cocomix")} <= set(ON_THE_HUB)
+    for stem in ON_THE_HUB:
+        assert "Cost by formula" in (recipes_folder() / f"{stem}.yaml").read_text(encoding="utf-8")
+
+
+def test_dictionaries_are_what_saelens_lists() -> None:
+    """Release, id, the model and the layer they were made for, and their size."""
+    package = importlib.util.find_spec("sae_lens")
+    assert package is not None
+    assert package.origin is not None
+    text = (Path(package.origin).parent / "pretrained_saes.yaml").read_text(encoding="utf-8")
+    registry = yaml.load(text, Loader=yaml.CSafeLoader)
+    sizes = {"32k": 32_768, "16k": 16_384, "8x": 32_768}  # 8 times Llama's width of 4,096
+    seen = set()
+    for stem in ON_THE_HUB:
+        recipe = load_recipe(recipes_folder() / f"{stem}.yaml")
+        assert recipe.teacher is not None
+        assert recipe.dictionary is not None
+        release, sae_id = recipe.dictionary.path, recipe.dictionary.sae_id
+        seen.add(release)
+        assert sae_id in {sae["id"] for sae in registry[release]["saes"]}
+        model = recipe.teacher.model.removeprefix("openai-community/")
+        assert registry[release]["model"].removesuffix("-small") == model
+        assert f"{recipe.teacher.layer}" in re.findall(r"\d+", sae_id or "")
+        (size,) = {size for size in sizes if re.search(rf"(?<!\d){size}\b", f"{release} {sae_id}".replace("_", " "))}
+        assert recipe.model.num_concepts == sizes[size]
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -53,7 +113,17 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
     overrides += (
         ["model.num_concepts=48"] if recipe.labels is None else [f"labels={workshop.labels}", "model.num_concepts=null"]
     )
-    overrides += [f"model.backbone.{size}" for size in TOY]
+    pretrained = recipe.model.pretrained is not None
+    if pretrained:
+        overrides += [f"model.pretrained={workshop.teacher}", "model.revision=null", "model.backbone=null"]
+        overrides += ["model.insert_layer=1"]
+    else:
+        gpt2 = recipe.model.backbone["model_type"] == "gpt2"
+        sizes = TOY_GPT2 if gpt2 else TOY_OTHERS
+        if "vocab_size" in recipe.model.backbone:
+            sizes = {**sizes, "vocab_size": 300, "n_positions" if gpt2 else "max_position_embeddings": BLOCK}
+        overrides += [f"model.backbone.{name}={size}" for name, size in sizes.items()]
+        overrides.append(f"model.insert_layer={min(recipe.model.insert_layer, 2)}")
     overrides += ["training.per_device_train_batch_size=2", "training.bf16=false"]
     overrides += ["training.gradient_accumulation_steps=1", "training.dataloader_num_workers=0", f"tokens={4 * BLOCK}"]
     # The labels at hand come from the toy teacher, which is 16 wide.
@@ -62,8 +132,6 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
         overrides.append(f"teacher={{model: {workshop.teacher}, layer: 1}}")
     if recipe.distillation is not None and recipe.distillation.targets != "online":
         overrides.append(f"distillation.targets={workshop.probabilities}")
-    if "vocab_size" in recipe.model.backbone:
-        overrides += ["model.backbone.vocab_size=300", f"model.backbone.n_positions={BLOCK}"]
     run = train(load_recipe(path, overrides), tmp_path / "run")
     manifest = read_json(run / "manifest.json")
     assert (manifest["steps"], manifest["objective"], manifest["arm"]) == (2, recipe.objective, recipe.arm)
@@ -95,34 +163,76 @@ def test_arms_are_told_apart() -> None:
     assert {"ntp, matched, kd", "pause, kd", "cocomix, residual, mixing only", "cocomix, hidden cosine"} <= set(names)
 
 
-def test_the_papers_matched_baseline_has_the_papers_width() -> None:
-    plan = plan_run(load_recipe(recipes_folder() / "gpt2_69m_ntp.yaml"))
-    assert plan.config.n_embd == 624
-    mixed = plan_run(load_recipe(recipes_folder() / "gpt2_69m_cocomix.yaml"))
-    assert mixed.config.hidden_size == 512
+@pytest.mark.parametrize(
+    ("size", "millions", "width", "baseline_width"),
+    [
+        ("69m", 69, 512, 624),
+        ("386m", 386, 1024, 1072),
+        ("1380m", 1380, 2048, 2096),
+    ],
+)
+def test_the_papers_matched_baselines_have_the_papers_widths(
+    size: str, millions: int, width: int, baseline_width: int
+) -> None:
+    plan = plan_run(load_recipe(recipes_folder() / f"gpt2_{size}_ntp.yaml"))
+    assert plan.config.n_embd == baseline_width
+    mixed = plan_run(load_recipe(recipes_folder() / f"gpt2_{size}_cocomix.yaml"))
+    assert mixed.config.hidden_size == width
     assert plan.accounting.active_parameters == pytest.approx(mixed.accounting.active_parameters, rel=0.02)
-    assert mixed.accounting.active_parameters == pytest.approx(69e6, rel=0.02)
+    assert mixed.accounting.active_parameters == pytest.approx(millions * 1e6, rel=0.02)
 
 
-def test_the_papers_settings() -> None:
-    recipe = load_recipe(recipes_folder() / "gpt2_69m_cocomix.yaml")
-    assert recipe.tokens == 20_000_000_000
-    assert (recipe.model.insert_layer, recipe.model.num_concepts, recipe.model.concept_topk) == (3, 32_768, 32)
-    assert recipe.model.concept_loss_weight == 0.1
-    assert recipe.training["learning_rate"] == 6e-4
-    # 0.5M tokens a step with the eight processes that its header starts.
-    assert 8 * describe_plan(recipe, plan_run(recipe))["tokens per step"] == pytest.approx(0.5e6, rel=0.05)
+@pytest.mark.parametrize(
+    ("size", "layer", "rate", "step_tokens"),
+    [
+        ("69m", 3, 6e-4, 0.5e6),
+        ("386m", 5, 3e-4, 0.5e6),
+        ("1380m", 5, 2e-4, 1e6),
+    ],
+)
+def test_the_papers_settings(size: str, layer: int, rate: float, step_tokens: float) -> None:
+    for arm in ("cocomix", "ntp", "kd", "pause"):
+        recipe = load_recipe(recipes_folder() / f"gpt2_{size}_{arm}.yaml")
+        assert recipe.tokens == 20_000_000_000
+        assert (recipe.model.insert_layer, recipe.model.num_concepts, recipe.model.concept_topk) == (layer, 32_768, 32)
+        assert recipe.model.concept_loss_weight == 0.1
+        assert (recipe.distillation is not None) == (arm == "kd")
+        training = recipe.training
+        assert training["learning_rate"] == rate
+        # With the eight processes that the headers start.
+        blocks = 8 * training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+        assert blocks * 1024 == pytest.approx(step_tokens, rel=0.05)
+    assert recipe.arm == "pause"
 
 
-def test_the_cost_in_the_header_is_the_planned_one() -> None:
-    for name in ("gpt2_69m_cocomix", "gpt2_69m_ntp"):
-        path = recipes_folder() / f"{name}.yaml"
-        plan: dict[str, Any] = describe_plan(load_recipe(path), plan_run(load_recipe(path)))
-        gflop = f"{plan['training FLOPs per token'] / 1e9:.2f} GFLOP"
-        total = f"{plan['training FLOPs']:.1e}".replace("e+", "e") + " FLOP"
-        header = path.read_text()
-        assert gflop in header, (name, gflop)
-        assert total in header, (name, total)
+@pytest.mark.parametrize("script", sorted((recipes_folder() / "launch").glob("train_*.sh")), ids=lambda path: path.stem)
+def test_launchers_start_what_their_comments_say(script: Path, tmp_path: Path) -> None:
+    """The scripts run with stand-ins for torchrun and Slurm, which print what they were asked to start."""
+    text = script.read_text(encoding="utf-8")
+    for name, body in {
+        "torchrun": 'printf "%s\\n" "$@"',
+        "srun": '"$@"',
+        "scontrol": "echo node1; echo node2",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"NODELIST": "node[1-2]", "JOB_NUM_NODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "7"}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **{f"SLURM_{name}": value for name, value in slurm.items()}}
+    examples = re.findall(rf"{script.name} (recipes/\S+\.yaml \S+(?: \d+)*)", text)
+    assert examples
+    for example in examples:
+        recipe, output, *numbers = example.split()
+        assert (recipes_folder().parent / recipe).is_file()
+        command = ["bash", str(script), recipe, output, *numbers]
+        started = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        module = started.index("-m")
+        assert started[module : module + 5] == ["-m", "cocomix", "train", recipe, "--output"]
+        assert (f"training.gradient_accumulation_steps={numbers[-1]}" in started) == bool(numbers)
+        if "slurm" in script.name:
+            assert started[started.index("--rdzv-endpoint") + 1] == "node1:29500"
+    without = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert without.returncode != 0
+    assert "recipe" in without.stderr
 
 
 def test_demo_arms_share_everything_but_the_objective(workshop: Workshop) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cocomix.concepts import ConceptDictionary
+from cocomix.concepts.saelens import save_sae_lens
 from cocomix.errors import CoCoMixError
 
 sae_lens = pytest.importorskip("sae_lens")
@@ -38,14 +39,41 @@ def assert_equal(dictionary, sae, hidden):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("normalize", ["layer_norm", "none"])
+@pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale", "none"])
 @pytest.mark.parametrize("subtract", [True, False])
 def test_inference_saes(case, normalize, subtract, tmp_path):
+    """Read, and written again so that SAELens computes the same."""
     config, options = CASES[case]
     config = config(**SHAPE, **options, normalize_activations=normalize, apply_b_dec_to_input=subtract)
     sae = randomize(sae_lens.SAE.get_sae_class_for_architecture(config.architecture())(config))
-    sae.save_model(tmp_path)
-    assert_equal(ConceptDictionary.from_sae_lens(tmp_path), sae, torch.randn(3, 4, D_IN) * 2 + 1)
+    sae.save_model(tmp_path / "theirs")
+    hidden = torch.randn(3, 4, D_IN) * 2 + 1
+    dictionary = ConceptDictionary.from_sae_lens(tmp_path / "theirs")
+    assert_equal(dictionary, sae, hidden)
+    save_sae_lens(dictionary, tmp_path / "ours")
+    again = sae_lens.SAE.load_from_disk(tmp_path / "ours")
+    assert (again.cfg.normalize_activations, again.cfg.apply_b_dec_to_input) == (normalize, subtract)
+    assert_equal(dictionary, again, hidden)
+
+
+def test_a_state_of_zeros_is_left_alone():
+    dictionary = ConceptDictionary.from_tensors(
+        torch.eye(4), torch.ones(4), torch.eye(4), torch.zeros(4), normalize="constant_norm"
+    )
+    assert torch.equal(dictionary.latents(torch.zeros(1, 4)), torch.ones(1, 4))
+
+
+def test_a_dictionary_fitted_here_is_sae_lens_own(workshop):
+    """Latents of raw hidden states, reconstruction, and what SAELens' users look at: the decoder and the metadata."""
+    ours, theirs = (
+        ConceptDictionary.from_sae_lens(workshop.dictionary),
+        sae_lens.SAE.load_from_disk(workshop.dictionary),
+    )
+    hidden = 3 * torch.randn(2, 5, ours.d_model, generator=torch.Generator().manual_seed(2)) + 1
+    assert_equal(ours, theirs, hidden)
+    assert theirs.cfg.normalize_activations == "layer_norm"
+    assert theirs.cfg.metadata.hook_name == "transformer.h.1"
+    torch.testing.assert_close(theirs.W_dec, ours.W_dec)
 
 
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu", "standard"])

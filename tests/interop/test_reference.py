@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from cocomix.errors import CoCoMixError
-from cocomix.interop import from_reference_state_dict
-from cocomix.modeling import ConceptEdit
+from cocomix.interop import from_reference_state_dict, to_reference_state_dict
+from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
 from tests.golden import golden_files, read_golden
+from tests.modeling.factories import CONCEPTS, D_MODEL, HEADS, TOPK, backbone_config, student, tokens
 
 TOLERANCE = 1e-5
 
@@ -99,6 +101,96 @@ def _locate(name: str, insert_layer: int) -> tuple[str, str]:
     return ("upper." if name.startswith("ln_f") else "lower.") + name, "same"
 
 
+# The way back -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", golden_files("model"))
+def test_the_released_tensors_come_back(path: Path) -> None:
+    meta, golden = read_golden(path)
+    weights = {name.removeprefix("weights."): t for name, t in golden.items() if name.startswith("weights.")}
+    settings = {"insert_layer": meta["insert_layer_index"], "concept_topk": meta["concept_num"]}
+    back = to_reference_state_dict(from_reference_state_dict(weights, num_heads=meta["n_head"], **settings))
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("insert_layer", [0, 1, 2])
+def test_there_and_back_is_identity(insert_layer: int) -> None:
+    model = student("gpt2", insert_layer)
+    tensors = to_reference_state_dict(model)
+    assert tensors["transformer.compress_layer.weight"].shape == (D_MODEL, CONCEPTS)
+    assert {name.split(".")[0] for name in tensors} == {"transformer"}
+    twin = read_back(tensors, insert_layer=insert_layer)
+    assert twin.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in twin.state_dict().items())
+    assert torch.equal(twin(tokens()).logits, model(tokens()).logits)
+
+
+def read_back(tensors: dict[str, Tensor], **changes: int) -> CoCoMixForCausalLM:
+    settings = {"num_heads": HEADS, "insert_layer": 1, "concept_topk": TOPK} | changes
+    return from_reference_state_dict(tensors, **settings)
+
+
+def test_the_names_that_ddp_fsdp_and_compile_give() -> None:
+    model = student("gpt2")
+    tensors = to_reference_state_dict(model)
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}
+    sharded = {name.replace(".attn.", "._fsdp_wrapped_module.attn."): tensor for name, tensor in tensors.items()}
+    old = tensors | {"lm_head.weight": torch.zeros(1), "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    for variant in (wrapped, sharded, old):
+        assert torch.equal(read_back(variant)(tokens()).logits, model(tokens()).logits)
+
+
+def test_what_the_released_code_does_not_have() -> None:
+    for model, says in (
+        (student("llama"), "has only GPT-2 with interleaved concepts, and this is llama"),
+        (student("gpt2", 1, "add"), "mixing: add"),
+        (student("gpt2", backbone=backbone_config("gpt2", tie_word_embeddings=False)), "ties the language-model head"),
+    ):
+        with pytest.raises(CoCoMixError, match=says):
+            to_reference_state_dict(model)
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
 def test_a_stranger_state_dict_is_refused_by_name() -> None:
     with pytest.raises(CoCoMixError, match=r"has no transformer\.wte\.weight"):
         from_reference_state_dict({"a": torch.zeros(1)}, num_heads=2, insert_layer=0, concept_topk=4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wpe.weight", "h.1.ln_1.bias", "h.0.mlp.c_fc.bias", "ln_f.weight", "pre_bias", "compress_layer.weight"],
+)
+def test_missing_tensors(name: str) -> None:
+    tensors = to_reference_state_dict(student("gpt2"))
+    del tensors[f"transformer.{name}"]
+    with pytest.raises(CoCoMixError, match=f"the state dict has no transformer.{name}, so"):
+        read_back(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("wte.weight", torch.zeros(4), "should have 2 dimensions"),
+        ("compress_layer.weight", torch.zeros(4), "should have 2 dimensions"),
+        ("compress_layer.weight", torch.zeros(D_MODEL, CONCEPTS - 1), "the other tensors ask for"),
+        ("h.2.attn.c_attn.weight", torch.zeros(D_MODEL, 5), "transformer.h.2.attn.c_attn.weight has 160 entries"),
+        ("h.2.attn.c_extra.weight", torch.zeros(1), "has transformer.h.2.attn.c_extra.weight, which"),
+    ],
+)
+def test_tensors_that_do_not_fit(name: str, tensor: Tensor, says: str) -> None:
+    with pytest.raises(CoCoMixError, match=says):
+        read_back(to_reference_state_dict(student("gpt2")) | {f"transformer.{name}": tensor})
+
+
+def test_settings_that_do_not_fit() -> None:
+    tensors = to_reference_state_dict(student("gpt2"))
+    with pytest.raises(CoCoMixError, match="5 attention heads cannot share a width of 32"):
+        read_back(tensors, num_heads=5)
+    with pytest.raises(CoCoMixError, match="insert_layer=7 is out of range"):
+        read_back(tensors, insert_layer=7)
+    no_blocks = {name: tensor for name, tensor in tensors.items() if ".h." not in name}
+    with pytest.raises(CoCoMixError, match=r"has no transformer\.h\.0"):
+        read_back(no_blocks)

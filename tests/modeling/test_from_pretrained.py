@@ -85,11 +85,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_or_depth() -> None:
-    with pytest.raises(CoCoMixError, match=r"do not fit the model:.*size mismatch for"):
+    with pytest.raises(CoCoMixError, match=r"do not fit the model \(size mismatch for"):
         load_backbone_weights(student("llama"), plain("llama", intermediate_size=32))
-    with pytest.raises(CoCoMixError, match=r"it lacks upper\.layers\.1\.\S+ and does not know nothing"):
+    with pytest.raises(CoCoMixError, match=r"they lack upper\.layers\.1\."):
         load_backbone_weights(student("llama"), plain("llama", num_hidden_layers=LAYERS - 1))
-    with pytest.raises(CoCoMixError, match=r"it lacks nothing and does not know upper\.layers\.2"):
+    with pytest.raises(CoCoMixError, match=r"the model has no upper\.layers\.2\."):
         load_backbone_weights(student("llama"), plain("llama", num_hidden_layers=LAYERS + 1))
 
 

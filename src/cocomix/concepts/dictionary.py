@@ -3,6 +3,7 @@
 A dictionary turns a teacher's hidden state `h` [d_model] into a few active concepts and back (method.md §1):
 
     x = (h − mean) / (std + 1e-5)      only with `normalize="layer_norm"`; std is the unbiased one
+    x = h / std                        only with `normalize="constant_norm"`; std = ‖h‖ / √d_model, mean = 0
     pre = (x − b_dec) W_enc + b_enc    [n_concepts]; b_dec is subtracted only with `subtract_b_dec`
     c = activation(pre)                TopK, JumpReLU or ReLU
     ĥ = (c W_dec + b_dec) · std + mean
@@ -13,7 +14,7 @@ Nothing is remembered between calls: the normalisation statistics are returned t
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from cocomix.output import fingerprint_json
 __all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "Normalization", "SparseCodes", "layer_normalize"]
 
 DictionaryKind = Literal["topk", "jumprelu", "relu"]
-Normalization = Literal["layer_norm", "none"]
+Normalization = Literal["layer_norm", "constant_norm", "none"]
 
 _LAYER_NORM_EPS = 1e-5
 _CHUNK_ELEMENTS = 2**24  # pre-activations held at once: 64 MiB in float32 (our choice: fits caches of a small server)
@@ -37,7 +38,7 @@ class InputStatistics(NamedTuple):
 
     Attributes:
         mean: [..., 1].
-        std: [..., 1], unbiased, without the 1e-5 that the division adds.
+        std: [..., 1], unbiased, without the 1e-5 that the division adds; or ‖h‖ / √d_model.
     """
 
     mean: Tensor
@@ -69,6 +70,12 @@ def layer_normalize(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
     return centred / (std + _LAYER_NORM_EPS), InputStatistics(mean, std)
 
 
+def norm_rescale(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
+    """Hidden states brought to the norm √d_model, and what was taken out (SAELens' `constant_norm_rescale`)."""
+    scale = hidden.norm(dim=-1, keepdim=True) / hidden.shape[-1] ** 0.5
+    return hidden / scale.clamp_min(1e-12), InputStatistics(torch.zeros_like(scale), scale)
+
+
 @dataclass(frozen=True, eq=False)
 class ConceptDictionary:
     """A sparse autoencoder used as a dictionary of concepts. Build it with `from_tensors` or `from_sae_lens`.
@@ -81,7 +88,7 @@ class ConceptDictionary:
         kind: `topk`, `jumprelu` (also what SAELens makes of BatchTopK at inference) or `relu`.
         k: active concepts per position; TopK only.
         threshold: [n_concepts], a pre-activation must exceed it; JumpReLU only.
-        normalize: `layer_norm` or `none`.
+        normalize: `layer_norm`, `constant_norm` or `none`.
         subtract_b_dec: whether b_dec is subtracted from the (normalised) input.
         name: where it came from, for people.
     """
@@ -145,8 +152,8 @@ class ConceptDictionary:
             raise CoCoMixError("a dictionary is TopK (k) or JumpReLU (threshold), not both; give one of the two.")
         if k is not None and not 1 <= k <= n_concepts:
             raise CoCoMixError(f"k must be between 1 and the {n_concepts} concepts of the dictionary, not {k}.")
-        if normalize not in ("layer_norm", "none"):
-            raise CoCoMixError(f'normalize must be "layer_norm" or "none", not {normalize!r}.')
+        if normalize not in get_args(Normalization):
+            raise CoCoMixError(f"normalize must be one of {', '.join(get_args(Normalization))}, not {normalize!r}.")
         if threshold is not None:
             threshold = threshold.detach().to(W_enc.dtype).expand(n_concepts).contiguous()
         return cls(
@@ -186,21 +193,21 @@ class ConceptDictionary:
             "k": self.k,
             "normalize": self.normalize,
             "subtract_b_dec": self.subtract_b_dec,
-            "tensors": {name: tensor_sha256(tensor) for name, tensor in self._tensors().items()},
+            "tensors": {name: tensor_sha256(tensor) for name, tensor in self.tensors().items()},
         }
         return fingerprint_json(settings)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ConceptDictionary":
         """The same dictionary with its tensors on another device or in another dtype."""
-        moved: dict[str, Any] = {
-            name: tensor.to(device=device, dtype=dtype) for name, tensor in self._tensors().items()
-        }
+        moved: dict[str, Any] = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}
         return replace(self, **moved)
 
     def standardize(self, hidden: Tensor) -> tuple[Tensor, InputStatistics | None]:
         """Normalise hidden states [..., d_model] as the dictionary asks; no statistics when it asks for nothing."""
         hidden = hidden.to(self.W_enc.dtype)
-        return layer_normalize(hidden) if self.normalize == "layer_norm" else (hidden, None)
+        if self.normalize == "layer_norm":
+            return layer_normalize(hidden)
+        return norm_rescale(hidden) if self.normalize == "constant_norm" else (hidden, None)
 
     def pre_activations(self, hidden: Tensor) -> Tensor:
         """Encoder output before the activation: hidden [..., d_model] to [..., n_concepts]. Dense; mind the size."""
@@ -276,6 +283,7 @@ class ConceptDictionary:
         values[rows, slots] = pre[rows, columns]
         return SparseCodes(ids, values)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by SAELens' names; `threshold` only where there is one."""
         tensors = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         return tensors if self.threshold is None else {**tensors, "threshold": self.threshold}

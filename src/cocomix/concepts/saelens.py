@@ -9,10 +9,17 @@ from typing import Any
 
 import torch
 
-from cocomix.concepts.dictionary import ConceptDictionary
+from cocomix.concepts.dictionary import ConceptDictionary, Normalization
 from cocomix.errors import CoCoMixError
 
-__all__ = ["import_sae_lens", "load_sae_lens"]
+__all__ = ["import_sae_lens", "load_sae_lens", "save_sae_lens"]
+
+_NORMALIZATIONS: dict[str, Normalization] = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm",
+}
+"""SAELens' `normalize_activations` and our names."""
 
 
 def import_sae_lens() -> Any:
@@ -42,6 +49,10 @@ def load_sae_lens(release_or_path: str, sae_id: str | None = None) -> ConceptDic
     """
     lens = import_sae_lens()
     name = release_or_path if sae_id is None else f"{release_or_path}/{sae_id}"
+    if release_or_path.endswith(".pt"):
+        raise CoCoMixError(
+            f"{release_or_path} is not read as it is; convert it once: cocomix import {release_or_path} -o FOLDER."
+        )
     if sae_id is None and not Path(release_or_path).is_dir():
         raise CoCoMixError(
             f"{release_or_path} is not a folder with an SAE; to load a SAELens release, also give the id of its SAE."
@@ -65,7 +76,7 @@ def from_sae(sae: Any, name: str) -> ConceptDictionary:
             "as such) and standard (ReLU)."
         )
     normalize = sae.cfg.normalize_activations
-    if normalize not in ("none", "layer_norm"):
+    if normalize not in _NORMALIZATIONS:
         raise CoCoMixError(
             f"{name} scales its input by {normalize!r} and the scale is not folded into its weights; fold it with "
             "SAELens (fold_activation_norm_scaling_factor) and save it again."
@@ -86,7 +97,37 @@ def from_sae(sae: Any, name: str) -> ConceptDictionary:
         sae.b_dec.detach().to(torch.float32),
         k=sae.cfg.k if architecture == "topk" else None,
         threshold=sae.threshold.detach().to(torch.float32) if architecture == "jumprelu" else None,
-        normalize=normalize,
+        normalize=_NORMALIZATIONS[normalize],
         subtract_b_dec=bool(sae.cfg.apply_b_dec_to_input),
         name=name,
     )
+
+
+def save_sae_lens(dictionary: ConceptDictionary, folder: Path) -> None:
+    """Write a dictionary as SAELens saves an SAE for inference: `cfg.json` and `sae_weights.safetensors`.
+
+    Args:
+        dictionary: its normalisation and its use of b_dec are written too.
+        folder: files in it are written over.
+
+    Raises:
+        CoCoMixError: SAELens is not installed.
+    """
+    lens = import_sae_lens()
+    kinds = {"topk": lens.TopKSAEConfig, "jumprelu": lens.JumpReLUSAEConfig, "relu": lens.StandardSAEConfig}
+    options: dict[str, Any] = {}
+    if dictionary.k is not None:
+        unit = bool((dictionary.W_dec.norm(dim=-1) - 1.0).abs().max() < 1e-6)
+        # With unit rows the setting changes no number, and dashboards, which fold the norms, ask for it.
+        options = {"k": dictionary.k, "rescale_acts_by_decoder_norm": unit}
+    config = kinds[dictionary.kind](
+        d_in=dictionary.d_model,
+        d_sae=dictionary.n_concepts,
+        normalize_activations=next(name for name, ours in _NORMALIZATIONS.items() if ours == dictionary.normalize),
+        apply_b_dec_to_input=dictionary.subtract_b_dec,
+        device="cpu",
+        **options,
+    )
+    sae = lens.SAE.get_sae_class_for_architecture(config.architecture())(config)
+    sae.load_state_dict({name: tensor.cpu() for name, tensor in dictionary.tensors().items()})
+    sae.save_model(folder)

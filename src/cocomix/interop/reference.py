@@ -1,6 +1,8 @@
-"""Models saved by the authors' released code (facebookresearch/RAM, projects/cocomix), as ours."""
+"""Models of the authors' released code (facebookresearch/RAM, projects/cocomix), as ours and back: names and shapes."""
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from transformers import GPT2Config
@@ -8,7 +10,7 @@ from transformers import GPT2Config
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 
-__all__ = ["from_reference_state_dict"]
+__all__ = ["from_reference_state_dict", "to_reference_state_dict"]
 
 _MIXER_NAMES = {
     "pre_bias": "mixer.pre_bias",
@@ -17,6 +19,12 @@ _MIXER_NAMES = {
     "compress_layer.weight": "mixer.compression.weight",
     "compress_layer.bias": "mixer.compression.bias",
 }
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What DDP, torch.compile and FSDP put into names; the released trainer saves the wrapped model's."""
+_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+"""Causal masks that older versions of transformers saved."""
+_BLOCK = re.compile(r"h\.(\d+)\.(.+)")
+_NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
 def from_reference_state_dict(
@@ -26,6 +34,7 @@ def from_reference_state_dict(
     insert_layer: int,
     concept_topk: int,
     concept_loss_weight: float = 0.1,
+    gpt2_settings: Mapping[str, Any] | None = None,
 ) -> CoCoMixForCausalLM:
     """Build a model from a state dict of the released GPT-2 CoCoMix.
 
@@ -34,71 +43,146 @@ def from_reference_state_dict(
     Args:
         state_dict: tensors under the released names (`transformer.wte.weight`, `transformer.h.0.…`,
             `transformer.concept_predictor.weight` [n_concepts, d_model], `transformer.compress_layer.weight`
-            [d_model, n_concepts], …). `lm_head.weight` may be missing: it is tied to `wte`.
+            [d_model, n_concepts], …), also with the prefixes that DDP, FSDP and torch.compile give them.
+            `lm_head.weight` may be missing and is not read: the released model ties it to `wte`.
         num_heads: attention heads per block.
         insert_layer: 0-based index of the block whose input is mixed with the concepts.
         concept_topk: how many concept logits are kept (`concept_num` there).
         concept_loss_weight: λ (`lam_concept` there).
+        gpt2_settings: further fields of `GPT2Config`, such as dropout; without any there is none.
 
     Returns:
-        A float32 model in evaluation mode with the released model's logits, without dropout.
+        A float32 model in evaluation mode with the released model's logits.
 
     Raises:
-        CoCoMixError: a tensor is missing or is not one of the released model's.
+        CoCoMixError: a tensor is missing, has another shape than the others ask for, or is not one of the released
+            model's; or a setting does not fit the tensors.
     """
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
-    tensors.pop("lm_head.weight", None)
-    try:
-        vocab_size, d_model = tensors["wte.weight"].shape
-        positions = tensors["wpe.weight"].shape[0]
-        num_concepts = tensors["concept_predictor.weight"].shape[0]
-        inner = tensors["h.0.mlp.c_fc.bias"].shape[0]
-    except KeyError as error:
-        raise CoCoMixError(
-            f"the state dict has no transformer.{error.args[0]}, so it is not a released CoCoMix GPT-2; "
-            "pass the whole model's state dict."
-        ) from None
-    blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("h."))
-    backbone = GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=positions,
-        n_embd=d_model,
-        n_layer=blocks,
-        n_head=num_heads,
-        n_inner=inner,
-        attn_pdrop=0.0,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-        bos_token_id=vocab_size - 1,
-        eos_token_id=vocab_size - 1,
-    )
+    tensors = _plain_names(state_dict)
+    vocab_size, d_model = _shape(tensors, "wte.weight", 2)
+    blocks = 1 + max((int(match[1]) for name in tensors if (match := _BLOCK.fullmatch(name))), default=-1)
+    if blocks == 0:
+        raise _missing("h.0.ln_1.weight")
+    sizes = {
+        "vocab_size": vocab_size,
+        "n_positions": _shape(tensors, "wpe.weight", 2)[0],
+        "n_embd": d_model,
+        "n_layer": blocks,
+        "n_head": num_heads,
+        "n_inner": _shape(tensors, "h.0.mlp.c_fc.bias", 1)[0],
+    }
+    if num_heads < 1 or d_model % num_heads:
+        raise CoCoMixError(f"{num_heads} attention heads cannot share a width of {d_model}; check num_heads.")
+    tokens = {"bos_token_id": vocab_size - 1, "eos_token_id": vocab_size - 1}
     config = CoCoMixConfig(
-        backbone=backbone,
+        backbone=GPT2Config(**{**tokens, **(_NO_DROPOUT if gpt2_settings is None else gpt2_settings), **sizes}),
         insert_layer=insert_layer,
-        num_concepts=num_concepts,
+        num_concepts=_shape(tensors, "concept_predictor.weight", 2)[0],
         concept_topk=concept_topk,
         concept_loss_weight=concept_loss_weight,
     )
     model = CoCoMixForCausalLM(config)
     renamed = {_our_name(name, insert_layer): tensor for name, tensor in tensors.items()}
+    _shape(tensors, "compress_layer.weight", 2)
     renamed["mixer.compression.weight"] = renamed["mixer.compression.weight"].T.contiguous()
     renamed["lm_head.weight"] = renamed["lower.wte.weight"]
-    result = model.load_state_dict(renamed, strict=False)
-    if result.missing_keys or result.unexpected_keys:
-        raise CoCoMixError(
-            f"the state dict does not fit the released CoCoMix GPT-2: missing {result.missing_keys}, "
-            f"not known {result.unexpected_keys}."
-        )
+    _check(model, renamed, insert_layer)
+    model.load_state_dict(renamed)
     model.eval()
     return model
+
+
+def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
+    """The state dict that the released code's `GPT2CoCoMixLMHeadModel` loads.
+
+    Args:
+        model: a GPT-2 with the paper's mixing; its head tied to its embedding, as there.
+
+    Returns:
+        Contiguous tensors under the released names, `transformer.…`; `lm_head.weight` is left out, as in the
+        checkpoints that `save_pretrained` writes there.
+
+    Raises:
+        CoCoMixError: the released code has no such model.
+    """
+    config = model.config
+    kind = (config.backbone.model_type, config.mixing, config.prediction)
+    if kind != ("gpt2", "interleave", "concepts"):
+        raise CoCoMixError(
+            f"the released code has only GPT-2 with interleaved concepts, and this is {config.backbone.model_type} "
+            f"(mixing: {config.mixing}, prediction: {config.prediction}); there is no such checkpoint to write."
+        )
+    if not config.tie_word_embeddings:
+        raise CoCoMixError("the released code ties the language-model head to the embedding, and this model does not.")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    tensors["mixer.compression.weight"] = tensors["mixer.compression.weight"].T
+    return {_their_name(name, config.insert_layer): tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Released names without wrappers and the leading `transformer.`, and nothing but parameters of their own."""
+    names = {_WRAPPERS.sub("", name): tensor for name, tensor in state_dict.items()}
+    names.pop("lm_head.weight", None)
+    plain = {name.removeprefix("transformer."): tensor for name, tensor in names.items()}
+    return {name: tensor for name, tensor in plain.items() if not _BUFFERS.fullmatch(name)}
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise _missing(name)
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions:
+        raise CoCoMixError(
+            f"transformer.{name} has shape {list(shape)} and should have {dimensions} dimensions; this is not a "
+            "checkpoint of the released CoCoMix GPT-2."
+        )
+    return shape
+
+
+def _missing(name: str) -> CoCoMixError:
+    return CoCoMixError(
+        f"the state dict has no transformer.{name}, so it is not a released CoCoMix GPT-2; "
+        "pass the whole model's state dict."
+    )
+
+
+def _check(model: CoCoMixForCausalLM, renamed: Mapping[str, Tensor], insert_layer: int) -> None:
+    """Refuse tensors that are missing, unknown or of another shape, by their released names."""
+    expected = model.state_dict()
+    for name in renamed:
+        if name not in expected:
+            raise CoCoMixError(
+                f"the state dict has transformer.{_their_name(name, insert_layer)}, which the released CoCoMix GPT-2 "
+                "does not; pass that model's state dict."
+            )
+    for name, tensor in expected.items():
+        if name not in renamed:
+            raise _missing(_their_name(name, insert_layer).removeprefix("transformer."))
+        if renamed[name].shape != tensor.shape:
+            raise CoCoMixError(
+                f"{_their_name(name, insert_layer)} has {renamed[name].numel()} entries in the shape "
+                f"{list(renamed[name].shape)} (as stored here), and the other tensors ask for {list(tensor.shape)}; "
+                "the checkpoint is damaged or of another model."
+            )
 
 
 def _our_name(name: str, insert_layer: int) -> str:
     """A released name without its `transformer.` prefix → the name in `CoCoMixForCausalLM`."""
     if name in _MIXER_NAMES:
         return _MIXER_NAMES[name]
-    if name.startswith("h."):
-        _, index, rest = name.split(".", 2)
-        block = int(index)
-        return f"lower.h.{block}.{rest}" if block < insert_layer else f"upper.h.{block - insert_layer}.{rest}"
+    if match := _BLOCK.fullmatch(name):
+        block = int(match[1])
+        half, local = ("lower", block) if block < insert_layer else ("upper", block - insert_layer)
+        return f"{half}.h.{local}.{match[2]}"
     return f"upper.{name}" if name.startswith("ln_f.") else f"lower.{name}"
+
+
+def _their_name(name: str, insert_layer: int) -> str:
+    """The way back, with the prefix."""
+    for theirs, ours in _MIXER_NAMES.items():
+        if ours == name:
+            return f"transformer.{theirs}"
+    half, _, rest = name.partition(".")
+    if half == "upper" and (match := _BLOCK.fullmatch(rest)):
+        rest = f"h.{int(match[1]) + insert_layer}.{match[2]}"
+    return f"transformer.{rest}"

@@ -1,5 +1,6 @@
 """CoCoMix on top of a pretrained language model: the start of continued pretraining."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def from_pretrained_backbone(
         model = build_model(config, attn_implementation)
     assert isinstance(model, CoCoMixForCausalLM)
     load_backbone_weights(model.to(plain.dtype), plain)
-    model.generation_config = plain.generation_config
+    model.generation_config = copy.deepcopy(plain.generation_config)
     model.eval()
     return model
 
@@ -104,15 +105,15 @@ def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> Non
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # says which tensors have other shapes, one a line
+        first = str(error).splitlines()[1].strip(" \t.")
         raise CoCoMixError(
-            f"the pretrained weights do not fit the model:{str(error).splitlines()[1]}; use the pretrained model's own "
-            "architecture."
+            f"the pretrained weights do not fit the model ({first}); use the pretrained model's own architecture."
         ) from None
     lacking = [name for name in missing if not name.startswith("mixer.")]
     if lacking or unexpected:
+        what = f"they lack {lacking[0]}" if lacking else f"the model has no {unexpected[0]}"
         raise CoCoMixError(
-            f"the pretrained weights do not fit the model: it lacks {(lacking or ['nothing'])[0]} and does not know "
-            f"{(unexpected or ['nothing'])[0]}; use the pretrained model's own architecture."
+            f"the pretrained weights do not fit the model ({what}); use the pretrained model's own architecture."
         )
 
 

@@ -97,6 +97,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         Raises:
             CoCoMixError: it does not. Transformers asks here, and passes the error on if that kernel was asked for.
         """
+        backbone_of(self.config.backbone)
         if MODEL_MAPPING[type(self.config.backbone)]._supports_sdpa:
             return True
         raise CoCoMixError(

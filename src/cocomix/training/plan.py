@@ -16,6 +16,7 @@ from cocomix.modeling.memory import STATE_BYTES, activation_bytes
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
 from cocomix.training.corpora import Labels
 from cocomix.training.online import OnlineLabels
+from cocomix.training.pretrained import check_pretrained
 from cocomix.training.student import Vocabulary, model_config
 
 __all__ = ["Plan", "describe_memory", "describe_plan", "plan_run"]
@@ -56,6 +57,8 @@ def plan_run(
     if data is not None:
         vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
     config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts, teacher_hidden_size)
+    if data is not None:
+        check_pretrained(recipe, config, data)
     block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
     try:
         with torch.device("meta"):

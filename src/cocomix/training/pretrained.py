@@ -13,11 +13,13 @@ from cocomix.modeling.accounting import build_model
 from cocomix.modeling.from_pretrained import check_same_decoder, load_backbone_weights
 from cocomix.pretrained import load_causal_lm
 
-__all__ = ["build_student", "pretrained_config"]
+__all__ = ["build_student", "check_pretrained", "pretrained_config"]
 
 
-def build_student(recipe: RunConfig, config: PreTrainedConfig, data: PreparedData) -> PreTrainedModel:
-    """The model a run starts with: freshly initialised, or with `model.pretrained`'s weights under new concept layers.
+def check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: PreparedData) -> None:
+    """Refuse `model.pretrained` where its weights cannot go into the model, or read other tokens than the data's.
+
+    Nothing but configuration and tokenizer is read, so that a run is refused before it begins.
 
     Args:
         recipe: of the run.
@@ -25,17 +27,29 @@ def build_student(recipe: RunConfig, config: PreTrainedConfig, data: PreparedDat
         data: what it is trained on.
 
     Raises:
-        CoCoMixError: the pretrained model cannot be loaded, computes something else than `config`, or reads another
-            tokenizer than the data's.
+        CoCoMixError: the pretrained model computes something else than `config`, or reads another tokenizer.
+    """
+    name, revision = recipe.model.pretrained, recipe.model.revision
+    if name is None:
+        return
+    _check_tokenizer(name, revision, data)
+    backbone = config.backbone if isinstance(config, CoCoMixConfig) else config
+    check_same_decoder(backbone, pretrained_config(name, revision, "model.pretrained"), name)
+
+
+def build_student(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model a run starts with: freshly initialised, or with `model.pretrained`'s weights under new concept layers.
+
+    Args:
+        recipe: of the run.
+        config: of the model, see `model_config`.
+
+    Raises:
+        CoCoMixError: the pretrained model cannot be loaded, or its weights do not fit.
     """
     model = build_model(config, recipe.model.attn_implementation)
-    name, revision = recipe.model.pretrained, recipe.model.revision
-    if name is not None:
-        _check_tokenizer(name, revision, data)
-        plain = load_causal_lm(name, revision=revision)
-        backbone = config.backbone if isinstance(config, CoCoMixConfig) else config
-        check_same_decoder(backbone, plain.config, name)
-        load_backbone_weights(model, plain)
+    if recipe.model.pretrained is not None:
+        load_backbone_weights(model, load_causal_lm(recipe.model.pretrained, revision=recipe.model.revision))
     return model
 
 

@@ -1,0 +1,63 @@
+"""The verb that brings in what other code saved, and writes for it: import."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cocomix.cli.application import AsJson, Output, Quiet, app, print_json
+from cocomix.reporter import ConsoleReporter
+
+__all__ = ["import_other"]
+
+
+@app.command("import")
+def import_other(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Checkpoint folder of the released CoCoMix code (step_… or last), or an OpenAI autoencoder (.pt).",
+        ),
+    ],
+    output: Output,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer to put beside the model: folder or Hub name.")
+    ] = None,
+    insert_layer: Annotated[int | None, typer.Option(help="Where its config.yaml does not say it.")] = None,
+    concept_topk: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    to_released: Annotated[
+        bool, typer.Option("--to-released", help="The other way: a run of ours for the released code.")
+    ] = False,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read checkpoints and autoencoders of other code.
+
+    [dim]Example: cocomix import logs/cocomix_69m/last -o imported --tokenizer openai-community/gpt2[/dim]
+    """
+    from cocomix.interop import ConceptSettings, convert_autoencoder, export_to_released, import_released
+
+    reporter = ConsoleReporter(quiet=quiet)
+    facts: dict[str, Any]
+    if source.suffix == ".pt":
+        dictionary = convert_autoencoder(source, output)
+        facts = {"kind": "dictionary", "num_concepts": dictionary.n_concepts, "d_model": dictionary.d_model}
+        facts |= {"k": dictionary.k, "normalize": dictionary.normalize}
+        reporter.say(
+            f"{output}: {dictionary.n_concepts:,} concepts of states {dictionary.d_model} wide, as SAELens has it"
+        )
+    else:
+        if to_released:
+            model = export_to_released(source, output)
+        else:
+            model = import_released(source, output, ConceptSettings(insert_layer, concept_topk), tokenizer)
+        config = model.config
+        facts = {"kind": "model", "parameters": model.num_parameters(), "insert_layer": config.insert_layer}
+        facts |= {"num_concepts": config.num_concepts, "concept_topk": config.concept_topk}
+        reporter.say(
+            f"{output}: {facts['parameters']:,} parameters, {config.num_concepts:,} concepts before block "
+            f"{config.insert_layer}"
+        )
+    if json_output:
+        print_json(facts)

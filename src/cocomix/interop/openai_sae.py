@@ -1,0 +1,70 @@
+"""OpenAI's autoencoder files (`.pt`, openai/sparse_autoencoder), which the released code uses, as dictionaries."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cocomix.concepts import ConceptDictionary
+from cocomix.errors import CoCoMixError
+from cocomix.interop.weights_only import load_weights_only
+
+__all__ = ["read_openai_autoencoder"]
+
+
+def read_openai_autoencoder(path: Path) -> ConceptDictionary:
+    """Read an autoencoder as a dictionary.
+
+    There x = (h − mean)/(std + 1e-5) − pre_bias with the activation "TopK" and x = h − pre_bias with "ReLU" (the file
+    does not say; this is the released loader's rule), and latents = activation(encoder·x + latent_bias).
+
+    Args:
+        path: a `.pt` file with `pre_bias` [d_model], `latent_bias` [n_concepts], `encoder.weight` [n_concepts, d_model]
+            and `decoder.weight` [d_model, n_concepts] (or none, where it is the encoder's transposed).
+
+    Returns:
+        The dictionary, in float32 on the CPU.
+
+    Raises:
+        CoCoMixError: the file cannot be read (see `load_weights_only`), lacks a tensor, has one of another shape, or an
+            activation that is neither TopK with ReLU nor ReLU.
+    """
+    values = load_weights_only(path)
+    weights = {name: _tensor(values, name, path) for name in ("pre_bias", "latent_bias", "encoder.weight")}
+    encoder = weights["encoder.weight"]
+    decoder = encoder.T if "decoder.linear.weight" in values else _tensor(values, "decoder.weight", path)
+    activation, k = values.get("activation", "ReLU"), None
+    if activation == "TopK":
+        k = _k(values.get("activation_state_dict"), path)
+    elif activation != "ReLU":
+        raise CoCoMixError(f"{path} has the activation {activation!r}; known are TopK and ReLU.")
+    try:
+        return ConceptDictionary.from_tensors(
+            encoder.T,
+            weights["latent_bias"],
+            decoder.T,
+            weights["pre_bias"],
+            k=k,
+            normalize="none" if k is None else "layer_norm",
+            name=str(path),
+        )
+    except CoCoMixError as error:
+        raise CoCoMixError(f"{path} is no whole autoencoder: {error}") from None
+
+
+def _tensor(values: dict[str, Any], name: str, path: Path) -> Tensor:
+    tensor = values.get(name)
+    if not isinstance(tensor, Tensor):
+        raise CoCoMixError(f"{path} has no tensor {name}, so it is not an autoencoder of OpenAI's form.")
+    return tensor.detach().to(torch.float32)
+
+
+def _k(state: Any, path: Path) -> int:
+    """How many latents TopK keeps."""
+    k, after = (state.get("k"), state.get("postact_fn", "ReLU")) if isinstance(state, dict) else (None, None)
+    if not isinstance(k, int) or after != "ReLU":
+        raise CoCoMixError(
+            f"{path} has TopK with k = {k!r} and {after!r} after it; known is a whole number with 'ReLU'."
+        )
+    return k

@@ -1,0 +1,187 @@
+"""Checkpoint folders of the released code: read as its trainer saves them, and written so that it loads them.
+
+There `logs/…/config.yaml` holds the run's settings, and `logs/…/step_10000` or `logs/…/last` a model that transformers
+4.44 saved: a GPT-2 `config.json` that knows nothing of concepts, `model.safetensors` (or its shards), and the
+optimizer's pickles, which are not read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cocomix.errors import CoCoMixError
+from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.output import read_json, write_json, write_text
+from cocomix.yaml_text import dump_yaml, parse_yaml
+
+__all__ = ["ConceptSettings", "read_reference_folder", "write_reference_folder"]
+
+_GPT2_FIELDS = (
+    "activation_function",
+    "attn_pdrop",
+    "bos_token_id",
+    "embd_pdrop",
+    "eos_token_id",
+    "initializer_range",
+    "layer_norm_epsilon",
+    "n_inner",
+    "reorder_and_upcast_attn",
+    "resid_pdrop",
+    "scale_attn_by_inverse_layer_idx",
+    "scale_attn_weights",
+)
+"""Fields of an old GPT-2 `config.json` that say what the model computes, beside its sizes."""
+
+
+@dataclass(frozen=True)
+class ConceptSettings:
+    """What `config.yaml` says of the concepts; `None` where it is to be read from there.
+
+    Attributes:
+        insert_layer: `insert_layer_index`.
+        concept_topk: `concept_num`.
+        concept_loss_weight: `lam_concept`.
+    """
+
+    insert_layer: int | None = None
+    concept_topk: int | None = None
+    concept_loss_weight: float | None = None
+
+
+def read_reference_folder(folder: Path, given: ConceptSettings | None = None) -> CoCoMixForCausalLM:
+    """Read a checkpoint of the released code.
+
+    Args:
+        folder: with `config.json` and safetensors; `config.yaml` in it or in the folder above, as there.
+        given: settings that override `config.yaml`; without that file they must be complete but for λ (0.1).
+
+    Returns:
+        A float32 model in evaluation mode with the released model's logits.
+
+    Raises:
+        CoCoMixError: a file is missing or damaged, or its contents are not the released code's.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CoCoMixError(
+            f"{folder} has no config.json, so it is not a checkpoint of the released code; give its step_… or last "
+            "folder."
+        )
+    values = read_json(config)
+    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
+        raise CoCoMixError(f"{config} is not a GPT-2's, and the released code has no other; give a checkpoint of its.")
+    settings = _settings(folder, given or ConceptSettings())
+    tensors = _weights(folder)
+    heads = values.get("n_head")
+    if not isinstance(heads, int):
+        raise CoCoMixError(f"{config} has n_head = {heads!r}, which should be a whole number; the file is damaged.")
+    try:
+        model = from_reference_state_dict(
+            tensors,
+            num_heads=heads,
+            gpt2_settings={name: values[name] for name in _GPT2_FIELDS if name in values},
+            **settings,
+        )
+    except (CoCoMixError, KeyError, TypeError, ValueError) as error:  # what `GPT2Config` makes of strange values
+        raise CoCoMixError(f"{folder}: {str(error).splitlines()[0]}") from error
+    if any(values.get(name, size) != size for name, size in _sizes(model).items()):
+        raise CoCoMixError(f"{config} and the tensors beside it disagree about the sizes; the folder is damaged.")
+    return model
+
+
+def write_reference_folder(model: CoCoMixForCausalLM, folder: Path) -> None:
+    """Write a checkpoint that the released code loads: `config.json`, `model.safetensors` and `config.yaml`.
+
+    Args:
+        model: see `to_reference_state_dict`.
+        folder: exists; files in it are written over.
+
+    Raises:
+        CoCoMixError: the released code has no such model.
+    """
+    tensors = to_reference_state_dict(model)
+    backbone = model.config.backbone
+    config = {
+        "architectures": ["GPT2CoCoMixLMHeadModel"],
+        "model_type": "gpt2",
+        **{name: getattr(backbone, name) for name in _GPT2_FIELDS},
+        **_sizes(model),
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "use_cache": True,
+    }
+    write_json(folder / "config.json", config)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "mode": "cocomix",
+        "base_model": "openai-community/gpt2",
+        "concept_dim": model.config.num_concepts,
+        "concept_num": model.config.concept_topk,
+        "insert_layer_index": model.config.insert_layer,
+        "lam_concept": model.config.concept_loss_weight,
+    }
+    write_text(folder / "config.yaml", dump_yaml(settings))
+
+
+def _sizes(model: CoCoMixForCausalLM) -> dict[str, int]:
+    backbone = model.config.backbone
+    return {name: getattr(backbone, name) for name in ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size")}
+
+
+def _settings(folder: Path, given: ConceptSettings) -> dict[str, Any]:
+    """The keyword arguments of `from_reference_state_dict` that say what the concepts are like."""
+    files = [path for path in (folder / "config.yaml", folder.absolute().parent / "config.yaml") if path.is_file()]
+    written: Any = {}
+    if files:
+        written = parse_yaml(files[0].read_text(encoding="utf-8"), str(files[0]))
+        if not isinstance(written, dict):
+            raise CoCoMixError(f"{files[0]} is not the released code's: it holds no settings by name.")
+    return {
+        "insert_layer": _whole(given.insert_layer, written, "insert_layer_index", "--insert-layer", folder),
+        "concept_topk": _whole(given.concept_topk, written, "concept_num", "--concept-topk", folder),
+        "concept_loss_weight": _weight(given.concept_loss_weight, written),
+    }
+
+
+def _whole(given: int | None, written: Mapping[str, Any], name: str, option: str, folder: Path) -> int:
+    value = written.get(name) if given is None else given
+    if not isinstance(value, int):
+        raise CoCoMixError(
+            f"{name} of {folder} is not known ({value!r}): there is no config.yaml in it or above it that says so; "
+            f"give {option}."
+        )
+    return value
+
+
+def _weight(given: float | None, written: Mapping[str, Any]) -> float:
+    value = written.get("lam_concept", 0.1) if given is None else given
+    if not isinstance(value, int | float):
+        raise CoCoMixError(f"lam_concept in config.yaml is {value!r} and should be a number; correct it.")
+    return float(value)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder's safetensors files."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    names = ["model.safetensors"]
+    if index.is_file() and not single.is_file():
+        shards = read_json(index)
+        names = sorted(set(shards.get("weight_map", {}).values())) if isinstance(shards, dict) else []
+    if not names or any(Path(name).name != name or not (folder / name).is_file() for name in names):
+        raise CoCoMixError(
+            f"{folder} lacks weights as safetensors ({', '.join(names) or 'the index names none'}), which the released "
+            "trainer writes; pickles (pytorch_model.bin) are not read."
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            tensors |= load_file(folder / name)
+        except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+            raise CoCoMixError(f"{folder / name} is damaged ({error}); copy it again.") from error
+    return tensors

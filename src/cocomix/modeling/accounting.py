@@ -14,7 +14,7 @@ from cocomix.modeling.modeling import CoCoMixForCausalLM
 
 __all__ = ["Accounting", "account", "block_flops", "build_model", "count_parameters", "matched_config"]
 
-_WIDTH_STEP = 16
+_LARGEST_WIDTH_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
 
     The baseline is the plain decoder, or with `mixing="pause"` the pause model, which is matched to the model that
     predicts `num_concepts` concepts in its place. Hidden and feed-forward widths grow together; depth, heads and
-    vocabulary stay. Of the widths that are multiples of 16 and that the heads can share (see `_fits_heads`), the one
-    with the nearest parameter count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for d = 512,
-    1024 and 2048.
+    vocabulary stay. Of the widths that are multiples of `_width_step` and that the heads can share (see `_fits_heads`),
+    the one with the nearest parameter count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for
+    d = 512, 1024 and 2048.
     """
     pause = config.mixing == "pause"
     matched_to = copy.deepcopy(config)
@@ -156,9 +156,10 @@ def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
 
     with torch.device("meta"):
         target = account(CoCoMixForCausalLM(matched_to)).active_parameters
-        first = -(-config.hidden_size // _WIDTH_STEP) * _WIDTH_STEP
+        step = _width_step(config.hidden_size)
+        first = -(-config.hidden_size // step) * step
         best, best_gap = first, float("inf")
-        for width in itertools.count(first, _WIDTH_STEP):
+        for width in itertools.count(first, step):
             if not _fits_heads(config.backbone, width):
                 continue
             gap = count_parameters(build_model(baseline(width))) - target
@@ -167,6 +168,14 @@ def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
             if gap >= 0:
                 break
         return baseline(best)
+
+
+def _width_step(hidden_size: int) -> int:
+    """Steps in which widths are tried: 16 from d = 512 on, and about d / 32 below, where 16 would be too coarse."""
+    step = _LARGEST_WIDTH_STEP
+    while step > 2 and 32 * step > hidden_size:
+        step //= 2
+    return step
 
 
 def _fits_heads(backbone: PreTrainedConfig, width: int) -> bool:
@@ -194,10 +203,11 @@ def _widened(backbone: PreTrainedConfig, width: int) -> PreTrainedConfig:
     """The same decoder at another hidden size; what is proportional to the hidden size stays so."""
     values = backbone.to_dict()
     old = backbone.hidden_size
+    step = _width_step(old)
     if values.get("head_dim") is not None and _head_follows_width(backbone):
         values["head_dim"] = width // backbone.num_attention_heads
     for name in ("intermediate_size", "n_inner"):
         if values.get(name) is not None:
-            values[name] = max(_WIDTH_STEP, round(values[name] * width / old / _WIDTH_STEP) * _WIDTH_STEP)
+            values[name] = max(step, round(values[name] * width / old / step) * step)
     values["n_embd" if "n_embd" in values else "hidden_size"] = width
     return type(backbone)(**values)

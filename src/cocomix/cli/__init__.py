@@ -10,6 +10,7 @@ from cocomix.cli import (  # noqa: F401 - their verbs
     corpus,
     explore,
     export,
+    interchange,
     listing,
     runs,
     study,

@@ -16,6 +16,7 @@ from cocomix.data.documents import Document, Source, read_documents, resolve_sou
 from cocomix.data.formats import pieces
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta, data_fingerprint
 from cocomix.data.splits import HEAD_CHARACTERS, TRAIN, VALIDATION, assign_splits
+from cocomix.data.token_files import is_token_source, prepare_token_files
 from cocomix.data.tokenizer import (
     check_vocab_size,
     encode_batch,
@@ -43,7 +44,8 @@ class PrepareSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str, ...]
-    """Files (.txt, .md, .jsonl, .json, each also .gz or .zst; .parquet), folders, Hub data set names or `docs:`."""
+    """Files (.txt, .md, .jsonl, .json, each also .gz or .zst; .parquet), folders, Hub data set names or `docs:`; or
+    token files (.bin, see `cocomix.data.token_files`) and nothing else."""
     validation_sources: tuple[str, ...] = ()
     """Sources of the validation split; when given, all of `sources` trains and `validation_fraction` is not used."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
@@ -81,7 +83,10 @@ def prepare(settings: PrepareSettings, output: Path, reporter: Reporter | None =
         CoCoMixError: the settings contradict each other, a source or the tokenizer cannot be used, a split would hold
             less than one block, or `output` exists. Nothing is left behind.
     """
-    return _Preparation(settings, reporter if reporter is not None else SilentReporter()).run(output)
+    reporter = reporter if reporter is not None else SilentReporter()
+    if any(is_token_source(name) for name in (*settings.sources, *settings.validation_sources)):
+        return prepare_token_files(settings, output, reporter)
+    return _Preparation(settings, reporter).run(output)
 
 
 class _Preparation:

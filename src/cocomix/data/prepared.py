@@ -26,7 +26,7 @@ class SourceMeta(BaseModel):
     name: str
     """As the user gave it."""
     kind: str
-    """`files`, `hub` or `documentation`."""
+    """`files`, `hub`, `documentation` or `tokens`."""
     splits: tuple[str, ...]
     """The splits its documents could go to."""
     documents: int

@@ -99,7 +99,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
-        model = build_student(recipe, plan.config, data)
+        model = build_student(recipe, plan.config)
         stored = (labels, teaching.stored)
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
         streamed = StreamedRun.of(data, arguments) if isinstance(data, StreamedData) else None

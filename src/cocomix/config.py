@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from cocomix.concepts import LabelSettings
-from cocomix.config_data import CorpusConfig, DataConfig, MixtureConfig, Section, StreamConfig
+from cocomix.config_data import CorpusConfig, DataConfig, Folder, MixtureConfig, Section, StreamConfig
 from cocomix.errors import CoCoMixError
 from cocomix.modeling.configuration import CompressionInit, HiddenLoss, Mixing, Prediction
 from cocomix.output import write_text
@@ -51,6 +51,14 @@ class DictionaryConfig(Section):
     """SAELens release name, or a folder that SAELens or `cocomix sae` wrote."""
     sae_id: str | None = None
     """Which autoencoder of the release."""
+    fingerprint: str | None = None
+    """SHA-256 of the weights and settings, as `cocomix label` records it: any other is refused. Pins a release, of
+    which SAELens can name no revision."""
+
+    @property
+    def name(self) -> str:
+        """What manifests call it."""
+        return self.path if self.sae_id is None else f"{self.path}/{self.sae_id}"
 
 
 class StudentConfig(Section):
@@ -101,7 +109,7 @@ class DistillationConfig(Section):
 
     weight: float = Field(default=0.1, gt=0.0)
     """λ_KD (paper: 0.1)."""
-    targets: Path | Literal["online"] = "online"
+    targets: Literal["online"] | Folder = "online"
     """`online`: `teacher` runs while training; or a folder written by `cocomix distill`. In a mixture every corpus may
     have its own."""
 
@@ -118,7 +126,7 @@ class RunConfig(Section):
     model of this recipe."""
     data: DataConfig
     """Folder written by `cocomix prepare`, a `mixture` of such folders, or a `stream` of Parquet shards."""
-    labels: Path | Literal["online"] | None = None
+    labels: Literal["online"] | Folder | None = None
     """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
     `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden
     states). In a mixture every corpus has its own."""

@@ -3,9 +3,25 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, PlainSerializer, Tag
 
-__all__ = ["CorpusConfig", "DataConfig", "MixtureConfig", "Section", "StreamConfig"]
+from cocomix.remote import shown, url_of
+
+__all__ = ["CorpusConfig", "DataConfig", "Folder", "MixtureConfig", "Section", "StreamConfig"]
+
+
+def _without_secrets(path: Path) -> Path:
+    """Refuse a URL that holds access keys, so that none gets into a run folder."""
+    url_of(path)
+    return path
+
+
+Folder = Annotated[
+    Path,
+    AfterValidator(_without_secrets),
+    PlainSerializer(shown, return_type=str, when_used="json"),
+]
+"""A folder, or the URL of one."""
 
 
 class Section(BaseModel):
@@ -17,13 +33,13 @@ class Section(BaseModel):
 class CorpusConfig(Section):
     """One corpus of a mixture."""
 
-    path: Path
+    path: Folder
     """Folder written by `cocomix prepare`."""
     weight: float = Field(gt=0.0, allow_inf_nan=False)
     """Its share of the training blocks, in any unit."""
-    labels: Path | None = None
+    labels: Folder | None = None
     """Folder written by `cocomix label` from this corpus."""
-    targets: Path | None = None
+    targets: Folder | None = None
     """Folder written by `cocomix distill` from this corpus, for `distillation`; without it the teacher runs online."""
 
 
@@ -40,7 +56,7 @@ class StreamConfig(Section):
     stream: tuple[str, ...] = Field(min_length=1)
     """Parquet files, folders of them or patterns with `*`, as paths or URLs (`s3://…`, `gs://…`,
     `hf://datasets/NAME@COMMIT/…`; a hub URL must name its revision)."""
-    heldout: Path
+    heldout: Folder
     """Folder written by `cocomix prepare` from texts that are not in the stream: gives tokenizer, block size and the
     validation blocks."""
     text_column: str = "text"
@@ -60,6 +76,8 @@ def _kind(value: Any) -> str:
 
 
 DataConfig = Annotated[
-    Annotated[Path, Tag("folder")] | Annotated[MixtureConfig, Tag("mixture")] | Annotated[StreamConfig, Tag("stream")],
+    Annotated[Folder, Tag("folder")]
+    | Annotated[MixtureConfig, Tag("mixture")]
+    | Annotated[StreamConfig, Tag("stream")],
     Discriminator(_kind),
 ]

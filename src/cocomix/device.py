@@ -2,7 +2,7 @@
 
 import torch
 
-__all__ = ["chunk_bytes", "default_device", "worker_device"]
+__all__ = ["chunk_bytes", "default_device", "task_device", "worker_device"]
 
 
 def default_device() -> torch.device:
@@ -16,6 +16,11 @@ def worker_device(index: int) -> torch.device:
     if device.type == "cpu":
         return device
     return torch.device(device.type, index % torch.accelerator.device_count())
+
+
+def task_device(accelerated: bool) -> torch.device:
+    """The device of a process that a scheduler started: the accelerator it was given, or the CPU if none was."""
+    return default_device() if accelerated else torch.device("cpu")
 
 
 def chunk_bytes(device: torch.device) -> int:

@@ -5,25 +5,31 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from cocomix import uploads
 from cocomix.errors import CoCoMixError
+from cocomix.remote import url_of
 
 __all__ = [
     "PLAN",
+    "aside_path",
     "claim_partial",
     "explained_full_disk",
     "fingerprint_json",
     "flush_folder",
     "partial_path",
     "read_json",
+    "require_free",
     "staged_directory",
     "write_json",
+    "write_once",
     "write_text",
 ]
 
@@ -33,7 +39,12 @@ PLAN = "plan.json"
 
 
 def partial_path(output: Path) -> Path:
-    """Where `output` is built until it is whole: `NAME.partial` beside it, so that the final rename is atomic."""
+    """Where `output` is built until it is whole: `NAME.partial` beside it, so that the final rename is atomic.
+
+    Of a URL, beside the place in the cache from which it is uploaded.
+    """
+    if (url := url_of(output)) is not None:
+        output = uploads.made_at(url)
     if output.name in ("", ".."):  # `.` and `..` have no name of their own
         output = output.resolve()
     return output.with_name(output.name + ".partial")
@@ -43,18 +54,21 @@ def partial_path(output: Path) -> Path:
 def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
     """Yield a folder beside `output` that is flushed and renamed to `output` when the block ends without an error.
 
+    What is made for a URL is uploaded then; a failed upload leaves it whole in the cache.
+
     Args:
-        output: the folder to create; must not exist yet, or be empty.
+        output: the folder to create; must not exist yet, or be empty. May be a URL (see `cocomix.remote`).
         resume: keep what an interrupted earlier run left in the partial folder, and keep it again if this run is
             interrupted. Otherwise the partial folder starts empty and is removed on any error.
 
     Raises:
         CoCoMixError: `output` exists and is not an empty folder, or its parent cannot be written to.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise CoCoMixError(f"{output} already exists; remove it or choose another --output.")
-    if output.resolve() == Path.cwd():
-        raise CoCoMixError("the current folder cannot be written as a whole; name a new folder with --output.")
+    url = url_of(output)
+    if url is None:
+        require_free(output)
+    else:
+        uploads.begin(url)
     staging = partial_path(output)
     try:
         if staging.exists() and not resume:
@@ -67,11 +81,30 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
     except BaseException:
         if not resume:
             shutil.rmtree(staging, ignore_errors=True)
+            if url is not None:
+                uploads.abandon(url)
         raise
+    _discard_asides(staging)
     flush_folder(staging)
+    if url is not None:
+        staging.rename(made := uploads.made_at(url))
+        uploads.publish(made, url)
+        return
     if output.exists():
         output.rmdir()
     staging.rename(output)
+
+
+def require_free(output: Path) -> None:
+    """Refuse an output that is there already and no empty folder, or is the current folder.
+
+    Raises:
+        CoCoMixError: it is.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise CoCoMixError(f"{output} already exists; remove it or choose another --output.")
+    if output.resolve() == Path.cwd():
+        raise CoCoMixError("the current folder cannot be written as a whole; name a new folder with --output.")
 
 
 def flush_folder(folder: Path) -> None:
@@ -85,23 +118,28 @@ def flush_folder(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def claim_partial(folder: Path, identity: dict[str, Any], output: Path) -> None:
+def claim_partial(
+    folder: Path, identity: Mapping[str, Any], output: Path, notes: Mapping[str, Any] | None = None
+) -> None:
     """Record in `PLAN` what a partial folder is of, or check that an interrupted run was of the same.
+
+    Of several processes that begin one folder at once, one records its plan and the others are compared with it.
 
     Args:
         folder: from `staged_directory(output, resume=True)`; whoever completes it removes the plan.
         identity: everything that determines the result, as JSON.
         output: the folder it becomes.
+        notes: recorded too, but not compared.
 
     Raises:
         CoCoMixError: the folder holds something else, or was begun with another identity (the keys are named).
     """
     plan = folder / PLAN
     if not plan.exists():
-        if any(path not in _left_aside(plan) for path in folder.iterdir()):
+        others = [path for path in folder.iterdir() if path not in _left_aside(plan)]
+        if others and not plan.exists():  # it may have come between
             raise CoCoMixError(f"{partial_path(output)} holds something else; remove it or choose another --output.")
-        write_json(plan, identity)
-        return
+        write_once(plan, {**identity, **(notes or {})})
     found = read_json(plan)
     differing = [key for key, value in identity.items() if found.get(key) != value]
     if differing:
@@ -130,29 +168,79 @@ def explained_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text aside, flush it to the disk and rename it over `path`; tidies up after a killed process."""
-    for left in _left_aside(path):
-        left.unlink(missing_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write UTF-8 text aside, flush it to the disk and rename it over `path`.
+
+    Args:
+        path: the file.
+        text: its content.
+        shared: another process may be writing it at this moment. Otherwise what a killed one left is tidied up.
+    """
+    if not shared:
+        for left in _left_aside(path):
+            left.unlink(missing_ok=True)
+    aside = aside_path(path)
     try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_flushed(aside, text)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
+def write_once(path: Path, value: Any) -> bool:
+    """Write a JSON file unless it exists, whole at once; of several processes that try, exactly one does.
+
+    Where the file system has no hard links, several may, and the last one stays.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    aside = aside_path(path)
+    try:
+        _write_flushed(aside, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        try:
+            os.link(aside, path)
+        except OSError:  # another was faster, or there are no hard links
+            if path.exists():
+                return False
+            aside.replace(path)
+        return True
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def aside_path(path: Path) -> Path:
+    """A name of its own for every call, beside `path`, under which its content is written before it is renamed."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _discard_asides(folder: Path) -> None:
+    """Remove what killed processes left half written anywhere in a folder that nobody writes to any more."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def _left_aside(path: Path) -> list[Path]:
-    """What `write_text` was writing to become `path` when its process was killed."""
+    """What was being written to become `path` when its process was killed."""
     return list(path.parent.glob(f".{path.name}.*.tmp"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinity are refused by `json` as a programming error."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def _write_flushed(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused by `json` as a programming error.
+
+    Args:
+        path: the file.
+        value: its content.
+        shared: as of `write_text`.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", shared=shared)
 
 
 def read_json(path: Path) -> Any:

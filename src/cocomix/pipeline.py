@@ -14,6 +14,8 @@ from cocomix.concepts import (
     FitSettings,
     LabelManifest,
     LabelSettings,
+    RaySettings,
+    ShardPart,
     TeacherSource,
     check_tokenizer,
     fit_dictionary,
@@ -91,9 +93,11 @@ def label_data(
     force: bool = False,
     batch_tokens: int = 4096,
     workers: int = 1,
+    ray: RaySettings | None = None,
+    part: ShardPart | None = None,
     reporter: Reporter | None = None,
-) -> LabelManifest:
-    """Label every token of prepared data with concepts (`cocomix label`).
+) -> LabelManifest | None:
+    """Label every token of prepared data with concepts (`cocomix label`), or those of one part of its shards.
 
     Args:
         data_path: folder written by `cocomix prepare` with the teacher's tokenizer.
@@ -104,7 +108,12 @@ def label_data(
         force: go on with a dictionary or a dtype that `open_teacher` would refuse.
         batch_tokens: tokens per forward pass.
         workers: processes that label, each with a teacher of its own; see `write_labels`.
+        ray: label on a Ray cluster instead.
+        part: of the shards; other parts may be labelled at the same time.
         reporter: told about progress.
+
+    Returns:
+        The manifest; `None` while shards are left to other parts.
     """
     reporter = reporter or SilentReporter()
     settings = settings or LabelSettings()
@@ -121,6 +130,8 @@ def label_data(
         batch_tokens=batch_tokens,
         workers=workers,
         source=_source(teacher, dictionary),
+        ray=ray,
+        part=part,
         agreement=opened.agreement,
         reporter=reporter,
     )
@@ -205,6 +216,11 @@ def open_teacher(
             layer (`require_fit`), or the dtype changes too many labels (`require_agreement`), unless `force`.
     """
     concept_teacher = _source(teacher, dictionary).load(device or default_device())
+    if dictionary.fingerprint not in (None, concept_teacher.dictionary.fingerprint()):
+        raise CoCoMixError(
+            f"the dictionary {dictionary.name} is not the one that dictionary.fingerprint pins: what is there now has "
+            f"{concept_teacher.dictionary.fingerprint()}."
+        )
     _check_tokenizer(concept_teacher.decoder.model, teacher, data)
     fit = measure_fit(concept_teacher, _first_blocks(data.split(VALIDATION), _CHECK_TOKENS))
     reporter.say(f"the dictionary on block {teacher.layer}: {fit.describe()}")

@@ -12,7 +12,7 @@ from cocomix.concepts import (
     ConceptLabelStore,
     ConceptTeacher,
     LabelSettings,
-    labelling,
+    finishing,
     shards,
     write_labels,
 )
@@ -104,7 +104,7 @@ def test_an_interrupted_run_continues_and_writes_the_same_bytes(teacher, splits,
 
 
 def test_a_shard_damaged_while_interrupted_is_written_again(teacher, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(labelling, "_manifest", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(finishing, "_manifest", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         write(teacher, splits, tmp_path / "labels")
     monkeypatch.undo()

@@ -72,11 +72,11 @@ def one(splits, tmp_path):
     return contents(tmp_path / "one")
 
 
-def label(splits, output, *, workers=2, **options):
+def label(splits, output, *, workers=2, teacher=None, **options):
     source = TinySource()
     fingerprints = {"data_fingerprint": "d" * 64, "tokenizer_fingerprint": "t" * 64, "block_size": BLOCK}
-    options = {"source": source, "batch_tokens": 2 * BLOCK, **options}
-    return write_labels(source.load(), splits, output, workers=workers, **fingerprints, **options)
+    options = {"source": source, "batch_tokens": 2 * BLOCK, **fingerprints, **options}
+    return write_labels(teacher or source.load(), splits, output, workers=workers, **options)
 
 
 def contents(folder):

@@ -23,7 +23,12 @@ def write(folder: Path, tokens: list[list[int]], *, block_size: int, per_shard: 
     metas = writer.close()
     shards = [
         TokenShard(
-            folder / f"{m.name}.arrow", f"train/{m.name}", num_blocks=m.blocks, block_size=block_size, dtype=dtype
+            folder / f"{m.name}.arrow",
+            f"train/{m.name}",
+            num_blocks=m.blocks,
+            block_size=block_size,
+            dtype=dtype,
+            sha256=m.sha256,
         )
         for m in metas
     ]

@@ -1,4 +1,4 @@
-"""The verbs that look after things: verify, doctor."""
+"""The verbs that look after things: verify, push, doctor."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +11,10 @@ from rich.table import Table
 
 from cocomix.cli.application import AsJson, Quiet, app, print_json
 from cocomix.errors import CoCoMixError
+from cocomix.remote import shown
 from cocomix.reporter import ConsoleReporter
 
-__all__ = ["doctor", "verify"]
+__all__ = ["doctor", "push", "verify"]
 
 _COLOURS = {"ok": "green", "broken": "red", "fail": "red", "warn": "yellow", "not checked": "yellow"}
 
@@ -34,11 +35,32 @@ def verify(
     if json_output:
         print_json(found.to_json())
     elif not quiet:
-        Console().print(f"{found.kind}, format {found.format_version}, in {found.path}", highlight=False, markup=False)
+        Console().print(
+            f"{found.kind}, format {found.format_version}, in {shown(found.path)}", highlight=False, markup=False
+        )
         Console().print(_table([(finding.what, finding.state, finding.detail) for finding in found.findings]))
     if found.broken:
         more = f" ({len(found.broken) - 1} more)" if len(found.broken) > 1 else ""
         raise CoCoMixError(f"{found.broken[0].detail}{more}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Data, labels, a dictionary, a run, …")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Folder to write: s3://…, gs://…, hf://….")],
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Upload a finished artefact, its manifest last.
+
+    [dim]Example: cocomix push data/books s3://corpora/books[/dim]
+    """
+    from cocomix.uploads import push as run
+
+    written = run(folder, url)
+    ConsoleReporter(quiet=quiet).say(f"{folder} is at {written}")
+    if json_output:
+        print_json({"url": written})
 
 
 @app.command()

@@ -1,14 +1,23 @@
 """Verbs from a text to what a teacher says of it: prepare, sae, label, distill."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
+from cocomix.errors import CoCoMixError
 from cocomix.reporter import ConsoleReporter
 
 __all__ = ["distill", "label", "prepare", "sae"]
+
+
+class Engine(Enum):
+    """What runs the workers of `cocomix label`."""
+
+    processes = "processes"
+    ray = "ray"
 
 
 @app.command()
@@ -32,6 +41,8 @@ def prepare(
     max_bytes: Annotated[int | None, typer.Option(help="Stop after this many bytes of training text.")] = None,
     hf_config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
     hf_split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    hf_revision: Annotated[str | None, typer.Option(help="Commit of a Hub data set.")] = None,
+    tokenizer_revision: Annotated[str | None, typer.Option(help="Commit of a Hub tokenizer.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
     json_output: AsJson = False,
     quiet: Quiet = False,
@@ -55,6 +66,8 @@ def prepare(
         max_bytes=max_bytes,
         hf_config=hf_config,
         hf_split=hf_split,
+        hf_revision=hf_revision,
+        tokenizer_revision=tokenizer_revision,
         seed=seed,
     )
     data = run(settings, output, ConsoleReporter(quiet=quiet))
@@ -103,13 +116,31 @@ def label(
     dictionary: Annotated[str | None, typer.Option(help="SAELens release, or folder of an autoencoder.")] = None,
     sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None,
     layer: Annotated[int | None, typer.Option(help="Block it describes; default: as `cocomix sae` noted.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default DATA/labels.")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign, seed or dtype."),
     ] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
-    workers: Annotated[int, typer.Option(min=1, help="Processes: one per GPU, or sharing the cores.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes: one per GPU, or sharing the cores. With Ray, tasks at once.")
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Label part I of N, from 0; parts share a folder and may run at once."),
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all labelled.")] = False,
+    engine: Annotated[Engine, typer.Option(help="Where the workers are.")] = Engine.processes,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: start one here."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of a Ray task, also 0.5; default: 1 if the cluster has any.")
+    ] = None,
+    cpus_per_worker: Annotated[int, typer.Option(help="CPU cores of a Ray task.")] = 1,
+    retries: Annotated[int, typer.Option(help="How often Ray tries a shard again whose worker died.")] = 3,
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
     ] = False,
@@ -122,15 +153,30 @@ def label(
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
+    from cocomix.concepts import RaySettings, ShardPart, finish_labels
     from cocomix.label_sources import label_sources
     from cocomix.pipeline import label_data, layer_of_dictionary
 
+    folder, reporter = output or data / "labels", ConsoleReporter(quiet=quiet)
+    if finish:
+        if shard is not None:
+            raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
+        finished = finish_labels(folder, reporter)
+        if json_output:
+            print_json(finished.model_dump(mode="json"))
+        return
+    on_ray = engine is Engine.ray
+    if not on_ray and (address is not None or gpus_per_worker is not None):
+        raise CoCoMixError("--address and --gpus-per-worker are for a Ray cluster; add --engine ray.")
+    part = None if shard is None else ShardPart.parse(shard)
+    ray = RaySettings(address, gpus_per_worker, cpus_per_worker, retries) if on_ray else None
     sources = label_sources(
         recipe,
         teacher=teacher,
         dictionary=dictionary,
         sae_id=sae_id,
         layer=layer,
+        revision=revision,
         assignments=assignments or (),
         layer_of=layer_of_dictionary,
     )
@@ -138,15 +184,17 @@ def label(
         data,
         sources.teacher,
         sources.dictionary,
-        output or data / "labels",
+        folder,
         sources.settings,
         force=force,
         batch_tokens=batch_tokens,
         workers=workers,
-        reporter=ConsoleReporter(quiet=quiet),
+        ray=ray,
+        part=part,
+        reporter=reporter,
     )
     if json_output:
-        print_json(manifest.model_dump(mode="json"))
+        print_json({"finished": False} if manifest is None else manifest.model_dump(mode="json"))
 
 
 @app.command()

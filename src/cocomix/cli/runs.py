@@ -34,6 +34,7 @@ def train(
     """
     from cocomix.config import load_recipe
     from cocomix.processes import is_first_process
+    from cocomix.remote import local_folder
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
 
@@ -45,7 +46,7 @@ def train(
         return
     folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet), profile_steps=profile)
     if json_output and is_first_process():
-        typer.echo((folder / "manifest.json").read_text(encoding="utf-8"))
+        typer.echo((local_folder(folder, "manifest.json") / "manifest.json").read_text(encoding="utf-8"))
 
 
 @app.command("eval")

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cocomix.concepts.hashing import file_sha256
 from cocomix.errors import CoCoMixError
+from cocomix.remote import fetched
 
 __all__ = ["ShardColumns"]
 
@@ -20,15 +22,29 @@ class ShardColumns:
     Args:
         paths: Arrow files of one record batch with columns of fixed-size lists; one row is one block.
         blocks: rows of each file.
+        sha256s: hash of each file, which one that is fetched from elsewhere must have.
     """
 
-    def __init__(self, paths: Sequence[Path], blocks: Sequence[int]) -> None:
+    def __init__(self, paths: Sequence[Path], blocks: Sequence[int], sha256s: Sequence[str]) -> None:
         self._paths = list(paths)
+        self._sha256s = list(sha256s)
         self._ends = list(accumulate(blocks))
         self._columns: dict[int, Mapping[str, NDArray[Any]]] = {}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def fetch(self) -> None:
+        """Have all files on this machine, if they are of a remote folder.
+
+        Raises:
+            CoCoMixError: one cannot be fetched, or is not what was written.
+        """
+        for shard in range(len(self._paths)):
+            self._fetched(shard)
+
+    def _fetched(self, shard: int) -> Path:
+        return fetched(self._paths[shard], lambda file: file_sha256(file) == self._sha256s[shard])
 
     def row(self, index: int, column: str, width: int) -> NDArray[Any]:
         """One block's `width` numbers, a view of the file.
@@ -41,7 +57,7 @@ class ShardColumns:
             raise IndexError(f"block {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         if shard not in self._columns:
-            self._columns[shard] = _map_shard(self._paths[shard])
+            self._columns[shard] = _map_shard(self._fetched(shard))
         first = index - (self._ends[shard - 1] if shard else 0)
         return self._columns[shard][column][first * width : (first + 1) * width]
 

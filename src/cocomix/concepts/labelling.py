@@ -1,45 +1,27 @@
 """Writing the labels of a prepared data set, shard by shard (see `cocomix.concepts.labels` for the format).
 
-A run that was interrupted continues with the shards that are not finished, in as many processes as it likes, provided
-that teacher, dictionary, settings and tokens are the same.
+A run that was interrupted continues with the shards that are not finished, on as many processes or machines as it
+likes, provided that teacher, dictionary, settings and tokens are the same.
 """
 
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cocomix.concepts.labels import (
-    FORMAT_VERSION,
-    DictionaryRecord,
-    LabelManifest,
-    LabelSettings,
-    LabelShard,
-    LabelStatistics,
-    TeacherRecord,
-    read_label_manifest,
-)
+from cocomix.concepts.engines import LabelEngine
+from cocomix.concepts.finishing import MADE_WITH, announce_labels, complete_labels, finish_labels
+from cocomix.concepts.labels import FORMAT_VERSION, LabelManifest, LabelSettings, read_label_manifest
+from cocomix.concepts.ray_engine import RaySettings
 from cocomix.concepts.repair import reopen_with_gaps
-from cocomix.concepts.shards import (
-    PROGRESS,
-    Advance,
-    ShardPlan,
-    ShardWriter,
-    finished_shard,
-    label_shard,
-    recorded_labels,
-    shard_record,
-)
+from cocomix.concepts.shards import ShardPlan, finished_shard, is_recorded, recorded_labels
+from cocomix.concepts.sharing import FINISHING, ShardPart, claim_finish
 from cocomix.concepts.teacher import ConceptTeacher, TeacherSource
 from cocomix.concepts.tokens import TokenShardLike
-from cocomix.concepts.workers import label_in_processes
 from cocomix.errors import CoCoMixError
-from cocomix.output import PLAN, claim_partial, fingerprint_json, staged_directory, write_json
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.output import claim_partial, partial_path, require_free, staged_directory
+from cocomix.remote import shown, url_of
+from cocomix.reporter import Advance, Reporter, SilentReporter
 
 __all__ = ["labels_identity", "write_labels"]
 
@@ -56,10 +38,12 @@ def write_labels(
     batch_tokens: int = 4096,
     workers: int = 1,
     source: TeacherSource | None = None,
+    ray: RaySettings | None = None,
+    part: ShardPart | None = None,
     agreement: float | None = None,
     reporter: Reporter | None = None,
-) -> LabelManifest:
-    """Label every block of a prepared data set.
+) -> LabelManifest | None:
+    """Label every block of a prepared data set, or one of several parts of its shards.
 
     Args:
         teacher: model, dictionary and layer.
@@ -72,23 +56,147 @@ def write_labels(
         batch_tokens: tokens per forward pass; memory depends on it, and results no more than by rounding.
         workers: processes that label, at most one per unfinished shard. More than one are started afresh, so that a
             script that calls this needs `if __name__ == "__main__":`. With the same number of threads in each process
-            the files are the same, byte for byte, whatever the number of processes.
-        source: where the processes load the teacher from; needed for more than one.
+            the files are the same, byte for byte, whatever the number of processes. With `ray`, tasks at once.
+        source: where the processes load the teacher from; needed for more than one, and for `ray`.
+        ray: label on a Ray cluster.
+        part: label only these shards, in a folder that other jobs label at the same time; see
+            `cocomix.concepts.sharing`. A folder with gaps is not repaired then.
         agreement: what `cocomix.concepts.agreement` measured, for the manifest.
         reporter: gets the progress in tokens.
 
     Returns:
-        The manifest, also written to `output/manifest.json`.
+        The manifest, also written to `output/manifest.json`; `None` with `part` while shards are left to other parts.
 
     Raises:
-        CoCoMixError: `output` exists and lacks no shard; `output.partial` was begun with something else; a shard does
-            not fit; the disk is full; a worker process failed.
+        CoCoMixError: `output` exists and lacks no shard (with `part`: and was made otherwise); `output.partial` was
+            begun with something else; a shard does not fit; the disk is full; a worker process failed; no Ray cluster
+            can be joined.
     """
-    if workers < 1 or (workers > 1 and source is None):
-        raise CoCoMixError(f"workers is {workers}; it must be at least 1, and more than one need a TeacherSource.")
-    settings = settings or LabelSettings()
     reporter = reporter or SilentReporter()
-    shards = {split: list(members) for split, members in splits.items()}
+    job = _job(teacher, splits, settings, data_fingerprint, tokenizer_fingerprint, block_size, batch_tokens, agreement)
+    engine = LabelEngine(workers, source, ray)
+    if part is not None:
+        return _write_part(job, part, output, engine, reporter)
+    return _write_whole(job, output, engine, reporter)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be labelled, and how.
+
+    Attributes:
+        teacher: model, dictionary and layer.
+        shards: of all splits, in order.
+        identity: everything that determines the labels.
+        notes: what else the manifest says.
+        settings: how labels are chosen and stored.
+        batch: blocks per forward pass.
+    """
+
+    teacher: ConceptTeacher
+    shards: list[TokenShardLike]
+    identity: dict[str, Any]
+    notes: dict[str, Any]
+    settings: LabelSettings
+    batch: int
+
+    def tokens(self, shards: Sequence[TokenShardLike]) -> int:
+        """How many there are in some shards."""
+        return sum(shard.num_blocks for shard in shards) * int(self.identity["block_size"])
+
+    def run(
+        self,
+        engine: LabelEngine,
+        folder: Path,
+        shards: Sequence[TokenShardLike],
+        advance: Advance,
+        reporter: Reporter,
+    ) -> float:
+        """Label those of the shards that are not finished; tokens per second, 0 where there were none."""
+        left = [shard for shard in shards if not finished_shard(folder, shard.name)]
+        advance(self.tokens(shards) - self.tokens(left))
+        plan = ShardPlan(folder, self.settings, self.identity["block_size"], self.batch, self.teacher.n_concepts)
+        seconds = engine.label(self.teacher, left, plan, advance, reporter)
+        return self.tokens(left) / seconds if seconds > 0 else 0.0
+
+
+def _write_whole(job: _Job, output: Path, engine: LabelEngine, reporter: Reporter) -> LabelManifest:
+    """Label everything that is left, and complete the folder."""
+    if (output / "manifest.json").is_file():
+        found = read_label_manifest(output)
+        reopen_with_gaps(
+            output,
+            found.splits,
+            made_of=found.identity,
+            wanted=job.identity,
+            record=lambda shard: recorded_labels(output, shard, found),
+            reporter=reporter,
+        )
+    with (
+        staged_directory(output, resume=True) as folder,
+        reporter.progress("label", job.tokens(job.shards), "tokens") as advance,
+    ):
+        claim_partial(folder, job.identity, output, job.notes)
+        speed = job.run(engine, folder, job.shards, advance, reporter)
+        manifest = complete_labels(folder, {**job.identity, **job.notes}, speed)
+    (output / FINISHING).unlink(missing_ok=True)
+    announce_labels(manifest, output, reporter)
+    return manifest
+
+
+def _write_part(
+    job: _Job, part: ShardPart, output: Path, engine: LabelEngine, reporter: Reporter
+) -> LabelManifest | None:
+    """Label one part in a folder that others write to, and complete it if this was the last; else `None`."""
+    if url_of(output) is not None:
+        raise CoCoMixError(
+            f"parts need a folder that all jobs share, and {shown(output)} is none; label into one and upload it with "
+            "`cocomix push`."
+        )
+    if (whole := _finished(output, job)) is not None:
+        return whole
+    require_free(output)
+    folder = partial_path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (whole := _finished(output, job)) is not None:  # since it was looked for
+            folder.rmdir()
+            return whole
+        return _label_part(job, part, output, engine, reporter)
+    except (CoCoMixError, OSError):
+        if folder.exists() or (whole := _finished(output, job)) is None:
+            raise
+        return whole  # other jobs labelled this part too, and completed the folder, while this one ran
+
+
+def _label_part(
+    job: _Job, part: ShardPart, output: Path, engine: LabelEngine, reporter: Reporter
+) -> LabelManifest | None:
+    folder, mine = partial_path(output), part.of(job.shards)
+    claim_partial(folder, job.identity, output, job.notes)
+    with reporter.progress("label", job.tokens(mine), "tokens") as advance:
+        speed = job.run(engine, folder, mine, advance, reporter)
+    there = [shard for shard in job.shards if is_recorded(folder, shard.name)]
+    if len(there) < len(job.shards):
+        reporter.say(f"part {part} is labelled; of all parts {len(there):,} of {len(job.shards):,} shards are")
+        return _finished(output, job)
+    if not claim_finish(folder, part):
+        reporter.say(f"part {part} is labelled; another job completes {output}, or --finish does if it was stopped")
+        return None
+    return finish_labels(output, reporter, tokens_per_second=speed)
+
+
+def _job(
+    teacher: ConceptTeacher,
+    splits: Mapping[str, Sequence[TokenShardLike]],
+    settings: LabelSettings | None,
+    data_fingerprint: str,
+    tokenizer_fingerprint: str,
+    block_size: int,
+    batch_tokens: int,
+    agreement: float | None,
+) -> _Job:
+    settings = settings or LabelSettings()
     identity = labels_identity(
         teacher,
         settings,
@@ -96,43 +204,34 @@ def write_labels(
         tokenizer_fingerprint=tokenizer_fingerprint,
         block_size=block_size,
     )
-    identity["shards"] = {split: [[shard.name, shard.num_blocks] for shard in shards[split]] for split in shards}
-    every = [shard for members in shards.values() for shard in members]
-    total = sum(shard.num_blocks for shard in every) * block_size
-    if (output / "manifest.json").is_file():
-        found = read_label_manifest(output)
-        reopen_with_gaps(
-            output,
-            found.splits,
-            made_of=found.identity,
-            wanted=identity,
-            record=lambda shard: recorded_labels(output, shard, found),
-            reporter=reporter,
+    identity["shards"] = {
+        split: [[shard.name, shard.num_blocks] for shard in members] for split, members in splits.items()
+    }
+    dictionary = teacher.dictionary
+    made_with = {
+        "teacher": {"name": teacher.name, "vocab_size": teacher.vocab_size},
+        "dictionary": {"name": dictionary.name, "kind": dictionary.kind, "num_concepts": teacher.n_concepts},
+        "agreement_with_float32": agreement,
+    }
+    every = [shard for members in splits.values() for shard in members]
+    return _Job(teacher, every, identity, {MADE_WITH: made_with}, settings, max(1, batch_tokens // block_size))
+
+
+def _finished(output: Path, job: _Job) -> LabelManifest | None:
+    """The manifest of a folder that is complete; `None` where there is none yet.
+
+    Raises:
+        CoCoMixError: it was made otherwise.
+    """
+    if not (output / "manifest.json").is_file():
+        return None
+    found = read_label_manifest(output)
+    differing = [key for key, value in job.identity.items() if found.identity.get(key) != value]
+    if differing:
+        raise CoCoMixError(
+            f"{output} was made with another {', '.join(differing)}; remove it or choose another --output."
         )
-    with staged_directory(output, resume=True) as folder, reporter.progress("label", total, "tokens") as advance:
-        claim_partial(folder, identity, output)
-        left = [shard for shard in every if not finished_shard(folder, shard.name)]
-        fresh_tokens = sum(shard.num_blocks for shard in left) * block_size
-        advance(total - fresh_tokens)
-        plan = ShardPlan(folder, settings, block_size, max(1, batch_tokens // block_size), teacher.n_concepts)
-        workers = min(workers, len(left))
-        if source is not None and workers > 1:
-            seconds = label_in_processes(
-                source, (identity["teacher"], identity["dictionary"]), left, plan, workers, advance
-            )
-        else:
-            seconds = _label_here(teacher, left, plan, advance)
-        records = {split: [shard_record(folder, shard.name) for shard in members] for split, members in shards.items()}
-        speed = fresh_tokens / seconds if seconds > 0 else 0.0
-        manifest = _manifest(identity, records, speed, agreement, teacher, settings)
-        shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-        write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
-        (folder / PLAN).unlink()
-    reporter.say(
-        f"labelled {total:,} tokens with {manifest.statistics.distinct_concepts:,} of {manifest.num_concepts:,} "
-        f"concepts in {output} ({manifest.statistics.tokens_per_second:,.0f} tokens/s)"
-    )
-    return manifest
+    return found
 
 
 def labels_identity(
@@ -154,63 +253,3 @@ def labels_identity(
         "layer": teacher.layer,
         "settings": settings.model_dump(mode="json"),
     }
-
-
-def _label_here(teacher: ConceptTeacher, shards: Sequence[TokenShardLike], plan: ShardPlan, advance: Advance) -> float:
-    """Label and write shards in this process; seconds it took."""
-    started = time.perf_counter()
-    with ShardWriter(plan) as writer:
-        for shard in shards:
-            writer.write(shard.name, label_shard(teacher, shard, plan, advance))
-    return time.perf_counter() - started
-
-
-def _manifest(
-    identity: dict[str, Any],
-    records: Mapping[str, Sequence[Mapping[str, Any]]],
-    tokens_per_second: float,
-    agreement: float | None,
-    teacher: ConceptTeacher,
-    settings: LabelSettings,
-) -> LabelManifest:
-    """Put together what the shards' records say."""
-    every = [record for members in records.values() for record in members]
-    used = np.zeros(-(-teacher.n_concepts // 8), dtype=np.uint8)
-    for record in every:
-        used |= np.frombuffer(bytes.fromhex(record["used"]), dtype=np.uint8)
-    positions = sum(record["blocks"] for record in every) * identity["block_size"]
-    labelled = sum(record["labelled_positions"] for record in every)
-    splits = {
-        split: tuple(
-            LabelShard(name=record["name"], blocks=record["blocks"], sha256=record["sha256"]) for record in members
-        )
-        for split, members in records.items()
-    }
-    hashes = {split: [shard.sha256 for shard in members] for split, members in splits.items()}
-    return LabelManifest(
-        format_version=FORMAT_VERSION,
-        cocomix_version=version("cocomix"),
-        data_fingerprint=identity["data_fingerprint"],
-        tokenizer_fingerprint=identity["tokenizer_fingerprint"],
-        block_size=identity["block_size"],
-        teacher=TeacherRecord(name=teacher.name, fingerprint=identity["teacher"], vocab_size=teacher.vocab_size),
-        dictionary=DictionaryRecord(
-            name=teacher.dictionary.name,
-            fingerprint=identity["dictionary"],
-            kind=teacher.dictionary.kind,
-            num_concepts=teacher.n_concepts,
-        ),
-        layer=teacher.layer,
-        settings=settings,
-        num_concepts=teacher.n_concepts,
-        splits=splits,
-        agreement_with_float32=agreement,
-        statistics=LabelStatistics(
-            labelled_positions=labelled,
-            masked_positions=positions - labelled,
-            labels=sum(record["labels"] for record in every),
-            distinct_concepts=int(np.unpackbits(used).sum()),
-            tokens_per_second=tokens_per_second,
-        ),
-        fingerprint=fingerprint_json({"identity": identity, "shards": hashes}),
-    )

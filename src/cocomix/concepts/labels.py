@@ -25,6 +25,7 @@ from cocomix.concepts.attribution import IGNORED, AttributionSettings
 from cocomix.concepts.columns import ShardColumns
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path, read_json
+from cocomix.remote import known_size, local_folder
 
 __all__ = [
     "FORMAT_VERSION",
@@ -188,11 +189,15 @@ class LabelBlocks(Dataset[dict[str, Tensor]]):
         self.block_size = manifest.block_size
         self.k = manifest.settings.k
         paths = [folder / f"{shard.name}.arrow" for shard in shards]
-        self._stored = ShardColumns(paths, [shard.blocks for shard in shards])
+        self._stored = ShardColumns(paths, [shard.blocks for shard in shards], [shard.sha256 for shard in shards])
         self._ignored = id_storage(manifest.num_concepts)[1]
 
     def __len__(self) -> int:
         return len(self._stored)
+
+    def fetch(self) -> None:
+        """Have all labels on this machine, if they are those of a remote folder."""
+        self._stored.fetch()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """`concept_labels`: int64 [block_size, k], −100 where there is no label, aligned with the block's tokens."""
@@ -220,10 +225,13 @@ class ConceptLabelStore:
     def open(cls, path: Path | str) -> "ConceptLabelStore":
         """Open a label folder and check that its files are there.
 
+        Args:
+            path: the folder, or its URL: then this is a local copy, whose shards are fetched when they are read.
+
         Raises:
             CoCoMixError: not a label folder, unfinished, of another format version, or a shard is missing.
         """
-        path = Path(path)
+        path = local_folder(path, "manifest.json")
         if not (path / "manifest.json").is_file():
             if partial_path(path).is_dir():
                 raise CoCoMixError(
@@ -232,11 +240,16 @@ class ConceptLabelStore:
             raise CoCoMixError(f"{path} holds no concept labels (no manifest.json); make them with `cocomix label`.")
         manifest = read_label_manifest(path)
         for shard in (shard for shards in manifest.splits.values() for shard in shards):
-            if not (path / f"{shard.name}.arrow").is_file():
+            if known_size(path / f"{shard.name}.arrow") is None:
                 raise CoCoMixError(
                     f"{path} lacks its shard {shard.name}.arrow; run the same `cocomix label` again to make only that."
                 )
         return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything they are made of."""
+        return self.manifest.fingerprint
 
     @property
     def num_concepts(self) -> int:

@@ -30,11 +30,19 @@ from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.hashing import file_sha256
 from cocomix.concepts.labels import LabelShard, Record, TeacherRecord, id_storage
 from cocomix.concepts.repair import reopen_with_gaps
-from cocomix.concepts.shards import PROGRESS, checked_tokens, finished_shard, shard_record, write_columns
+from cocomix.concepts.shards import (
+    PROGRESS,
+    checked_tokens,
+    finished_shard,
+    shard_record,
+    write_columns,
+    write_record,
+)
 from cocomix.concepts.teacher import model_fingerprint
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.errors import CoCoMixError
 from cocomix.output import PLAN, claim_partial, fingerprint_json, read_json, staged_directory, write_json
+from cocomix.remote import known_size, local_folder, shown
 from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = [
@@ -203,7 +211,7 @@ def write_probabilities(
         shutil.rmtree(folder / PROGRESS, ignore_errors=True)
         write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
         (folder / PLAN).unlink()
-    reporter.say(f"stored the {top_k:,} likeliest next tokens of {total:,} positions in {output}")
+    reporter.say(f"stored the {top_k:,} likeliest next tokens of {total:,} positions in {shown(output)}")
     return manifest
 
 
@@ -230,8 +238,7 @@ def _write_shard(
     path = folder / f"{shard.name}.arrow"
     write_columns(path, columns)
     record = LabelShard(name=shard.name, blocks=len(tokens), sha256=file_sha256(path))
-    (folder / PROGRESS / shard.name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PROGRESS / f"{shard.name}.json", record.model_dump(mode="json"))
+    write_record(folder, shard.name, record.model_dump(mode="json"))
 
 
 def read_probability_manifest(path: Path) -> ProbabilityManifest:
@@ -261,7 +268,7 @@ class ProbabilityBlocks(Dataset[dict[str, Tensor]]):
     def __init__(self, folder: Path, shards: tuple[LabelShard, ...], manifest: ProbabilityManifest) -> None:
         self._shape = (manifest.block_size, manifest.top_k)
         paths = [folder / f"{shard.name}.arrow" for shard in shards]
-        self._stored = ShardColumns(paths, [shard.blocks for shard in shards])
+        self._stored = ShardColumns(paths, [shard.blocks for shard in shards], [shard.sha256 for shard in shards])
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -288,18 +295,27 @@ class TeacherProbabilities:
     def open(cls, path: Path) -> "TeacherProbabilities":
         """Open a folder that `cocomix distill` wrote.
 
+        Args:
+            path: the folder, or its URL: then this is a local copy, whose shards are fetched when they are read.
+
         Raises:
             CoCoMixError: it is no such folder, unfinished, damaged, or of another format version.
         """
+        path = local_folder(path, "manifest.json")
         if not (path / "manifest.json").is_file():
             raise CoCoMixError(f"{path} holds no finished teacher probabilities; make them with `cocomix distill`.")
         manifest = read_probability_manifest(path)
         for shard in (shard for shards in manifest.splits.values() for shard in shards):
-            if not (path / f"{shard.name}.arrow").is_file():
+            if known_size(path / f"{shard.name}.arrow") is None:
                 raise CoCoMixError(
                     f"{path} lacks its shard {shard.name}.arrow; run the same `cocomix distill` again to make only it."
                 )
         return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything they are made of."""
+        return self.manifest.fingerprint
 
     @property
     def complete(self) -> bool:

@@ -24,20 +24,25 @@ from cocomix.concepts.labels import LabelManifest, LabelSettings, LabelShard, id
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.errors import CoCoMixError
-from cocomix.output import read_json, write_json
+from cocomix.output import aside_path, read_json, write_json
 
 __all__ = [
     "PROGRESS",
     "Advance",
+    "EncodedShard",
     "ShardPlan",
     "ShardWriter",
     "checked_tokens",
+    "encode_shard",
     "finished_shard",
+    "is_recorded",
     "label_shard",
     "recorded_labels",
     "shard_record",
+    "store_encoded",
     "store_shard",
     "write_columns",
+    "write_record",
 ]
 
 PROGRESS = "progress"
@@ -71,10 +76,15 @@ def shard_record(folder: Path, name: str) -> dict[str, Any]:
     return record
 
 
+def is_recorded(folder: Path, name: str) -> bool:
+    """Whether a shard is recorded as finished; its file is not looked at."""
+    return (folder / PROGRESS / f"{name}.json").is_file()
+
+
 def finished_shard(folder: Path, name: str) -> bool:
     """Whether a shard is recorded and its file is as it was written (it is read and hashed)."""
     path = folder / f"{name}.arrow"
-    if not (folder / PROGRESS / f"{name}.json").exists() or not path.exists():
+    if not is_recorded(folder, name) or not path.exists():
         return False
     return bool(file_sha256(path) == shard_record(folder, name)["sha256"])
 
@@ -159,17 +169,46 @@ class ShardWriter:
 
 def store_shard(plan: ShardPlan, name: str, labels: ConceptLabels) -> None:
     """Encode a shard's labels, write them and record the shard."""
+    store_encoded(plan, name, encode_shard(plan, labels))
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A shard's labels as they are stored.
+
+    Attributes:
+        columns: [blocks, block_size · k] each, in their stored types.
+        tallies: what its record says beside name, blocks and hash.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    tallies: Mapping[str, Any]
+
+
+def encode_shard(plan: ShardPlan, labels: ConceptLabels) -> EncodedShard:
+    """Labels [blocks, block_size, k] in the form that is stored."""
     dtype, ignored = id_storage(plan.n_concepts)
     present = labels.ids != IGNORED
     ids = labels.ids.masked_fill(~present, ignored).flatten(1).numpy().astype(dtype)
     limit = float(np.finfo(plan.settings.score_dtype).max)
     scores = labels.scores.clamp(-limit, limit).flatten(1).numpy().astype(plan.settings.score_dtype)
+    return EncodedShard({"concept_ids": ids, "concept_scores": scores}, _tallies(labels.ids.numpy(), plan.n_concepts))
+
+
+def store_encoded(plan: ShardPlan, name: str, shard: EncodedShard) -> None:
+    """Write a shard and record it."""
     path = plan.folder / f"{name}.arrow"
-    write_columns(path, {"concept_ids": ids, "concept_scores": scores})
-    shard = LabelShard(name=name, blocks=len(ids), sha256=file_sha256(path))
-    record = _record(shard, labels.ids.numpy(), plan.n_concepts)
-    (plan.folder / PROGRESS / name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(plan.folder / PROGRESS / f"{name}.json", record)
+    write_columns(path, shard.columns)
+    stored = LabelShard(name=name, blocks=len(shard.columns["concept_ids"]), sha256=file_sha256(path))
+    write_record(plan.folder, name, {**stored.model_dump(), **shard.tallies})
+
+
+def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Record a shard as finished."""
+    path = folder / PROGRESS / f"{name}.json"
+    for parent in (path.parent.parent, path.parent):
+        parent.mkdir(exist_ok=True)  # but not `folder`: it is gone when another process has finished it
+    write_json(path, dict(record), shared=True)
 
 
 def recorded_labels(folder: Path, shard: LabelShard, manifest: LabelManifest) -> dict[str, Any]:
@@ -177,19 +216,19 @@ def recorded_labels(folder: Path, shard: LabelShard, manifest: LabelManifest) ->
     path = folder / f"{shard.name}.arrow"
     if file_sha256(path) != shard.sha256:
         return {"name": shard.name, "sha256": None}
-    stored, width = ShardColumns([path], [shard.blocks]), manifest.block_size * manifest.settings.k
+    stored, width = ShardColumns([path], [shard.blocks], [shard.sha256]), manifest.block_size * manifest.settings.k
     rows = np.stack([stored.row(index, "concept_ids", width).astype(np.int64) for index in range(shard.blocks)])
     ids = np.where(rows == id_storage(manifest.num_concepts)[1], IGNORED, rows)
-    return _record(shard, ids.reshape(*rows.shape[:1], -1, manifest.settings.k), manifest.num_concepts)
+    tallies = _tallies(ids.reshape(*rows.shape[:1], -1, manifest.settings.k), manifest.num_concepts)
+    return {**shard.model_dump(), **tallies}
 
 
-def _record(shard: LabelShard, ids: NDArray[np.int64], n_concepts: int) -> dict[str, Any]:
-    """What `progress/` says of a shard with these ids [blocks, block_size, k]."""
+def _tallies(ids: NDArray[np.int64], n_concepts: int) -> dict[str, Any]:
+    """What the record of a shard with these ids [blocks, block_size, k] counts."""
     present = ids != IGNORED
     used = np.zeros(n_concepts, dtype=bool)
     used[ids[present]] = True
     return {
-        **shard.model_dump(),
         "labelled_positions": int(present.any(axis=-1).sum()),
         "labels": int(present.sum()),
         "used": np.packbits(used).tobytes().hex(),
@@ -202,8 +241,8 @@ def write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
         pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]) for values in columns.values()
     ]
     table = pa.RecordBatch.from_arrays(arrays, names=list(columns))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
+    path.parent.mkdir(exist_ok=True)
+    aside = aside_path(path)
     try:
         with aside.open("wb") as stream:
             with pa.ipc.new_file(stream, table.schema) as writer:

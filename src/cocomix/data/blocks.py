@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.utils.data import Dataset
 
 from cocomix.errors import CoCoMixError
+from cocomix.remote import fetched, known_size
 
 __all__ = ["BlockWriter", "ShardMeta", "SplitMeta", "TokenBlocks", "TokenShard", "token_dtype"]
 
@@ -88,7 +89,7 @@ class BlockWriter:
         self._buffer = np.empty(block_size * blocks_per_shard, dtype=dtype)
         self._filled = 0
 
-    def add(self, tokens: Sequence[int]) -> None:
+    def add(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
         """Append tokens after those added before."""
         array = np.asarray(tokens, dtype=self._buffer.dtype)
         self.tokens += len(array)
@@ -126,7 +127,7 @@ def _write_shard(path: Path, tokens: npt.NDArray[Any], block_size: int) -> None:
 
 
 class TokenShard:
-    """One file of blocks, read through a memory map that is opened at the first read.
+    """One file of blocks, read through a memory map that is opened at the first read; of remote data, fetched then.
 
     Attributes:
         name: split and number, such as `train/00000`.
@@ -134,8 +135,11 @@ class TokenShard:
         block_size: tokens per block.
     """
 
-    def __init__(self, path: Path, name: str, *, num_blocks: int, block_size: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, path: Path, name: str, *, num_blocks: int, block_size: int, dtype: np.dtype[Any], sha256: str
+    ) -> None:
         self.path = path
+        self.sha256 = sha256
         self.name = name
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -148,10 +152,19 @@ class TokenShard:
         Raises:
             CoCoMixError: it is missing or truncated.
         """
-        if not self.path.is_file():
+        size = known_size(self.path)
+        if size is None:
             raise CoCoMixError(f"the shard {self.path} is missing; run cocomix prepare again.")
-        if self.path.stat().st_size < self.num_blocks * self.block_size * self.dtype.itemsize:
+        if size < self.num_blocks * self.block_size * self.dtype.itemsize:
             raise CoCoMixError(f"the shard {self.path} is truncated; run cocomix prepare again.")
+
+    def fetch(self) -> None:
+        """Have the file on this machine, if it is one of remote data.
+
+        Raises:
+            CoCoMixError: it cannot be fetched, or is not what was written.
+        """
+        fetched(self.path, self._is_intact)
 
     def read(self) -> TokenArray:
         """All blocks, `[num_blocks, block_size]`, uint16 or int32: a read-only view of the memory map.
@@ -160,13 +173,16 @@ class TokenShard:
             CoCoMixError: the file is missing, truncated, or not the shard that was written.
         """
         if self._blocks is None:
-            self._blocks = self._open()
+            self.check()
+            self._blocks = self._mapped(fetched(self.path, self._is_intact))
         return self._blocks
 
-    def _open(self) -> TokenArray:
-        self.check()
+    def _is_intact(self, file: Path) -> bool:
+        return hashlib.sha256(self._mapped(file).tobytes()).hexdigest() == self.sha256
+
+    def _mapped(self, file: Path) -> TokenArray:
         try:
-            with pa.memory_map(str(self.path)) as source, pa.ipc.open_stream(source) as reader:
+            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
                 batch = reader.read_next_batch()
                 batch.validate()  # Arrow ends the process over a list that is longer than what it lists
                 if not pa.types.is_fixed_size_list(batch.column("input_ids").type):

@@ -1,6 +1,7 @@
 """Documents out of sources: files, folders, Hugging Face data sets and the documentation on this machine.
 
-What a source is, is decided by `resolve_sources`: `docs:` is the documentation; anything that exists on the disk is a
+What a source is, is decided by `resolve_sources`: `docs:` is the documentation; a URL is a file or folder elsewhere
+(see `cocomix.remote`); anything that exists on the disk is a
 file or a folder; any other name with at most one slash that does not look like a path is a data set on the Hugging
 Face Hub. `read_documents` then streams the documents, one at a time.
 """
@@ -14,8 +15,10 @@ from typing import Any
 
 from cocomix.data.decoding import text_of
 from cocomix.data.documentation import DocumentationEntry, documentation_entries, documentation_texts
-from cocomix.data.formats import SUPPORTED_SUFFIXES, file_format, read_texts
+from cocomix.data.formats import SUPPORTED_SUFFIXES, FileText, file_format, read_texts
+from cocomix.data.remote_files import RemoteFile, remote_files, remote_texts
 from cocomix.errors import CoCoMixError
+from cocomix.remote import url_of
 
 __all__ = ["DOCUMENTATION", "HUB_NAME", "Document", "Source", "read_documents", "resolve_sources"]
 
@@ -54,27 +57,33 @@ class Source:
     """`files`, `hub` or `documentation`."""
     files: tuple[Path, ...] = ()
     """The files to read, in order, for kind `files`."""
+    remote: tuple[RemoteFile, ...] = ()
+    """The files to stream, in order, for kind `files`, where the source is a URL."""
     entries: tuple[DocumentationEntry, ...] = ()
     """What to read, in order, for kind `documentation`."""
     ignored: int = 0
     """How many files of a folder are of no supported kind."""
     hub_arguments: dict[str, Any] = field(default_factory=dict)
-    """Configuration and split for kind `hub`."""
+    """Configuration, split and revision for kind `hub`."""
 
     def input_bytes(self) -> int | None:
         """Bytes there are to read; None when unknown."""
         if self.kind == "hub":
             return None
-        return sum(entry.size for entry in self.entries) + sum(path.stat().st_size for path in self.files)
+        sizes = [entry.size for entry in self.entries] + [file.size for file in self.remote]
+        return sum(sizes) + sum(path.stat().st_size for path in self.files)
 
 
-def resolve_sources(names: Iterable[str], *, hf_config: str | None = None, hf_split: str = "train") -> list[Source]:
+def resolve_sources(
+    names: Iterable[str], *, hf_config: str | None = None, hf_split: str = "train", hf_revision: str | None = None
+) -> list[Source]:
     """Find out what every source is, before anything is read.
 
     Args:
-        names: `docs:`, paths, or names of data sets on the Hugging Face Hub.
+        names: `docs:`, paths, URLs, or names of data sets on the Hugging Face Hub.
         hf_config: configuration of the data sets on the Hub.
         hf_split: split of the data sets on the Hub that is read.
+        hf_revision: commit, tag or branch of the data sets on the Hub.
 
     Raises:
         CoCoMixError: a path does not exist, is of no supported kind or holds no such file, or a file is given twice.
@@ -83,10 +92,11 @@ def resolve_sources(names: Iterable[str], *, hf_config: str | None = None, hf_sp
     for name in names:
         if names.count(name) > 1:
             raise CoCoMixError(f"{name} is given twice; name each source once.")
-    sources = [_resolve(name, {"name": hf_config, "split": hf_split}) for name in names]
+    hub_arguments = {"name": hf_config, "split": hf_split, "revision": hf_revision}
+    sources = [_resolve(name, hub_arguments) for name in names]
     seen: dict[str, str] = {}
     for source in sources:
-        for key in (str(path.resolve()) for path in source.files):
+        for key in (*(str(path.resolve()) for path in source.files), *(file.url for file in source.remote)):
             if key in seen:
                 raise CoCoMixError(f"{key} is given twice (by {seen[key]} and {source.name}); name each source once.")
             seen[key] = source.name
@@ -96,6 +106,9 @@ def resolve_sources(names: Iterable[str], *, hf_config: str | None = None, hf_sp
 def _resolve(name: str, hub_arguments: dict[str, Any]) -> Source:
     if name == DOCUMENTATION:
         return Source(name, "documentation", entries=tuple(documentation_entries()))
+    if (url := url_of(name)) is not None:
+        remote, ignored = remote_files(url)
+        return Source(name, "files", remote=remote, ignored=ignored)
     path = Path(name).expanduser()
     if path.is_dir():
         return _resolve_folder(name, path)
@@ -153,6 +166,8 @@ def _texts(source: Source, text_column: str) -> Iterator[tuple[str, bool, int, i
         yield clean, True, invalid, entry.size
     for path in source.files:
         yield from _file_texts(path, text_column)
+    for file in source.remote:
+        yield from _with_bytes_read(remote_texts(file, text_column))
 
 
 def _file_texts(path: Path, text_column: str) -> Iterator[tuple[str, bool, int, int]]:
@@ -161,10 +176,14 @@ def _file_texts(path: Path, text_column: str) -> Iterator[tuple[str, bool, int, 
     except OSError as error:
         raise CoCoMixError(f"cannot read {path}: {error.strerror}; check the path and its permissions.") from error
     with stream:
-        position = 0
-        for piece in read_texts(path, stream, text_column):
-            yield piece.text, piece.last, piece.invalid, piece.position - position
-            position = piece.position
+        yield from _with_bytes_read(read_texts(path, stream, text_column))
+
+
+def _with_bytes_read(texts: Iterable[FileText]) -> Iterator[tuple[str, bool, int, int]]:
+    position = 0
+    for piece in texts:
+        yield piece.text, piece.last, piece.invalid, piece.position - position
+        position = piece.position
 
 
 def _hub_texts(source: Source, text_column: str) -> Iterator[tuple[str, bool, int, int]]:

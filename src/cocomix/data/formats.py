@@ -6,6 +6,7 @@ Bytes that are not UTF-8 become U+FFFD and are counted; a file that is not text 
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def read_texts(path: Path, stream: BinaryIO, text_column: str) -> Iterator[FileT
     """
     kind = file_format(path)
     if kind == "parquet":
-        size = path.stat().st_size
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
         return (
             FileText(text, last=True, invalid=invalid, position=int(size * share))
             for text, invalid, share in parquet_texts(path, stream, text_column)

@@ -11,6 +11,7 @@ from cocomix.data.blocks import SplitMeta, TokenBlocks, TokenShard, token_dtype
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json, partial_path, read_json
+from cocomix.remote import local_folder
 
 __all__ = ["FORMAT_VERSION", "DataMeta", "PreparedData", "SourceMeta", "data_fingerprint"]
 
@@ -89,10 +90,13 @@ class PreparedData:
     def open(cls, path: str | Path) -> "PreparedData":
         """Open a folder written by `prepare`; reads `meta.json` and the sizes of the shards, nothing else.
 
+        Args:
+            path: the folder, or its URL: then this is a local copy, whose shards are fetched when they are read.
+
         Raises:
             CoCoMixError: it is no such folder, was written in another format, or a shard is missing or truncated.
         """
-        path = Path(path)
+        path = local_folder(path, "meta.json", ("tokenizer",))
         if not (path / "meta.json").is_file():
             unfinished = partial_path(path).is_dir() and not path.exists()
             remedy = "cocomix prepare did not finish there; run it again" if unfinished else "run cocomix prepare first"
@@ -139,6 +143,7 @@ class PreparedData:
                 num_blocks=shard.blocks,
                 block_size=self.meta.block_size,
                 dtype=dtype,
+                sha256=shard.sha256,
             )
             for shard in split.shards
         ]

@@ -18,6 +18,7 @@ from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_
 from cocomix.evaluation.runs import Run
 from cocomix.modeling import predicts_concepts
 from cocomix.output import read_json, write_json
+from cocomix.remote import is_there
 from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels", "reliance_of_runs"]
@@ -167,7 +168,7 @@ def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
     """
     trained_on = run.manifest.data
     own = [Path(trained_on.path)] if trained_on.mixture is None else [Path(part.path) for part in trained_on.mixture]
-    if path is None and not all(folder.is_dir() for folder in own):
+    if path is None and not all(map(is_there, own)):
         raise CoCoMixError(
             f"the data of the run {run.manifest.name} is no longer at {trained_on.path}; say where it is with --data."
         )
@@ -220,7 +221,7 @@ def open_run_labels(
             reporter.warn(f"labels of a mixture are not read here, so {without} are left out; name one corpus.")
             return None
         path = Path(own.path)
-        if not path.is_dir():
+        if not is_there(path):
             reporter.warn(f"the run's labels are no longer at {path}, so {without} are left out.")
             return None
     store = ConceptLabelStore.open(path)

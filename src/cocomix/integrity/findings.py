@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cocomix.errors import CoCoMixError
+from cocomix.remote import shown
 
 __all__ = ["Checklist", "Finding", "State", "Verification"]
 
@@ -53,7 +54,7 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
         return {
-            "path": str(self.path),
+            "path": shown(self.path),
             "kind": self.kind,
             "format_version": self.format_version,
             "whole": not self.broken,

@@ -111,7 +111,7 @@ def _check_file(path: Path, shard: LabelShard, verb: str) -> None:
 def _rows(path: Path, shard: LabelShard, column: str, width: int, dtype: np.dtype[Any]) -> list[NDArray[Any]]:
     """A column's rows, once their number, width and type are seen to be right."""
     file = path / f"{shard.name}.arrow"
-    stored = ShardColumns([file], [shard.blocks])
+    stored = ShardColumns([file], [shard.blocks], [shard.sha256])
     rows = [stored.row(index, column, width) for index in range(shard.blocks)]
     if any(row.shape != (width,) or row.dtype != dtype for row in rows):
         raise CoCoMixError(f"{file} does not hold [{shard.blocks}, {width}] {dtype} in {column}; make it again.")

@@ -1,6 +1,8 @@
 """`cocomix verify`: recognise an artefact and check it."""
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from cocomix.integrity.models import check_checkpoint, check_dictionary, check_r
 from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
 from cocomix.integrity.tables import check_atlas
 from cocomix.output import PLAN, read_json
+from cocomix.remote import cache_folder, download_folder, url_of
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.training.checkpoints import MARK
 
@@ -42,13 +45,16 @@ def verify(path: Path, reporter: Reporter | None = None) -> Verification:
     """Check an artefact: hashes of its files, versions, shapes, and what it says it was made from, where that is near.
 
     Args:
-        path: prepared data, labels, teacher probabilities, a dictionary, a run (finished or not), a checkpoint, or an
-            atlas. Reads all of it, and of what it refers to what is on this machine.
+        path: a folder, or a URL, from which all of it is downloaded: prepared data, labels, teacher probabilities, a
+            dictionary, a run (finished or not), a checkpoint, or an atlas. Reads all of it, and of what it refers to
+            what is on this machine.
         reporter: shown how many checks are done; how many there will be is not known before.
 
     Raises:
         CoCoMixError: there is nothing, or nothing that cocomix writes.
     """
+    if (url := url_of(path)) is not None:
+        return _verify_remote(url, reporter)
     if not path.is_dir():
         raise CoCoMixError(f"{path} is not a folder; give one that a cocomix command wrote.")
     kind, version = _recognise(path)
@@ -56,6 +62,19 @@ def verify(path: Path, reporter: Reporter | None = None) -> Verification:
         checklist = Checklist(advance=advance)
         kind.check(path, checklist)
     return Verification(path, kind.name, version, tuple(checklist.findings))
+
+
+def _verify_remote(url: str, reporter: Reporter | None) -> Verification:
+    """Check what is at a URL now, not what the cache has of it."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="verify-") as place:
+        folder = Path(place) / url.rsplit("/", 1)[1]
+        download_folder(url, folder)
+        found = verify(folder, reporter)
+        findings = tuple(
+            replace(finding, detail=finding.detail.replace(str(folder), url)) for finding in found.findings
+        )
+    return replace(found, path=Path(url), findings=findings)
 
 
 def _recognise(path: Path) -> tuple[_Kind, int]:

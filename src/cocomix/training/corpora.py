@@ -23,6 +23,9 @@ def open_data(recipe: RunConfig) -> PreparedData:
     """
     parts = [PreparedData.open(path) for path in recipe.data_folders]
     for part in parts:
+        for split in part.meta.splits:
+            for shard in part.split(split).shards:
+                shard.fetch()  # now rather than in the middle of training
         if tokenizer_fingerprint(part.tokenizer()) != part.meta.tokenizer_fingerprint:
             raise CoCoMixError(
                 f"{part.path / 'tokenizer'} is not the tokenizer the blocks beside it were made with; copy that one "
@@ -77,12 +80,14 @@ def labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
 
 def _of_data(recipe: RunConfig, path: Path, data: PreparedData) -> ConceptLabelStore:
     labels = ConceptLabelStore.open(path)
+    for split in labels.manifest.splits:
+        labels.split(split).fetch()
     labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
     made_with = labels.manifest
     for section, wanted, found in (
         ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),
         ("teacher.layer", recipe.teacher and recipe.teacher.layer, made_with.layer),
-        ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made_with.dictionary.name),
+        ("dictionary.path", recipe.dictionary and recipe.dictionary.name, made_with.dictionary.name),
         *_attribution_fields(recipe, made_with.settings),
     ):
         if wanted is not None and wanted != found:

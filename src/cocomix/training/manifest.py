@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.concepts import MixedLabels
 from cocomix.concepts.hashing import file_sha256
 from cocomix.config import RunConfig, StreamConfig
 from cocomix.data import MixedData, PreparedData, StreamedData
 from cocomix.modeling import CoCoMixConfig
+from cocomix.remote import shown
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import Labels
 from cocomix.training.distillation import Teaching
@@ -59,7 +59,7 @@ def run_manifest(
         "arm": recipe.arm,
         "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
         "data": {
-            "path": " + ".join(map(str, recipe.data_folders)),
+            "path": " + ".join(map(shown, recipe.data_folders)),
             "fingerprint": data.meta.fingerprint,
             "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
             "block_size": data.meta.block_size,
@@ -107,12 +107,12 @@ def _mixture(recipe: RunConfig, data: PreparedData, trainer: CoCoMixTrainer) -> 
     return {
         "mixture": [
             {
-                "path": str(part.path),
-                "labels": None if labels is None else str(labels),
+                "path": shown(path),
+                "labels": None if labels is None else shown(labels),
                 "share": share,
                 "blocks": blocks,
             }
-            for part, labels, share, blocks in zip(data.parts, folders, data.shares, drawn, strict=True)
+            for path, labels, share, blocks in zip(recipe.data_folders, folders, data.shares, drawn, strict=True)
         ]
     }
 
@@ -146,8 +146,7 @@ def _pretrained(recipe: RunConfig) -> dict[str, str | None] | None:
 
 
 def _labels(recipe: RunConfig, labels: Labels) -> dict[str, str]:
-    fingerprint = labels.fingerprint if isinstance(labels, MixedLabels) else labels.manifest.fingerprint
-    return {"path": " + ".join(map(str, recipe.label_folders)), "fingerprint": fingerprint}
+    return {"path": " + ".join(map(shown, recipe.label_folders)), "fingerprint": labels.fingerprint}
 
 
 def _is_kept(path: Path) -> bool:

@@ -19,6 +19,7 @@ from cocomix.config import RunConfig, load_recipe, save_recipe
 from cocomix.data import PreparedData, StreamedData
 from cocomix.errors import CoCoMixError
 from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
+from cocomix.remote import is_there, shown
 from cocomix.reporter import Reporter, SilentReporter
 from cocomix.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
@@ -33,10 +34,12 @@ from cocomix.training.manifest import run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.online import open_online_labels
-from cocomix.training.plan import Plan, describe_plan, plan_run
+from cocomix.training.plan import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
+from cocomix.training.sharded_checkpoints import is_sharded
 from cocomix.training.sharded_trainer import ShardedTrainer
+from cocomix.training.sources import INPUTS, check_inputs, check_sources, inputs_of
 from cocomix.training.streaming import StreamedRun
 from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
@@ -50,11 +53,12 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     Raises:
         CoCoMixError: as `train`.
     """
-    data = open_data(recipe) if all(path.exists() for path in recipe.data_folders) else None
+    data = open_data(recipe) if all(map(is_there, recipe.data_folders)) else None
     labels: Labels | None = None
-    if data is not None and recipe.label_folders and all(path.exists() for path in recipe.label_folders):
+    if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
         labels = open_labels(recipe, data) or labels_to_match(recipe)
-    return describe_plan(recipe, plan_run(recipe, data, labels))
+    plan = plan_run(recipe, data, labels)
+    return {**describe_plan(recipe, plan), **describe_memory(recipe, plan)}
 
 
 def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, profile_steps: int = 0) -> Path:
@@ -94,9 +98,12 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     if recipe.has_concepts and recipe.labels == "online":
         online = open_online_labels(recipe, data, arguments.device, reporter)
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
+    if first:
+        check_sources(recipe, labels, teaching)
     plan = plan_run(recipe, data, online or labels or labels_to_match(recipe), teaching.hidden_size)
     with _staged(output, arguments) as folder, signed_in(folder) if first else nullcontext():
         if first:
+            check_inputs(folder, inputs_of(data, labels, online, teaching))
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
         model = build_student(recipe, plan.config)
@@ -147,13 +154,14 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
         if first:
+            (folder / INPUTS).unlink()
             manifest = run_manifest(recipe, output, folder, plan, data, labels, teaching, trainer, final)
             write_json(folder / "manifest.json", manifest)
             for corpus in manifest["data"].get("mixture", ()):
                 got = corpus["blocks"] * data.meta.block_size / manifest["tokens"]
                 reporter.say(f"{corpus['path']}: {got:.2%} of the training tokens, {corpus['share']:.2%} asked for")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {output}")
+    reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
     return output
 
 
@@ -216,9 +224,19 @@ def _resume_point(trainer: CoCoMixTrainer, folder: Path, reporter: Reporter) -> 
         if checkpoint is None:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     if checkpoint is not None:
+        _check_kind(checkpoint, isinstance(trainer, ShardedTrainer))
         trainer.resume_meters(checkpoint)
         reporter.say(f"going on from step {step:,}")
     return checkpoint
+
+
+def _check_kind(checkpoint: Path, sharded: bool) -> None:
+    """Refuse to go on with the other kind of checkpoint; the same recipe gives either, depending on the launcher."""
+    if is_sharded(checkpoint) != sharded:
+        was = "without" if sharded else "with"
+        raise CoCoMixError(
+            f"{checkpoint} was written {was} FSDP; go on {was} it, or start again with another --output."
+        )
 
 
 def _two_evaluation_batches(trainer: CoCoMixTrainer) -> None:

@@ -1,0 +1,138 @@
+"""Labelling on a Ray cluster of two nodes on this machine writes what one process writes, with a worker killed."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from cocomix.concepts import RaySettings, ray_engine
+from cocomix.concepts.labels import LabelSettings
+from cocomix.concepts.shards import ShardPlan
+from cocomix.errors import CoCoMixError
+from cocomix.output import partial_path
+from tests.ray_kill import begun_by, journalled, two_nodes
+
+from .conftest import CONCEPTS, VOCAB, TokenShard
+from .test_workers import BLOCK, TinySource, Watcher, contents, label
+
+
+@dataclass(frozen=True)
+class WatchedSource(TinySource):
+    """Notes in a folder which process begins a shard, and takes its time over each."""
+
+    journal: str = ""
+    seconds: float = 0.0
+
+    def load(self, device=None):
+        return journalled(super().load(device), self.journal, self.seconds)
+
+
+@pytest.fixture
+def splits():
+    return {
+        "train": [TokenShard(f"train/{index:05d}", 2, index, BLOCK) for index in range(6)],
+        "validation": [TokenShard("validation/00000", 2, 9, BLOCK)],
+    }
+
+
+def settings(address):
+    return RaySettings(address, gpus=0)
+
+
+def nodes_of(processes):
+    """The Ray nodes (their raylets) that these processes were started by."""
+    return {psutil.Process(pid).ppid() for pid in processes if psutil.pid_exists(pid)}
+
+
+@pytest.mark.slow
+def test_a_worker_of_two_nodes_is_killed_and_the_labels_are_those_of_one_process(splits, tmp_path):
+    pytest.importorskip("ray")
+    with two_nodes() as address:
+        kill_and_compare(splits, address, tmp_path)
+
+
+def kill_and_compare(splits, address, tmp_path):
+    label(splits, tmp_path / "one", workers=1)
+    journal = tmp_path / "journal"
+    source = WatchedSource(journal=str(journal), seconds=0.2)
+    seen = {}
+
+    def kill():
+        begun = begun_by(journal)
+        seen["nodes"] = nodes_of(begun)
+        seen["killed"] = begun[-1]  # it began a shard last, and sleeps
+        os.kill(begun[-1], signal.SIGKILL)
+
+    watcher = Watcher(kill)
+    manifest = label(splits, tmp_path / "labels", source=source, ray=settings(address), reporter=watcher)
+    begun = begun_by(journal)
+    assert len(begun) == 7 + 1  # one shard was begun twice
+    assert seen["killed"] in begun
+    assert len(set(begun)) == 3
+    assert len(seen["nodes"]) == 2
+    assert watcher.tokens == watcher.total == 14 * BLOCK
+    assert contents(tmp_path / "labels") == contents(tmp_path / "one")
+    assert manifest.fingerprint == label(splits, tmp_path / "again", workers=1).fingerprint
+
+    splits["train"][4].tokens[0, 0] = VOCAB
+    with pytest.raises(CoCoMixError, match=f"shard train/00004 has token {VOCAB} but the teacher knows"):
+        label(splits, tmp_path / "broken", ray=settings(address))
+    finished = contents(partial_path(tmp_path / "broken"))
+    assert finished.items() <= contents(tmp_path / "one").items()
+
+
+def test_what_a_task_returns(splits, tmp_path):
+    shard, source = splits["train"][0], TinySource()
+    teacher = source.load()
+    fingerprints = (teacher.fingerprint(), teacher.dictionary.fingerprint())
+    plan = ShardPlan(tmp_path, LabelSettings(), BLOCK, 2, CONCEPTS)
+    order = ray_engine._Order(source, fingerprints, plan, 1, False)
+    encoded = ray_engine._label(order, shard.name, shard.tokens)
+    assert encoded.columns["concept_ids"].shape == (2, BLOCK * 4)
+    assert 0 < encoded.tallies["labelled_positions"] <= 2 * BLOCK
+    shard.tokens[0, 0] = VOCAB
+    assert f"shard {shard.name} has token {VOCAB}" in ray_engine._label(order, shard.name, shard.tokens)
+    other = ray_engine._Order(source, ("another", "one"), plan, 1, False)
+    assert ray_engine._label(other, shard.name, shard.tokens).startswith("tiny or random is not on every node what")
+    unfit = ray_engine._label(order, shard.name, None)
+    assert unfit.startswith(f"labelling the shard {shard.name} on a Ray node failed (")
+    assert unfit.endswith("run the same command again to go on.")
+
+
+def test_a_cluster_that_cannot_be_joined(splits, tmp_path, monkeypatch):
+    with pytest.raises(CoCoMixError, match=r"cannot join a Ray cluster at nowhere \(.*\); check --address"):
+        label(splits, tmp_path / "labels", ray=settings("nowhere"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(CoCoMixError, match=r"--engine ray needs Ray; run: pip install 'cocomix\[ray\]'"):
+        label(splits, tmp_path / "labels", ray=settings(None))
+    assert not contents(partial_path(tmp_path / "labels"))
+
+
+@pytest.mark.parametrize("wrong", [{"gpus": -1}, {"cpus": 0}, {"retries": -1}])
+def test_a_task_of_an_impossible_size(wrong):
+    with pytest.raises(CoCoMixError, match="a Ray task cannot take"):
+        RaySettings(**wrong)
+
+
+def test_a_task_larger_than_every_node_is_told(monkeypatch):
+    class Cluster:
+        @staticmethod
+        def nodes():
+            return [
+                {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+                {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+            ]
+
+    said = []
+
+    class Told(Watcher):
+        def warn(self, message):
+            said.append(message)
+
+    assert ray_engine._gpus_of_a_task(Cluster, RaySettings(), Told()) == 1.0
+    assert not said
+    assert ray_engine._gpus_of_a_task(Cluster, RaySettings(gpus=2, cpus=2), Told()) == 2
+    assert "no node of the Ray cluster has 2 CPU cores and 2 GPUs for a task; waiting" in said[0]

@@ -1,0 +1,171 @@
+"""Label on a Ray cluster of two nodes here, kill a worker in the middle of a shard, and compare with one process.
+
+    python -m tests.ray_kill
+
+Exit status 1 if a byte differs, or if no shard had to be begun twice.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # read when torch is imported
+
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+
+from cocomix.concepts import ConceptTeacher, RaySettings, TeacherSource
+from cocomix.concepts.hashing import file_sha256
+from cocomix.concepts.labelling import write_labels
+from cocomix.concepts.labels import read_label_manifest
+from cocomix.data import PreparedData
+from cocomix.output import write_json
+from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
+
+__all__ = ["JournalledSource", "begun_by", "journalled", "two_nodes"]
+
+_SYSTEM = {"worker_register_timeout_seconds": 600, "health_check_timeout_ms": 600_000, "health_check_period_ms": 60_000}
+"""A machine that runs other things must not look like a cluster that is dead."""
+
+
+@contextmanager
+def two_nodes() -> Iterator[str]:
+    """A cluster of two nodes of one CPU each; its address."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": _SYSTEM})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def journalled(teacher: ConceptTeacher, journal: str, seconds: float) -> ConceptTeacher:
+    """The teacher; it notes the process that labels a batch, and takes its time over it."""
+    original = teacher.label
+
+    def label(*arguments: Any, **options: Any) -> Any:
+        with open(journal, "a", encoding="utf-8") as stream:
+            stream.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        return original(*arguments, **options)
+
+    teacher.label = label  # type: ignore[method-assign]
+    return teacher
+
+
+def begun_by(journal: Path) -> list[int]:
+    """The processes that labelled batches, in order."""
+    return [int(line) for line in journal.read_text(encoding="utf-8").split()] if journal.exists() else []
+
+
+@dataclass(frozen=True)
+class JournalledSource(TeacherSource):
+    """Loads a teacher that keeps a journal."""
+
+    journal: str = ""
+    seconds: float = 0.0
+
+    def load(self, device: torch.device | str | None = None) -> ConceptTeacher:
+        return journalled(super().load(device), self.journal, self.seconds)
+
+
+class _Killer(threading.Thread):
+    """Ends by SIGKILL the process that noted a batch last, once three batches are noted."""
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(daemon=True)
+        self.journal = journal
+        self.nodes: dict[int, int] = {}
+        self.killed: int | None = None
+
+    def run(self) -> None:
+        while len(set(begun := begun_by(self.journal))) < 2 or len(begun) < 3:
+            time.sleep(0.02)
+        self.nodes = {pid: psutil.Process(pid).ppid() for pid in set(begun)}
+        self.killed = begun[-1]
+        os.kill(self.killed, signal.SIGKILL)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder of the summary.")] = Path("results/ray"),
+    documents: Annotated[int, typer.Option(help="Toy documents that are labelled.")] = 240,
+) -> None:
+    """Kill and compare."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="cocomix-ray-") as place:
+        summary = _run(Path(place), documents)
+    command = f"python -m tests.ray_kill --documents {documents}"
+    names = ("cocomix", "ray", "torch", "transformers")
+    versions = {**{name: version(name) for name in names}, "python": sys.version.split()[0]}
+    about = {"command": command, "date": time.strftime("%Y-%m-%d"), "versions": versions}
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "kill.json", about | summary)
+    typer.echo((output / "kill.json").read_text(encoding="utf-8"))
+    if summary["differing"] or not summary["retried"]:
+        raise SystemExit(1)
+
+
+def _run(place: Path, documents: int) -> dict[str, Any]:
+    workshop = Workshop(place / "workshop")
+    corpus = write_corpus(place / "corpus", documents=documents, seed=1)
+    tokenizer = str(workshop.data / "tokenizer")
+    data = prepare_toy(corpus, place / "data", tokenizer=tokenizer, vocab_size=None, blocks_per_shard=48)
+    journal = place / "journal"
+    source = JournalledSource(str(workshop.teacher), 1, str(workshop.dictionary), journal=str(journal), seconds=0.3)
+    one = _label(data, TeacherSource(source.model, 1, source.dictionary), place / "one", None)
+    killer = _Killer(journal)
+    killer.start()
+    started = time.perf_counter()
+    with two_nodes() as address:
+        ray = _label(data, source, place / "ray", RaySettings(address, gpus=0))
+    seconds = time.perf_counter() - started
+    batches, begun = len(one["files"]), begun_by(journal)
+    differing = [name for name in one["files"] if ray["files"].get(name) != one["files"][name]]
+    return {
+        "nodes": len(set(killer.nodes.values())),
+        "shards": len(one["files"]),
+        "tokens": sum(len(data.split(split)) for split in data.meta.splits) * BLOCK,
+        "processes_that_labelled": len(set(begun)),
+        "killed": killer.killed is not None,
+        "shards_begun": len(begun),
+        "retried": len(begun) > batches,
+        "seconds_with_the_cluster": round(seconds, 1),
+        "files": ray["files"],
+        "fingerprint": ray["fingerprint"],
+        "fingerprint_of_one_process": one["fingerprint"],
+        "differing": differing,
+    }
+
+
+def _label(data: PreparedData, source: TeacherSource, output: Path, ray: RaySettings | None) -> dict[str, Any]:
+    write_labels(
+        source.load(),
+        {name: data.split(name).shards for name in data.meta.splits},
+        output,
+        data_fingerprint=data.meta.fingerprint,
+        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
+        block_size=BLOCK,
+        batch_tokens=1 << 20,
+        workers=2 if ray is not None else 1,
+        source=source,
+        ray=ray,
+    )
+    files = {str(path.relative_to(output)): file_sha256(path) for path in sorted(output.rglob("*.arrow"))}
+    return {"files": files, "fingerprint": read_label_manifest(output).fingerprint}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -149,12 +149,8 @@ def test_documents_are_kept_apart_where_the_run_keeps_them_apart(run: Run, tmp_p
     positions = torch.stack([rows[index]["position_ids"] for index in range(8)])
     assert (positions[:, 1:] == 0).any()
     with ConceptAtlas.open(tmp_path / "atlas") as atlas, torch.no_grad():
-        predicted = torch.cat(
-            [
-                model(input_ids=rows[i]["input_ids"][None], position_ids=rows[i]["position_ids"][None]).concept_ids
-                for i in range(30)
-            ]
-        )
+        columns = [{name: rows[index][name][None] for name in ("input_ids", "position_ids")} for index in range(30)]
+        predicted = torch.cat([model(**column, use_cache=False).concept_ids for column in columns])
         counts = torch.bincount(predicted.flatten(), minlength=CONCEPTS).tolist()
         assert [atlas.card(concept).predicted_count for concept in range(CONCEPTS)] == counts
         concept = next(concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None)

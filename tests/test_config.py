@@ -238,7 +238,7 @@ def sources(recipe: Path | None = None, **changes: Any) -> Any:
 
 
 LABELLED = MINIMAL + (
-    "teacher: {model: t, layer: 5, revision: abc}\ndictionary: {path: release, sae_id: hook}\nattribution: {k: 3}\n"
+    "teacher: {model: t, layer: 5, revision: abc}\ndictionary: {path: release, sae_id: hook, fingerprint: f}\nattribution: {k: 3}\n"
 )
 
 
@@ -246,11 +246,13 @@ def test_label_sources_from_a_recipe_and_options(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", LABELLED)
     found = sources(path)
     assert found.teacher == TeacherConfig(model="t", layer=5, revision="abc")
-    assert found.dictionary == DictionaryConfig(path="release", sae_id="hook")
+    assert found.dictionary == DictionaryConfig(path="release", sae_id="hook", fingerprint="f")
+    assert found.dictionary.name == "release/hook"
     assert found.settings.k == 3
     assert sources(path, assignments=["k=2", "sign=abs"]).settings.k == 2
     # Another teacher has other revisions, another dictionary another layer and no sae_id.
     assert sources(path, teacher="u").teacher == TeacherConfig(model="u", layer=5)
+    assert sources(path, teacher="u", revision="def").teacher.revision == "def"
     other = sources(path, dictionary="folder")
     assert (other.teacher.layer, other.dictionary) == (7, DictionaryConfig(path="folder"))
     assert sources(path, layer=2).teacher.layer == 2

@@ -167,6 +167,17 @@ def test_recipes_pin_what_they_download() -> None:
     assert load_recipe(recipes_folder() / "gpt2_69m_cocomix.yaml").teacher is not None
 
 
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def test_the_wall_clock_decides_nothing() -> None:
+    """It may jump. Durations are monotonic, checkpoints are ordered by step; people may be told how old a run is."""
+    source = ROOT / "src" / "cocomix"
+    reading = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)|st_[mc]time|getmtime")
+    found = {str(path.relative_to(source)) for path in source.rglob("*.py") if reading.search(path.read_text("utf-8"))}
+    assert found <= {"evaluation/listing.py", "training/liveness.py"}
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 

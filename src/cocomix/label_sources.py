@@ -30,6 +30,7 @@ def label_sources(
     sae_id: str | None,
     layer: int | None,
     assignments: Sequence[str],
+    revision: str | None = None,
     layer_of: Callable[[str], int],
 ) -> LabelSources:
     """Put together where labels come from: a recipe, and options that override it.
@@ -41,6 +42,7 @@ def label_sources(
         sae_id: which autoencoder of the release.
         layer: block the dictionary describes.
         assignments: `field=value` for the label settings.
+        revision: commit of a model on the hub; overrides the recipe's.
         layer_of: finds the layer a dictionary folder was fitted on, where none is given.
 
     Raises:
@@ -56,7 +58,9 @@ def label_sources(
         layer = base.teacher.layer
     if sae_id is None and base is not None and base.dictionary is not None and dictionary is None:
         sae_id = base.dictionary.sae_id
-    revision = base.teacher.revision if base and base.teacher and teacher is None else None
+    if revision is None and base and base.teacher and teacher is None:
+        revision = base.teacher.revision
+    pinned = base.dictionary.fingerprint if base and base.dictionary and dictionary is None else None
     values: dict[str, Any] = base.attribution.model_dump() if base and base.attribution else {}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
@@ -68,4 +72,4 @@ def label_sources(
         source = TeacherConfig(model=model, layer=layer_of(path) if layer is None else layer, revision=revision)
     except ValidationError as error:
         raise CoCoMixError(f"label settings: {describe_validation_error(error)}.") from None
-    return LabelSources(source, DictionaryConfig(path=path, sae_id=sae_id), settings)
+    return LabelSources(source, DictionaryConfig(path=path, sae_id=sae_id, fingerprint=pinned), settings)

@@ -100,9 +100,9 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return rows.to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    sources = resolve_sources(["owner/stories"], hf_config="en", hf_split="test")
+    sources = resolve_sources(["owner/stories"], hf_config="en", hf_split="test", hf_revision="abc")
     assert [document.text for document in read_documents(sources, "body")] == ["one", "two 😀"]
-    assert calls == [("owner/stories", {"streaming": True, "name": "en", "split": "test"})]
+    assert calls == [("owner/stories", {"streaming": True, "name": "en", "split": "test", "revision": "abc"})]
     assert sources[0].input_bytes() is None
     with pytest.raises(CoCoMixError, match=r"stories, row 0: there is no column 'text'; the columns are 'body'"):
         list(read_documents(resolve_sources(["stories"])))

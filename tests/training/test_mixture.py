@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cocomix.concepts import ConceptLabelStore, MixedLabels
+from cocomix.concepts import ConceptLabelStore, MixedLabels, MixedProbabilities, TeacherProbabilities
 from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, MixedData, PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.output import read_json
-from cocomix.pipeline import label_data
+from cocomix.pipeline import distill_data, label_data
 from cocomix.reporter import SilentReporter
 from cocomix.training import train
 from cocomix.training.corpora import mixture_order
@@ -125,6 +125,25 @@ def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Pa
     changed = ConceptLabelStore(tmp_path, type(store.manifest).model_validate(values))
     with pytest.raises(CoCoMixError, match="differ in their dictionary"):
         MixedLabels([store, changed])
+
+
+def test_stored_probabilities_by_corpus(workshop: Workshop, other: Path, tmp_path: Path) -> None:
+    teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
+    distill_data(other, teacher, tmp_path / "stored", top_k=8)
+    values = mixed(workshop, other, tokens=3 * 8 * BLOCK, distillation={"weight": 0.5})
+    for corpus, targets in zip(values["data"]["mixture"], (workshop.probabilities, tmp_path / "stored"), strict=True):
+        corpus["targets"] = str(targets)
+    run = train(RunConfig.model_validate(values), tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["kd_loss"] > 0
+    parts = [TeacherProbabilities.open(workshop.probabilities), TeacherProbabilities.open(tmp_path / "stored")]
+    joined = MixedProbabilities(parts)
+    assert read_json(run / "manifest.json")["teaching"]["fingerprint"] == joined.fingerprint
+    blocks, last = joined.split(TRAIN), len(parts[0].split(TRAIN)) + 2
+    assert torch.equal(blocks[last]["teacher_ids"], parts[1].split(TRAIN)[2]["teacher_ids"])
+    distill_data(other, teacher, tmp_path / "fewer", top_k=4)
+    with pytest.raises(CoCoMixError, match=r"differ in their number of probabilities \(4 and 8\)"):
+        MixedProbabilities([parts[0], TeacherProbabilities.open(tmp_path / "fewer")])
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_stopped_and_gone_on_with_workers(
     text = (kept / "recipe.yaml").read_text().replace(str(shards), str(other))
     (kept / "recipe.yaml").write_text(text)
     changed["data"]["stream"] = [f"{other}/*.parquet"]
-    with pytest.raises(CoCoMixError, match="the stream has changed since the checkpoint"):
+    with pytest.raises(CoCoMixError, match="was begun with other data than are there now"):
         train(RunConfig.model_validate(changed), tmp_path / "changed")
     train(recipe(workshop, shards, **workers), output)
     assert file_sha256(output / "model.safetensors") == file_sha256(whole / "model.safetensors")
@@ -138,11 +138,11 @@ def test_the_furthest_marks_are_kept(workshop: Workshop, shards: Path) -> None:
         def gather(self, own: Any) -> Any:
             return own.new_tensor(np.concatenate([own[None].numpy(), other])).flatten(0, 1)
 
-    progress = StreamProgress(blocks, "x")
+    progress = StreamProgress(blocks)
     batch = {"reached": marks}
     progress.take([batch])
     assert batch == {}
-    assert progress.state(Gathering())["marks"] == [[3, 1, 2, 3], [4, 8, 8, 8]]
+    assert progress.state(Gathering()) == [[3, 1, 2, 3], [4, 8, 8, 8]]
 
 
 def test_a_worker_refuses_in_one_sentence(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ class TeacherProbabilities:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: Path) -> "TeacherProbabilities":
+    def open(cls, path: Path | str) -> "TeacherProbabilities":
         """Open a folder that `cocomix distill` wrote.
 
         Args:

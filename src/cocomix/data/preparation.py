@@ -70,6 +70,10 @@ class PrepareSettings(BaseModel):
     """Configuration of data sets on the Hugging Face Hub."""
     hf_split: str = "train"
     """Split of data sets on the Hugging Face Hub that is read."""
+    hf_revision: str | None = None
+    """Commit, tag or branch of data sets on the Hugging Face Hub; pin a commit to be able to repeat it."""
+    tokenizer_revision: str | None = None
+    """Commit, tag or branch of a `tokenizer` on the Hugging Face Hub."""
 
 
 def prepare(settings: PrepareSettings, output: Path, reporter: Reporter | None = None) -> PreparedData:
@@ -100,6 +104,7 @@ class _Preparation:
             (*settings.sources, *settings.validation_sources),
             hf_config=settings.hf_config,
             hf_split=settings.hf_split,
+            hf_revision=settings.hf_revision,
         )
         self.sources = resolved[: len(settings.sources)]
         self.validation_sources = resolved[len(settings.sources) :]
@@ -115,7 +120,8 @@ class _Preparation:
             if source.ignored:
                 self.reporter.say(f"{source.name}: left out {source.ignored:,} files of other kinds")
         with staged_directory(output) as folder:
-            tokenizer = None if self.settings.tokenizer is None else load_tokenizer(self.settings.tokenizer)
+            name, revision = self.settings.tokenizer, self.settings.tokenizer_revision
+            tokenizer = None if name is None else load_tokenizer(name, revision)
             with self.reporter.progress("reading and encoding", self._total_megabytes(), "MB") as advance:
                 documents = self._counted(self._stream(), advance)
                 if tokenizer is None:

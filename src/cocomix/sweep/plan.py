@@ -64,6 +64,8 @@ class DictionaryPlan(FitSettings):
     """SAELens release or folder."""
     sae_id: str | None = None
     """Which autoencoder of the release."""
+    fingerprint: str | None = None
+    """Pins it, as `dictionary.fingerprint` of a recipe."""
     force: bool = False
     """Use the dictionary although it describes the layer badly, as after `--fast`."""
 
@@ -148,6 +150,14 @@ class LoadedPlan:
         dictionary = self.plan.dictionary
         return None if dictionary is None else dictionary.path or str(self.output / "dictionary")
 
+    @property
+    def dictionary_source(self) -> dict[str, Any] | None:
+        """What recipes say of the dictionary."""
+        plan = self.plan.dictionary
+        if plan is None:
+            return None
+        return {"path": self.dictionary_path, "sae_id": plan.sae_id, "fingerprint": plan.fingerprint}
+
     def teacher_recipe(self) -> RunConfig:
         """How to train the teacher."""
         assert self.plan.teacher is not None
@@ -194,7 +204,7 @@ class LoadedPlan:
             overrides.append(_set("teacher", source))
             overrides.append("model.teacher_hidden_size=null")
         if self.dictionary_path is not None and self.plan.dictionary is not None:
-            overrides.append(_set("dictionary", {"path": self.dictionary_path, "sae_id": self.plan.dictionary.sae_id}))
+            overrides.append(_set("dictionary", self.dictionary_source))
             if plain.has_concepts and isinstance(plain.labels, Path):
                 overrides.append(_set("labels", str(label_folder(self.output, plain.attribution))))
         if not plain.has_concepts:

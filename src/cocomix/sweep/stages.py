@@ -47,7 +47,7 @@ def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job], reporter: Reporte
         reporter.say("dictionary")
         settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
         fit_on_data(data, teacher, Path(loaded.dictionary_path), settings, reporter)
-    dictionary = DictionaryConfig(path=loaded.dictionary_path, sae_id=plan.dictionary.sae_id)
+    dictionary = DictionaryConfig.model_validate(loaded.dictionary_source)
     for job in jobs:
         labels = job.recipe.labels
         if isinstance(labels, Path) and not labels.exists():

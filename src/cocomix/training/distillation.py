@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocomix.concepts import TeacherProbabilities
+from cocomix.concepts import MixedProbabilities, TeacherProbabilities
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.teacher import model_fingerprint
 from cocomix.config import RunConfig
-from cocomix.data import PreparedData
+from cocomix.data import MixedData, PreparedData
 from cocomix.errors import CoCoMixError
 from cocomix.modeling.distillation_head import FullTargets, TopTargets
 from cocomix.pipeline import open_decoder
+from cocomix.remote import shown
 from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
 from cocomix.training.teacher_cost import running_flops
 
@@ -101,10 +102,17 @@ class Teaching:
 
     lessons: Mapping[str, Callable[[Batch], Any]] = field(default_factory=dict)
     weight: float = 0.0
-    stored: TeacherProbabilities | None = None
+    stored: TeacherProbabilities | MixedProbabilities | None = None
     hidden_size: int | None = None
     flops_per_token: float = 0.0
     reference: dict[str, Any] | None = None
+
+    @property
+    def stores(self) -> tuple[TeacherProbabilities, ...]:
+        """The folders of `stored`."""
+        if isinstance(self.stored, MixedProbabilities):
+            return self.stored.parts
+        return () if self.stored is None else (self.stored,)
 
     def told(self, objective: Objective) -> Objective:
         """The objective with the teacher's part in it."""
@@ -129,16 +137,16 @@ def open_teaching(
     distillation = recipe.distillation
     lessons: dict[str, Callable[[Batch], Any]] = {}
     stored, reference, flops = None, {}, 0.0
-    if distillation is not None and isinstance(distillation.targets, Path):
-        stored = _open_stored(recipe, distillation.targets, data)
+    if distillation is not None and recipe.target_folders:
+        stored = _open_stored(recipe, data)
         complete = stored.complete
         lessons["teacher_targets"] = lambda batch: TopTargets(
             batch["teacher_ids"], batch["teacher_log_probs"], complete
         )
-        reference = {"path": str(distillation.targets), "fingerprint": stored.manifest.fingerprint}
+        reference = {"path": " + ".join(map(shown, recipe.target_folders)), "fingerprint": stored.fingerprint}
     hidden = recipe.predicts_hidden and recipe.model.concept_loss_weight > 0
     online = None
-    if hidden or (distillation is not None and distillation.targets == "online"):
+    if hidden or (distillation is not None and stored is None):
         assert recipe.teacher is not None  # the recipe was refused otherwise
         online = OnlineTeacher(open_decoder(data, recipe.teacher, device=device), data.meta.vocab_size, dtype)
         reference["teacher"] = model_fingerprint(online.decoder.model)
@@ -158,7 +166,14 @@ def open_teaching(
     )
 
 
-def _open_stored(recipe: RunConfig, path: Path, data: PreparedData) -> TeacherProbabilities:
+def _open_stored(recipe: RunConfig, data: PreparedData) -> TeacherProbabilities | MixedProbabilities:
+    """The distributions of one corpus, or of every corpus of a mixture."""
+    corpora = data.parts if isinstance(data, MixedData) else (data,)
+    stores = [_of_corpus(recipe, path, part) for path, part in zip(recipe.target_folders, corpora, strict=True)]
+    return MixedProbabilities(stores) if isinstance(data, MixedData) else stores[0]
+
+
+def _of_corpus(recipe: RunConfig, path: Path | str, data: PreparedData) -> TeacherProbabilities:
     stored = TeacherProbabilities.open(path)
     stored.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint)
     wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher.name

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from cocomix.concepts import TeacherProbabilities
+from cocomix.concepts import MixedProbabilities, TeacherProbabilities
 from cocomix.config import RunConfig
 from cocomix.data import DocumentBlocks, MixedData, PreparedData
 from cocomix.training.corpora import Labels
@@ -35,7 +35,7 @@ def documents_apart(recipe: RunConfig, data: PreparedData, blocks: Dataset[Any])
 def joined_blocks(
     recipe: RunConfig,
     data: PreparedData,
-    beside: Iterable[Labels | TeacherProbabilities | None],
+    beside: Iterable[Labels | TeacherProbabilities | MixedProbabilities | None],
     name: str,
     limit: int | None,
 ) -> Dataset[Any]:

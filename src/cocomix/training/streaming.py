@@ -1,6 +1,6 @@
 """Training on a stream: loader workers that share its lanes, and what a checkpoint keeps to go on with it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from transformers import TrainingArguments
 
 from cocomix.data import StreamBlocks, StreamedData
 from cocomix.data.stream_blocks import Mark
-from cocomix.errors import CoCoMixError
 from cocomix.training.arguments import tokens_per_step
 from cocomix.training.loading import told_by_workers
 
@@ -60,12 +59,10 @@ class StreamProgress:
 
     Args:
         blocks: of the stream.
-        fingerprint: of the stream.
     """
 
-    def __init__(self, blocks: StreamBlocks, fingerprint: str) -> None:
+    def __init__(self, blocks: StreamBlocks) -> None:
         self._blocks = blocks
-        self._fingerprint = fingerprint
         self._marks = torch.tensor([Mark(0, lane, 0, 0) for lane in range(blocks.source.lanes)])  # [lanes, 4]
 
     def take(self, batches: Sequence[dict[str, Any]]) -> None:
@@ -74,25 +71,17 @@ class StreamProgress:
             for lane, *mark in batch.pop("reached").tolist():
                 self._marks[lane] = torch.tensor(mark)
 
-    def state(self, accelerator: Any) -> dict[str, Any]:
-        """What to go on from, as JSON; over all processes the furthest mark of each lane."""
+    def state(self, accelerator: Any) -> list[list[int]]:
+        """What to go on from: over all processes the furthest mark of each lane."""
         marks = accelerator.gather(self._marks.to(accelerator.device)).cpu().view(-1, *self._marks.shape)
         furthest = marks[:, :, 0].argmax(0)
-        return {"fingerprint": self._fingerprint, "marks": marks[furthest, torch.arange(len(furthest))].tolist()}
+        reached: list[list[int]] = marks[furthest, torch.arange(len(furthest))].tolist()
+        return reached
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`.
-
-        Raises:
-            CoCoMixError: the stream is not what it was.
-        """
-        if state["fingerprint"] != self._fingerprint:
-            raise CoCoMixError(
-                "the stream has changed since the checkpoint was written (other shards, or other held-out data); bring "
-                "back what it was, or train to another --output."
-            )
-        self._marks = torch.tensor(state["marks"])
-        self._blocks.start_at(state["marks"])
+    def restore(self, state: Sequence[Sequence[int]]) -> None:
+        """Go on from a `state` of the same stream."""
+        self._marks = torch.tensor(state)
+        self._blocks.start_at(state)
 
 
 @dataclass(frozen=True)
@@ -113,4 +102,4 @@ class StreamedRun:
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         blocks = data.blocks(arguments.max_steps * tokens_per_step(arguments, block_size=1), seed)
         worked = WorkedStream(blocks, arguments) if arguments.dataloader_num_workers > 0 else blocks
-        return cls(worked, StreamProgress(blocks, data.meta.fingerprint))
+        return cls(worked, StreamProgress(blocks))

@@ -347,8 +347,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint.
 
         Raises:
-            CoCoMixError: its steps were of another size, as they are with another number of processes; the stream it
-                was trained on has changed.
+            CoCoMixError: its steps were of another size, as they are with another number of processes.
         """
         mark = read_json(checkpoint / MARK)
         written = mark.get("tokens_per_step", self.tokens_per_step)

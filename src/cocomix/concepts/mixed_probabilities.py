@@ -1,0 +1,60 @@
+"""A teacher's stored distributions on several corpora used as one, in the order of a mixture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from cocomix.concepts.probabilities import TeacherProbabilities
+from cocomix.errors import CoCoMixError
+from cocomix.output import fingerprint_json
+
+__all__ = ["MixedProbabilities"]
+
+
+class MixedProbabilities:
+    """Folders of distributions whose blocks are numbered through, folder after folder.
+
+    Attributes:
+        parts: the folders.
+    """
+
+    def __init__(self, parts: Sequence[TeacherProbabilities]) -> None:
+        """Join folders.
+
+        Args:
+            parts: at least one; of the same teacher, stored in the same way.
+
+        Raises:
+            CoCoMixError: a folder was made differently from the first.
+        """
+        self.parts = tuple(parts)
+        first = parts[0].manifest
+        for part in parts[1:]:
+            made = part.manifest
+            for what, found, expected in (
+                ("teacher", made.teacher.fingerprint[:16], first.teacher.fingerprint[:16]),
+                ("number of probabilities", made.top_k, first.top_k),
+                ("dtype", made.dtype, first.dtype),
+            ):
+                if found != expected:
+                    raise CoCoMixError(
+                        f"the probabilities in {part.path} and {parts[0].path} cannot be mixed: they differ in their "
+                        f"{what} ({found} and {expected}); distill both corpora alike."
+                    )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole distributions are stored."""
+        return self.parts[0].complete
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the folders' fingerprints, in order."""
+        return fingerprint_json([part.fingerprint for part in self.parts])
+
+    def split(self, name: str) -> "ConcatDataset[dict[str, Tensor]]":
+        """The distributions of one split, as a map-style data set."""
+        blocks: list[Any] = [part.split(name) for part in self.parts]
+        return ConcatDataset(blocks)

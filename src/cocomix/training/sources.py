@@ -1,0 +1,113 @@
+"""What a run is made from is what its recipe means, and stays so: contents are compared, not names."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cocomix.concepts import ConceptDictionary, ConceptLabelStore, FitReport, MixedLabels, load_teacher
+from cocomix.concepts.teacher import model_fingerprint
+from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
+from cocomix.data import PreparedData
+from cocomix.errors import CoCoMixError
+from cocomix.output import read_json, write_json
+from cocomix.training.corpora import Labels
+from cocomix.training.distillation import Teaching
+from cocomix.training.online import OnlineLabels
+
+__all__ = ["INPUTS", "check_inputs", "check_sources", "inputs_of"]
+
+INPUTS = "inputs.json"
+"""In the folder of an unfinished run: fingerprints of what it was begun with."""
+
+
+def check_sources(recipe: RunConfig, labels: Labels | None, teaching: Teaching) -> None:
+    """Refuse stored labels and probabilities of another teacher or dictionary than the recipe's.
+
+    What the recipe does not name is not looked for, and neither is what is not on this machine: a model on the hub is
+    told by its name and, in `teacher.revision`, its commit. The teacher is loaded for this, which takes seconds for
+    small models; `teacher: null` leaves it out.
+
+    Args:
+        recipe: the recipe.
+        labels: stored ones, if any.
+        teaching: of the recipe; an online teacher is hashed already.
+
+    Raises:
+        CoCoMixError: naming what differs.
+    """
+    stores = labels.parts if isinstance(labels, MixedLabels) else () if labels is None else (labels,)
+    made = [(store.path, store.manifest.teacher.fingerprint) for store in stores]
+    made += [(stored.path, stored.manifest.teacher.fingerprint) for stored in teaching.stores]
+    teacher = None
+    if recipe.teacher is not None and made:
+        teacher = (teaching.reference or {}).get("teacher") or _teacher_here(recipe.teacher)
+    for path, fingerprint in made:
+        if teacher not in (None, fingerprint):
+            assert recipe.teacher is not None
+            raise CoCoMixError(
+                f"{path} was made with other weights than the recipe's teacher.model {recipe.teacher.model} has now; "
+                "bring those back, or make it again."
+            )
+    if recipe.dictionary is not None and stores:
+        _check_dictionary(recipe.dictionary, stores)
+
+
+def check_inputs(folder: Path, inputs: dict[str, Any]) -> None:
+    """Note what a run is begun with, or refuse to go on with something else.
+
+    Args:
+        folder: of the unfinished run.
+        inputs: fingerprints by name, as JSON; `None` where there is none.
+
+    Raises:
+        CoCoMixError: naming what differs.
+    """
+    if not (folder / INPUTS).is_file():
+        write_json(folder / INPUTS, inputs)
+        return
+    begun = read_json(folder / INPUTS)
+    differing = [name for name, value in inputs.items() if begun.get(name) != value]
+    if differing:
+        raise CoCoMixError(
+            f"{folder} was begun with other {' and '.join(differing)} than are there now; bring those back, or remove "
+            "it and train from the start."
+        )
+
+
+def inputs_of(
+    data: PreparedData, labels: Labels | None, online: OnlineLabels | None, teaching: Teaching
+) -> dict[str, Any]:
+    """Fingerprints of what a run reads, for `check_inputs`: changed ones would make it another run half-way."""
+    return {
+        "data": data.meta.fingerprint,
+        "labels": None if labels is None else labels.fingerprint,
+        "teacher or dictionary of online labels": None if online is None else online.reference(data)["fingerprint"],
+        "teacher or its probabilities": teaching.reference,
+    }
+
+
+def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[ConceptLabelStore]) -> None:
+    here = _dictionary_here(dictionary)
+    for store in stores:
+        recorded = store.manifest.dictionary.fingerprint
+        for wanted, what in ((dictionary.fingerprint, "dictionary.fingerprint"), (here, "dictionary.path")):
+            if wanted not in (None, recorded):
+                raise CoCoMixError(
+                    f"{store.path} was made with another dictionary than the recipe's {what} names now; bring that one "
+                    "back, or label again."
+                )
+
+
+def _teacher_here(teacher: TeacherConfig) -> str | None:
+    """Fingerprint of a teacher, if it is a folder or a file here."""
+    return model_fingerprint(load_teacher(teacher.model)) if Path(teacher.model).exists() else None
+
+
+def _dictionary_here(dictionary: DictionaryConfig) -> str | None:
+    """Fingerprint of a dictionary, if it is a folder here: as `cocomix sae` noted it, else of its weights."""
+    path = Path(dictionary.path)
+    if not path.is_dir():
+        return None
+    if (path / "fit.json").is_file():
+        return FitReport.model_validate(read_json(path / "fit.json")).dictionary_fingerprint
+    return ConceptDictionary.from_sae_lens(path).fingerprint()

@@ -30,7 +30,8 @@ def begun(workshop: Workshop, folder: Path, *, steps: int = 9, checkpoint: int |
     return folder
 
 
-def test_every_state(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+def test_every_state(workshop: Workshop, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
     shutil.copytree(workshop.ntp_run, tmp_path / "done")
     shutil.copytree(workshop.ntp_run, tmp_path / "sweep" / "runs" / "arm" / "seed0")
     shutil.copytree(workshop.ntp_run, tmp_path / "torn")
@@ -61,7 +62,7 @@ def test_every_state(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     assert (found["done"].loss, found["done"].tokens) == (manifest["final"]["eval_loss"], manifest["tokens"])
     assert (found["live"].loss, found["live"].tokens, found["live"].arm) == (5.5, 900, "cocomix")
     assert found["live"].path == tmp_path / "live"
-    assert 59 < found["live"].age < 120
+    assert found["live"].age > 59
     assert found["broke"].detail == "the loss is no longer finite"
     assert "metrics.jsonl" in str(found["torn"].detail)
     ages = [run.age for run in list_runs(tmp_path)]

@@ -238,7 +238,8 @@ def sources(recipe: Path | None = None, **changes: Any) -> Any:
 
 
 LABELLED = MINIMAL + (
-    "teacher: {model: t, layer: 5, revision: abc}\ndictionary: {path: release, sae_id: hook, fingerprint: f}\nattribution: {k: 3}\n"
+    "teacher: {model: t, layer: 5, revision: abc}\n"
+    "dictionary: {path: release, sae_id: hook, fingerprint: f}\nattribution: {k: 3}\n"
 )
 
 

@@ -35,7 +35,8 @@ TOY_OPTIONS = {
 """Appended to a verb's own options: of an option given twice the last value counts."""
 
 _FENCED = re.compile(r"(?:<!-- not run: ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"(?:^ {4}(?:cocomix|torchrun|accelerate|make|pip|lm_eval|python|bash) .*\n?)+", re.MULTILINE)
+_PROGRAMS = "cocomix|torchrun|accelerate|make|pip|lm_eval|python|bash"
+_INDENTED = re.compile(rf"(?:<!-- not run: ([^\n]*) -->\n\n?)?((?:^ {{4}}(?:{_PROGRAMS}) .*\n?)+)", re.MULTILINE)
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -61,7 +62,7 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found = [(match.start(), match[2], match[3], match[1]) for match in _FENCED.finditer(text)]
     unfenced = _FENCED.sub(lambda match: re.sub(r"[^\n]", "#", match[0]), text)  # places stay what they were
-    found += [(match.start(), "bash", match[0], None) for match in _INDENTED.finditer(unfenced)]
+    found += [(match.start(), "bash", match[2], match[1]) for match in _INDENTED.finditer(unfenced)]
     headings = [(match.start(), match[1]) for match in _HEADING.finditer(unfenced)]
     return [
         Block(page, [title for place, title in headings if place < start][-1], kind, code, reason)

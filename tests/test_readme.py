@@ -1,12 +1,13 @@
 """README commands and code: run at toy size, or read by the real command line where they need the hub or hours."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import Cli
-from tests.documents import ROOT, blocks, run_commands, understand
+from tests.documents import DOCS, ROOT, blocks, run_commands, understand
 from tests.workshop import Workshop
 
 README = ROOT / "README.md"
@@ -33,6 +34,18 @@ def test_own_corpus_commands_run(cli: Cli, workshop: Workshop, tmp_path: Path, m
     here = {"my_texts/": str(workshop.corpus), "openai-community/gpt2": str(workshop.teacher)}
     run_commands(cli, [command for block in OWN_CORPUS for command in block.commands], here)
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_every_other_command_is_on_a_page_of_the_documentation() -> None:
+    """There it runs, or says why it does not: tests/test_docs.py."""
+    shown = {plain(command) for page in DOCS.rglob("*.md") for block in blocks(page) for command in block.commands}
+    for block in blocks(README):
+        if block.kind == "bash" and block.reason is None and block not in OWN_CORPUS:
+            assert {plain(command) for command in block.commands} <= shown, block.section
+
+
+def plain(command: str) -> str:
+    return " ".join(shlex.split(command, comments=True))
 
 
 @pytest.mark.parametrize("code", [block.code for block in blocks(README) if block.kind == "python"])

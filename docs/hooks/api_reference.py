@@ -13,6 +13,7 @@ ROOMS = (
     "cocomix.evaluation",
     "cocomix.interpret",
     "cocomix.interop",
+    "cocomix.export",
     "cocomix.integrity",
     "cocomix.sweep",
     "cocomix.explorer",

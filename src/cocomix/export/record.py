@@ -27,7 +27,7 @@ class RunRecord(NamedTuple):
         config: the model's `config.json`.
         final: the last evaluation, by the names of its metrics.
         versions: of PyTorch and transformers.
-        data: of every corpus that is still where the run found it and still the same.
+        data: of every corpus that is still where the run found it and still the same; of a stream, what is held out.
         labels: of every label folder, likewise.
         evaluation: what `cocomix eval` measured, if it did.
         downstream: benchmark results, if there are any.
@@ -76,8 +76,9 @@ def public_name(name: str) -> str:
 
 def _is_of(run: Run, fingerprint: str) -> bool:
     """Whether the run was made with data or labels of this fingerprint; of a mixture's parts none are recorded."""
-    recorded = {run.manifest.data.fingerprint, None if run.manifest.labels is None else run.manifest.labels.fingerprint}
-    return run.manifest.data.mixture is not None or fingerprint in recorded
+    manifest = run.manifest
+    recorded = {manifest.data.folder_fingerprint, None if manifest.labels is None else manifest.labels.fingerprint}
+    return manifest.data.mixture is not None or fingerprint in recorded
 
 
 def _found(read: Callable[[Path], Found], path: Path) -> Found | None:

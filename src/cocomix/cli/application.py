@@ -87,6 +87,7 @@ def _with_verbose(verb: Callable[..., None]) -> Callable[..., None]:
 app = _Application(
     name="cocomix",
     cls=_Commands,
+    subcommand_metavar="VERB [ARGUMENTS]",
     help="Pretrain language models that predict and mix continuous concepts.",
     no_args_is_help=True,
     add_completion=True,

@@ -14,7 +14,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "Train": ("train", "sweep", "runs"),
     "Compare": ("eval", "compare", "analyse"),
     "Look inside": ("generate", "inspect", "atlas", "steer-eval", "explore"),
-    "Keep well": ("verify", "consolidate", "export", "import"),
+    "Keep well": ("verify", "consolidate", "export", "import", "push"),
 }
 """Every verb, by what it is for."""
 

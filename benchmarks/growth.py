@@ -1,11 +1,10 @@
 """How the cost grows with the number of concepts, the sequence length and the layer of insertion."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from benchmarks.decoding import decoder, forward_work, random_prompt
 from benchmarks.labels import label_flops, label_work
-from benchmarks.naive import NaiveStudent
 from benchmarks.ratios import Ratio, Section, ratio
 from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
@@ -16,7 +15,6 @@ from benchmarks.workload import (
     random_dictionary,
     random_model,
     student_loss,
-    twin_loss,
 )
 
 __all__ = ["measure"]
@@ -26,15 +24,13 @@ def measure(settings: Settings) -> Section:
     """Forward and backward passes, labelling and decoding along each axis."""
     sizes = settings.sizes
     base = replace(sizes.main, batch=1, context=sizes.growth_context, accumulation=1)
-    ratios = [*_steps_at_one_context(base, settings), *_steps_over_contexts(base, settings)]
-    ratios += _labels(base, settings)
-    ratios += _decoding(base, settings)
     return Section(
         "Growth",
         f"One sequence of {base.context} tokens unless the axis is the context. Steps are forward and backward passes "
         "without the optimizer, in those of NTP at the same width and context. Labels per second are in the naive "
-        "twin's, measured as its seconds ÷ ours. Decoding is one cached forward pass per token, in that of GPT-2. How "
-        "memory grows with the number of concepts is in the section on peak memory.",
+        f"twin's, measured as its seconds ÷ ours over {min(sizes.growth_contexts)} tokens. Decoding is one cached "
+        "forward pass per token, in that of GPT-2. A shape that lies on several axes is measured once. How memory "
+        "grows with the number of concepts is in the section on peak memory.",
         {
             "shape": asdict(base),
             "concepts": sizes.growth_concepts,
@@ -42,73 +38,59 @@ def measure(settings: Settings) -> Section:
             "insert_layers": sizes.growth_layers,
             "dtype": settings.dtypes[0],
         },
-        ratios,
+        [*_steps(base, settings), *_labels(base, settings), *_decoding(base, settings)],
     )
 
 
-def _variants(base: Shape, settings: Settings) -> Iterable[tuple[str, int, Shape]]:
+def _along_model(base: Shape, settings: Settings) -> list[tuple[str, int, Shape]]:
     """(axis, value, shape) of every number of concepts and every insert layer."""
-    for concepts in settings.sizes.growth_concepts:
-        yield "concepts", concepts, replace(base, concepts=concepts)
-    for layer in settings.sizes.growth_layers:
-        yield "insert_layer", layer, replace(base, insert_layer=layer)
+    concepts = [("concepts", count, replace(base, concepts=count)) for count in settings.sizes.growth_concepts]
+    layers = [("insert_layer", layer, replace(base, insert_layer=layer)) for layer in settings.sizes.growth_layers]
+    return concepts + layers
 
 
-def _steps_at_one_context(base: Shape, settings: Settings) -> list[Ratio]:
-    device, dtype = settings.device, settings.dtypes[0]
-    variants = list(_variants(base, settings))
-    plain = random_model(base.backbone, device)
-    contestants = {"NTP": forward_backward(plain, plain_loss(plain, base, device), settings, dtype)}
-    for axis, value, shape in variants:
-        student = random_model(shape.student, device)
-        ours = student_loss(student, shape, device)
-        contestants[f"CoCoMix {axis} {value}"] = forward_backward(student, ours, settings, dtype)
-        if axis == "concepts":
-            twin = NaiveStudent(student)
-            naive = twin_loss(twin, shape, device)
-            contestants[f"naive twin {axis} {value}"] = forward_backward(twin, naive, settings, dtype)
-    seconds = alternate(contestants, settings.rounds, device)
-    plain_flops = flops_per_token(base.backbone, base.context)
-    ratios = []
-    for axis, value, shape in variants:
-        flops = flops_per_token(shape.student, shape.context) / plain_flops
-        for name, by_flops in (("CoCoMix", flops), ("naive twin", None)):
-            if f"{name} {axis} {value}" in seconds:
-                measured = seconds[f"{name} {axis} {value}"]
-                ratios.append(_on(axis, value, f"step, {name} ÷ NTP", measured, seconds["NTP"], by_flops))
-    return ratios
+def _steps(base: Shape, settings: Settings) -> list[Ratio]:
+    device, dtype, contexts = settings.device, settings.dtypes[0], settings.sizes.growth_contexts
+    points = _along_model(base, settings)
+    points += [("context", context, replace(base, context=context)) for context in contexts]
+    longest = max(base.context, *contexts)
+    models = {replace(shape, context=longest): None for _, _, shape in points}
+    students = {shape: random_model(shape.student, device) for shape in models}
+    plain = random_model(replace(base, context=longest).backbone, device)
 
-
-def _steps_over_contexts(base: Shape, settings: Settings) -> list[Ratio]:
-    device, dtype = settings.device, settings.dtypes[0]
-    longest = replace(base, context=max(settings.sizes.growth_contexts))
-    plain, student = random_model(longest.backbone, device), random_model(longest.student, device)
     contestants: dict[str, Callable[[], None]] = {}
-    for context in settings.sizes.growth_contexts:
-        shape = replace(base, context=context)
-        contestants[f"NTP {context}"] = forward_backward(plain, plain_loss(plain, shape, device), settings, dtype)
-        contestants[f"CoCoMix {context}"] = forward_backward(
-            student, student_loss(student, shape, device), settings, dtype
-        )
+    for _, _, shape in points:
+        student = students[replace(shape, context=longest)]
+        ours, theirs = student_loss(student, shape, device), plain_loss(plain, shape, device)
+        contestants[_student(shape)] = forward_backward(student, ours, settings, dtype)
+        contestants[_plain(shape)] = forward_backward(plain, theirs, settings, dtype)
     seconds = alternate(contestants, settings.rounds, device)
     return [
         _on(
-            "context",
-            context,
+            axis,
+            value,
             "step, CoCoMix ÷ NTP",
-            seconds[f"CoCoMix {context}"],
-            seconds[f"NTP {context}"],
-            flops_per_token(longest.student, context) / flops_per_token(longest.backbone, context),
+            seconds[_student(shape)],
+            seconds[_plain(shape)],
+            flops_per_token(shape.student, shape.context) / flops_per_token(shape.backbone, shape.context),
         )
-        for context in settings.sizes.growth_contexts
+        for axis, value, shape in points
     ]
+
+
+def _student(shape: Shape) -> str:
+    return f"CoCoMix, {shape.concepts} concepts from block {shape.insert_layer}, {shape.context} tokens"
+
+
+def _plain(shape: Shape) -> str:
+    return f"NTP, {shape.context} tokens"
 
 
 def _labels(base: Shape, settings: Settings) -> list[Ratio]:
     device, dtype = settings.device, settings.dtypes[0]
     ratios = []
     for concepts in settings.sizes.growth_concepts:
-        shape = replace(base, concepts=concepts)
+        shape = replace(base, concepts=concepts, context=min(settings.sizes.growth_contexts))
         ours, twin = label_work(shape, random_dictionary(shape, device), settings, dtype)
         seconds = alternate({"ours": ours, "twin": twin}, settings.rounds, device)
         our_flops, twin_flops = label_flops(shape)
@@ -122,10 +104,10 @@ def _decoding(base: Shape, settings: Settings) -> list[Ratio]:
     base = replace(base, context=sizes.main.context)
     prompt = random_prompt(base, 1, sizes.prompt, settings.device)
     new_tokens = max(1, sizes.new_tokens // 4)
-    variants = list(_variants(base, settings))
+    points = _along_model(base, settings)
     contestants = {"GPT-2": forward_work(decoder(base.backbone, settings), prompt, new_tokens)}
-    for axis, value, shape in variants:
-        contestants[f"{axis} {value}"] = forward_work(decoder(shape.student, settings), prompt, new_tokens)
+    for shape in {shape: None for _, _, shape in points}:
+        contestants[_student(shape)] = forward_work(decoder(shape.student, settings), prompt, new_tokens)
     seconds = alternate(contestants, settings.rounds, settings.device)
     context = sizes.prompt + new_tokens
     plain_flops = flops_per_token(base.backbone, context)
@@ -134,11 +116,11 @@ def _decoding(base: Shape, settings: Settings) -> list[Ratio]:
             axis,
             value,
             "decoding, CoCoMix ÷ GPT-2",
-            seconds[f"{axis} {value}"],
+            seconds[_student(shape)],
             seconds["GPT-2"],
             flops_per_token(shape.student, context) / plain_flops,
         )
-        for axis, value, shape in variants
+        for axis, value, shape in points
     ]
 
 

@@ -21,7 +21,7 @@ _TARGETS = {"float32": "≥ 1.7", "bfloat16": "≥ 3"}
 
 def measure(settings: Settings) -> Section:
     """Tokens per second of both, each dtype of ours against the twin in the first dtype."""
-    shape, first = settings.sizes.main, settings.dtypes[0]
+    shape, first = settings.sizes.short, settings.dtypes[0]
     contestants: dict[str, Callable[[], Tensor]] = {}
     for dtype in settings.dtypes:
         contestants[dtype], twin = label_work(shape, random_dictionary(shape, settings.device), settings, dtype)

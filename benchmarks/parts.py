@@ -112,7 +112,7 @@ def measure_compression(settings: Settings) -> Section:
 
 def measure_lm_head(settings: Settings) -> Section:
     """The chunked next-token loss against all logits held and against PyTorch's, forward and backward."""
-    shape, device, dtype = settings.sizes.main, settings.device, settings.dtypes[0]
+    shape, device, dtype = settings.sizes.short, settings.device, settings.dtypes[0]
     generator = torch.Generator().manual_seed(6)
     kind = getattr(torch, dtype)
     head = nn.Linear(shape.width, shape.vocabulary, bias=False).to(device=device, dtype=kind)

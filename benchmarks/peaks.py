@@ -3,30 +3,26 @@
     python -m benchmarks.peaks '{"device": "cpu", "rounds": 5}'
 
 Prints one JSON object: case → contestant → bytes per round above what is held before the work begins (parameters,
-optimizer state, inputs). On the CPU that is resident memory, whose high-water mark Linux resets on request; on an
-accelerator it is what PyTorch's allocator handed out.
+optimizer state, inputs), as PyTorch's allocator handed them out.
 """
 
-import ctypes
 import gc
 import json
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.naive import NaiveStudent
 from benchmarks.parts import head_work
 from benchmarks.settings import Settings, Shape
 from benchmarks.workload import adamw, random_model, student_loss, training_step, twin_loss
+from cocomix.allocator import keep_freed_memory
 
-__all__ = ["RESET", "head_case", "step_case"]
-
-RESET = Path("/proc/self/clear_refs")
-"""Writing 5 here resets the high-water mark of resident memory (Linux)."""
+__all__ = ["head_case", "step_case"]
 
 
 def step_case(settings: Settings) -> tuple[str, Shape]:
@@ -49,7 +45,7 @@ def main() -> None:
 
     name, step_shape = step_case(settings)
     for work in head_work(replace(sizes.main, concepts=64), 8, dtype, device).values():
-        work()  # threads and libraries take what they take once
+        work()  # libraries take their workspace once
     heads = [(sizes.growth_context, concepts) for concepts in sizes.growth_concepts]
     heads.append((step_shape.batch * step_shape.context, sizes.main.concepts))
     for positions, concepts in heads:
@@ -95,19 +91,14 @@ def _peak_of(work: Callable[[], None], device: str) -> int:
         work()
         torch.accelerator.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed is not to be found again
-    RESET.write_text("5")
-    before = _resident("VmRSS")
-    work()
-    return _resident("VmHWM") - before
-
-
-def _resident(entry: str) -> int:
-    """A size of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(entry)).split()[1])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
+        work()
+    assert traced.profiler is not None
+    events = [event for event in traced.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(changes, initial=0))
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

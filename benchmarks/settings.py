@@ -1,6 +1,6 @@
 """The sizes of a benchmark run, and what the machine can run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GPT2Config
@@ -81,6 +81,7 @@ class Sizes:
     Attributes:
         steps: shapes whose training steps are timed.
         main: shape of labels, decoding, parts of the step and, with `memory_batch` × `memory_context` tokens, memory.
+        short_batch: sequences where the contestants take long: labels, and the next-token loss alone.
         memory_batch: sequences of the step whose memory is measured.
         memory_context: their length in tokens.
         prompt: tokens before a generation.
@@ -94,6 +95,7 @@ class Sizes:
 
     steps: tuple[Shape, ...]
     main: Shape
+    short_batch: int
     memory_batch: int
     memory_context: int
     prompt: int
@@ -104,10 +106,15 @@ class Sizes:
     growth_contexts: tuple[int, ...]
     growth_layers: tuple[int, ...]
 
+    @property
+    def short(self) -> Shape:
+        """`main` with `short_batch` sequences."""
+        return replace(self.main, batch=self.short_batch)
+
 
 _GPT2_SMALL = TeacherShape(768, 12, 12, 5, 32)
 _DEMO = Shape("demo", 192, 4, 4, 2, 2048, 32, 4096, 8, 128, TeacherShape(192, 4, 4, 1, 32))
-_MIDDLE = Shape("20M", 320, 6, 5, 2, 8192, 32, 16384, 4, 256, TeacherShape(320, 6, 5, 2, 32))
+_MIDDLE = Shape("20M", 320, 6, 5, 2, 8192, 32, 16384, 2, 256, TeacherShape(320, 6, 5, 2, 32))
 _69M = Shape("69M", 512, 8, 8, 3, 32768, 32, 50257, 2, 512, _GPT2_SMALL)
 _69M_GPU = Shape("69M", 512, 8, 8, 3, 32768, 32, 50257, 16, 1024, _GPT2_SMALL, accumulation=2)
 _386M_GPU = Shape("386M", 1024, 24, 16, 5, 32768, 32, 50257, 8, 1024, _GPT2_SMALL, accumulation=4)
@@ -117,10 +124,11 @@ SIZES = {
     "cpu": Sizes(
         steps=(_DEMO, _MIDDLE, _69M),
         main=_69M,
+        short_batch=1,
         memory_batch=4,
         memory_context=1024,
         prompt=64,
-        new_tokens=64,
+        new_tokens=32,
         decoding_batches=(1, 16),
         growth_context=256,
         growth_concepts=(4096, 32768, 131072),
@@ -130,6 +138,7 @@ SIZES = {
     "cuda": Sizes(
         steps=(_69M_GPU, _386M_GPU),
         main=_69M_GPU,
+        short_batch=16,
         memory_batch=4,
         memory_context=1024,
         prompt=64,
@@ -143,6 +152,7 @@ SIZES = {
     "fast": Sizes(
         steps=(_TOY,),
         main=_TOY,
+        short_batch=2,
         memory_batch=2,
         memory_context=16,
         prompt=4,

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types docs bench clean
+.PHONY: help install demo test check lint types docs bench dist licences clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ check: lint types docs test ## what CI runs: lint, format, strict types on src, 
 
 bench: $(READY) ## measure speed as ratios; writes results/benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
+
+dist: $(READY) ## build sdist and wheel into dist/; the version is the git tag's
+	$(BIN)/python -m build $(ARGS)
+
+licences: $(READY) ## list the licences of all dependencies in docs/licences.md
+	$(BIN)/python .ci/licences.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,29 +5,122 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tarfile
+import tomllib
+import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from transformers import AutoConfig
 
 import cocomix
 from cocomix import allocator
+from cocomix.demo import recipes_folder
 from cocomix.device import default_device
+from tests.workshop import BLOCK, Workshop
 
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCE = Path(cocomix.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = [info.name for info in pkgutil.walk_packages([str(SOURCE)], "cocomix.")]
 ROOMS_APART = ("data", "concepts", "modeling")
 
 
-def test_importing_says_nothing_and_starts_nothing() -> None:
-    program = (
-        "import sys, threading; import cocomix; assert threading.active_count() == 1; "
-        "heavy = {'sae_lens', 'gguf', 'lm_eval', 'matplotlib.pyplot', 'tensorboard'} & set(sys.modules); "
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+# Run in a process of its own, where nothing is imported yet and the extras' packages cannot be.
+MINIMAL = """
+import sys, threading
+blocked = "sae_lens transformer_lens gguf gradio lm_eval ray s3fs gcsfs wandb trackio mlflow mkdocs pytest hypothesis"
+sys.modules |= dict.fromkeys(blocked.split())
+import cocomix
+assert threading.active_count() == 1
+heavy = {"matplotlib.pyplot", "tensorboard"} & set(sys.modules)
+assert not heavy, heavy
+from importlib import import_module
+for name in sys.argv[2].split():
+    import_module(name)
+from pathlib import Path
+from cocomix.config import load_recipe
+from cocomix.training import train
+train(load_recipe(Path(sys.argv[1])), Path(sys.argv[1]).parent / "run")
+"""
+NEED_AN_EXTRA = ("cocomix.explorer.", "cocomix.evaluation.harness")  # imported on use, where its absence is told
+
+
+def test_without_extras_it_imports_in_silence_and_trains(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"tokens": 2 * BLOCK, "training": {"per_device_train_batch_size": 1}, "evaluation_blocks": 2}
+    recipe = workshop.recipe_file(tmp_path / "recipe.yaml", "cocomix", **changes)
+    names = [name for name in MODULES if not name.startswith(NEED_AN_EXTRA) and name != "cocomix.__main__"]
+    command = [sys.executable, "-c", MINIMAL, str(recipe), " ".join(names)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel of this source."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def wheel_files(folder: Path) -> dict[str, bytes]:
+    """Contents by name, those about the package without its version."""
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return {re.sub(r"^cocomix-.*\.dist-info/", "info/", name): archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_else(distributions: Path) -> None:
+    names = set(wheel_files(distributions))
+    data = {"py.typed", *(f"evaluation/tasks/{path.name}" for path in (SOURCE / "evaluation" / "tasks").iterdir())}
+    data |= {str(path.relative_to(SOURCE)) for suffix in ("css", "js") for path in SOURCE.rglob(f"*.{suffix}")}
+    code = {str(path.relative_to(SOURCE)) for path in FILES}
+    recipes = {
+        f"recipes/{path.relative_to(recipes_folder())}" for path in recipes_folder().rglob("*") if path.is_file()
+    }
+    info = {f"info/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    assert names == info | {f"cocomix/{name}" for name in data | code | recipes}
+
+
+def test_the_wheel_says_what_it_is_and_needs(distributions: Path) -> None:
+    files = wheel_files(distributions)
+    assert files["info/entry_points.txt"].decode() == "[console_scripts]\ncocomix = cocomix.cli:main\n"
+    metadata: Message = message_from_bytes(files["info/METADATA"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?(\+.*)?", metadata["Version"])
+    assert metadata["License-Expression"] == "MIT"
+    assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    extras = {"sae", "eval", "explorer", "ray", "track", "gguf", "docs", "remote", "dev"}
+    assert extras <= set(PROJECT["optional-dependencies"])
+    always = [need for need in map(Requirement, metadata.get_all("Requires-Dist", [])) if need.marker is None]
+    assert {need.name for need in always} == {Requirement(need).name for need in PROJECT["dependencies"]}
+    assert "Pretrain a language model" in str(metadata.get_payload())
+
+
+def test_the_sdist_can_be_tested(distributions: Path) -> None:
+    (path,) = distributions.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+    tests = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("*.py")}
+    files = {"Makefile", "constraints.txt", "pyproject.toml", "PKG-INFO", "LICENSE", ".ci/run", "recipes/demo.yaml"}
+    assert tests | files <= names
+    assert not any("__pycache__" in name or name.startswith((".venv", ".git/")) for name in names)
+
+
+def test_the_licences_of_what_it_needs_are_listed() -> None:
+    text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip().lower().replace("_", "-"): cells[3].strip()
+        for cells in (line.split("|") for line in text.splitlines() if line.startswith("| "))
+    }
+    extras = [needs for name, needs in PROJECT["optional-dependencies"].items() if name != "dev"]
+    for need in map(Requirement, sum(extras, PROJECT["dependencies"])):
+        assert rows[need.name.lower()], need.name
 
 
 @pytest.mark.parametrize("name", MODULES)

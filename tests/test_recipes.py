@@ -20,7 +20,6 @@ from tests.workshop import BLOCK, Workshop
 YAML = sorted(path for path in recipes_folder().rglob("*.yaml") if path.parent.name != "launch")
 RECIPES = [path for path in YAML if "arms" not in yaml.safe_load(path.read_text(encoding="utf-8"))]  # the rest: sweeps
 ARMS = sorted((recipes_folder() / "arms").glob("*.yaml"))
-ON_THE_HUB = [path.stem for path in RECIPES if "revision:" in path.read_text(encoding="utf-8")]
 TOY_GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 2}
 TOY_OTHERS = {
     "hidden_size": 32,
@@ -30,6 +29,7 @@ TOY_OTHERS = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
+ON_THE_HUB = [path.stem for path in RECIPES if (teacher := load_recipe(path).teacher) is not None and teacher.revision]
 GPU_HOUR = 0.30 * 989e12 * 3600  # FLOPs, as docs/recipes.md assumes them
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 

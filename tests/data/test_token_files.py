@@ -32,8 +32,8 @@ def encoded(tokenizer: Path, texts: list[str]) -> np.ndarray:
     return np.array([token for tokens in documents for token in (*tokens, loaded.eos_token_id)], dtype="<u2")
 
 
-def settings(tokenizer: Path, *sources: Path, **changes: object) -> PrepareSettings:
-    values = {"tokenizer": str(tokenizer), "block_size": BLOCK, "blocks_per_shard": 30, "validation_fraction": 0.2}
+def settings(made_with: Path, *sources: Path, **changes: object) -> PrepareSettings:
+    values = {"tokenizer": str(made_with), "block_size": BLOCK, "blocks_per_shard": 30, "validation_fraction": 0.2}
     return PrepareSettings(sources=tuple(map(str, sources)), **(values | changes))
 
 
@@ -62,7 +62,8 @@ def test_a_folder_with_both_splits(cli: Cli, tokenizer: Path, tmp_path: Path) ->
     train, val = encoded(tokenizer, STORIES[:30]), encoded(tokenizer, STORIES[30:])
     train.tofile(tmp_path / "train.bin")
     val.tofile(tmp_path / "val.bin")
-    said = cli("prepare", tmp_path, "--tokenizer", tokenizer, "--block-size", BLOCK, "-o", tmp_path / "out", "--json")
+    options = ("--tokenizer", tokenizer, "--block-size", BLOCK, "--blocks-per-shard", 30, "--json")
+    said = cli("prepare", tmp_path, *options, "-o", tmp_path / "out")
     assert json.loads(said.out)["splits"]["train"]["documents"] == 30
     data = PreparedData.open(tmp_path / "out")
     for split, tokens in (("train", train), ("validation", val)):

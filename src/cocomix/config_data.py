@@ -16,6 +16,11 @@ def _without_secrets(path: Path) -> Path:
     return path
 
 
+def _pattern_without_secrets(pattern: str) -> str:
+    _without_secrets(Path(pattern))
+    return pattern
+
+
 Folder = Annotated[
     Path,
     AfterValidator(_without_secrets),
@@ -53,7 +58,7 @@ class MixtureConfig(Section):
 class StreamConfig(Section):
     """A corpus beyond the disk: Parquet shards that are tokenized while training. It has no stored labels."""
 
-    stream: tuple[str, ...] = Field(min_length=1)
+    stream: tuple[Annotated[str, AfterValidator(_pattern_without_secrets)], ...] = Field(min_length=1)
     """Parquet files, folders of them or patterns with `*`, as paths or URLs (`s3://…`, `gs://…`,
     `hf://datasets/NAME@COMMIT/…`; a hub URL must name its revision)."""
     heldout: Folder

@@ -155,7 +155,8 @@ def test_what_identifies_a_stream(heldout: PreparedData, shards: Path, tmp_path:
         ("{}/notes.txt", "is not a .parquet file"),
         ("HuggingFaceFW/fineweb", "hf://datasets/HuggingFaceFW/fineweb@COMMIT"),
         ("hf://datasets/HuggingFaceFW/fineweb/data/*.parquet", "names no revision"),
-        ("nothing://x/*.parquet", "cannot read nothing://"),
+        ("nothing://x/*.parquet", "nothing:// is no file system that is known here"),
+        ("https://user:secret@x.org/*.parquet", "holds an access key"),
         ("{}/none.parquet", "holds no documents"),
         ("{}/cut.parquet", "cut.parquet is not a readable Parquet file"),
         ("{}/empty.parquet", "empty.parquet is not a readable Parquet file"),
@@ -194,5 +195,5 @@ def test_rows_that_are_refused(heldout: PreparedData, shards: Path, tmp_path: Pa
     with pytest.raises(CoCoMixError, match=r"00\.parquet, row group \d is not a readable Parquet file"):
         numbers(blocks, range(100))
     torn.unlink()
-    with pytest.raises(CoCoMixError, match="cannot read"):
+    with pytest.raises(CoCoMixError, match=r"00\.parquet does not exist"):
         data.blocks(1, seed=0)[0]

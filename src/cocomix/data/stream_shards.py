@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from cocomix.data.documents import HUB_NAME
 from cocomix.data.parquet import open_parquet
 from cocomix.errors import CoCoMixError
+from cocomix.remote import explained, file_system, url_of
 
 __all__ = ["RowGroup", "Shard", "find_shards", "open_shard"]
 
@@ -65,8 +67,8 @@ def find_shards(patterns: Sequence[str], text_column: str) -> tuple[Shard, ...]:
         text_column: holds the text.
 
     Raises:
-        CoCoMixError: a pattern finds nothing, a hub URL names no revision, a file is found twice, is no Parquet file,
-            is truncated or lacks the column, or there is not one row.
+        CoCoMixError: a pattern finds nothing or holds access keys, a hub URL names no revision, a file is found twice,
+            is no Parquet file, is truncated or lacks the column, or there is not one row.
     """
     urls = [url for pattern in patterns for url in _found(pattern)]
     for url in urls:
@@ -86,7 +88,7 @@ def open_shard(url: str) -> Iterator[BinaryIO]:
     Raises:
         CoCoMixError: it cannot be opened.
     """
-    with _explained(url):
+    with explained(url):
         stream = fsspec.open(url, "rb").open()
     try:
         yield stream
@@ -97,8 +99,9 @@ def open_shard(url: str) -> Iterator[BinaryIO]:
 def _found(pattern: str) -> list[str]:
     """The shards of one pattern, sorted."""
     _refuse_moving(pattern)
-    with _explained(pattern):
-        files, path = fsspec.core.url_to_fs(os.path.expanduser(pattern) if "://" not in pattern else pattern)
+    url = url_of(pattern)
+    files, path = (LocalFileSystem(), os.path.expanduser(pattern)) if url is None else file_system(url)
+    with explained(pattern):
         if any(sign in path for sign in "*?["):
             paths = files.glob(path)
         elif files.isdir(path):
@@ -130,7 +133,7 @@ def _refuse_moving(pattern: str) -> None:
 
 
 def _read_footer(url: str, text_column: str) -> Shard:
-    with open_shard(url) as stream, _explained(url):
+    with open_shard(url) as stream, explained(url):
         file = open_parquet(url, stream, text_column)
         counts = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
         size = stream.seek(-_TAIL_BYTES, os.SEEK_END)
@@ -139,15 +142,3 @@ def _read_footer(url: str, text_column: str) -> Shard:
         sha256 = hashlib.sha256(stream.read(footer)).hexdigest()
     row_groups = tuple(RowGroup(url, number, rows) for number, rows in enumerate(counts) if rows > 0)
     return Shard(url, row_groups, sha256)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[Any]:
-    """Turn whatever a file system raises into one sentence."""
-    try:
-        yield
-    except CoCoMixError:
-        raise
-    except Exception as error:  # every file system has errors of its own
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise CoCoMixError(f"cannot read {what} ({reason}); check its name and that it can be reached.") from error

@@ -126,6 +126,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             order=mixture_order(data, arguments.seed if arguments.data_seed is None else arguments.data_seed),
             stream=None if streamed is None else streamed.progress,
         )
+        trainer.block_size = data.meta.block_size  # to read it off a block, a stream's workers would start
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer, reporter)
         if sharding is not None and arguments.world_size == 1:

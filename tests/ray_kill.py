@@ -35,7 +35,12 @@ from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
 
 __all__ = ["JournalledSource", "begun_by", "journalled", "two_nodes"]
 
-_SYSTEM = {"worker_register_timeout_seconds": 600, "health_check_timeout_ms": 600_000, "health_check_period_ms": 60_000}
+_SYSTEM = {
+    "worker_register_timeout_seconds": 600,
+    "agent_register_timeout_ms": 600_000,
+    "health_check_timeout_ms": 600_000,
+    "health_check_period_ms": 60_000,
+}
 """A machine that runs other things must not look like a cluster that is dead."""
 
 
@@ -44,9 +49,11 @@ def two_nodes() -> Iterator[str]:
     """A cluster of two nodes of one CPU each; its address."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": _SYSTEM})
+    cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1)
+        node = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False}
+        cluster.add_node(_system_config=_SYSTEM, **node)
+        cluster.add_node(**node)
         yield cluster.address
     finally:
         cluster.shutdown()

@@ -25,7 +25,7 @@ from cocomix.output import PLAN, fingerprint_json, partial_path, read_json, stag
 from cocomix.remote import shown
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["MADE_WITH", "announce_labels", "complete_labels", "finish_labels"]
+__all__ = ["MADE_WITH", "announce_labels", "complete_labels", "discard_records", "finish_labels"]
 
 MADE_WITH = "made_with"
 """In the plan: what the manifest says that does not determine the labels."""
@@ -47,6 +47,7 @@ def finish_labels(output: Path, reporter: Reporter | None = None, *, tokens_per_
     """
     folder = partial_path(output)
     if not folder.exists() and (output / "manifest.json").is_file():
+        discard_records(output)
         return read_label_manifest(output)
     if not (folder / PLAN).is_file():
         raise CoCoMixError(f"there is nothing to finish: {folder} holds no labels; begin with `cocomix label --shard`.")
@@ -63,22 +64,27 @@ def finish_labels(output: Path, reporter: Reporter | None = None, *, tokens_per_
         )
     with staged_directory(output, resume=True):
         manifest = complete_labels(folder, plan, tokens_per_second)
-    (output / FINISHING).unlink(missing_ok=True)  # not before the rename: another job would take it for its turn
+    discard_records(output)  # not before the rename: a job that labels a shard once more would make them again
     announce_labels(manifest, output, reporter or SilentReporter())
     return manifest
 
 
 def complete_labels(folder: Path, plan: Mapping[str, Any], tokens_per_second: float) -> LabelManifest:
-    """Write the manifest of a folder in which every shard is finished, and tidy up what led there."""
+    """Write the manifest of a folder in which every shard is finished."""
     records = {split: [shard_record(folder, name) for name, _ in members] for split, members in plan["shards"].items()}
     try:
         manifest = _manifest(plan, records, tokens_per_second)
     except (KeyError, TypeError, ValueError) as error:
         raise CoCoMixError(f"{folder / PLAN} or a record beside it is damaged; remove {folder}.") from error
-    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     (folder / PLAN).unlink()
     return manifest
+
+
+def discard_records(folder: Path) -> None:
+    """Remove what only the jobs that labelled a folder needed."""
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+    (folder / FINISHING).unlink(missing_ok=True)
 
 
 def _manifest(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.concepts.engines import LabelEngine
-from cocomix.concepts.finishing import MADE_WITH, announce_labels, complete_labels, finish_labels
+from cocomix.concepts.finishing import MADE_WITH, announce_labels, complete_labels, discard_records, finish_labels
 from cocomix.concepts.labels import FORMAT_VERSION, LabelManifest, LabelSettings, read_label_manifest
 from cocomix.concepts.ray_engine import RaySettings
 from cocomix.concepts.repair import reopen_with_gaps
@@ -139,7 +139,7 @@ def _write_whole(job: _Job, output: Path, engine: LabelEngine, reporter: Reporte
         claim_partial(folder, job.identity, output, job.notes)
         speed = job.run(engine, folder, job.shards, advance, reporter)
         manifest = complete_labels(folder, {**job.identity, **job.notes}, speed)
-    (output / FINISHING).unlink(missing_ok=True)
+        discard_records(folder)
     announce_labels(manifest, output, reporter)
     return manifest
 
@@ -162,28 +162,33 @@ def _write_part(
         if (whole := _finished(output, job)) is not None:  # since it was looked for
             folder.rmdir()
             return whole
-        return _label_part(job, part, output, engine, reporter)
+        speed = _label_part(job, part, output, engine, reporter)
     except (CoCoMixError, OSError):
-        if folder.exists() or (whole := _finished(output, job)) is None:
+        completing = (folder / FINISHING).exists()
+        if (whole := _finished(output, job)) is None and not completing:
             raise
-        return whole  # other jobs labelled this part too, and completed the folder, while this one ran
+        return whole  # others labelled this part, too, and completed the folder under its feet
+    if speed is None:
+        return _finished(output, job)
+    return finish_labels(output, reporter, tokens_per_second=speed)
 
 
-def _label_part(
-    job: _Job, part: ShardPart, output: Path, engine: LabelEngine, reporter: Reporter
-) -> LabelManifest | None:
+def _label_part(job: _Job, part: ShardPart, output: Path, engine: LabelEngine, reporter: Reporter) -> float | None:
+    """Label one part; tokens per second if this job is the one that completes the folder, else `None`."""
     folder, mine = partial_path(output), part.of(job.shards)
     claim_partial(folder, job.identity, output, job.notes)
     with reporter.progress("label", job.tokens(mine), "tokens") as advance:
         speed = job.run(engine, folder, mine, advance, reporter)
+    if _finished(output, job) is not None:
+        return None
     there = [shard for shard in job.shards if is_recorded(folder, shard.name)]
     if len(there) < len(job.shards):
         reporter.say(f"part {part} is labelled; of all parts {len(there):,} of {len(job.shards):,} shards are")
-        return _finished(output, job)
+        return None
     if not claim_finish(folder, part):
         reporter.say(f"part {part} is labelled; another job completes {output}, or --finish does if it was stopped")
         return None
-    return finish_labels(output, reporter, tokens_per_second=speed)
+    return speed
 
 
 def _job(

@@ -152,8 +152,8 @@ def _check(model: CoCoMixForCausalLM, renamed: Mapping[str, Tensor], insert_laye
     for name in renamed:
         if name not in expected:
             raise CoCoMixError(
-                f"the state dict has {_their_name(name, insert_layer)}, which the released CoCoMix GPT-2 does not; pass "
-                "that model's state dict."
+                f"the state dict has {_their_name(name, insert_layer)}, which the released CoCoMix GPT-2 does not; "
+                "pass that model's state dict."
             )
     for name, tensor in expected.items():
         if name not in renamed:

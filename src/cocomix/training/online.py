@@ -18,6 +18,7 @@ from cocomix.concepts import ConceptTeacher, LabelSettings
 from cocomix.concepts.labelling import labels_identity
 from cocomix.config import RunConfig
 from cocomix.data import PreparedData
+from cocomix.modeling.concept_head import IGNORE
 from cocomix.output import fingerprint_json
 from cocomix.pipeline import open_teacher
 from cocomix.reporter import Reporter
@@ -124,7 +125,10 @@ class OnlineLabels:
         }
 
     def _add(self, batch: Mapping[str, Tensor]) -> Batch:
-        return {**batch, "concept_labels": self.label(batch["input_ids"], batch.get("attention_mask"))}
+        labels = self.label(batch["input_ids"], batch.get("attention_mask"))
+        if "labels" in batch:  # a row without a target stands in for none, see `PaddedBlocks`
+            labels[batch["labels"].eq(IGNORE).all(-1).cpu()] = IGNORE
+        return {**batch, "concept_labels": labels}
 
 
 class LabelsInMemory(Dataset[Batch]):

@@ -7,6 +7,7 @@ from torch import nn
 from cocomix.modeling.concept_head import IGNORE, ConceptHeadOutput, concept_head
 from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits
 from tests.modeling.factories import VOCAB, concepts, student, tokens
+from tests.modeling.largest import largest_tensor
 
 WIDTH = 16
 
@@ -101,17 +102,5 @@ def test_the_vocabulary_logits_are_never_held() -> None:
     """No tensor of [batch·seq, vocab] or more elements is made in the forward and backward pass of the loss."""
     hidden, head = torch.randn(4, 64, WIDTH, requires_grad=True), nn.Linear(WIDTH, 500, bias=False)
     labels = torch.randint(500, (4, 64))
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    with Watch():
-        loss_of_hidden(hidden, head, labels, chunk_size=16).backward()
+    largest = largest_tensor(lambda: loss_of_hidden(hidden, head, labels, chunk_size=16).backward())
     assert 500 * 16 <= largest < 500 * 32  # a chunk's logits, of all 256 positions' 500 each

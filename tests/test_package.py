@@ -20,6 +20,7 @@ import cocomix
 from cocomix import allocator
 from cocomix.demo import recipes_folder
 from cocomix.device import default_device
+from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +137,11 @@ def test_public_names_exist(name: str) -> None:
 
 def test_auto_classes_know_the_model() -> None:
     assert type(AutoConfig.for_model("cocomix")) is cocomix.CoCoMixConfig
+
+
+def test_the_version(cli: Cli) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", cocomix.__version__)
+    assert cli("--version").out == f"{cocomix.__version__}\n"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

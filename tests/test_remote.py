@@ -269,6 +269,14 @@ def test_an_upload_that_breaks_off_is_made_up_for(cache: Path, memory: Any, monk
     cli.refuses("push", local_folder(url, "manifest.json"), "b/else", says="is no URL")
 
 
+def test_verbs_that_need_a_folder_here(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.refuses("eval", "s3://b/run", says="s3://b/run: a run that is read must be on this machine")
+    cli.refuses("demo", "s3://b/demo", says="s3://b/demo: the demo's folder must be on this machine")
+    cli.refuses("sweep", tmp_path, "-o", "s3://b/sweep", says="s3://b/sweep: a sweep must be on this machine")
+    assert not list(tmp_path.iterdir())
+
+
 def test_file_urls_are_folders(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     url = f"file://{tmp_path}/there/data"
     cli("prepare", workshop.corpus, *SIZES, "--output", url, "-q")
@@ -315,6 +323,7 @@ def forget_connections() -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_from_text_to_a_trained_model_with_everything_on_s3(
     s3: Any, workshop: Workshop, tmp_path: Path, cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

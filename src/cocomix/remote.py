@@ -41,6 +41,7 @@ __all__ = [
     "listing",
     "local_folder",
     "redacted",
+    "require_local",
     "shown",
     "url_of",
     "write_origin",
@@ -85,6 +86,16 @@ def redacted(text: str) -> str:
 def shown(path: Path) -> str:
     """A path as a person writes it: a URL with both its slashes."""
     return url_of(path) or str(path)
+
+
+def require_local(path: Path, what: str) -> None:
+    """Refuse a URL where a folder on this machine is needed.
+
+    Raises:
+        CoCoMixError: `path` is one; `what` says of whom, as in "a run".
+    """
+    if (url := url_of(path)) is not None:
+        raise CoCoMixError(f"{url}: {what} must be on this machine; copy it here, or give a folder.")
 
 
 def is_there(path: Path) -> bool:

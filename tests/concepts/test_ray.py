@@ -136,3 +136,79 @@ def test_a_task_larger_than_every_node_is_told(monkeypatch):
     assert not said
     assert ray_engine._gpus_of_a_task(Cluster, RaySettings(gpus=2, cpus=2), Told()) == 2
     assert "no node of the Ray cluster has 2 CPU cores and 2 GPUs for a task; waiting" in said[0]
+
+
+class PlainRay:
+    """Ray's functions that the engine uses, in this process: a task runs when it is waited for."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+    def __init__(self, lost=()):
+        self.options, self.cancelled, self.at_once, self.running, self.lost = {}, [], 0, [], set(lost)
+
+    def is_initialized(self):
+        return True
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def put(self, value):
+        return value
+
+    def remote(self, **options):
+        self.options = options
+
+        def decorate(function):
+            def submit(order, name, tokens):
+                self.running.append((function, order, name, tokens))
+                self.at_once = max(self.at_once, len(self.running))
+                return name
+
+            return type("Task", (), {"remote": staticmethod(submit)})
+
+        return decorate
+
+    def wait(self, references):
+        assert references == [name for _, _, name, _ in self.running]
+        return references[-1:], references[:-1]
+
+    def get(self, reference):
+        found = next(task for task in self.running if task[2] == reference)
+        self.running.remove(found)
+        if reference in self.lost:
+            raise self.exceptions.RayError
+        function, *arguments = found
+        return function(*arguments)
+
+    def cancel(self, reference, force):
+        self.cancelled.append((reference, force))
+
+
+def test_tasks_in_any_order_give_the_bytes_of_one_process(splits, tmp_path, monkeypatch):
+    label(splits, tmp_path / "one", workers=1)
+    monkeypatch.setattr(ray_engine, "keep_freed_memory", lambda: True)
+    ray = PlainRay()
+    monkeypatch.setattr(ray_engine, "_import_ray", lambda: ray)
+    watcher = Watcher()
+    label(splits, tmp_path / "labels", workers=3, ray=RaySettings(cpus=1, retries=2), reporter=watcher)
+    assert contents(tmp_path / "labels") == contents(tmp_path / "one")
+    assert ray.options == {"num_cpus": 1, "num_gpus": 0.0, "max_retries": 2, "max_calls": 0}
+    assert ray.at_once == 3
+    assert ray.cancelled == []
+    assert watcher.tokens == watcher.total == 14 * BLOCK
+
+
+def test_a_task_that_is_lost_for_good_ends_the_others(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "keep_freed_memory", lambda: True)
+    ray = PlainRay(lost={"train/00003"})
+    monkeypatch.setattr(ray_engine, "_import_ray", lambda: ray)
+    with pytest.raises(CoCoMixError, match=r"shard train/00003 was lost after as many .* \(RayError\); finished"):
+        label(splits, tmp_path / "labels", workers=2, ray=RaySettings(gpus=0))
+    assert ray.cancelled == [("train/00000", True)]
+    assert set(contents(partial_path(tmp_path / "labels"))) == {"train/00001.arrow", "train/00002.arrow"}
+    ray.lost, ray.running = set(), []
+    label(splits, tmp_path / "labels", workers=2, ray=RaySettings(gpus=0))  # goes on
+    label(splits, tmp_path / "one", workers=1)
+    assert contents(tmp_path / "labels") == contents(tmp_path / "one")

@@ -37,11 +37,14 @@ def sweep(
 
     [dim]Example: cocomix sweep recipes/paper_cpu.yaml --fast[/dim]
     """
+    from cocomix.remote import require_local
     from cocomix.sweep import load_plan, run_sweep
     from cocomix.sweep.runner import prepare_sweep
 
     console = Console(stderr=True)
     reporter = ConsoleReporter(console, quiet=quiet)
+    if output is not None:
+        require_local(output, "a sweep")
     loaded = load_plan(plan, output, fast=fast)
     todo, board = prepare_sweep(loaded, reporter)
     live = console.is_terminal and not quiet

@@ -27,7 +27,9 @@ def demo(
     [dim]Example: cocomix demo --fast[/dim]
     """
     from cocomix.demo import run_demo
+    from cocomix.remote import require_local
 
+    require_local(directory, "the demo's folder")
     page = run_demo(directory, fast=fast, reporter=ConsoleReporter(quiet=quiet))
     if json_output:
         print_json({"folder": str(directory), "report": str(page)})

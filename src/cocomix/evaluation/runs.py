@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from cocomix.data import load_tokenizer
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path, read_json
+from cocomix.remote import require_local
 
 __all__ = ["CurvePoint", "Run", "RunManifest"]
 
@@ -216,6 +217,7 @@ class Run:
 
 def _refuse_unfinished(path: Path) -> None:
     """Say that a run is still going on or was cut off, and how to go on."""
+    require_local(path, "a run that is read")
     if path.name.endswith(".partial") and path.is_dir():
         finished = path.with_name(path.name.removesuffix(".partial"))
     elif not path.exists() and partial_path(path).is_dir():

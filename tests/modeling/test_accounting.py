@@ -69,6 +69,17 @@ def test_the_papers_sizes(d_model: int, layers: int, heads: int, insert_layer: i
     assert matched_config(config).hidden_size == width
 
 
+@pytest.mark.parametrize(("d_model", "concepts"), [(96, 1024), (192, 2048)])
+def test_small_models_are_matched_too(d_model: int, concepts: int) -> None:
+    backbone = GPT2Config(n_embd=d_model, n_layer=4, n_head=4, vocab_size=4096, n_positions=128)
+    config = CoCoMixConfig(backbone=backbone, insert_layer=2, num_concepts=concepts)
+    with torch.device("meta"):
+        target = account(CoCoMixForCausalLM(config)).active_parameters
+    baseline = matched_config(config)
+    assert baseline.hidden_size > d_model
+    assert count_parameters(build_model(baseline)) == pytest.approx(target, rel=0.02)
+
+
 def test_the_papers_flops() -> None:
     """Forward, without attention scores, in millions per token: the method's 167 less what the last block saves."""
     with torch.device("meta"):

@@ -67,7 +67,11 @@ def main() -> None:
     blocks = blocks_of(given.model, given.texts, given.tokens, given.block_size)
     before = loss_of(plain, blocks)
     found = {name: round(loss - before, 5) for name, loss in losses(plain, blocks, given)}
-    print(json.dumps({"model": given.model, "tokens": blocks.numel(), "plain": round(before, 5), "change": found}))
+    print(
+        json.dumps(
+            {"model": Path(given.model).name, "tokens": blocks.numel(), "plain": round(before, 5), "change": found}
+        )
+    )
 
 
 if __name__ == "__main__":

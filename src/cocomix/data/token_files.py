@@ -75,7 +75,7 @@ def prepare_token_files(settings: "PrepareSettings", output: Path, reporter: Rep
         )
     started = time.perf_counter()
     files = _open_files(settings)
-    tokenizer = load_tokenizer(settings.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer, settings.tokenizer_revision)
     with staged_directory(output) as folder:
         copying = _Copying(settings, tokenizer, folder)
         megabytes = sum(file.tokens.nbytes for file in files) / 1e6

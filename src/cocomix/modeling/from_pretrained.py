@@ -17,14 +17,19 @@ from cocomix.pretrained import load_causal_lm
 __all__ = ["check_same_decoder", "from_pretrained_backbone", "load_backbone_weights"]
 
 # Entries of a configuration that say how a decoder is stored, trained or asked, not what it computes.
-_NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "initializer_range", "transformers_version", "use_cache")
-_NOT_COMPUTED += (
+_NOT_COMPUTED = (
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
     "bos_token_id",
+    "dtype",
     "eos_token_id",
+    "initializer_range",
     "pad_token_id",
     "summary_",
-    "task_specific_params",
-    "attn_implementation",
+    "task_specific",
+    "transformers_version",
+    "use_cache",
 )
 
 

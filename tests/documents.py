@@ -20,7 +20,8 @@ _BACKBONE = " ".join(
 )
 TOY_OPTIONS = {
     "prepare": f"--block-size {BLOCK} --validation-fraction 0.2",
-    "sae": f"--num-concepts {CONCEPTS} --k 8 --layer 1 --tokens 40000 --batch-size 256 --learning-rate 5e-3",
+    "sae": f"--num-concepts {CONCEPTS} --k 8 --layer 1 --tokens 8000 --batch-size 256 --learning-rate 5e-3",
+    "label": "--force",
     "train": f"--set tokens={8 * BLOCK} --set evaluation_blocks=4 --set training.bf16=false "
     "--set training.learning_rate=1e-2 --set training.gradient_accumulation_steps=1 "
     "--set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 --set training.eval_steps=2 "
@@ -33,6 +34,9 @@ TOY_OPTIONS = {
     "analyse": "--limit-blocks 4 --batch-size 2",
 }
 """Appended to a verb's own options: of an option given twice the last value counts."""
+
+TOY_TEXTS = {"Return the number of items.": "list of the items", "The function returns": "the list"}
+"""Texts that fit into the toy models' context."""
 
 _FENCED = re.compile(r"(?:<!-- not run: ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROGRAMS = "cocomix|torchrun|accelerate|make|pip|lm_eval|python|bash"
@@ -93,11 +97,11 @@ def run_commands(cli: Cli, commands: list[str], replacements: dict[str, str]) ->
         replacements: words of the page and what they are here, e.g. a teacher's name and a folder.
     """
     for command in commands:
-        words = [replacements.get(word, word) for word in cocomix_arguments(command)]
+        words = [{**TOY_TEXTS, **replacements}.get(word, word) for word in cocomix_arguments(command)]
         words = [re.sub(r"^(412|97)\b", lambda match: str(int(match[0]) % CONCEPTS), word) for word in words]
         options = shlex.split(TOY_OPTIONS.get(words[0], ""))
         if "--vocab-size" in words:
             options += ["--vocab-size", str(VOCAB)]
-        if "--dry-run" in words or {"--search", "--concept"} & set(words):
+        if {"--search", "--concept"} & set(words):
             options = []
         cli(*words, *options)

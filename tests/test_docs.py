@@ -38,7 +38,7 @@ COMMANDS = [
 ]
 STARTS_FROM = {
     "quickstart.md": ("my_texts",),
-    "howto/corpus.md": ("my_texts", "held_out", "data/mine", "labels", "runs/mine"),
+    "howto/corpus.md": ("my_texts", "held_out", "data/mine", "data/mine/labels", "runs/mine"),
     "howto/dictionary.md": ("data/mine", "runs/teacher"),
     "howto/gpt2.md": (),
     "howto/clusters.md": ("data/mine",),
@@ -53,7 +53,7 @@ def lay_out(workshop: Workshop, names: tuple[str, ...], folder: Path) -> None:
         "my_texts": "corpus",
         "held_out": "corpus",
         "data/mine": "data",
-        "labels": "labels",
+        "data/mine/labels": "labels",
         "runs/teacher": "teacher",
         "runs/mine": "cocomix_run",
         "runs/mine_ntp": "ntp_run",
@@ -134,7 +134,7 @@ def hook(name: str) -> ModuleType:
 @pytest.mark.usefixtures("hooks")
 def test_every_verb_and_option_is_described() -> None:
     page = hook("cli_reference").cli_page(app)
-    verbs = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    verbs = [part.split("\n## ")[0] for part in re.split(r"^### ", page, flags=re.MULTILINE)[1:]]
     assert {verb.splitlines()[0] for verb in verbs} == {f"cocomix {name}" for name in VERBS}
     for verb in verbs:
         assert "[dim]" not in verb

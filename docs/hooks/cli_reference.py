@@ -6,20 +6,24 @@ from typing import Any
 import typer
 from rich.text import Text
 
+from cocomix.cli.story import CHAPTERS
+
 __all__ = ["cli_page"]
 
 
 def cli_page(app: typer.Typer) -> str:
     """Markdown: every verb with its description, usage, examples, arguments and options."""
     group = typer.main.get_command(app)
-    verbs = [_verb(name, command) for name, command in group.commands.items() if not command.hidden]
+    parts = []
+    for chapter, verbs in CHAPTERS.items():
+        parts += [f"## {chapter}", *(_verb(name, group.commands[name]) for name in verbs)]
     return "\n\n".join(
         [
             "# Command line",
             "Made from the application when this site was built; `cocomix VERB --help` says the same in a terminal. "
             "A user's mistake ends in one sentence on standard error and exit status 1, Ctrl-C in 130, SIGTERM in 143.",
             _paragraphs(group.help or ""),
-            *verbs,
+            *parts,
             "",
         ]
     )
@@ -30,7 +34,7 @@ def _verb(name: str, command: Any) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option"]
     usage = " ".join([f"cocomix {name} [OPTIONS]", *(_name(each) for each in arguments)])
-    parts = [f"## cocomix {name}", f"```text\n{usage}\n```", _paragraphs(f"{command.help}\n\n{command.epilog or ''}")]
+    parts = [f"### cocomix {name}", f"```text\n{usage}\n```", _paragraphs(f"{command.help}\n\n{command.epilog or ''}")]
     if arguments:
         rows = [
             (f"`{_name(each)}`", _plain(each.help), "" if each.required else "may be left out") for each in arguments

@@ -100,11 +100,10 @@ def test_two_shards_begin_and_one_ends(workshop: Workshop, tmp_path: Path) -> No
         distributed.destroy_process_group()
     assert difference(output, one) < 1e-4
     assert len(curve(output, "concept_loss")) == 12
-    weights, expected = (load_file(run / "model.safetensors") for run in (output, one))
-    assert weights.keys() == expected.keys() == whole.keys()
-    for name, value in weights.items():
-        assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
-        assert whole[name].shape == value.shape
+    weights = load_file(output / "model.safetensors")
+    assert {name: weight.shape for name, weight in whole.items()} == {
+        name: weight.shape for name, weight in weights.items()
+    }
 
 
 @pytest.mark.slow

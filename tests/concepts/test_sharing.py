@@ -103,6 +103,24 @@ def test_finishing_after_the_completing_job_was_killed(splits, one, tmp_path, mo
     assert contents(output) == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize("again", ["label", "finish"])
+def test_a_job_killed_between_the_manifest_and_the_rename(splits, one, tmp_path, monkeypatch, again):
+    output = tmp_path / "labels"
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cocomix.output.flush_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            label(splits, output, workers=1)
+    assert not output.exists()
+    manifest = label(splits, output, workers=1) if again == "label" else finish_labels(output)
+    assert without_speed(manifest) == without_speed(one)
+    assert contents(output) == contents(tmp_path / "one")
+    assert not partial_path(output).exists()
+
+
 def test_what_cannot_be_finished_or_begun(splits, tmp_path):
     output = tmp_path / "labels"
     label_part(splits, output, "0/2")

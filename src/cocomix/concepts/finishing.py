@@ -25,7 +25,7 @@ from cocomix.output import PLAN, fingerprint_json, partial_path, read_json, stag
 from cocomix.remote import shown
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["MADE_WITH", "announce_labels", "complete_labels", "discard_records", "finish_labels"]
+__all__ = ["MADE_WITH", "announce_labels", "complete_labels", "discard_records", "finish_labels", "rename_completed"]
 
 MADE_WITH = "made_with"
 """In the plan: what the manifest says that does not determine the labels."""
@@ -49,6 +49,8 @@ def finish_labels(output: Path, reporter: Reporter | None = None, *, tokens_per_
     if not folder.exists() and (output / "manifest.json").is_file():
         discard_records(output)
         return read_label_manifest(output)
+    if (completed := rename_completed(output)) is not None:
+        return completed
     if not (folder / PLAN).is_file():
         raise CoCoMixError(f"there is nothing to finish: {folder} holds no labels; begin with `cocomix label --shard`.")
     plan = read_json(folder / PLAN)
@@ -66,6 +68,17 @@ def finish_labels(output: Path, reporter: Reporter | None = None, *, tokens_per_
         manifest = complete_labels(folder, plan, tokens_per_second)
     discard_records(output)  # not before the rename: a job that labels a shard once more would make them again
     announce_labels(manifest, output, reporter or SilentReporter())
+    return manifest
+
+
+def rename_completed(output: Path) -> LabelManifest | None:
+    """Rename a folder that a killed job had completed, and give its manifest; `None` where there is none."""
+    folder = partial_path(output)
+    if (folder / PLAN).exists() or not (folder / "manifest.json").is_file():
+        return None
+    manifest = read_label_manifest(folder)
+    with staged_directory(output, resume=True):
+        discard_records(folder)
     return manifest
 
 

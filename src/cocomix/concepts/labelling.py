@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.concepts.engines import LabelEngine
-from cocomix.concepts.finishing import MADE_WITH, announce_labels, complete_labels, discard_records, finish_labels
+from cocomix.concepts.finishing import (
+    MADE_WITH,
+    announce_labels,
+    complete_labels,
+    discard_records,
+    finish_labels,
+    rename_completed,
+)
 from cocomix.concepts.labels import FORMAT_VERSION, LabelManifest, LabelSettings, read_label_manifest
 from cocomix.concepts.ray_engine import RaySettings
 from cocomix.concepts.repair import reopen_with_gaps
@@ -122,6 +129,8 @@ class _Job:
 
 def _write_whole(job: _Job, output: Path, engine: LabelEngine, reporter: Reporter) -> LabelManifest:
     """Label everything that is left, and complete the folder."""
+    if (completed := rename_completed(output)) is not None:
+        return _of_job(completed, output, job)
     if (output / "manifest.json").is_file():
         found = read_label_manifest(output)
         reopen_with_gaps(
@@ -230,7 +239,15 @@ def _finished(output: Path, job: _Job) -> LabelManifest | None:
     """
     if not (output / "manifest.json").is_file():
         return None
-    found = read_label_manifest(output)
+    return _of_job(read_label_manifest(output), output, job)
+
+
+def _of_job(found: LabelManifest, output: Path, job: _Job) -> LabelManifest:
+    """The manifest.
+
+    Raises:
+        CoCoMixError: it is of labels that were made otherwise.
+    """
     differing = [key for key, value in job.identity.items() if found.identity.get(key) != value]
     if differing:
         raise CoCoMixError(

@@ -99,7 +99,8 @@ class LabelStatistics(Record):
         masked_positions: positions without.
         labels: entries that hold a concept.
         distinct_concepts: concepts that occur at least once.
-        tokens_per_second: of the run that finished the labels, all its processes together; loading left out.
+        tokens_per_second: of the run that finished the labels, all its processes together; loading left out, but not
+            on a Ray cluster. 0 if it only completed what others labelled.
     """
 
     labelled_positions: int

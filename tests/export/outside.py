@@ -28,7 +28,7 @@ export, result, text = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
 prompt = tokenizer(text, return_tensors="pt")
-greedy = {"max_new_tokens": 6, "do_sample": False}
+greedy = {"max_new_tokens": 4, "do_sample": False}
 cached = model.generate(**prompt, **greedy, return_dict_in_generate=True)
 edit = sys.modules[type(model).__module__].ConceptEdit(3, "scale", 50.0)
 with torch.no_grad():
@@ -45,7 +45,7 @@ said = {
     "without_cache": model.generate(**prompt, **greedy, use_cache=False).tolist(),
     "pipeline": pipe(text, **greedy)[0]["generated_text"],
 }
-harness = HFLM(pretrained=export, trust_remote_code=True, batch_size=1)
+harness = HFLM(pretrained=export, trust_remote_code=True, batch_size=1, device="cpu")
 asked = Instance("loglikelihood", doc={}, arguments=(text, " list"), idx=0)
 said["log_likelihood"] = harness.loglikelihood([asked], disable_tqdm=True)[0][0]
 sys.stdout.write(json.dumps(said))

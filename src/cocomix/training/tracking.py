@@ -17,7 +17,7 @@ __all__ = ["TENSORBOARD", "trackers"]
 TENSORBOARD = "tensorboard"
 
 _IN_EXTRA = ("mlflow", "trackio", "wandb")
-"""What `pip install 'cocomix[track]'` brings, by the names of the packages."""
+"""What `pip install 'cocomix[track]'` brings, by the names that are imported."""
 
 
 def trackers(training: Mapping[str, Any]) -> tuple[str, ...]:

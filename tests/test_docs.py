@@ -34,7 +34,7 @@ COMMANDS = [
     for block in found
     if block.kind == "bash"
     for command in block.commands
-    if re.match(r"cocomix |(torchrun|accelerate) .*cocomix ", command)
+    if re.match(r"cocomix [a-z]|(torchrun|accelerate) .*cocomix [a-z]", command)
 ]
 STARTS_FROM = {
     "quickstart.md": ("my_texts",),
@@ -140,6 +140,8 @@ def test_every_verb_and_option_is_described() -> None:
         assert "[dim]" not in verb
         for row in re.findall(r"^\| `.*$", verb, re.MULTILINE):
             assert len(re.split(r"(?<!\\)\|", row)[2].strip()) > 3, row
+    assert "cocomix demo [OPTIONS] [DIR]" in page
+    assert "cocomix compare [OPTIONS] RUN..." in page
     assert "| `-o, --output <path>` | Folder to write;" in page
 
 

@@ -33,7 +33,8 @@ def _verb(name: str, command: Any) -> str:
     context = typer.Context(command, info_name=f"cocomix {name}")
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option"]
-    usage = " ".join([f"cocomix {name} [OPTIONS]", *(_name(each) for each in arguments)])
+    names = [_name(each) if each.required else f"[{_name(each)}]" for each in arguments]
+    usage = " ".join([f"cocomix {name} [OPTIONS]", *names])
     parts = [f"### cocomix {name}", f"```text\n{usage}\n```", _paragraphs(f"{command.help}\n\n{command.epilog or ''}")]
     if arguments:
         rows = [

@@ -33,7 +33,9 @@ from cocomix.data import PreparedData
 from cocomix.output import write_json
 from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
 
-__all__ = ["JournalledSource", "begun_by", "journalled", "two_nodes"]
+__all__ = ["JournalledSource", "Killer", "begun_by", "journalled", "two_nodes"]
+
+_PATIENCE_SECONDS = 300
 
 _SYSTEM = {
     "worker_register_timeout_seconds": 600,
@@ -59,14 +61,17 @@ def two_nodes() -> Iterator[str]:
         cluster.shutdown()
 
 
-def journalled(teacher: ConceptTeacher, journal: str, seconds: float) -> ConceptTeacher:
-    """The teacher; it notes the process that labels a batch, and takes its time over it."""
+def journalled(teacher: ConceptTeacher, journal: str) -> ConceptTeacher:
+    """The teacher; it notes the process that labels a batch, and waits half a second, and for a second process."""
     original = teacher.label
 
     def label(*arguments: Any, **options: Any) -> Any:
         with open(journal, "a", encoding="utf-8") as stream:
             stream.write(f"{os.getpid()}\n")
-        time.sleep(seconds)
+        until = time.monotonic() + _PATIENCE_SECONDS
+        time.sleep(0.5)
+        while len(set(begun_by(Path(journal)))) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
         return original(*arguments, **options)
 
     teacher.label = label  # type: ignore[method-assign]
@@ -83,14 +88,19 @@ class JournalledSource(TeacherSource):
     """Loads a teacher that keeps a journal."""
 
     journal: str = ""
-    seconds: float = 0.0
 
     def load(self, device: torch.device | str | None = None) -> ConceptTeacher:
-        return journalled(super().load(device), self.journal, self.seconds)
+        return journalled(super().load(device), self.journal)
 
 
-class _Killer(threading.Thread):
-    """Ends by SIGKILL the process that noted a batch last, once three batches are noted."""
+class Killer(threading.Thread):
+    """Ends by SIGKILL the second process that notes a batch, in the middle of it.
+
+    Attributes:
+        journal: where they note it.
+        nodes: the Ray node (its raylet) of each process until then.
+        killed: the process.
+    """
 
     def __init__(self, journal: Path) -> None:
         super().__init__(daemon=True)
@@ -99,7 +109,10 @@ class _Killer(threading.Thread):
         self.killed: int | None = None
 
     def run(self) -> None:
-        while len(set(begun := begun_by(self.journal))) < 2 or len(begun) < 3:
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while len(set(begun := begun_by(self.journal))) < 2:
+            if time.monotonic() > until:
+                return
             time.sleep(0.02)
         self.nodes = {pid: psutil.Process(pid).ppid() for pid in set(begun)}
         self.killed = begun[-1]
@@ -131,9 +144,9 @@ def _run(place: Path, documents: int) -> dict[str, Any]:
     tokenizer = str(workshop.data / "tokenizer")
     data = prepare_toy(corpus, place / "data", tokenizer=tokenizer, vocab_size=None, blocks_per_shard=48)
     journal = place / "journal"
-    source = JournalledSource(str(workshop.teacher), 1, str(workshop.dictionary), journal=str(journal), seconds=0.3)
+    source = JournalledSource(str(workshop.teacher), 1, str(workshop.dictionary), journal=str(journal))
     one = _label(data, TeacherSource(source.model, 1, source.dictionary), place / "one", None)
-    killer = _Killer(journal)
+    killer = Killer(journal)
     killer.start()
     started = time.perf_counter()
     with two_nodes() as address:

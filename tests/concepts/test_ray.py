@@ -1,11 +1,8 @@
 """Labelling on a Ray cluster of two nodes on this machine writes what one process writes, with a worker killed."""
 
-import os
-import signal
 import sys
 from dataclasses import dataclass
 
-import psutil
 import pytest
 
 from cocomix.concepts import RaySettings, ray_engine
@@ -13,7 +10,7 @@ from cocomix.concepts.labels import LabelSettings
 from cocomix.concepts.shards import ShardPlan
 from cocomix.errors import CoCoMixError
 from cocomix.output import partial_path
-from tests.ray_kill import begun_by, journalled, two_nodes
+from tests.ray_kill import Killer, begun_by, journalled, two_nodes
 
 from .conftest import CONCEPTS, VOCAB, TokenShard
 from .test_workers import BLOCK, TinySource, Watcher, contents, label
@@ -21,13 +18,12 @@ from .test_workers import BLOCK, TinySource, Watcher, contents, label
 
 @dataclass(frozen=True)
 class WatchedSource(TinySource):
-    """Notes in a folder which process begins a shard, and takes its time over each."""
+    """Notes which process begins a shard."""
 
     journal: str = ""
-    seconds: float = 0.0
 
     def load(self, device=None):
-        return journalled(super().load(device), self.journal, self.seconds)
+        return journalled(super().load(device), self.journal)
 
 
 @pytest.fixture
@@ -42,11 +38,6 @@ def settings(address):
     return RaySettings(address, gpus=0)
 
 
-def nodes_of(processes):
-    """The Ray nodes (their raylets) that these processes were started by."""
-    return {psutil.Process(pid).ppid() for pid in processes if psutil.pid_exists(pid)}
-
-
 @pytest.mark.slow
 def test_a_worker_of_two_nodes_is_killed_and_the_labels_are_those_of_one_process(splits, tmp_path):
     pytest.importorskip("ray")
@@ -56,23 +47,15 @@ def test_a_worker_of_two_nodes_is_killed_and_the_labels_are_those_of_one_process
 
 def kill_and_compare(splits, address, tmp_path):
     label(splits, tmp_path / "one", workers=1)
-    journal = tmp_path / "journal"
-    source = WatchedSource(journal=str(journal), seconds=0.2)
-    seen = {}
-
-    def kill():
-        begun = begun_by(journal)
-        seen["nodes"] = nodes_of(begun)
-        seen["killed"] = begun[-1]  # it began a shard last, and sleeps
-        os.kill(begun[-1], signal.SIGKILL)
-
-    watcher = Watcher(kill)
+    journal, watcher = tmp_path / "journal", Watcher()
+    killer = Killer(journal)
+    killer.start()
+    source = WatchedSource(journal=str(journal))
     manifest = label(splits, tmp_path / "labels", source=source, ray=settings(address), reporter=watcher)
     begun = begun_by(journal)
+    assert killer.killed in begun
     assert len(begun) == 7 + 1  # one shard was begun twice
-    assert seen["killed"] in begun
-    assert len(set(begun)) == 3
-    assert len(seen["nodes"]) == 2
+    assert len(set(killer.nodes.values())) == 2
     assert watcher.tokens == watcher.total == 14 * BLOCK
     assert contents(tmp_path / "labels") == contents(tmp_path / "one")
     assert manifest.fingerprint == label(splits, tmp_path / "again", workers=1).fingerprint

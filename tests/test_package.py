@@ -43,10 +43,9 @@ assert not heavy, heavy
 from importlib import import_module
 for name in sys.argv[2].split():
     import_module(name)
-from pathlib import Path
-from cocomix.config import load_recipe
-from cocomix.training import train
-train(load_recipe(Path(sys.argv[1])), Path(sys.argv[1]).parent / "run")
+from cocomix.cli import main
+sys.argv = ["cocomix", "train", sys.argv[1], "--output", sys.argv[3], "--quiet"]
+main()
 """
 NEED_AN_EXTRA = ("cocomix.explorer.", "cocomix.evaluation.harness")  # imported on use, where its absence is told
 
@@ -55,7 +54,7 @@ def test_without_extras_it_imports_in_silence_and_trains(workshop: Workshop, tmp
     changes = {"tokens": 2 * BLOCK, "training": {"per_device_train_batch_size": 1}, "evaluation_blocks": 2}
     recipe = workshop.recipe_file(tmp_path / "recipe.yaml", "cocomix", **changes)
     names = [name for name in MODULES if not name.startswith(NEED_AN_EXTRA) and name != "cocomix.__main__"]
-    command = [sys.executable, "-c", MINIMAL, str(recipe), " ".join(names)]
+    command = [sys.executable, "-c", MINIMAL, str(recipe), " ".join(names), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -44,10 +44,10 @@ def kept(decoder: PreTrainedModel, **inputs: Any) -> int:
     return sum(tensor.untyped_storage().nbytes() for key, tensor in storages.items() if key not in parameters)
 
 
-@pytest.mark.parametrize("backbone", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(("backbone", "excess"), [(GPT2, 0.05), (LLAMA, 0.2)], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("mixing", [None, "interleave", "add"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_it_is_what_autograd_keeps(backbone: PreTrainedConfig, mixing: Any, bf16: bool) -> None:
+def test_it_is_what_autograd_keeps(backbone: PreTrainedConfig, excess: float, mixing: Any, bf16: bool) -> None:
     config = copy.deepcopy(backbone)
     if mixing is not None:
         config = CoCoMixConfig(config, insert_layer=2, num_concepts=8, concept_topk=2, mixing=mixing)
@@ -60,7 +60,7 @@ def test_it_is_what_autograd_keeps(backbone: PreTrainedConfig, mixing: Any, bf16
         else:
             mixed = torch.zeros(BATCH, config.positions_per_token * BLOCK, 32, requires_grad=True)
             naive = kept(model.lower, input_ids=tokens) + kept(model.upper, inputs_embeds=mixed)
-    assert estimate == pytest.approx(naive, rel=0.05)
+    assert 0.95 * naive <= estimate <= (1 + excess) * naive
 
 
 def test_it_grows_with_the_batch_and_touches_nothing() -> None:

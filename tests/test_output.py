@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from cocomix.errors import CoCoMixError
 from cocomix.output import (
     PLAN,
+    aside_path,
     claim_partial,
     explained_full_disk,
     fingerprint_json,
@@ -18,6 +19,7 @@ from cocomix.output import (
     read_json,
     staged_directory,
     write_json,
+    write_once,
     write_text,
 )
 
@@ -139,6 +141,7 @@ def test_fingerprints_do_not_depend_on_key_order(value: dict[str, Any]) -> None:
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # tokenizers
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
     ],
 )
@@ -164,3 +167,25 @@ def test_a_partial_folder_killed_while_its_plan_was_written_is_continued(tmp_pat
     (folder / PLAN).unlink()
     with pytest.raises(CoCoMixError, match="holds something else"):
         claim_partial(folder, {"of": 1}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+    if not hard_links:
+
+        def refused(source: Path, target: Path) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", refused)
+    path = tmp_path / "x.json"
+    assert write_once(path, {"by": 1})
+    assert not write_once(path, {"by": 2})
+    assert read_json(path) == {"by": 1}
+    assert names(tmp_path) == {"x.json"}
+
+
+def test_what_was_left_half_written_does_not_get_into_an_output(tmp_path: Path) -> None:
+    with staged_directory(tmp_path / "out") as folder:
+        write_json(folder / "x.json", 1, shared=True)
+        aside_path(folder / "x.json").write_text("half")
+    assert names(tmp_path / "out") == {"x.json"}

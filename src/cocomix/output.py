@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from cocomix import uploads
 from cocomix.errors import CoCoMixError
 from cocomix.remote import url_of
@@ -62,7 +60,7 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
             interrupted. Otherwise the partial folder starts empty and is removed on any error.
 
     Raises:
-        CoCoMixError: `output` exists and is not an empty folder, or its parent cannot be written to.
+        CoCoMixError: `output` exists and is not an empty folder, its parent cannot be written to, or the disk is full.
     """
     url = url_of(output)
     if url is None:
@@ -77,7 +75,8 @@ def staged_directory(output: Path, *, resume: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise CoCoMixError(f"cannot write to {staging.parent}: {error.strerror}; choose another --output.") from error
     try:
-        yield staging
+        with explained_full_disk(output):
+            yield staging
     except BaseException:
         if not resume:
             shutil.rmtree(staging, ignore_errors=True)
@@ -154,11 +153,11 @@ def explained_full_disk(folder: Path) -> Iterator[None]:
     """Say in one sentence that the disk is full, whichever library finds out while it writes to `folder`.
 
     Raises:
-        CoCoMixError: there is no room. safetensors and `torch.save` raise errors of their own for it.
+        CoCoMixError: there is no room. safetensors, tokenizers and `torch.save` raise errors of their own for it.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         told = any(clue in str(error) for clue in ("No space left", "Disk quota exceeded", "inline_container.cc"))
         if isinstance(error, CoCoMixError) or not (full_disk or told):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 __all__ = ["COLUMNS", "collate_blocks"]
 
@@ -17,7 +16,7 @@ COLUMNS: dict[str, torch.dtype | None] = {
 """What a batch is made of, and its types; None leaves a column's as it is."""
 
 
-def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
 
     Args:
@@ -29,7 +28,7 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are, and `reached`, which stays on the
         host as an array.
     """
-    batch = {
+    batch: dict[str, Any] = {
         name: torch.stack([torch.as_tensor(row[name], dtype=COLUMNS[name]) for row in rows])
         for name in rows[0]
         if name in COLUMNS

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cocomix.allocator import keep_freed_memory
-from cocomix.cli.story import chapter_of, story
+from cocomix.cli.story import story
 from cocomix.config import describe_validation_error
 from cocomix.errors import CoCoMixError
 from cocomix.processes import first_to_fail
@@ -44,16 +44,15 @@ class _Commands(typer.core.TyperGroup):
         Console().print(story(opening, summaries), highlight=False)
 
 
-Verb = TypeVar("Verb", bound=Callable[..., None])
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 class _Application(typer.Typer):
-    """Gives every verb its chapter of the help, and `--verbose`."""
+    """Gives every verb `--verbose`."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Verb], Verb]:
         def register(verb: Verb) -> Verb:
-            called = name or verb.__name__.replace("_", "-")
-            super(_Application, self).command(name, rich_help_panel=chapter_of(called), **settings)(_with_verbose(verb))
+            super(_Application, self).command(name, **settings)(_with_verbose(verb))
             return verb
 
         return register
@@ -64,7 +63,7 @@ Verbose = Annotated[
 ]
 
 
-def _with_verbose(verb: Callable[..., None]) -> Callable[..., None]:
+def _with_verbose(verb: Callable[..., Any]) -> Callable[..., None]:
     """A verb that also takes `--verbose`."""
 
     @wraps(verb)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["CHAPTERS", "chapter_of", "story"]
+__all__ = ["CHAPTERS", "story"]
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "doctor", "init"),
@@ -20,11 +20,6 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 
 _CLOSING = """cocomix VERB --help explains a verb by example; all take --quiet, --verbose.
 cocomix --install-completion lets the shell complete verbs and options."""
-
-
-def chapter_of(verb: str) -> str | None:
-    """The chapter a verb stands in."""
-    return next((chapter for chapter, verbs in CHAPTERS.items() if verb in verbs), None)
 
 
 def story(opening: str, summaries: Mapping[str, str]) -> RenderableType:

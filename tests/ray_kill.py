@@ -148,10 +148,8 @@ def _run(place: Path, documents: int) -> dict[str, Any]:
     one = _label(data, TeacherSource(source.model, 1, source.dictionary), place / "one", None)
     killer = Killer(journal)
     killer.start()
-    started = time.perf_counter()
     with two_nodes() as address:
         ray = _label(data, source, place / "ray", RaySettings(address, gpus=0))
-    seconds = time.perf_counter() - started
     batches, begun = len(one["files"]), begun_by(journal)
     differing = [name for name in one["files"] if ray["files"].get(name) != one["files"][name]]
     return {
@@ -162,7 +160,6 @@ def _run(place: Path, documents: int) -> dict[str, Any]:
         "killed": killer.killed is not None,
         "shards_begun": len(begun),
         "retried": len(begun) > batches,
-        "seconds_with_the_cluster": round(seconds, 1),
         "files": ray["files"],
         "fingerprint": ray["fingerprint"],
         "fingerprint_of_one_process": one["fingerprint"],

@@ -70,6 +70,6 @@ def _check_imports(module: str, text: str) -> None:
     for node in ast.walk(ast.parse(text)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            assert node.level in (0, 1), (module, node.lineno)
+            assert node.level in (0, 1), module
             names = [node.module or ""] if node.level == 0 else []
-        assert not any(name.split(".")[0] == _PACKAGE for name in names), (module, node.lineno)
+        assert not any(name.split(".")[0] == _PACKAGE for name in names), module

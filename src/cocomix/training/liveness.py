@@ -76,6 +76,6 @@ def liveness(folder: Path) -> Liveness:
 def _lives(pid: int, created: float) -> bool:
     """Whether the process of that number is still the one that was created then."""
     try:
-        return abs(psutil.Process(pid).create_time() - created) < 1.0  # seconds; numbers are used again
+        return bool(abs(psutil.Process(pid).create_time() - created) < 1.0)  # seconds; numbers are used again
     except psutil.Error:
         return False

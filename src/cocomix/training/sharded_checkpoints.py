@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -32,6 +31,7 @@ from cocomix.modeling.accounting import build_model
 from cocomix.output import read_json, staged_directory, write_json
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_fault
+from cocomix.training.sharding import repeated_names
 
 __all__ = ["consolidate", "is_sharded", "load_optimizer", "load_weights", "save_optimizer", "save_weights"]
 
@@ -122,8 +122,7 @@ def consolidate(checkpoint: Path, output: Path) -> Path:
     fault = checkpoint_fault(checkpoint)
     if fault is not None:
         raise CoCoMixError(f"{checkpoint} {fault}; use another checkpoint.")
-    with torch.device("cpu"):
-        model = build_model(AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False), None)
+    model = build_model(AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False), None)
     weights = _weights(model)
     with _without_a_word():
         load(weights, storage_reader=HuggingFaceStorageReader(str(checkpoint / _WEIGHTS)), no_dist=True)
@@ -136,9 +135,8 @@ def consolidate(checkpoint: Path, output: Path) -> Path:
 
 def _weights(model: nn.Module) -> dict[str, Any]:
     """A model's state, every tied weight under one name."""
-    once = {name for name, _ in model.named_parameters()}
-    repeated = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
-    return {name: value for name, value in get_model_state_dict(model).items() if name not in repeated}
+    again = repeated_names(model)
+    return {name: value for name, value in get_model_state_dict(model).items() if name not in again}
 
 
 def _write(folder: Path, tensors: dict[str, Any]) -> None:

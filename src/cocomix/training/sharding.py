@@ -24,7 +24,7 @@ from cocomix.modeling.hidden_mixer import HiddenCompression, HiddenMixer
 from cocomix.modeling.mixer import ConceptCompression, ConceptMixer
 from cocomix.training.launching import Sharding
 
-__all__ = ["fsdp_units", "give_back", "shard_model", "share", "whole", "whole_weights"]
+__all__ = ["fsdp_units", "give_back", "repeated_names", "shard_model", "share", "whole", "whole_weights"]
 
 _CONCEPT_UNITS = (ConceptCompression, HiddenCompression, ConceptMixer, HiddenMixer)
 
@@ -82,4 +82,11 @@ def share(tensor: Tensor) -> Tensor:
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a sharded model, on the CPU of the first process; empty on others. To be called by all."""
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    again = repeated_names(model)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor) and name not in again}
+
+
+def repeated_names(model: nn.Module) -> set[str]:
+    """Names under which a tied weight stands once more."""
+    once = {name for name, _ in model.named_parameters()}
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - once

@@ -110,7 +110,7 @@ def test_secrets_do_not_get_into_a_recipe(workshop: Workshop, tmp_path: Path) ->
     ("url", "says"),
     [
         ("zzz://bucket/data", "zzz:// is no file system that is known here"),
-        ("gs://bucket/data", r"pip install 'cocomix\[remote\]'"),
+        ("gs://bucket/data", r"needs a package that is missing \(Please install gcsfs"),
         ("memory://nothing/data", "memory://nothing/data does not exist"),
     ],
 )

@@ -114,7 +114,10 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise CoCoMixError(f"{url}: {_sentence(error)}; run: pip install 'cocomix[remote]'.") from error
+        raise CoCoMixError(
+            f"{url} needs a package that is missing ({_sentence(error)}); pip install 'cocomix[remote]' brings s3fs, "
+            "others are installed by name."
+        ) from error
     except ValueError as error:
         raise CoCoMixError(f"{url}: {scheme}:// is no file system that is known here ({_sentence(error)}).") from error
     return system, str(path)

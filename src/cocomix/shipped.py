@@ -43,7 +43,8 @@ class Copied(NamedTuple):
 def shipped_recipes() -> list[ShippedRecipe]:
     """All of them, by name; those in folders last."""
     folder = recipes_folder()
-    names = [str(path.relative_to(folder).with_suffix("").as_posix()) for path in folder.rglob("*.yaml")]
+    paths = [path.relative_to(folder) for path in folder.rglob("*.yaml") if path.parent.name != "launch"]
+    names = [path.with_suffix("").as_posix() for path in paths]
     return [
         ShippedRecipe(name, _first_sentence(folder / f"{name}.yaml"))
         for name in sorted(names, key=lambda name: ("/" in name, name))

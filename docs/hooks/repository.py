@@ -8,7 +8,6 @@ come in are followed too.
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -74,28 +73,23 @@ class Taken:
         place = self._place(target)
         if place in self.files or not place.startswith(f"{_FOLDER}/"):
             return
+        name = target.relative_to(self.root).as_posix()
         if target.is_dir() and (target / "README.md").exists():
             target /= "README.md"
-        if target.is_dir():
-            content = f"# {target.relative_to(self.root).as_posix()}\n\n" + "\n".join(_listing(target)) + "\n"
-        elif target.suffix == ".md":
-            content = target.read_text(encoding="utf-8")
-        elif target.suffix in _SHOWN:
+        if target.suffix in _SHOWN:
             text = target.read_text(encoding="utf-8").rstrip()
-            content = f"# {target.relative_to(self.root).as_posix()}\n\n~~~~{_SHOWN[target.suffix]}\n{text}\n~~~~\n"
+            self.files[place] = f"# {name}\n\n~~~~{_SHOWN[target.suffix]}\n{text}\n~~~~\n"
+        elif target.is_dir() or target.suffix == ".md":
+            content = _listing(name, target) if target.is_dir() else target.read_text(encoding="utf-8")
             self.files[place] = content
-            return
+            self.follow(place, content)
         else:
             self.files[place] = target
-            return
-        self.files[place] = content
-        self.follow(place, content)
 
 
-def _listing(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith((".", "__")):
-            yield f"- [{path.name}]({path.name})"
+def _listing(name: str, folder: Path) -> str:
+    names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
+    return f"# {name}\n\n" + "".join(f"- [{each}]({each})\n" for each in names)
 
 
 _taken: Taken

@@ -35,8 +35,9 @@ def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: i
     """
     mixes = isinstance(config, CoCoMixConfig)
     backbone = config.backbone if mixes else config
-    total, width = backbone.num_hidden_layers, config.positions_per_token if mixes else 1
-    below = config.insert_layer if mixes else total - 1
+    total: int = backbone.num_hidden_layers
+    width: int = config.positions_per_token if mixes else 1
+    below: int = config.insert_layer if mixes else total - 1
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         sample = part_config(backbone, 0, min(total, _SAMPLED_BLOCKS))
         lower, upper = build_halves(sample, min(below, 1), width, None)

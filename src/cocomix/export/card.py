@@ -92,7 +92,7 @@ def _use(record: RunRecord, concepts: bool) -> str:
         f"model = AutoModelForCausalLM.from_pretrained(where{trust})",
         f"tokenizer = AutoTokenizer.from_pretrained(where{trust})",
         'prompt = tokenizer("The function returns", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=32, do_sample=True)[0]))",
+        "text = tokenizer.decode(model.generate(**prompt, max_new_tokens=32, do_sample=True)[0])",
     ]
     if record.recipe.has_concepts and record.recipe.model.mixing != "none":
         lines += [
@@ -100,7 +100,7 @@ def _use(record: RunRecord, concepts: bool) -> str:
             "# Turn concept 7 up five times:",
             "import sys",
             'edit = sys.modules[type(model).__module__].ConceptEdit(7, "scale", 5.0)',
-            "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=32, concept_edits=[edit])[0]))",
+            "steered = tokenizer.decode(model.generate(**prompt, max_new_tokens=32, concept_edits=[edit])[0])",
         ]
     code = "The classes come with this repository. " if concepts else ""
     return f"{code}Made and tried with transformers {needed}.\n\n```python\n" + "\n".join(lines) + "\n```"

@@ -183,6 +183,8 @@ def test_rows_that_are_refused(heldout: PreparedData, shards: Path, tmp_path: Pa
     void = write_shards(tmp_path / "void", ["", " "])
     with pytest.raises(CoCoMixError, match="holds no text"):
         stream(heldout, void).blocks(1, seed=0)[0]
+    nearly = stream(heldout, write_shards(tmp_path / "nearly", [*[""] * 5, "list"], rows=1, group=1), lanes=5)
+    assert numbers(nearly.blocks(4, seed=0), range(4))[3] == next(naive_lane(nearly, 3, seed=0))
     null = write_shards(tmp_path / "null", ["a", None, "b"])
     with pytest.raises(CoCoMixError, match=r"00\.parquet, row group 0, row 1: 'text' holds null, not text"):
         stream(heldout, null).blocks(1, seed=0)[0]

@@ -29,9 +29,6 @@ from cocomix.errors import CoCoMixError
 
 __all__ = ["Mark", "StreamBlocks", "StreamSource"]
 
-_EMPTY_PASSES = 4
-"""A lane that has read so many row groups as this many passes hold, and no text in them, gives up."""
-
 Tokens = NDArray[np.int64]
 
 
@@ -92,6 +89,19 @@ class StreamSource:
                         yield at, tokens
                 row += len(values)
 
+    def require_text(self) -> None:
+        """Read until there is a document.
+
+        Raises:
+            CoCoMixError: there is none in any row group.
+        """
+        one_pass = range(len(self.row_groups))
+        if not any(True for turn in one_pass for _ in self.documents(turn, 0)):
+            raise CoCoMixError(
+                f"the stream holds no text: the column {self.text_column!r} is empty in every row; name another with "
+                "text_column."
+            )
+
     def _encoded(self, texts: Sequence[str]) -> Iterator[Tokens]:
         """Tokens of each text with the end-of-document token; none where there is only white space."""
         parts = [list(pieces(text)) if text and not text.isspace() else [] for text in texts]
@@ -143,11 +153,9 @@ class _Lane:
             for found, tokens in self._source.documents(turn, row):
                 yield turn, found, token if found == row else 0, tokens
                 empty = 0
-            if empty > _EMPTY_PASSES * len(self._source.row_groups):
-                raise CoCoMixError(
-                    f"the stream holds no text: the column {self._source.text_column!r} is empty in every row that "
-                    "was read; name another with text_column."
-                )
+            if empty > len(self._source.row_groups):
+                self._source.require_text()
+                empty = 0
             turn, row, token = turn + self._source.lanes, 0, 0
 
 

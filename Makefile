@@ -22,8 +22,8 @@ install: $(READY) ## create .venv and install cocomix with everything needed to 
 demo: $(READY) ## the whole method on this machine's own documentation; ends with a table and a report page
 	$(BIN)/cocomix demo $(ARGS)
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -96,7 +96,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, extra: str, match: str) -> None:
         ("{backbone: {model_type: gpt2}, prediction: tokens}", r"model\.prediction"),
         ("{backbone: {model_type: gpt2}, hidden_loss: l3}", r"model\.hidden_loss"),
         ("{backbone: {model_type: gpt2}, compression_init: tiny}", r"model\.compression_init"),
-        ("{insert_layer: 1}", r"model\.backbone is missing"),
+        ("{insert_layer: 1}", r"model: backbone or pretrained is needed"),
         ("{backbone: 3}", r"model\.backbone"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import ConceptLabelStore, FitSettings, LabelSettings, TeacherSource, labelling
+from cocomix.concepts import ConceptLabelStore, FitSettings, LabelSettings, TeacherSource, engines
 from cocomix.config import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData
 from cocomix.errors import CoCoMixError
@@ -109,9 +109,9 @@ def test_workers_are_asked_for_on_the_command_line(
         asked.append(workers)
         teacher = source.load()
         assert (teacher.fingerprint(), teacher.dictionary.fingerprint()) == fingerprints
-        return labelling._label_here(teacher, shards, plan, advance)
+        return engines._label_here(teacher, shards, plan, advance)
 
-    monkeypatch.setattr(labelling, "label_in_processes", here)
+    monkeypatch.setattr(engines, "label_in_processes", here)
     sources = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
     cli("label", workshop.data, *sources, "--workers", 3, "-o", tmp_path / "labels")
     shards = ConceptLabelStore.open(tmp_path / "labels").manifest.splits

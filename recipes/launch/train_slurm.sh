@@ -26,7 +26,7 @@ arguments=(train "$recipe" --output "$output")
 if [ -n "${3:-}" ]; then
     arguments+=(--set "training.gradient_accumulation_steps=$3")
 fi
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 exec srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:${PORT:-29500}" \
     -m cocomix "${arguments[@]}"

@@ -238,9 +238,16 @@ def test_an_existing_output_is_kept(tmp_path: Path, corpus: Path) -> None:
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 
 
-@pytest.mark.parametrize("error", [OSError(ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(ENOSPC, "No space left on device"), CoCoMixError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
 def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_rerun_works(
-    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
 ) -> None:
     write, calls = blocks_module._write_shard, []
 
@@ -253,7 +260,7 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing_and_a_rerun_works(
 
     with monkeypatch.context() as patch:
         patch.setattr(blocks_module, "_write_shard", failing)
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             prepare(settings(corpus), tmp_path / "out")
     assert len(calls) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]

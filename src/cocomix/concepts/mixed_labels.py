@@ -1,6 +1,7 @@
 """Labels of several corpora used as one, in the order of a mixture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from cocomix.concepts.labels import ConceptLabelStore
 from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
-__all__ = ["MixedLabels"]
+__all__ = ["MixedLabels", "check_made_alike"]
 
 
 class MixedLabels:
@@ -30,20 +31,8 @@ class MixedLabels:
             CoCoMixError: a folder was made differently from the first.
         """
         self.parts = tuple(parts)
-        first = parts[0].manifest
-        for part in parts[1:]:
-            made = part.manifest
-            for what, found, expected in (
-                ("dictionary", made.dictionary.fingerprint[:16], first.dictionary.fingerprint[:16]),
-                ("teacher", made.teacher.fingerprint[:16], first.teacher.fingerprint[:16]),
-                ("layer", made.layer, first.layer),
-                ("settings", made.settings, first.settings),
-            ):
-                if found != expected:
-                    raise CoCoMixError(
-                        f"the labels in {part.path} and {parts[0].path} cannot be mixed: they differ in their {what} "
-                        f"({found} and {expected}); label both corpora alike."
-                    )
+        made = [(part.path, _how_made(part)) for part in parts]
+        check_made_alike(made, "labels", "label both corpora alike")
 
     @property
     def num_concepts(self) -> int:
@@ -63,3 +52,34 @@ class MixedLabels:
         """
         blocks: list[Any] = [part.split(name) for part in self.parts]
         return ConcatDataset(blocks)
+
+
+def check_made_alike(folders: Sequence[tuple[Path, Mapping[str, Any]]], kind: str, remedy: str) -> None:
+    """Refuse to mix folders that were made differently.
+
+    Args:
+        folders: their paths, and how each was made: what is compared → its value.
+        kind: what they hold, for the refusal.
+        remedy: what to do, likewise.
+
+    Raises:
+        CoCoMixError: a folder differs from the first; the first difference is named.
+    """
+    first_path, first = folders[0]
+    for path, made in folders[1:]:
+        for what, expected in first.items():
+            if made[what] != expected:
+                raise CoCoMixError(
+                    f"the {kind} in {path} and {first_path} cannot be mixed: they differ in their {what} "
+                    f"({made[what]} and {expected}); {remedy}."
+                )
+
+
+def _how_made(part: ConceptLabelStore) -> dict[str, Any]:
+    made = part.manifest
+    return {
+        "dictionary": made.dictionary.fingerprint[:16],
+        "teacher": made.teacher.fingerprint[:16],
+        "layer": made.layer,
+        "settings": made.settings,
+    }

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+from cocomix.concepts.mixed_labels import check_made_alike
 from cocomix.concepts.probabilities import TeacherProbabilities
-from cocomix.errors import CoCoMixError
 from cocomix.output import fingerprint_json
 
 __all__ = ["MixedProbabilities"]
@@ -30,19 +30,8 @@ class MixedProbabilities:
             CoCoMixError: a folder was made differently from the first.
         """
         self.parts = tuple(parts)
-        first = parts[0].manifest
-        for part in parts[1:]:
-            made = part.manifest
-            for what, found, expected in (
-                ("teacher", made.teacher.fingerprint[:16], first.teacher.fingerprint[:16]),
-                ("number of probabilities", made.top_k, first.top_k),
-                ("dtype", made.dtype, first.dtype),
-            ):
-                if found != expected:
-                    raise CoCoMixError(
-                        f"the probabilities in {part.path} and {parts[0].path} cannot be mixed: they differ in their "
-                        f"{what} ({found} and {expected}); distill both corpora alike."
-                    )
+        made = [(part.path, _how_made(part)) for part in parts]
+        check_made_alike(made, "probabilities", "distill both corpora alike")
 
     @property
     def complete(self) -> bool:
@@ -58,3 +47,8 @@ class MixedProbabilities:
         """The distributions of one split, as a map-style data set."""
         blocks: list[Any] = [part.split(name) for part in self.parts]
         return ConcatDataset(blocks)
+
+
+def _how_made(part: TeacherProbabilities) -> dict[str, Any]:
+    made = part.manifest
+    return {"teacher": made.teacher.fingerprint[:16], "number of probabilities": made.top_k, "dtype": made.dtype}

@@ -79,6 +79,7 @@ def fit_on_data(
             settings,
             teacher_name=teacher.model,
             data_fingerprint=data.meta.fingerprint,
+            bos_token_id=data.meta.bos_token_id,
             reporter=reporter,
         )
 
@@ -129,7 +130,7 @@ def label_data(
         block_size=data.meta.block_size,
         batch_tokens=batch_tokens,
         workers=workers,
-        source=_source(teacher, dictionary),
+        source=_source(data, teacher, dictionary),
         ray=ray,
         part=part,
         agreement=opened.agreement,
@@ -215,7 +216,7 @@ def open_teacher(
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; the dictionary does not describe the
             layer (`require_fit`), or the dtype changes too many labels (`require_agreement`), unless `force`.
     """
-    concept_teacher = _source(teacher, dictionary).load(device or default_device())
+    concept_teacher = _source(data, teacher, dictionary).load(device or default_device())
     if dictionary.fingerprint not in (None, concept_teacher.dictionary.fingerprint()):
         raise CoCoMixError(
             f"the dictionary {dictionary.name} is not the one that dictionary.fingerprint pins: what is there now has "
@@ -224,7 +225,13 @@ def open_teacher(
     _check_tokenizer(concept_teacher.decoder.model, teacher, data)
     fit = measure_fit(concept_teacher, _first_blocks(data.split(VALIDATION), _CHECK_TOKENS))
     reporter.say(f"the dictionary on block {teacher.layer}: {fit.describe()}")
-    require_fit(fit, concept_teacher, force=force, reporter=reporter)
+    mismatch = _bos_mismatch(data, concept_teacher)
+    if mismatch is None:
+        require_fit(fit, concept_teacher, force=force, reporter=reporter)
+    else:
+        reporter.say(f"the dictionary {mismatch.problem}")
+        remedy = f"it {mismatch.problem}, so {mismatch.remedy}"
+        require_fit(fit, concept_teacher, force=force, remedy=remedy, reporter=reporter)
     if settings.dtype == "float32":
         return OpenedTeacher(concept_teacher, None)
     sample = _first_blocks(data.split(VALIDATION), _AGREEMENT_TOKENS)
@@ -262,13 +269,31 @@ def layer_of_dictionary(path: str) -> int:
     return FitReport.model_validate(read_json(report)).layer
 
 
-def _source(teacher: TeacherConfig, dictionary: DictionaryConfig) -> TeacherSource:
+class _BosMismatch(NamedTuple):
+    problem: str
+    remedy: str
+
+
+def _bos_mismatch(data: PreparedData, teacher: ConceptTeacher) -> _BosMismatch | None:
+    """How the contexts that a dictionary is said to be fitted on begin otherwise than the blocks; `None` if alike."""
+    said, has = teacher.dictionary.prepend_bos, data.meta.bos_token_id is not None
+    if said is None or said == has or (said and data.tokenizer().bos_token_id is None):
+        return None
+    if said:
+        problem = "was fitted on contexts that begin with the begin-of-text token, which these blocks do not"
+        return _BosMismatch(problem, "prepare the data with --prepend-bos")
+    problem = "was fitted on contexts without the begin-of-text token, with which these blocks begin"
+    return _BosMismatch(problem, "prepare the data without --prepend-bos")
+
+
+def _source(data: PreparedData, teacher: TeacherConfig, dictionary: DictionaryConfig) -> TeacherSource:
     return TeacherSource(
         model=teacher.model,
         layer=teacher.layer,
         dictionary=dictionary.path,
         sae_id=dictionary.sae_id,
         revision=teacher.revision,
+        bos_token_id=data.meta.bos_token_id,
     )
 
 

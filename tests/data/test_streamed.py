@@ -58,21 +58,28 @@ def naive_lane(data: StreamedData, lane: int, seed: int) -> Iterator[list[int]]:
         for group in range(pq.ParquetFile(shard.url).num_row_groups)
     ]
     waiting: list[int] = []
+    begin = [] if data.meta.bos_token_id is None else [data.meta.bos_token_id]
+    taken = data.meta.block_size - len(begin)
     turn = lane
     while True:
         order = permuted(np.arange(len(groups)), len(groups), seed, 0, turn // len(groups))
         for text in groups[order[turn % len(groups)]]:
             if text.strip():
                 waiting += [*encoder.encode(text, add_special_tokens=False).ids, data.meta.eos_token_id]
-        while len(waiting) >= data.meta.block_size:
-            yield waiting[: data.meta.block_size]
-            waiting = waiting[data.meta.block_size :]
+        while len(waiting) >= taken:
+            yield begin + waiting[:taken]
+            waiting = waiting[taken:]
         turn += data.lanes
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 99])
-def test_the_slow_twin(heldout: PreparedData, shards: Path, lanes: int) -> None:
-    data = stream(heldout, shards, lanes=lanes)
+@pytest.fixture(scope="module")
+def heldout_with_bos(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return prepare_toy(workshop.corpus, tmp_path_factory.mktemp("bos") / "data", prepend_bos=True)
+
+
+@pytest.mark.parametrize(("lanes", "bos"), [(1, False), (3, False), (99, False), (3, True)])
+def test_the_slow_twin(lanes: int, bos: bool, shards: Path, request: pytest.FixtureRequest) -> None:
+    data = stream(request.getfixturevalue("heldout_with_bos" if bos else "heldout"), shards, lanes=lanes)
     assert data.lanes == min(lanes, 7)
     assert data.documents == 60
     count = 400  # several passes

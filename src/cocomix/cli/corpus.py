@@ -34,6 +34,9 @@ def prepare(
     tokenizer: Annotated[str | None, typer.Option(help="Existing tokenizer: Hub name, folder or GGUF file.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Train a byte-level BPE of this size instead.")] = None,
     block_size: Annotated[int, typer.Option(help="Tokens per block.")] = 1024,
+    prepend_bos: Annotated[
+        bool, typer.Option("--prepend-bos", help="Begin every block with the begin-of-text token, as for Gemma.")
+    ] = False,
     blocks_per_shard: Annotated[int, typer.Option(help="Blocks per file, which labelling takes one at a time.")] = 4096,
     validation: Annotated[list[str] | None, typer.Option(help="Source of the validation split; repeatable.")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of documents that validates.")] = 0.01,
@@ -62,6 +65,7 @@ def prepare(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         block_size=block_size,
+        prepend_bos=prepend_bos,
         blocks_per_shard=blocks_per_shard,
         max_bytes=max_bytes,
         hf_config=hf_config,

@@ -11,7 +11,11 @@ better
 state
   replaced by its reconstruction, on a scale from 0 (replaced by zeros) to 1 (left alone). Zero rather than mean
   ablation, because SAELens and most published figures use it; it is the more generous of the two.
+
+A begin-of-text token is left out of the first and left alone in the second, as in SAELens.
 """
+
+from collections.abc import Callable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -82,17 +86,19 @@ def measure_fit(
 
     for ids, present in zip(torch.split(input_ids, batch_size), torch.split(mask, batch_size), strict=True):
         ids, present = ids.to(decoder.device), present.to(decoder.device)
+        described = teacher.described(ids, present)
         hidden = decoder.hidden_states(ids, present)
-        inputs, _ = dictionary.standardize(hidden[present.bool()])  # [positions, d_model]
-        outputs = dictionary.decode(dictionary.encode(hidden[present.bool()]), None)
+        inputs, _ = dictionary.standardize(hidden[described])  # [positions, d_model]
+        outputs = dictionary.decode(dictionary.encode(hidden[described]), None)
         total += inputs.sum(dim=0).double().cpu()
         squared += float(inputs.double().pow(2).sum())
         error += float((inputs - outputs).double().pow(2).sum())
         positions += len(inputs)
         targets += int(target_mask(ids, present).sum())
         clean += float(decoder.loss(ids, present))
-        replaced += float(decoder.loss(ids, present, replace=lambda h: dictionary.reconstruct(h).to(h.dtype)))
-        zeroed += float(decoder.loss(ids, present, replace=torch.zeros_like))
+        reconstructed = _replacing(described, dictionary.reconstruct)
+        replaced += float(decoder.loss(ids, present, replace=reconstructed))
+        zeroed += float(decoder.loss(ids, present, replace=_replacing(described, torch.zeros_like)))
 
     if positions < 2 or targets == 0:
         raise CoCoMixError("the fit of a dictionary needs at least two tokens of text; give it a few thousand.")
@@ -106,8 +112,18 @@ def measure_fit(
     )
 
 
+def _replacing(where: Tensor, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Apply a function to hidden states [batch, seq, d_model] where `where` [batch, seq] is true."""
+    return lambda hidden: torch.where(where[..., None], function(hidden).to(hidden.dtype), hidden)
+
+
 def require_fit(
-    fit: DictionaryFit, teacher: ConceptTeacher, *, force: bool = False, reporter: Reporter | None = None
+    fit: DictionaryFit,
+    teacher: ConceptTeacher,
+    *,
+    force: bool = False,
+    remedy: str = "check the layer and the SAE",
+    reporter: Reporter | None = None,
 ) -> None:
     """Refuse a dictionary that does not describe the teacher's layer.
 
@@ -115,6 +131,7 @@ def require_fit(
         fit: what `measure_fit` found.
         teacher: for the message.
         force: warn instead of refusing.
+        remedy: what to do about it, for the message.
         reporter: where the warning goes.
 
     Raises:
@@ -129,5 +146,5 @@ def require_fit(
         f"teacher {teacher.name}: {fit.describe()} (asked: at most {MAXIMAL_FVU} and at least {MINIMAL_CE_RECOVERED})"
     )
     if not force:
-        raise CoCoMixError(f"{problem}; check the layer and the SAE, or use --force.")
+        raise CoCoMixError(f"{problem}; {remedy}, or use --force.")
     (reporter or SilentReporter()).warn(f"{problem}; used all the same.")

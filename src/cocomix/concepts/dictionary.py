@@ -91,6 +91,8 @@ class ConceptDictionary:
         normalize: `layer_norm`, `constant_norm` or `none`.
         subtract_b_dec: whether b_dec is subtracted from the (normalised) input.
         name: where it came from, for people.
+        prepend_bos: whether it is said to be fitted on contexts that begin with a begin-of-text token; `None` where
+            nothing is said. It changes no number, and is not always true (see `cocomix.concepts.saelens`).
     """
 
     W_enc: Tensor
@@ -103,6 +105,7 @@ class ConceptDictionary:
     normalize: Normalization
     subtract_b_dec: bool
     name: str
+    prepend_bos: bool | None = None
 
     @classmethod
     def from_tensors(
@@ -117,6 +120,7 @@ class ConceptDictionary:
         normalize: Normalization = "none",
         subtract_b_dec: bool = True,
         name: str = "tensors",
+        prepend_bos: bool | None = None,
     ) -> "ConceptDictionary":
         """Build a dictionary from weights in SAELens' orientation.
 
@@ -130,6 +134,7 @@ class ConceptDictionary:
             normalize: see the module's formulas.
             subtract_b_dec: SAELens' `apply_b_dec_to_input`.
             name: for messages and manifests.
+            prepend_bos: see the attribute.
 
         Raises:
             CoCoMixError: shapes that do not fit, a k out of range, or both `k` and `threshold`.
@@ -167,6 +172,7 @@ class ConceptDictionary:
             normalize=normalize,
             subtract_b_dec=subtract_b_dec,
             name=name,
+            prepend_bos=prepend_bos,
         )
 
     @classmethod
@@ -187,7 +193,7 @@ class ConceptDictionary:
         return self.W_enc.shape[1]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over settings and weights; the name and the device do not count."""
+        """SHA-256 (hex) over settings and weights; the name, `prepend_bos` and the device do not count."""
         settings = {
             "kind": self.kind,
             "k": self.k,

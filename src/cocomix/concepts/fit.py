@@ -122,6 +122,7 @@ def fit_dictionary(
     *,
     teacher_name: str | None = None,
     data_fingerprint: str | None = None,
+    bos_token_id: int | None = None,
     reporter: Reporter | None = None,
 ) -> FitReport:
     """Fit a TopK autoencoder to the output of block `layer` and save it as a SAELens folder.
@@ -135,6 +136,7 @@ def fit_dictionary(
         settings: see `FitSettings`.
         teacher_name: for the report; the model's own record by default.
         data_fingerprint: likewise, of the prepared data.
+        bos_token_id: what every block begins with, which is left out; `None` where that is text.
         reporter: gets the progress in tokens and the result.
 
     Raises:
@@ -154,12 +156,13 @@ def fit_dictionary(
     decoder = FrozenDecoder(model, layer)
     with staged_directory(output) as folder:
         started = time.perf_counter()
-        trainer = _train(sae_lens, decoder, shards, settings, name, reporter)
+        trainer = _train(sae_lens, decoder, shards, settings, name, bos_token_id is not None, reporter)
         seconds = time.perf_counter() - started
         trainer.sae.cfg.normalize_activations = "layer_norm"
         trainer.sae.save_inference_model(folder)
         dictionary = ConceptDictionary.from_sae_lens(str(folder))
-        fit = measure_fit(ConceptTeacher(model, dictionary, layer, name=name), evaluation)
+        teacher = ConceptTeacher(model, dictionary, layer, name=name, bos_token_id=bos_token_id)
+        fit = measure_fit(teacher, evaluation)
         report = FitReport(
             teacher={"name": name, "fingerprint": model_fingerprint(model)},
             layer=layer,
@@ -189,10 +192,11 @@ def _train(
     shards: Sequence[TokenShardLike],
     settings: FitSettings,
     name: str,
+    after_bos: bool,
     reporter: Reporter,
 ) -> Any:
     """Run SAELens' `SAETrainer` step by step, with our progress in place of its own; returns the trainer."""
-    batches = _activations(decoder, shards, settings)
+    batches = _activations(decoder, shards, settings, after_bos)
     first = next(batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -204,7 +208,9 @@ def _train(
                 device=str(decoder.device),
             )
         )
-    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = name, decoder.hook_name
+    metadata = sae.cfg.metadata
+    metadata.model_name, metadata.hook_name = name, decoder.hook_name
+    metadata.prepend_bos, metadata.context_size = after_bos, int(shards[0].read().shape[1])
     with torch.no_grad():
         sae.b_dec.copy_(first.mean(dim=0))
     trainer = sae_lens.SAETrainer(
@@ -254,13 +260,18 @@ def sparse_decoding_sae(sae_lens: Any) -> Any:
     return SparseDecodingSAE
 
 
-def _activations(decoder: FrozenDecoder, shards: Sequence[TokenShardLike], settings: FitSettings) -> Iterator[Tensor]:
-    """Endless batches [batch_size, d_model] of layer-normalised hidden states, blocks in a random order per pass."""
+def _activations(
+    decoder: FrozenDecoder, shards: Sequence[TokenShardLike], settings: FitSettings, after_bos: bool
+) -> Iterator[Tensor]:
+    """Endless batches [batch_size, d_model] of layer-normalised hidden states, blocks in a random order per pass.
+
+    With `after_bos` those of every block's first position are left out.
+    """
     pending: list[Tensor] = []
     waiting = 0
     for blocks in _block_batches(shards, settings):
         input_ids = torch.from_numpy(blocks.astype(np.int64)).to(decoder.device)
-        hidden = decoder.hidden_states(input_ids).float()
+        hidden = decoder.hidden_states(input_ids)[:, int(after_bos) :].float()
         states, _ = layer_normalize(hidden.flatten(0, 1))  # [positions, d_model]
         pending.append(states)
         waiting += len(states)

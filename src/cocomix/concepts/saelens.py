@@ -1,7 +1,10 @@
 """Reading SAEs that SAELens can load.
 
-Only what determines the numbers is taken off the loaded object: weights, activation, normalisation. SAELens keeps the
+What determines the numbers is taken off the loaded object: weights, activation, normalisation. SAELens keeps the
 normalisation statistics of the last input on its module; our functional form does not.
+
+Of its notes only `prepend_bos` is kept, to explain a bad fit with. It is no reason to refuse a good one: SAELens writes
+true for configurations older than its version 6 that say nothing, and for Qwen's models, which have no such token.
 """
 
 from pathlib import Path
@@ -100,6 +103,7 @@ def from_sae(sae: Any, name: str) -> ConceptDictionary:
         normalize=_NORMALIZATIONS[normalize],
         subtract_b_dec=bool(sae.cfg.apply_b_dec_to_input),
         name=name,
+        prepend_bos=sae.cfg.metadata.get("prepend_bos"),
     )
 
 
@@ -128,6 +132,8 @@ def save_sae_lens(dictionary: ConceptDictionary, folder: Path) -> None:
         device="cpu",
         **options,
     )
+    if dictionary.prepend_bos is not None:
+        config.metadata.prepend_bos = dictionary.prepend_bos
     sae = lens.SAE.get_sae_class_for_architecture(config.architecture())(config)
     sae.load_state_dict({name: tensor.cpu() for name, tensor in dictionary.tensors().items()})
     sae.save_model(folder)

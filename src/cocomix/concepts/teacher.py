@@ -108,13 +108,21 @@ class ConceptTeacher:
         dictionary: concepts of that block's output; moved to the model's device, in float32.
         layer: 0-based index of the block whose output is hooked.
         name: where the model came from, for manifests; the configuration's own record by default.
+        bos_token_id: what texts begin with, if they do. There a text is given no labels and the dictionary is not
+            tried: the hidden state is the same in every text, says nothing of it, and is unlike all others.
 
     Raises:
         CoCoMixError: the dictionary has another width than the model, or `layer` is out of range.
     """
 
     def __init__(
-        self, model: PreTrainedModel, dictionary: ConceptDictionary, layer: int, *, name: str | None = None
+        self,
+        model: PreTrainedModel,
+        dictionary: ConceptDictionary,
+        layer: int,
+        *,
+        name: str | None = None,
+        bos_token_id: int | None = None,
     ) -> None:
         self.decoder = FrozenDecoder(model, layer)
         if dictionary.d_model != self.decoder.d_model:
@@ -123,6 +131,7 @@ class ConceptTeacher:
                 f"teacher's are {self.decoder.d_model} wide; use an SAE that was fitted on this teacher."
             )
         self.dictionary = dictionary.to(device=self.decoder.device, dtype=torch.float32)
+        self.bos_token_id = bos_token_id
         self.name = name if name is not None else str(model.config.name_or_path)
 
     @property
@@ -164,12 +173,13 @@ class ConceptTeacher:
                 or of the summed loss, which does not depend on what else is in the batch (`sum`). Labels are the same.
 
         Returns:
-            ids and scores [batch, seq, k]; −100 at the last position, at padding, before padding, and where the
-            criterion is not positive.
+            ids and scores [batch, seq, k]; −100 at the last position, at padding, before padding, at the begin-of-text
+            token, and where the criterion is not positive.
         """
         settings = settings or AttributionSettings()
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        labelled = target_mask(input_ids, attention_mask)
+        targets = target_mask(input_ids, attention_mask)
+        labelled = targets & self.described(input_ids, attention_mask)
         dtype = getattr(torch, settings.dtype)
         if settings.selection != "attribution":
             hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=dtype)
@@ -183,7 +193,7 @@ class ConceptTeacher:
                 raise CoCoMixError(
                     f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
                 )
-        gradient = _reduce(gradient.float(), labelled, reduction)
+        gradient = _reduce(gradient.float(), targets, reduction)
         with torch.no_grad():
             return choose_labels(self.dictionary, hidden, gradient, labelled, k, settings)
 
@@ -249,6 +259,14 @@ class ConceptTeacher:
         with torch.no_grad():
             return attribute_dense(self.dictionary, hidden, gradient, settings.activation)
 
+    def described(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Which positions the dictionary is asked about: tokens, but not the begin-of-text token. bool [batch, seq]"""
+        present = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if self.bos_token_id is None:
+            return present
+        first = present & (present.cumsum(dim=-1) == 1)
+        return present & ~(first & (input_ids == self.bos_token_id))
+
     def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         device = self.decoder.device
         return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
@@ -264,6 +282,7 @@ class TeacherSource:
         dictionary: SAELens release, or folder of an autoencoder.
         sae_id: which autoencoder of a release.
         revision: commit, tag or branch of a hub model.
+        bos_token_id: what the texts begin with.
     """
 
     model: str
@@ -271,6 +290,7 @@ class TeacherSource:
     dictionary: str
     sae_id: str | None = None
     revision: str | None = None
+    bos_token_id: int | None = None
 
     def load(self, device: torch.device | str | None = None) -> ConceptTeacher:
         """Load both in float32, to the CPU if no device is given.
@@ -280,9 +300,9 @@ class TeacherSource:
         """
         dictionary = ConceptDictionary.from_sae_lens(self.dictionary, self.sae_id)
         model = load_teacher(self.model, revision=self.revision, device=device)
-        return ConceptTeacher(model, dictionary, self.layer, name=self.model)
+        return ConceptTeacher(model, dictionary, self.layer, name=self.model, bos_token_id=self.bos_token_id)
 
 
-def _reduce(gradient: Tensor, labelled: Tensor, reduction: Reduction) -> Tensor:
+def _reduce(gradient: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
     """From the gradient of the summed loss to the asked one."""
-    return gradient if reduction == "sum" else gradient / labelled.sum().clamp(min=1)
+    return gradient if reduction == "sum" else gradient / targets.sum().clamp(min=1)

@@ -53,8 +53,8 @@ class SplitMeta(BaseModel):
     documents: int
     """Documents read into the split."""
     tokens: int
-    """Tokens of these documents, each with its end-of-document token; the last ones, fewer than block_size,
-    fill no block and are not stored."""
+    """Tokens of these documents, each with its end-of-document token but without what blocks begin with; the last
+    ones, fewer than fill a block, are not stored."""
     bytes: int
     """UTF-8 bytes of the documents' text."""
     blocks: int
@@ -77,16 +77,27 @@ class BlockWriter:
         block_size: tokens per block.
         blocks_per_shard: blocks per file; the last one may hold fewer.
         dtype: from `token_dtype`.
+        bos_token_id: put at the beginning of every block, before `block_size` − 1 of the tokens; nothing if `None`.
     """
 
-    def __init__(self, folder: Path, *, block_size: int, blocks_per_shard: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        block_size: int,
+        blocks_per_shard: int,
+        dtype: np.dtype[Any],
+        bos_token_id: int | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.block_size = block_size
         self.shards: list[ShardMeta] = []
         self.tokens = 0
-        """Tokens added so far."""
-        self._buffer = np.empty(block_size * blocks_per_shard, dtype=dtype)
+        """Tokens added so far; those put at the beginning of blocks do not count."""
+        self._bos_token_id = bos_token_id
+        self._taken = block_size - (bos_token_id is not None)  # of the stream, by each block
+        self._buffer = np.empty(self._taken * blocks_per_shard, dtype=dtype)
         self._filled = 0
 
     def add(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
@@ -103,13 +114,15 @@ class BlockWriter:
 
     def close(self) -> tuple[ShardMeta, ...]:
         """Write the last shard, leaving out tokens that do not fill a block, and return all shards."""
-        if self._filled >= self.block_size:
+        if self._filled >= self._taken:
             self._flush()
         return tuple(self.shards)
 
     def _flush(self) -> None:
-        blocks = self._filled // self.block_size
-        tokens = self._buffer[: blocks * self.block_size]
+        blocks = self._filled // self._taken
+        tokens = self._buffer[: blocks * self._taken]
+        if self._bos_token_id is not None:
+            tokens = np.insert(tokens.reshape(blocks, self._taken), 0, self._bos_token_id, axis=1).reshape(-1)
         name = f"{len(self.shards):05d}"
         _write_shard(self.folder / f"{name}.arrow", tokens, self.block_size)
         self.shards.append(ShardMeta(name=name, blocks=blocks, sha256=hashlib.sha256(tokens.tobytes()).hexdigest()))

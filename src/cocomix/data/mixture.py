@@ -25,11 +25,11 @@ class MixedData(PreparedData):
         """Join corpora.
 
         Args:
-            parts: at least one; of the same tokenizer and block size.
+            parts: at least one; of the same tokenizer and block size, with the same token before blocks or none.
             weights: share of each, in any unit.
 
         Raises:
-            CoCoMixError: a corpus has another tokenizer, block size or splits than the first.
+            CoCoMixError: a corpus has another tokenizer, block size, first token of blocks or splits than the first.
         """
         self.parts = tuple(parts)
         self.shares = tuple(weight / sum(weights) for weight in weights)
@@ -38,12 +38,13 @@ class MixedData(PreparedData):
             for what, found, expected in (
                 ("tokenizer", part.meta.tokenizer_fingerprint[:16], first.meta.tokenizer_fingerprint[:16]),
                 ("block size", part.meta.block_size, first.meta.block_size),
+                ("begin-of-text token", part.meta.bos_token_id, first.meta.bos_token_id),
                 ("splits", ", ".join(sorted(part.meta.splits)), ", ".join(sorted(first.meta.splits))),
             ):
                 if found != expected:
                     raise CoCoMixError(
                         f"{part.path} and {first.path} cannot be mixed: they differ in their {what} ({found} and "
-                        f"{expected}); prepare both with the same --tokenizer and --block-size."
+                        f"{expected}); prepare both with the same --tokenizer, --block-size and --prepend-bos."
                     )
         identity = [
             [part.meta.fingerprint, round(share, 9)] for part, share in zip(self.parts, self.shares, strict=True)

@@ -22,6 +22,7 @@ from cocomix.data.tokenizer import (
     encode_batch,
     load_tokenizer,
     plain_encoder,
+    set_begin_of_text,
     tokenizer_fingerprint,
     train_tokenizer,
     vocabulary_size,
@@ -60,6 +61,9 @@ class PrepareSettings(BaseModel):
     """UTF-8 bytes of training text, from the beginning, that the BPE is trained on at most; they are held in memory."""
     block_size: int = Field(default=1024, ge=2)
     """Tokens per block."""
+    prepend_bos: bool = False
+    """Begin every block with the tokenizer's begin-of-text token, which takes one of its places, as SAELens' option of
+    this name does; for teachers and dictionaries that were made for such contexts, Gemma's among them."""
     blocks_per_shard: int = Field(default=4096, ge=1)
     """Blocks per file; one file of each split is held in memory while writing."""
     seed: int = 0
@@ -80,8 +84,9 @@ def prepare(settings: PrepareSettings, output: Path, reporter: Reporter | None =
     """Turn text into packed token blocks in the folder `output`.
 
     Every document is encoded without special tokens and followed by the end-of-document token; documents are packed
-    one after another, so that blocks begin and end anywhere. The same sources and settings give the same bytes.
-    Memory does not grow with the corpus.
+    one after another, so that blocks begin and end anywhere. With `prepend_bos` each block has the begin-of-text token
+    first and then the next `block_size` − 1 tokens of the documents. The tokenizer is saved so that it begins texts in
+    the same way. The same sources and settings give the same bytes. Memory does not grow with the corpus.
 
     Raises:
         CoCoMixError: the settings contradict each other, a source or the tokenizer cannot be used, a split would hold
@@ -122,10 +127,13 @@ class _Preparation:
         with staged_directory(output) as folder:
             name, revision = self.settings.tokenizer, self.settings.tokenizer_revision
             tokenizer = None if name is None else load_tokenizer(name, revision)
+            if tokenizer is not None:
+                set_begin_of_text(tokenizer, self.settings.prepend_bos, str(name))  # or refuse it before reading
             with self.reporter.progress("reading and encoding", self._total_megabytes(), "MB") as advance:
                 documents = self._counted(self._stream(), advance)
                 if tokenizer is None:
                     tokenizer, documents = self._train_tokenizer(documents)
+                    set_begin_of_text(tokenizer, self.settings.prepend_bos, "trained here")
                 splits = self._write_blocks(folder, tokenizer, documents)
             self._check_splits(splits)
             tokenizer.save_pretrained(folder / "tokenizer")
@@ -202,6 +210,7 @@ class _Preparation:
                 block_size=settings.block_size,
                 blocks_per_shard=settings.blocks_per_shard,
                 dtype=dtype,
+                bos_token_id=self._begin(tokenizer),
             )
             for split in (TRAIN, VALIDATION)
         }
@@ -223,6 +232,10 @@ class _Preparation:
                 shards=shards,
             )
         return splits
+
+    def _begin(self, tokenizer: PreTrainedTokenizerFast) -> int | None:
+        """What every block begins with."""
+        return int(tokenizer.bos_token_id) if self.settings.prepend_bos else None
 
     def _check_splits(self, splits: dict[str, SplitMeta]) -> None:
         for name, split in splits.items():
@@ -249,11 +262,12 @@ class _Preparation:
         return DataMeta(
             format_version=FORMAT_VERSION,
             cocomix_version=version("cocomix"),
-            fingerprint=data_fingerprint(fingerprint, settings.block_size, splits),
+            fingerprint=data_fingerprint(fingerprint, settings.block_size, splits, self._begin(tokenizer)),
             tokenizer_fingerprint=fingerprint,
             tokenizer_name=settings.tokenizer or f"byte-level BPE of {vocabulary_size(tokenizer):,} trained here",
             vocab_size=vocabulary_size(tokenizer),
             eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=self._begin(tokenizer),
             block_size=settings.block_size,
             seed=settings.seed,
             sources=(

@@ -55,6 +55,9 @@ class DataMeta(BaseModel):
     """Rows an embedding needs: the largest token number plus one."""
     eos_token_id: int
     """The token after every document."""
+    bos_token_id: int | None = None
+    """The token that every block begins with, before `block_size` − 1 tokens of the documents; `None` where blocks hold
+    nothing but documents."""
     block_size: int = Field(ge=2)
     """Tokens per block."""
     seed: int
@@ -67,10 +70,13 @@ class DataMeta(BaseModel):
     """Characters put in for bytes that were not UTF-8."""
 
 
-def data_fingerprint(tokenizer_fingerprint: str, block_size: int, splits: dict[str, SplitMeta]) -> str:
-    """SHA-256 (hex) over everything that determines the tokens."""
+def data_fingerprint(
+    tokenizer_fingerprint: str, block_size: int, splits: dict[str, SplitMeta], bos_token_id: int | None = None
+) -> str:
+    """SHA-256 (hex) over everything that determines the tokens, and what every block is said to begin with."""
     shards = {name: [(shard.blocks, shard.sha256) for shard in split.shards] for name, split in splits.items()}
-    return fingerprint_json({"tokenizer": tokenizer_fingerprint, "block_size": block_size, "shards": shards})
+    values = {"tokenizer": tokenizer_fingerprint, "block_size": block_size, "shards": shards}
+    return fingerprint_json(values if bos_token_id is None else {**values, "bos": bos_token_id})
 
 
 class PreparedData:

@@ -1,11 +1,11 @@
 """Token blocks made while training, from the Parquet shards of a corpus too large to prepare.
 
 The row groups of all shards are read in `lanes`. The r-th row group to be read is, in pass r // n over the n row
-groups, the one that a permutation puts at r % n; lane l reads row groups l, l + lanes, l + 2 · lanes, … and packs
-their documents one after another, each followed by the end-of-document token, as `cocomix prepare` does. Block b of the
-run is block b // lanes of lane b % lanes. So every block is a function of the shards, the seed and its number alone;
-whoever needs some of the lanes reads only those; and to go on with a lane, it is enough to know at which token of which
-document its next block begins.
+groups, the one that a permutation puts at r % n; lane l reads row groups l, l + lanes, l + 2 · lanes, … and packs their
+documents one after another, each followed by the end-of-document token, as `cocomix prepare` does (and with what the
+blocks of the data beside it begin with). Block b of the run is block b // lanes of lane b % lanes. So every block is a
+function of the shards, the seed and its number alone; whoever needs some of the lanes reads only those; and to go on
+with a lane, it is enough to know at which token of which document its next block begins.
 
 Lanes hold different amounts of text, so that one may begin another pass while another lane ends the one before.
 """
@@ -57,6 +57,7 @@ class StreamSource:
         text_column: holds the text.
         encoder: from `plain_encoder`.
         eos_token_id: put after every document.
+        bos_token_id: put at the beginning of every block, if there is one.
         block_size: tokens per block.
         lanes: how many row groups are read side by side, at most as many as there are.
         seed: of the order of row groups.
@@ -66,6 +67,7 @@ class StreamSource:
     text_column: str
     encoder: Tokenizer
     eos_token_id: int
+    bos_token_id: int | None
     block_size: int
     lanes: int
     seed: int
@@ -136,6 +138,8 @@ class _Lane:
         block = np.empty(self._source.block_size, dtype=np.int64)
         number, turn, row, token = self.mark
         filled = 0
+        if self._source.bos_token_id is not None:
+            block[0], filled = self._source.bos_token_id, 1
         while filled < len(block):
             while token >= len(self._tokens):
                 turn, row, token, self._tokens = next(self._documents)

@@ -68,6 +68,7 @@ class StreamedData(PreparedData):
             text_column=self.text_column,
             encoder=plain_encoder(self.tokenizer()),
             eos_token_id=self.meta.eos_token_id,
+            bos_token_id=self.meta.bos_token_id,
             block_size=self.meta.block_size,
             lanes=self.lanes,
             seed=seed,

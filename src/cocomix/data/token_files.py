@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.data.blocks import BlockWriter, SplitMeta, token_dtype
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta, data_fingerprint
 from cocomix.data.splits import TRAIN, VALIDATION, split_draw
-from cocomix.data.tokenizer import load_tokenizer, tokenizer_fingerprint, vocabulary_size
+from cocomix.data.tokenizer import load_tokenizer, set_begin_of_text, tokenizer_fingerprint, vocabulary_size
 from cocomix.errors import CoCoMixError
 from cocomix.output import staged_directory, write_json
 from cocomix.reporter import Advance, Reporter
@@ -99,6 +99,7 @@ class _Copying:
     def __init__(self, settings: "PrepareSettings", tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.vocab_size, self.end = vocabulary_size(tokenizer), int(tokenizer.eos_token_id)
+        self.begin = set_begin_of_text(tokenizer, settings.prepend_bos, str(settings.tokenizer))
         self.documents: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.source_documents: Counter[str] = Counter()
@@ -111,6 +112,7 @@ class _Copying:
                 block_size=settings.block_size,
                 blocks_per_shard=settings.blocks_per_shard,
                 dtype=token_dtype(self.vocab_size),
+                bos_token_id=self.begin,
             )
             for split in (TRAIN, VALIDATION)
         }
@@ -200,11 +202,12 @@ class _Copying:
         return DataMeta(
             format_version=FORMAT_VERSION,
             cocomix_version=version("cocomix"),
-            fingerprint=data_fingerprint(fingerprint, settings.block_size, splits),
+            fingerprint=data_fingerprint(fingerprint, settings.block_size, splits, self.begin),
             tokenizer_fingerprint=fingerprint,
             tokenizer_name=str(settings.tokenizer),
             vocab_size=self.vocab_size,
             eos_token_id=self.end,
+            bos_token_id=self.begin,
             block_size=settings.block_size,
             seed=settings.seed,
             sources=tuple(

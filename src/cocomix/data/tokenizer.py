@@ -14,10 +14,12 @@ from cocomix.output import fingerprint_json
 __all__ = [
     "END_OF_TEXT",
     "MIN_VOCAB_SIZE",
+    "begin_of_text",
     "check_vocab_size",
     "encode_batch",
     "load_tokenizer",
     "plain_encoder",
+    "set_begin_of_text",
     "tokenizer_fingerprint",
     "train_tokenizer",
     "vocabulary_size",
@@ -144,6 +146,36 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """Rows an embedding needs: the largest token number plus one."""
     return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def begin_of_text(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The begin-of-text token that a tokenizer puts before a text by itself; `None` where it puts none."""
+    plain, own = (tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
+    return int(own[0]) if len(own) > len(plain) and own[0] == tokenizer.bos_token_id else None
+
+
+def set_begin_of_text(tokenizer: PreTrainedTokenizerFast, prepend_bos: bool, name: str) -> int | None:
+    """Have a tokenizer begin texts as the blocks begin that are made with it, saved copies of it included.
+
+    Args:
+        tokenizer: changed in place; its fingerprint stays.
+        prepend_bos: whether a text begins with the begin-of-text token.
+        name: of the tokenizer, for the message.
+
+    Returns:
+        The token, `None` without `prepend_bos`.
+
+    Raises:
+        CoCoMixError: it has none.
+    """
+    if prepend_bos and tokenizer.bos_token_id is None:
+        raise CoCoMixError(
+            f"the tokenizer {name} has no begin-of-text token for blocks to begin with; leave out --prepend-bos, or "
+            "set bos_token in its tokenizer_config.json."
+        )
+    if prepend_bos != (begin_of_text(tokenizer) is not None):
+        tokenizer.add_bos_token = prepend_bos
+    return int(tokenizer.bos_token_id) if prepend_bos else None
 
 
 def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

@@ -23,14 +23,16 @@ class DocumentTally:
     """Sums next-token losses over the documents that were packed into blocks.
 
     A document ends with its end-of-document token and may reach over several blocks. The first token of a block is
-    never predicted, so a document loses one target at each block boundary; one without any target is left out.
+    never predicted, so a document loses one target at each block boundary, where no begin-of-text token stands there;
+    a document without any target is left out.
 
     Args:
         eos_token_id: the end-of-document token.
+        bos_token_id: what every block begins with, which ends no document; `None` where that is text.
     """
 
-    def __init__(self, eos_token_id: int) -> None:
-        self.eos_token_id = eos_token_id
+    def __init__(self, eos_token_id: int, bos_token_id: int | None = None) -> None:
+        self.eos_token_id, self.bos_token_id = eos_token_id, bos_token_id
         self._ended = 0
         self._losses = torch.zeros(0, dtype=torch.float64)
         self._targets = torch.zeros(0, dtype=torch.float64)
@@ -43,7 +45,10 @@ class DocumentTally:
             losses: of the tokens from the second on, nats. [batch, seq − 1], float64, on the CPU
             counted: which of them are targets; by default all. [batch, seq − 1], bool
         """
-        ends = (input_ids == self.eos_token_id).cpu().flatten().long()
+        ended = input_ids == self.eos_token_id
+        if self.bos_token_id is not None:
+            ended[:, 0] = False
+        ends = ended.cpu().flatten().long()
         document = self._ended + ends.cumsum(0) - ends  # an end belongs to the document that it ends
         self._ended += int(ends.sum())
         target_documents = document.view(input_ids.shape)[:, 1:].flatten()

@@ -9,6 +9,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from cocomix.data import begin_of_text
 from cocomix.reporter import Reporter
 
 __all__ = ["CountingModel"]
@@ -48,6 +49,8 @@ class CountingModel(HFLM):  # type: ignore[misc]
             max_length=model.config.max_position_embeddings,
             mixed_precision_dtype=None if dtype == torch.float32 else dtype,
         )
+        self._begin = begin_of_text(tokenizer)
+        self.add_bos_token = self._begin is not None  # as in training, whatever the harness thinks of the architecture
         self.reporter = reporter
         self.requests = self.truncated = self.endings_cut = 0
 
@@ -56,8 +59,18 @@ class CountingModel(HFLM):  # type: ignore[misc]
         return list(super().loglikelihood(requests, disable_tqdm=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Likewise."""
-        return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
+        """Likewise; the harness begins a text with the begin-of-text token itself, which must not come twice."""
+        self.add_bos_token = False
+        try:
+            return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
+        finally:
+            self.add_bos_token = self._begin is not None
+
+    def _shortened(self, context: list[int], room: int) -> list[int]:
+        """A prompt that does not fit, cut behind its begin-of-text token, which the harness would cut off."""
+        if self._begin is None or len(context) <= room or context[0] != self._begin or room < 2:
+            return context
+        return [self._begin, *context[1 - room :]]
 
     def _loglikelihood_tokens(self, requests: list[Request], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Count, cut endings that cannot fit, and score a few batches at a time. The harness cuts the prompts."""
@@ -65,7 +78,8 @@ class CountingModel(HFLM):  # type: ignore[misc]
         for texts, context, ending in requests:
             self.truncated += len(context) + len(ending) > self.max_length + 1
             self.endings_cut += len(ending) > self.max_length
-            fitting.append((texts, context, ending[: self.max_length]))
+            ending = ending[: self.max_length]
+            fitting.append((texts, self._shortened(context, self.max_length + 1 - len(ending)), ending))
         self.requests += len(requests)
         # Longest first, as the harness does within a call, so that a batch holds requests of like length.
         order = sorted(range(len(fitting)), key=lambda index: -len(fitting[index][1]) - len(fitting[index][2]))

@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from cocomix.concepts import ConceptLabelStore
-from cocomix.data import VALIDATION, DocumentBlocks, MixedData, PreparedData
+from cocomix.data import VALIDATION, DocumentBlocks, MixedData, PreparedData, begin_of_text
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.documents import DocumentTally, write_document_losses
 from cocomix.evaluation.inference import MapDataset
@@ -102,7 +102,12 @@ def evaluate_run(
     meta = prepared.split(split).meta
     blocks: MapDataset = prepared.split(split)
     if run.manifest.document_masks:
-        blocks = DocumentBlocks(blocks, prepared.meta.eos_token_id)
+        blocks = DocumentBlocks(blocks, prepared.meta.eos_token_id, prepared.meta.bos_token_id)
+    if data is not None and begin_of_text(run.tokenizer()) != prepared.meta.bos_token_id:
+        reporter.warn(
+            f"the blocks of {data} begin otherwise than those that {run.manifest.name} was trained on: only one of the "
+            "two was prepared with --prepend-bos."
+        )
     model = run.model()
     found = None
     if predicts_concepts(model):
@@ -115,7 +120,7 @@ def evaluate_run(
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
     shared |= {"limit_blocks": limit_blocks, "reporter": reporter}
     bytes_per_token = meta.bytes / meta.tokens if meta.bytes > 0 else None
-    tally = DocumentTally(prepared.meta.eos_token_id) if per_document else None
+    tally = DocumentTally(prepared.meta.eos_token_id, prepared.meta.bos_token_id) if per_document else None
     result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, documents=tally, **shared)
     measured, note = None, None
     if reliance:

@@ -36,9 +36,11 @@ def check_data(path: Path, checklist: Checklist) -> None:
                     raise CoCoMixError(f"the shard {shard.path} has changed since it was written; {_PREPARE}.")
                 if int(tokens.max(initial=0)) >= meta.vocab_size:
                     raise CoCoMixError(f"the shard {shard.path} holds tokens beyond the vocabulary; prepare again.")
+                if meta.bos_token_id is not None and bool((tokens[:, 0] != meta.bos_token_id).any()):
+                    raise CoCoMixError(f"blocks of the shard {shard.path} begin with other tokens than meta.json says.")
         blocks = sum(shard.blocks for shard in counts.shards)
         checklist.equal(f"{split} blocks", blocks, counts.blocks, "sum over the shards", "prepare again")
-    fingerprint = data_fingerprint(meta.tokenizer_fingerprint, meta.block_size, meta.splits)
+    fingerprint = data_fingerprint(meta.tokenizer_fingerprint, meta.block_size, meta.splits, meta.bos_token_id)
     checklist.equal("fingerprint", fingerprint, meta.fingerprint, "tokenizer, block size and shards", "prepare again")
     with checklist.check("tokenizer", "its fingerprint", "copy it again from where it came from"):
         if tokenizer_fingerprint(data.tokenizer()) != meta.tokenizer_fingerprint:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.data import load_tokenizer, positions_of_rows
+from cocomix.data import begin_of_text, load_tokenizer, positions_of_rows
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation.runs import Run
 from cocomix.interpret.atlas_cards import (
@@ -247,7 +247,7 @@ class ConceptAtlas:
         # A model that mixes nothing in has no amounts, and `measure_effect` refuses it in words.
         blocks, positions = self._effect_blocks(), None
         if self.record.document_masks:
-            positions = positions_of_rows(blocks, self.tokenizer.eos_token_id)
+            positions = positions_of_rows(blocks, self.tokenizer.eos_token_id, begin_of_text(self.tokenizer))
         return measure_effect(
             model, self.tokenizer, blocks, concept, amount or 0.0, self.settings.effect_top, positions
         )

@@ -41,7 +41,7 @@ class AtlasBlocks(Dataset[dict[str, torch.Tensor]]):
         for split in (VALIDATION, TRAIN):
             blocks: TokenBlocks | DocumentBlocks = data.split(split)
             if document_masks:
-                blocks = DocumentBlocks(blocks, data.meta.eos_token_id)
+                blocks = DocumentBlocks(blocks, data.meta.eos_token_id, data.meta.bos_token_id)
             labelled = None if labels is None else labels.split(split)
             if labelled is not None and len(labelled) != len(blocks):
                 raise CoCoMixError(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.data import begin_of_text
 from cocomix.errors import CoCoMixError
 from cocomix.modeling import CoCoMixForCausalLM, predicts_concepts
 
@@ -14,7 +15,10 @@ __all__ = ["concept_model", "encode", "encode_together", "visible"]
 
 
 def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, room: int = 0) -> Tensor:
-    """Tokens of a text, without special tokens added, on the model's device. [1, seq], int64
+    """Tokens of a text on the model's device. [1, seq], int64
+
+    They begin as the blocks that the model was trained on: with the begin-of-text token, if the tokenizer saved with it
+    puts that there (see `cocomix prepare --prepend-bos`). No other special token is added.
 
     Args:
         model: the model that will read them.
@@ -28,7 +32,9 @@ def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
     """
     if not text.strip():
         raise CoCoMixError("the text is empty; give at least one word.")
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    begin = begin_of_text(tokenizer)
+    ids: list[int] = [] if begin is None else [begin]
+    ids += tokenizer.encode(text, add_special_tokens=False)
     context = model.config.max_position_embeddings
     if len(ids) + room > context:
         asked = f"{len(ids)} tokens" if room == 0 else f"{len(ids)} tokens and {room} more are to be generated"

@@ -67,7 +67,10 @@ def open_run_teacher(
         teacher_tokenizer_fingerprint=None,
     )
     settings = store.manifest.settings if store is not None else recipe.attribution or LabelSettings()
-    return RunTeacher(ConceptTeacher(decoder, loaded, model.layer, name=model.model), settings)
+    concept_teacher = ConceptTeacher(
+        decoder, loaded, model.layer, name=model.model, bos_token_id=data.meta.bos_token_id
+    )
+    return RunTeacher(concept_teacher, settings)
 
 
 def _teacher(run: Run, recipe: RunConfig, store: ConceptLabelStore | None, name: str | None) -> TeacherConfig:

@@ -88,7 +88,9 @@ def _choose(student: CoCoMixForCausalLM, run: Run, data: PreparedData, count: in
     if store is not None and store.manifest.data_fingerprint == data.meta.fingerprint:
         split = store.split(VALIDATION)
         labels = torch.stack([split[index]["concept_labels"] for index in used])
-    positions = positions_of_rows(input_ids, data.meta.eos_token_id) if run.manifest.document_masks else None
+    positions = None
+    if run.manifest.document_masks:
+        positions = positions_of_rows(input_ids, data.meta.eos_token_id, data.meta.bos_token_id)
     return choose_concepts(student, input_ids, labels, count, positions)
 
 

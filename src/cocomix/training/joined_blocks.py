@@ -29,7 +29,7 @@ class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
 
 def documents_apart(recipe: RunConfig, data: PreparedData, blocks: Dataset[Any]) -> Dataset[Any]:
     """The blocks, with `document_masks` as documents that do not see one another."""
-    return DocumentBlocks(blocks, data.meta.eos_token_id) if recipe.document_masks else blocks
+    return DocumentBlocks(blocks, data.meta.eos_token_id, data.meta.bos_token_id) if recipe.document_masks else blocks
 
 
 def joined_blocks(

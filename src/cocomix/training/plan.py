@@ -55,7 +55,9 @@ def plan_run(
     """
     vocabulary = None
     if data is not None:
-        vocabulary = Vocabulary(data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size)
+        vocabulary = Vocabulary(
+            data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size, data.meta.bos_token_id
+        )
     config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts, teacher_hidden_size)
     if data is not None:
         check_pretrained(recipe, config, data)

@@ -21,12 +21,14 @@ class Vocabulary:
         size: number of token ids.
         eos_token_id: the end-of-document token.
         block_size: tokens per block; the model's context is at least that.
+        bos_token_id: what every block begins with; `None` where that is text.
     """
 
-    def __init__(self, size: int, eos_token_id: int, block_size: int) -> None:
+    def __init__(self, size: int, eos_token_id: int, block_size: int, bos_token_id: int | None = None) -> None:
         self.size = size
         self.eos_token_id = eos_token_id
         self.block_size = block_size
+        self.bos_token_id = bos_token_id
 
 
 def model_config(
@@ -119,7 +121,8 @@ def _backbone(config: RunConfig, vocabulary: Vocabulary | None) -> PreTrainedCon
                 f"model.{where}.{positions} is {values[positions]} but the data's blocks have "
                 f"{vocabulary.block_size} tokens; {remedy}."
             )
-        values.update(bos_token_id=vocabulary.eos_token_id, eos_token_id=vocabulary.eos_token_id, pad_token_id=None)
+        begin = vocabulary.eos_token_id if vocabulary.bos_token_id is None else vocabulary.bos_token_id
+        values.update(bos_token_id=begin, eos_token_id=vocabulary.eos_token_id, pad_token_id=None)
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise CoCoMixError("model.backbone has no model_type; add for example model_type: gpt2.")

@@ -1,9 +1,14 @@
 """The code in README and documentation: found, made toy-sized, and run."""
 
+import ast
+import importlib
+import importlib.util
+import inspect
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -86,6 +91,37 @@ def understand(command: str) -> None:
     parameters = typer.main.get_command(app).commands[verb].make_context(verb, list(arguments)).params
     if verb == "train" and (ROOT / parameters["recipe"]).is_file():
         assert load_recipe(ROOT / parameters["recipe"], parameters["assignments"] or ()).tokens
+
+
+def check_names(code: str) -> set[str]:
+    """Without running it, see that what a piece of code imports is there and takes the keywords it is given.
+
+    Returns:
+        Packages that are not installed, of which nothing could be seen.
+    """
+    tree, names, missing = ast.parse(code), dict[str, Any](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            package = node.module.split(".")[0]
+            if importlib.util.find_spec(package) is None:
+                missing.add(package)
+                continue
+            module = importlib.import_module(node.module)
+            names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (called := _looked_up(node.func, names)) is not None:
+            keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg is not None}
+            inspect.signature(called).bind(*[None] * len(node.args), **keywords)
+    return missing
+
+
+def _looked_up(node: ast.expr, names: dict[str, Any]) -> Any:
+    """What `name` or `name.attribute` stands for, where the name was imported; else `None`."""
+    if isinstance(node, ast.Attribute):
+        owner = _looked_up(node.value, names)
+        return None if owner is None else getattr(owner, node.attr)
+    return names.get(node.id) if isinstance(node, ast.Name) else None
 
 
 def run_commands(cli: Cli, commands: list[str], replacements: dict[str, str]) -> None:

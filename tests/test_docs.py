@@ -6,9 +6,12 @@ its blocks run in order. A block that cannot run here says why in the comment be
 
 import ast
 import importlib
+import importlib.util
 import json
 import re
+import shlex
 import shutil
+import tomllib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +25,7 @@ from cocomix.cli import app
 from cocomix.config import RunConfig, merged
 from cocomix.sweep import SweepPlan
 from tests.command_line import Cli
-from tests.documents import DOCS, ROOT, Block, blocks, cocomix_arguments, run_commands, understand
+from tests.documents import DOCS, ROOT, Block, blocks, check_names, run_commands, understand
 from tests.workshop import Workshop
 
 VERBS = set(typer.main.get_command(app).commands)
@@ -36,6 +39,14 @@ COMMANDS = [
     for command in block.commands
     if re.match(r"cocomix [a-z]|(torchrun|accelerate) .*cocomix [a-z]", command)
 ]
+OTHER_COMMANDS = [
+    pytest.param(command, id=f"{page.relative_to(DOCS)}: {command}")
+    for page, found in BLOCKS.items()
+    for block in found
+    if block.kind == "bash"
+    for command in block.commands
+    if re.match(r"(make|pip|bash|python) ", command)
+]
 STARTS_FROM = {
     "quickstart.md": ("my_texts",),
     "howto/corpus.md": ("my_texts", "held_out", "data/mine", "data/mine/labels", "runs/mine"),
@@ -45,12 +56,42 @@ STARTS_FROM = {
     "howto/steering.md": ("runs/mine",),
     "howto/evaluation.md": ("data/mine", "runs/mine", "runs/mine_ntp"),
 }
+WITH_PYTHON = {
+    "backbones.md": ("runs/teacher",),
+    "export.md": ("exports/first",),
+    "importing.md": ("sae/mine",),
+}
+"""Pages that are no tutorials, and what their Python starts from."""
+TOY_PYTHON = {
+    '"openai-community/gpt2", insert_layer=6': '"runs/teacher", insert_layer=1',
+    '"The function returns"': '"the list"',
+    "max_new_tokens=32": "max_new_tokens=4",
+    "ConceptEdit(412,": "ConceptEdit(12,",
+}
+
+
+def of_kind(kind: str, *, run: bool = True, tutorials: bool = True) -> list[Block]:
+    """The blocks of a language: those that say why they do not run, with `run=False`; without tutorials."""
+    return [
+        block
+        for page, found in BLOCKS.items()
+        for block in found
+        if block.kind == kind
+        and (run or block.reason is not None)
+        and (tutorials or str(page.relative_to(DOCS)) not in STARTS_FROM)
+    ]
+
+
+def named(block: Block) -> str:
+    return f"{block.page.relative_to(DOCS)}: {block.section}"
 
 
 def lay_out(workshop: Workshop, names: tuple[str, ...], folder: Path) -> None:
     """Copies of the workshop's things under the names that the pages use."""
     sources = {
         "my_texts": "corpus",
+        "sae/mine": "dictionary",
+        "exports/first": "exported",
         "held_out": "corpus",
         "data/mine": "data",
         "data/mine/labels": "labels",
@@ -83,6 +124,47 @@ def test_tutorial_runs(
             read_recipe(block)
 
 
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_of_other_pages_runs(
+    page: str, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(workshop, WITH_PYTHON[page], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in BLOCKS[DOCS / page]:
+        if block.kind == "python" and block.reason is None:
+            code = block.code
+            for shown, toy in TOY_PYTHON.items():
+                code = code.replace(shown, toy)
+            exec(compile(code, page, "exec"), names)
+
+
+@pytest.mark.parametrize("block", of_kind("python", run=False), ids=named)
+def test_python_that_runs_nowhere_here_names_what_is_there(block: Block) -> None:
+    """`sae_dashboard` is the only package that the documentation names and the tests lack."""
+    assert check_names(block.code) <= {"sae_dashboard"}
+
+
+def test_names_and_keywords_that_are_not_there_are_found() -> None:
+    check_names("from cocomix.data import prepare\nprepare(settings, output=1)")
+    for wrong in ("from cocomix.data import prepared_data", "from cocomix.data import prepare\nprepare(1, 2, speed=3)"):
+        with pytest.raises((AttributeError, TypeError)):
+            check_names(wrong)
+    assert check_names("from no_such_package import anything\nanything(1)") == {"no_such_package"}
+
+
+def test_no_python_is_forgotten() -> None:
+    pages = {str(block.page.relative_to(DOCS)) for block in of_kind("python")}
+    assert pages <= STARTS_FROM.keys() | WITH_PYTHON.keys()
+    text = "".join(block.code for block in of_kind("python"))
+    assert all(shown in text for shown in TOY_PYTHON)
+
+
+@pytest.mark.parametrize("block", of_kind("yaml", tutorials=False), ids=named)
+def test_recipes_of_other_pages_can_be_read(block: Block) -> None:
+    read_recipe(block)
+
+
 def read_recipe(block: Block) -> None:
     """A recipe that names its file is written there, for the commands after it; a part of one must fit into one."""
     named = re.match(r"# (\S+\.yaml)\n", block.code)
@@ -99,7 +181,7 @@ def read_recipe(block: Block) -> None:
     ("page", "reason"),
     [
         pytest.param(page, block.reason, id=f"{page}: {block.section}")
-        for page in STARTS_FROM
+        for page in (*STARTS_FROM, *WITH_PYTHON)
         for block in BLOCKS[DOCS / page]
         if block.reason is not None
     ],
@@ -111,12 +193,24 @@ def test_block_runs_nowhere_here(page: str, reason: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_line_understands_it(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    if "…" not in command and not re.search(r"\b(RUN|RECIPE|FOLDER|DATA)\b", command):
-        understand(command)
-    else:
-        assert cocomix_arguments(command)[0] in {
-            each.name or each.callback.__name__ for each in app.registered_commands
-        }
+    understand(command)
+
+
+@pytest.mark.parametrize("command", OTHER_COMMANDS)
+def test_other_commands_name_what_is_there(command: str) -> None:
+    """Targets of make, extras of the package, scripts and modules of the repository."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert words[1] in targets
+    elif words[0] == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        asked = re.search(r"(?:cocomix|\.)\[(.*?)\]", command)
+        assert asked is None or set(asked[1].split(",")) <= project["optional-dependencies"].keys()
+    elif words[0] == "bash":
+        assert (ROOT / words[1]).is_file()
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) is not None
 
 
 # ---- references ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import yaml
 from cocomix.concepts import FitSettings
 from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig, load_recipe
 from cocomix.data import PreparedData, PrepareSettings, prepare
+from cocomix.export import export_run
 from cocomix.pipeline import distill_data, fit_on_data, label_data
 from cocomix.training import train
 
@@ -75,6 +76,10 @@ class Workshop:
         output = self.folder / "probabilities"
         distill_data(self.data, TeacherConfig(model=str(self.teacher), layer=1), output, top_k=8)
         return output
+
+    @cached_property
+    def exported(self) -> Path:
+        return export_run(self.cocomix_run, self.folder / "exports" / "mixed", license="mit", languages=("en",))
 
     @cached_property
     def ntp_run(self) -> Path:

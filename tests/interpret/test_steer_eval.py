@@ -30,8 +30,8 @@ PROMPTS = tokens(3, 5)
 LABELS = LabelSettings(k=2)
 
 
-def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, end=0):
-    return measure_steering(model, teacher, LABELS, prompts, settings, end=end, vocab_size=VOCAB)
+def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, end=0, followers=None):
+    return measure_steering(model, teacher, LABELS, prompts, settings, end=end, vocab_size=VOCAB, followers=followers)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,14 @@ def test_every_text_is_the_one_generated_alone(teacher, measured):
             text = model.generate(ids, concept_edits=edits, **greedy)
         concept = measured.concepts[concept_place]
         expected = measure_texts(text, 5, [concept], student=model, teacher=teacher, labels=LABELS)
-        for name in MEASURES:
+        for name in measured.measures:
             found = measured.values[arm][name][concept_place, factor_place, prompt]
             assert found == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6), (arm, name)
 
 
 def test_a_factor_of_one_is_no_steering(measured):
-    for name in MEASURES:
+    assert set(measured.measures) == set(MEASURES) - {"following"}
+    for name in measured.measures:
         neutral = measured.values["student"][name][:, 1]
         assert np.array_equal(neutral, measured.values["control"][name][:, 1])
     assert not np.array_equal(measured.values["student"]["activation"], measured.values["control"]["activation"])
@@ -105,7 +106,13 @@ def test_a_planted_concept_is_found_to_steer_and_its_control_is_not():
     model, reader = planted()
     factors = (-10.0, -3.0, 0.0, 1.0, 2.0, 4.0, 10.0)
     changes = {"concepts": (7,), "factors": factors, "temperature": 1.0, "prompts": 6, "new_tokens": 10}
-    found = measure(model, reader, replace(SETTINGS, **changes), tokens(6, 5))
+    followers = torch.zeros(1, VOCAB)
+    followers[0, 13] = 1.0  # the planted token
+    found = measure(model, reader, replace(SETTINGS, **changes), tokens(6, 5), followers=followers)
+    (follows,) = score_concepts(found, "following")
+    assert follows.steers()
+    assert not follows.steers("control")
+    assert follows.gain > 0.1
     (score,) = score_concepts(found)
     assert score.steers()
     assert score.trends["student"].correlation > 0.7

@@ -56,13 +56,19 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
             assert values["curves"]["student"][name]["mean"][2] == pytest.approx(mean, rel=1e-4)
     page = (output / "steering.md").read_text()
     assert "3 concepts" in page
-    assert page.count("\n| ") == 1 + 1 + 3 + len(MEASURES) * (1 + 1 + 3)
+    assert page.count("\n| ") == 2 * (1 + 1 + 3) + len(MEASURES) * (1 + 1 + 3)
+    following = values["following"]["concepts"]
+    assert {concept["concept"] for concept in following} == {concept["concept"] for concept in values["concepts"]}
+    assert all(
+        concept["student"] != other["student"] for concept, other in zip(following, values["concepts"], strict=True)
+    )
     assert Image.open(output / "steering.png").size[0] > 1000
     assert {path.name for path in output.iterdir()} == {f"steering.{kind}" for kind in ("json", "csv", "md", "png")}
 
     again = cli("steer-eval", workshop.cocomix_run, "-o", tmp_path / "again", "--num-concepts", 3, *SMALL)
     assert json.loads((tmp_path / "again" / "steering.json").read_text()) == values
     assert "of 3 concepts steer" in again.out
+    assert "by what follows" in again.out
     cli.refuses("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, says="already exists")
 
 

@@ -26,7 +26,7 @@ def test_measures_equal_a_text_at_a_time():
     latents = teacher.dictionary.latents(teacher.decoder.hidden_states(texts))
     concepts = latents[:, PROMPT:].sum(1).argmax(-1).tolist()
     found = measure_texts(texts, PROMPT, concepts, student=model, teacher=teacher, labels=labels)
-    assert set(found) == set(MEASURES)
+    assert set(found) == set(MEASURES) - {"following"}
     for row, (text, concept) in enumerate(zip(texts, concepts, strict=True)):
         assert found["activation"][row] == pytest.approx(float(latents[row, PROMPT:, concept].mean()), rel=1e-5)
         assert found["activation"][row] > 0
@@ -39,3 +39,14 @@ def test_measures_equal_a_text_at_a_time():
             assert found[name][row] == pytest.approx(float(F.cross_entropy(logits, text[PROMPT:])), rel=1e-4)
         assert found["distinct_2"][row] == distinct_bigrams(text[PROMPT:].tolist())
     assert any(found["label_rate"])
+
+
+def test_following_is_the_mean_score_of_the_new_tokens():
+    teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
+    generator = torch.Generator().manual_seed(0)
+    texts, followers = torch.randint(1, VOCAB, (3, 9), generator=generator), torch.randn(3, VOCAB, generator=generator)
+    shared = {"student": student("gpt2"), "teacher": teacher, "labels": LabelSettings(k=3)}
+    found = measure_texts(texts, PROMPT, [0, 1, 2], followers=followers, **shared)
+    for row, text in enumerate(texts.tolist()):
+        scores = [followers[row, token].item() for token in text[PROMPT:]]
+        assert found["following"][row] == pytest.approx(np.mean(scores), rel=1e-5)

@@ -91,13 +91,18 @@ class SteerMeasurements:
         settings: how.
         concepts: the concepts measured, and turned in the arms student and teacher.
         controls: the concept turned in the control arm, for each of them.
-        values: for each arm and each of `MEASURES`, [concepts, factors, prompts].
+        values: for each arm and each of `measures`, [concepts, factors, prompts].
     """
 
     settings: SteerEvalSettings
     concepts: tuple[int, ...]
     controls: tuple[int, ...]
     values: dict[Arm, dict[str, NDArray[Any]]] = field(repr=False)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Those of `MEASURES` that were measured: all, or all but `following`."""
+        return tuple(name for name in MEASURES if name in self.values["student"])
 
 
 def choose_concepts(
@@ -151,6 +156,7 @@ def measure_steering(
     *,
     end: int | None,
     vocab_size: int,
+    followers: Tensor | None = None,
     reporter: Reporter | None = None,
 ) -> SteerMeasurements:
     """Generate the three arms' texts for every concept, factor and prompt, and measure each text.
@@ -163,6 +169,7 @@ def measure_steering(
         settings: which concepts (at least one) and how.
         end: the end-of-document token.
         vocab_size: tokens of the tokenizer; others are not drawn.
+        followers: scores of the settings' concepts by `follower_scores`, to measure `following`. [concepts, vocab]
         reporter: told about progress.
 
     Raises:
@@ -174,7 +181,8 @@ def measure_steering(
     _check(student, teacher, settings)
     concepts, controls = settings.concepts, _controls(student.config.num_concepts, settings)
     shape = (len(concepts), len(settings.factors), len(prompts))
-    values: dict[Arm, dict[str, NDArray[Any]]] = {arm: {name: np.zeros(shape) for name in MEASURES} for arm in ARMS}
+    names = [name for name in MEASURES if name != "following" or followers is not None]
+    values: dict[Arm, dict[str, NDArray[Any]]] = {arm: {name: np.zeros(shape) for name in names} for arm in ARMS}
     prompts = prompts.to(student.device)
     with reporter.progress("steering", math.prod(shape) * len(ARMS), "texts") as advance:
         for arm in ARMS:
@@ -191,13 +199,15 @@ def measure_steering(
                     for place, (concept, factor) in enumerate(cells)
                 ]
                 texts = _continued(arm, student, teacher, together, edits, settings, number, end, vocab_size)
+                places = [concept for concept, _ in cells for _ in range(len(prompts))]
                 measured = measure_texts(
                     texts,
                     settings.prompt_tokens,
-                    [concepts[concept] for concept, _ in cells for _ in range(len(prompts))],
+                    [concepts[place] for place in places],
                     student=student,
                     teacher=teacher,
                     labels=labels,
+                    followers=None if followers is None else followers[places],
                 )
                 for name, found in measured.items():
                     for (concept, factor), row in zip(cells, found.reshape(len(cells), -1), strict=True):

@@ -29,12 +29,13 @@ _ARM_NAMES: dict[Arm, str] = {
     "control": "the student, another concept turned",
     "teacher": "the teacher, latent turned",
 }
-_PANELS = (
-    ("activation", "activation of the concept"),
-    ("label_rate", "share of tokens labelled with it"),
-    ("teacher_loss", "perplexity under the teacher"),
-    ("distinct_2", "distinct token pairs"),
-)
+_PANELS = {
+    "activation": "activation of the concept",
+    "following": "tokens that follow its labels (nats)",
+    "label_rate": "share of tokens labelled with it",
+    "teacher_loss": "perplexity under the teacher",
+    "distinct_2": "distinct token pairs",
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,13 @@ class SteerReport:
 
     @cached_property
     def scores(self) -> tuple[ConceptScore, ...]:
-        """The concepts, highest steering score first."""
+        """The concepts by their activation, highest steering score first."""
         return score_concepts(self.measured)
+
+    @cached_property
+    def following(self) -> tuple[ConceptScore, ...]:
+        """The concepts by the tokens that follow their labels; empty where that was not measured."""
+        return score_concepts(self.measured, "following") if "following" in self.measured.measures else ()
 
     def to_json(self) -> dict[str, Any]:
         """Scores, curves and settings as JSON."""
@@ -71,9 +77,17 @@ class SteerReport:
             "criterion": f"positive rank correlation of factor and activation, one-sided p < {LEVEL}",
             "share_that_steers": steering_shares(self.scores),
             "concepts": [self._score_json(score) for score in self.scores],
-            "measures": MEASURES,
+            "following": {
+                "share_that_steers": steering_shares(self.following),
+                "concepts": [self._score_json(score) for score in self.following],
+            }
+            if self.following
+            else None,
+            "measures": {name: MEASURES[name] for name in self.measured.measures},
             "curves": {
-                arm: {_measure_name(name): _curve_json(curve(self.measured, arm, name)) for name in MEASURES}
+                arm: {
+                    _measure_name(name): _curve_json(curve(self.measured, arm, name)) for name in self.measured.measures
+                }
                 for arm in ARMS
             },
         }
@@ -82,11 +96,11 @@ class SteerReport:
         """The shares of concepts that steer and their mean scores, for the terminal."""
         lines = {}
         for arm in ARMS:
-            steering = sum(score.steers(arm) for score in self.scores)
-            mean = np.mean([score.trends[arm].correlation for score in self.scores])
-            lines[_ARM_NAMES[arm]] = (
-                f"{steering} of {len(self.scores)} concepts steer, mean score {signed(float(mean))}"
-            )
+            lines[_ARM_NAMES[arm]] = f"{_count(self.scores, arm)}, mean score {_mean(self.scores, arm)}"
+            if self.following:
+                lines[f"{_ARM_NAMES[arm]}, by what follows"] = (
+                    f"{_count(self.following, arm)}, mean score {_mean(self.following, arm)}"
+                )
         return lines
 
     def _score_json(self, score: ConceptScore) -> dict[str, Any]:
@@ -102,23 +116,44 @@ class SteerReport:
         """One row per arm, concept and factor: the measurements' means over prompts."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["arm", "concept", "turned", "factor", *MEASURES])
+        names = self.measured.measures
+        writer.writerow(["arm", "concept", "turned", "factor", *names])
         for arm in ARMS:
             turned = self.measured.controls if arm == "control" else self.measured.concepts
             for row, concept in enumerate(self.measured.concepts):
                 for column, factor in enumerate(self.measured.settings.factors):
-                    means = [f"{self.measured.values[arm][name][row, column].mean():.6g}" for name in MEASURES]
+                    means = [f"{self.measured.values[arm][name][row, column].mean():.6g}" for name in names]
                     writer.writerow([arm, concept, turned[row], f"{factor:g}", *means])
         return stream.getvalue()
 
     def to_markdown(self) -> str:
         """What steers, in words and tables."""
         lines = [f"# Steering of {self.run}", "", *self._summary(), ""]
-        lines += [
-            "## Concepts",
-            "",
-            "Steering score: Spearman's rank correlation of factor and activation [95% interval].",
-        ]
+        lines += ["## Concepts", ""]
+        lines += ["Steering score: Spearman's rank correlation of factor and activation [95% interval].", ""]
+        lines += self._concepts(self.scores)
+        if self.following:
+            lines += ["", "## What follows", ""]
+            lines += [
+                "The same with the tokens that follow the concept's labels in the training text, in place of its "
+                "activation: a label speaks of the next token, so a concept that works brings these.",
+                "",
+            ]
+            lines += self._concepts(self.following)
+        lines += ["", "## By factor", "", "Means over concepts and prompts [95% interval over prompts]."]
+        for name in self.measured.measures:
+            curves = [curve(self.measured, arm, name) for arm in ARMS]
+            rows = [
+                [f"{factor:g}", *(_point(found, index) for found in curves)]
+                for index, factor in enumerate(self.measured.settings.factors)
+            ]
+            unit = " (exponentiated: perplexity)" if name.endswith("_loss") else ""
+            lines += ["", f"**{_measure_name(name)}**: {MEASURES[name]}{unit}.", ""]
+            lines += _table(["factor", *ARMS], rows)
+        lines += ["", "![Curves](steering.png)", ""]
+        return "\n".join(lines)
+
+    def _concepts(self, scores: tuple[ConceptScore, ...]) -> list[str]:
         header = ["concept", "typical tokens", "score", "p", "steers", "gain", "control", "teacher"]
         rows = [
             [
@@ -131,34 +166,20 @@ class SteerReport:
                 _trend(score.trends["control"]),
                 _trend(score.trends["teacher"]),
             ]
-            for score in self.scores
+            for score in scores
         ]
-        lines += [
-            "",
-            *_table(header, rows),
-            "",
-            "## By factor",
-            "",
-            "Means over concepts and prompts [95% interval over prompts].",
-        ]
-        for name, meaning in MEASURES.items():
-            curves = [curve(self.measured, arm, name) for arm in ARMS]
-            rows = [
-                [f"{factor:g}", *(_point(found, index) for found in curves)]
-                for index, factor in enumerate(self.measured.settings.factors)
-            ]
-            unit = " (exponentiated: perplexity)" if name.endswith("_loss") else ""
-            lines += ["", f"**{_measure_name(name)}**: {meaning}{unit}.", "", *_table(["factor", *ARMS], rows)]
-        lines += ["", "![Curves](steering.png)", ""]
-        return "\n".join(lines)
+        return _table(header, rows)
 
     def _summary(self) -> list[str]:
-        settings, scores, shares = self.measured.settings, self.scores, steering_shares(self.scores)
-        counts = {arm: sum(score.steers(arm) for score in scores) for arm in ARMS}
-        lines = [
-            f"- {_ARM_NAMES[arm]}: {counts[arm]} of {len(scores)} concepts steer ({percent(shares[arm])})."
-            for arm in ARMS
-        ]
+        settings, scores = self.measured.settings, self.scores
+        lines = [f"- {_ARM_NAMES[arm]}: {_count(scores, arm)} ({_share(scores, arm)})" for arm in ARMS]
+        if self.following:
+            lines = [
+                f"{line}; by the tokens that follow its labels {_count(self.following, arm)} "
+                f"({_share(self.following, arm)})"
+                for line, arm in zip(lines, ARMS, strict=True)
+            ]
+        lines = [f"{line}." for line in lines]
         return [
             f"Of each of {len(scores)} concepts, the logit was multiplied by {len(settings.factors)} factors from "
             f"{min(settings.factors):g} to {max(settings.factors):g}, and {settings.prompts} prompts of "
@@ -175,10 +196,12 @@ class SteerReport:
         return self.descriptions[concept].short() if concept in self.descriptions else ""
 
     def draw(self) -> bytes:
-        """Activation, label rate, perplexity and variety against the factor, as PNG."""
+        """Activation, what follows (or else the label rate), perplexity and variety against the factor, as PNG."""
         figure = Figure(figsize=(11.0, 7.2), dpi=140, facecolor=LIGHT.background, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (name, title) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        left_out = "label_rate" if self.following else "following"
+        panels = [(name, title) for name, title in _PANELS.items() if name != left_out]
+        for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
             self._panel(axes, name, title)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink)
@@ -207,6 +230,18 @@ def write_steer_report(report: SteerReport, folder: Path) -> None:
     write_text(folder / "steering.csv", report.to_csv())
     write_text(folder / "steering.md", report.to_markdown())
     (folder / "steering.png").write_bytes(report.draw())
+
+
+def _count(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
+    return f"{sum(score.steers(arm) for score in scores)} of {len(scores)} concepts steer"
+
+
+def _share(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
+    return percent(steering_shares(scores)[arm])
+
+
+def _mean(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
+    return signed(float(np.mean([score.trends[arm].correlation for score in scores])))
 
 
 def _measure_name(measure: str) -> str:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
+from cocomix.concepts import ConceptLabelStore
 from cocomix.data import VALIDATION, PreparedData, TokenBlocks, positions_of_rows
 from cocomix.device import default_device
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.evaluation.run_evaluation import open_run_data
+from cocomix.interpret.followers import follower_scores
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.run_concepts import describe_run_concepts
 from cocomix.interpret.run_teacher import open_run_teacher, run_labels
@@ -57,6 +59,7 @@ def evaluate_run_steering(
             chosen = _choose(student, run, data, settings.num_concepts)
             settings = replace(settings, concepts=chosen)
             reporter.say(f"concepts chosen by frequency: {', '.join(map(str, chosen))}")
+        store = _labels(run, data)
         measured = measure_steering(
             student,
             opened.teacher,
@@ -65,6 +68,7 @@ def evaluate_run_steering(
             settings,
             end=run.tokenizer().eos_token_id,
             vocab_size=data.meta.vocab_size,
+            followers=None if store is None else follower_scores(data, store, settings.concepts),
             reporter=reporter,
         )
         report = SteerReport(
@@ -81,17 +85,23 @@ def evaluate_run_steering(
 
 def _choose(student: CoCoMixForCausalLM, run: Run, data: PreparedData, count: int) -> tuple[int, ...]:
     """Concepts by their frequency in the first validation blocks."""
-    blocks, store = data.split(VALIDATION), run_labels(run)
+    blocks, store = data.split(VALIDATION), _labels(run, data)
     used = range(min(_CHOICE_BLOCKS, len(blocks)))
     input_ids = torch.stack([blocks[index]["input_ids"] for index in used])
     labels = None
-    if store is not None and store.manifest.data_fingerprint == data.meta.fingerprint:
+    if store is not None:
         split = store.split(VALIDATION)
         labels = torch.stack([split[index]["concept_labels"] for index in used])
     positions = None
     if run.manifest.document_masks:
         positions = positions_of_rows(input_ids, data.meta.eos_token_id, data.meta.bos_token_id)
     return choose_concepts(student, input_ids, labels, count, positions)
+
+
+def _labels(run: Run, data: PreparedData) -> ConceptLabelStore | None:
+    """The run's labels, if they are still there and belong to the data."""
+    store = run_labels(run)
+    return store if store is not None and store.manifest.data_fingerprint == data.meta.fingerprint else None
 
 
 def _prompts(blocks: TokenBlocks, settings: SteerEvalSettings) -> torch.Tensor:

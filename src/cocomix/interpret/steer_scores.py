@@ -12,18 +12,18 @@ from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements
 __all__ = ["LEVEL", "ConceptScore", "Curve", "curve", "score_concepts", "steering_shares"]
 
 LEVEL = 0.05
-"""A concept steers if its activation's rank correlation with the factor is positive with a p-value below this."""
+"""A concept steers if a measure's rank correlation with the factor is positive with a p-value below this."""
 
 
 @dataclass(frozen=True)
 class ConceptScore:
-    """How the activation of one concept in the generated text goes with the factor.
+    """How a measure of one concept in the generated text goes with the factor.
 
     Attributes:
         concept: the concept measured.
         control: the concept turned in the control arm.
-        trends: for each arm, the rank correlation of factor and activation; the student's is the steering score.
-        gain: activation at the largest minus activation at the smallest factor, in the student's texts.
+        trends: for each arm, the rank correlation of factor and measure; the student's is the steering score.
+        gain: the measure at the largest minus the measure at the smallest factor, in the student's texts.
     """
 
     concept: int
@@ -45,19 +45,25 @@ class Curve(NamedTuple):
     high: NDArray[Any]
 
 
-def score_concepts(measured: SteerMeasurements) -> tuple[ConceptScore, ...]:
-    """The concepts that were turned, highest steering score first."""
+def score_concepts(measured: SteerMeasurements, measure: str = "activation") -> tuple[ConceptScore, ...]:
+    """The concepts that were turned, highest steering score first.
+
+    Args:
+        measured: the texts' measurements.
+        measure: `activation`: does the concept appear in the text, as the teacher's dictionary reads it? `following`:
+            do the tokens appear that follow its labels?
+    """
     settings = measured.settings
     factors = np.array(settings.factors)
     scores = []
     for index, (concept, control) in enumerate(zip(measured.concepts, measured.controls, strict=True)):
         trends = {
             arm: rank_trend(
-                factors, measured.values[arm]["activation"][index], resamples=settings.resamples, seed=settings.seed
+                factors, measured.values[arm][measure][index], resamples=settings.resamples, seed=settings.seed
             )
             for arm in ARMS
         }
-        means = measured.values["student"]["activation"][index].mean(-1)  # [factors]
+        means = measured.values["student"][measure][index].mean(-1)  # [factors]
         gain = float(means[factors.argmax()] - means[factors.argmin()])
         scores.append(ConceptScore(concept, control, trends, gain))
     return tuple(sorted(scores, key=lambda score: (-score.trends["student"].correlation, score.concept)))

@@ -17,13 +17,14 @@ __all__ = ["MEASURES", "distinct_bigrams", "measure_texts", "repeated_fourgrams"
 
 MEASURES = {
     "activation": "mean activation of the concept in the teacher's dictionary, over the generated tokens",
+    "following": "log-ratio of how often the generated tokens follow the labels and follow anything, nats per token",
     "label_rate": "share of the generated tokens (but the last) that the teacher labels with the concept",
     "student_loss": "loss of the generated tokens under the unsteered student, nats per token",
     "teacher_loss": "loss of the generated tokens under the unsteered teacher, nats per token",
     "distinct_2": "distinct pairs of neighbouring tokens, as a share of all pairs of a text",
     "repeated_4": "four-token sequences that the same text had before, as a share of all",
 }
-"""What is measured of every text, and how."""
+"""What is measured of every text, and how; `following` only where there are labels."""
 
 
 def measure_texts(
@@ -34,6 +35,7 @@ def measure_texts(
     student: PreTrainedModel,
     teacher: ConceptTeacher,
     labels: LabelSettings,
+    followers: Tensor | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Measure the continuations of a batch of prompts.
 
@@ -44,9 +46,10 @@ def measure_texts(
         student: the model for `student_loss`, not steered.
         teacher: the model for `teacher_loss`, not steered; its dictionary finds the concepts.
         labels: how the teacher labels.
+        followers: for each text the scores of its concept by `follower_scores`, for `following`. [batch, vocab]
 
     Returns:
-        float64 [batch] for each of `MEASURES`.
+        float64 [batch] for each of `MEASURES`; `following` only if asked for.
     """
     wanted = torch.tensor(concepts, device=texts.device)[:, None, None]
     found = teacher.label(texts, k=labels.k, settings=labels)
@@ -54,7 +57,7 @@ def measure_texts(
     codes = teacher.dictionary.encode(teacher.decoder.hidden_states(texts)[:, prompt_tokens:])
     activation = (codes.values * (codes.ids == wanted)).sum(-1)  # [batch, new tokens]
     new = texts[:, prompt_tokens:].tolist()
-    return {
+    found = {
         "activation": activation.double().mean(-1).cpu().numpy(),
         "label_rate": labelled.double().mean(-1).cpu().numpy(),
         "student_loss": _loss(student, texts, prompt_tokens),
@@ -62,6 +65,10 @@ def measure_texts(
         "distinct_2": np.array([distinct_bigrams(tokens) for tokens in new]),
         "repeated_4": np.array([repeated_fourgrams(tokens) for tokens in new]),
     }
+    if followers is not None:
+        scores = followers.to(texts.device).gather(1, texts[:, prompt_tokens:])
+        found["following"] = scores.double().mean(-1).cpu().numpy()
+    return found
 
 
 def distinct_bigrams(tokens: Sequence[int]) -> float:

@@ -61,13 +61,15 @@ def test_the_same_seed_gives_the_same_weights(shards, evaluation, tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_batches_are_normalised_hidden_states_of_every_block_once_per_pass(shards):
+@pytest.mark.parametrize("after_bos", [False, True])
+def test_batches_are_normalised_hidden_states_of_every_block_once_per_pass(after_bos, shards):
+    """All of them, or with `after_bos` those from the second position on."""
     decoder = fit.FrozenDecoder(make_model("gpt2"), 1)
-    settings = SETTINGS.model_copy(update={"batch_size": 60 * BLOCK})
-    batches = fit._activations(decoder, shards, settings)
+    settings = SETTINGS.model_copy(update={"batch_size": 60 * (BLOCK - after_bos)})
+    batches = fit._activations(decoder, shards, settings, after_bos)
     first, second = next(batches), next(batches)
     tokens = torch.from_numpy(np.concatenate([shard.tokens for shard in shards]).astype(np.int64))
-    expected, _ = layer_normalize(decoder.hidden_states(tokens).flatten(0, 1))
+    expected, _ = layer_normalize(decoder.hidden_states(tokens)[:, int(after_bos) :].flatten(0, 1))
     order = lambda states: states[states[:, 0].argsort()]  # noqa: E731
     torch.testing.assert_close(order(first), order(expected), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(order(second), order(expected), rtol=1e-4, atol=1e-5)

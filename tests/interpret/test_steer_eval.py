@@ -9,8 +9,9 @@ import torch
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, LabelSettings
 from cocomix.errors import CoCoMixError
 from cocomix.interpret import teacher_steering
+from cocomix.interpret.rank_statistics import RankTrend
 from cocomix.interpret.steer_eval import ARMS, SteerEvalSettings, choose_concepts, measure_steering
-from cocomix.interpret.steer_scores import curve, score_concepts, steering_shares
+from cocomix.interpret.steer_scores import ConceptScore, control_p_value, curve, score_concepts, steering_shares
 from cocomix.interpret.text_measures import MEASURES, measure_texts
 from cocomix.modeling import ConceptEdit
 from tests.concepts.conftest import make_dictionary, make_model
@@ -120,6 +121,17 @@ def test_a_planted_concept_is_found_to_steer_and_its_control_is_not():
     assert not score.steers("control")
     assert score.trends["control"].correlation < score.trends["student"].low
     assert steering_shares((score,)) == {"student": 1.0, "control": 0.0, "teacher": float(score.steers("teacher"))}
+
+
+def test_scores_against_the_control_are_tested_over_concepts():
+    def score(student, control):
+        trends = {"student": student, "control": control, "teacher": 0.0}
+        return ConceptScore(0, 1, {arm: RankTrend(value, -1.0, 1.0, 0.5) for arm, value in trends.items()}, 0.0)
+
+    clear = tuple(score(0.5 + 0.01 * place, 0.0) for place in range(8))
+    assert control_p_value(clear) == pytest.approx(2 / 2**8)  # all of eight on one side
+    assert control_p_value(clear[:5]) is None
+    assert control_p_value(tuple(score(0.3, 0.3) for _ in range(8))) == 1.0
 
 
 def test_curves_are_means_over_concepts_and_prompts(measured):

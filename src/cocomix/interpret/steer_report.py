@@ -14,11 +14,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cocomix.evaluation.figures import LIGHT, dress
-from cocomix.evaluation.formatting import percent, signed
+from cocomix.evaluation.formatting import signed
 from cocomix.interpret.inspection import ConceptDescription
 from cocomix.interpret.rank_statistics import RankTrend
 from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements
-from cocomix.interpret.steer_scores import LEVEL, ConceptScore, Curve, curve, score_concepts, steering_shares
+from cocomix.interpret.steer_scores import (
+    LEVEL,
+    ConceptScore,
+    Curve,
+    control_p_value,
+    curve,
+    score_concepts,
+    steering_shares,
+)
 from cocomix.interpret.text_measures import MEASURES
 from cocomix.output import write_json, write_text
 
@@ -76,9 +84,11 @@ class SteerReport:
             "settings": asdict(self.measured.settings),
             "criterion": f"positive rank correlation of factor and activation, one-sided p < {LEVEL}",
             "share_that_steers": steering_shares(self.scores),
+            "control_p_value": control_p_value(self.scores),
             "concepts": [self._score_json(score) for score in self.scores],
             "following": {
                 "share_that_steers": steering_shares(self.following),
+                "control_p_value": control_p_value(self.following),
                 "concepts": [self._score_json(score) for score in self.following],
             }
             if self.following
@@ -101,6 +111,18 @@ class SteerReport:
                 lines[f"{_ARM_NAMES[arm]}, by what follows"] = (
                     f"{_count(self.following, arm)}, mean score {_mean(self.following, arm)}"
                 )
+        return lines | {f"student against control, {name}": text for name, text in self._against_control().items()}
+
+    def _against_control(self) -> dict[str, str]:
+        """How the student's scores compare with the control's, by measure."""
+        lines = {}
+        for name, scores in (("activation", self.scores), ("what follows", self.following)):
+            p_value = control_p_value(scores)
+            if p_value is not None:
+                higher = sum(
+                    score.trends["student"].correlation > score.trends["control"].correlation for score in scores
+                )
+                lines[name] = f"higher for {higher} of {len(scores)} concepts, p = {p_value:.2g} (Wilcoxon)"
         return lines
 
     def _score_json(self, score: ConceptScore) -> dict[str, Any]:
@@ -172,14 +194,13 @@ class SteerReport:
 
     def _summary(self) -> list[str]:
         settings, scores = self.measured.settings, self.scores
-        lines = [f"- {_ARM_NAMES[arm]}: {_count(scores, arm)} ({_share(scores, arm)})" for arm in ARMS]
-        if self.following:
-            lines = [
-                f"{line}; by the tokens that follow its labels {_count(self.following, arm)} "
-                f"({_share(self.following, arm)})"
-                for line, arm in zip(lines, ARMS, strict=True)
-            ]
-        lines = [f"{line}." for line in lines]
+        lines = []
+        for arm in ARMS:
+            line = f"- {_ARM_NAMES[arm]}: {_count(scores, arm)}, mean score {_mean(scores, arm)}"
+            if self.following:
+                line += f"; by what follows its labels {_count(self.following, arm)}, mean {_mean(self.following, arm)}"
+            lines.append(f"{line}.")
+        lines += [f"- Student against control, by {name}: {text}." for name, text in self._against_control().items()]
         return [
             f"Of each of {len(scores)} concepts, the logit was multiplied by {len(settings.factors)} factors from "
             f"{min(settings.factors):g} to {max(settings.factors):g}, and {settings.prompts} prompts of "
@@ -234,10 +255,6 @@ def write_steer_report(report: SteerReport, folder: Path) -> None:
 
 def _count(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
     return f"{sum(score.steers(arm) for score in scores)} of {len(scores)} concepts steer"
-
-
-def _share(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
-    return percent(steering_shares(scores)[arm])
 
 
 def _mean(scores: tuple[ConceptScore, ...], arm: Arm) -> str:

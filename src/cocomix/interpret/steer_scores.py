@@ -9,10 +9,23 @@ from numpy.typing import NDArray
 from cocomix.interpret.rank_statistics import RankTrend, bootstrap_interval, rank_trend
 from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements
 
-__all__ = ["LEVEL", "ConceptScore", "Curve", "curve", "score_concepts", "steering_shares"]
+__all__ = [
+    "LEVEL",
+    "MINIMAL_CONCEPTS",
+    "ConceptScore",
+    "Curve",
+    "control_p_value",
+    "curve",
+    "score_concepts",
+    "steering_shares",
+]
 
 LEVEL = 0.05
 """A concept steers if a measure's rank correlation with the factor is positive with a p-value below this."""
+
+
+MINIMAL_CONCEPTS = 6
+"""Fewer concepts cannot differ from the control with p < 0.05."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,22 @@ def score_concepts(measured: SteerMeasurements, measure: str = "activation") -> 
 def steering_shares(scores: tuple[ConceptScore, ...]) -> dict[Arm, float]:
     """The share of concepts that steer, in each arm; by chance alone it would be about `LEVEL`."""
     return {arm: float(np.mean([score.steers(arm) for score in scores])) for arm in ARMS}
+
+
+def control_p_value(scores: tuple[ConceptScore, ...]) -> float | None:
+    """Wilcoxon's signed-rank test of the student's scores against the control's, concept by concept, two-sided.
+
+    Our choice: a single concept's text says little, but all of them together say whether turning *this* concept
+    matters. `None` for fewer than `MINIMAL_CONCEPTS`, which cannot reach p < 0.05.
+    """
+    differences = [score.trends["student"].correlation - score.trends["control"].correlation for score in scores]
+    if len(differences) < MINIMAL_CONCEPTS:
+        return None
+    if not any(differences):
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences).pvalue)
 
 
 def curve(measured: SteerMeasurements, arm: Arm, measure: str) -> Curve:

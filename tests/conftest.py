@@ -4,11 +4,14 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("cocomix", deadline=None)  # a busy machine is no failure
+settings.load_profile("cocomix")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,8 @@
 """Two figures of the finished sweep: python results/reproduction/figures.py SWEEP_FOLDER OUTPUT_FOLDER.
 
-`arms.png`: every arm's final loss against the baseline's, a dot for each seed, the 95% interval where there are three.
-`curves.png`: validation loss of the main arms against tokens, FLOPs (teacher counted) and seconds.
+`arms.png`: every arm's final loss minus the baseline's of the same seed, a dot for each, the 95% interval where there
+are three.
+`curves.png`: validation loss of the main arms against tokens and FLOPs (teacher counted).
 """
 
 import json
@@ -13,23 +14,35 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+EDGE = 0.3  # nats; arms beyond are named with their number
 MAIN = ("ntp", "ntp_same_width", "kd", "pause", "cocomix", "residual", "residual_mixing_only")
 
 
 def arms(table: dict, path: Path) -> None:
     """Horizontal dots: difference from the baseline's mean loss."""
     rows = sorted(table["rows"], key=lambda row: row["difference"], reverse=True)
-    base = next(row for row in rows if row["name"] == table["baseline"])["validation_loss"]
+    baseline = next(row for row in rows if row["name"] == table["baseline"])
+    base = dict(zip(baseline["seeds"], baseline["losses"], strict=True))
     figure, axes = plt.subplots(figsize=(8, 0.27 * len(rows) + 1.2), layout="constrained")
     for y, row in enumerate(rows):
         colour = "black" if row["name"] == table["baseline"] else "C0" if row["difference"] < 0 else "C3"
-        axes.plot([loss - base for loss in row["losses"]], [y] * len(row["losses"]), "o", color=colour, alpha=0.5, ms=5)
+        if row["difference"] > EDGE:
+            axes.annotate(
+                f"{row['difference']:+.2f} \u2192", (EDGE, y), ha="right", va="center", color=colour, fontsize=8
+            )
+            continue
+        differences = [loss - base[seed] for seed, loss in zip(row["seeds"], row["losses"], strict=True)]
+        axes.plot(differences, [y] * len(differences), "o", color=colour, alpha=0.5, ms=5)
         axes.plot(row["difference"], y, "|", color=colour, ms=13, mew=2)
-        if row["difference_interval"] is not None:
-            axes.plot(row["difference_interval"], [y, y], "-", color=colour, lw=1.5)
+        if (bounds := row["difference_interval"]) is not None:
+            axes.plot([bounds["low"], bounds["high"]], [y, y], "-", color=colour, lw=1.5)
+    axes.set_xlim(right=EDGE)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_yticks(range(len(rows)), [f"{row['name']} ({len(row['losses'])})" for row in rows], fontsize=8)
     axes.axvline(0, color="grey", lw=0.8)
-    axes.set_xlabel(f"validation loss minus that of {table['baseline']}, nats per token (left is better)")
+    axes.set_xlabel(
+        f"validation loss minus that of {table['baseline']} with the same seed, nats per token (left is better)"
+    )
     axes.set_title("Every arm; a dot per seed, bar: mean, line: 95% interval over seeds", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=130)

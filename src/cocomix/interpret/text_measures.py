@@ -57,7 +57,7 @@ def measure_texts(
     codes = teacher.dictionary.encode(teacher.decoder.hidden_states(texts)[:, prompt_tokens:])
     activation = (codes.values * (codes.ids == wanted)).sum(-1)  # [batch, new tokens]
     new = texts[:, prompt_tokens:].tolist()
-    found = {
+    measured: dict[str, NDArray[Any]] = {
         "activation": activation.double().mean(-1).cpu().numpy(),
         "label_rate": labelled.double().mean(-1).cpu().numpy(),
         "student_loss": _loss(student, texts, prompt_tokens),
@@ -67,8 +67,8 @@ def measure_texts(
     }
     if followers is not None:
         scores = followers.to(texts.device).gather(1, texts[:, prompt_tokens:])
-        found["following"] = scores.double().mean(-1).cpu().numpy()
-    return found
+        measured["following"] = scores.double().mean(-1).cpu().numpy()
+    return measured
 
 
 def distinct_bigrams(tokens: Sequence[int]) -> float:

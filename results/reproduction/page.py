@@ -1,0 +1,242 @@
+"""The tables of docs/results.md and one of README.md, from the files here: python results/reproduction/page.py
+
+Everything between `<!-- table: NAME -->` and `<!-- end -->` is written anew; with `--check`, the exit status says
+whether it would change.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from cocomix.evaluation.downstream import PAPER_TASKS, Downstream
+from cocomix.evaluation.statistics import t_interval
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+SMOLLM2 = HERE.parent / "smollm2"
+
+HEADLINE = {
+    "ntp": "NTP, matched",
+    "kd": "knowledge distillation",
+    "cocomix": "CoCoMix, the paper's form",
+    "residual": "CoCoMix, residual form",
+    "residual_mixing_only": "the same without concept loss (control)",
+    "residual_activation": "CoCoMix, residual form, labels by activation",
+}
+
+PAIRS = (
+    ("attribution − activation, paper's form", "cocomix", "labels_activation"),
+    ("attribution − activation, residual form", "residual", "residual_activation"),
+    ("attribution − random, paper's form", "cocomix", "labels_random"),
+    ("attribution − random, residual form", "residual", "residual_random"),
+    ("sign logprob − sign loss (the paper's), paper's form", "labels_logprob", "cocomix"),
+    ("sign logprob − sign loss, residual form", "residual_logprob", "residual"),
+    ("abs − sign loss, paper's form", "labels_abs", "cocomix"),
+    ("gradient of the next token only − of the sequence", "labels_next", "cocomix"),
+    ("pre-activations − activations", "labels_pre", "cocomix"),
+    ("interleaving − adding", "cocomix", "add"),
+    ("residual − adding", "residual", "add"),
+    ("residual − paper's form", "residual", "cocomix"),
+    ("residual − its control without concept loss", "residual", "residual_mixing_only"),
+    ("paper's form − its control without concept loss", "cocomix", "mixing_only"),
+    ("prediction only − NTP of the same width", "prediction_only", "ntp_same_width"),
+    ("compression starting at zero − at the usual scale", "init_zero", "cocomix"),
+    ("compression starting small − at the usual scale", "init_small", "cocomix"),
+    ("concepts − hidden state, ℓ1", "cocomix", "hidden_l1"),
+    ("concepts − hidden state, ℓ2", "cocomix", "hidden_l2"),
+    ("concepts − hidden state, cosine", "cocomix", "hidden_cosine"),
+    ("CoCoMix − pause tokens, same width", "cocomix", "pause"),
+    ("CoCoMix − pause tokens, equal active parameters", "cocomix", "pause_matched"),
+    ("residual − pause tokens, equal active parameters", "residual", "pause_matched"),
+    ("CoCoMix with KD − CoCoMix", "cocomix_kd", "cocomix"),
+    ("KD from stored top-64 − KD online", "kd_stored", "kd"),
+)
+
+
+def main() -> None:
+    """Write the tables, or with `--check` exit with status 1 where they differ."""
+    changed = {page: with_tables(page.read_text(encoding="utf-8")) for page in PAGES}
+    if "--check" in sys.argv:
+        sys.exit(any(page.read_text(encoding="utf-8") != text for page, text in changed.items()))
+    for page, text in changed.items():
+        page.write_text(text, encoding="utf-8")
+
+
+def with_tables(text: str) -> str:
+    """The page with every marked table from the files."""
+    tables = {
+        "headline": lambda: headline(report(HERE)),
+        "arms": lambda: arms(report(HERE)),
+        "pairs": lambda: pairs(report(HERE)),
+        "reach": lambda: reach(report(HERE)),
+        "reliance": reliance,
+        "longer": lambda: arms(report(HERE / "longer")),
+        "weak_to_strong": lambda: arms(report(HERE / "weak_to_strong")),
+        "shift": lambda: arms(report(HERE / "shift")),
+        "smollm2": lambda: arms(report(SMOLLM2)),
+        "downstream": downstream,
+    }
+
+    def table(mark: re.Match[str]) -> str:
+        return f"<!-- table: {mark[1]} -->\n\n{tables[mark[1]]()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What `cocomix sweep` wrote."""
+    result: dict[str, Any] = json.loads((folder / "report" / "table.json").read_text(encoding="utf-8"))
+    return result
+
+
+def headline(table: dict[str, Any]) -> str:
+    """The arms that say most."""
+    rows = {row["name"]: row for row in table["rows"]}
+    lines = [
+        (
+            text,
+            with_interval(rows[name]["losses"], signed=False),
+            "" if name == table["baseline"] else interval(rows[name]["difference"], rows[name]["difference_interval"]),
+        )
+        for name, text in HEADLINE.items()
+    ]
+    return markdown(("", "validation nats/token", "minus NTP of the same seed"), lines)
+
+
+def arms(table: dict[str, Any]) -> str:
+    """Every arm: loss, difference, parameters and FLOPs, best first."""
+    head = (
+        "arm",
+        "seeds",
+        "loss",
+        f"minus {table['baseline']}",
+        "documents better",
+        "active parameters",
+        "TFLOP, with teacher",
+    )
+    rows = []
+    for row in sorted(table["rows"], key=lambda row: row["validation_loss"]):
+        base = row["name"] == table["baseline"]
+        documents = row.get("documents")
+        with_teacher = row["flops_with_teacher"]
+        flops = f"{row['training_flops'] / 1e12:.2f}" + (f", {with_teacher / 1e12:.2f}" if with_teacher else "")
+        rows.append(
+            (
+                f"**{row['name']}**" if base else row["name"],
+                len(row["losses"]),
+                with_interval(row["losses"], signed=False),
+                "" if base else interval(row["difference"], row["difference_interval"]),
+                f"{documents['better']:.0%}" if documents and not base else "",
+                f"{row['active_parameters'] / 1e6:.3f} M",
+                flops,
+            )
+        )
+    return markdown(head, rows)
+
+
+def pairs(table: dict[str, Any]) -> str:
+    """Differences between arms, seed by seed."""
+    losses = {row["name"]: dict(zip(row["seeds"], row["losses"], strict=True)) for row in table["rows"]}
+    rows = []
+    for question, first, second in PAIRS:
+        seeds = sorted(losses[first].keys() & losses[second].keys())
+        differences = [losses[first][seed] - losses[second][seed] for seed in seeds]
+        rows.append((question, f"`{first}` − `{second}`", len(seeds), with_interval(differences)))
+    return markdown(("first − second", "arms", "seeds", "nats per token"), rows)
+
+
+def reach(table: dict[str, Any]) -> str:
+    """What it took to come down to the baseline's final loss; arms of which every seed did."""
+    rows = [
+        (
+            row["name"],
+            len(row["losses"]),
+            f"{row['saving']['tokens']:+.1%}".replace("-", "−"),
+            f"{row['saving']['flops']:+.1%}".replace("-", "−"),
+            f"{row['saving']['flops_with_teacher']:+.1%}".replace("-", "−"),
+        )
+        for row in sorted(table["rows"], key=lambda row: row["validation_loss"])
+        if row["saving"] and row["name"] != table["baseline"]
+    ]
+    return markdown(("arm", "seeds", "tokens saved", "FLOPs saved", "FLOPs saved, the teacher's counted"), rows)
+
+
+def reliance() -> str:
+    """What changing the mixed-in concepts does to the loss, mean over the seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted((HERE / "raw").glob("main_*_seed?.evaluation.json")):
+        evaluation = json.loads(file.read_text(encoding="utf-8"))
+        if "concept_reliance" in evaluation:
+            found.setdefault(file.name.removeprefix("main_").split("_seed")[0], []).append(evaluation)
+    rows = []
+    for arm, evaluations in found.items():
+        changes = [evaluation["concept_reliance"]["deltas"] for evaluation in evaluations]
+        recalls = [evaluation["concept_recall"] for evaluation in evaluations if "concept_recall" in evaluation]
+        rows.append(
+            (
+                arm,
+                len(changes),
+                *(mean([change.get(name) for change in changes]) for name in ("zero", "shuffle", "oracle")),
+                f"{sum(recalls) / len(recalls):.0%}" if recalls else "",
+            )
+        )
+    return markdown(("arm", "seeds", "set to zero", "of another text", "the labels", "labels predicted"), rows)
+
+
+def downstream() -> str:
+    """Scores of the tasks, an arm per column; the averages are the paper's."""
+    names = ("ntp", "kd", "cocomix", "residual")
+    found = {
+        name: Downstream.model_validate_json((HERE / "tasks" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in names
+    }
+    rows: list[tuple[Any, ...]] = []
+    for task, shown in PAPER_TASKS.items():
+        scores = [
+            percent_with_error(each.tasks[task].metrics, shown.metric)
+            if shown.kind == "accuracy"
+            else f"{each.value(task):,.0f}"
+            for each in found.values()
+        ]
+        rows.append((task, shown.metric, f"{found[names[0]].tasks[task].examples:,}", *scores))
+    averages = [f"{each.average_accuracy() or 0.0:.1%}" for each in found.values()]
+    rows.append(("mean of the five accuracies", "", "", *averages))
+    return markdown(("task", "measure", "rows", *names), rows)
+
+
+def percent_with_error(metrics: dict[str, float], name: str) -> str:
+    """An accuracy ± the harness's standard error over the rows."""
+    return f"{metrics[name]:.1%} ± {metrics[f'{name}_stderr']:.1%}"
+
+
+def with_interval(values: list[float], signed: bool = True) -> str:
+    """Mean ± half of the 95% t-interval where there are several values."""
+    half = t_interval(values)
+    sign = "+" if signed else ""
+    text = f"{sum(values) / len(values):{sign}.3f}" + (f" ± {(half.high - half.low) / 2:.3f}" if half else "")
+    return text.replace("-", "−")
+
+
+def interval(value: float, bounds: dict[str, float] | None) -> str:
+    """A difference with its interval as `compare` computed it."""
+    half = f" ± {(bounds['high'] - bounds['low']) / 2:.3f}" if bounds else ""
+    return f"{value:+.3f}{half}".replace("-", "−")
+
+
+def mean(values: list[float | None]) -> str:
+    """Signed mean of what is there."""
+    there = [value for value in values if value is not None]
+    return f"{sum(there) / len(there):+.3f}".replace("-", "−") if there else ""
+
+
+def markdown(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """A table, numbers to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    main()

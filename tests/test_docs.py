@@ -15,6 +15,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
@@ -31,22 +32,22 @@ from tests.workshop import Workshop
 VERBS = set(typer.main.get_command(app).commands)
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCKS = {page: blocks(page) for page in PAGES}
-COMMANDS = [
-    pytest.param(command, id=f"{page.relative_to(DOCS)}: {command}")
-    for page, found in BLOCKS.items()
-    for block in found
-    if block.kind == "bash"
-    for command in block.commands
-    if re.match(r"cocomix [a-z]|(torchrun|accelerate) .*cocomix [a-z]", command)
-]
-OTHER_COMMANDS = [
-    pytest.param(command, id=f"{page.relative_to(DOCS)}: {command}")
-    for page, found in BLOCKS.items()
-    for block in found
-    if block.kind == "bash"
-    for command in block.commands
-    if re.match(r"(make|pip|bash|python) ", command)
-]
+
+
+def commands(pattern: str) -> list[Any]:
+    """The commands of all pages' bash blocks that match from their beginning."""
+    return [
+        pytest.param(command, id=f"{page.relative_to(DOCS)}: {command}")
+        for page, found in BLOCKS.items()
+        for block in found
+        if block.kind == "bash"
+        for command in block.commands
+        if re.match(pattern, command)
+    ]
+
+
+COMMANDS = commands(r"cocomix [a-z]|(torchrun|accelerate) .*cocomix [a-z]")
+OTHER_COMMANDS = commands(r"(make|pip|bash|python) ")
 STARTS_FROM = {
     "quickstart.md": ("my_texts",),
     "howto/corpus.md": ("my_texts", "held_out", "data/mine", "data/mine/labels", "runs/mine"),

@@ -10,8 +10,9 @@ from cocomix.concepts import ConceptDictionary, ConceptTeacher, LabelSettings
 from cocomix.errors import CoCoMixError
 from cocomix.interpret import teacher_steering
 from cocomix.interpret.rank_statistics import RankTrend
-from cocomix.interpret.steer_eval import ARMS, SteerEvalSettings, choose_concepts, measure_steering
+from cocomix.interpret.steer_eval import ARMS, SteerEvalSettings, measure_steering
 from cocomix.interpret.steer_scores import ConceptScore, control_p_value, curve, score_concepts, steering_shares
+from cocomix.interpret.survey import survey_concepts
 from cocomix.interpret.text_measures import MEASURES, measure_texts
 from cocomix.modeling import ConceptEdit
 from tests.concepts.conftest import make_dictionary, make_model
@@ -31,8 +32,8 @@ PROMPTS = tokens(3, 5)
 LABELS = LabelSettings(k=2)
 
 
-def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, end=0, followers=None):
-    return measure_steering(model, teacher, LABELS, prompts, settings, end=end, vocab_size=VOCAB, followers=followers)
+def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, **extra):
+    return measure_steering(model, teacher, LABELS, prompts, settings, end=0, vocab_size=VOCAB, **extra)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,32 @@ def test_a_factor_of_one_is_no_steering(measured):
         neutral = measured.values["student"][name][:, 1]
         assert np.array_equal(neutral, measured.values["control"][name][:, 1])
     assert not np.array_equal(measured.values["student"]["activation"], measured.values["control"]["activation"])
+
+
+def test_adding_adds_so_many_times_the_usual_value(teacher):
+    model = student("gpt2")
+    survey = survey_concepts(model, teacher, tokens(8, 16), window=4)
+    settings = replace(SETTINGS, turn="add", factors=(-2.0, 0.0, 3.0))
+    found = measure(model, teacher, settings, survey=survey)
+    greedy = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "eos_token_id": 0, "pad_token_id": 0}
+    ids = PROMPTS[:1]
+    for arm, place, factor, value in (("student", 2, 2, 3.0), ("control", 0, 0, -2.0), ("teacher", 1, 2, 3.0)):
+        turned = (found.controls if arm == "control" else found.concepts)[place]
+        usual = survey.latent if arm == "teacher" else survey.logit
+        edit = ConceptEdit(turned, "add", value * float(usual[turned]))
+        if arm == "teacher":
+            with teacher_steering(teacher, [edit]) as steered:
+                text = steered.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
+        else:
+            text = model.generate(ids, concept_edits=[edit], **greedy)
+        expected = measure_texts(text, 5, [found.concepts[place]], student=model, teacher=teacher, labels=LABELS)
+        for name in found.measures:
+            assert found.values[arm][name][place, factor, 0] == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6)
+    unsteered = model.generate(ids, **greedy)
+    expected = measure_texts(unsteered, 5, [found.concepts[0]], student=model, teacher=teacher, labels=LABELS)
+    assert found.values["student"]["activation"][0, 1, 0] == pytest.approx(expected["activation"][0], rel=1e-4)
+    with pytest.raises(CoCoMixError, match="needs a survey"):
+        measure(model, teacher, settings)
 
 
 def test_controls_are_other_concepts_of_those_measured(measured):
@@ -144,25 +171,6 @@ def test_curves_are_means_over_concepts_and_prompts(measured):
         assert perplexity.mean == pytest.approx(np.exp(measured.values[arm]["teacher_loss"].mean((0, 2))))
 
 
-def test_concepts_are_chosen_by_label_frequency_among_those_mixed_in():
-    model, ids = student("gpt2"), tokens(4, 12)
-    with torch.no_grad():
-        output = model(ids)
-    counts = torch.bincount(output.concept_ids[output.concept_values > 0], minlength=CONCEPTS)
-    usable = [c for c in range(CONCEPTS) if 0 < counts[c] <= ids.numel() / 2]
-    never = next(c for c in range(CONCEPTS) if counts[c] == 0)
-    labels = torch.full((4, 12, 1), -100)
-    labels.view(-1)[:20] = never
-    labels.view(-1)[20:24] = usable[3]
-    labels.view(-1)[24:30] = usable[1]
-    assert choose_concepts(model, ids, labels, 5) == (usable[1], usable[3])
-    assert choose_concepts(model, ids, labels, 1) == (usable[1],)
-    unlabelled = choose_concepts(model, ids, None, 3)
-    assert [int(counts[c]) for c in unlabelled] == sorted((int(counts[c]) for c in usable), reverse=True)[:3]
-    with pytest.raises(CoCoMixError, match="name some with --concepts"):
-        choose_concepts(model, ids, torch.full((4, 12, 1), never), 5)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -174,6 +182,8 @@ def test_concepts_are_chosen_by_label_frequency_among_those_mixed_in():
         ({"prompts": 1}, "prompts=1 must be at least 2"),
         ({"new_tokens": 3}, "new_tokens=3 must be at least 4"),
         ({"temperature": -1.0}, "temperature=-1"),
+        ({"turn": "set"}, "turn='set' is not one of scale, add"),
+        ({"choice": "best"}, "choice='best' is not one of frequent, persistent"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(changes, message):

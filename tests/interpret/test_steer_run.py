@@ -72,6 +72,28 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
     cli.refuses("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, says="already exists")
 
 
+def test_persistent_concepts_are_chosen_and_added_to(workshop, cli, tmp_path):
+    output = tmp_path / "steering"
+    options = ("--num-concepts", 3, "--choice", "persistent", "--turn", "add", "--factors", "-5,0,10")
+    result = cli("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, *options, "--json")
+    values = json.loads(result.out)
+    assert (values["settings"]["choice"], values["settings"]["turn"]) == ("persistent", "add")
+    assert values["settings"]["concepts"] == [
+        concept["concept"] for concept in sorted(values["concepts"], key=lambda concept: -concept["persistence"])
+    ]
+    assert all(concept["persistence"] > 0 and concept["typical_logit"] > 0 for concept in values["concepts"])
+    assert all(0 < concept["mixed_share"] <= 0.5 for concept in values["concepts"])
+    rows = list(csv.DictReader((output / "steering.csv").open()))
+    neutral = {
+        arm: [row["activation"] for row in rows if row["arm"] == arm and row["factor"] == "0"]
+        for arm in ("student", "control")
+    }
+    assert neutral["student"] == neutral["control"]
+    page = (output / "steering.md").read_text()
+    assert "was added to it" in page
+    assert f"{values['concepts'][0]['persistence']:.2f}" in page
+
+
 def test_what_cannot_be_measured_is_said_and_leaves_nothing(workshop, cli, tmp_path):
     run, output = workshop.cocomix_run, tmp_path / "steering"
     for arguments, says in (

@@ -1,7 +1,7 @@
 """Verbs that look at a model's concepts and turn them: generate, steer-eval, inspect."""
 
 from dataclasses import asdict
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -67,8 +67,18 @@ def steer_eval(
     teacher: Annotated[str | None, typer.Option(help="Teacher; default: of the run's recipe or labels.")] = None,
     dictionary: Annotated[str | None, typer.Option(help="Folder of its dictionary; default: likewise.")] = None,
     concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None,
-    num_concepts: Annotated[int, typer.Option(help="How many to choose, by frequency.")] = 16,
-    factors: Annotated[str, typer.Option(metavar="X,Y,…", help="Multipliers.")] = "-10,-5,-2,-1,0,1,2,5,10",
+    num_concepts: Annotated[int, typer.Option(help="How many to choose.")] = 16,
+    choice: Annotated[
+        Literal["frequent", "persistent"],
+        typer.Option(help="Those that label most tokens, or those that last over passages rather than single tokens."),
+    ] = "frequent",
+    turn: Annotated[
+        Literal["scale", "add"],
+        typer.Option(help="Multiply the logit by the factor, or add so many times its usual value."),
+    ] = "scale",
+    factors: Annotated[
+        str, typer.Option(metavar="X,Y,…", help="How far to turn; below 0: down.")
+    ] = "-10,-5,-2,-1,0,1,2,5,10",
     prompts: Annotated[int, typer.Option(help="Validation prompts per concept.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(help="Their length.")] = 16,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each.")] = 32,
@@ -88,6 +98,8 @@ def steer_eval(
     settings = SteerEvalSettings(
         concepts=tuple(_numbers(concepts, "--concepts", int)) if concepts is not None else (),
         num_concepts=num_concepts,
+        choice=choice,
+        turn=turn,
         factors=tuple(_numbers(factors, "--factors", float)),
         prompts=prompts,
         prompt_tokens=prompt_tokens,

@@ -1,7 +1,7 @@
 """Does steering work? Concepts are turned by many factors, and the texts that follow are measured.
 
-Three arms are generated from the same prompts: the *student* with the concept's logit scaled (paper section 5.3), the
-*control*, the student with another concept scaled, and the *teacher*, with the concept's latent scaled. In each, the
+Three arms are generated from the same prompts: the *student* with the concept's logit edited (paper section 5.3), the
+*control*, the student with another concept edited, and the *teacher*, with the concept's latent edited. In each, the
 measured concept is the same.
 """
 
@@ -20,16 +20,28 @@ from cocomix.errors import CoCoMixError
 from cocomix.interpret.generation import check_sampling, continue_tokens
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.steering import FACTOR_LIMIT
+from cocomix.interpret.survey import ConceptSurvey
 from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.text_measures import MEASURES, measure_texts
 from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
 from cocomix.modeling.edits import check_edits
 from cocomix.reporter import Reporter, SilentReporter
 
-__all__ = ["ARMS", "Arm", "SteerEvalSettings", "SteerMeasurements", "choose_concepts", "measure_steering"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "Choice",
+    "SteerEvalSettings",
+    "SteerMeasurements",
+    "Turn",
+    "check_measurable",
+    "measure_steering",
+]
 
 Arm = Literal["student", "control", "teacher"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
+Turn = Literal["scale", "add"]
+Choice = Literal["frequent", "persistent"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,11 @@ class SteerEvalSettings:
     Attributes:
         concepts: concepts to turn; none = chosen by `choose_concepts`.
         num_concepts: how many to choose.
-        factors: multipliers of the concept's logit (the teacher's latent); at least three different ones.
+        choice: which: those that label most tokens, or those that persist longest (`ConceptSurvey.persistence`).
+        turn: what a factor does: `"scale"` multiplies the concept's logit (the teacher's latent) by it, as the paper
+            does; `"add"` adds so many times the value it usually has where it is mixed in (is active). Our choice:
+            a logit is negative wherever the concept is not predicted, so that scaling by −10 turns it on there.
+        factors: at least three different ones; without effect are 1 (`"scale"`) and 0 (`"add"`).
         prompts: prompts from the validation split, the same for every concept; at least two.
         prompt_tokens: length of each prompt.
         new_tokens: length of each continuation; the end-of-document token is never drawn, so that all are equally long.
@@ -52,6 +68,8 @@ class SteerEvalSettings:
 
     concepts: tuple[int, ...] = ()
     num_concepts: int = 16
+    choice: Choice = "frequent"
+    turn: Turn = "scale"
     factors: tuple[float, ...] = (-10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0)
     prompts: int = 8
     prompt_tokens: int = 16
@@ -63,6 +81,9 @@ class SteerEvalSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, choices in (("choice", get_args(Choice)), ("turn", get_args(Turn))):
+            if getattr(self, name) not in choices:
+                raise CoCoMixError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}.")
         check_sampling(self.new_tokens, self.temperature, self.top_k)
         if len(set(self.factors)) != len(self.factors) or len(self.factors) < 3:
             raise CoCoMixError(f"factors={list(self.factors)} must be at least three different numbers.")
@@ -105,48 +126,6 @@ class SteerMeasurements:
         return tuple(name for name in MEASURES if name in self.values["student"])
 
 
-def choose_concepts(
-    model: CoCoMixForCausalLM,
-    input_ids: Tensor,
-    concept_labels: Tensor | None,
-    count: int,
-    position_ids: Tensor | None = None,
-) -> tuple[int, ...]:
-    """Concepts worth turning: the most frequent labels among those the model mixes in.
-
-    Our choice, as in `steering_candidates`: of the concepts mixed in with a positive value, at no more than half of the
-    positions. A factor turns a negative logit the other way, and a concept that is always there works as a bias.
-
-    Args:
-        model: the student.
-        input_ids: a few blocks of text. [blocks, seq]
-        concept_labels: their labels, −100 for none; without them, the concepts mixed in most often are taken.
-            [blocks, seq, k_attr]
-        count: how many at most.
-        position_ids: where documents are kept apart. [blocks, seq]
-
-    Raises:
-        CoCoMixError: there is none.
-    """
-    with torch.inference_mode():
-        positions = None if position_ids is None else position_ids.to(model.device)
-        output = model(input_ids=input_ids.to(model.device), position_ids=positions, use_cache=False)
-    positive = output.concept_ids[output.concept_values > 0].cpu()
-    mixed = torch.bincount(positive, minlength=model.config.num_concepts)
-    usable = (mixed > 0) & (mixed <= input_ids.numel() / 2)
-    frequency = mixed
-    if concept_labels is not None:
-        frequency = torch.bincount(concept_labels[concept_labels >= 0], minlength=model.config.num_concepts)
-    ranked = frequency.masked_fill(~usable, 0).argsort(descending=True, stable=True)
-    chosen = [concept for concept in ranked[:count].tolist() if usable[concept] and frequency[concept] > 0]
-    if not chosen:
-        raise CoCoMixError(
-            "no concept is both a label and mixed in with a positive value at half of the positions or fewer; name "
-            "some with --concepts."
-        )
-    return tuple(chosen)
-
-
 def measure_steering(
     student: CoCoMixForCausalLM,
     teacher: ConceptTeacher,
@@ -156,6 +135,7 @@ def measure_steering(
     *,
     end: int | None,
     vocab_size: int,
+    survey: ConceptSurvey | None = None,
     followers: Tensor | None = None,
     reporter: Reporter | None = None,
 ) -> SteerMeasurements:
@@ -169,16 +149,21 @@ def measure_steering(
         settings: which concepts (at least one) and how.
         end: the end-of-document token.
         vocab_size: tokens of the tokenizer; others are not drawn.
+        survey: what logits and latents usually are; needed to add to them.
         followers: scores of the settings' concepts by `follower_scores`, to measure `following`. [concepts, vocab]
         reporter: told about progress.
 
     Raises:
-        CoCoMixError: the student has no concepts, the teacher another number of them, a concept does not exist, or
-            prompt and continuation do not fit the shorter of the two contexts.
+        CoCoMixError: the student has no concepts, the teacher another number of them, a concept does not exist, the
+            survey is missing, or prompt and continuation do not fit the shorter of the two contexts.
     """
     reporter = reporter or SilentReporter()
     student = concept_model(student, mixing=True)
-    _check(student, teacher, settings)
+    check_measurable(student, teacher, settings)
+    if not settings.concepts:
+        raise CoCoMixError("there is no concept to turn; name some, or let choose_concepts find them.")
+    if settings.turn == "add" and survey is None:
+        raise CoCoMixError("adding to logits needs a survey of what they usually are; see survey_concepts.")
     concepts, controls = settings.concepts, _controls(student.config.num_concepts, settings)
     shape = (len(concepts), len(settings.factors), len(prompts))
     names = [name for name in MEASURES if name != "following" or followers is not None]
@@ -187,13 +172,14 @@ def measure_steering(
     with reporter.progress("steering", math.prod(shape) * len(ARMS), "texts") as advance:
         for arm in ARMS:
             turned = controls if arm == "control" else concepts
+            units = _units(arm, settings, survey)
             for number, cells in enumerate(_batches(settings, len(prompts))):
                 together = prompts.repeat(len(cells), 1)  # [cells · prompts, prompt_tokens]
                 edits = [
                     ConceptEdit(
                         turned[concept],
-                        "scale",
-                        settings.factors[factor],
+                        settings.turn,
+                        settings.factors[factor] * (1.0 if units is None else float(units[turned[concept]])),
                         rows=tuple(range(place * len(prompts), (place + 1) * len(prompts))),
                     )
                     for place, (concept, factor) in enumerate(cells)
@@ -244,6 +230,13 @@ def _continued(
         return continue_tokens(model, prompts, mask, **shared)
 
 
+def _units(arm: Arm, settings: SteerEvalSettings, survey: ConceptSurvey | None) -> Tensor | None:
+    """What a factor of 1 adds, for every concept; `None` where factors multiply. [n_concepts]"""
+    if settings.turn == "scale" or survey is None:
+        return None
+    return survey.latent if arm == "teacher" else survey.logit
+
+
 def _batches(settings: SteerEvalSettings, prompts: int) -> Iterator[list[tuple[int, int]]]:
     """(concept, factor) places, as many at a time as fill a batch with all their prompts."""
     cells = [(concept, factor) for concept in range(len(settings.concepts)) for factor in range(len(settings.factors))]
@@ -259,10 +252,13 @@ def _controls(num_concepts: int, settings: SteerEvalSettings) -> tuple[int, ...]
     return tuple(int(generator.choice([other for other in pool if other != concept])) for concept in settings.concepts)
 
 
-def _check(student: CoCoMixForCausalLM, teacher: ConceptTeacher, settings: SteerEvalSettings) -> None:
+def check_measurable(student: CoCoMixForCausalLM, teacher: ConceptTeacher, settings: SteerEvalSettings) -> None:
+    """Refuse what cannot be measured, before any work.
+
+    Raises:
+        CoCoMixError: as `measure_steering`, but for the missing survey.
+    """
     known = student.config.num_concepts
-    if not settings.concepts:
-        raise CoCoMixError("there is no concept to turn; name some, or let choose_concepts find them.")
     if teacher.n_concepts != known:
         raise CoCoMixError(
             f"the dictionary {teacher.dictionary.name} has {teacher.n_concepts} concepts, but the model {known}; use "

@@ -17,7 +17,7 @@ from cocomix.evaluation.figures import LIGHT, dress
 from cocomix.evaluation.formatting import signed
 from cocomix.interpret.inspection import ConceptDescription
 from cocomix.interpret.rank_statistics import RankTrend
-from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements
+from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements, Turn
 from cocomix.interpret.steer_scores import (
     LEVEL,
     ConceptScore,
@@ -27,6 +27,7 @@ from cocomix.interpret.steer_scores import (
     score_concepts,
     steering_shares,
 )
+from cocomix.interpret.survey import ConceptSurvey
 from cocomix.interpret.text_measures import MEASURES
 from cocomix.output import write_json, write_text
 
@@ -36,6 +37,10 @@ _ARM_NAMES: dict[Arm, str] = {
     "student": "the student, concept turned",
     "control": "the student, another concept turned",
     "teacher": "the teacher, latent turned",
+}
+_TURNS: dict[Turn, str] = {
+    "scale": "the logit (in the teacher, the latent) was multiplied by {} factors",
+    "add": "the value that its logit (in the teacher, its latent) usually has was added to it, {} numbers of times",
 }
 _PANELS = {
     "activation": "activation of the concept",
@@ -55,6 +60,7 @@ class SteerReport:
         teacher: where the teacher was loaded from.
         dictionary: likewise.
         measured: everything measured.
+        survey: how the concepts behave in ordinary text.
         descriptions: what the concepts stand for, where known.
     """
 
@@ -62,6 +68,7 @@ class SteerReport:
     teacher: str
     dictionary: str
     measured: SteerMeasurements
+    survey: ConceptSurvey
     descriptions: Mapping[int, ConceptDescription]
 
     @cached_property
@@ -129,6 +136,10 @@ class SteerReport:
         return {
             "concept": score.concept,
             "typical_tokens": self._typical(score.concept),
+            "persistence": self._persistence(score.concept),
+            "mixed_share": int(self.survey.mixed[score.concept]) / self.survey.positions,
+            "typical_logit": float(self.survey.logit[score.concept]),
+            "typical_latent": float(self.survey.latent[score.concept]),
             "control": score.control,
             "gain": score.gain,
             **{arm: {**score.trends[arm]._asdict(), "steers": score.steers(arm)} for arm in ARMS},
@@ -152,7 +163,12 @@ class SteerReport:
         """What steers, in words and tables."""
         lines = [f"# Steering of {self.run}", "", *self._summary(), ""]
         lines += ["## Concepts", ""]
-        lines += ["Steering score: Spearman's rank correlation of factor and activation [95% interval].", ""]
+        lines += [
+            "Steering score: Spearman's rank correlation of factor and activation [95% interval]. Persistence: "
+            "correlation, in training text, of the concept's activation at a token with its mean over the next "
+            f"{self.survey.window}; a concept of single tokens (about 0) cannot be expected to stay in a text.",
+            "",
+        ]
         lines += self._concepts(self.scores)
         if self.following:
             lines += ["", "## What follows", ""]
@@ -176,11 +192,12 @@ class SteerReport:
         return "\n".join(lines)
 
     def _concepts(self, scores: tuple[ConceptScore, ...]) -> list[str]:
-        header = ["concept", "typical tokens", "score", "p", "steers", "gain", "control", "teacher"]
+        header = ["concept", "typical tokens", "persistence", "score", "p", "steers", "gain", "control", "teacher"]
         rows = [
             [
                 str(score.concept),
                 self._typical(score.concept).replace("|", "\\|"),
+                f"{self._persistence(score.concept):.2f}",
                 _trend(score.trends["student"]),
                 f"{score.trends['student'].p_value:.3f}",
                 "yes" if score.steers() else "no",
@@ -202,7 +219,7 @@ class SteerReport:
             lines.append(f"{line}.")
         lines += [f"- Student against control, by {name}: {text}." for name, text in self._against_control().items()]
         return [
-            f"Of each of {len(scores)} concepts, the logit was multiplied by {len(settings.factors)} factors from "
+            f"Of each of {len(scores)} concepts, {_TURNS[settings.turn].format(len(settings.factors))}, from "
             f"{min(settings.factors):g} to {max(settings.factors):g}, and {settings.prompts} prompts of "
             f"{settings.prompt_tokens} tokens were continued by {settings.new_tokens} at each (temperature "
             f"{settings.temperature:g}, seed {settings.seed}). The texts were read by the teacher, {self.teacher}, "
@@ -212,6 +229,9 @@ class SteerReport:
             "",
             *lines,
         ]
+
+    def _persistence(self, concept: int) -> float:
+        return float(self.survey.persistence[concept])
 
     def _typical(self, concept: int) -> str:
         return self.descriptions[concept].short() if concept in self.descriptions else ""

@@ -1,12 +1,13 @@
 """`cocomix steer-eval`: a run's steering, measured with the teacher of its own labels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cocomix.concepts import ConceptLabelStore
-from cocomix.data import VALIDATION, PreparedData, TokenBlocks, positions_of_rows
+from cocomix.concepts import ConceptLabelStore, ConceptTeacher
+from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks, positions_of_rows
 from cocomix.device import default_device
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
@@ -15,15 +16,16 @@ from cocomix.interpret.followers import follower_scores
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.run_concepts import describe_run_concepts
 from cocomix.interpret.run_teacher import open_run_teacher, run_labels
-from cocomix.interpret.steer_eval import SteerEvalSettings, choose_concepts, measure_steering
+from cocomix.interpret.steer_eval import SteerEvalSettings, check_measurable, measure_steering
 from cocomix.interpret.steer_report import SteerReport, write_steer_report
+from cocomix.interpret.survey import ConceptSurvey, choose_concepts, survey_concepts
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.output import staged_directory
 from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = ["evaluate_run_steering"]
 
-_CHOICE_BLOCKS = 32  # of text, in which concepts are counted
+_SURVEY_TOKENS = 65_536  # of training text, in which concepts are counted
 
 
 def evaluate_run_steering(
@@ -54,20 +56,24 @@ def evaluate_run_steering(
         student = concept_model(run.model(), mixing=True).to(default_device())
         data = open_run_data(run)
         opened = open_run_teacher(run, data, teacher=teacher, dictionary=dictionary)
-        blocks = data.split(VALIDATION)
-        if not settings.concepts:
-            chosen = _choose(student, run, data, settings.num_concepts)
-            settings = replace(settings, concepts=chosen)
-            reporter.say(f"concepts chosen by frequency: {', '.join(map(str, chosen))}")
+        check_measurable(student, opened.teacher, settings)
+        prompts = _prompts(data.split(VALIDATION), settings)
         store = _labels(run, data)
+        rows = _survey_rows(data)
+        survey = _survey(run, data, student, opened.teacher, rows, settings)
+        if not settings.concepts:
+            scores = survey.persistence if settings.choice == "persistent" else _frequency(survey, store, rows)
+            settings = replace(settings, concepts=choose_concepts(survey, scores, settings.num_concepts))
+            reporter.say(f"the most {settings.choice} concepts: {', '.join(map(str, settings.concepts))}")
         measured = measure_steering(
             student,
             opened.teacher,
             opened.labels,
-            _prompts(blocks, settings),
+            prompts,
             settings,
             end=run.tokenizer().eos_token_id,
             vocab_size=data.meta.vocab_size,
+            survey=survey,
             followers=None if store is None else follower_scores(data, store, settings.concepts),
             reporter=reporter,
         )
@@ -76,6 +82,7 @@ def evaluate_run_steering(
             teacher=opened.teacher.name,
             dictionary=opened.teacher.dictionary.name,
             measured=measured,
+            survey=survey,
             descriptions=describe_run_concepts(run, settings.concepts),
         )
         write_steer_report(report, folder)
@@ -83,19 +90,36 @@ def evaluate_run_steering(
     return report
 
 
-def _choose(student: CoCoMixForCausalLM, run: Run, data: PreparedData, count: int) -> tuple[int, ...]:
-    """Concepts by their frequency in the first validation blocks."""
-    blocks, store = data.split(VALIDATION), _labels(run, data)
-    used = range(min(_CHOICE_BLOCKS, len(blocks)))
-    input_ids = torch.stack([blocks[index]["input_ids"] for index in used])
-    labels = None
-    if store is not None:
-        split = store.split(VALIDATION)
-        labels = torch.stack([split[index]["concept_labels"] for index in used])
+def _survey_rows(data: PreparedData) -> list[int]:
+    """Training blocks of some text, evenly spread over the split."""
+    blocks = data.split(TRAIN)
+    return list(range(0, len(blocks), max(1, len(blocks) * blocks.block_size // _SURVEY_TOKENS)))
+
+
+def _survey(
+    run: Run,
+    data: PreparedData,
+    student: CoCoMixForCausalLM,
+    teacher: ConceptTeacher,
+    rows: Sequence[int],
+    settings: SteerEvalSettings,
+) -> ConceptSurvey:
+    blocks = data.split(TRAIN)
+    input_ids = torch.stack([blocks[row]["input_ids"] for row in rows])
     positions = None
     if run.manifest.document_masks:
         positions = positions_of_rows(input_ids, data.meta.eos_token_id, data.meta.bos_token_id)
-    return choose_concepts(student, input_ids, labels, count, positions)
+    window = min(settings.new_tokens, blocks.block_size // 2)
+    return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions)
+
+
+def _frequency(survey: ConceptSurvey, store: ConceptLabelStore | None, rows: Sequence[int]) -> torch.Tensor:
+    """How many of the blocks' tokens each concept labels; without labels, at how many it is mixed in. [n_concepts]"""
+    if store is None:
+        return survey.mixed
+    split = store.split(TRAIN)
+    labels = torch.stack([split[row]["concept_labels"] for row in rows])
+    return torch.bincount(labels[labels >= 0], minlength=len(survey.mixed))
 
 
 def _labels(run: Run, data: PreparedData) -> ConceptLabelStore | None:

@@ -1,22 +1,26 @@
-"""The tables of docs/results.md and one of README.md, from the files here: python results/reproduction/page.py
+"""The tables of docs/results.md, docs/steering.md and README.md, from the files: python results/reproduction/page.py
 
 Everything between `<!-- table: NAME -->` and `<!-- end -->` is written anew; with `--check`, the exit status says
 whether it would change.
 """
 
+import csv
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import wilcoxon
+
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream
 from cocomix.evaluation.statistics import t_interval
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "steering.md", ROOT / "README.md")
 SMOLLM2 = HERE.parent / "smollm2"
+STEERING = HERE.parent / "steering"
 
 HEADLINE = {
     "ntp": "NTP, matched",
@@ -25,6 +29,11 @@ HEADLINE = {
     "residual": "CoCoMix, residual form",
     "residual_mixing_only": "the same without concept loss (control)",
     "residual_activation": "CoCoMix, residual form, labels by activation",
+}
+
+LASTING = {
+    "labels by activation": "lasting/activation",
+    "labels by attribution, `sign: logprob`": "lasting/logprob",
 }
 
 PAIRS = (
@@ -78,12 +87,52 @@ def with_tables(text: str) -> str:
         "shift": lambda: arms(report(HERE / "shift")),
         "smollm2": lambda: arms(report(SMOLLM2)),
         "downstream": downstream,
+        "lasting": lambda: steering(LASTING),
     }
 
     def table(mark: re.Match[str]) -> str:
         return f"<!-- table: {mark[1]} -->\n\n{tables[mark[1]]()}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def steering(folders: dict[str, str]) -> str:
+    """What `cocomix steer-eval` found in each folder: how many concepts steer, how far, and against the control."""
+    arms = {"student": "the concept", "control": "another concept", "teacher": "the latent, in the teacher"}
+    rows = []
+    for name, folder in folders.items():
+        found = json.loads((STEERING / folder / "steering.json").read_text(encoding="utf-8"))
+        factors, concepts = found["settings"]["factors"], found["concepts"]
+        neutral = 0.0 if found["settings"]["turn"] == "add" else 1.0
+        rises = {arm: rise(STEERING / folder, arm, neutral, max(factors)) for arm in arms}
+        p_value = float(wilcoxon(rises["student"], rises["control"]).pvalue)
+        for arm, turned in arms.items():
+            curve = found["curves"][arm]["activation"]["mean"]
+            steer = sum(concept[arm]["steers"] for concept in concepts)
+            score = sum(concept[arm]["correlation"] for concept in concepts) / len(concepts)
+            rows.append(
+                [
+                    name if arm == "student" else "",
+                    turned,
+                    *(f"{curve[factors.index(factor)]:.2f}" for factor in (min(factors), neutral, max(factors))),
+                    f"{p_value:.2g}" if arm == "student" else "",
+                    f"{steer} of {len(concepts)}",
+                    f"{score:+.2f}".replace("-", "−"),
+                ]
+            )
+    head = ["run", "what is turned", "most down", "untouched", "most up", "p", "steer", "mean score"]
+    lines = [head, ["---", "---", *["---:"] * 6], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def rise(folder: Path, arm: str, neutral: float, up: float) -> list[float]:
+    """By how much each concept's activation is above the untouched texts' when it is turned up."""
+    found: dict[str, dict[float, float]] = {}
+    with (folder / "steering.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["arm"] == arm:
+                found.setdefault(row["concept"], {})[float(row["factor"])] = float(row["activation"])
+    return [means[up] - means[neutral] for means in found.values()]
 
 
 def report(folder: Path) -> dict[str, Any]:

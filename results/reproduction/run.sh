@@ -48,8 +48,8 @@ runs="$out/main/runs"
 made analyses || $cocomix analyse "$runs"/{cocomix,labels_logprob,labels_activation,labels_random}/seed0 \
   "$runs"/{add,residual,residual_mixing_only}/seed0 --output "$out/analyses"
 for arm in cocomix labels_logprob; do
-  made "steering_$arm" || $cocomix steer-eval "$runs/$arm/seed0" --num-concepts 32 --prompts 16 --batch-size 144 \
-    --output "$out/steering_$arm"
+  made "steering_$arm" || $cocomix steer-eval "$runs/$arm/seed0" --choice frequent --turn scale --num-concepts 32 \
+    --prompts 16 --batch-size 144 --output "$out/steering_$arm"
 done
 if [ -n "${3:-}" ]; then
   for arm in ntp kd cocomix residual; do

@@ -20,6 +20,7 @@ from tests.modeling.factories import CONCEPTS, VOCAB, plain, student, tokens
 
 SETTINGS = SteerEvalSettings(
     concepts=(4, 9, 2),
+    turn="scale",
     factors=(-3.0, 1.0, 8.0),
     prompts=3,
     prompt_tokens=5,
@@ -182,8 +183,8 @@ def test_curves_are_means_over_concepts_and_prompts(measured):
         ({"prompts": 1}, "prompts=1 must be at least 2"),
         ({"new_tokens": 3}, "new_tokens=3 must be at least 4"),
         ({"temperature": -1.0}, "temperature=-1"),
-        ({"turn": "set"}, "turn='set' is not one of scale, add"),
-        ({"choice": "best"}, "choice='best' is not one of frequent, persistent"),
+        ({"turn": "set"}, "turn='set' is not one of add, scale"),
+        ({"choice": "best"}, "choice='best' is not one of persistent, frequent"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(changes, message):

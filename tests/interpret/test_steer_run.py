@@ -33,7 +33,8 @@ def moved(run: Path, folder: Path, *, labels: str | None = None, **recipe: objec
 
 def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
     output = tmp_path / "steering"
-    result = cli("steer-eval", workshop.cocomix_run, "-o", output, "--num-concepts", 3, *SMALL, "--json")
+    paper = ("--num-concepts", 3, "--choice", "frequent", "--turn", "scale")
+    result = cli("steer-eval", workshop.cocomix_run, "-o", output, *paper, *SMALL, "--json")
     values = json.loads(result.out)
     assert values == json.loads((output / "steering.json").read_text())
     assert values["run"] == "mixed"
@@ -65,7 +66,7 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
     assert Image.open(output / "steering.png").size[0] > 1000
     assert {path.name for path in output.iterdir()} == {f"steering.{kind}" for kind in ("json", "csv", "md", "png")}
 
-    again = cli("steer-eval", workshop.cocomix_run, "-o", tmp_path / "again", "--num-concepts", 3, *SMALL)
+    again = cli("steer-eval", workshop.cocomix_run, "-o", tmp_path / "again", *paper, *SMALL)
     assert json.loads((tmp_path / "again" / "steering.json").read_text()) == values
     assert "of 3 concepts steer" in again.out
     assert "by what follows" in again.out
@@ -74,7 +75,7 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
 
 def test_persistent_concepts_are_chosen_and_added_to(workshop, cli, tmp_path):
     output = tmp_path / "steering"
-    options = ("--num-concepts", 3, "--choice", "persistent", "--turn", "add", "--factors", "-5,0,10")
+    options = ("--num-concepts", 3, "--factors", "-5,0,10")
     result = cli("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, *options, "--json")
     values = json.loads(result.out)
     assert (values["settings"]["choice"], values["settings"]["turn"]) == ("persistent", "add")

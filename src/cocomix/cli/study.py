@@ -69,13 +69,13 @@ def steer_eval(
     concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None,
     num_concepts: Annotated[int, typer.Option(help="How many to choose.")] = 16,
     choice: Annotated[
-        Literal["frequent", "persistent"],
-        typer.Option(help="Those that label most tokens, or those that last over passages rather than single tokens."),
-    ] = "frequent",
+        Literal["persistent", "frequent"],
+        typer.Option(help="Those that last over passages rather than single tokens, or that label most tokens."),
+    ] = "persistent",
     turn: Annotated[
-        Literal["scale", "add"],
-        typer.Option(help="Multiply the logit by the factor, or add so many times its usual value."),
-    ] = "scale",
+        Literal["add", "scale"],
+        typer.Option(help="Add the logit's usual value so many times, or multiply the logit, as the paper does."),
+    ] = "add",
     factors: Annotated[
         str, typer.Option(metavar="X,Y,…", help="How far to turn; below 0: down.")
     ] = "-10,-5,-2,-1,0,1,2,5,10",

@@ -40,8 +40,8 @@ __all__ = [
 
 Arm = Literal["student", "control", "teacher"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-Turn = Literal["scale", "add"]
-Choice = Literal["frequent", "persistent"]
+Turn = Literal["add", "scale"]
+Choice = Literal["persistent", "frequent"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class SteerEvalSettings:
     Attributes:
         concepts: concepts to turn; none = chosen by `choose_concepts`.
         num_concepts: how many to choose.
-        choice: which: those that label most tokens, or those that persist longest (`ConceptSurvey.persistence`).
-        turn: what a factor does: `"scale"` multiplies the concept's logit (the teacher's latent) by it, as the paper
-            does; `"add"` adds so many times the value it usually has where it is mixed in (is active). Our choice:
-            a logit is negative wherever the concept is not predicted, so that scaling by −10 turns it on there.
-        factors: at least three different ones; without effect are 1 (`"scale"`) and 0 (`"add"`).
+        choice: which: those that persist longest (`ConceptSurvey.persistence`) or those that label most tokens. Our
+            choice: a concept of single tokens is over once it is said, and cannot be kept in a text.
+        turn: what a factor does: `"add"` adds so many times the value that the concept's logit (the teacher's latent)
+            usually has where it is mixed in (is active), `"scale"` multiplies by it, as the paper does. Our choice: a
+            logit is negative wherever the concept is not predicted, so that scaling by −10 turns it on there.
+        factors: at least three different ones; without effect are 0 (`"add"`) and 1 (`"scale"`).
         prompts: prompts from the validation split, the same for every concept; at least two.
         prompt_tokens: length of each prompt.
         new_tokens: length of each continuation; the end-of-document token is never drawn, so that all are equally long.
@@ -68,8 +69,8 @@ class SteerEvalSettings:
 
     concepts: tuple[int, ...] = ()
     num_concepts: int = 16
-    choice: Choice = "frequent"
-    turn: Turn = "scale"
+    choice: Choice = "persistent"
+    turn: Turn = "add"
     factors: tuple[float, ...] = (-10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0)
     prompts: int = 8
     prompt_tokens: int = 16

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from cocomix.evaluation.figures import LIGHT, dress
 from cocomix.evaluation.formatting import signed
@@ -260,7 +261,9 @@ class SteerReport:
         dress(axes, LIGHT)
         if name.endswith("_loss"):
             axes.set_yscale("log")
-            axes.tick_params(which="minor", length=0)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=LIGHT.ink)
         axes.set_xlabel("factor", color=LIGHT.ink)
 

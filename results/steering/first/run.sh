@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The run behind this folder and docs/steering.md: teacher, dictionary, labels and one student on two CPU cores.
-#   bash results/steering/run.sh CORPUS_FOLDER OUTPUT_FOLDER
+# The run behind this folder: teacher, dictionary, labels and one student on two CPU cores. Measured with cocomix at
+# f5f87ea, whose themes.py multiplied logits.
+#   bash results/steering/first/run.sh CORPUS_FOLDER OUTPUT_FOLDER
 # CORPUS_FOLDER: JSONL shards corpus-*.jsonl.gz and heldout.jsonl.gz with a "text" field.
 set -euo pipefail
 corpus=$1 out=$2
@@ -15,6 +16,6 @@ $cocomix label "$out/data" --teacher "$out/teacher" --dictionary "$out/dictionar
 $cocomix train recipes/demo.yaml --set data="$out/data" --set labels="$out/labels" --set tokens=1300000 \
   --set teacher=null --set dictionary=null --set name=CoCoMix --output "$out/run" --quiet
 $cocomix eval "$out/run" --json --quiet > "$out/evaluation.json"
-$cocomix steer-eval "$out/run" --prompts 16 --batch-size 64 --output "$out/steering"
+$cocomix steer-eval "$out/run" --choice frequent --turn scale --prompts 16 --batch-size 64 --output "$out/steering"
 $cocomix atlas "$out/run" --effects 128 --output "$out/atlas"
 "${PYTHON:-python}" results/steering/themes.py "$out/run" "$out/atlas" "$out/themes.md"

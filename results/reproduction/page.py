@@ -32,8 +32,10 @@ HEADLINE = {
 }
 
 LASTING = {
-    "labels by activation": "lasting/activation",
-    "labels by attribution, `sign: logprob`": "lasting/logprob",
+    "labels by activation, 64 prompts, most factors up": "lasting/up",
+    "the same, 32 prompts, nine factors": "lasting/activation",
+    "labels by attribution (`sign: logprob`), 32 prompts, nine factors": "lasting/logprob",
+    "labels by activation, 32 prompts, up to 30": "lasting/far",
 }
 
 PAIRS = (

@@ -27,10 +27,19 @@ for run in activation logprob; do
   $cocomix train "$out/$run.yaml" --output "$out/run_$run"
   $cocomix eval "$out/run_$run" --json --quiet > "$out/evaluation_$run.json"
   $cocomix steer-eval "$out/run_$run" --num-concepts 24 --prompts 32 --batch-size 288 --output "$out/steering_$run"
-  $cocomix steer-eval "$out/run_$run" --factors=-10,-5,0,2,4,6,8,10 --num-concepts 24 --prompts 64 --batch-size 512 \
-    --seed 1 --output "$out/up_$run"
 done
-$cocomix steer-eval "$out/run_activation" --choice frequent --turn scale --num-concepts 24 --prompts 32 --batch-size 288 \
+run="$out/run_activation"
+$cocomix steer-eval "$run" --factors=-10,-5,0,2,4,6,8,10 --num-concepts 24 --prompts 64 --batch-size 512 --seed 1 \
+  --output "$out/up"
+$cocomix steer-eval "$run" --factors=-10,0,5,10,15,20,30 --num-concepts 24 --prompts 32 --batch-size 448 --seed 2 \
+  --output "$out/far"
+$cocomix steer-eval "$run" --choice frequent --turn scale --num-concepts 24 --prompts 32 --batch-size 288 \
   --output "$out/scaled"
-$cocomix atlas "$out/run_activation" --effects 128 --output "$out/atlas"
-"${PYTHON:-python}" results/steering/themes.py "$out/run_activation" "$out/atlas" "$out/themes.md"
+$cocomix atlas "$run" --effects 128 --output "$out/atlas"
+"${PYTHON:-python}" results/steering/themes.py "$run" "$out/atlas" "$out/themes.md"
+for prompt in "The following" "He looked at"; do
+  $cocomix generate "$run" "$prompt" --temperature 0.8 --max-new-tokens 40
+  for steer in 697+30 408+30 695+30 219+30 294+30; do
+    $cocomix generate "$run" "$prompt" --temperature 0.8 --max-new-tokens 40 --steer "$steer"
+  done
+done > "$out/generate.txt"

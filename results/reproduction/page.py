@@ -90,6 +90,8 @@ def with_tables(text: str) -> str:
         "smollm2": lambda: arms(report(SMOLLM2)),
         "downstream": downstream,
         "lasting": lambda: steering(LASTING),
+        "themes": themes,
+        "scaled": scaled,
     }
 
     def table(mark: re.Match[str]) -> str:
@@ -125,6 +127,39 @@ def steering(folders: dict[str, str]) -> str:
     head = ["run", "what is turned", "most down", "untouched", "most up", "p", "steer", "mean score"]
     lines = [head, ["---", "---", *["---:"] * 6], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def themes() -> str:
+    """How often each of the paper's themes shows, from what `results/steering/themes.py` wrote."""
+    lines = (STEERING / "lasting" / "themes.md").read_text(encoding="utf-8").splitlines()
+    head, _, *rows = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in lines[: lines.index("")])
+    kept = [
+        head.index(name)
+        for name in (
+            "theme",
+            "concept",
+            *(f"{who} +{factor}" for who in ("student", "teacher") for factor in (0, 5, 10)),
+        )
+    ]
+    table = [[head[column] for column in kept], ["---", *["---:"] * (len(kept) - 1)]]
+    table += [[row[column] for column in kept] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
+def scaled() -> str:
+    """What multiplying a logit does, for some factors."""
+    found = json.loads((STEERING / "lasting" / "scaled" / "steering.json").read_text(encoding="utf-8"))
+    curves = found["curves"]["student"]
+    places = [found["settings"]["factors"].index(factor) for factor in (-10, -5, 0, 1, 5, 10)]
+    following = [f"{curves['following']['mean'][place]:.2f}".replace("-", "−") for place in places]
+    perplexity = [f"{curves['teacher_perplexity']['mean'][place]:.0f}" for place in places]
+    table = [
+        ["", "× −10", "× −5", "× 0", "× 1", "× 5", "× 10"],
+        ["---", *["---:"] * len(places)],
+        ["tokens that follow its labels, nats", *following],
+        ["perplexity under the teacher", *perplexity],
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def rise(folder: Path, arm: str, neutral: float, up: float) -> list[float]:

@@ -98,6 +98,8 @@ def test_adding_adds_so_many_times_the_usual_value(teacher):
     assert found.values["student"]["activation"][0, 1, 0] == pytest.approx(expected["activation"][0], rel=1e-4)
     with pytest.raises(CoCoMixError, match="needs a survey"):
         measure(model, teacher, settings)
+    with pytest.raises(CoCoMixError, match="use --turn scale"):
+        measure(model, teacher, settings, survey=replace(survey, logit=torch.zeros(CONCEPTS)))
 
 
 def test_controls_are_other_concepts_of_those_measured(measured):

@@ -156,7 +156,8 @@ def measure_steering(
 
     Raises:
         CoCoMixError: the student has no concepts, the teacher another number of them, a concept does not exist, the
-            survey is missing, or prompt and continuation do not fit the shorter of the two contexts.
+            survey is missing or found no positive logit, or prompt and continuation do not fit the shorter of the two
+            contexts.
     """
     reporter = reporter or SilentReporter()
     student = concept_model(student, mixing=True)
@@ -165,6 +166,10 @@ def measure_steering(
         raise CoCoMixError("there is no concept to turn; name some, or let choose_concepts find them.")
     if settings.turn == "add" and survey is None:
         raise CoCoMixError("adding to logits needs a survey of what they usually are; see survey_concepts.")
+    if settings.turn == "add" and survey is not None and not bool((survey.logit > 0).any()):
+        raise CoCoMixError(
+            "the model mixes no concept in with a positive logit, so there is no usual value to add; use --turn scale."
+        )
     concepts, controls = settings.concepts, _controls(student.config.num_concepts, settings)
     shape = (len(concepts), len(settings.factors), len(prompts))
     names = [name for name in MEASURES if name != "following" or followers is not None]

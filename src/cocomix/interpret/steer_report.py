@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cocomix.evaluation.figures import LIGHT, dress
 from cocomix.evaluation.formatting import signed
@@ -41,7 +41,7 @@ _ARM_NAMES: dict[Arm, str] = {
 }
 _TURNS: dict[Turn, str] = {
     "scale": "the logit (in the teacher, the latent) was multiplied by {} factors",
-    "add": "the value that its logit (in the teacher, its latent) usually has was added to it, {} numbers of times",
+    "add": "the logit (in the teacher, the latent) had its usual value added to it {} different numbers of times",
 }
 _PANELS = {
     "activation": "activation of the concept",
@@ -261,7 +261,8 @@ class SteerReport:
         dress(axes, LIGHT)
         if name.endswith("_loss"):
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            bottom, top = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if top > 6 * bottom else MaxNLocator(5))
             axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=LIGHT.ink)

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,20 @@ def test_what_was_left_half_written_does_not_get_into_an_output(tmp_path: Path) 
         write_json(folder / "x.json", 1, shared=True)
         aside_path(folder / "x.json").write_text("half")
     assert names(tmp_path / "out") == {"x.json"}
+
+
+def test_a_file_that_another_job_takes_away_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def taken_away(path: Any, *options: Any) -> int:
+        if Path(path).name == "theirs":
+            Path(path).rename(tmp_path / "out.partial" / "moved")
+        return opened(path, *options)
+
+    with staged_directory(tmp_path / "out") as folder:
+        write_json(folder / "x.json", 1)
+        (folder / "theirs").write_text("1")
+        monkeypatch.setattr("cocomix.output.os.open", taken_away)
+    assert names(tmp_path / "out") == {"x.json", "moved"}

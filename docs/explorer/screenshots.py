@@ -1,12 +1,13 @@
 """Take the pictures of this folder from a running explorer.
 
 cocomix explore RUN --compare OTHER_RUN
-python docs/explorer/screenshots.py http://127.0.0.1:7860 "The old man said"
+python docs/explorer/screenshots.py http://127.0.0.1:7860 "The following" 697:add:20
 """
 
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -22,7 +23,7 @@ def open_page(browser: Browser, address: str, scheme: str) -> Page:
     return page
 
 
-def main(address: str, prompt: str) -> None:
+def main(address: str, prompt: str, edits: str) -> None:
     """One picture per view, and the text view in the dark."""
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -41,12 +42,12 @@ def main(address: str, prompt: str) -> None:
         page.wait_for_selector("#cx-card h3")
         page.wait_for_timeout(400)
         page.screenshot(path=HERE / "concept.png")
-        page.get_by_role("tab", name="Steer").click()
-        page.locator("#cx-steer-prompt textarea").fill(prompt)
+        page = open_page(
+            browser, f"{address}/?{urlencode({'view': 'steer', 'prompt': prompt, 'edits': edits})}", "light"
+        )
+        expect(page.locator("#cx-steer-said")).to_contain_text("restored")
         page.get_by_role("button", name="Suggest concepts").click()
-        page.locator("#cx-suggested .cx-concept").first.click()
-        page.locator("#cx-value-0 input[type=number]").fill("10")
-        page.locator("#cx-value-0 input[type=number]").press("Tab")
+        page.wait_for_selector("#cx-suggested .cx-concept")
         page.get_by_role("button", name="Generate").click()
         expect(page.locator("#cx-steer-said")).to_contain_text("tokens, seed", timeout=120_000)
         page.set_viewport_size({"width": 1366, "height": 1000})
@@ -61,4 +62,4 @@ def main(address: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "The old man said")
+    main(*sys.argv[1:4])

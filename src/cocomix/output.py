@@ -107,10 +107,16 @@ def require_free(output: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the disk hold every file under `folder`, so that a rename after it cannot be kept without the content."""
+    """Have the disk hold every file under `folder`, so that a rename after it cannot be kept without the content.
+
+    A file that goes meanwhile is left out: another job that writes to the folder had it aside.
+    """
     for path in (*folder.rglob("*"), folder):
         if path.is_file() or os.name == "posix":  # other systems do not open folders
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
             try:
                 os.fsync(descriptor)
             finally:

@@ -86,7 +86,11 @@ def steer_page(subject: Subject) -> SteerPage:
             query = gr.Textbox(visible=False)
     suggested = gr.HTML(elem_id="cx-suggested", js_on_load=block_script())
     said = gr.HTML(elem_id="cx-steer-said", js_on_load=None)
-    texts = gr.HTML(empty("Choose concepts and press Generate."), elem_id="cx-texts", js_on_load=None)
+    texts = gr.HTML(
+        empty("Choose concepts and press Generate. × works where a concept is predicted, + everywhere."),
+        elem_id="cx-texts",
+        js_on_load=None,
+    )
     sampling_inputs = [tokens, temperature, top_k, seed]
     no_teacher = subject.teacher if isinstance(subject.teacher, str) else ""
 

@@ -15,11 +15,11 @@ HERE = Path(__file__).parent
 TEXT = "The old man looked at the sea for a long time, and then he said that he would not go home again."
 
 
-def open_page(browser: Browser, address: str, scheme: str) -> Page:
+def open_page(browser: Browser, address: str, scheme: str, shows: str = ".cx-token") -> Page:
     """The page on a laptop's screen."""
     page = browser.new_context(viewport={"width": 1366, "height": 820}, color_scheme=scheme).new_page()
     page.goto(address)
-    page.wait_for_selector(".cx-token")
+    page.wait_for_selector(shows)
     return page
 
 
@@ -42,9 +42,8 @@ def main(address: str, prompt: str, edits: str) -> None:
         page.wait_for_selector("#cx-card h3")
         page.wait_for_timeout(400)
         page.screenshot(path=HERE / "concept.png")
-        page = open_page(
-            browser, f"{address}/?{urlencode({'view': 'steer', 'prompt': prompt, 'edits': edits})}", "light"
-        )
+        link = urlencode({"view": "steer", "prompt": prompt, "edits": edits})
+        page = open_page(browser, f"{address}/?{link}", "light", "#cx-run")
         expect(page.locator("#cx-steer-said")).to_contain_text("restored")
         page.get_by_role("button", name="Suggest concepts").click()
         page.wait_for_selector("#cx-suggested .cx-concept")

@@ -91,7 +91,7 @@ def test_persistent_concepts_are_chosen_and_added_to(workshop, cli, tmp_path):
     }
     assert neutral["student"] == neutral["control"]
     page = (output / "steering.md").read_text()
-    assert "was added to it" in page
+    assert "had its usual value added to it" in page
     assert f"{values['concepts'][0]['persistence']:.2f}" in page
 
 

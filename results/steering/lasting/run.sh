@@ -35,6 +35,7 @@ $cocomix steer-eval "$run" --factors=-10,0,5,10,15,20,30 --num-concepts 24 --pro
   --output "$out/far"
 $cocomix steer-eval "$run" --choice frequent --turn scale --num-concepts 24 --prompts 32 --batch-size 288 \
   --output "$out/scaled"
+"${PYTHON:-python}" $here/signs.py "$run" "$out/scaled/steering.json" "$out/scaled/signs.json"
 $cocomix atlas "$run" --effects 128 --output "$out/atlas"
 "${PYTHON:-python}" results/steering/themes.py "$run" "$out/atlas" "$out/themes.md"
 for prompt in "The following" "He looked at"; do

@@ -55,7 +55,7 @@ class SteerEvalSettings:
             choice: a concept of single tokens is over once it is said, and cannot be kept in a text.
         turn: what a factor does: `"add"` adds so many times the value that the concept's logit (the teacher's latent)
             usually has where it is mixed in (is active), `"scale"` multiplies by it, as the paper does. Our choice: a
-            logit is negative wherever the concept is not predicted, so that scaling by −10 turns it on there.
+            logit is mostly negative where the concept is not mixed in, so that scaling by −10 turns it on there.
         factors: at least three different ones; without effect are 0 (`"add"`) and 1 (`"scale"`).
         prompts: prompts from the validation split, the same for every concept; at least two.
         prompt_tokens: length of each prompt.

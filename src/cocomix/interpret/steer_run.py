@@ -60,7 +60,7 @@ def evaluate_run_steering(
         prompts = _prompts(data.split(VALIDATION), settings)
         store = _labels(run, data)
         rows = _survey_rows(data)
-        survey = _survey(run, data, student, opened.teacher, rows, settings)
+        survey = _survey(run, data, student, opened.teacher, rows, settings, reporter)
         if not settings.concepts:
             scores = survey.persistence if settings.choice == "persistent" else _frequency(survey, store, rows)
             settings = replace(settings, concepts=choose_concepts(survey, scores, settings.num_concepts))
@@ -103,6 +103,7 @@ def _survey(
     teacher: ConceptTeacher,
     rows: Sequence[int],
     settings: SteerEvalSettings,
+    reporter: Reporter,
 ) -> ConceptSurvey:
     blocks = data.split(TRAIN)
     input_ids = torch.stack([blocks[row]["input_ids"] for row in rows])
@@ -110,7 +111,7 @@ def _survey(
     if run.manifest.document_masks:
         positions = positions_of_rows(input_ids, data.meta.eos_token_id, data.meta.bos_token_id)
     window = min(settings.new_tokens, blocks.block_size // 2)
-    return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions)
+    return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions, reporter=reporter)
 
 
 def _frequency(survey: ConceptSurvey, store: ConceptLabelStore | None, rows: Sequence[int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from cocomix.concepts import ConceptTeacher
 from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
 from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.reporter import Reporter, SilentReporter
 
 __all__ = ["ConceptSurvey", "choose_concepts", "survey_concepts"]
 
@@ -44,6 +45,7 @@ def survey_concepts(
     *,
     window: int,
     position_ids: Tensor | None = None,
+    reporter: Reporter | None = None,
 ) -> ConceptSurvey:
     """Read a text with the student and with the teacher.
 
@@ -53,6 +55,7 @@ def survey_concepts(
         input_ids: blocks of text. [blocks, seq]
         window: following tokens over which persistence averages; less than `seq`.
         position_ids: where the student keeps documents apart. [blocks, seq]
+        reporter: told about progress.
     """
     n_concepts = student.config.num_concepts
     mixed = torch.zeros(n_concepts, dtype=torch.int64)
@@ -60,24 +63,26 @@ def survey_concepts(
     correlation = _Correlation(n_concepts, window)
     active, activation = torch.zeros_like(mixed), torch.zeros_like(total)
     size = max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
-    for start in range(0, len(input_ids), size):
-        batch = input_ids[start : start + size]
-        positions = None if position_ids is None else position_ids[start : start + size].to(student.device)
-        with inference(student, student.device, student.dtype):
-            output = student(batch.to(student.device), position_ids=positions, use_cache=False, logits_to_keep=1)
-            hidden = teacher.decoder.hidden_states(batch.to(teacher.decoder.device))
-            codes = teacher.dictionary.encode(hidden)
-            described = teacher.described(batch.to(hidden.device), None)
-        values = output.concept_values.cpu().double()
-        ids = output.concept_ids.cpu()[values > 0]
-        mixed += torch.bincount(ids, minlength=n_concepts)
-        total.index_add_(0, ids, values[values > 0])
-        latents = (codes.values.clamp_min(0) * described.unsqueeze(-1)).cpu().double()
-        latent_ids = codes.ids.cpu()
-        active += torch.bincount(latent_ids[latents > 0], minlength=n_concepts)
-        activation.index_add_(0, latent_ids[latents > 0], latents[latents > 0])
-        for block_ids, block_latents in zip(latent_ids, latents, strict=True):
-            correlation.add(block_ids, block_latents)
+    with (reporter or SilentReporter()).progress("reading concepts", len(input_ids), "blocks") as advance:
+        for start in range(0, len(input_ids), size):
+            batch = input_ids[start : start + size]
+            positions = None if position_ids is None else position_ids[start : start + size].to(student.device)
+            with inference(student, student.device, student.dtype):
+                output = student(batch.to(student.device), position_ids=positions, use_cache=False, logits_to_keep=1)
+                hidden = teacher.decoder.hidden_states(batch.to(teacher.decoder.device))
+                codes = teacher.dictionary.encode(hidden)
+                described = teacher.described(batch.to(hidden.device), None)
+            values = output.concept_values.cpu().double()
+            ids = output.concept_ids.cpu()[values > 0]
+            mixed += torch.bincount(ids, minlength=n_concepts)
+            total.index_add_(0, ids, values[values > 0])
+            latents = (codes.values.clamp_min(0) * described.unsqueeze(-1)).cpu().double()
+            latent_ids = codes.ids.cpu()
+            active += torch.bincount(latent_ids[latents > 0], minlength=n_concepts)
+            activation.index_add_(0, latent_ids[latents > 0], latents[latents > 0])
+            for block_ids, block_latents in zip(latent_ids, latents, strict=True):
+                correlation.add(block_ids, block_latents)
+            advance(len(batch))
     return ConceptSurvey(
         positions=input_ids.numel(),
         window=window,

@@ -12,7 +12,7 @@ import time
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.allocator import keep_freed_memory
+from cocomix.runtime.allocator import keep_freed_memory
 
 STEPS = 4
 

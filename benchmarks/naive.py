@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.concepts import ConceptDictionary
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.model import CoCoMixForCausalLM
 
 __all__ = ["NaiveStudent", "naive_compression", "naive_head", "naive_labels"]
 

@@ -12,9 +12,9 @@ from benchmarks.ratios import Section, ratio
 from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION
-from cocomix.modeling.concept_head import concept_head
-from cocomix.modeling.lm_head import loss_of_hidden, loss_of_logits
-from cocomix.modeling.mixer import ConceptCompression
+from cocomix.model.concept_head import concept_head
+from cocomix.model.lm_head import loss_of_hidden, loss_of_logits
+from cocomix.model.mixer import ConceptCompression
 
 __all__ = ["head_work", "measure_compression", "measure_head", "measure_lm_head"]
 

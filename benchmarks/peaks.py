@@ -20,7 +20,7 @@ from benchmarks.naive import NaiveStudent
 from benchmarks.parts import head_work
 from benchmarks.settings import Settings, Shape
 from benchmarks.workload import adamw, random_model, student_loss, training_step, twin_loss
-from cocomix.allocator import keep_freed_memory
+from cocomix.runtime.allocator import keep_freed_memory
 
 __all__ = ["head_case", "step_case"]
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config
 
 from benchmarks.machine import cpu_has_bf16
-from cocomix.modeling import CoCoMixConfig
+from cocomix.model import CoCoMixConfig
 
 __all__ = ["SIZES", "Settings", "Shape", "Sizes", "TeacherShape"]
 

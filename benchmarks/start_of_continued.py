@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_of_continued MODEL TEXT... [--layers 5 10 20] [--tokens 3072] [--forms zero]
 
-MODEL is anything `cocomix.pretrained.load_causal_lm` reads, TEXT are text files. Prints one JSON object. Random concept
-layers, seed 0; the paper's N(0, initializer_range²) start of the compression beside the zero one.
+MODEL is anything `cocomix.runtime.hub.load_causal_lm` reads, TEXT are text files. Prints one JSON object.
+Random concept layers, seed 0; the paper's N(0, initializer_range²) start of the compression beside the zero one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from cocomix import from_pretrained_backbone
 from cocomix.data import load_tokenizer
-from cocomix.pretrained import load_causal_lm
+from cocomix.runtime.hub import load_causal_lm
 
 FORMS: dict[str, dict[str, Any]] = {
     "add, zero, without mean": {"mixing": "add", "compression_init": "zero", "add_mean": False},

@@ -22,7 +22,7 @@ from benchmarks.workload import (
     training_step,
     twin_loss,
 )
-from cocomix.modeling.accounting import matched_config
+from cocomix.model.accounting import matched_config
 
 __all__ = ["measure"]
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from benchmarks.naive import NaiveStudent
 from benchmarks.settings import Settings, Shape
 from cocomix.concepts import ConceptDictionary
-from cocomix.modeling import account
-from cocomix.modeling.accounting import build_model
+from cocomix.model import account
+from cocomix.model.accounting import build_model
 
 __all__ = [
     "LABELS_PER_POSITION",
@@ -123,6 +123,6 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def flops_per_token(config: PreTrainedConfig, context: int) -> float:
-    """Forward FLOPs per token by formula; see `cocomix.modeling.accounting.account`."""
+    """Forward FLOPs per token by formula; see `cocomix.model.accounting.account`."""
     with torch.device("meta"):
         return account(build_model(config), context).forward_flops_per_token

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from cocomix.cli import app
-from cocomix.config import load_recipe
+from cocomix.training.recipe import load_recipe
 from tests.command_line import Cli
 from tests.workshop import BLOCK, CONCEPTS, TOY_BACKBONE, VOCAB
 

@@ -25,12 +25,13 @@ import psutil
 import torch
 import typer
 
-from cocomix.concepts import ConceptTeacher, RaySettings, TeacherSource
-from cocomix.concepts.hashing import file_sha256
-from cocomix.concepts.labelling import write_labels
-from cocomix.concepts.labels import read_label_manifest
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import write_json
+from cocomix.concepts import ConceptTeacher, TeacherSource
 from cocomix.data import PreparedData
-from cocomix.output import write_json
+from cocomix.labelling import RaySettings
+from cocomix.labelling.labels import read_label_manifest
+from cocomix.labelling.writing import write_labels
 from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
 
 __all__ = ["JournalledSource", "Killer", "begun_by", "journalled", "two_nodes"]

@@ -13,29 +13,23 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.concepts import (
-    ConceptDictionary,
-    ConceptLabelStore,
-    ConceptTeacher,
-    FitSettings,
-    LabelSettings,
-    load_teacher,
-    measure_fit,
-)
-from cocomix.concepts.labels import LabelBlocks
+from cocomix.artifacts.output import read_json
+from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, load_teacher, measure_fit
 from cocomix.concepts.saelens import save_sae_lens
-from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import VALIDATION, PreparedData, begin_of_text, load_tokenizer
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.evaluation.documents import read_document_losses
+from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import read_json
-from cocomix.pipeline import fit_on_data, label_data, open_teacher
-from cocomix.reporter import SilentReporter
+from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.labelling.labels import LabelBlocks
+from cocomix.labelling.pipeline import fit_on_data, label_data, open_teacher
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.console import SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.online import OnlineLabels
+from cocomix.training.recipe import RunConfig
 from tests.workshop import BLOCK, VOCAB, Workshop, prepare_toy
 
 WIDTH, DESCRIBED = 16, 14  # the dictionary describes the first dimensions of the hidden states

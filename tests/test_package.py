@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from transformers import AutoConfig
 
 import cocomix
-from cocomix import allocator
-from cocomix.demo import recipes_folder
-from cocomix.device import default_device
+from cocomix.experiments.tour import recipes_folder
+from cocomix.runtime import allocator
+from cocomix.runtime.device import default_device
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 

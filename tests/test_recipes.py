@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cocomix.config import load_recipe
+from cocomix.artifacts.output import read_json
 from cocomix.data import PreparedData
-from cocomix.demo import recipes_folder
-from cocomix.output import read_json
+from cocomix.experiments.tour import recipes_folder
 from cocomix.training import plan_run, train
+from cocomix.training.recipe import load_recipe
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 
@@ -54,7 +54,7 @@ def test_dry_run_and_the_cost_in_the_header(
     path: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data here: the recipe alone
-    monkeypatch.setattr("cocomix.training.plan.activation_bytes", lambda *_, **__: 0)  # has tests of its own
+    monkeypatch.setattr("cocomix.training.dry_run.activation_bytes", lambda *_, **__: 0)  # has tests of its own
     plan = json.loads(cli("train", path, "--dry-run", "--json").out)
     recipe = load_recipe(path)
     assert plan["active parameters"] > 0

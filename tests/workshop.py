@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from cocomix.concepts import FitSettings
-from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig, load_recipe
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData, PrepareSettings, prepare
-from cocomix.export import export_run
-from cocomix.pipeline import distill_data, fit_on_data, label_data
+from cocomix.interop import export_run
+from cocomix.labelling.pipeline import distill_data, fit_on_data, label_data
 from cocomix.training import train
+from cocomix.training.recipe import RunConfig, load_recipe
 
 WORDS = ("list", "of", "the", "items", "and", "a", "string", "returns", "value", "café", "key", "index", "file")
 BLOCK, CONCEPTS, VOCAB = 16, 48, 290

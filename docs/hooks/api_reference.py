@@ -8,14 +8,13 @@ ROOMS = (
     "cocomix",
     "cocomix.data",
     "cocomix.concepts",
-    "cocomix.modeling",
+    "cocomix.model",
     "cocomix.training",
     "cocomix.evaluation",
     "cocomix.interpret",
     "cocomix.interop",
-    "cocomix.export",
     "cocomix.integrity",
-    "cocomix.sweep",
+    "cocomix.experiments",
     "cocomix.explorer",
 )
 

@@ -16,10 +16,10 @@ def reference_pages() -> dict[str, str]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from cocomix.cli import app
     from cocomix.concepts import FitSettings
-    from cocomix.config import RunConfig
     from cocomix.data import PrepareSettings
-    from cocomix.sweep import SweepPlan
+    from cocomix.experiments import SweepPlan
     from cocomix.training.arguments import DEFAULTS
+    from cocomix.training.recipe import RunConfig
 
     parts = [
         Part("A recipe", "What `cocomix train` reads.", RunConfig),

@@ -8,14 +8,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import (
+from cocomix.model import (
     CoCoMixConfig,
     CoCoMixForCausalLM,
     CoCoMixOutput,
     ConceptEdit,
     from_pretrained_backbone,
 )
+from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     from cocomix.concepts import ConceptDictionary, ConceptLabels, ConceptTeacher

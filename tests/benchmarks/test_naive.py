@@ -8,9 +8,9 @@ from benchmarks.naive import NaiveStudent, naive_compression, naive_labels
 from torch import nn
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
-from cocomix.modeling.accounting import count_parameters
-from cocomix.modeling.mixer import ConceptCompression
-from tests.modeling.factories import concepts, plain, student, tokens
+from cocomix.model.accounting import count_parameters
+from cocomix.model.mixer import ConceptCompression
+from tests.model.factories import concepts, plain, student, tokens
 
 
 @pytest.mark.parametrize("insert_layer", [0, 1, 2])

@@ -10,8 +10,8 @@ from cocomix.concepts import (
     measure_agreement,
     require_agreement,
 )
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import SilentReporter
+from cocomix.runtime.console import SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import VOCAB, make_dictionary, make_model
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, measure_fit, require_fit
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import D_MODEL, make_dictionary, make_model
 

@@ -10,7 +10,7 @@ from transformers import (
 
 from cocomix.concepts import decoder as decoder_module
 from cocomix.concepts.decoder import FrozenDecoder, decoder_blocks
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import BACKBONES, D_MODEL, LAYERS, VOCAB, make_model
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cocomix.concepts import ConceptDictionary
 from cocomix.concepts import dictionary as dictionary_module
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import CONCEPTS, D_MODEL, make_dictionary
 

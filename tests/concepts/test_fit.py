@@ -6,7 +6,7 @@ import torch
 
 from cocomix.concepts import ConceptDictionary, FitSettings, fit, fit_dictionary
 from cocomix.concepts.dictionary import layer_normalize
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import D_MODEL, TokenShard, make_model
 

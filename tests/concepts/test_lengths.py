@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cocomix.concepts import AttributionSettings, ConceptTeacher
 from cocomix.concepts.lengths import length_batches, pad_right
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import BACKBONES, VOCAB, make_dictionary, make_model
 

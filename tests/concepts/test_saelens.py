@@ -7,7 +7,7 @@ import torch
 
 from cocomix.concepts import ConceptDictionary
 from cocomix.concepts.saelens import save_sae_lens
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 sae_lens = pytest.importorskip("sae_lens")
 

@@ -3,7 +3,7 @@ import torch
 
 from cocomix.concepts import ConceptTeacher, check_tokenizer, load_teacher
 from cocomix.concepts.teacher import model_fingerprint
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import BACKBONES, LAYERS, make_dictionary, make_model
 

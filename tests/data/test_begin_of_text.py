@@ -10,8 +10,8 @@ import torch
 
 from cocomix.data import MixedData, PreparedData, PrepareSettings, begin_of_text, document_positions, prepare
 from cocomix.data.tokenizer import encode_batch, load_tokenizer, plain_encoder, tokenizer_fingerprint, train_tokenizer
-from cocomix.errors import CoCoMixError
 from cocomix.integrity import verify
+from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.data.conftest import story, write_jsonl
 

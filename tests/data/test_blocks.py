@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from cocomix.data import blocks as blocks_module
 from cocomix.data.blocks import BlockWriter, SplitMeta, TokenBlocks, TokenShard, token_dtype
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 
 def write(folder: Path, tokens: list[list[int]], *, block_size: int, per_shard: int, vocab: int = 1000) -> TokenBlocks:

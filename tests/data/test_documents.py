@@ -6,7 +6,7 @@ import pytest
 
 from cocomix.data import formats
 from cocomix.data.documents import Document, read_documents, resolve_sources
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from tests.data.conftest import write_jsonl
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cocomix.data import formats
 from cocomix.data.formats import file_format, pieces, read_texts
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 
 def texts(path: Path, column: str = "text") -> list[str]:

@@ -13,7 +13,7 @@ from cocomix.data import prepare as prepare_function
 from cocomix.data import tokenizer as tokenizer_module
 from cocomix.data.documents import read_documents, resolve_sources
 from cocomix.data.formats import pieces
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from tests.data.conftest import RecordingReporter, story, write_jsonl
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.data import PreparedData, PrepareSettings, prepare
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 
 @pytest.fixture

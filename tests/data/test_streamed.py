@@ -15,7 +15,7 @@ from cocomix.data import PreparedData, StreamBlocks, StreamedData
 from cocomix.data.permutation import permuted
 from cocomix.data.stream_blocks import Mark, StreamSource
 from cocomix.data.tokenizer import plain_encoder
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import Workshop, prepare_toy
 
 TEXTS = [f"the list of items {number} returns a string " * (1 + number % 4) for number in range(60)]

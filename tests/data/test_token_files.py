@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.data import PreparedData, PrepareSettings, prepare, token_files
 from cocomix.data.tokenizer import encode_batch, load_tokenizer, plain_encoder, train_tokenizer
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.data.conftest import RecordingReporter, story
 

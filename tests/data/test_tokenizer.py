@@ -18,7 +18,7 @@ from cocomix.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from tests.data.conftest import story
 
 TOKENIZER = train_tokenizer([story(i) for i in range(30)], 340)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, PreTrainedModel
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.modeling.backbone import plain_model
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.model.backbone import plain_model
 
 VOCAB, CONCEPTS, TOPK, BLOCK = 31, 24, 6, 10
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.concepts import ConceptDictionary, ConceptLabelStore, ConceptTeacher, LabelSettings, write_labels
+from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.data import PreparedData, PrepareSettings, prepare
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.modeling.backbone import plain_model
+from cocomix.labelling import ConceptLabelStore, LabelSettings, write_labels
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.model.backbone import plain_model
 from tests.evaluation.conftest import CONCEPTS, TOPK, backbone
 
 WORDS = ("list", "of", "the", "items", "and", "a", "string", "returns", "value", "café", "key", "index", "file")

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.concepts import ConceptLabelStore, LabelSettings
-from cocomix.config import DictionaryConfig, TeacherConfig
-from cocomix.errors import CoCoMixError
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.evaluation import Run
 from cocomix.evaluation.analyses import (
     compression_norms,
@@ -16,7 +14,9 @@ from cocomix.evaluation.analyses import (
     label_use,
     recall_by_frequency,
 )
-from cocomix.pipeline import label_data
+from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.labelling.pipeline import label_data
+from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.evaluation.conftest import CONCEPTS, Rows, cocomix_model, token_blocks
 from tests.workshop import Workshop

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.compare import compare
+from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.comparison import COLUMNS, REACH_COLUMNS, SETTING_COLUMNS
+from cocomix.evaluation.opened_run import CurvePoint, Run
 from cocomix.evaluation.reach import Reach, mean_curve, reach
-from cocomix.evaluation.runs import CurvePoint, Run
+from cocomix.runtime.errors import CoCoMixError
 
 COCOMIX = {
     "objective": "cocomix",

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.documents import (
+from cocomix.evaluation.document_losses import (
     DOCUMENTS_FILE,
     DocumentTally,
     read_document_losses,
     write_document_losses,
 )
+from cocomix.runtime.errors import CoCoMixError
 
 END = 0
 

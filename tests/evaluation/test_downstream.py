@@ -9,7 +9,6 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.evaluation.downstream import (
     DOWNSTREAM_FILE,
@@ -19,6 +18,7 @@ from cocomix.evaluation.downstream import (
     evaluate_tasks,
     read_downstream,
 )
+from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.evaluation.task_rows import ROWS, write_rows
 from tests.workshop import BLOCK, Workshop
@@ -96,7 +96,7 @@ def test_scores_are_those_of_one_text_at_a_time(kind: str, workshop: Workshop, r
 
 def test_everything_that_is_cut_is_counted(workshop: Workshop, rows: Path, tmp_path: Path) -> None:
     from cocomix.evaluation.harness import CountingModel
-    from cocomix.reporter import SilentReporter
+    from cocomix.runtime.console import SilentReporter
 
     run = Run.open(workshop.ntp_run)
     model = CountingModel(run.model(), run.tokenizer(), batch_size=2, dtype=torch.float32, reporter=SilentReporter())

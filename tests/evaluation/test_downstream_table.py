@@ -1,8 +1,8 @@
 import pytest
 
+from cocomix.artifacts.output import write_json
 from cocomix.evaluation import Run, compare
 from cocomix.evaluation.downstream import DOWNSTREAM_FILE, PAPER_TASKS, Downstream, HarnessConditions, TaskResult
-from cocomix.output import write_json
 from tests.evaluation.test_compare import COCOMIX
 
 CONDITIONS = HarnessConditions(harness="0.4.13", context=128, batch_size=8, dtype="float32", limit=None)

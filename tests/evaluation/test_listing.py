@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.errors import CoCoMixError
+from cocomix.artifacts.output import read_json, write_json
 from cocomix.evaluation.listing import list_runs
-from cocomix.output import read_json, write_json
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import MARK
 from cocomix.training.liveness import SIGN, signed_in
 from tests.command_line import Cli

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.perplexity import bits_per_byte, evaluate
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import BLOCK, CONCEPTS, TOPK, Rows, cocomix_model, ntp_model, token_blocks
 
 CPU = torch.device("cpu")

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.perplexity import evaluate
 from cocomix.evaluation.reliance import concept_reliance, no_reliance_reason, oracle, shuffle, zero
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import BLOCK, Rows, cocomix_model, ntp_model, token_blocks
 
 CPU = torch.device("cpu")

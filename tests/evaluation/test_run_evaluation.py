@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
+from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.perplexity import evaluate
 from cocomix.evaluation.run_evaluation import evaluate_run, reliance_of_runs
-from cocomix.evaluation.runs import Run
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import cocomix_model
 from tests.evaluation.small_world import World, build_world
 from tests.workshop import Workshop
@@ -56,7 +56,7 @@ class Listener:
         self.warnings.append(message)
 
     def progress(self, description, total, unit):
-        from cocomix.reporter import SilentReporter
+        from cocomix.runtime.console import SilentReporter
 
         return SilentReporter().progress(description, total, unit)
 

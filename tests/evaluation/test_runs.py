@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.runs import CurvePoint, Run
+from cocomix.evaluation.opened_run import CurvePoint, Run
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import cocomix_model, manifest
 
 

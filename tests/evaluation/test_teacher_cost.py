@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from cocomix.data import PreparedData
 from cocomix.evaluation import Run
-from cocomix.evaluation.teacher_cost import TeacherCost, teacher_cost
-from cocomix.modeling import account
+from cocomix.evaluation.teacher_flops import TeacherCost, teacher_cost
+from cocomix.model import account
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 

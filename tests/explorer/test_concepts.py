@@ -1,8 +1,8 @@
 import pytest
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.concept_markup import card_page, hit_list
 from cocomix.explorer.concepts import concept_page, find_concepts, measure_concept, resolve_concept
+from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import CONCEPTS
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cocomix.explorer.continuation import Sampling, choose_token, continue_tokens
-from cocomix.explorer.steering import student_forward
+from cocomix.explorer.steer_state import student_forward
 from tests.explorer.conftest import CONTEXT
 
 PROMPT = "the list of"

@@ -6,18 +6,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cocomix.evaluation.runs import CurvePoint
+from cocomix.evaluation.opened_run import CurvePoint
 from cocomix.explorer.concept_markup import card_page, hit_list
 from cocomix.explorer.concepts import ConceptPage
 from cocomix.explorer.markup import message, table
 from cocomix.explorer.plots import AXES, curves, histogram
 from cocomix.explorer.reading import NextTokenShift, TextReading, TokenReading
 from cocomix.explorer.steer_markup import progress, suggestions, text_columns
-from cocomix.explorer.steering import SteerState, SteerTexts
+from cocomix.explorer.steer_state import SteerState, SteerTexts
 from cocomix.explorer.text_markup import legend, token_chips, token_detail
 from cocomix.interpret import PredictedConcept, SteeringCandidate
 from cocomix.interpret.atlas_cards import ConceptCard, ConceptHit, Context, Histogram
-from cocomix.modeling import ConceptEdit
+from cocomix.model import ConceptEdit
 
 EVIL = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"'&${7*7}{{7*7}}`"
 

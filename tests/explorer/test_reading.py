@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.reliance import zero
 from cocomix.explorer.reading import read_text
+from cocomix.runtime.errors import CoCoMixError
 
 TEXT = "list of the items and a string"
 

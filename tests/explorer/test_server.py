@@ -5,9 +5,9 @@ import httpx
 import pytest
 
 from cocomix.cli import explore
-from cocomix.errors import CoCoMixError
 from cocomix.explorer import find_password, serve, serving
 from cocomix.explorer.server import PASSWORD_VARIABLE
+from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import free_port
 
 

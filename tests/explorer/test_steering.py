@@ -3,11 +3,11 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.continuation import Sampling
 from cocomix.explorer.limits import LIMITS
-from cocomix.explorer.steering import SteerState, make_edit, make_sampling, steer
-from cocomix.modeling import ConceptEdit
+from cocomix.explorer.steer_state import SteerState, make_edit, make_sampling, steer
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import CONCEPTS
 
 PROMPT = "the list of"

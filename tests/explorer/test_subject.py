@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer import open_subject
 from cocomix.explorer.teacher_side import TeacherSide
 from cocomix.interpret import default_atlas_folder
+from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import CONCEPTS
 
 

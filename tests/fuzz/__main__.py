@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from cocomix.output import staged_directory, write_json, write_text
+from cocomix.artifacts.output import staged_directory, write_json, write_text
 from tests.fuzz.cases import SECONDS, Outcome, run_target
 from tests.fuzz.files import FILES
 from tests.fuzz.numbers import NUMBERS

@@ -13,7 +13,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import Workshop
 
 SECONDS = 20

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
-from cocomix.concepts import ConceptDictionary, ConceptLabelStore
-from cocomix.config import RunConfig, load_recipe
+from cocomix.concepts import ConceptDictionary
 from cocomix.data import PreparedData, PrepareSettings, StreamedData, prepare, read_documents, resolve_sources
 from cocomix.evaluation import Run
+from cocomix.labelling import ConceptLabelStore
+from cocomix.training.recipe import RunConfig, load_recipe
 from tests.fuzz.cases import Target, World
 from tests.fuzz.mutations import VALUES, WORDS, Draw, spoilt_bytes, spoilt_json, spoilt_safetensors, spoilt_value
 

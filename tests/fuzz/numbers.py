@@ -14,7 +14,7 @@ from cocomix.data.stream_blocks import Mark
 from cocomix.training.order import MixtureOrder, StepBatches
 from tests.fuzz.cases import Target, World
 from tests.fuzz.mutations import Draw
-from tests.modeling.factories import CONCEPTS, LAYERS, MAIN_BACKBONES, MIXINGS, VOCAB, student
+from tests.model.factories import CONCEPTS, LAYERS, MAIN_BACKBONES, MIXINGS, VOCAB, student
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import ConceptLabelStore, TeacherProbabilities
+from cocomix.artifacts.output import partial_path, read_json, write_json
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.integrity import verify
 from cocomix.interpret import build_atlas
-from cocomix.output import partial_path, read_json, write_json
+from cocomix.labelling import ConceptLabelStore, TeacherProbabilities
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.checkpoints import MARK
 from tests.command_line import Cli

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cocomix.concepts import ConceptDictionary
-from cocomix.errors import CoCoMixError
 from cocomix.interop import read_openai_autoencoder
+from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.golden import golden_files, read_golden
 from tests.test_safety import plant

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cocomix.errors import CoCoMixError
 from cocomix.interop import from_reference_state_dict, to_reference_state_dict
-from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
+from cocomix.model import CoCoMixForCausalLM, ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 from tests.golden import golden_files, read_golden
-from tests.modeling.factories import CONCEPTS, D_MODEL, HEADS, TOPK, backbone_config, student, tokens
+from tests.model.factories import CONCEPTS, D_MODEL, HEADS, TOPK, backbone_config, student, tokens
 
 TOLERANCE = 1e-5
 

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cocomix.errors import CoCoMixError
 from cocomix.interop import ConceptSettings, read_reference_folder, to_reference_state_dict, write_reference_folder
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.golden import golden_files, read_golden
-from tests.modeling.factories import D_MODEL, HEADS, LAYERS, TOPK, VOCAB, student, tokens
+from tests.model.factories import D_MODEL, HEADS, LAYERS, TOPK, VOCAB, student, tokens
 from tests.workshop import Workshop
 
 # What transformers 4.44 writes for a GPT-2 made from openai-community/gpt2, as the released code makes it.

@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.interpret import ConceptAtlas
+from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
 from tests.workshop import CONCEPTS
 

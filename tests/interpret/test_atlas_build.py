@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.concepts import ConceptLabelStore
+from cocomix.artifacts.output import partial_path
 from cocomix.data import DocumentBlocks, PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_rows, build_atlas, default_atlas_folder
 from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effect, measure_effects
 from cocomix.interpret.atlas_tally import Tally
-from cocomix.output import partial_path
-from cocomix.reporter import SilentReporter
+from cocomix.labelling import ConceptLabelStore
+from cocomix.runtime.console import SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
 from tests.interpret.test_atlas_naming import says, server
 from tests.workshop import BLOCK, CONCEPTS, Workshop

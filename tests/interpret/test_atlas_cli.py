@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from cocomix.artifacts.output import read_json
 from cocomix.interpret import AtlasRecord, ConceptAtlas
-from cocomix.output import read_json
 from tests.command_line import Cli
 from tests.workshop import CONCEPTS, Workshop
 

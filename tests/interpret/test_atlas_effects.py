@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effect, measure_effects
-from cocomix.modeling import ConceptEdit
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import CONCEPTS
 
 

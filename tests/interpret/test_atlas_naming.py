@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.atlas_naming import API_KEY_VARIABLE, NameEndpoint, count_words, name_of, typical_words
 from cocomix.interpret.atlas_store import Cut, cut
+from cocomix.runtime.errors import CoCoMixError
 
 CUTS = [
     Cut("x the Lists of", " it", "ems in a box y"),

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from cocomix.concepts import ConceptLabelStore
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.interpret import followers
 from cocomix.interpret.followers import follower_scores
+from cocomix.labelling import ConceptLabelStore
+from cocomix.runtime.errors import CoCoMixError
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.generation import continue_tokens
-from cocomix.modeling import ConceptEdit
-from tests.modeling.factories import VOCAB, student, tokens
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
+from tests.model.factories import VOCAB, student, tokens
 
 
 def sample(**changes):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.inspection import (
     ConceptDescription,
     NextToken,
@@ -18,6 +17,7 @@ from cocomix.interpret.inspection import (
     render_text,
 )
 from cocomix.interpret.prompts import visible
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import CONCEPTS, TOPK
 
 

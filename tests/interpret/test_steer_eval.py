@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, LabelSettings
-from cocomix.errors import CoCoMixError
+from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
 from cocomix.interpret.rank_statistics import RankTrend
-from cocomix.interpret.steer_eval import ARMS, SteerEvalSettings, measure_steering
+from cocomix.interpret.steer_effects import ARMS, SteerEvalSettings, measure_steering
 from cocomix.interpret.steer_scores import ConceptScore, control_p_value, curve, score_concepts, steering_shares
 from cocomix.interpret.survey import survey_concepts
 from cocomix.interpret.text_measures import MEASURES, measure_texts
-from cocomix.modeling import ConceptEdit
+from cocomix.labelling import LabelSettings
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model
-from tests.modeling.factories import CONCEPTS, VOCAB, plain, student, tokens
+from tests.model.factories import CONCEPTS, VOCAB, plain, student, tokens
 
 SETTINGS = SteerEvalSettings(
     concepts=(4, 9, 2),

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.text_measures import MEASURES
+from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import CONCEPTS
 
 SMALL = ("--factors", "-5,1,10", "--prompts", 2, "--prompt-tokens", 4, "--new-tokens", 6)

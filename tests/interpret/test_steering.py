@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering, steering_candidates
-from cocomix.modeling import ConceptEdit
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import CONCEPTS, TOPK
 
 MIXED = ["interleave", "residual", "add"]

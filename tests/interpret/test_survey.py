@@ -8,10 +8,10 @@ import torch
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.data import positions_of_rows
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.survey import ConceptSurvey, choose_concepts, survey_concepts
+from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model
-from tests.modeling.factories import CONCEPTS, student, tokens
+from tests.model.factories import CONCEPTS, student, tokens
 
 SURVEY = ConceptSurvey(
     positions=100,

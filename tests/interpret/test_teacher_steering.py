@@ -8,9 +8,9 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from cocomix.concepts import ConceptTeacher
-from cocomix.errors import CoCoMixError
 from cocomix.interpret import teacher_steering
-from cocomix.modeling import ConceptEdit
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import BACKBONES, CONCEPTS, VOCAB, make_dictionary, make_model
 
 LAYER = 1

@@ -3,10 +3,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cocomix.concepts import ConceptTeacher, LabelSettings
+from cocomix.concepts import ConceptTeacher
 from cocomix.interpret.text_measures import MEASURES, distinct_bigrams, measure_texts, repeated_fourgrams
+from cocomix.labelling import LabelSettings
 from tests.concepts.conftest import VOCAB, make_dictionary, make_model
-from tests.modeling.factories import student
+from tests.model.factories import student
 
 PROMPT = 4
 

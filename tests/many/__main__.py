@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from cocomix.artifacts.output import write_json, write_text
 from cocomix.cli import main as cli
-from cocomix.config import save_recipe
-from cocomix.output import write_json, write_text
-from cocomix.stopping import STATUS
+from cocomix.runtime.stopping import STATUS
+from cocomix.training.recipe import save_recipe
 from tests.many.child import stop_after
 from tests.many.launches import curve, difference, forked
 from tests.workshop import BLOCK, CONCEPTS, Workshop

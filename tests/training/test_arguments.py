@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.config import RunConfig
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import tokens_after, tokens_per_step, training_arguments
+from cocomix.training.recipe import RunConfig
 
 BLOCK = 16
 

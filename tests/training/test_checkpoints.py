@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cocomix.concepts.hashing import file_sha256
-from cocomix.errors import CoCoMixError
-from cocomix.output import partial_path, read_json
-from cocomix.reporter import SilentReporter
-from cocomix.stopping import Terminated
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import partial_path, read_json
+from cocomix.runtime.console import SilentReporter
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.stopping import Terminated
 from cocomix.training import train
 from cocomix.training.checkpoints import (
     MARK,

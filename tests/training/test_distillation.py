@@ -9,23 +9,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, LabelSettings, load_teacher
+from cocomix.artifacts.output import read_json
+from cocomix.concepts import ConceptDictionary, ConceptTeacher, load_teacher
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
-from cocomix.config import TeacherConfig
+from cocomix.concepts.sources import TeacherConfig
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.modeling import account
-from cocomix.modeling.distillation_head import TopTargets
-from cocomix.output import read_json
-from cocomix.pipeline import distill_data
+from cocomix.labelling import LabelSettings
+from cocomix.labelling.pipeline import distill_data
+from cocomix.model import account
+from cocomix.model.distillation_head import TopTargets
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer, train
 from cocomix.training.arguments import training_arguments
 from cocomix.training.distillation import OnlineTeacher, Taught
 from cocomix.training.objectives import OBJECTIVES, Divisors
 from cocomix.training.teacher_cost import labelling_flops, running_flops
-from tests.modeling.factories import VOCAB, concepts, plain, student, tokens
+from tests.model.factories import VOCAB, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 from tests.training.test_trainer import SEQ, Blocks, Logs
 from tests.workshop import BLOCK, Workshop, prepare_toy

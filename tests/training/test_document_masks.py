@@ -8,14 +8,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cocomix.artifacts.output import read_json
 from cocomix.data import DocumentBlocks
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, compare, evaluate_run
-from cocomix.output import read_json
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.collating import collate_blocks
 from cocomix.training.objectives import OBJECTIVES, Divisors
-from tests.modeling.factories import CONCEPTS, plain, student
+from tests.model.factories import CONCEPTS, plain, student
 from tests.workshop import Workshop
 
 END = 0

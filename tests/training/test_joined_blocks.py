@@ -2,8 +2,8 @@
 
 import torch
 
-from cocomix.concepts import ConceptLabelStore, TeacherProbabilities
 from cocomix.data import PreparedData
+from cocomix.labelling import ConceptLabelStore, TeacherProbabilities
 from cocomix.training.joined_blocks import joined_blocks
 from tests.workshop import BLOCK, Workshop
 

@@ -11,8 +11,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed import TCPStore
 
-from cocomix.errors import CoCoMixError
-from cocomix.processes import first_to_fail, is_first_process, process_count
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.processes import first_to_fail, is_first_process, process_count
 from cocomix.training.arguments import training_arguments
 from cocomix.training.launching import Sharding, check_deepspeed, sharding_asked
 from tests.command_line import Cli

@@ -8,17 +8,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cocomix.concepts import ConceptLabelStore, MixedLabels, MixedProbabilities, TeacherProbabilities
-from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
+from cocomix.artifacts.output import read_json
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, MixedData, PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.output import read_json
-from cocomix.pipeline import distill_data, label_data
-from cocomix.reporter import SilentReporter
+from cocomix.labelling import ConceptLabelStore, MixedLabels, MixedProbabilities, TeacherProbabilities
+from cocomix.labelling.pipeline import distill_data, label_data
+from cocomix.runtime.console import SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.corpora import mixture_order
 from cocomix.training.joined_blocks import joined_blocks
+from cocomix.training.recipe import RunConfig
 from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
 
 

@@ -8,24 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cocomix.concepts import (
-    ConceptDictionary,
-    ConceptLabelStore,
-    ConceptTeacher,
-    DictionaryFit,
-    LabelSettings,
-    load_teacher,
-)
-from cocomix.concepts.hashing import file_sha256
-from cocomix.config import RunConfig
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import read_json
+from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, load_teacher
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
-from cocomix.output import read_json
-from cocomix.reporter import SilentReporter
+from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.runtime.console import SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.online import OnlineLabels
+from cocomix.training.recipe import RunConfig
 from tests.many.launches import launched
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
@@ -187,10 +181,10 @@ def test_a_dictionary_that_does_not_fit_and_a_dtype_that_changes_labels_are_refu
 ) -> None:
     poor = DictionaryFit(fvu=0.9, ce_clean=1.0, ce_dictionary=2.0, ce_zero=3.0, positions=64)
     with monkeypatch.context() as patched:
-        patched.setattr("cocomix.pipeline.measure_fit", lambda *arguments: poor)
+        patched.setattr("cocomix.labelling.pipeline.measure_fit", lambda *arguments: poor)
         with pytest.raises(CoCoMixError, match=r"does not describe the output of block 1 .*FVU 0\.900"):
             train(recipe(workshop, **online(workshop)), tmp_path / "run")
-    monkeypatch.setattr("cocomix.pipeline.measure_agreement", lambda *arguments: 0.5)
+    monkeypatch.setattr("cocomix.labelling.pipeline.measure_agreement", lambda *arguments: 0.5)
     with pytest.raises(CoCoMixError, match=r"in bfloat16 the teacher gives 50\.0% of the positions"):
         train(recipe(workshop, **online(workshop, attribution={"dtype": "bfloat16"})), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.data.permutation import permuted
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import PERIOD, MixtureOrder, ShuffledOrder, StepBatches
 
 SEEDS = st.integers(0, 2**40)

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch.testing import assert_close
 
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import partial_path
-from cocomix.stopping import STATUS
+from cocomix.artifacts.output import partial_path
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.stopping import STATUS
 from cocomix.training import train
 from cocomix.training.sharded_checkpoints import consolidate
 from tests.many.launches import ACCELERATE, TORCHRUN, curve, difference, launched, rows
-from tests.modeling.factories import student, tokens
+from tests.model.factories import student, tokens
 from tests.workshop import BLOCK, Workshop
 
 

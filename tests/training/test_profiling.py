@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cocomix.errors import CoCoMixError
-from cocomix.output import partial_path
+from cocomix.artifacts.output import partial_path
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.objectives import OBJECTIVES, Divisors
 from tests.command_line import Cli
-from tests.modeling.factories import MAIN_BACKBONES, backbone_config, concepts, student, tokens
+from tests.model.factories import MAIN_BACKBONES, backbone_config, concepts, student, tokens
 from tests.workshop import Workshop
 
 
@@ -59,7 +59,7 @@ class _HostReads(TorchDispatchMode):
 def test_a_training_step_reads_nothing_back_from_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward pass, both losses, recall counts and backward pass, on packed blocks."""
     # On the CPU alone labels are checked by value; on an accelerator that check is left out.
-    monkeypatch.setattr("cocomix.modeling.modeling.check_concept_labels", lambda *_: None)
+    monkeypatch.setattr("cocomix.model.modeling.check_concept_labels", lambda *_: None)
     model = student(family, backbone=backbone_config(family, pad_token_id=None)).train()
     batch = {"input_ids": tokens(), "labels": tokens(), "concept_labels": concepts()}
     divisors = Divisors(torch.tensor(20), torch.tensor(20))

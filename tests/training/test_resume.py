@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import cocomix.training.run
-from cocomix.concepts.hashing import file_sha256
-from cocomix.errors import CoCoMixError
-from cocomix.output import partial_path
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import partial_path
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.metrics import MetricsFile, keep_metrics_until

@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from cocomix import CoCoMixForCausalLM
-from cocomix.concepts import ConceptLabelStore
-from cocomix.config import load_recipe
+from cocomix.artifacts.output import read_json
 from cocomix.data import VALIDATION, PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.modeling import account
-from cocomix.output import read_json
+from cocomix.labelling import ConceptLabelStore
+from cocomix.model import account
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import plan_run, train
+from cocomix.training.recipe import load_recipe
 from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy, write_corpus
 
 FILES = {
@@ -234,13 +234,13 @@ def test_what_does_not_fit_is_refused(workshop: Workshop, tmp_path: Path, sectio
 def test_a_backbone_that_cannot_be_loaded(workshop: Workshop, tmp_path: Path) -> None:
     values = workshop.values("ntp")
     values["model"]["backbone"] = str(tmp_path)
-    from cocomix.config import RunConfig
+    from cocomix.training.recipe import RunConfig
 
     refused(RunConfig.model_validate(values), tmp_path / "run", "cannot be loaded")
 
 
 def test_a_backbone_folder_gives_its_architecture(workshop: Workshop, tmp_path: Path) -> None:
-    from cocomix.config import RunConfig
+    from cocomix.training.recipe import RunConfig
 
     values = workshop.values("cocomix", tokens=8 * BLOCK)
     values["model"]["backbone"] = str(workshop.teacher)

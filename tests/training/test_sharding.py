@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from cocomix.errors import CoCoMixError
-from cocomix.output import partial_path, read_json
+from cocomix.artifacts.output import partial_path, read_json
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.distillation import OnlineTeacher
@@ -24,7 +24,7 @@ from cocomix.training.sharded_checkpoints import consolidate
 from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.sharding import fsdp_units, shard_model
 from tests.many.launches import difference
-from tests.modeling.factories import plain, student
+from tests.model.factories import plain, student
 from tests.training import test_trainer
 from tests.training.test_resume import Killed, kill_at
 from tests.training.test_trainer import Logs, build

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.errors import CoCoMixError
-from cocomix.output import partial_path
+from cocomix.artifacts.output import partial_path
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.sources import INPUTS
 from tests.training.test_resume import Killed, kill_at

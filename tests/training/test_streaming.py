@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from cocomix.concepts.hashing import file_sha256
-from cocomix.config import RunConfig
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import partial_path
 from cocomix.data import PreparedData, StreamedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.output import partial_path
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.order import ReadingOrder, StepBatches
+from cocomix.training.recipe import RunConfig
 from cocomix.training.run import dry_run
 from cocomix.training.streaming import StreamProgress, WorkedStream
 from tests.command_line import Cli
@@ -165,7 +165,7 @@ def test_a_worker_refuses_in_one_sentence(cli: Cli, workshop: Workshop, tmp_path
     ],
 )
 def test_recipes_that_are_refused(workshop: Workshop, shards: Path, changes: dict[str, Any], says: str) -> None:
-    from cocomix.config import describe_validation_error
+    from cocomix.training.recipe import describe_validation_error
 
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate({**values(workshop, shards, "cocomix"), **changes})

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.arguments import training_arguments
 from cocomix.training.tracking import trackers

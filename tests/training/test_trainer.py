@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import evaluate
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer
 from cocomix.training.arguments import training_arguments
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.meters import TrainingClock
 from cocomix.training.metrics import MetricsFile, ProgressBar
 from cocomix.training.trainer import collate_blocks
-from tests.modeling.factories import MAIN_BACKBONES, concepts, plain, student, tokens
+from tests.model.factories import MAIN_BACKBONES, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 
 SEQ, K_ATTR = 9, 3

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cocomix.allocator import keep_freed_memory
 from cocomix.cli.story import story
-from cocomix.config import describe_validation_error
-from cocomix.errors import CoCoMixError
-from cocomix.processes import first_to_fail
-from cocomix.stopping import STATUS, Terminated, termination_raised
+from cocomix.runtime.allocator import keep_freed_memory
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.processes import first_to_fail
+from cocomix.runtime.stopping import STATUS, Terminated, termination_raised
+from cocomix.training.recipe import describe_validation_error
 
 __all__ = ["AsJson", "DataFolder", "Output", "Quiet", "RunFolder", "app", "main", "print_json", "print_table"]
 

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["atlas"]
 
@@ -40,10 +40,10 @@ def atlas(
 
     [dim]Example: cocomix atlas runs/first; cocomix atlas runs/first --search "return value"[/dim]
     """
-    from cocomix.device import default_device
     from cocomix.evaluation import Run
     from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, build_atlas, default_atlas_folder
     from cocomix.interpret.atlas_tables import card_table, hits_table
+    from cocomix.runtime.device import default_device
 
     opened = Run.open(run)
     if search is None and concept is None:

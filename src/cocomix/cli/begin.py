@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["init"]
 
@@ -29,7 +29,7 @@ def init(
 
     [dim]Example: cocomix init demo; cocomix train recipes/demo.yaml --dry-run[/dim]
     """
-    from cocomix.shipped import copy_recipe, shipped_recipes
+    from cocomix.experiments.shipped import copy_recipe, shipped_recipes
 
     if name is None:
         recipes = shipped_recipes()

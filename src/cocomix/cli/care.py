@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cocomix.artifacts.remote import shown
 from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.errors import CoCoMixError
-from cocomix.remote import shown
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["doctor", "push", "verify"]
 
@@ -55,7 +55,7 @@ def push(
 
     [dim]Example: cocomix push data/books s3://corpora/books[/dim]
     """
-    from cocomix.uploads import push as run
+    from cocomix.artifacts.uploads import push as run
 
     written = run(folder, url)
     ConsoleReporter(quiet=quiet).say(f"{folder} is at {written}")
@@ -69,7 +69,7 @@ def doctor(json_output: AsJson = False, quiet: Quiet = False) -> None:
 
     [dim]Example: cocomix doctor[/dim]
     """
-    from cocomix.doctor import examine
+    from cocomix.runtime.machine import examine
 
     lines = examine()
     if json_output:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["distill", "label", "prepare", "sae"]
 
@@ -100,8 +100,8 @@ def sae(
     [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
     """
     from cocomix.concepts import FitSettings
-    from cocomix.config import TeacherConfig
-    from cocomix.pipeline import fit_on_data
+    from cocomix.concepts.sources import TeacherConfig
+    from cocomix.labelling.pipeline import fit_on_data
 
     settings = FitSettings(
         num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
@@ -157,9 +157,9 @@ def label(
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
-    from cocomix.concepts import RaySettings, ShardPart, finish_labels
-    from cocomix.label_sources import label_sources
-    from cocomix.pipeline import label_data, layer_of_dictionary
+    from cocomix.cli.label_sources import label_sources
+    from cocomix.labelling import RaySettings, ShardPart, finish_labels
+    from cocomix.labelling.pipeline import label_data, layer_of_dictionary
 
     folder, reporter = output or data / "labels", ConsoleReporter(quiet=quiet)
     if finish:
@@ -219,8 +219,8 @@ def distill(
 
     [dim]Example: cocomix distill data/books --teacher openai-community/gpt2 --output data/books/probabilities[/dim]
     """
-    from cocomix.config import TeacherConfig
-    from cocomix.pipeline import distill_data
+    from cocomix.concepts.sources import TeacherConfig
+    from cocomix.labelling.pipeline import distill_data
 
     source = TeacherConfig(model=teacher, layer=0, revision=revision)
     manifest = distill_data(

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.application import Quiet, RunFolder, app
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["explore"]
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["export"]
 
@@ -34,7 +34,7 @@ def export(
 
     [dim]Example: cocomix export runs/first --output exports/first --push me/first[/dim]
     """
-    from cocomix.export import check_hub_access, export_run, push_to_hub
+    from cocomix.interop import check_hub_access, export_run, push_to_hub
 
     if public and push is None:
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")

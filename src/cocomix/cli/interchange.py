@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli.application import AsJson, Output, Quiet, app, print_json
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["import_other"]
 

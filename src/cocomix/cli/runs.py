@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["analyse", "compare", "consolidate", "evaluate", "train"]
 
@@ -32,11 +32,11 @@ def train(
 
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
-    from cocomix.config import load_recipe
-    from cocomix.processes import is_first_process
-    from cocomix.remote import local_folder
+    from cocomix.artifacts.remote import local_folder
+    from cocomix.runtime.processes import is_first_process
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
+    from cocomix.training.recipe import load_recipe
 
     config = load_recipe(recipe, assignments or ())
     if dry_run:
@@ -79,8 +79,8 @@ def evaluate(
     """
     import torch
 
-    from cocomix.device import default_device
     from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
+    from cocomix.runtime.device import default_device
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     if tasks is not None:
@@ -179,9 +179,9 @@ def analyse(
 
     [dim]Example: cocomix analyse runs/first runs/residual --output analyses[/dim]
     """
-    from cocomix.device import default_device
     from cocomix.evaluation import Run
     from cocomix.evaluation.analyses_report import analyse_runs
+    from cocomix.runtime.device import default_device
 
     values = analyse_runs(
         [Run.open(folder) for folder in runs],

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["generate", "inspect", "steer_eval"]
 

@@ -10,11 +10,11 @@ from rich.live import Live
 from rich.table import Table
 
 from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
-    from cocomix.sweep import Entry
+    from cocomix.experiments import Entry
 
 __all__ = ["sweep"]
 
@@ -37,9 +37,9 @@ def sweep(
 
     [dim]Example: cocomix sweep recipes/paper_cpu.yaml --fast[/dim]
     """
-    from cocomix.remote import require_local
-    from cocomix.sweep import load_plan, run_sweep
-    from cocomix.sweep.runner import prepare_sweep
+    from cocomix.artifacts.remote import require_local
+    from cocomix.experiments import load_plan, run_sweep
+    from cocomix.experiments.runner import prepare_sweep
 
     console = Console(stderr=True)
     reporter = ConsoleReporter(console, quiet=quiet)

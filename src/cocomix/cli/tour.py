@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.reporter import ConsoleReporter
+from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["demo"]
 
@@ -26,8 +26,8 @@ def demo(
 
     [dim]Example: cocomix demo --fast[/dim]
     """
-    from cocomix.demo import run_demo
-    from cocomix.remote import require_local
+    from cocomix.artifacts.remote import require_local
+    from cocomix.experiments.tour import run_demo
 
     require_local(directory, "the demo's folder")
     page = run_demo(directory, fast=fast, reporter=ConsoleReporter(quiet=quiet))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cocomix.concepts.attribution import AttributionSettings, label_agreement
 from cocomix.concepts.teacher import ConceptTeacher
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["MINIMAL_AGREEMENT", "measure_agreement", "require_agreement"]
 

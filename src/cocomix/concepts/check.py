@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cocomix.concepts.decoder import target_mask
 from cocomix.concepts.teacher import ConceptTeacher
-from cocomix.errors import CoCoMixError
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["MAXIMAL_FVU", "MINIMAL_CE_RECOVERED", "DictionaryFit", "measure_fit", "require_fit"]
 

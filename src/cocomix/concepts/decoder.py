@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from cocomix.concepts.diagonal import DiagonalGradient
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["FrozenDecoder", "GradientScope", "HiddenGradient", "Predictions", "decoder_blocks", "target_mask"]
 

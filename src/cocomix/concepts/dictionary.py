@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.concepts.hashing import tensor_sha256
-from cocomix.errors import CoCoMixError
-from cocomix.output import fingerprint_json
+from cocomix.artifacts.hashing import tensor_sha256
+from cocomix.artifacts.output import fingerprint_json
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "Normalization", "SparseCodes", "layer_normalize"]
 

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cocomix.artifacts.output import staged_directory, write_json
 from cocomix.concepts.check import DictionaryFit, measure_fit
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
 from cocomix.concepts.saelens import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher, model_fingerprint
 from cocomix.concepts.tokens import TokenShardLike
-from cocomix.errors import CoCoMixError
-from cocomix.output import staged_directory, write_json
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["FitReport", "FitSettings", "fit_dictionary"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cocomix.concepts.dictionary import ConceptDictionary, Normalization
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["import_sae_lens", "load_sae_lens", "save_sae_lens"]
 

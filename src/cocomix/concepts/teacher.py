@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.artifacts.hashing import tensor_sha256
+from cocomix.artifacts.output import fingerprint_json
 from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, attribute_dense, choose_labels
 from cocomix.concepts.decoder import FrozenDecoder, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary
-from cocomix.concepts.hashing import tensor_sha256
 from cocomix.concepts.lengths import length_batches, pad_right
 from cocomix.concepts.random_labels import context_hashes
-from cocomix.errors import CoCoMixError
-from cocomix.output import fingerprint_json
-from cocomix.pretrained import load_causal_lm
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_causal_lm
 
 __all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher", "model_fingerprint"]
 

@@ -19,8 +19,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.utils.data import Dataset
 
-from cocomix.errors import CoCoMixError
-from cocomix.remote import fetched, known_size
+from cocomix.artifacts.remote import fetched, known_size
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["BlockWriter", "ShardMeta", "SplitMeta", "TokenBlocks", "TokenShard", "token_dtype"]
 

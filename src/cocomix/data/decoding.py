@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["decode", "json_type", "text_of"]
 

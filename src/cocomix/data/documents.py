@@ -1,7 +1,7 @@
 """Documents out of sources: files, folders, Hugging Face data sets and the documentation on this machine.
 
 What a source is, is decided by `resolve_sources`: `docs:` is the documentation; a URL is a file or folder elsewhere
-(see `cocomix.remote`); anything that exists on the disk is a
+(see `cocomix.artifacts.remote`); anything that exists on the disk is a
 file or a folder; any other name with at most one slash that does not look like a path is a data set on the Hugging
 Face Hub. `read_documents` then streams the documents, one at a time.
 """
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cocomix.artifacts.remote import url_of
 from cocomix.data.decoding import text_of
 from cocomix.data.documentation import DocumentationEntry, documentation_entries, documentation_texts
 from cocomix.data.formats import SUPPORTED_SUFFIXES, FileText, file_format, read_texts
 from cocomix.data.remote_files import RemoteFile, remote_files, remote_texts
-from cocomix.errors import CoCoMixError
-from cocomix.remote import url_of
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["DOCUMENTATION", "HUB_NAME", "Document", "Source", "read_documents", "resolve_sources"]
 

@@ -18,7 +18,7 @@ import zstandard
 
 from cocomix.data.decoding import decode, json_type, text_of
 from cocomix.data.parquet import parquet_texts
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["PIECE_CHARACTERS", "SUPPORTED_SUFFIXES", "FileText", "file_format", "pieces", "read_texts"]
 

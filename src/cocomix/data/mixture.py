@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from cocomix.artifacts.output import fingerprint_json
 from cocomix.data.blocks import SplitMeta, TokenBlocks
 from cocomix.data.prepared import PreparedData
-from cocomix.errors import CoCoMixError
-from cocomix.output import fingerprint_json
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["MixedData"]
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.data.decoding import decode, text_of
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ROWS", "open_parquet", "parquet_texts", "row_batches", "row_text"]
 

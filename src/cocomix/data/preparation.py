@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.artifacts.output import staged_directory, write_json
 from cocomix.data.blocks import BlockWriter, SplitMeta, token_dtype
 from cocomix.data.documents import Document, Source, read_documents, resolve_sources
 from cocomix.data.formats import pieces
@@ -27,9 +28,8 @@ from cocomix.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
-from cocomix.errors import CoCoMixError
-from cocomix.output import staged_directory, write_json
-from cocomix.reporter import Advance, Reporter, SilentReporter
+from cocomix.runtime.console import Advance, Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["PrepareSettings", "prepare"]
 

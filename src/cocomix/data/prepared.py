@@ -7,11 +7,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.artifacts.output import fingerprint_json, partial_path, read_json
+from cocomix.artifacts.remote import local_folder
 from cocomix.data.blocks import SplitMeta, TokenBlocks, TokenShard, token_dtype
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.errors import CoCoMixError
-from cocomix.output import fingerprint_json, partial_path, read_json
-from cocomix.remote import local_folder
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["FORMAT_VERSION", "DataMeta", "PreparedData", "SourceMeta", "data_fingerprint"]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from cocomix.artifacts.remote import explained, file_system, listing
 from cocomix.data.formats import SUPPORTED_SUFFIXES, FileText, file_format, read_texts
-from cocomix.errors import CoCoMixError
-from cocomix.remote import explained, file_system, listing
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["RemoteFile", "remote_files", "remote_texts"]
 

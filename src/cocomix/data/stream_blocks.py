@@ -25,7 +25,7 @@ from cocomix.data.parquet import open_parquet, row_batches, row_text
 from cocomix.data.permutation import permuted
 from cocomix.data.stream_shards import RowGroup, open_shard
 from cocomix.data.tokenizer import encode_batch
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Mark", "StreamBlocks", "StreamSource"]
 

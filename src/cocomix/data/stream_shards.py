@@ -16,10 +16,10 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from cocomix.artifacts.remote import explained, file_system, url_of
 from cocomix.data.documents import HUB_NAME
 from cocomix.data.parquet import open_parquet
-from cocomix.errors import CoCoMixError
-from cocomix.remote import explained, file_system, url_of
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["RowGroup", "Shard", "find_shards", "open_shard"]
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from cocomix.artifacts.output import fingerprint_json
 from cocomix.data.prepared import PreparedData
 from cocomix.data.splits import VALIDATION
 from cocomix.data.stream_blocks import StreamBlocks, StreamSource
 from cocomix.data.stream_shards import find_shards
 from cocomix.data.tokenizer import plain_encoder
-from cocomix.output import fingerprint_json
 
 __all__ = ["StreamedData"]
 

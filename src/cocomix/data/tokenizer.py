@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cocomix.errors import CoCoMixError
-from cocomix.output import fingerprint_json
+from cocomix.artifacts.output import fingerprint_json
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "END_OF_TEXT",

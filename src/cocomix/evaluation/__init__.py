@@ -1,10 +1,11 @@
 """Measuring runs and comparing them: perplexity, concept reliance, tables, curves and the report page."""
 
-from cocomix.evaluation.compare import compare
+from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.comparison import Comparison, ComparisonRow
-from cocomix.evaluation.documents import DOCUMENTS_FILE
+from cocomix.evaluation.document_losses import DOCUMENTS_FILE
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
+from cocomix.evaluation.opened_run import CurvePoint, Run, RunManifest
 from cocomix.evaluation.page import (
     Block,
     Code,
@@ -22,7 +23,6 @@ from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import REPORT_FILE, recorded_sections, reliance_section, summary, write_report
 from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run
-from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
 
 __all__ = [
     "DOCUMENTS_FILE",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cocomix.concepts import ConceptLabelStore
-from cocomix.concepts.labels import LabelBlocks
 from cocomix.data import TRAIN
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling.labels import LabelBlocks
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "UNUSED_NORM",

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from cocomix.concepts import ConceptLabelStore
+from cocomix.artifacts.output import staged_directory, write_json, write_text
 from cocomix.data import TRAIN, VALIDATION
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.analyses import (
     UNUSED_NORM,
     CompressionNorms,
@@ -30,15 +29,16 @@ from cocomix.evaluation.analyses import (
 )
 from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress
 from cocomix.evaluation.formatting import NOTHING, percent, signed
+from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Section, Table
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import reliance_section
 from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
-from cocomix.evaluation.runs import Run
-from cocomix.evaluation.teacher_cost import label_words
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.output import staged_directory, write_json, write_text
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.evaluation.teacher_flops import label_words
+from cocomix.labelling import ConceptLabelStore
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["analyse_runs"]
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.formatting import si
+from cocomix.evaluation.opened_run import CurvePoint, Run, RunManifest
 from cocomix.evaluation.reach import mean_curve
-from cocomix.evaluation.runs import CurvePoint, Run, RunManifest
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Arm", "choose_baseline", "group"]
 

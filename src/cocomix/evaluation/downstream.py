@@ -20,11 +20,11 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cocomix.errors import CoCoMixError
+from cocomix.artifacts.output import read_json, write_json
 from cocomix.evaluation.inference import inference
-from cocomix.evaluation.runs import Run
-from cocomix.output import read_json, write_json
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.evaluation.opened_run import Run
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     from cocomix.evaluation.harness import CountingModel

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cocomix.evaluation.comparison import Comparison
-from cocomix.evaluation.runs import CurvePoint
+from cocomix.evaluation.opened_run import CurvePoint
 
 __all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "drawn_names", "dress"]
 

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.data import begin_of_text
-from cocomix.reporter import Reporter
+from cocomix.runtime.console import Reporter
 
 __all__ = ["CountingModel"]
 

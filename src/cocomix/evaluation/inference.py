@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import predicts_concepts
-from cocomix.modeling.concept_head import IGNORE
+from cocomix.model import predicts_concepts
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Batch", "MapDataset", "batches", "count_blocks", "inference", "token_losses"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cocomix.config import load_recipe
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.runs import Run
-from cocomix.output import partial_path
+from cocomix.artifacts.output import partial_path
+from cocomix.evaluation.opened_run import Run
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import MARK, checkpoint_step
 from cocomix.training.liveness import liveness
+from cocomix.training.recipe import load_recipe
 
 __all__ = ["RunSummary", "list_runs"]
 

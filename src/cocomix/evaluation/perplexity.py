@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.documents import DocumentTally
+from cocomix.evaluation.document_losses import DocumentTally
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import concept_recall_counts
 
 __all__ = ["Evaluation", "bits_per_byte", "evaluate"]

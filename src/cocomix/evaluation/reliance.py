@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.inference import Batch, MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.modeling import predicts_concepts
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.modeling.mixer import ConceptIntervention
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.model import predicts_concepts
+from cocomix.model.concept_head import IGNORE
+from cocomix.model.mixer import ConceptIntervention
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Reliance", "concept_reliance", "no_reliance_reason", "oracle", "shuffle", "zero"]
 

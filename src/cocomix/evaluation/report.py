@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from cocomix.artifacts.output import staged_directory, write_json, write_text
 from cocomix.evaluation.comparison import (
     COLUMNS,
     DOCUMENT_COLUMNS,
@@ -14,13 +15,12 @@ from cocomix.evaluation.comparison import (
 )
 from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves, drawn_names
 from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
+from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
 from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
 from cocomix.evaluation.run_evaluation import reliance_of_runs
-from cocomix.evaluation.runs import Run
-from cocomix.output import staged_directory, write_json, write_text
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.runtime.console import Reporter, SilentReporter
 
 __all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]
 

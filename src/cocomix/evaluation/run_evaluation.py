@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from cocomix.concepts import ConceptLabelStore
+from cocomix.artifacts.output import read_json, write_json
+from cocomix.artifacts.remote import is_there
 from cocomix.data import VALIDATION, DocumentBlocks, MixedData, PreparedData, begin_of_text
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.documents import DocumentTally, write_document_losses
+from cocomix.evaluation.document_losses import DocumentTally, write_document_losses
 from cocomix.evaluation.inference import MapDataset
+from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
-from cocomix.evaluation.runs import Run
-from cocomix.modeling import predicts_concepts
-from cocomix.output import read_json, write_json
-from cocomix.remote import is_there
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.labelling import ConceptLabelStore
+from cocomix.model import predicts_concepts
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels", "reliance_of_runs"]
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import gradio as gr
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.formatting import si
 from cocomix.explorer.compare_page import compare_page
 from cocomix.explorer.concept_page import concept_view
@@ -13,6 +12,7 @@ from cocomix.explorer.markup import escaped, message
 from cocomix.explorer.steer_page import steer_page
 from cocomix.explorer.subject import Subject
 from cocomix.explorer.text_page import text_page
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["build_app"]
 

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.concept_markup import card_page, effects, hit_list
 from cocomix.explorer.concepts import concept_page, find_concepts, measure_concept
 from cocomix.explorer.look import block_script
 from cocomix.explorer.markup import empty, message
 from cocomix.explorer.subject import Subject
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ConceptView", "concept_view"]
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.subject import Subject
 from cocomix.interpret import ConceptDescription
 from cocomix.interpret.atlas_cards import ConceptCard, ConceptHit, TokenChanges
 from cocomix.interpret.run_concepts import describe_run_concepts
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ConceptPage", "concept_page", "find_concepts", "measure_concept", "resolve_concept"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["LIMITS", "Limits", "whole_number"]
 

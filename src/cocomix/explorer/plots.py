@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cocomix.evaluation.formatting import duration, si
-from cocomix.evaluation.runs import CurvePoint
+from cocomix.evaluation.opened_run import CurvePoint
 from cocomix.explorer.markup import escaped, number
 
 __all__ = ["AXES", "curves", "histogram"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.limits import LIMITS
 from cocomix.explorer.subject import Subject
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["PASSWORD_VARIABLE", "USER", "find_password", "serve", "serving"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cocomix.explorer.markup import concept_button, empty, escaped, number, shown_token
-from cocomix.explorer.steering import SteerState, SteerTexts
+from cocomix.explorer.steer_state import SteerState, SteerTexts
 from cocomix.interpret import SteeringCandidate
 
 __all__ = ["describe_edits", "progress", "suggestions", "text_columns"]

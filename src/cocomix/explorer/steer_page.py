@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.continuation import Sampling
 from cocomix.explorer.limits import LIMITS
 from cocomix.explorer.look import block_script
 from cocomix.explorer.markup import empty, message
 from cocomix.explorer.steer_markup import progress, suggestions, text_columns
 from cocomix.explorer.steer_slots import Slots, slots
-from cocomix.explorer.steering import SteerState, make_sampling, steer
+from cocomix.explorer.steer_state import SteerState, make_sampling, steer
 from cocomix.explorer.subject import Subject
 from cocomix.interpret import steering_candidates
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["SteerPage", "steer_page"]
 

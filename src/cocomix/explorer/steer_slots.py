@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.concepts import resolve_concept
 from cocomix.explorer.limits import LIMITS
 from cocomix.explorer.markup import escaped
-from cocomix.explorer.steering import make_edit
+from cocomix.explorer.steer_state import make_edit
 from cocomix.explorer.subject import Subject
-from cocomix.modeling import ConceptEdit
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Slots", "slots"]
 

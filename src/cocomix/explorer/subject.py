@@ -9,15 +9,15 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cocomix.device import default_device
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Comparison, Run, compare, inference
 from cocomix.explorer.limits import LIMITS, Limits, whole_number
 from cocomix.explorer.teacher_side import TeacherSide, open_teacher_side
-from cocomix.interpret.atlas import ConceptAtlas, default_atlas_folder
+from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
 from cocomix.interpret.prompts import concept_model, encode
 from cocomix.interpret.run_concepts import describe_run_concepts
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.device import default_device
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Subject", "open_subject"]
 

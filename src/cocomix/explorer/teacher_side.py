@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cocomix.concepts import ConceptTeacher
-from cocomix.config import load_recipe
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.evaluation.run_evaluation import open_run_data
 from cocomix.interpret.run_teacher import open_run_teacher, run_labels
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import load_recipe
 
 __all__ = ["TeacherSide", "open_teacher_side"]
 

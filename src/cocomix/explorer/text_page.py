@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from cocomix.errors import CoCoMixError
 from cocomix.explorer.concepts import resolve_concept
 from cocomix.explorer.look import block_script
 from cocomix.explorer.markup import message
 from cocomix.explorer.reading import TextReading, read_text
 from cocomix.explorer.subject import Subject
 from cocomix.explorer.text_markup import legend, no_token, token_chips, token_detail
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["TextPage", "text_page"]
 

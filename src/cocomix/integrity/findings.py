@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from cocomix.errors import CoCoMixError
-from cocomix.remote import shown
+from cocomix.artifacts.remote import shown
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Checklist", "Finding", "State", "Verification"]
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, FitReport
-from cocomix.concepts.hashing import file_sha256
-from cocomix.config import load_recipe
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.integrity.findings import Checklist
 from cocomix.integrity.sources import check_data_source, check_label_source, check_teacher_source
-from cocomix.output import read_json
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import checkpoint_fault, checkpoint_step
+from cocomix.training.recipe import load_recipe
 
 __all__ = ["check_checkpoint", "check_dictionary", "check_run", "check_unfinished_run"]
 

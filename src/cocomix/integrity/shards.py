@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cocomix.concepts.columns import ShardColumns
-from cocomix.concepts.hashing import file_sha256
-from cocomix.concepts.labels import LabelShard, id_storage, read_label_manifest
-from cocomix.concepts.probabilities import read_probability_manifest
-from cocomix.concepts.shards import PROGRESS, finished_shard
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import fingerprint_json
 from cocomix.data import PreparedData, tokenizer_fingerprint
 from cocomix.data.prepared import data_fingerprint
-from cocomix.errors import CoCoMixError
 from cocomix.integrity.findings import Checklist
 from cocomix.integrity.sources import check_dictionary_source, check_teacher_source
-from cocomix.output import fingerprint_json
+from cocomix.labelling.columns import ShardColumns
+from cocomix.labelling.labels import LabelShard, id_storage, read_label_manifest
+from cocomix.labelling.probabilities import read_probability_manifest
+from cocomix.labelling.shards import PROGRESS, finished_shard
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_data", "check_labels", "check_probabilities", "check_unfinished_shards"]
 

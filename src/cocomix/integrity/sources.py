@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from cocomix.concepts import ConceptDictionary, ConceptLabelStore, load_teacher
+from cocomix.concepts import ConceptDictionary, load_teacher
 from cocomix.concepts.teacher import model_fingerprint
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.integrity.findings import Checklist
+from cocomix.labelling import ConceptLabelStore
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_data_source", "check_dictionary_source", "check_label_source", "check_teacher_source"]
 

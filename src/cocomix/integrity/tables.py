@@ -4,13 +4,13 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from cocomix.concepts.hashing import file_sha256
+from cocomix.artifacts.hashing import file_sha256
 from cocomix.data import load_tokenizer, tokenizer_fingerprint
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.integrity.findings import Checklist
 from cocomix.interpret import ConceptAtlas
 from cocomix.interpret.atlas_store import DATABASE, TOKENIZER, run_fingerprint
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_atlas"]
 

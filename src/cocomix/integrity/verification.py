@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix.concepts.labels import read_label_manifest
-from cocomix.errors import CoCoMixError
+from cocomix.artifacts.output import PLAN, read_json
+from cocomix.artifacts.remote import cache_folder, download_folder, url_of
 from cocomix.integrity.findings import Checklist, Verification
 from cocomix.integrity.models import check_checkpoint, check_dictionary, check_run, check_unfinished_run
 from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
 from cocomix.integrity.tables import check_atlas
-from cocomix.output import PLAN, read_json
-from cocomix.remote import cache_folder, download_folder, url_of
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.labelling.labels import read_label_manifest
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import MARK
 
 __all__ = ["verify"]

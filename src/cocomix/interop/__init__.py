@@ -1,16 +1,21 @@
-"""Checkpoints and autoencoders of other code."""
+"""Checkpoints and autoencoders of other code, and runs exported for it."""
 
 from cocomix.interop.conversion import convert_autoencoder, export_to_released, import_released
+from cocomix.interop.hub_upload import check_hub_access, push_to_hub
 from cocomix.interop.openai_sae import read_openai_autoencoder
 from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
 from cocomix.interop.reference_folder import ConceptSettings, read_reference_folder, write_reference_folder
+from cocomix.interop.repository import export_run
 
 __all__ = [
     "ConceptSettings",
+    "check_hub_access",
     "convert_autoencoder",
+    "export_run",
     "export_to_released",
     "from_reference_state_dict",
     "import_released",
+    "push_to_hub",
     "read_openai_autoencoder",
     "read_reference_folder",
     "to_reference_state_dict",

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from cocomix.artifacts.output import staged_directory
 from cocomix.concepts import ConceptDictionary
 from cocomix.concepts.saelens import save_sae_lens
 from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
-from cocomix.errors import CoCoMixError
 from cocomix.interop.openai_sae import read_openai_autoencoder
 from cocomix.interop.reference_folder import ConceptSettings, read_reference_folder, write_reference_folder
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.output import staged_directory
-from cocomix.pretrained import load_causal_lm
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_causal_lm
 from cocomix.training.auto_classes import write_auto_classes
 
 __all__ = ["convert_autoencoder", "export_to_released", "import_released"]

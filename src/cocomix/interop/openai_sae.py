@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cocomix.concepts import ConceptDictionary
-from cocomix.errors import CoCoMixError
 from cocomix.interop.weights_only import load_weights_only
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["read_openai_autoencoder"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GPT2Config
 
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["from_reference_state_dict", "to_reference_state_dict"]
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.errors import CoCoMixError
+from cocomix.artifacts.output import read_json, write_json, write_text
 from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.output import read_json, write_json, write_text
-from cocomix.yaml_text import dump_yaml, parse_yaml
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
 
 __all__ = ["ConceptSettings", "read_reference_folder", "write_reference_folder"]
 

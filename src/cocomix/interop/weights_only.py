@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["load_weights_only"]
 

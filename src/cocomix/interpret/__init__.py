@@ -1,10 +1,10 @@
 """Reading the concepts a model predicts, and steering what it says with them."""
 
-from cocomix.interpret.atlas import ConceptAtlas, default_atlas_folder
 from cocomix.interpret.atlas_build import build_atlas
 from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings, ConceptCard, ConceptHit, Context, Histogram
 from cocomix.interpret.atlas_effects import measure_effect
 from cocomix.interpret.atlas_naming import NameEndpoint
+from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
 from cocomix.interpret.inspection import (
     ConceptDescription,
     NextToken,
@@ -16,7 +16,7 @@ from cocomix.interpret.inspection import (
     render_text,
 )
 from cocomix.interpret.prompts import visible
-from cocomix.interpret.steer_eval import SteerEvalSettings
+from cocomix.interpret.steer_effects import SteerEvalSettings
 from cocomix.interpret.steer_run import evaluate_run_steering
 from cocomix.interpret.steering import (
     FACTOR_LIMIT,

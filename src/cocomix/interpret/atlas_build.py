@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from cocomix.concepts.hashing import file_sha256
-from cocomix.errors import CoCoMixError
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import PLAN, claim_partial, explained_full_disk, staged_directory, write_json
+from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
-from cocomix.evaluation.runs import Run
-from cocomix.interpret.atlas import default_atlas_folder
 from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings
 from cocomix.interpret.atlas_naming import NameEndpoint
 from cocomix.interpret.atlas_pass import AtlasBlocks, read_blocks
 from cocomix.interpret.atlas_rows import AtlasWriter
 from cocomix.interpret.atlas_store import DATABASE, FORMAT_VERSION, RECORD, TOKENIZER, run_fingerprint
+from cocomix.interpret.concept_atlas import default_atlas_folder
 from cocomix.interpret.prompts import concept_model
-from cocomix.output import PLAN, claim_partial, explained_full_disk, staged_directory, write_json
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["build_atlas"]
 

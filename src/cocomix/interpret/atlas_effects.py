@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.evaluation import inference
 from cocomix.interpret.atlas_cards import TokenChanges
 from cocomix.interpret.prompts import concept_model
-from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
-from cocomix.modeling.edits import check_edits
+from cocomix.model import CoCoMixForCausalLM, ConceptEdit
+from cocomix.model.edits import check_edits
 
 __all__ = ["mean_concept_logits", "measure_effect", "measure_effects"]
 

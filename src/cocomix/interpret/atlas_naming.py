@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.atlas_store import Cut
 from cocomix.interpret.prompts import visible
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["API_KEY_VARIABLE", "NameEndpoint", "WordCount", "count_words", "name_of", "typical_words"]
 

@@ -7,15 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
-from cocomix.concepts import ConceptLabelStore
-from cocomix.concepts.labels import LabelBlocks
 from cocomix.data import TRAIN, VALIDATION, DocumentBlocks, PreparedData, TokenBlocks
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation.inference import batches, count_blocks, inference
 from cocomix.interpret.atlas_cards import AtlasSettings
 from cocomix.interpret.atlas_tally import Tally
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.reporter import Reporter
+from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling.labels import LabelBlocks
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.console import Reporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["AtlasBlocks", "read_blocks"]
 

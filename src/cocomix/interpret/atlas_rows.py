@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cocomix.errors import CoCoMixError
 from cocomix.interpret.atlas_cards import AtlasSettings
 from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effects
 from cocomix.interpret.atlas_naming import NameEndpoint, count_words, name_of, typical_words
 from cocomix.interpret.atlas_pass import AtlasBlocks
 from cocomix.interpret.atlas_store import LABEL, PREDICTED, Cut, create_tables, cut, pack_changes, pack_tokens
 from cocomix.interpret.atlas_tally import StrongestPlaces, Tally
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.reporter import Reporter
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.console import Reporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["AtlasWriter"]
 

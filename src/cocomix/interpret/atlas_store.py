@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from cocomix.concepts.hashing import file_sha256
-from cocomix.errors import CoCoMixError
-from cocomix.evaluation.runs import Run
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import fingerprint_json
+from cocomix.evaluation.opened_run import Run
 from cocomix.interpret.atlas_cards import TokenChanges
-from cocomix.output import fingerprint_json
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "DATABASE",

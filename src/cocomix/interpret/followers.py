@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cocomix.concepts import ConceptLabelStore
 from cocomix.data import TRAIN, PreparedData
-from cocomix.errors import CoCoMixError
+from cocomix.labelling import ConceptLabelStore
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["follower_scores"]
 

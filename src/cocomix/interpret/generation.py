@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
-from cocomix.modeling import ConceptEdit
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_sampling", "continue_tokens"]
 

@@ -11,11 +11,11 @@ from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.concepts import ConceptLabelStore
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
 from cocomix.interpret.prompts import concept_model, encode, visible
+from cocomix.labelling import ConceptLabelStore
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "ConceptDescription",

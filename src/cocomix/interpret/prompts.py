@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.data import begin_of_text
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixForCausalLM, predicts_concepts
+from cocomix.model import CoCoMixForCausalLM, predicts_concepts
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["concept_model", "encode", "encode_together", "visible"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.concepts import ConceptLabelStore
 from cocomix.data import PreparedData
 from cocomix.evaluation import Run
 from cocomix.interpret.inspection import ConceptDescription, describe_concepts
+from cocomix.labelling import ConceptLabelStore
 
 __all__ = ["describe_run_concepts"]
 

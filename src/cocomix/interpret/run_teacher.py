@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from cocomix.concepts import ConceptDictionary, ConceptLabelStore, ConceptTeacher, LabelSettings, load_teacher
+from cocomix.concepts import ConceptDictionary, ConceptTeacher, load_teacher
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import check_tokenizer
-from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig, load_recipe
 from cocomix.data import PreparedData
-from cocomix.device import default_device
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
+from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.runtime.device import default_device
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import RunConfig, load_recipe
 
 __all__ = ["RunTeacher", "open_run_teacher", "run_labels"]
 

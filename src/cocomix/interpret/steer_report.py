@@ -14,11 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
+from cocomix.artifacts.output import write_json, write_text
 from cocomix.evaluation.figures import LIGHT, dress
 from cocomix.evaluation.formatting import signed
 from cocomix.interpret.inspection import ConceptDescription
 from cocomix.interpret.rank_statistics import RankTrend
-from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements, Turn
+from cocomix.interpret.steer_effects import ARMS, Arm, SteerMeasurements, Turn
 from cocomix.interpret.steer_scores import (
     LEVEL,
     ConceptScore,
@@ -30,7 +31,6 @@ from cocomix.interpret.steer_scores import (
 )
 from cocomix.interpret.survey import ConceptSurvey
 from cocomix.interpret.text_measures import MEASURES
-from cocomix.output import write_json, write_text
 
 __all__ = ["SteerReport", "write_steer_report"]
 

@@ -6,22 +6,23 @@ from pathlib import Path
 
 import torch
 
-from cocomix.concepts import ConceptLabelStore, ConceptTeacher
+from cocomix.artifacts.output import staged_directory
+from cocomix.concepts import ConceptTeacher
 from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks, positions_of_rows
-from cocomix.device import default_device
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import Run
 from cocomix.evaluation.run_evaluation import open_run_data
 from cocomix.interpret.followers import follower_scores
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.run_concepts import describe_run_concepts
 from cocomix.interpret.run_teacher import open_run_teacher, run_labels
-from cocomix.interpret.steer_eval import SteerEvalSettings, check_measurable, measure_steering
+from cocomix.interpret.steer_effects import SteerEvalSettings, check_measurable, measure_steering
 from cocomix.interpret.steer_report import SteerReport, write_steer_report
 from cocomix.interpret.survey import ConceptSurvey, choose_concepts, survey_concepts
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.output import staged_directory
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.labelling import ConceptLabelStore
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.device import default_device
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["evaluate_run_steering"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocomix.interpret.rank_statistics import RankTrend, bootstrap_interval, rank_trend
-from cocomix.interpret.steer_eval import ARMS, Arm, SteerMeasurements
+from cocomix.interpret.steer_effects import ARMS, Arm, SteerMeasurements
 
 __all__ = [
     "LEVEL",

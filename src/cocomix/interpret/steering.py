@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
 from cocomix.interpret.generation import check_sampling, continue_tokens
 from cocomix.interpret.prompts import concept_model, encode_together
-from cocomix.modeling import CoCoMixForCausalLM, ConceptEdit
-from cocomix.modeling.edits import Operation, check_edits, edits_in_force
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.model import CoCoMixForCausalLM, ConceptEdit
+from cocomix.model.edits import Operation, check_edits, edits_in_force
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["FACTOR_LIMIT", "SteeringCandidate", "generate", "parse_steer", "steering", "steering_candidates"]
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from cocomix.concepts import ConceptTeacher
-from cocomix.errors import CoCoMixError
 from cocomix.evaluation import inference
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.reporter import Reporter, SilentReporter
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ConceptSurvey", "choose_concepts", "survey_concepts"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
-from cocomix.modeling import ConceptEdit
-from cocomix.modeling.edits import PlacedEdit, check_edits, place_edits
+from cocomix.model import ConceptEdit
+from cocomix.model.edits import PlacedEdit, check_edits, place_edits
 
 __all__ = ["edit_latents", "teacher_steering"]
 

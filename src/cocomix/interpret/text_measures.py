@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.concepts import ConceptTeacher, LabelSettings
+from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.evaluation.inference import token_losses
+from cocomix.labelling import LabelSettings
 
 __all__ = ["MEASURES", "distinct_bigrams", "measure_texts", "repeated_fourgrams"]
 

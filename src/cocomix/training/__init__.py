@@ -1,6 +1,6 @@
 """Training: objectives, the Trainer, and one run from a recipe to a folder."""
 
-from cocomix.training.plan import Plan, describe_plan, plan_run
+from cocomix.training.dry_run import Plan, describe_plan, plan_run
 from cocomix.training.run import dry_run, train
 from cocomix.training.trainer import CoCoMixTrainer
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from cocomix.config import RunConfig
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import RunConfig
 from cocomix.training.tracking import TENSORBOARD, trackers
 
 __all__ = ["DEFAULTS", "epoch_blocks", "steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]

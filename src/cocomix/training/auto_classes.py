@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.output import read_json, write_json, write_text
+from cocomix.artifacts.output import read_json, write_json, write_text
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
 __all__ = ["write_auto_classes"]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from cocomix.concepts.hashing import file_sha256
-from cocomix.errors import CoCoMixError
-from cocomix.output import flush_folder, read_json, write_json
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.output import flush_folder, read_json, write_json
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "MARK",

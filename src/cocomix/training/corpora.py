@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from cocomix.concepts import ConceptLabelStore, LabelSettings, MixedLabels
-from cocomix.config import MixtureConfig, RunConfig, StreamConfig
 from cocomix.data import TRAIN, MixedData, PreparedData, StreamedData, tokenizer_fingerprint
-from cocomix.errors import CoCoMixError
+from cocomix.labelling import ConceptLabelStore, LabelSettings, MixedLabels
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder
+from cocomix.training.recipe import MixtureConfig, RunConfig, StreamConfig
 
 __all__ = ["Labels", "labels_to_match", "mixture_order", "open_data", "open_labels"]
 

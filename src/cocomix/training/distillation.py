@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocomix.concepts import MixedProbabilities, TeacherProbabilities
+from cocomix.artifacts.remote import shown
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.teacher import model_fingerprint
-from cocomix.config import RunConfig
 from cocomix.data import MixedData, PreparedData
-from cocomix.errors import CoCoMixError
-from cocomix.modeling.distillation_head import FullTargets, TopTargets
-from cocomix.pipeline import open_decoder
-from cocomix.remote import shown
+from cocomix.labelling import MixedProbabilities, TeacherProbabilities
+from cocomix.labelling.pipeline import open_decoder
+from cocomix.model.distillation_head import FullTargets, TopTargets
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
+from cocomix.training.recipe import RunConfig
 from cocomix.training.teacher_cost import running_flops
 
 __all__ = ["OnlineTeacher", "Taught", "Teaching", "open_teaching"]

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from cocomix.concepts import MixedProbabilities, TeacherProbabilities
-from cocomix.config import RunConfig
 from cocomix.data import DocumentBlocks, MixedData, PreparedData
+from cocomix.labelling import MixedProbabilities, TeacherProbabilities
 from cocomix.training.corpora import Labels
+from cocomix.training.recipe import RunConfig
 
 __all__ = ["JoinedBlocks", "documents_apart", "joined_blocks"]
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from cocomix.output import write_json
-from cocomix.stopping import Terminated
+from cocomix.artifacts.output import write_json
+from cocomix.runtime.stopping import Terminated
 
 __all__ = ["SIGN", "Liveness", "liveness", "signed_in"]
 

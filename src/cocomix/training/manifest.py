@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.concepts.hashing import file_sha256
-from cocomix.config import RunConfig, StreamConfig
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.remote import shown
 from cocomix.data import MixedData, PreparedData, StreamedData
-from cocomix.modeling import CoCoMixConfig
-from cocomix.remote import shown
+from cocomix.model import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import Labels
 from cocomix.training.distillation import Teaching
+from cocomix.training.dry_run import Plan
 from cocomix.training.order import MixtureOrder
-from cocomix.training.plan import Plan
+from cocomix.training.recipe import RunConfig, StreamConfig
 from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["run_manifest"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from cocomix.output import write_text
-from cocomix.reporter import Reporter
+from cocomix.artifacts.output import write_text
+from cocomix.runtime.console import Reporter
 
 __all__ = ["MetricsFile", "ProgressBar", "SaveAndStop", "keep_metrics_until"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.modeling.distillation_head import distillation_loss
-from cocomix.modeling.lm_head import next_tokens
+from cocomix.model.concept_head import IGNORE
+from cocomix.model.distillation_head import distillation_loss
+from cocomix.model.lm_head import next_tokens
 
 __all__ = ["OBJECTIVES", "Divisors", "Objective", "ObjectiveOutput", "concept_recall_counts"]
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cocomix.concepts import ConceptTeacher, LabelSettings
-from cocomix.concepts.labelling import labels_identity
-from cocomix.config import RunConfig
+from cocomix.artifacts.output import fingerprint_json
+from cocomix.concepts import ConceptTeacher
 from cocomix.data import PreparedData
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import fingerprint_json
-from cocomix.pipeline import open_teacher
-from cocomix.reporter import Reporter
+from cocomix.labelling import LabelSettings
+from cocomix.labelling.pipeline import open_teacher
+from cocomix.labelling.writing import labels_identity
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.console import Reporter
+from cocomix.training.recipe import RunConfig
 from cocomix.training.teacher_cost import labelling_flops
 
 __all__ = ["OnlineLabels", "open_online_labels"]

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from cocomix.data.permutation import Indices, permuted
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ReadingOrder", "ShuffledOrder", "StepBatches"]
 

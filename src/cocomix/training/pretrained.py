@@ -5,13 +5,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from cocomix.config import RunConfig
 from cocomix.data import PreparedData, load_tokenizer, tokenizer_fingerprint
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixConfig
-from cocomix.modeling.accounting import build_model
-from cocomix.modeling.from_pretrained import check_same_decoder, load_backbone_weights
-from cocomix.pretrained import load_causal_lm
+from cocomix.model import CoCoMixConfig
+from cocomix.model.accounting import build_model
+from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_causal_lm
+from cocomix.training.recipe import RunConfig
 
 __all__ = ["build_student", "check_pretrained", "pretrained_config"]
 

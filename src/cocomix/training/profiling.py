@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import TrainerCallback
 
-from cocomix.errors import CoCoMixError
-from cocomix.output import write_text
+from cocomix.artifacts.output import write_text
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["StepProfiler"]
 

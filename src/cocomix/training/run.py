@@ -15,18 +15,18 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.config import RunConfig, load_recipe, save_recipe
+from cocomix.artifacts.output import explained_full_disk, partial_path, staged_directory, write_json
+from cocomix.artifacts.remote import is_there, shown
 from cocomix.data import PreparedData, StreamedData
-from cocomix.errors import CoCoMixError
-from cocomix.output import explained_full_disk, partial_path, staged_directory, write_json
-from cocomix.remote import is_there, shown
-from cocomix.reporter import Reporter, SilentReporter
-from cocomix.stopping import Terminated, termination_noted
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import Labels, labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
+from cocomix.training.dry_run import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.joined_blocks import JoinedBlocks, documents_apart, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.liveness import signed_in
@@ -34,9 +34,9 @@ from cocomix.training.manifest import run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.online import open_online_labels
-from cocomix.training.plan import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
+from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
 from cocomix.training.sharded_checkpoints import is_sharded
 from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.sources import INPUTS, check_inputs, check_sources, inputs_of

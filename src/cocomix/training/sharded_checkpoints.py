@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel
 
-from cocomix.errors import CoCoMixError
-from cocomix.modeling.accounting import build_model
-from cocomix.output import read_json, staged_directory, write_json
+from cocomix.artifacts.output import read_json, staged_directory, write_json
+from cocomix.model.accounting import build_model
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_fault
 from cocomix.training.sharding import repeated_names

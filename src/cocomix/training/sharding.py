@@ -18,10 +18,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from cocomix.modeling.backbone import backbone_of
-from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.hidden_mixer import HiddenCompression, HiddenMixer
-from cocomix.modeling.mixer import ConceptCompression, ConceptMixer
+from cocomix.model.backbone import backbone_of
+from cocomix.model.configuration import CoCoMixConfig
+from cocomix.model.hidden_mixer import HiddenCompression, HiddenMixer
+from cocomix.model.mixer import ConceptCompression, ConceptMixer
 from cocomix.training.launching import Sharding
 
 __all__ = ["fsdp_units", "give_back", "repeated_names", "shard_model", "share", "whole", "whole_weights"]

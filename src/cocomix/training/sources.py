@@ -4,15 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cocomix.concepts import ConceptDictionary, ConceptLabelStore, FitReport, MixedLabels, load_teacher
+from cocomix.artifacts.output import read_json, write_json
+from cocomix.concepts import ConceptDictionary, FitReport, load_teacher
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import model_fingerprint
-from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
 from cocomix.data import PreparedData
-from cocomix.errors import CoCoMixError
-from cocomix.output import read_json, write_json
+from cocomix.labelling import ConceptLabelStore, MixedLabels
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.corpora import Labels
 from cocomix.training.distillation import Teaching
 from cocomix.training.online import OnlineLabels
+from cocomix.training.recipe import RunConfig
 
 __all__ = ["INPUTS", "check_inputs", "check_sources", "inputs_of"]
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from cocomix.config import RunConfig
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixConfig
-from cocomix.modeling.accounting import matched_config
-from cocomix.modeling.backbone import backbone_of
+from cocomix.model import CoCoMixConfig
+from cocomix.model.accounting import matched_config
+from cocomix.model.backbone import backbone_of
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.pretrained import pretrained_config
+from cocomix.training.recipe import RunConfig
 
 __all__ = ["Vocabulary", "model_config"]
 

@@ -4,9 +4,10 @@ from typing import Literal
 
 from torch import nn
 
-from cocomix.concepts import ConceptTeacher, LabelSettings
+from cocomix.concepts import ConceptTeacher
 from cocomix.concepts.decoder import FrozenDecoder, decoder_blocks
-from cocomix.modeling.accounting import block_flops
+from cocomix.labelling import LabelSettings
+from cocomix.model.accounting import block_flops
 
 __all__ = ["labelling_flops", "running_flops"]
 

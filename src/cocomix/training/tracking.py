@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from cocomix.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["TENSORBOARD", "trackers"]
 

@@ -19,10 +19,10 @@ from transformers import Trainer, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from cocomix.errors import CoCoMixError
-from cocomix.modeling import CoCoMixConfig
-from cocomix.modeling.concept_head import IGNORE
-from cocomix.output import explained_full_disk, read_json
+from cocomix.artifacts.output import explained_full_disk, read_json
+from cocomix.model import CoCoMixConfig
+from cocomix.model.concept_head import IGNORE
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
     MARK,

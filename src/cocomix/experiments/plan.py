@@ -1,0 +1,271 @@
+"""A sweep's plan: which arms and seeds, from which recipes, on which shared data, teacher, dictionary and labels.
+
+    baseline: ntp
+    seeds: [0, 1, 2]
+    common: {tokens: 1_000_000}          # laid over every arm's recipe
+    arms:
+      ntp: corpus_ntp.yaml               # a recipe, its path relative to the plan
+      cocomix: {base: corpus_cocomix.yaml, seeds: [0], model: {concept_loss_weight: 0.2}}
+    prepare: {sources: [docs:], vocab_size: 4096, block_size: 128}      # what `cocomix prepare` takes
+    teacher: {layer: 1, recipe: {base: corpus_teacher.yaml}}            # trained here; or {layer: 5, model: gpt2}
+    dictionary: {num_concepts: 2048}     # what `cocomix sae` takes; or {path: FOLDER or release}
+    fast: {common: {tokens: 4096}}       # laid over the plan by --fast
+
+A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cocomix.artifacts.output import fingerprint_json
+from cocomix.concepts import FitSettings
+from cocomix.data import PrepareSettings
+from cocomix.labelling import LabelSettings
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.yaml_text import parse_yaml
+from cocomix.training.recipe import RunConfig, describe_validation_error, load_recipe, merged
+
+__all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TeacherPlan(_Section):
+    """The teacher of all arms: a model that exists, or a recipe by which the sweep trains it."""
+
+    layer: int = Field(ge=0)
+    """0-based index of the block whose output gives the concepts."""
+    model: str | None = None
+    """Hub name, folder or GGUF file."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    recipe: str | dict[str, Any] | None = None
+    """As for an arm."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TeacherPlan":
+        if (self.model is None) == (self.recipe is None):
+            raise ValueError("give either model or recipe")
+        return self
+
+
+class DictionaryPlan(FitSettings):
+    """The dictionary of all arms: one that exists, or how to fit it (all other fields are `cocomix sae`'s)."""
+
+    path: str | None = None
+    """SAELens release or folder."""
+    sae_id: str | None = None
+    """Which autoencoder of the release."""
+    fingerprint: str | None = None
+    """Pins it, as `dictionary.fingerprint` of a recipe."""
+    force: bool = False
+    """Use the dictionary although it describes the layer badly, as after `--fast`."""
+
+
+class SweepPlan(_Section):
+    """A plan as its file gives it. Paths of recipes are relative to the file."""
+
+    baseline: str
+    """The arm that the others are measured against."""
+    arms: dict[str, str | dict[str, Any]]
+    """Name → a recipe's path, or a recipe with `base:` and, beside its fields, `seeds:`."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of every arm that names none itself."""
+    common: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the recipe that all arms share (and a teacher trained here): laid over the arm's file, under what the
+    plan says of the arm."""
+    prepare: PrepareSettings | None = None
+    """Makes the data in the sweep's folder."""
+    teacher: TeacherPlan | None = None
+    """Shared by labels, distillation and hidden states."""
+    dictionary: DictionaryPlan | None = None
+    """Shared by all labels."""
+    probabilities_top_k: int = Field(default=64, ge=1)
+    """Probabilities kept where an arm is distilled from stored ones."""
+    tasks: tuple[str, ...] = ()
+    """Downstream tasks to measure every run on."""
+    fast: dict[str, Any] = Field(default_factory=dict)
+    """Laid over the plan by `--fast`: sizes at which every arm runs for a few steps."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SweepPlan":
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is no arm; the arms are {', '.join(self.arms)}")
+        if self.dictionary is not None and self.dictionary.path is None and self.teacher is None:
+            raise ValueError("a dictionary cannot be fitted without teacher:")
+        for name in self.arms:
+            if not name or name != name.strip(".") or not all(part.isalnum() or part in "_-.+" for part in name):
+                raise ValueError(f"the arm {name!r} becomes a folder; use letters, digits, and _ - . + in its name")
+        return self
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        arm: its name.
+        seed: its seed.
+        folder: where the run goes.
+        recipe: complete, with data, labels, teacher, name and seed.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    recipe: RunConfig
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """A plan with its place and the folder it writes.
+
+    Attributes:
+        plan: the plan, with `fast` laid over it where asked for.
+        path: its file.
+        output: the sweep's folder.
+    """
+
+    plan: SweepPlan
+    path: Path
+    output: Path
+
+    @property
+    def teacher_model(self) -> str | None:
+        """Where the teacher is or will be."""
+        teacher = self.plan.teacher
+        return None if teacher is None else teacher.model or str(self.output / "teacher")
+
+    @property
+    def dictionary_path(self) -> str | None:
+        """Where the dictionary is or will be."""
+        dictionary = self.plan.dictionary
+        return None if dictionary is None else dictionary.path or str(self.output / "dictionary")
+
+    @property
+    def dictionary_source(self) -> dict[str, Any] | None:
+        """What recipes say of the dictionary."""
+        plan = self.plan.dictionary
+        if plan is None:
+            return None
+        return {"path": self.dictionary_path, "sae_id": plan.sae_id, "fingerprint": plan.fingerprint}
+
+    def teacher_recipe(self) -> RunConfig:
+        """How to train the teacher."""
+        assert self.plan.teacher is not None
+        assert self.plan.teacher.recipe is not None
+        file, values, _ = self._arm(self.plan.teacher.recipe)
+        return self._recipe("teacher", file, values, [*self._data(), "name=teacher", "labels=null"])
+
+    def jobs(self) -> list[Job]:
+        """Every run, seed by seed, so that all arms have a result before any has its second.
+
+        Raises:
+            CoCoMixError: a recipe is missing or wrong; the arm is named.
+        """
+        jobs = []
+        for rank in range(max(len(self._arm(value)[2]) for value in self.plan.arms.values())):
+            for name, value in self.plan.arms.items():
+                file, values, seeds = self._arm(value)
+                if rank < len(seeds):
+                    folder = self.output / "runs" / name / f"seed{seeds[rank]}"
+                    jobs.append(Job(name, seeds[rank], folder, self._complete(name, file, values, seeds[rank])))
+        return jobs
+
+    def _arm(self, value: str | Mapping[str, Any]) -> tuple[Path, dict[str, Any], tuple[int, ...]]:
+        """An arm's file, what the plan lays over it, and its seeds."""
+        values = {"base": value} if isinstance(value, str) else dict(value)
+        if not isinstance(values.get("base"), str):
+            raise CoCoMixError(f"{self.path}: an arm is a recipe's path, or fields with base: RECIPE; got {value!r}.")
+        file = self.path.parent / values.pop("base")
+        seeds = values.pop("seeds", self.plan.seeds)
+        if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
+            raise CoCoMixError(f"{self.path}: seeds must be a list without repetitions, not {seeds!r}.")
+        return file, values, tuple(int(seed) for seed in seeds)
+
+    def _data(self) -> list[str]:
+        return [] if self.plan.prepare is None else [_set("data", str(self.output / "data"))]
+
+    def _complete(self, name: str, file: Path, values: dict[str, Any], seed: int) -> RunConfig:
+        """The arm's recipe, pointed at what the sweep makes."""
+        plain = self._recipe(name, file, values, self._data())
+        overrides = [*self._data(), _set("name", name), _set("training.seed", seed)]
+        if self.teacher_model is not None and self.plan.teacher is not None:
+            teacher = self.plan.teacher
+            source = {"model": self.teacher_model, "layer": teacher.layer, "revision": teacher.revision}
+            overrides.append(_set("teacher", source))
+            overrides.append("model.teacher_hidden_size=null")
+        if self.dictionary_path is not None and self.plan.dictionary is not None:
+            overrides.append(_set("dictionary", self.dictionary_source))
+            if plain.has_concepts and isinstance(plain.labels, Path):
+                overrides.append(_set("labels", str(label_folder(self.output, plain.attribution))))
+        if not plain.has_concepts:
+            overrides.append("labels=null")
+        targets = None if plain.distillation is None else plain.distillation.targets
+        if self.plan.teacher is not None and isinstance(targets, Path):
+            overrides.append(_set("distillation.targets", str(self.output / "probabilities")))
+        return self._recipe(name, file, values, overrides)
+
+    def _recipe(self, name: str, file: Path, values: dict[str, Any], overrides: list[str]) -> RunConfig:
+        with TemporaryDirectory() as folder:
+            lower, upper = Path(folder) / "common.yaml", Path(folder) / "arm.yaml"
+            lower.write_text(yaml.safe_dump({**self.plan.common, "base": str(file.resolve())}), encoding="utf-8")
+            upper.write_text(yaml.safe_dump({**values, "base": str(lower)}), encoding="utf-8")
+            try:
+                return load_recipe(upper, overrides)
+            except CoCoMixError as error:
+                reason = str(error).removeprefix(f"{upper}: ")
+                raise CoCoMixError(f"{self.path}: the arm {name!r} (from {file}): {reason}") from None
+
+
+def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> LoadedPlan:
+    """Read a plan.
+
+    Args:
+        path: a YAML file.
+        output: the sweep's folder; by default `sweeps/NAME`, with `-fast` at its end for `fast`.
+        fast: lay the plan's `fast:` over it.
+
+    Raises:
+        CoCoMixError: it is missing or no plan, an arm's name stands twice, or a field is unknown or wrong.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise CoCoMixError(f"the plan {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoCoMixError(f"the plan {path} cannot be read: {error}.") from None
+    if not isinstance(values, dict):
+        raise CoCoMixError(f"{path} is no plan: it must be a YAML mapping with arms: and baseline:.")
+    if fast:
+        if not values.get("fast"):
+            raise CoCoMixError(f"{path} has no fast: section, so --fast does not know what to leave out.")
+        values = merged(values, values["fast"])
+    try:
+        plan = SweepPlan.model_validate(values)
+    except ValidationError as error:
+        raise CoCoMixError(f"{path}: {describe_validation_error(error)}.") from None
+    if output is None:
+        output = Path("sweeps") / f"{path.stem}{'-fast' if fast else ''}"
+    return LoadedPlan(plan, path, output.resolve())
+
+
+def label_folder(output: Path, settings: LabelSettings | None) -> Path:
+    """Where the labels of these settings go: arms that choose labels alike share them."""
+    values = (settings or LabelSettings()).model_dump(mode="json")
+    if values == LabelSettings().model_dump(mode="json"):
+        return output / "labels" / "default"
+    return output / "labels" / fingerprint_json(values)[:12]
+
+
+def _set(field: str, value: Any) -> str:
+    return f"{field}={json.dumps(value)}"

@@ -1,0 +1,181 @@
+"""Running a plan: shared parts, then every run that is not there yet, then the report."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cocomix.evaluation import (
+    DOCUMENTS_FILE,
+    Comparison,
+    Run,
+    compare,
+    evaluate_run,
+    evaluate_tasks,
+    recorded_sections,
+    write_report,
+)
+from cocomix.evaluation.downstream import read_downstream
+from cocomix.experiments.board import Board, Entry
+from cocomix.experiments.plan import Job, LoadedPlan
+from cocomix.experiments.stages import make_shared_parts
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.device import default_device
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import train
+from cocomix.training.recipe import load_recipe, save_recipe
+
+__all__ = ["SweepResult", "prepare_sweep", "run_sweep"]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to.
+
+    Attributes:
+        entries: every run of the plan.
+        comparison: of all arms; `None` while a run is missing, so that no part is taken for the whole.
+        report: the report page; likewise.
+    """
+
+    entries: tuple[Entry, ...]
+    comparison: Comparison | None
+    report: Path | None
+
+    @property
+    def missing(self) -> tuple[Entry, ...]:
+        """Runs that are not finished."""
+        return tuple(entry for entry in self.entries if entry.status != "finished")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "complete": self.comparison is not None,
+            "runs": [asdict(entry) for entry in self.entries],
+            "missing": [f"{entry.arm} seed {entry.seed}" for entry in self.missing],
+            "report": None if self.report is None else str(self.report),
+            "comparison": None if self.comparison is None else self.comparison.to_json(),
+        }
+
+
+def prepare_sweep(loaded: LoadedPlan, reporter: Reporter | None = None) -> tuple[list[Job], Board]:
+    """Check every recipe of a plan and make the shared parts.
+
+    Raises:
+        CoCoMixError: a recipe is wrong, a part cannot be made, or the folder holds another plan's parts or runs.
+    """
+    jobs = loaded.jobs()
+    for job in jobs:
+        if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
+            raise CoCoMixError(
+                f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
+                "--output."
+            )
+    make_shared_parts(loaded, jobs, reporter or SilentReporter())
+    return jobs, Board(jobs)
+
+
+def run_sweep(
+    loaded: LoadedPlan, jobs: list[Job], board: Board, *, workers: int = 1, reporter: Reporter | None = None
+) -> SweepResult:
+    """Train and measure what is missing, and write the report when nothing is.
+
+    Args:
+        loaded: the plan.
+        jobs: from `prepare_sweep`.
+        board: likewise; kept up to date while it runs.
+        workers: runs at once. More than one are processes of their own that share the cores evenly.
+        reporter: told of every run that ends.
+
+    Returns:
+        The outcome; failed runs are in it, not raised, and do not stop the others.
+    """
+    reporter = reporter or SilentReporter()
+    recipes = loaded.output / "recipes"
+    recipes.mkdir(exist_ok=True)
+    for job in jobs:
+        save_recipe(job.recipe, _recipe_file(loaded, job))
+
+    def run(job: Job) -> None:
+        done = job.folder.exists()
+        board.mark(job, "running")
+        try:
+            if workers == 1:
+                _run_here(loaded, job)
+            else:
+                _run_in_process(loaded, job, workers)
+        except Exception as error:  # whatever it was, the other runs go on
+            reason = " ".join(str(error).split()) or type(error).__name__
+            board.mark(job, "failed", reason)
+            reporter.warn(f"{job.arm} seed {job.seed} failed: {reason}")
+        else:
+            board.mark(job, "finished")
+            if not done:
+                reporter.say(f"{job.arm} seed {job.seed} is finished")
+
+    if workers == 1:
+        for job in jobs:
+            run(job)
+    else:
+        with ThreadPoolExecutor(max_workers=workers) as threads:
+            try:
+                list(threads.map(run, jobs))
+            except KeyboardInterrupt:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+    if board.missing():
+        return SweepResult(tuple(board.entries()), None, None)
+    runs = [Run.open(job.folder) for job in jobs]
+    comparison = compare(runs, loaded.plan.baseline)
+    return SweepResult(tuple(board.entries()), comparison, _report(loaded, comparison, runs, reporter))
+
+
+def _run_here(loaded: LoadedPlan, job: Job) -> None:
+    if not job.folder.exists():
+        train(job.recipe, job.folder)
+    run = Run.open(job.folder)
+    if not (job.folder / DOCUMENTS_FILE).is_file():
+        evaluate_run(run, device=default_device(), per_document=True)
+    if tasks := _missing_tasks(loaded, run):
+        evaluate_tasks(run, tasks, device=default_device())
+
+
+def _run_in_process(loaded: LoadedPlan, job: Job, workers: int) -> None:
+    """The same by the command line, each verb a process with its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+    def verb(*arguments: str | Path) -> None:
+        command = [sys.executable, "-m", "cocomix", *map(str, arguments), "--quiet"]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if ended.returncode != 0:
+            lines = ended.stderr.strip().splitlines() or [f"its process ended with status {ended.returncode}"]
+            raise CoCoMixError(lines[-1].removeprefix("error: "))
+
+    if not job.folder.exists():
+        verb("train", _recipe_file(loaded, job), "--output", job.folder)
+    if not (job.folder / DOCUMENTS_FILE).is_file():
+        verb("eval", job.folder, "--per-document")
+    if tasks := _missing_tasks(loaded, Run.open(job.folder)):
+        verb("eval", job.folder, "--tasks", ",".join(tasks))
+
+
+def _missing_tasks(loaded: LoadedPlan, run: Run) -> list[str]:
+    return [] if not loaded.plan.tasks or read_downstream(run.path) is not None else list(loaded.plan.tasks)
+
+
+def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:
+    return loaded.output / "recipes" / f"{job.arm}-seed{job.seed}.yaml"
+
+
+def _report(loaded: LoadedPlan, comparison: Comparison, runs: Sequence[Run], reporter: Reporter) -> Path:
+    """Write the report in place of an earlier one: seeds or arms may have been added since."""
+    folder = loaded.output / "report"
+    shutil.rmtree(folder, ignore_errors=True)
+    title = f"Sweep {loaded.path.stem}"
+    return write_report(comparison, folder, title=title, sections=recorded_sections(runs), reporter=reporter)

@@ -1,0 +1,78 @@
+"""What the arms of a sweep share, each made once: data, teacher, dictionary, labels, stored probabilities."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cocomix.artifacts.output import read_json, write_json
+from cocomix.concepts import FitSettings
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.data import prepare
+from cocomix.experiments.plan import Job, LoadedPlan
+from cocomix.labelling import LabelSettings
+from cocomix.labelling.pipeline import distill_data, fit_on_data, label_data
+from cocomix.runtime.console import Reporter
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import train
+
+__all__ = ["make_shared_parts"]
+
+
+def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job], reporter: Reporter) -> None:
+    """Make what is missing of the parts that the plan describes.
+
+    Raises:
+        CoCoMixError: the folder holds parts made by another plan, or a part cannot be made.
+    """
+    plan, output = loaded.plan, loaded.output
+    _claim(loaded)
+    if plan.prepare is not None and not (output / "data").exists():
+        reporter.say("data")
+        prepare(plan.prepare, output / "data", reporter)
+    if plan.teacher is None or loaded.teacher_model is None:
+        return
+    teacher = TeacherConfig(model=loaded.teacher_model, layer=plan.teacher.layer, revision=plan.teacher.revision)
+    if plan.teacher.recipe is not None and not Path(loaded.teacher_model).exists():
+        reporter.say("teacher")
+        train(loaded.teacher_recipe(), Path(loaded.teacher_model), reporter)
+    data = jobs[0].recipe.data
+    if not isinstance(data, Path):
+        raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
+    for job in jobs:
+        targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
+        if isinstance(targets, Path) and not targets.exists():
+            reporter.say(f"probabilities: {targets.name}")
+            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k, reporter=reporter)
+    if plan.dictionary is None or loaded.dictionary_path is None:
+        return
+    if plan.dictionary.path is None and not Path(loaded.dictionary_path).exists():
+        reporter.say("dictionary")
+        settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
+        fit_on_data(data, teacher, Path(loaded.dictionary_path), settings, reporter)
+    dictionary = DictionaryConfig.model_validate(loaded.dictionary_source)
+    for job in jobs:
+        labels = job.recipe.labels
+        if isinstance(labels, Path) and not labels.exists():
+            reporter.say(f"labels: {labels.name}, first for {job.arm}")
+            how = job.recipe.attribution or LabelSettings()
+            label_data(data, teacher, dictionary, labels, how, force=plan.dictionary.force, reporter=reporter)
+
+
+def _claim(loaded: LoadedPlan) -> None:
+    """Note what the shared parts are made from, or see that it is what they were made from."""
+    parts = loaded.plan.model_dump(mode="json", include={"prepare", "teacher", "dictionary", "probabilities_top_k"})
+    if loaded.plan.teacher is not None and loaded.plan.teacher.recipe is not None:
+        parts["teacher"]["recipe"] = loaded.teacher_recipe().model_dump(mode="json")
+    record = loaded.output / "shared.json"
+    if not record.exists():
+        try:
+            loaded.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CoCoMixError(f"cannot write to {loaded.output}: {error.strerror}; name another --output.") from error
+        write_json(record, parts)
+        return
+    found = read_json(record)
+    differing = [name for name, value in parts.items() if found.get(name) != value]
+    if differing:
+        raise CoCoMixError(
+            f"{loaded.output} holds a sweep with another {', '.join(differing)}; remove it or choose another --output."
+        )

@@ -1,0 +1,171 @@
+"""The last stage of the demo: evaluate every student, look at concepts, steer once, write the page, print the table."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cocomix.data import VALIDATION, PreparedData
+from cocomix.evaluation import (
+    Code,
+    Paragraph,
+    Run,
+    RunEvaluation,
+    Section,
+    SideBySide,
+    Table,
+    Tokens,
+    compare,
+    evaluate_run,
+    reliance_section,
+    summary,
+    write_report,
+)
+from cocomix.interpret import SteeringCandidate, generate, inspect_text, steering_candidates, visible
+from cocomix.interpret.run_concepts import describe_run_concepts
+from cocomix.model import ConceptEdit
+from cocomix.runtime.console import Reporter
+from cocomix.runtime.device import default_device
+
+__all__ = ["write_demo_report"]
+
+_PROMPT = "Return the number of"
+_FACTOR = 5.0
+_INSPECTED_TOKENS = 48
+_STEERING_BLOCKS = 4
+
+
+def write_demo_report(directory: Path, folders: Sequence[Path], reporter: Reporter) -> Path:
+    """Measure the demo's runs and put everything on one page.
+
+    Args:
+        directory: the demo's folder; `report` inside it is written anew.
+        folders: run folders, the baseline first.
+        reporter: told the table, one inspected concept, one steered text, and where the page lies.
+
+    Returns:
+        The page.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    device = default_device()
+    measured = [evaluate_run(run, device=device, batch_size=32, reporter=reporter) for run in runs]
+    comparison = compare(runs)
+    reporter.say("")
+    reporter.say(comparison.to_markdown())
+    for line in summary(comparison):
+        reporter.say(line)
+    reliances = {result.run: result.reliance for result in measured if result.reliance is not None}
+    # The best student that mixes concepts in is the one worth looking into.
+    mixing = [(result.evaluation.loss, run) for result, run in zip(measured, runs, strict=True) if result.reliance]
+    best = min(mixing, key=lambda pair: pair[0])[1]
+    sections = (
+        _evaluation_section(measured),
+        reliance_section(reliances),
+        _inspection_section(best, reporter),
+        _steering_section(best, reporter),
+        _commands_section(directory, runs),
+    )
+    output = directory / "report"
+    if output.exists():
+        shutil.rmtree(output)
+    page = write_report(comparison, output, title="CoCoMix demo", sections=sections)
+    reporter.say(f"\nThe report: {page.resolve().as_uri()}")
+    return page
+
+
+def _evaluation_section(measured: Sequence[RunEvaluation]) -> Section:
+    rows = []
+    for result in measured:
+        value = result.evaluation
+        bits = "—" if value.bits_per_byte is None else f"{value.bits_per_byte:.3f}"
+        recall = "—" if value.concept_recall is None else f"{value.concept_recall:.1%}"
+        rows.append((result.run, f"{value.loss:.3f}", f"{value.perplexity:.1f}", bits, recall))
+    return Section(
+        "Final evaluation",
+        (
+            Paragraph(
+                "Every validation document, in float32. Concept recall: how many of a token's labelled concepts are "
+                "among the 32 that the model predicts."
+            ),
+            Table(("run", "nats per token", "perplexity", "bits per byte", "concept recall"), rows),
+        ),
+    )
+
+
+def _inspection_section(run: Run, reporter: Reporter) -> Section:
+    """One text of the validation split, shaded by the concept that is predicted there most often."""
+    blocks = PreparedData.open(run.manifest.data.path).split(VALIDATION)
+    tokenizer = run.tokenizer()
+    text = tokenizer.decode(blocks[0]["input_ids"][:_INSPECTED_TOKENS], skip_special_tokens=True)
+    tokens = inspect_text(run.model(), tokenizer, text, top=32)
+    strongest = [token.concepts[0].id for token in tokens]
+    concept = max(set(strongest), key=lambda one: (strongest.count(one), -one))
+    described = describe_run_concepts(run, sorted({concept, *strongest}))
+    meaning = described[concept].short(5) if concept in described else "no labels at hand"
+    logits = [next((c.logit for c in token.concepts if c.id == concept), 0.0) for token in tokens]
+    peak = max(max(logits), 1e-9)
+    shaded = []
+    for token, logit in zip(tokens, logits, strict=True):
+        first = token.concepts[0]
+        known = f" ({described[first.id].short()})" if first.id in described else ""
+        shaded.append((token.token, logit / peak, f"strongest: concept {first.id}{known}, logit {first.logit:.1f}"))
+    reporter.say(f"\nConcept {concept}, most typical at: {meaning}. Where {run.manifest.name} predicts it:")
+    pairs = zip(tokens, logits, strict=True)
+    reporter.say("".join(f"[{token.token}]" if logit > 0.5 * peak else token.token for token, logit in pairs))
+    return Section(
+        "One concept, inspected",
+        (
+            Paragraph(
+                f"Concept {concept} is the strongest prediction of {run.manifest.name} at most tokens of this text. "
+                f"In the labels it is most typical of: {meaning}."
+            ),
+            Tokens(shaded, f"Shade: the logit of concept {concept}. Point at a token for its strongest concept."),
+        ),
+    )
+
+
+def _steering_section(run: Run, reporter: Reporter) -> Section:
+    """The same prompt and seed, untouched and with one concept turned up and down."""
+    model, tokenizer = run.model(), run.tokenizer()
+    blocks = PreparedData.open(run.manifest.data.path).split(VALIDATION)
+    batch = torch.stack([blocks[index]["input_ids"] for index in range(min(_STEERING_BLOCKS, len(blocks)))])
+    candidates = steering_candidates(model, tokenizer, batch, factor=_FACTOR)
+    if not candidates:
+        return Section("One generation, steered", (Paragraph("No concept of this model can be steered."),))
+    chosen: SteeringCandidate = candidates[0]
+    raised = ", ".join(visible(token) for token, _ in chosen.raised)
+    columns = []
+    for heading, factor in (("untouched", 1.0), (f"× {_FACTOR:g}", _FACTOR), (f"× {-_FACTOR:g}", -_FACTOR)):
+        edits = [ConceptEdit(chosen.concept, "scale", factor)]
+        text = generate(model, tokenizer, _PROMPT, max_new_tokens=48, edits=edits, temperature=0.7, seed=0)[0]
+        columns.append((f"concept {chosen.concept} {heading}", _PROMPT + text))
+        reporter.say(f"\nConcept {chosen.concept} {heading}: {_PROMPT}{text}")
+    return Section(
+        "One generation, steered",
+        (
+            Paragraph(
+                f"Concept {chosen.concept} of {run.manifest.name}: of the frequently predicted concepts, the one whose "
+                f"logit, multiplied by {_FACTOR:g}, changes the next-token distribution most ({chosen.effect:.2f} "
+                f"nats). It raises: {raised}. Same prompt, same seed; a model this small writes no sense either way."
+            ),
+            SideBySide(columns),
+        ),
+    )
+
+
+def _commands_section(directory: Path, runs: Sequence[Run]) -> Section:
+    best = runs[-1].path
+    names = " ".join(str(run.path) for run in runs)
+    return Section(
+        "Look further",
+        (
+            Code(
+                f'cocomix inspect {best} "Return the number of items."\n'
+                f'cocomix generate {best} "Return the number of" --steer 12=5\n'
+                f"cocomix eval {best}\n"
+                f"cocomix compare {names} --output {directory}-comparison\n"
+                f"tensorboard --logdir {directory / 'runs'}"
+            ),
+        ),
+    )

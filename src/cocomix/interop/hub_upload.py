@@ -1,0 +1,84 @@
+"""An export on the Hugging Face Hub."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["check_hub_access", "push_to_hub"]
+
+
+def check_hub_access(repo_id: str) -> str:
+    """Find out whether this machine can upload, before any work is done for it.
+
+    Args:
+        repo_id: `owner/name`, or `name` for a repository of the logged-in user.
+
+    Returns:
+        Who is logged in.
+
+    Raises:
+        CoCoMixError: the name cannot be one, nobody is logged in, or the hub does not answer.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise CoCoMixError(f"{repo_id!r} cannot be the name of a repository; use owner/name.") from error
+    with _explained("log in", ""):
+        return str(HfApi().whoami()["name"])
+
+
+def push_to_hub(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    message: str = "Export by cocomix",
+    reporter: Reporter | None = None,
+) -> str:
+    """Upload an export as one commit; the repository is made if it is not there.
+
+    Args:
+        folder: written by `export_run`.
+        repo_id: `owner/name`, or `name` for a repository of the logged-in user.
+        private: whether a new repository is only its owner's to see; one that exists stays as it is.
+        message: of the commit.
+        reporter: told about the result.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        CoCoMixError: as `check_hub_access`; the folder is no export; the hub refuses the upload.
+    """
+    if not all((folder / name).is_file() for name in ("README.md", "config.json")):
+        raise CoCoMixError(f"{folder} is no export; write one with `cocomix export RUN --output {folder}`.")
+    check_hub_access(repo_id)
+    with _explained("upload", f"; the export is in {folder}, try again with `hf upload {repo_id} {folder}`"):
+        address = HfApi().create_repo(repo_id, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
+    (reporter or SilentReporter()).say(f"{folder} is at {address}")
+    return str(address)
+
+
+@contextmanager
+def _explained(doing: str, remedy: str) -> Iterator[None]:
+    """One sentence for whatever the hub's client raises: its HTTP library has errors of its own."""
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise CoCoMixError(
+            "nobody is logged in to the Hugging Face Hub; run `hf auth login`, or set HF_TOKEN to a token that may "
+            f"write{remedy}."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise CoCoMixError(f"HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it{remedy}.") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CoCoMixError(f"cannot {doing} at the Hugging Face Hub ({reason}){remedy}.") from error

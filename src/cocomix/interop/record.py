@@ -1,0 +1,88 @@
+"""What is known of a run when it is exported: from its own folder, and from what it was made of where that is near."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from cocomix.artifacts.output import read_json
+from cocomix.data import PreparedData
+from cocomix.data.prepared import DataMeta
+from cocomix.evaluation import EVALUATION_FILE, Downstream, Run
+from cocomix.evaluation.downstream import read_downstream
+from cocomix.labelling.labels import LabelManifest, read_label_manifest
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import RunConfig, load_recipe
+
+__all__ = ["RunRecord", "public_name", "read_record"]
+
+Found = TypeVar("Found")
+
+
+class RunRecord(NamedTuple):
+    """A run with its surroundings.
+
+    Attributes:
+        run: the run.
+        recipe: as it was resolved when the run started.
+        config: the model's `config.json`.
+        final: the last evaluation, by the names of its metrics.
+        versions: of PyTorch and transformers.
+        data: of every corpus that is still where the run found it and still the same; of a stream, what is held out.
+        labels: of every label folder, likewise.
+        evaluation: what `cocomix eval` measured, if it did.
+        downstream: benchmark results, if there are any.
+    """
+
+    run: Run
+    recipe: RunConfig
+    config: dict[str, Any]
+    final: dict[str, float]
+    versions: dict[str, str]
+    data: tuple[DataMeta, ...]
+    labels: tuple[LabelManifest, ...]
+    evaluation: dict[str, Any] | None
+    downstream: Downstream | None
+
+
+def read_record(run: Run) -> RunRecord:
+    """Collect what is known of a run; data and labels that are gone or have changed are left out.
+
+    Raises:
+        CoCoMixError: a file of the run itself is damaged.
+    """
+    manifest = read_json(run.path / "manifest.json")
+    recipe = load_recipe(run.path / "recipe.yaml")
+    data = [_found(PreparedData.open, path) for path in recipe.data_folders]
+    labels = [_found(read_label_manifest, path) for path in recipe.label_folders]
+    evaluated = run.path / EVALUATION_FILE
+    return RunRecord(
+        run,
+        recipe,
+        read_json(run.path / "config.json"),
+        manifest["final"],
+        manifest.get("versions", {}),
+        tuple(opened.meta for opened in data if opened is not None and _is_of(run, opened.meta.fingerprint)),
+        tuple(found for found in labels if found is not None and _is_of(run, found.fingerprint)),
+        read_json(evaluated) if evaluated.is_file() else None,
+        read_downstream(run.path),
+    )
+
+
+def public_name(name: str) -> str:
+    """A hub name as it is; of a path on this machine, which is nobody else's business, the last part."""
+    path = Path(name)
+    return path.name if path.is_absolute() or path.exists() else name
+
+
+def _is_of(run: Run, fingerprint: str) -> bool:
+    """Whether the run was made with data or labels of this fingerprint; of a mixture's parts none are recorded."""
+    manifest = run.manifest
+    recorded = {manifest.data.folder_fingerprint, None if manifest.labels is None else manifest.labels.fingerprint}
+    return manifest.data.mixture is not None or fingerprint in recorded
+
+
+def _found(read: Callable[[Path], Found], path: Path) -> Found | None:
+    try:
+        return read(path)
+    except CoCoMixError:
+        return None

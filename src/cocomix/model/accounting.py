@@ -1,0 +1,213 @@
+"""What a model costs: parameters, active parameters, and floating-point operations per token."""
+
+import copy
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.model.backbone import backbone_of, plain_model
+from cocomix.model.configuration import CoCoMixConfig
+from cocomix.model.modeling import CoCoMixForCausalLM
+
+__all__ = ["Accounting", "account", "block_flops", "build_model", "count_parameters", "matched_config"]
+
+_LARGEST_WIDTH_STEP = 16
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Cost of one model.
+
+    Attributes:
+        total_parameters: all parameters, tied ones once.
+        active_parameters: parameters that take part in a token's forward pass: of the compression matrix only
+            concept_topk rows, so that the concept layers count (C + concept_topk)·d_model (paper section 3).
+        forward_flops_per_token: floating-point operations (2 per multiply-add) of a forward pass, per token.
+    """
+
+    total_parameters: int
+    active_parameters: int
+    forward_flops_per_token: float
+
+    @property
+    def training_flops_per_token(self) -> float:
+        """Forward plus backward: three times the forward pass."""
+        return 3.0 * self.forward_flops_per_token
+
+
+def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting:
+    """Count a plain decoder's or a CoCoMix model's parameters and FLOPs per token by formula.
+
+    FLOPs are those of the matrix products: 2·(weights of the blocks) per position, where a block of the upper half
+    sees `positions_per_token` positions per token (but for the last one's output projection and feed-forward network,
+    see `cocomix.model.last_block`); 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the sparse
+    compression, or 2·(weights) of what predicts and compresses hidden states. With `block_size` tokens of context,
+    causal attention adds 4·heads·head_dim·(mean number of visible positions) per position and layer; sliding windows
+    count as far as they reach. Element-wise work is left out.
+
+    Args:
+        model: may live on the meta device.
+        block_size: context in tokens; `None` leaves attention scores out, as scaling-law papers often do.
+    """
+    total = count_parameters(model)
+    if not isinstance(model, CoCoMixForCausalLM):
+        flops = _decoder_flops(model.base_model, block_size)
+        head = model.get_output_embeddings()
+        return Accounting(total, total, flops + 2.0 * head.weight.numel())
+    config = model.config
+    d_model, k = config.hidden_size, config.concept_topk
+    width = config.positions_per_token
+    flops = _decoder_flops(model.lower, block_size) + 2.0 * model.lm_head.weight.numel()
+    flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
+    if width == 2:
+        flops -= _last_block_savings(model.upper)
+    active = total
+    if not config.has_concepts:
+        return Accounting(total, active, flops + _product_flops(model.mixer))
+    flops += 2.0 * config.num_concepts * d_model
+    if config.mixing != "none":
+        flops += 2.0 * k * d_model
+        active -= (config.num_concepts - k) * d_model
+    return Accounting(total, active, flops)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
+    """Forward FLOPs of a decoder's blocks per position."""
+    blocks: nn.ModuleList = getattr(decoder, backbone_of(decoder.config).blocks)
+    return block_flops(blocks, decoder.config, positions)
+
+
+def block_flops(blocks: nn.ModuleList, config: PreTrainedConfig, positions: int | None) -> float:
+    """Forward FLOPs of a decoder's first blocks per position.
+
+    Args:
+        blocks: any number of them, from the first.
+        config: the whole decoder's.
+        positions: sequence length, for causal attention; `None` leaves it out.
+    """
+    flops = _product_flops(blocks)
+    if positions is None:
+        return flops
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    window: int = getattr(config, "sliding_window", None) or positions
+    # Families without a list of layer types slide in every block, if at all.
+    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"] * len(blocks)
+    for layer_type in layer_types[: len(blocks)]:
+        reach = min(window, positions) if layer_type == "sliding_attention" else positions
+        visible = reach * (positions - (reach - 1) / 2.0) / positions  # mean over the block's positions
+        flops += 4.0 * heads * head_dim * visible
+    return flops
+
+
+def _last_block_savings(upper: PreTrainedModel) -> float:
+    """Forward FLOPs per token that an interleaved model does not spend on its last block."""
+    backbone = backbone_of(upper.config)
+    block = getattr(upper, backbone.blocks)[-1]
+    attention = getattr(block, backbone.attention)
+    projections = _product_flops(attention) - _product_flops(getattr(attention, backbone.output_projection))
+    return _product_flops(block) - projections
+
+
+def _product_flops(module: nn.Module) -> float:
+    """FLOPs of a module's matrix products for one position."""
+    return 2.0 * sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+
+
+def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A freshly initialised model: CoCoMix for a `CoCoMixConfig`, otherwise the plain decoder (the NTP baseline)."""
+    if isinstance(config, CoCoMixConfig):
+        config = copy.deepcopy(config)
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        return CoCoMixForCausalLM(config)
+    return plain_model(config, attn_implementation)
+
+
+def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
+    """The baseline whose active parameters match a CoCoMix model's, by width alone (paper section 3).
+
+    The baseline is the plain decoder, or with `mixing="pause"` the pause model, which is matched to the model that
+    predicts `num_concepts` concepts in its place. Hidden and feed-forward widths grow together; depth, heads and
+    vocabulary stay. Of the widths that are multiples of `_width_step` and that the heads can share (see `_fits_heads`),
+    the one with the nearest parameter count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for
+    d = 512, 1024 and 2048.
+    """
+    pause = config.mixing == "pause"
+    matched_to = copy.deepcopy(config)
+    if pause:
+        matched_to.mixing = "interleave"
+
+    def baseline(width: int) -> PreTrainedConfig:
+        backbone = _widened(config.backbone, width)
+        if not pause:
+            return backbone
+        wider = copy.deepcopy(config)
+        wider.backbone = backbone
+        return wider
+
+    with torch.device("meta"):
+        target = account(CoCoMixForCausalLM(matched_to)).active_parameters
+        step = _width_step(config.hidden_size)
+        first = -(-config.hidden_size // step) * step
+        best, best_gap = first, float("inf")
+        for width in itertools.count(first, step):
+            if not _fits_heads(config.backbone, width):
+                continue
+            gap = count_parameters(build_model(baseline(width))) - target
+            if abs(gap) < best_gap:
+                best, best_gap = width, abs(gap)
+            if gap >= 0:
+                break
+        return baseline(best)
+
+
+def _width_step(hidden_size: int) -> int:
+    """Steps in which widths are tried: 16 from d = 512 on, and about d / 32 below, where 16 would be too coarse."""
+    step = _LARGEST_WIDTH_STEP
+    while step > 2 and 32 * step > hidden_size:
+        step //= 2
+    return step
+
+
+def _fits_heads(backbone: PreTrainedConfig, width: int) -> bool:
+    """Whether heads of width / heads dimensions can be built: rotary positions turn dimensions in pairs.
+
+    A family whose head size does not come from its width, such as Gemma 3, takes any.
+    """
+    heads = backbone.num_attention_heads
+    if not _head_follows_width(backbone):
+        return True
+    if width % heads:
+        return False
+    if backbone_of(backbone).position_embedding is not None:
+        return True
+    fraction = backbone.rope_parameters.get("partial_rotary_factor", 1.0)
+    return int(width // heads * fraction) % 2 == 0
+
+
+def _head_follows_width(backbone: PreTrainedConfig) -> bool:
+    head_dim = getattr(backbone, "head_dim", None)
+    return head_dim is None or head_dim * backbone.num_attention_heads == backbone.hidden_size
+
+
+def _widened(backbone: PreTrainedConfig, width: int) -> PreTrainedConfig:
+    """The same decoder at another hidden size; what is proportional to the hidden size stays so."""
+    values = backbone.to_dict()
+    old = backbone.hidden_size
+    step = _width_step(old)
+    if values.get("head_dim") is not None and _head_follows_width(backbone):
+        values["head_dim"] = width // backbone.num_attention_heads
+    for name in ("intermediate_size", "n_inner"):
+        if values.get(name) is not None:
+            values[name] = max(step, round(values[name] * width / old / step) * step)
+    values["n_embd" if "n_embd" in values else "hidden_size"] = width
+    return type(backbone)(**values)

@@ -1,0 +1,237 @@
+"""Splitting a stock Hugging Face decoder in two.
+
+A decoder of L blocks becomes **lower** (embeddings, blocks [0, l), final norm replaced by the identity) and **upper**
+(blocks [l, L) and the final norm, fed through `inputs_embeds`). Both are unmodified instances of the decoder's own
+class, so attention kernels, rotary tables, masks, sliding windows and caches stay Hugging Face's.
+"""
+
+import copy
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from cocomix.model.last_block import compute_last_block_at_concepts
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = [
+    "SUPPORTED_BACKBONES",
+    "Backbone",
+    "backbone_of",
+    "build_halves",
+    "part_config",
+    "plain_model",
+    "split_state_dict",
+]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where a decoder family keeps the parts that a split touches.
+
+    Attributes:
+        blocks: attribute of the list of decoder blocks.
+        final_norm: attribute of the norm after the last block.
+        token_embedding: attribute of the token embedding.
+        position_embedding: attribute of a learned position embedding added to `inputs_embeds`, if the family has one.
+        input_dropout: attribute of the dropout on the embeddings, if the family has one.
+        depth_scaled_init: parameter suffixes that the family initialises with a standard deviation ∝ 1/√L.
+        attention: attribute of a block's attention module.
+        input_norm: attribute of the norm before it, if the family has one there.
+        output_projection: attribute of the attention module's last layer.
+    """
+
+    blocks: str = "layers"
+    final_norm: str = "norm"
+    token_embedding: str = "embed_tokens"
+    position_embedding: str | None = None
+    input_dropout: str | None = None
+    depth_scaled_init: tuple[str, ...] = ()
+    attention: str = "self_attn"
+    input_norm: str | None = "input_layernorm"
+    output_projection: str = "o_proj"
+
+
+_LLAMA_LIKE = Backbone()
+_NORMS_AFTER = Backbone(input_norm=None)
+
+SUPPORTED_BACKBONES: dict[str, Backbone] = {
+    "gpt2": Backbone(
+        blocks="h",
+        final_norm="ln_f",
+        token_embedding="wte",
+        position_embedding="wpe",
+        input_dropout="drop",
+        depth_scaled_init=("c_proj.weight",),
+        attention="attn",
+        input_norm="ln_1",
+        output_projection="c_proj",
+    ),
+    "gpt_neox": Backbone(
+        final_norm="final_layer_norm",
+        token_embedding="embed_in",
+        input_dropout="emb_dropout",
+        attention="attention",
+        output_projection="dense",
+    ),
+    "llama": _LLAMA_LIKE,
+    "mistral": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "qwen3": _LLAMA_LIKE,
+    "gemma": _LLAMA_LIKE,
+    "gemma2": _LLAMA_LIKE,
+    "gemma3_text": _LLAMA_LIKE,
+    "olmo2": _NORMS_AFTER,
+    "olmo3": _NORMS_AFTER,
+    "smollm3": _LLAMA_LIKE,
+    "phi3": _LLAMA_LIKE,
+}
+"""Decoder families that are tested (split ≡ plain, caches, padding, saving, a training step), by `model_type`."""
+
+_PER_LAYER_FIELDS = ("layer_types", "no_rope_layers")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+class _NoPositions(nn.Module):
+    """Stands in for a learned position embedding in the upper half, whose input already carries positions."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=position_ids.device)
+
+
+def backbone_of(config: PreTrainedConfig) -> Backbone:
+    """Look up the family of a decoder configuration.
+
+    Raises:
+        CoCoMixError: the family is not among the supported ones, or a setting of it does not survive the split.
+    """
+    family = SUPPORTED_BACKBONES.get(config.model_type)
+    if family is None:
+        raise CoCoMixError(
+            f"backbone model_type {config.model_type!r} is not supported: {_why_not(config)}; use one of "
+            f"{', '.join(SUPPORTED_BACKBONES)}, or add it (docs/backbones.md)."
+        )
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise CoCoMixError(
+            "a backbone with scale_attn_by_inverse_layer_idx: true cannot be split: its upper half would count its "
+            "blocks from 0 again; set it to false."
+        )
+    return family
+
+
+def _why_not(config: PreTrainedConfig) -> str:
+    """What stands in the way of a family, as far as its configuration tells."""
+    text = config.get_text_config()
+    if text is not config:
+        return f"it is more than a language model; its own decoder is model_type {text.model_type!r}"
+    if config.is_encoder_decoder:
+        return "it is an encoder with a decoder, and there is no point at which it could be split"
+    if any(getattr(config, name, None) for name in _EXPERT_COUNTS):
+        return "it is a mixture of experts, whose balancing loss is computed over all blocks at once"
+    if not getattr(config, "is_decoder", True):
+        return "it is an encoder, not a decoder"
+    return "nobody has tested that its halves equal the whole"
+
+
+def build_halves(
+    config: PreTrainedConfig, insert_layer: int, positions_per_token: int, attn_implementation: str | None
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Build the freshly initialised lower and upper halves of a decoder.
+
+    Args:
+        config: the whole decoder's configuration; left untouched.
+        insert_layer: number of blocks in the lower half.
+        positions_per_token: positions of the upper half per token (2 doubles its context, its sliding windows and the
+            length at which LongRoPE changes frequencies).
+        attn_implementation: attention kernel of both halves, as Hugging Face names it.
+
+    Returns:
+        The lower half, `input_ids` → hidden state entering block `insert_layer`, and the upper half,
+        `inputs_embeds` → normed final hidden state: with two positions per token, the odd ones are computed and
+        each even one is a copy (`cocomix.model.last_block`).
+    """
+    backbone = backbone_of(config)
+    total = config.num_hidden_layers
+    lower = AutoModel.from_config(part_config(config, 0, insert_layer), attn_implementation=attn_implementation)
+    upper_config = part_config(config, insert_layer, total)
+    upper_config.max_position_embeddings = positions_per_token * config.max_position_embeddings
+    if getattr(config, "sliding_window", None) is not None:
+        upper_config.sliding_window = positions_per_token * config.sliding_window
+    rope = getattr(upper_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # its other frequencies set in at the same token in both halves
+        switch = positions_per_token * rope["original_max_position_embeddings"]
+        upper_config.original_max_position_embeddings = rope["original_max_position_embeddings"] = switch
+    upper_config.vocab_size = 1  # no token is embedded here: the module is replaced below
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(upper_config, name, None)
+    upper = AutoModel.from_config(upper_config, attn_implementation=attn_implementation)
+
+    setattr(lower, backbone.final_norm, nn.Identity())
+    setattr(upper, backbone.token_embedding, nn.Identity())
+    if backbone.input_dropout is not None:  # the embeddings are dropped out once, in the lower half
+        setattr(upper, backbone.input_dropout, nn.Identity())
+    if backbone.position_embedding is not None:
+        setattr(upper, backbone.position_embedding, _NoPositions())
+    for part, layers in ((lower, insert_layer), (upper, total - insert_layer)):
+        _correct_depth_scaled_init(part, backbone, layers, total)
+    if positions_per_token == 2:
+        last = getattr(upper, backbone.blocks)[-1]
+        compute_last_block_at_concepts(last, backbone.attention, backbone.input_norm, backbone.output_projection)
+    return lower, upper
+
+
+def part_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
+    """The configuration of blocks [start, stop) alone, per-layer lists sliced with them."""
+    part = copy.deepcopy(config)
+    for name in _PER_LAYER_FIELDS:
+        values = getattr(part, name, None)
+        if values is not None:
+            setattr(part, name, list(values[start:stop]))
+    part.num_hidden_layers = stop - start
+    return part
+
+
+def _correct_depth_scaled_init(part: PreTrainedModel, backbone: Backbone, layers: int, total: int) -> None:
+    """Rescale the parameters a family initialises ∝ 1/√(its layer count): half a model is still part of L blocks."""
+    with torch.no_grad():
+        for name, parameter in part.named_parameters():
+            if name.endswith(backbone.depth_scaled_init) and backbone.depth_scaled_init:
+                parameter.mul_(math.sqrt(layers / total))
+
+
+def split_state_dict(model: PreTrainedModel, insert_layer: int) -> dict[str, Tensor]:
+    """Rename a plain causal LM's weights to those of a `CoCoMixForCausalLM` split at `insert_layer`.
+
+    Args:
+        model: a causal LM of a supported family, e.g. `GPT2LMHeadModel`.
+        insert_layer: number of blocks that go to the lower half.
+
+    Returns:
+        Tensors (shared with `model`, not copied) under `lower.*`, `upper.*` and `lm_head.*`. A tied head is included.
+    """
+    backbone = backbone_of(model.config)
+    prefix = model.base_model_prefix + "."
+    block = re.compile(rf"{re.escape(prefix + backbone.blocks)}\.(\d+)\.(.+)")
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if match := block.fullmatch(name):
+            index = int(match[1])
+            half, local = ("lower", index) if index < insert_layer else ("upper", index - insert_layer)
+            renamed[f"{half}.{backbone.blocks}.{local}.{match[2]}"] = tensor
+        elif name.startswith(f"{prefix}{backbone.final_norm}."):
+            renamed["upper." + name.removeprefix(prefix)] = tensor
+        elif name.startswith(prefix):
+            renamed["lower." + name.removeprefix(prefix)] = tensor
+        else:
+            renamed["lm_head." + name.removeprefix(head + ".")] = tensor
+    return renamed
+
+
+def plain_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A freshly initialised plain causal LM of the same configuration: the NTP baseline and every teacher."""
+    backbone_of(config)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attn_implementation)

@@ -1,0 +1,175 @@
+"""The configuration of a CoCoMix model: a Hugging Face decoder's own configuration plus the concept settings."""
+
+import copy
+from typing import Any, Literal, get_args
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["CoCoMixConfig", "CompressionInit", "HiddenLoss", "Mixing", "Prediction"]
+
+Mixing = Literal["interleave", "residual", "add", "none", "pause"]
+Prediction = Literal["concepts", "hidden"]
+HiddenLoss = Literal["l1", "l2", "cosine"]
+CompressionInit = Literal["normal", "small", "zero"]
+
+
+class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Everything needed to rebuild a `CoCoMixForCausalLM` without further arguments.
+
+    Args:
+        backbone: configuration of the decoder that is split in two: a `PreTrainedConfig`, or a dict with its
+            `model_type` (see `cocomix.model.backbone.SUPPORTED_BACKBONES`).
+        insert_layer: 0-based index l of the block whose *input* predicts and is mixed with the concepts; 0 … L − 1.
+            (Paper: 3 for the 69M model, 5 for 386M and 1.38B.)
+        num_concepts: C, the number of latents of the teacher's dictionary.
+        concept_topk: K_concept, how many concept logits enter the continuous concept vector (paper section 3: 32).
+        concept_loss_weight: λ of Eq. 4 (paper: 0.1).
+        mixing: how the concept vector ĉ_t meets the hidden state h_t (method: section 4).
+            `"interleave"`: the paper's Eq. 3; the sequence becomes (h_1, ĉ_1, h_2, ĉ_2, …) and the next token is read
+            at ĉ_t. `"residual"`: the same with ĉ_t ← h_t + std(h_t)·(compressed vector), our option. `"add"`:
+            h_t ← h_t + ĉ_t without lengthening the sequence (paper Fig. 6e). `"none"`: concepts are predicted and
+            change nothing else (paper Fig. 6d, "prediction only"). `"pause"`: one learned vector in the place of every
+            ĉ_t, and no concepts at all (paper Fig. 6f, pause tokens).
+        prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
+            `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
+        hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.
+        teacher_hidden_size: width of the teacher's hidden states; needed with `"hidden"`.
+        compression_init: standard deviation of W_comp at the start: the backbone's `initializer_range` (`"normal"`), a
+            tenth of it (`"small"`) or 0 (`"zero"`). The last two are our options.
+        add_mean: only read with `mixing="add"`: whether ĉ_t carries the mean of h_t (method: section 4), so that it is
+            added a second time. Without it nothing is added as long as the compression is zero. Decoders with layer
+            norms compute the same either way, decoders with RMS norms do not. `False` is our option.
+        head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
+            many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
+        **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
+            backbone's.
+
+    Raises:
+        CoCoMixError: a value is out of range; the message names the field and the remedy.
+    """
+
+    model_type = "cocomix"
+    sub_configs = {"backbone": AutoConfig}  # noqa: RUF012 - transformers reads this class attribute
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - likewise
+
+    def __init__(
+        self,
+        backbone: PreTrainedConfig | dict[str, Any] | None = None,
+        insert_layer: int = 3,
+        num_concepts: int = 32768,
+        concept_topk: int = 32,
+        concept_loss_weight: float = 0.1,
+        mixing: Mixing = "interleave",
+        prediction: Prediction = "concepts",
+        hidden_loss: HiddenLoss = "l2",
+        teacher_hidden_size: int | None = None,
+        compression_init: CompressionInit = "normal",
+        add_mean: bool = True,
+        head_chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.backbone = _backbone_config(backbone)
+        self.insert_layer = insert_layer
+        self.num_concepts = num_concepts
+        self.concept_topk = concept_topk
+        self.concept_loss_weight = concept_loss_weight
+        self.mixing = mixing
+        self.prediction = prediction
+        self.hidden_loss = hidden_loss
+        self.teacher_hidden_size = teacher_hidden_size
+        self.compression_init = compression_init
+        self.add_mean = add_mean
+        self.head_chunk_size = head_chunk_size
+        self._validate_concept_settings()
+        self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(self, name, kwargs.pop(name, getattr(self.backbone, name, None)))
+        super().__init__(**kwargs)
+
+    def _validate_concept_settings(self) -> None:
+        layers = self.backbone.num_hidden_layers
+        if not 0 <= self.insert_layer < layers:
+            raise CoCoMixError(
+                f"insert_layer={self.insert_layer} is out of range: the backbone has {layers} blocks, "
+                f"so it must be between 0 and {layers - 1}."
+            )
+        if self.num_concepts < 1:
+            raise CoCoMixError(f"num_concepts={self.num_concepts} must be at least 1.")
+        if not 1 <= self.concept_topk <= self.num_concepts:
+            raise CoCoMixError(
+                f"concept_topk={self.concept_topk} must be between 1 and num_concepts={self.num_concepts}."
+            )
+        if not 0.0 <= self.concept_loss_weight < float("inf"):
+            raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
+        if self.head_chunk_size is not None and self.head_chunk_size < 1:
+            raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
+        for name, allowed in (
+            ("mixing", get_args(Mixing)),
+            ("prediction", get_args(Prediction)),
+            ("hidden_loss", get_args(HiddenLoss)),
+            ("compression_init", get_args(CompressionInit)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise CoCoMixError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        if self.prediction == "hidden" and self.mixing == "pause":
+            raise CoCoMixError("mixing='pause' predicts nothing; use prediction='concepts' with it, or another mixing.")
+        if self.prediction == "hidden" and (self.teacher_hidden_size is None or self.teacher_hidden_size < 1):
+            raise CoCoMixError(
+                f"teacher_hidden_size={self.teacher_hidden_size} must be the width of the teacher's hidden states with "
+                "prediction='hidden'."
+            )
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether concepts are predicted: not with a pause vector, nor where a hidden state is predicted."""
+        return self.mixing != "pause" and self.prediction == "concepts"
+
+    @property
+    def positions_per_token(self) -> int:
+        """How many positions of the upper half one token takes: 2 when something is interleaved, else 1."""
+        return 2 if self.mixing in ("interleave", "residual", "pause") else 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary, the backbone's."""
+        return int(self.backbone.vocab_size)
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.backbone.vocab_size = value
+
+    @property
+    def hidden_size(self) -> int:
+        """d_model, the backbone's."""
+        return int(self.backbone.hidden_size)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """L, the number of decoder blocks of both halves together."""
+        return int(self.backbone.num_hidden_layers)
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Number of attention heads of a block."""
+        return int(self.backbone.num_attention_heads)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Context length in tokens (the interleaved half sees twice as many positions)."""
+        return int(self.backbone.max_position_embeddings)
+
+
+def _backbone_config(backbone: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+    """Turn a dict with a `model_type` into a config; `None` (what `PreTrainedConfig` itself asks for) is GPT-2."""
+    if isinstance(backbone, PreTrainedConfig):
+        return copy.deepcopy(backbone)  # the attention kernel is written into it; the caller's stays untouched
+    values: dict[str, Any] = {"model_type": "gpt2"} if backbone is None else dict(backbone)
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise CoCoMixError("backbone has no model_type; add for example model_type: gpt2.")
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except (ValueError, TypeError) as error:
+        raise CoCoMixError(f"backbone cannot be built: {str(error).splitlines()[0]}") from error

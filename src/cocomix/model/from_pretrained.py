@@ -1,0 +1,146 @@
+"""CoCoMix on top of a pretrained language model: the start of continued pretraining."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.model.accounting import build_model
+from cocomix.model.backbone import split_state_dict
+from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Mixing
+from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_causal_lm
+
+__all__ = ["check_same_decoder", "from_pretrained_backbone", "load_backbone_weights"]
+
+# Entries of a configuration that say how a decoder is stored, trained or asked, not what it computes.
+_NOT_COMPUTED = (
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "pad_token_id",
+    "summary_",
+    "task_specific",
+    "transformers_version",
+    "use_cache",
+)
+
+
+def from_pretrained_backbone(
+    source: str | Path | PreTrainedModel,
+    insert_layer: int,
+    *,
+    num_concepts: int,
+    mixing: Mixing = "add",
+    compression_init: CompressionInit = "zero",
+    add_mean: bool = False,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> CoCoMixForCausalLM:
+    """A CoCoMix model whose decoder is a pretrained one and whose concept layers are new.
+
+    With the defaults it starts as the pretrained model: `mixing="add"` adds nothing as long as the compression is
+    zero. Interleaving cannot start neutral, because the upper half reads the next token at positions that it has never
+    seen; docs/backbones.md has measurements.
+
+    Args:
+        source: hub name, folder or GGUF file of a causal LM of a supported family; or one that is loaded already,
+            whose weights are copied.
+        insert_layer: index of the block whose input is mixed with the concepts.
+        num_concepts: C.
+        mixing: see `CoCoMixConfig`.
+        compression_init: likewise; `zero` here, for a neutral start.
+        add_mean: likewise; false here, for the same reason.
+        revision: branch, tag or commit on the hub; pin a commit.
+        attn_implementation: attention kernel as transformers names it.
+        seed: of the new layers' weights.
+        **settings: any other argument of `CoCoMixConfig`.
+
+    Returns:
+        The model, in evaluation mode, in the pretrained model's dtype (float32 where it is loaded here).
+
+    Raises:
+        CoCoMixError: nothing can be loaded, the family is not supported, or a setting is out of range.
+    """
+    if isinstance(source, PreTrainedModel):
+        plain = source
+    else:
+        plain = load_causal_lm(source, revision=revision)
+    config = CoCoMixConfig(
+        backbone=plain.config,
+        insert_layer=insert_layer,
+        num_concepts=num_concepts,
+        mixing=mixing,
+        compression_init=compression_init,
+        add_mean=add_mean,
+        **settings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config, attn_implementation)
+    assert isinstance(model, CoCoMixForCausalLM)
+    load_backbone_weights(model.to(plain.dtype), plain)
+    model.generation_config = copy.deepcopy(plain.generation_config)
+    model.eval()
+    return model
+
+
+def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    """Copy a plain decoder's weights into a CoCoMix model, whose concept layers stay, or into another plain decoder.
+
+    Args:
+        model: changed in place.
+        plain: a causal LM of the same architecture.
+
+    Raises:
+        CoCoMixError: the weights do not fit.
+    """
+    weights = plain.state_dict()
+    if isinstance(model, CoCoMixForCausalLM):
+        weights = split_state_dict(plain, model.config.insert_layer)
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # says which tensors have other shapes, one a line
+        first = str(error).splitlines()[1].strip(" \t.")
+        raise CoCoMixError(
+            f"the pretrained weights do not fit the model ({first}); use the pretrained model's own architecture."
+        ) from None
+    lacking = [name for name in missing if not name.startswith("mixer.")]
+    if lacking or unexpected:
+        what = f"they lack {lacking[0]}" if lacking else f"the model has no {unexpected[0]}"
+        raise CoCoMixError(
+            f"the pretrained weights do not fit the model ({what}); use the pretrained model's own architecture."
+        )
+
+
+def check_same_decoder(config: PreTrainedConfig, pretrained: PreTrainedConfig, where: str) -> None:
+    """Refuse pretrained weights of a decoder that computes something else than the one they are to be loaded into.
+
+    Dropout, initialisation and token ids may differ.
+
+    Args:
+        config: of the decoder that is built.
+        pretrained: of the decoder the weights come from.
+        where: what the user gave, for the refusal.
+
+    Raises:
+        CoCoMixError: naming the first setting that differs.
+    """
+    ours, theirs = config.to_dict(), pretrained.to_dict()
+    for name in ("model_type", *sorted(ours)):
+        if name.startswith(_NOT_COMPUTED) or "drop" in name or name not in theirs:
+            continue
+        if ours[name] != theirs[name]:
+            raise CoCoMixError(
+                f"model.backbone has {name} = {ours[name]!r}, but the pretrained {where} has {theirs[name]!r}; leave "
+                "model.backbone out, or give it the pretrained model's own settings."
+            )

@@ -1,0 +1,396 @@
+"""`CoCoMixForCausalLM`: two stock decoders and a mixer between them.
+
+Dimension names used in this room: batch, seq (tokens), mixed_seq (= 2·seq where concepts are interleaved, else seq),
+d_model, n_concepts (C), k (concept_topk), k_attr (labels per position).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cocomix.model.backbone import backbone_of, build_halves
+from cocomix.model.cache import CoCoMixCache, NothingCached
+from cocomix.model.concept_head import IGNORE, check_concept_labels
+from cocomix.model.configuration import CoCoMixConfig
+from cocomix.model.distillation_head import FullTargets, TopTargets, distillation_loss, divisor
+from cocomix.model.edits import ConceptEdit, PlacedEdit, active_edits, check_edits, place_edits
+from cocomix.model.hidden_mixer import HiddenCompression, HiddenMixer
+from cocomix.model.lm_head import loss_of_hidden, loss_of_logits, next_tokens
+from cocomix.model.mixer import ConceptCompression, ConceptIntervention, ConceptMixer, MixerOutput, PauseMixer
+from cocomix.model.positions import mixed_positions, positions_of
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["CoCoMixForCausalLM", "CoCoMixOutput", "predicts_concepts"]
+
+_COMPRESSION_SCALES = {"normal": 1.0, "small": 0.1, "zero": 0.0}
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
+    """Output of `CoCoMixForCausalLM`. Losses are in nats.
+
+    Attributes:
+        loss: ntp_loss + concept_loss_weight · (concept_loss or hidden_loss), as far as labels were given (Eq. 4). []
+        ntp_loss: next-token cross-entropy, averaged over target tokens. []
+        concept_loss: concept cross-entropy (Eq. 2), averaged over labelled positions. []
+        hidden_loss: distance of predicted hidden states from the teacher's, averaged over target tokens; no nats. []
+        kd_loss: KL(teacher ‖ student) of the next token, averaged over target tokens; no part of `loss`. []
+        logits: next-token logits, read at the concept positions where concepts are interleaved; `None` with
+            `output_logits=False`. [batch, seq, vocab]
+        concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
+        concept_ids: the concepts mixed in at each token; `None` where the model has none. [batch, seq, k], int64
+        concept_values: their logits. [batch, seq, k]
+        past_key_values: cache of both halves.
+        hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model].
+        attentions: likewise, lower then upper.
+    """
+
+    loss: Tensor | None = None
+    ntp_loss: Tensor | None = None
+    concept_loss: Tensor | None = None
+    hidden_loss: Tensor | None = None
+    kd_loss: Tensor | None = None
+    logits: Tensor | None = None
+    concept_logits: Tensor | None = None
+    concept_ids: Tensor | None = None
+    concept_values: Tensor | None = None
+    past_key_values: CoCoMixCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A language model that predicts concepts half-way up and reads the next token at their mixture (method: 3–5)."""
+
+    config_class = CoCoMixConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers reads this class attribute
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.lower, self.upper = build_halves(
+            config.backbone, config.insert_layer, config.positions_per_token, config._attn_implementation
+        )
+        self.mixer = _build_mixer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
+        self._tied_weights_keys = {"lm_head.weight": embedding}
+        self._no_split_modules = [type(self.mixer).__name__]  # the halves add their own block class
+        self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
+        self.post_init()
+
+    def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
+        """Whether PyTorch's attention kernel serves the backbone, as its own class says; where not, eager does.
+
+        Raises:
+            CoCoMixError: it does not. Transformers asks here, and passes the error on if that kernel was asked for.
+        """
+        backbone_of(self.config.backbone)
+        if MODEL_MAPPING[type(self.config.backbone)]._supports_sdpa:
+            return True
+        raise CoCoMixError(
+            f"a {self.config.backbone.model_type} backbone does not work with attn_implementation='sdpa', which cannot "
+            "cap attention scores; leave it out for 'eager', or use 'flex_attention'."
+        )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """New layers and the head start like the backbone's linear layers: N(0, initializer_range), zero biases."""
+        std = self.config.backbone.initializer_range
+        if isinstance(module, nn.Linear | ConceptCompression):
+            if isinstance(module, HiddenCompression | ConceptCompression):
+                std *= _COMPRESSION_SCALES[self.config.compression_init]
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ConceptMixer | HiddenMixer):
+            nn.init.zeros_(module.pre_bias)
+        elif isinstance(module, PauseMixer):
+            nn.init.normal_(module.pause, mean=0.0, std=std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of the lower half."""
+        embedding: nn.Module = self.lower.get_input_embeddings()
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding of the lower half."""
+        self.lower.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language-model head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the language-model head."""
+        self.lm_head = value
+
+    @property
+    def compression_weight(self) -> Tensor:
+        """W_comp, one row per concept, of a model that mixes concepts in. [n_concepts, d_model]"""
+        assert isinstance(self.mixer, ConceptMixer)
+        weight: Tensor = self.mixer.compression.weight
+        return weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [batch, seq]
+        attention_mask: Tensor | None = None,  # [batch, past + seq]
+        position_ids: Tensor | None = None,  # [batch, seq]
+        past_key_values: CoCoMixCache | None = None,
+        inputs_embeds: Tensor | None = None,  # [batch, seq, d_model]
+        labels: Tensor | None = None,  # [batch, seq]
+        concept_labels: Tensor | None = None,  # [batch, seq, k_attr]
+        hidden_targets: Tensor | None = None,  # [batch, seq, d_teacher]
+        teacher_targets: FullTargets | TopTargets | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_logits: bool = True,
+        output_concept_logits: bool = False,
+        concept_edits: Sequence[ConceptEdit] | None = None,
+        edit_rows: Tensor | None = None,  # [batch]
+        concept_intervention: ConceptIntervention | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_concept_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CoCoMixOutput:
+        """Run the model.
+
+        Args:
+            input_ids: tokens.
+            attention_mask: 1 for tokens, 0 for padding, two-dimensional; covers cached tokens too.
+            position_ids: positions; by default counted over unpadded tokens, so that padding changes nothing.
+            past_key_values: cache of an earlier call.
+            inputs_embeds: embeddings in place of `input_ids`.
+            labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target. The first token
+                after left padding is none either: nothing stands before it.
+            concept_labels: concepts per position, −100 for unused entries, not shifted.
+            hidden_targets: the teacher's layer-normed hidden states, for `prediction="hidden"`; with `labels`, whose
+                targets say which positions count.
+            teacher_targets: the teacher's next-token distributions, for `kd_loss`; with `labels`, likewise.
+            use_cache: return a cache; by default only where nothing is trained.
+            logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
+            output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab].
+            output_concept_logits: also return all C concept logits.
+            concept_edits: changes to concept logits before top-k (steering), after those in force around this call.
+            edit_rows: which row, in the edits' counting, each row of the batch counts as; by default its own index.
+                `generate` gives every beam and repeated sample the row of its prompt.
+            concept_intervention: replaces the concepts that are mixed in (reliance measurements).
+            num_items_in_batch: divisor of the losses over target tokens, for gradient accumulation; by default the
+                targets here.
+            num_concept_items_in_batch: divisor of the concept loss; by default the labelled positions here.
+            **kwargs: forwarded to both halves (for example `output_hidden_states=True`).
+
+        Raises:
+            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; concepts are asked
+                of a model without; the cache is of another kind.
+        """
+        asked = {
+            "concept_labels": concept_labels is not None,
+            "concept_edits": bool(concept_edits),
+            "concept_intervention": concept_intervention is not None,
+            "output_concept_logits": output_concept_logits,
+        }
+        self._check_concepts([name for name, given in asked.items() if given])
+        if hidden_targets is not None and not isinstance(self.mixer, HiddenMixer):
+            raise CoCoMixError(
+                "hidden_targets cannot be used with this model, which predicts no hidden states; leave them out."
+            )
+        if labels is None and (hidden_targets is not None or teacher_targets is not None):
+            raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
+        if concept_labels is not None and concept_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_concept_labels(concept_labels, self.config.num_concepts)  # an accelerator would have to wait for it
+        if use_cache is None:
+            use_cache = past_key_values is not None or (not self.training and labels is None)
+        if use_cache:
+            past_key_values = self._own_cache(past_key_values)
+        cache = past_key_values if use_cache else None
+        query = input_ids if input_ids is not None else inputs_embeds
+        position_ids = positions_of(query, attention_mask, position_ids, cache)
+        edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
+        # Checkpointed blocks take no cache of any kind.
+        plain = position_ids is None and attention_mask is None and not self.upper.gradient_checkpointing
+        nothing = NothingCached() if plain else None
+
+        lower = self.lower(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask if self.config.insert_layer > 0 else None,
+            position_ids=position_ids,
+            past_key_values=nothing if cache is None else cache.lower,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        counted = None if labels is None else next_tokens(labels, attention_mask).ne(IGNORE)  # [batch, seq]
+        mixer: MixerOutput
+        if isinstance(self.mixer, ConceptMixer):
+            mixer = self.mixer(
+                lower.last_hidden_state,
+                concept_labels,
+                edits=edits,
+                intervention=concept_intervention,
+                output_logits=output_concept_logits,
+            )
+        elif isinstance(self.mixer, HiddenMixer):
+            mixer = self.mixer(lower.last_hidden_state, hidden_targets, counted)
+        else:
+            mixer = self.mixer(lower.last_hidden_state)
+        width = self.config.positions_per_token
+        upper = self.upper(
+            inputs_embeds=mixer.mixed,
+            attention_mask=None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1),
+            position_ids=None if position_ids is None else mixed_positions(position_ids, width),
+            past_key_values=nothing if cache is None else cache.upper,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        read = upper.last_hidden_state[:, width - 1 :: width]  # concept positions, [batch, seq, d_model]
+        logits = self._logits(read, logits_to_keep) if output_logits else None
+        ntp_loss = None
+        chunk_size, softcap = self.config.head_chunk_size, self._logit_softcap
+        if labels is not None:
+            if logits is None:
+                ntp_loss = loss_of_hidden(
+                    read, self.lm_head, labels, attention_mask, num_items_in_batch, chunk_size, softcap
+                )
+            else:
+                ntp_loss = loss_of_logits(logits, labels, attention_mask, num_items_in_batch)
+        concept_loss = hidden_loss = kd_loss = None
+        if concept_labels is not None and mixer.loss_sum is not None:
+            if num_concept_items_in_batch is None:
+                num_concept_items_in_batch = concept_labels.ne(IGNORE).any(-1).sum().clamp_min(1)
+            concept_loss = mixer.loss_sum / num_concept_items_in_batch
+        elif counted is not None and mixer.loss_sum is not None:
+            hidden_loss = mixer.loss_sum / divisor(counted, num_items_in_batch)
+        if counted is not None and teacher_targets is not None:
+            predicted, head = (read, self.lm_head.weight) if logits is None else (logits, None)
+            kd_loss = distillation_loss(
+                predicted, head, teacher_targets, counted, num_items_in_batch, chunk_size, softcap
+            )
+        auxiliary = hidden_loss if concept_loss is None else concept_loss
+        return CoCoMixOutput(
+            loss=_total(ntp_loss, auxiliary, self.config.concept_loss_weight),
+            ntp_loss=ntp_loss,
+            concept_loss=concept_loss,
+            hidden_loss=hidden_loss,
+            kd_loss=kd_loss,
+            logits=logits,
+            concept_logits=mixer.logits,
+            concept_ids=mixer.ids,
+            concept_values=mixer.values,
+            past_key_values=cache,
+            hidden_states=_joined(lower.hidden_states, upper.hidden_states),
+            attentions=_joined(lower.attentions, upper.attentions),
+        )
+
+    def _check_concepts(self, asked: Sequence[str]) -> None:
+        if asked and not self.config.has_concepts:
+            raise CoCoMixError(
+                f"{' and '.join(asked)} cannot be used with this model, which has no concepts "
+                f"(mixing: {self.config.mixing}, prediction: {self.config.prediction})."
+            )
+
+    def _placed_edits(
+        self,
+        edits: Sequence[ConceptEdit] | None,
+        rows: Tensor | None,
+        query: Tensor | None,  # [batch, seq, …]
+        positions: Tensor | None,
+    ) -> list[PlacedEdit]:
+        """The edits in force and those of this call, where they apply."""
+        together = (*active_edits(self), *(edits or ()))
+        if not together or query is None:
+            return []
+        self._check_concepts(["concept_edits"])
+        check_edits(together, self.config.num_concepts)
+        batch, seq = query.shape[:2]
+        if positions is None:
+            positions = torch.arange(seq, device=query.device).unsqueeze(0)
+        if rows is None:
+            rows = torch.arange(batch, device=query.device)
+        return place_edits(together, positions, rows)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Repeat each prompt for its beams or samples, and note which prompt a row belongs to, for edits of rows."""
+        if expand_size > 1 and input_ids is not None and kwargs.get("edit_rows") is None:
+            kwargs["edit_rows"] = torch.arange(len(input_ids), device=input_ids.device)
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+
+    def _logits(self, hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+        if isinstance(logits_to_keep, Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep > 0:
+            hidden = hidden[:, -logits_to_keep:]
+        logits: Tensor = self.lm_head(hidden)
+        if self._logit_softcap is not None:
+            logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
+        return logits
+
+    def _own_cache(self, cache: Any) -> CoCoMixCache:
+        """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared."""
+        if isinstance(cache, CoCoMixCache):
+            config, upper_blocks = self.config, self.config.num_hidden_layers - self.config.insert_layer
+            if cache.split != (config.insert_layer, upper_blocks, config.positions_per_token):
+                raise CoCoMixError(
+                    f"past_key_values was made for another split (lower blocks, upper blocks, positions per token = "
+                    f"{cache.split}); pass this model's own earlier output, or None."
+                )
+            return cache
+        if cache is not None and cache.get_seq_length() > 0:
+            raise CoCoMixError(
+                f"past_key_values is a filled {type(cache).__name__}, but a CoCoMix model needs the CoCoMixCache of "
+                "its own earlier output; pass that, or None."
+            )
+        return CoCoMixCache(self.lower.config, self.upper.config, self.config.positions_per_token)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Give `generate` the cache of both halves; other cache kinds are refused."""
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise CoCoMixError(
+                f"cache_implementation={kind!r} does not work with CoCoMix, whose upper half holds two entries per "
+                "token; leave it out to use the growing cache, or pass use_cache=False."
+            )
+        if generation_config.use_cache is False and model_kwargs.get("past_key_values") is None:
+            return
+        model_kwargs["past_key_values"] = self._own_cache(model_kwargs.get("past_key_values"))
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()
+
+
+def predicts_concepts(model: nn.Module) -> TypeGuard[CoCoMixForCausalLM]:
+    """Whether a model has concepts to look at: a CoCoMix model without a pause vector or predicted hidden states."""
+    return isinstance(model, CoCoMixForCausalLM) and model.config.has_concepts
+
+
+def _build_mixer(config: CoCoMixConfig) -> ConceptMixer | HiddenMixer | PauseMixer:
+    if config.has_concepts:
+        return ConceptMixer(config)
+    return PauseMixer(config) if config.mixing == "pause" else HiddenMixer(config)
+
+
+def _total(ntp_loss: Tensor | None, auxiliary: Tensor | None, weight: float) -> Tensor | None:
+    """Eq. 4, or whichever of its terms is there."""
+    if auxiliary is None:
+        return ntp_loss
+    weighted = weight * auxiliary
+    return weighted if ntp_loss is None else ntp_loss + weighted
+
+
+def _joined(lower: tuple[Tensor, ...] | None, upper: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    return None if lower is None or upper is None else (*lower, *upper)

@@ -1,0 +1,218 @@
+"""`cocomix doctor`: what this machine offers, and what to do where something is missing."""
+
+import os
+import platform
+import re
+import shutil
+import sqlite3
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from huggingface_hub import constants
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
+
+from cocomix.runtime.allocator import keep_freed_memory
+from cocomix.runtime.device import default_device
+
+__all__ = ["Line", "examine"]
+
+_PYTHON = ">=3.10"
+_NEEDED = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "pyarrow")
+_OPTIONAL = {"sae-lens": "sae", "gguf": "gguf", "gradio": "explorer", "lm-eval": "eval"}
+_GIB = 2**30
+_LITTLE_MEMORY, _LITTLE_DISK, _NO_DISK = 4 * _GIB, 10 * _GIB, _GIB // 10  # our choice: the 69M recipes want more
+_HUB_SECONDS = 2.0
+
+
+class Line(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        state: `warn` is what some verbs miss; with `fail` nothing works well.
+        value: what was found.
+        advice: what to do; empty where all is well.
+    """
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    value: str
+    advice: str = ""
+
+
+def examine(folder: Path | None = None) -> list[Line]:
+    """Look at everything; takes no longer than two seconds beyond the imports.
+
+    Args:
+        folder: where outputs would go; the current one by default.
+    """
+    hub = _Later(_hub)
+    packages = [_needed(name) for name in _NEEDED] + [_optional(name, extra) for name, extra in _OPTIONAL.items()]
+    lines = [_python(), *packages, _device(), _memory(), _bfloat16(), _attention(), _allocator(), _threads()]
+    return [*lines, _disk(folder or Path.cwd()), _full_text_search(), hub.result()]
+
+
+def _python() -> Line:
+    found = platform.python_version()
+    if SpecifierSet(_PYTHON).contains(found):
+        return Line("python", "ok", found)
+    return Line("python", "fail", found, f"cocomix needs Python {_PYTHON}")
+
+
+def _requirement(name: str) -> Requirement:
+    """What cocomix asks of a package; anything, where its installed metadata is older than its source."""
+    asked = map(Requirement, requires("cocomix") or ())
+    return next((requirement for requirement in asked if requirement.name == name), Requirement(name))
+
+
+def _needed(name: str) -> Line:
+    wanted = _requirement(name)
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Line(name, "fail", "not installed", f"run: pip install '{name}{wanted.specifier}'")
+    if wanted.specifier.contains(found, prereleases=True):
+        return Line(name, "ok", found)
+    return Line(name, "fail", found, f"run: pip install '{name}{wanted.specifier}'")
+
+
+def _optional(name: str, extra: str) -> Line:
+    line = _needed(name)
+    return line if line.state == "ok" else Line(name, "warn", line.value, f"run: pip install 'cocomix[{extra}]'")
+
+
+def _device() -> Line:
+    device = default_device()
+    if device.type == "cpu":
+        return Line("device", "ok", f"cpu, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    return Line("device", "ok", f"{torch.accelerator.device_count()} × {name}")
+
+
+def _memory() -> Line:
+    found = _available_memory()
+    if found is None:
+        return Line("memory", "warn", "unknown on this system", "see that a few GB are free")
+    value = f"{found / _GIB:,.1f} GiB free"
+    if found < _LITTLE_MEMORY:
+        return Line("memory", "warn", value, "lower --batch-tokens and training.per_device_train_batch_size")
+    return Line("memory", "ok", value)
+
+
+def _available_memory() -> int | None:
+    """Bytes that programs can have without swapping; of the accelerator where there is one."""
+    if default_device().type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
+
+
+def _bfloat16() -> Line:
+    if default_device().type != "cpu":
+        if default_device().type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return Line("bfloat16", "warn", "not supported by the GPU", "train with training.fp16=true or in float32")
+        return Line("bfloat16", "ok", "supported by the accelerator")
+    flags = sorted(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    if flags:
+        return Line("bfloat16", "ok", f"the CPU has {', '.join(flags)}")
+    return Line("bfloat16", "warn", "emulated by the CPU, slow", "leave training.bf16 out; the CPU recipes do")
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set() if found is None else set(found[1].split())
+
+
+def _attention() -> Line:
+    kernels = ["eager", "sdpa"]
+    kernels += ["flash_attention_2"] if is_flash_attn_2_available() else []
+    kernels += ["flex_attention"] if is_torch_flex_attn_available() else []
+    return Line("attention", "ok", ", ".join(kernels))
+
+
+def _allocator() -> Line:
+    if keep_freed_memory():
+        return Line("allocator", "ok", "glibc keeps freed memory, set by the cocomix command")
+    return Line("allocator", "ok", f"as {platform.system()} has it")
+
+
+def _threads() -> Line:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    value = f"{torch.get_num_threads()} of {cores} cores"
+    if torch.get_num_threads() > cores:
+        return Line("threads", "warn", value, f"set OMP_NUM_THREADS={cores}")
+    return Line("threads", "ok", value)
+
+
+def _disk(folder: Path) -> Line:
+    free = shutil.disk_usage(folder).free
+    value = f"{free / _GIB:,.1f} GiB free in {folder}"
+    if not os.access(folder, os.W_OK):
+        return Line("disk", "warn", f"{folder} is read-only", "write elsewhere with --output")
+    if free < _NO_DISK:
+        return Line("disk", "fail", value, "make room, or work on another disk")
+    if free < _LITTLE_DISK:
+        return Line("disk", "warn", value, "a checkpoint takes 12 bytes per parameter, labels 16 per token")
+    return Line("disk", "ok", value)
+
+
+def _full_text_search() -> Line:
+    try:
+        with sqlite3.connect(":memory:") as database:
+            database.execute("CREATE VIRTUAL TABLE t USING fts5 (c)")
+    except sqlite3.OperationalError:
+        without = f"{sqlite3.sqlite_version} without FTS5"
+        return Line("sqlite", "warn", without, "cocomix atlas needs a Python that has it")
+    return Line("sqlite", "ok", f"{sqlite3.sqlite_version} with full-text search")
+
+
+def _hub() -> Line:
+    if constants.HF_HUB_OFFLINE:
+        return Line("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError as error:
+        return _unreachable(str(error))
+    return Line("hub", "ok", f"{constants.ENDPOINT} answers")
+
+
+def _unreachable(why: str) -> Line:
+    return Line(
+        "hub",
+        "warn",
+        f"{constants.ENDPOINT} does not answer ({why})",
+        "use folders instead of hub names, and set HF_HUB_OFFLINE=1 to save waiting",
+    )
+
+
+class _Later:
+    """A line that is waited for no longer than a hub may take; looking up a name has no time limit of its own."""
+
+    def __init__(self, look: Callable[[], Line]) -> None:
+        self._lines: list[Line] = []
+        self._thread = threading.Thread(target=lambda: self._lines.append(look()), daemon=True)
+        self._thread.start()
+
+    def result(self) -> Line:
+        self._thread.join(_HUB_SECONDS)
+        return self._lines[0] if self._lines else _unreachable(f"within {_HUB_SECONDS:.0f} s")

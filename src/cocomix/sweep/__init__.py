@@ -1,7 +1,0 @@
-"""Sweeps: arms × seeds from one plan, with what they share made once; resumable, one at a time or several."""
-
-from cocomix.sweep.board import Board, Entry
-from cocomix.sweep.plan import SweepPlan, load_plan
-from cocomix.sweep.runner import SweepResult, run_sweep
-
-__all__ = ["Board", "Entry", "SweepPlan", "SweepResult", "load_plan", "run_sweep"]

@@ -1,0 +1,110 @@
+"""What a recipe amounts to before it is trained: the model's configuration, its parameters and its FLOPs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from cocomix.data import PreparedData
+from cocomix.model import Accounting, account
+from cocomix.model.accounting import build_model
+from cocomix.model.memory import STATE_BYTES, activation_bytes
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.training.corpora import Labels
+from cocomix.training.online import OnlineLabels
+from cocomix.training.pretrained import check_pretrained
+from cocomix.training.recipe import RunConfig
+from cocomix.training.student import Vocabulary, model_config
+
+__all__ = ["Plan", "describe_memory", "describe_plan", "plan_run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe amounts to, without training it.
+
+    Attributes:
+        config: configuration of the model.
+        accounting: parameters and FLOPs per token, attention at the data's block size included.
+        block_size: tokens per block.
+        train_blocks: blocks of the training split; `None` without data, and of a stream.
+    """
+
+    config: PreTrainedConfig
+    accounting: Accounting
+    block_size: int
+    train_blocks: int | None
+
+
+def plan_run(
+    recipe: RunConfig,
+    data: PreparedData | None = None,
+    labels: Labels | OnlineLabels | None = None,
+    teacher_hidden_size: int | None = None,
+) -> Plan:
+    """Check a recipe and count its model's cost, on the meta device.
+
+    Args:
+        recipe: the recipe.
+        data: its prepared data; without it (a dry run) the recipe must give every size itself.
+        labels: its labels, if there are any.
+        teacher_hidden_size: of a teacher that runs while training.
+    """
+    vocabulary = None
+    if data is not None:
+        vocabulary = Vocabulary(
+            data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size, data.meta.bos_token_id
+        )
+    config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts, teacher_hidden_size)
+    if data is not None:
+        check_pretrained(recipe, config, data)
+    block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
+    try:
+        with torch.device("meta"):
+            accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
+    except CoCoMixError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
+    train = None if data is None else data.meta.splits.get("train")
+    return Plan(config, accounting, block_size, None if train is None else train.blocks)
+
+
+def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
+    """A dry run's answer: sizes and cost by name, in the order a person asks for them."""
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
+    count = plan.accounting
+    step_tokens = tokens_per_step(arguments, plan.block_size)
+    steps = max(arguments.max_steps, 0)
+    tokens = steps * step_tokens
+    if plan.train_blocks is not None:
+        steps = steps or steps_of_epochs(arguments, plan.train_blocks)
+        tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
+    return {
+        "objective": recipe.objective,
+        "arm": recipe.arm,
+        "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
+        "parameters": count.total_parameters,
+        "active parameters": count.active_parameters,
+        "training FLOPs per token": count.training_flops_per_token,
+        "tokens per step": step_tokens,
+        "steps": steps or f"{arguments.num_train_epochs} epochs",
+        "tokens": tokens or "the data's",
+        "training FLOPs": tokens * count.training_flops_per_token or "the data's",
+    }
+
+
+def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
+    state = STATE_BYTES * plan.accounting.total_parameters
+    memory: dict[str, Any] = {"GiB of weights, gradients and AdamW": round(state / 2**30, 1)}
+    if not arguments.gradient_checkpointing:
+        kept = activation_bytes(
+            plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16
+        )
+        memory["GiB of activations, about"] = round(kept / 2**30, 1)
+    return memory

@@ -1,0 +1,305 @@
+"""A run as one frozen, validated object: what a recipe file says.
+
+A recipe is YAML. It may start from another with `base: other.yaml` (a path relative to itself), whose values it
+overrides key by key, so that an ablation is as short as its difference. Precedence: defaults < base < recipe < `--set`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from cocomix.artifacts.output import write_text
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.labelling import LabelSettings
+from cocomix.model.configuration import CompressionInit, HiddenLoss, Mixing, Prediction
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section
+from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
+from cocomix.training.recipe_data import CorpusConfig, DataConfig, Folder, MixtureConfig, StreamConfig
+
+__all__ = [
+    "CorpusConfig",
+    "DistillationConfig",
+    "MixtureConfig",
+    "RunConfig",
+    "StreamConfig",
+    "StudentConfig",
+    "describe_validation_error",
+    "load_recipe",
+    "merged",
+    "save_recipe",
+]
+
+
+class StudentConfig(Section):
+    """The model that is trained."""
+
+    backbone: dict[str, Any] | str | None = None
+    """A decoder's settings with its `model_type`, or a hub name or folder whose architecture (not weights) is taken. By
+    default that of `pretrained`."""
+    pretrained: str | None = None
+    """Hub name, folder or GGUF file of a causal language model whose weights training starts from. Its tokenizer must
+    be the data's. For a start at its own loss use `mixing: add`, `compression_init: zero` and `add_mean: false`."""
+    revision: str | None = None
+    """Commit, tag or branch of `pretrained`, or of a `backbone` on the hub; pin a commit to be able to repeat a run."""
+    insert_layer: int = Field(default=0, ge=0)
+    """0-based index of the block whose input predicts and is mixed with the concepts."""
+    num_concepts: int | None = Field(default=None, ge=1)
+    """C; by default the number of the labels' dictionary."""
+    concept_topk: int = Field(default=32, ge=1)
+    """K_concept, logits kept for the continuous concept (paper: 32)."""
+    concept_loss_weight: float = Field(default=0.1, ge=0.0)
+    """λ (paper: 0.1)."""
+    mixing: Mixing = "interleave"
+    """How concepts and hidden states are mixed, or `pause`: a learned vector in their place; see `CoCoMixConfig`."""
+    prediction: Prediction = "concepts"
+    """What is predicted: concepts, or the `hidden` state of `teacher`, which then runs while training."""
+    hidden_loss: HiddenLoss = "l2"
+    """With `prediction: hidden`: how a predicted state is compared with the teacher's."""
+    teacher_hidden_size: int | None = Field(default=None, ge=1)
+    """With `prediction: hidden`: width of the teacher's hidden states; by default the teacher's."""
+    compression_init: CompressionInit = "normal"
+    """How large the compression of concepts starts; see `CoCoMixConfig`."""
+    add_mean: bool = True
+    """With `mixing: add`: whether what is added carries the hidden state's mean; see `CoCoMixConfig`."""
+    head_chunk_size: int | None = Field(default=None, ge=1)
+    """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
+    attn_implementation: str | None = None
+    """Attention kernel as transformers names it; by default the best it finds."""
+
+    @model_validator(mode="after")
+    def _architecture_is_given(self) -> "StudentConfig":
+        if self.backbone is None and self.pretrained is None:
+            raise ValueError("backbone or pretrained is needed: an architecture, or weights to start from")
+        return self
+
+
+class DistillationConfig(Section):
+    """Knowledge distillation: λ_KD·KL(teacher ‖ student) of the next token, beside the objective's own losses."""
+
+    weight: float = Field(default=0.1, gt=0.0)
+    """λ_KD (paper: 0.1)."""
+    targets: Literal["online"] | Folder = "online"
+    """`online`: `teacher` runs while training; or a folder written by `cocomix distill`. In a mixture every corpus may
+    have its own."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: str | None = None
+    """What tables call the run; by default the output folder's name."""
+    objective: Literal["ntp", "cocomix"] = "cocomix"
+    """`ntp` trains the plain decoder, `cocomix` the model with concepts."""
+    baseline: Literal["matched"] | None = None
+    """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters match the CoCoMix
+    model of this recipe."""
+    data: DataConfig
+    """Folder written by `cocomix prepare`, a `mixture` of such folders, or a `stream` of Parquet shards."""
+    labels: Literal["online"] | Folder | None = None
+    """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
+    `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden
+    states). In a mixture every corpus has its own."""
+    distillation: DistillationConfig | None = None
+    """Adds knowledge distillation to any objective."""
+    teacher: TeacherConfig | None = None
+    """Where labels, distillation and hidden states come from; for what lies in a folder optional, a check."""
+    dictionary: DictionaryConfig | None = None
+    """Likewise."""
+    attribution: LabelSettings | None = None
+    """How labels are picked from the teacher. Read by `cocomix label` and with `labels: online`; else a check."""
+    model: StudentConfig
+    document_masks: bool = False
+    """Documents packed into one block do not see each other; positions start again at each, and its first token is no
+    target. Teachers still read whole blocks. Not with the kernels of `flash-attn`, which would ignore it."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
+    evaluation_blocks: int | None = Field(default=None, ge=1)
+    """How many validation blocks the evaluations read; by default all."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """Gradients that are infinite or not a number stop training at the next log line, or their step changes nothing
+    (ten in a row stop it; costs a wait for the device per step)."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Any field of `transformers.TrainingArguments`."""
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "RunConfig":
+        if self.baseline is not None and self.model.pretrained is not None:
+            raise ValueError("baseline: matched widens the decoder, so it cannot start from model.pretrained")
+        if self.baseline is not None and self.objective != "ntp" and self.model.mixing != "pause":
+            raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
+        if isinstance(self.data, MixtureConfig):
+            if isinstance(self.labels, Path):
+                raise ValueError("labels: a folder belongs to one corpus; give every corpus of data.mixture its own")
+            if self.distillation is not None and self.distillation.targets != "online":
+                raise ValueError("distillation.targets: a folder belongs to one corpus; give every corpus its targets")
+            for field in ("labels", "targets"):
+                given = [getattr(corpus, field) is not None for corpus in self.data.mixture]
+                if any(given) != all(given):
+                    raise ValueError(f"data.mixture: give {field} to every corpus or to none")
+        if isinstance(self.data, StreamConfig):
+            if isinstance(self.labels, Path):
+                raise ValueError("labels: a stream has no stored labels; use labels: online")
+            if self.distillation is not None and self.distillation.targets != "online":
+                raise ValueError("distillation.targets: a stream has no stored probabilities; use online")
+            if self.tokens is None and self.training.get("max_steps") is None:
+                raise ValueError("data.stream has no end: set tokens or training.max_steps")
+        if self.has_concepts and self.labels is None and not self.label_folders and self.model.concept_loss_weight > 0:
+            raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or labels: online")
+        if self.has_concepts and self.labels == "online" and (self.teacher is None or self.dictionary is None):
+            raise ValueError("labels: online needs teacher: and dictionary:")
+        if self.predicts_hidden and self.model.mixing == "pause":
+            raise ValueError("model.prediction: hidden and model.mixing: pause exclude each other")
+        if self.predicts_hidden and self.teacher is None and self.model.concept_loss_weight > 0:
+            raise ValueError("model.prediction: hidden needs teacher:")
+        if self.distillation is not None and not self.target_folders and self.teacher is None:
+            raise ValueError("distillation.targets: online needs teacher:")
+        if self.document_masks and "flash" in (self.model.attn_implementation or ""):
+            raise ValueError("document_masks needs model.attn_implementation eager, sdpa or flex_attention")
+        if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
+            raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
+        return self
+
+    @property
+    def data_folders(self) -> tuple[Path, ...]:
+        """Where the prepared corpora are; of a stream, what is held out."""
+        if isinstance(self.data, MixtureConfig):
+            return tuple(corpus.path for corpus in self.data.mixture)
+        return (self.data.heldout,) if isinstance(self.data, StreamConfig) else (self.data,)
+
+    @property
+    def label_folders(self) -> tuple[Path, ...]:
+        """Where the labels of the corpora are; empty where none are stored."""
+        if isinstance(self.labels, Path):
+            return (self.labels,)
+        if self.labels is None and isinstance(self.data, MixtureConfig):
+            return tuple(corpus.labels for corpus in self.data.mixture if corpus.labels is not None)
+        return ()
+
+    @property
+    def target_folders(self) -> tuple[Path, ...]:
+        """Where the teacher's probabilities of the corpora are; empty where it runs online or there is none."""
+        if self.distillation is None:
+            return ()
+        if isinstance(self.distillation.targets, Path):
+            return (self.distillation.targets,)
+        if isinstance(self.data, MixtureConfig):
+            return tuple(corpus.targets for corpus in self.data.mixture if corpus.targets is not None)
+        return ()
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether the model predicts concepts, so that labels are read."""
+        return self.objective == "cocomix" and self.model.mixing != "pause" and self.model.prediction == "concepts"
+
+    @property
+    def predicts_hidden(self) -> bool:
+        """Whether the model predicts the teacher's hidden states."""
+        return self.objective == "cocomix" and self.model.prediction == "hidden"
+
+    @property
+    def arm(self) -> str:
+        """What sets the run apart in a comparison, e.g. `cocomix, residual, kd`; `cocomix` is the paper's form."""
+        model = self.model
+        parts: list[str] = [self.objective]
+        if self.objective == "cocomix":
+            if model.mixing == "pause":
+                parts = ["pause"]
+            elif model.mixing != "interleave":
+                parts.append("prediction only" if model.mixing == "none" else model.mixing)
+            if self.predicts_hidden:
+                parts.append(f"hidden {model.hidden_loss}")
+            elif self.has_concepts and model.concept_loss_weight == 0:
+                parts.append("mixing only")
+            if model.mixing != "pause" and model.compression_init != "normal":
+                parts.append(f"{model.compression_init} compression")
+            if model.mixing == "add" and not model.add_mean:
+                parts.append("without mean")
+        if self.baseline is not None:
+            parts.append(self.baseline)
+        if self.distillation is not None:
+            parts.append("kd")
+        if model.pretrained is not None:
+            parts.append("continued")
+        return ", ".join(parts)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe file.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=value` assignments, values in YAML; applied last.
+
+    Raises:
+        CoCoMixError: the file is missing or no YAML mapping, or a field is unknown, missing or out of range.
+    """
+    values = _with_base(path, seen=())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise CoCoMixError(f"--set {override} is not of the form section.field=value.")
+        _assign(values, key.split("."), parse_yaml(text, f"--set {override}"))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise CoCoMixError(f"{path}: {describe_validation_error(error)}.") from None
+
+
+def save_recipe(config: RunConfig, path: Path) -> None:
+    """Write the resolved recipe; reading it back gives an equal object."""
+    write_text(path, dump_yaml(config.model_dump(mode="json")))
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Pydantic's findings as one clause, field by field."""
+    parts = []
+    for finding in error.errors():
+        field = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            parts.append(f"{field} is not a known field")
+        elif finding["type"] == "missing":
+            parts.append(f"{field} is missing")
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            parts.append(f"{field}: {message}" if field else message)
+    return "; ".join(parts)
+
+
+def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise CoCoMixError(f"{path} is its own base, through {seen[-1]}; break the circle.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CoCoMixError(f"the recipe {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise CoCoMixError(f"{path} is no recipe: it must be a YAML mapping of fields, such as data: and model:.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return merged(_with_base(path.parent / str(base), (*seen, path)), values)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, key by key in mappings that both have."""
+    result = dict(base)
+    for key, value in over.items():
+        both_mappings = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both_mappings else value
+    return result
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            inner = values[key] = {}
+        values = inner
+    values[keys[-1]] = value

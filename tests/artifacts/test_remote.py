@@ -1,0 +1,369 @@
+"""Data and labels at URLs: in memory, in a folder by file://, and on an S3 server of this machine."""
+
+import json
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from cocomix.artifacts.output import partial_path, staged_directory
+from cocomix.artifacts.remote import ORIGIN, cache_place, explained, listing, local_folder, redacted, url_of
+from cocomix.artifacts.uploads import made_at, push
+from cocomix.data import PreparedData, read_documents, resolve_sources
+from cocomix.labelling import ConceptLabelStore
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
+from tests.command_line import Cli
+from tests.workshop import BLOCK, VOCAB, Workshop, prepare_toy, write_corpus
+
+SIZES = ("--vocab-size", VOCAB, "--block-size", BLOCK, "--validation-fraction", 0.2, "--blocks-per-shard", 40)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COCOMIX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def copies(cache: Path) -> list[str]:
+    """Shards that were fetched."""
+    return sorted(path.relative_to(path.parents[1]).as_posix() for path in (cache / "copies").rglob("*.arrow"))
+
+
+# ---- URLs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("s3://bucket/data/", "s3://bucket/data"),
+        (Path("s3://bucket/data"), "s3://bucket/data"),
+        (Path("S3://bucket/data") / "labels", "s3://bucket/data/labels"),
+        ("hf://datasets/user/name@main/data", "hf://datasets/user/name@main/data"),
+        ("file:///tmp/x", "file:///tmp/x"),
+        (Path("file:///tmp/x"), "file:///tmp/x"),
+        ("abfs://container@account/data", "abfs://container@account/data"),
+        ("data/books", None),
+        ("/data/a:b/c", None),
+        ("docs:", None),
+        ("C:/data", None),
+    ],
+)
+def test_what_is_a_url(given: str | Path, url: str | None) -> None:
+    assert url_of(given) == url
+
+
+@pytest.mark.parametrize(
+    ("given", "says", "secret"),
+    [
+        ("s3://AKIA:hunter2@bucket/data", r"s3://\*\*\*@bucket/data holds an access key", "hunter2"),
+        (Path("s3://AKIA:hunter2@bucket/data"), "holds an access key", "hunter2"),
+        ("https://hunter2@host/data.jsonl", "holds an access key", "hunter2"),
+        ("https://host/d.jsonl?X-Amz-Signature=hunter2&a=b", r"X-Amz-Signature=\*\*\*&a=b holds an access", "hunter2"),
+        ("s3://", "s3:// is no folder that can be used", "hunter2"),
+        ("s3://bucket/../other", "is no folder that can be used", "hunter2"),
+    ],
+)
+def test_urls_that_are_refused(given: str | Path, says: str, secret: str) -> None:
+    with pytest.raises(CoCoMixError, match=says) as refused:
+        url_of(given)
+    assert secret not in str(refused.value)
+
+
+def test_what_libraries_say_is_one_sentence_without_secrets() -> None:
+    for error, says in (
+        (FileNotFoundError("no bucket"), "does not exist (no bucket)."),
+        (PermissionError("Forbidden"), "access is refused (Forbidden); check your access keys."),
+        (OSError("at http://a:hunter2@h\nfailed."), "cannot be reached (OSError: at http://***@h failed); check"),
+    ):
+        with pytest.raises(CoCoMixError) as told, explained("s3://b/x"):
+            raise error
+        assert str(told.value).startswith("s3://b/x")
+        assert says in str(told.value)
+        assert "\n" not in str(told.value)
+    assert redacted("https://h/x?sig=1&page=2") == "https://h/x?sig=***&page=2"
+
+
+def test_secrets_do_not_get_into_a_recipe(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = RunConfig.model_validate(workshop.values("ntp", data="s3://bucket/data"))
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert "data: s3://bucket/data\n" in (tmp_path / "recipe.yaml").read_text()
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    with pytest.raises(CoCoMixError, match=r"recipe.yaml: data.*: s3://\*\*\*@bucket/data holds an access key") as told:
+        load_recipe(tmp_path / "recipe.yaml", ["data=s3://AKIA:hunter2@bucket/data"])
+    assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("zzz://bucket/data", "zzz:// is no file system that is known here"),
+        ("gs://bucket/data", r"needs a package that is missing \(Please install gcsfs"),
+        ("memory://nothing/data", "memory://nothing/data does not exist"),
+    ],
+)
+def test_data_that_cannot_be_opened(url: str, says: str, memory: Any, cli: Cli) -> None:
+    if url.startswith("gs") and find_spec("gcsfs") is not None:
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(CoCoMixError, match=says):
+        PreparedData.open(url)
+    cli.refuses("verify", url, says="does not exist" if url.startswith("memory") else "://")
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_takes_shards_when_they_are_read_and_checks_them(workshop: Workshop, cache: Path, memory: Any) -> None:
+    push(workshop.data, "memory://b/data")
+    push(workshop.labels, "memory://b/data/labels")
+    data, here = PreparedData.open("memory://b/data"), PreparedData.open(workshop.data)
+    assert data.meta == here.meta
+    assert data.tokenizer().get_vocab() == here.tokenizer().get_vocab()
+    assert copies(cache) == []
+    shard = data.split("train").shards[1]
+    assert (shard.read() == here.split("train").shards[1].read()).all()
+    assert copies(cache) == ["train/00001.arrow"]
+    labels, stored = ConceptLabelStore.open(Path("memory://b/data/labels")), ConceptLabelStore.open(workshop.labels)
+    assert labels.manifest == stored.manifest
+    assert (labels.split("train")[0]["concept_labels"] == stored.split("train")[0]["concept_labels"]).all()
+    assert copies(cache) == ["train/00000.arrow", "train/00001.arrow"]
+
+    for damaged in ("/b/data/train/00000.arrow", "/b/data/labels/validation/00000.arrow"):
+        content = memory.cat_file(damaged)
+        memory.pipe_file(damaged, content[:-200] + bytes(200))
+    with pytest.raises(CoCoMixError, match=r"memory://b/data/train/00000\.arrow is not the file that its manifest"):
+        data.split("train").shards[0].read()
+    with pytest.raises(CoCoMixError, match=r"labels/validation/00000\.arrow is not the file that its manifest"):
+        labels.split("validation").fetch()
+    assert copies(cache) == ["train/00000.arrow", "train/00001.arrow"]
+    assert not list(cache.rglob("*.tmp"))
+
+    memory.rm_file("/b/data/train/00000.arrow")
+    with pytest.raises(CoCoMixError, match=r"memory://b/data/train/00000\.arrow does not exist"):
+        data.split("train").shards[0].read()
+    memory.rm_file("/b/data/meta.json")
+    with pytest.raises(CoCoMixError, match=r"memory://b/data has no meta.json: .*its upload was interrupted"):
+        PreparedData.open("memory://b/data")
+
+
+def test_a_copy_never_mixes_two_versions(tmp_path: Path, cache: Path, memory: Any) -> None:
+    opened = []
+    for seed in (0, 1):
+        corpus = write_corpus(tmp_path / f"corpus{seed}", documents=30, seed=seed)
+        prepared = prepare_toy(corpus, tmp_path / f"data{seed}")
+        memory.store.clear()
+        push(prepared.path, "memory://b/data")
+        opened.append(PreparedData.open("memory://b/data"))
+        assert (opened[-1].split("train").shards[0].read() == prepared.split("train").shards[0].read()).all()
+    assert opened[0].path != opened[1].path
+    assert (opened[0].split("train").shards[0].read() != opened[1].split("train").shards[0].read()).any()
+
+
+def test_sources_are_streamed(tmp_path: Path, memory: Any, cli: Cli) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [f"document {number}" for number in range(5)]
+    memory.pipe_file("/b/text/1.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in rows[:3]).encode())
+    with memory.open("/b/text/2.parquet", "wb") as stream:
+        pq.write_table(pa.table({"text": rows[3:]}), stream)
+    memory.pipe_file("/b/text/notes.pdf", b"?")
+    memory.pipe_file("/b/text/.hidden/x.txt", b"no")
+    memory.pipe_file("/b/pictures/x.png", b"?")
+    (folder,) = resolve_sources(["memory://b/text"])
+    assert [file.url for file in folder.remote] == ["memory://b/text/1.jsonl", "memory://b/text/2.parquet"]
+    assert folder.ignored == 1
+    assert folder.input_bytes() == sum(file.size for file in folder.remote)
+    documents = list(read_documents([folder]))
+    assert [document.text for document in documents] == rows
+    assert sum(document.read for document in documents) == pytest.approx(folder.input_bytes(), abs=2)
+    memory.pipe_file("/b/broken.jsonl", b'{"text": 1}\n')
+    with pytest.raises(CoCoMixError, match=r"^memory://b/broken.jsonl:1: 'text' holds a number"):
+        list(read_documents(resolve_sources(["memory://b/broken.jsonl"])))
+    for url, says in (
+        ("memory://b/none", "memory://b/none does not exist"),
+        ("memory://b/text/notes.pdf", "not a supported kind of file"),
+        ("memory://b/pictures", "memory://b/pictures holds no file of a supported kind"),
+    ):
+        cli.refuses("prepare", url, *SIZES, "--output", tmp_path / "data", says=says)
+    with pytest.raises(CoCoMixError, match="is given twice"):
+        resolve_sources(["memory://b/text", "memory://b/text/1.jsonl"])
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_is_uploaded_with_its_manifest_last(cache: Path, memory: Any, monkeypatch: Any) -> None:
+    order, original = [], type(memory).put_file
+    monkeypatch.setattr(type(memory), "put_file", lambda self, a, b, **k: (order.append(b), original(self, a, b, **k)))
+    with staged_directory(Path("memory://b/out")) as folder:
+        assert folder == partial_path(Path("memory://b/out"))
+        assert listing("memory://b/out") == {".cocomix-upload": 0}
+        (folder / "manifest.json").write_text("{}")
+        (folder / "train").mkdir()
+        (folder / "train" / "00000.arrow").write_text("x")
+    assert [name.rsplit("/", 1)[1] for name in order] == ["00000.arrow", "manifest.json"]
+    assert listing("memory://b/out") == {"manifest.json": 2, "train/00000.arrow": 1}
+    assert not made_at("memory://b/out").exists()
+    copy = local_folder("memory://b/out", "manifest.json")
+    assert copy.is_relative_to(cache_place("memory://b/out", "copies"))
+    assert {path.name for path in copy.iterdir()} == {"manifest.json", "train", ORIGIN}
+    with pytest.raises(CoCoMixError, match="memory://b/out already exists"), staged_directory(Path("memory://b/out")):
+        raise AssertionError
+    memory.pipe_file("/b/other/file", b"x")
+    with pytest.raises(CoCoMixError, match="holds something else"), staged_directory(Path("memory://b/other")):
+        raise AssertionError
+
+
+def test_nothing_stays_of_an_output_that_failed(cache: Path, memory: Any) -> None:
+    with pytest.raises(KeyError), staged_directory(Path("memory://b/out")):
+        raise KeyError
+    assert listing("memory://b/out") == {}
+    assert not made_at("memory://b/out").exists()
+    assert not partial_path(Path("memory://b/out")).exists()
+
+
+def test_an_upload_that_breaks_off_is_made_up_for(cache: Path, memory: Any, monkeypatch: Any, cli: Cli) -> None:
+    original, url = type(memory).put_file, "memory://b/out"
+
+    def broken(self: Any, source: str, target: str, **options: Any) -> None:
+        if target.endswith("1.arrow"):
+            raise OSError("connection lost")
+        original(self, source, target, **options)
+
+    def write() -> None:
+        with staged_directory(Path(url)) as folder:
+            for name in ("0.arrow", "1.arrow", "manifest.json"):
+                (folder / name).write_text(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(memory), "put_file", broken)
+        says = r"connection lost\); .*; the output is whole in .*: `cocomix push .*out memory://b/out` uploads it"
+        with pytest.raises(CoCoMixError, match=says):
+            write()
+    assert "manifest.json" not in listing(url)
+    with pytest.raises(CoCoMixError, match=r"has no manifest\.json: it is something else, or its upload was interr"):
+        local_folder(url, "manifest.json")
+    with (
+        pytest.raises(CoCoMixError, match="was made before, but its upload was interrupted"),
+        staged_directory(Path(url)),
+    ):
+        raise AssertionError
+    assert json.loads(cli("push", made_at(url), url, "--json").out) == {"url": url}
+    assert sorted(listing(url)) == ["0.arrow", "1.arrow", "manifest.json"]
+    assert not made_at(url).exists()
+    cli.refuses("push", cache, "memory://b/else", says="holds no finished artefact")
+    cli.refuses("push", local_folder(url, "manifest.json"), url, says="already exists")
+    cli.refuses("push", local_folder(url, "manifest.json"), "b/else", says="is no URL")
+
+
+def test_verbs_that_need_a_folder_here(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.refuses("eval", "s3://b/run", says="s3://b/run: a run that is read must be on this machine")
+    cli.refuses("demo", "s3://b/demo", says="s3://b/demo: the demo's folder must be on this machine")
+    cli.refuses("sweep", tmp_path, "-o", "s3://b/sweep", says="s3://b/sweep: a sweep must be on this machine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_urls_are_folders(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    url = f"file://{tmp_path}/there/data"
+    cli("prepare", workshop.corpus, *SIZES, "--output", url, "-q")
+    assert (tmp_path / "there" / "data" / "meta.json").is_file()
+    assert json.loads(cli("verify", url, "--json", "-q").out)["path"] == url
+    shard = tmp_path / "there" / "data" / "train" / "00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-300] + bytes(300))
+    error = cli("verify", url, "--json", "-q", status=1).err
+    assert f"{url}/train/00000.arrow" in error
+
+
+# ---- everything on S3 ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+        "AWS_ACCESS_KEY_ID": "of-the-tests",
+        "AWS_SECRET_ACCESS_KEY": "hunter2-hunter2",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    forget_connections()
+    system = fsspec.filesystem("s3")
+    system.mkdir("corpora")
+    yield system
+    server.stop()
+    forget_connections()
+
+
+def forget_connections() -> None:
+    """fsspec keeps file systems with the settings of their first use."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.slow
+def test_from_text_to_a_trained_model_with_everything_on_s3(
+    s3: Any, workshop: Workshop, tmp_path: Path, cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put(str(workshop.corpus), "corpora/text", recursive=True)
+    data = "s3://corpora/books"
+    meta = json.loads(cli("prepare", "s3://corpora/text", *SIZES, "--output", data, "--json").out)
+    here = PreparedData.open(workshop.data)
+    assert meta["fingerprint"] == here.meta.fingerprint
+    assert meta["sources"][0]["name"] == "s3://corpora/text"
+
+    made_with = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary, "-q")
+    cli("label", data, *made_with)
+    assert ConceptLabelStore.open(f"{data}/labels").manifest.fingerprint == fingerprint(workshop.labels)
+    cli.refuses("label", data, *made_with, says="s3://corpora/books/labels already exists")
+    cli.refuses("label", data, *made_with, "--shard", "0/2", "-o", "s3://corpora/x", says="cocomix push")
+
+    cache.rename(tmp_path / "first")  # another machine
+    places = {"data": data, "labels": f"{data}/labels", "tokens": 2 * 8 * BLOCK}
+    recipe = workshop.recipe_file(tmp_path / "r.yaml", "cocomix", **places)
+    run = json.loads(cli("train", recipe, "--output", "s3://corpora/run", "--json").out)
+    assert (run["data"]["path"], run["labels"]["path"]) == (data, f"{data}/labels")
+    assert "model.safetensors" in listing("s3://corpora/run")
+    assert b"data: s3://corpora/books\n" in s3.cat_file("corpora/run/recipe.yaml")
+    for url in (data, f"{data}/labels"):
+        found = json.loads(cli("verify", url, "--json").out)
+        assert found["whole"]
+        assert found["path"] == url
+    said = b"".join(s3.cat(s3.find("corpora")).values())
+    assert b"hunter2" not in said
+    assert b"of-the-tests" not in said
+
+    cli.refuses(
+        "prepare", "s3://corpora/text", *SIZES, "--output", "s3://nobody/x", says="s3://nobody/x does not exist"
+    )
+    cli.refuses("prepare", "s3://nobody/text", *SIZES, "--output", "s3://corpora/y", says="s3://nobody/text does not")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    forget_connections()
+    cli.refuses("verify", data, says="check the address, the network and your access keys")
+
+
+def fingerprint(labels: Path) -> str:
+    return ConceptLabelStore.open(labels).manifest.fingerprint

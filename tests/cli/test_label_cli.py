@@ -1,0 +1,40 @@
+"""`cocomix label` in parts, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.artifacts.output import partial_path, read_json
+from tests.command_line import Cli
+from tests.workshop import Workshop
+
+
+def test_parts_and_finish(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    output = tmp_path / "labels"
+    made_with = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary, "--output", output)
+    assert json.loads(cli("label", workshop.data, *made_with, "--shard", "1/2", "--json").out) == {"finished": False}
+    assert "shards are" in cli("label", workshop.data, *made_with, "--shard", "1/2").err
+    cli.refuses("label", workshop.data, "--finish", "-o", output, says="run the parts that are missing again")
+    (partial_path(output) / "finishing.json").write_text("{}")  # by a job that was killed
+    assert "--finish does if it was stopped" in cli("label", workshop.data, *made_with, "--shard", "0/2").err
+    manifest = json.loads(cli("label", workshop.data, "--finish", "-o", output, "--json").out)
+    assert manifest["fingerprint"] == read_json(workshop.labels / "manifest.json")["fingerprint"]
+    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "train", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--shard", "2/2"), "the last of 2 is 1/2"),
+        (("--shard", "1/2", "--finish"), "give one of them"),
+        (("--finish",), "there is nothing to finish"),
+        (("--address", "auto"), "add --engine ray"),
+        (("--gpus-per-worker", "1"), "add --engine ray"),
+        (("--engine", "ray", "--cpus-per-worker", "0"), "a Ray task cannot take"),
+    ],
+)
+def test_what_is_refused_before_anything_is_loaded(cli: Cli, tmp_path: Path, options: Any, says: str) -> None:
+    cli.refuses("label", tmp_path, "--teacher", "t", "--dictionary", "d", "--layer", 1, *options, says=says)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,185 @@
+"""A plan of small arms: once through, extended, with an arm that fails; and the shipped plan at its smallest."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cocomix.artifacts.output import read_json
+from cocomix.evaluation import DOCUMENTS_FILE, Run
+from cocomix.evaluation.document_losses import read_document_losses
+from cocomix.experiments import load_plan, run_sweep
+from cocomix.experiments.plan import label_folder
+from cocomix.experiments.runner import prepare_sweep
+from cocomix.experiments.tour import recipes_folder
+from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.runtime.errors import CoCoMixError
+from tests.command_line import Cli
+from tests.workshop import BLOCK, VOCAB, Workshop, write_corpus
+
+PLANS = sorted(recipes_folder().glob("paper_*.yaml"))
+
+
+def write_plan(folder: Path, workshop: Workshop, **changes: Any) -> Path:
+    """NTP and CoCoMix over two seeds, on the workshop's data, teacher and dictionary."""
+    folder.mkdir(exist_ok=True)
+    workshop.recipe_file(folder / "ntp.yaml", "ntp", tokens=4 * 8 * BLOCK)
+    workshop.recipe_file(folder / "cocomix.yaml", "cocomix", tokens=4 * 8 * BLOCK)
+    plan = {
+        "baseline": "ntp",
+        "seeds": [0, 1],
+        "arms": {"ntp": "ntp.yaml", "mixed": "cocomix.yaml"},
+        "teacher": {"layer": 1, "model": str(workshop.teacher)},
+        "dictionary": {"path": str(workshop.dictionary)},
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump({**plan, **changes}, sort_keys=False), encoding="utf-8")
+    return folder / "plan.yaml"
+
+
+def manifests(output: Path) -> dict[str, int]:
+    return {
+        str(file.parent.relative_to(output)): file.stat().st_mtime_ns for file in output.glob("runs/*/*/manifest.json")
+    }
+
+
+def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    plan, output = write_plan(tmp_path / "plans", workshop), tmp_path / "out"
+    result = json.loads(cli("sweep", plan, "--output", output, "--json").out)
+    assert result["complete"]
+    assert [(run["arm"], run["seed"], run["status"]) for run in result["runs"]] == [
+        ("ntp", 0, "finished"), ("mixed", 0, "finished"), ("ntp", 1, "finished"), ("mixed", 1, "finished"),
+    ]  # fmt: skip
+    assert (output / "report" / "report.html").is_file()
+    mixed = result["comparison"]["rows"][1]
+    assert (mixed["name"], mixed["seeds"], len(mixed["losses"])) == ("mixed", [0, 1], 2)
+    assert mixed["difference_interval"]["count"] == 2
+    assert mixed["documents"]["documents"] > 6
+    assert mixed["flops_with_teacher"] > mixed["training_flops"]
+    run = Run.open(output / "runs" / "mixed" / "seed1")
+    assert (run.manifest.name, run.manifest.seed, run.manifest.labels.path) == (
+        "mixed", 1, str(output / "labels" / "default"),
+    )  # fmt: skip
+    assert (run.path / DOCUMENTS_FILE).is_file()
+    before = manifests(output)
+
+    # A third arm and nothing else is new; its labels are its own.
+    arms = {"ntp": "ntp.yaml", "mixed": "cocomix.yaml"}
+    arms["active"] = {"base": "cocomix.yaml", "seeds": [0], "attribution": {"selection": "activation"}}
+    write_plan(tmp_path / "plans", workshop, arms=arms)
+    text = cli("sweep", plan, "--output", output, "-q").out
+    assert "| active |" in text
+    assert "cocomix, labels: selection activation" in text
+    after = manifests(output)
+    assert after.keys() - before.keys() == {"runs/active/seed0"}
+    assert all(after[name] == time for name, time in before.items())
+    own = ConceptLabelStore.open(label_folder(output, LabelSettings(selection="activation"))).manifest
+    assert own.settings.selection == "activation"
+
+    # An arm whose recipe changed is not taken for the one that was trained.
+    arms["mixed"] = {"base": "cocomix.yaml", "model": {"concept_loss_weight": 0.5}}
+    write_plan(tmp_path / "plans", workshop, arms=arms)
+    cli.refuses("sweep", plan, "-o", output, says="was trained by another recipe than the plan's 'mixed'")
+    write_plan(tmp_path / "plans", workshop, teacher={"layer": 0, "model": str(workshop.teacher)}, seeds=[5])
+    cli.refuses("sweep", plan, "-o", output, says="holds a sweep with another teacher")
+
+
+def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    arms = {
+        "ntp": "ntp.yaml",
+        "broken": {"base": "ntp.yaml", "model": {"backbone": {"n_positions": 4}}},
+        "mixed": "cocomix.yaml",
+    }
+    plan, output = write_plan(tmp_path / "plans", workshop, arms=arms, seeds=[0]), tmp_path / "out"
+    result = cli("sweep", plan, "-o", output, "--json", status=1)
+    assert "1 of 3 runs are missing (broken seed 0), so there is no report" in result.err
+    values = json.loads(result.out)
+    assert (values["complete"], values["comparison"], values["report"]) == (False, None, None)
+    states = {run["arm"]: (run["status"], run["error"]) for run in values["runs"]}
+    assert states["mixed"] == states["ntp"] == ("finished", None)
+    assert "n_positions" in states["broken"][1]
+    assert not (output / "report").exists()
+
+
+@pytest.mark.slow
+def test_several_at_once_are_processes_of_the_same_runs(workshop: Workshop, tmp_path: Path) -> None:
+    loaded = load_plan(write_plan(tmp_path / "plans", workshop, seeds=[0]), tmp_path / "out")
+    first = run_sweep(loaded, *prepare_sweep(loaded))
+    shutil.rmtree(tmp_path / "out" / "runs" / "mixed")
+    jobs, board = prepare_sweep(loaded)
+    assert [entry.arm for entry in board.missing()] == ["mixed"]
+    again = run_sweep(loaded, jobs, board, workers=2)
+    losses = [[entry.loss for entry in result.entries] for result in (first, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert read_document_losses(jobs[1].folder) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"baseline": "nobody"}, "baseline 'nobody' is no arm; the arms are ntp, mixed"),
+        ({"arms": {"ntp": "gone.yaml"}}, "gone.yaml does not exist"),
+        ({"arms": {"ntp": "ntp.yaml", "x": {"base": "ntp.yaml", "colour": "red"}}}, "arm 'x' (from"),
+        ({"arms": {"ntp": "ntp.yaml", "x": {"model": {}}}}, "fields with base: RECIPE"),
+        ({"arms": {"ntp": "ntp.yaml", "../x": "ntp.yaml"}}, "use letters, digits"),
+        ({"seeds": [1, 1]}, "without repetitions"),
+        ({"sedes": [1]}, "sedes is not a known field"),
+        ({"teacher": {"layer": 1}}, "give either model or recipe"),
+    ],
+)
+def test_plans_that_are_refused(
+    changes: dict[str, Any], says: str, workshop: Workshop, tmp_path: Path, cli: Cli
+) -> None:
+    plan = write_plan(tmp_path / "plans", workshop, **changes)
+    cli.refuses("sweep", plan, "-o", tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_refusals(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    cli.refuses("sweep", tmp_path / "none.yaml", says="does not exist")
+    plan = write_plan(tmp_path / "plans", workshop)
+    cli.refuses("sweep", plan, "--fast", says="no fast: section")
+    plan.write_text(plan.read_text().replace("  mixed: cocomix.yaml", "  ntp: cocomix.yaml\n  mixed: cocomix.yaml"))
+    cli.refuses("sweep", plan, says="the key 'ntp' stands twice")
+    plan.write_text("- a list")
+    with pytest.raises(CoCoMixError, match="is no plan"):
+        load_plan(plan)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_shipped_plan_resolves(path: Path, tmp_path: Path) -> None:
+    jobs = load_plan(path, tmp_path / "out").jobs()
+    arms = {job.arm: job.recipe for job in jobs}
+    assert {"ntp", "kd", "cocomix", "labels_activation", "hidden_l2", "mixing_only", "add", "pause"} <= arms.keys()
+    shared = {(str(r.data), r.tokens, r.evaluation_blocks, r.training["learning_rate"]) for r in arms.values()}
+    assert len(shared) == 1
+    assert len({json.dumps(recipe.model_dump(mode="json", exclude={"name"})) for recipe in arms.values()}) == len(arms)
+    assert arms["kd"].distillation.weight == 0.1
+
+
+@pytest.mark.slow
+def test_the_shipped_plan_runs_every_arm(tmp_path: Path, cli: Cli) -> None:
+    plan = yaml.safe_load((recipes_folder() / "paper_cpu.yaml").read_text(encoding="utf-8"))
+    corpus = write_corpus(tmp_path / "corpus", documents=120)
+    for name, arm in plan["arms"].items():
+        plan["arms"][name] = str(recipes_folder() / arm)
+    plan["teacher"]["recipe"]["base"] = str(recipes_folder() / plan["teacher"]["recipe"]["base"])
+    plan["fast"]["prepare"] = {
+        "sources": [str(corpus)],
+        "vocab_size": VOCAB,
+        "block_size": BLOCK,
+        "validation_fraction": 0.1,
+    }
+    plan["fast"]["common"] |= {"tokens": 2 * 4 * BLOCK}
+    plan["fast"]["teacher"] = {"recipe": {"tokens": 64 * BLOCK}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    result = json.loads(cli("sweep", tmp_path / "plan.yaml", "--fast", "-o", tmp_path / "out", "--json", "-q").out)
+    assert result["complete"]
+    rows = {row["name"]: row for row in result["comparison"]["rows"]}
+    assert rows.keys() == plan["arms"].keys()
+    assert {row["steps"] for row in rows.values()} == {2}
+    assert rows["kd"]["flops_with_teacher"] > rows["ntp"]["flops_with_teacher"] == rows["ntp"]["training_flops"]
+    assert rows["kd_stored"]["flops_with_teacher"] == pytest.approx(rows["kd"]["flops_with_teacher"])
+    assert read_json(tmp_path / "out" / "shared.json")["teacher"]["layer"] == 1

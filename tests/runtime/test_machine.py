@@ -1,0 +1,95 @@
+"""`cocomix doctor` on this machine, and on machines where things are missing."""
+
+import json
+import time
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.runtime import machine as doctor
+from cocomix.runtime.machine import Line, examine
+from tests.command_line import Cli
+
+
+def line(name: str, folder: Path) -> Line:
+    return {found.name: found for found in examine(folder)}[name]
+
+
+def test_this_machine(cli: Cli) -> None:
+    lines = json.loads(cli("doctor", "--json").out)
+    names = [found["name"] for found in lines]
+    assert names[:3] == ["python", "torch", "transformers"]
+    assert {"sae-lens", "device", "memory", "bfloat16", "attention", "allocator", "threads", "disk", "hub"} <= set(
+        names
+    )
+    assert all(found["state"] == "ok" or found["advice"] for found in lines)
+    assert "sdpa" in cli("doctor").out
+
+
+def test_a_package_is_missing_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    real = doctor.version
+
+    def version(name: str) -> str:
+        if name == "sae-lens":
+            raise PackageNotFoundError(name)
+        return "4.0" if name == "transformers" else real(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    assert line("sae-lens", tmp_path) == Line("sae-lens", "warn", "not installed", "run: pip install 'cocomix[sae]'")
+    old = line("transformers", tmp_path)
+    assert (old.state, old.value) == ("fail", "4.0")
+    assert "pip install 'transformers>=" in old.advice
+    result = cli("doctor", status=1)
+    assert "error: transformers: 4.0; run: pip install" in result.err
+    assert "cocomix[sae]" in result.out
+
+
+@pytest.mark.parametrize(("free", "state"), [(10**7, "fail"), (10**9, "warn"), (10**12, "ok")])
+def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": free}))
+    assert line("disk", tmp_path).state == state
+
+
+def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    assert "read-only" in line("disk", tmp_path).value
+
+
+def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
+    monkeypatch.setattr(doctor, "_available_memory", lambda: 2**28)
+    assert line("threads", tmp_path).advice.startswith("set OMP_NUM_THREADS=")
+    assert line("memory", tmp_path).value == "0.2 GiB free"
+    monkeypatch.setattr(doctor, "_available_memory", lambda: None)
+    assert line("memory", tmp_path).state == "warn"
+
+
+@pytest.mark.parametrize(("flags", "state"), [({"avx2"}, "warn"), ({"avx512_bf16", "amx_bf16"}, "ok")])
+def test_bfloat16_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], state: str) -> None:
+    monkeypatch.setattr(doctor, "_cpu_flags", lambda: flags)
+    assert doctor.default_device().type != "cpu" or line("bfloat16", tmp_path).state == state
+
+
+def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.constants, "HF_HUB_OFFLINE", True)
+    assert line("hub", tmp_path) == Line("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+    monkeypatch.setattr(doctor.constants, "HF_HUB_OFFLINE", False)
+
+    def refused(*arguments: Any, **keywords: Any) -> Any:
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    assert "no route" in line("hub", tmp_path).value
+    monkeypatch.setattr(doctor, "_HUB_SECONDS", 0.1)
+
+    def slow(*arguments: Any, **keywords: Any) -> Any:
+        time.sleep(1)
+        raise OSError("too late")
+
+    monkeypatch.setattr("urllib.request.urlopen", slow)
+    started = time.perf_counter()
+    found = doctor._Later(doctor._hub).result()
+    assert found.state == "warn"
+    assert time.perf_counter() - started < 0.9

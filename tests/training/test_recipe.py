@@ -1,0 +1,273 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cocomix
+from cocomix.cli.label_sources import label_sources
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe
+
+SOURCE = Path(cocomix.__file__).parent
+MINIMAL = "data: data/x\nobjective: ntp\nmodel: {backbone: {model_type: gpt2}}\n"
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(path: Path, match: str, overrides: tuple[str, ...] = ()) -> None:
+    with pytest.raises(CoCoMixError, match=match) as caught:
+        load_recipe(path, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", [RunConfig, StudentConfig, TeacherConfig, DictionaryConfig, DistillationConfig])
+def test_every_field_is_read_somewhere(section: Any) -> None:
+    text = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
+    for field in section.model_fields:
+        assert re.search(rf"\.{field}\b", text), f"{section.__name__}.{field} is read by nothing"
+
+
+def test_defaults() -> None:
+    config = RunConfig.model_validate(yaml.safe_load(MINIMAL))
+    assert (config.model.concept_topk, config.model.concept_loss_weight) == (32, 0.1)
+    assert config.model.mixing == "interleave"
+    assert config.attribution is None
+
+
+def test_a_recipe_is_frozen(tmp_path: Path) -> None:
+    config = load_recipe(write(tmp_path / "r.yaml", MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        config.tokens = 3
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        ("tokenz: 3", "tokenz is not a known field"),
+        ("teacher: {model: gpt2, layer: 5, colour: red}", r"teacher\.colour is not a known field"),
+        ("teacher: {model: gpt2}", r"teacher\.layer is missing"),
+        ("teacher: {model: gpt2, layer: -1}", r"teacher\.layer"),
+        ("tokens: 0", "tokens"),
+        ("tokens: many", "tokens"),
+        ("objective: sleep", "objective"),
+        ("evaluation_blocks: 0", "evaluation_blocks"),
+        ("training: 3", "training"),
+        ("attribution: {sign: sideways}", r"attribution\.sign"),
+        ("attribution: {k: 0}", r"attribution\.k"),
+        ("tokens: 5\ntraining: {max_steps: 3}", "exclude each other"),
+        ("tokens: 5\ntraining: {num_train_epochs: 3}", "exclude each other"),
+        ("objective: cocomix", "needs labels"),
+        ("objective: cocomix\nlabels: online", "labels: online needs teacher: and dictionary:"),
+        ("objective: cocomix\nlabels: x\nbaseline: matched", "baseline: matched needs objective: ntp"),
+        ("distillation: {}", r"distillation\.targets: online needs teacher:"),
+        ("distillation: {weight: 0}", r"distillation\.weight"),
+        ("distillation: {temperature: 2}", r"distillation\.temperature is not a known field"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, extra: str, match: str) -> None:
+    text = MINIMAL.replace("objective: ntp\n", "") if extra.startswith("objective") else MINIMAL
+    refused(write(tmp_path / "r.yaml", text + extra), match)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ("{backbone: {model_type: gpt2}, insert_layer: -1}", r"model\.insert_layer"),
+        ("{backbone: {model_type: gpt2}, mixing: shake}", r"model\.mixing"),
+        ("{backbone: {model_type: gpt2}, num_concepts: 0}", r"model\.num_concepts"),
+        ("{backbone: {model_type: gpt2}, concept_topk: 0}", r"model\.concept_topk"),
+        ("{backbone: {model_type: gpt2}, concept_loss_weight: -0.1}", r"model\.concept_loss_weight"),
+        ("{backbone: {model_type: gpt2}, prediction: tokens}", r"model\.prediction"),
+        ("{backbone: {model_type: gpt2}, hidden_loss: l3}", r"model\.hidden_loss"),
+        ("{backbone: {model_type: gpt2}, compression_init: tiny}", r"model\.compression_init"),
+        ("{insert_layer: 1}", r"model: backbone or pretrained is needed"),
+        ("{backbone: 3}", r"model\.backbone"),
+    ],
+)
+def test_what_is_wrong_with_the_model_is_named(tmp_path: Path, model: str, match: str) -> None:
+    refused(write(tmp_path / "r.yaml", f"data: x\nobjective: ntp\nmodel: {model}\n"), match)
+
+
+def test_cocomix_without_a_concept_loss_needs_no_labels(tmp_path: Path) -> None:
+    text = MINIMAL.replace("ntp", "cocomix").replace("}}", "}, concept_loss_weight: 0}")
+    assert load_recipe(write(tmp_path / "r.yaml", text)).labels is None
+
+
+def test_models_without_concepts_need_no_labels_but_what_they_are_told(tmp_path: Path) -> None:
+    text = MINIMAL.replace("ntp", "cocomix")
+    pause = load_recipe(write(tmp_path / "p.yaml", text.replace("}}", "}, mixing: pause}")))
+    assert (pause.labels, pause.has_concepts, pause.arm) == (None, False, "pause")
+    hidden = text.replace("}}", "}, prediction: hidden}")
+    refused(write(tmp_path / "h.yaml", hidden), "prediction: hidden needs teacher:")
+    both = text.replace("}}", "}, prediction: hidden, mixing: pause}")
+    refused(write(tmp_path / "b.yaml", both), "exclude each other")
+    told = load_recipe(write(tmp_path / "t.yaml", hidden + "teacher: {model: t, layer: 1}\n"))
+    assert (told.has_concepts, told.predicts_hidden, told.arm) == (False, True, "cocomix, hidden l2")
+    ignored = load_recipe(
+        write(tmp_path / "i.yaml", text.replace("cocomix", "ntp").replace("}}", "}, prediction: hidden}"))
+    )
+    assert (ignored.predicts_hidden, ignored.arm) == (False, "ntp")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arm"),
+    [
+        (("objective=ntp",), "ntp"),
+        (("objective=ntp", "baseline=matched", "distillation={weight: 0.2}"), "ntp, matched, kd"),
+        ((), "cocomix"),
+        (("model.mixing=none",), "cocomix, prediction only"),
+        (("model.mixing=residual", "model.concept_loss_weight=0"), "cocomix, residual, mixing only"),
+        (("model.compression_init=zero", "model.mixing=add"), "cocomix, add, zero compression"),
+        (("model.mixing=pause", "model.compression_init=zero", "distillation={}"), "pause, kd"),
+        (("model.prediction=hidden", "model.hidden_loss=cosine"), "cocomix, hidden cosine"),
+    ],
+)
+def test_arms_have_names(tmp_path: Path, overrides: tuple[str, ...], arm: str) -> None:
+    path = write(tmp_path / "r.yaml", MINIMAL.replace("ntp", "cocomix") + "labels: x\nteacher: {model: t, layer: 1}\n")
+    assert load_recipe(path, overrides).arm == arm
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    refused(tmp_path / "missing.yaml", "missing.yaml does not exist")
+    refused(tmp_path, "cannot be read")
+    refused(write(tmp_path / "bad.yaml", "a: [1, 2\nb: }"), r"bad\.yaml is not valid YAML")
+    refused(write(tmp_path / "list.yaml", "- a\n- b"), r"list\.yaml is no recipe")
+    refused(write(tmp_path / "empty.yaml", ""), r"empty\.yaml is no recipe")
+    refused(write(tmp_path / "tag.yaml", "a: !!python/object/apply:os.system ['true']"), r"tag\.yaml is not valid YAML")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    refused(tmp_path / "binary.yaml", "cannot be read|not valid YAML")
+
+
+def test_base_is_merged_key_by_key(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", MINIMAL + "tokens: 10\ntraining: {learning_rate: 1.0e-3, seed: 4}\n")
+    write(tmp_path / "sub" / "b.yaml", "base: ../a.yaml\ntraining: {seed: 5}\n")
+    write(tmp_path / "c.yaml", "base: sub/b.yaml\nmodel: {backbone: {n_layer: 2}}\ntokens: 20\n")
+    config = load_recipe(tmp_path / "c.yaml")
+    assert config.training == {"learning_rate": 1e-3, "seed": 5}
+    assert config.model.backbone == {"model_type": "gpt2", "n_layer": 2}
+    assert config.tokens == 20
+
+
+def test_circles_and_missing_bases_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "base: b.yaml\n")
+    write(tmp_path / "b.yaml", "base: a.yaml\n")
+    refused(tmp_path / "a.yaml", "its own base")
+    refused(write(tmp_path / "self.yaml", "base: self.yaml\n"), "its own base")
+    refused(write(tmp_path / "c.yaml", "base: nowhere.yaml\n"), r"nowhere\.yaml does not exist")
+
+
+def test_overrides_are_typed_and_come_last(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", MINIMAL + "tokens: 10\n")
+    overrides = (
+        "tokens=200_000",
+        "name=0815",
+        "training.learning_rate=2e-3",
+        "training.bf16=true",
+        "training.lr_scheduler_kwargs.min_lr=1E-5",
+        "model.backbone.n_layer=2",
+        "model.backbone.activation_function=relu",
+        "labels=null",
+        "evaluation_blocks=3",
+        "evaluation_blocks=4",
+        "teacher={model: a=b, layer: 1}",
+    )
+    config = load_recipe(path, (*overrides[:1], "name='0815'", *overrides[2:]))
+    assert config.tokens == 200_000
+    assert config.name == "0815"
+    assert config.training == {"learning_rate": 2e-3, "bf16": True, "lr_scheduler_kwargs": {"min_lr": 1e-5}}
+    assert config.model.backbone == {"model_type": "gpt2", "n_layer": 2, "activation_function": "relu"}
+    assert config.labels is None
+    assert config.evaluation_blocks == 4
+    assert config.teacher == TeacherConfig(model="a=b", layer=1)
+
+
+@pytest.mark.parametrize("override", ["tokens", "=3", "tokens=[", "model=3", "nonsense.deep=1", "tokens.a=1"])
+def test_overrides_that_make_no_sense(tmp_path: Path, override: str) -> None:
+    refused(write(tmp_path / "r.yaml", MINIMAL), re.split("[.=]", override)[0] or "--set", (override,))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rate=st.floats(1e-12, 1.0),
+    weight=st.floats(0.0, 10.0),
+    tokens=st.none() | st.integers(1, 10**14),
+    name=st.none() | st.text(max_size=20).filter(lambda text: text.isprintable()),
+    kwargs=st.dictionaries(st.text("abc", min_size=1), st.booleans() | st.integers() | st.floats(allow_nan=False)),
+)
+def test_a_saved_recipe_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, rate: float, weight: float, tokens: Any, name: Any, kwargs: Any
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": name,
+            "objective": "cocomix",
+            "data": "data/é x",
+            "labels": "labels",
+            "teacher": {"model": "m", "layer": 3, "revision": "1e5"},
+            "dictionary": {"path": "p", "sae_id": "0"},
+            "attribution": {"k": 3, "sign": "abs"},
+            "model": {"backbone": {"model_type": "gpt2", "x": rate}, "concept_loss_weight": weight},
+            "tokens": tokens,
+            "training": {"learning_rate": rate, "lr_scheduler_kwargs": kwargs},
+        }
+    )
+    path = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    save_recipe(config, path)
+    assert load_recipe(path) == config
+
+
+def sources(recipe: Path | None = None, **changes: Any) -> Any:
+    given: dict[str, Any] = {"teacher": None, "dictionary": None, "sae_id": None, "layer": None, "assignments": ()}
+    return label_sources(recipe, **{**given, "layer_of": lambda path: 7, **changes})
+
+
+LABELLED = MINIMAL + (
+    "teacher: {model: t, layer: 5, revision: abc}\n"
+    "dictionary: {path: release, sae_id: hook, fingerprint: f}\nattribution: {k: 3}\n"
+)
+
+
+def test_label_sources_from_a_recipe_and_options(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", LABELLED)
+    found = sources(path)
+    assert found.teacher == TeacherConfig(model="t", layer=5, revision="abc")
+    assert found.dictionary == DictionaryConfig(path="release", sae_id="hook", fingerprint="f")
+    assert found.dictionary.name == "release/hook"
+    assert found.settings.k == 3
+    assert sources(path, assignments=["k=2", "sign=abs"]).settings.k == 2
+    # Another teacher has other revisions, another dictionary another layer and no sae_id.
+    assert sources(path, teacher="u").teacher == TeacherConfig(model="u", layer=5)
+    assert sources(path, teacher="u", revision="def").teacher.revision == "def"
+    other = sources(path, dictionary="folder")
+    assert (other.teacher.layer, other.dictionary) == (7, DictionaryConfig(path="folder"))
+    assert sources(path, layer=2).teacher.layer == 2
+
+
+def test_label_sources_without_a_recipe() -> None:
+    found = sources(teacher="t", dictionary="d")
+    assert (found.teacher.layer, found.settings.k) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"dictionary": "d"}, "no teacher is given"),
+        ({"teacher": "t"}, "no dictionary is given"),
+        ({"teacher": "t", "dictionary": "d", "assignments": ["k"]}, "not of the form"),
+        ({"teacher": "t", "dictionary": "d", "assignments": ["colour=red"]}, "colour is not a known field"),
+        ({"teacher": "t", "dictionary": "d", "assignments": ["k=0"]}, "label settings: k"),
+        ({"teacher": "t", "dictionary": "d", "layer": -1}, "layer"),
+    ],
+)
+def test_label_sources_refuse(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(CoCoMixError, match=match):
+        sources(**changes)

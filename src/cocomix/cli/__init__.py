@@ -1,21 +1,32 @@
-"""The `cocomix` command: one thin function per verb, in the modules of this package.
+"""The `cocomix` command: a file per verb, named as the verb.
 
-Importing a module adds its verbs; `cocomix.cli.story` says in which order `--help` lists them.
+Importing a module adds its verb; `cocomix.cli.story` says in which order `--help` lists them.
 """
 
 from cocomix.cli import (  # noqa: F401 - their verbs
+    analyse,
     atlas,
-    begin,
-    care,
-    corpus,
+    compare,
+    consolidate,
+    demo,
+    distill,
+    doctor,
+    eval,
     explore,
     export,
-    interchange,
+    generate,
+    import_,
+    init,
+    inspect,
+    label,
+    prepare,
+    push,
     runs,
-    runs_list,
-    study,
+    sae,
+    steer_eval,
     sweep,
-    tour,
+    train,
+    verify,
 )
 from cocomix.cli.application import app, main
 

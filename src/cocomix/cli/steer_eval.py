@@ -1,63 +1,17 @@
-"""Verbs that look at a model's concepts and turn them: generate, steer-eval, inspect."""
+"""The verb `steer-eval`."""
 
-from dataclasses import asdict
 from typing import Annotated, Literal, TypeVar
 
 import typer
-from rich.console import Console
 
 from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["generate", "inspect", "steer_eval"]
+__all__ = ["steer_eval"]
+
 
 Number = TypeVar("Number", int, float)
-
-
-@app.command()
-def generate(
-    run: RunFolder,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
-    steer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ID=FACTOR",
-            help="Multiply a concept's logit (412=5), add to it (412+3, 412-3), set it (412:=8) or leave the concept "
-            "out (412:ban); with @20 at the end from token 20 on. Repeatable.",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample among so many tokens.")] = 50,
-    seed: Annotated[int, typer.Option(help="Decides the sample.")] = 0,
-    json_output: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Continue a text, with concepts turned up or down.
-
-    [dim]Example: cocomix generate runs/first "The function returns" --steer 412=5[/dim]
-    """
-    from cocomix.evaluation import Run
-    from cocomix.interpret import generate as run_generate
-    from cocomix.interpret import parse_steer
-
-    opened = Run.open(run)
-    texts = run_generate(
-        opened.model(),
-        opened.tokenizer(),
-        prompt,
-        max_new_tokens=max_new_tokens,
-        edits=[parse_steer(text) for text in steer or ()],
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-        reporter=ConsoleReporter(quiet=quiet),
-    )
-    if json_output:
-        print_json({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())})
-    else:
-        typer.echo(prompt + texts[0])
 
 
 @app.command("steer-eval")
@@ -128,31 +82,3 @@ def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise CoCoMixError(f"{option} {text} must be numbers separated by commas, without spaces.") from None
-
-
-@app.command()
-def inspect(
-    run: RunFolder,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to look at.")],
-    top: Annotated[int, typer.Option(help="Concepts per token.")] = 3,
-    describe: Annotated[bool, typer.Option(help="Say what concepts stand for, from the run's labels.")] = True,
-    json_output: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show the concepts predicted at every token.
-
-    [dim]Example: cocomix inspect runs/first "Return the number of items."[/dim]
-    """
-    from cocomix.evaluation import Run
-    from cocomix.interpret import inspect_text, render_table
-    from cocomix.interpret.run_concepts import describe_run_concepts
-
-    opened = Run.open(run)
-    with ConsoleReporter(quiet=quiet).progress("looking", None, "steps"):
-        tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
-        wanted = sorted({concept.id for token in tokens for concept in token.concepts})
-        descriptions = describe_run_concepts(opened, wanted) if describe else {}
-    if json_output:
-        print_json([asdict(token) for token in tokens])
-    else:
-        Console().print(render_table(tokens, descriptions))

@@ -1,4 +1,4 @@
-"""The verb that gives a recipe to start from: init."""
+"""The verb `init`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The verb that does everything once: demo."""
+"""The verb `demo`."""
 
 from pathlib import Path
 from typing import Annotated

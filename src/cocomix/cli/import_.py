@@ -1,4 +1,4 @@
-"""The verb that brings in what other code saved, and writes for it: import."""
+"""The verb `import`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""The verbs that look after things: verify, push, doctor."""
+"""The verb `verify`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +14,10 @@ from cocomix.cli.application import AsJson, Quiet, app, print_json
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["doctor", "push", "verify"]
+__all__ = ["verify"]
 
-_COLOURS = {"ok": "green", "broken": "red", "fail": "red", "warn": "yellow", "not checked": "yellow"}
+
+_COLOURS = {"ok": "green", "broken": "red", "not checked": "yellow"}
 
 
 @app.command()
@@ -42,43 +43,6 @@ def verify(
     if found.broken:
         more = f" ({len(found.broken) - 1} more)" if len(found.broken) > 1 else ""
         raise CoCoMixError(f"{found.broken[0].detail}{more}")
-
-
-@app.command()
-def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Data, labels, a dictionary, a run, …")],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Folder to write: s3://…, gs://…, hf://….")],
-    json_output: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Upload a finished artefact, its manifest last.
-
-    [dim]Example: cocomix push data/books s3://corpora/books[/dim]
-    """
-    from cocomix.artifacts.uploads import push as run
-
-    written = run(folder, url)
-    ConsoleReporter(quiet=quiet).say(f"{folder} is at {written}")
-    if json_output:
-        print_json({"url": written})
-
-
-@app.command()
-def doctor(json_output: AsJson = False, quiet: Quiet = False) -> None:
-    """Look over this machine: versions, device, disk, hub.
-
-    [dim]Example: cocomix doctor[/dim]
-    """
-    from cocomix.runtime.machine import examine
-
-    lines = examine()
-    if json_output:
-        print_json([line._asdict() for line in lines])
-    elif not quiet:
-        Console().print(_table([(name, state, "; ".join(filter(None, texts))) for name, state, *texts in lines]))
-    failed = [line for line in lines if line.state == "fail"]
-    if failed:
-        raise CoCoMixError(f"{failed[0].name}: {failed[0].value}; {failed[0].advice}.")
 
 
 def _table(rows: Iterable[tuple[str, str, str]]) -> Table:

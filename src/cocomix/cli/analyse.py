@@ -1,0 +1,60 @@
+"""The verb `analyse`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.application import AsJson, Output, Quiet, app, print_json, print_table
+from cocomix.runtime.console import ConsoleReporter
+
+__all__ = ["analyse"]
+
+
+@app.command()
+def analyse(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; those without concepts are left out.")
+    ],
+    output: Output,
+    batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
+    limit_blocks: Annotated[int | None, typer.Option(help="Use only the first validation blocks.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the shuffled concepts.")] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what the concepts of runs do, as one page.
+
+    Concept reliance, lengths of compression vectors, recall by frequency, and statistics of the labels.
+
+    [dim]Example: cocomix analyse runs/first runs/residual --output analyses[/dim]
+    """
+    from cocomix.evaluation import Run
+    from cocomix.evaluation.analyses_report import analyse_runs
+    from cocomix.runtime.device import default_device
+
+    values = analyse_runs(
+        [Run.open(folder) for folder in runs],
+        output,
+        device=default_device(),
+        batch_size=batch_size,
+        limit_blocks=limit_blocks,
+        seed=seed,
+        reporter=ConsoleReporter(quiet=quiet),
+    )
+    if json_output:
+        print_json(values)
+    else:
+        print_table(
+            {
+                f"{name}: {kind}": delta
+                for name, each in values["reliance"].items()
+                for kind, delta in each["deltas"].items()
+            }
+        )
+        print_table(
+            {
+                f"{name}: compression vectors below 0.01": share
+                for name, share in values["unused_compression_vectors"].items()
+            }
+        )

@@ -1,0 +1,80 @@
+"""The verb `eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json, print_table
+from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["evaluate"]
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    data: Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels of that data.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 instead of float32.")] = False,
+    limit_blocks: Annotated[int | None, typer.Option(help="Use only the first blocks.")] = None,
+    per_document: Annotated[bool, typer.Option("--per-document", help="Keep losses by document for compare.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Measure downstream tasks instead; `paper` = the paper's seven."),
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with A.jsonl, B.jsonl, …; default: the tasks' hub data.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first rows of each task.")] = None,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run's loss and use of concepts, or tasks.
+
+    Loss, perplexity, bits per byte, concept recall and concept reliance go to the run's evaluation.json.
+
+    [dim]Example: cocomix eval runs/first[/dim]
+
+    [dim]Example: cocomix eval runs/first --tasks lambada_openai,piqa --task-data benchmarks[/dim]
+    """
+    import torch
+
+    from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
+    from cocomix.runtime.device import default_device
+
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    if tasks is not None:
+        opened = Run.open(run)
+        downstream = evaluate_tasks(
+            opened,
+            tasks.split(","),
+            device=default_device(),
+            task_data=task_data,
+            batch_size=batch_size,
+            dtype=dtype,
+            limit=limit,
+            reporter=ConsoleReporter(quiet=quiet),
+        )
+        (print_json(downstream.model_dump()) if json_output else print_table(downstream.summary()))
+        return
+    if task_data is not None or limit is not None:
+        raise CoCoMixError("--task-data and --limit are for downstream tasks; name them with --tasks.")
+    result = evaluate_run(
+        Run.open(run),
+        device=default_device(),
+        data=data,
+        labels=labels,
+        batch_size=batch_size,
+        dtype=dtype,
+        limit_blocks=limit_blocks,
+        per_document=per_document,
+        reporter=ConsoleReporter(quiet=quiet),
+    ).to_json()
+    if json_output:
+        print_json(result)
+    else:
+        reliance = result.pop("concept_reliance", {})
+        print_table({**result, **{f"reliance: {name}": value for name, value in reliance.items()}})

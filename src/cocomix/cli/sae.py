@@ -1,0 +1,43 @@
+"""The verb `sae`."""
+
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
+from cocomix.runtime.console import ConsoleReporter
+
+__all__ = ["sae"]
+
+
+@app.command()
+def sae(
+    data: DataFolder,
+    teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
+    layer: Annotated[int, typer.Option(help="0-based index of the block whose output is described.")],
+    output: Output,
+    num_concepts: Annotated[int, typer.Option(help="Latents of the autoencoder (C).")] = 2048,
+    k: Annotated[int, typer.Option(help="Active latents per token (K_SAE).")] = 16,
+    tokens: Annotated[int, typer.Option(help="Hidden states to train on.")] = 500_000,
+    batch_size: Annotated[int, typer.Option(help="Hidden states per step.")] = 1024,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam; by default from the number of latents.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a sparse autoencoder to a teacher's layer.
+
+    [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
+    """
+    from cocomix.concepts import FitSettings
+    from cocomix.concepts.sources import TeacherConfig
+    from cocomix.labelling.pipeline import fit_on_data
+
+    settings = FitSettings(
+        num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+    )
+    source = TeacherConfig(model=teacher, layer=layer, revision=revision)
+    report = fit_on_data(data, source, output, settings, ConsoleReporter(quiet=quiet))
+    if json_output:
+        print_json(report.model_dump(mode="json"))

@@ -1,0 +1,48 @@
+"""The verb `train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.application import AsJson, Quiet, app, print_json, print_table
+from cocomix.runtime.console import ConsoleReporter
+
+__all__ = ["train"]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see the recipes folder.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/RECIPE.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check the recipe and print its cost; train nothing.")] = False,
+    profile: Annotated[
+        int, typer.Option(metavar="N", help="Record N steps in the run's profile folder; they take longer.")
+    ] = 0,
+    json_output: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a student, baseline or teacher from a recipe.
+
+    A stopped run goes on from its last checkpoint when the same command is given again.
+
+    [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
+    """
+    from cocomix.artifacts.remote import local_folder
+    from cocomix.runtime.processes import is_first_process
+    from cocomix.training import dry_run as preview
+    from cocomix.training import train as run
+    from cocomix.training.recipe import load_recipe
+
+    config = load_recipe(recipe, assignments or ())
+    if dry_run:
+        plan = preview(config)
+        if is_first_process():
+            (print_json if json_output else print_table)(plan)
+        return
+    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet), profile_steps=profile)
+    if json_output and is_first_process():
+        typer.echo((local_folder(folder, "manifest.json") / "manifest.json").read_text(encoding="utf-8"))

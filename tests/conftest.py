@@ -1,6 +1,8 @@
 """One workshop for the whole session; threads only cost at this size."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +19,14 @@ settings.load_profile("cocomix")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_everywhere() -> None:
     torch.set_num_threads(1)  # sums depend on the number of threads in their last bits
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    logger = logging.getLogger("cocomix")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ Importing the package registers the model type `cocomix` with transformers' Auto
 that need more than the model are imported when they are first used.
 """
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 __version__ = version("cocomix")
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user sets up logging
 
 _ON_FIRST_USE = {
     "CoCoMixTrainer": "cocomix.training",

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cocomix.cli.story import story
 from cocomix.runtime.allocator import keep_freed_memory
+from cocomix.runtime.console import set_up_logging
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import first_to_fail
 from cocomix.runtime.stopping import STATUS, Terminated, termination_raised
@@ -111,9 +112,14 @@ def _options(
     """Options before the verb."""
 
 
+def _set_quiet(quiet: bool) -> bool:
+    set_up_logging(quiet=quiet)
+    return quiet
+
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", callback=_set_quiet)]
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `cocomix prepare`.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `cocomix train`.")]
 
@@ -122,6 +128,7 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130, SIGTERM in 143."""
     try:
         keep_freed_memory()
+        set_up_logging()
         _let_libraries_speak(False)
         with termination_raised():
             app()

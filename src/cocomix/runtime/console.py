@@ -1,30 +1,187 @@
-"""How long work tells a person what it is doing.
+"""Messages and progress of long work, by Python's `logging`.
 
-Library functions take a `Reporter` and are silent by default (`SilentReporter`); the command line passes a
-`ConsoleReporter`, which writes to standard error so that standard output stays free for results.
+Modules log to `logging.getLogger(__name__)` and open `progress()` around loops. Used as a library the package is silent
+unless its user configures logging; the command line calls `set_up_logging`, which writes to standard error, so that
+standard output stays free for results. rich is imported only where there is a terminal to draw on.
 """
 
+import functools
+import logging
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Task as RichTask
-from rich.text import Text
+from cocomix.runtime.processes import is_first_process
 
-__all__ = ["ConsoleReporter", "Reporter", "SilentReporter"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["ConsoleReporter", "Reporter", "SilentReporter", "progress", "set_up_logging"]
 
 Advance = Callable[[float], None]
+
+logger = logging.getLogger(__name__)
+_package = logging.getLogger("cocomix")
+
+
+def set_up_logging(*, quiet: bool = False) -> None:
+    """Write the package's messages to standard error; of processes that a launcher started, only the first does.
+
+    Calling it again changes `quiet`.
+
+    Args:
+        quiet: only warnings, and no progress.
+    """
+    if not is_first_process():
+        return
+    for handler in list(_package.handlers):
+        if isinstance(handler, _StandardError):
+            _package.removeHandler(handler)
+    _package.addHandler(_StandardError())
+    _package.setLevel(logging.WARNING if quiet else logging.INFO)
+    _package.propagate = False  # a library that configures the root logger would print everything a second time
+
+
+class _StandardError(logging.Handler):
+    """Prints information plainly, and warnings and errors with their level before them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}:" if record.levelno >= logging.WARNING else ""
+        try:
+            text = self.format(record)
+            if not sys.stderr.isatty():
+                print(*filter(None, (level, text)), file=sys.stderr, flush=True)  # noqa: T201  # a handler prints
+                return
+            from rich.text import Text
+
+            message = Text.assemble((level, "yellow"), " " if level else "", text)
+            _terminal().print(message, highlight=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def progress(
+    description: str,
+    total: float | None,
+    unit: str,
+    *,
+    done: float = 0,
+    first: float = 10.0,
+    interval: float = 60.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Advance]:
+    """Show how far work is while the block runs: a bar on a terminal, else a log line a minute.
+
+    Shows nothing where information is not logged: by default in library use, and with `quiet`.
+
+    Args:
+        description: what is being done, e.g. `"label"`.
+        total: amount of the whole work in `unit`s; None where it is not known.
+        unit: what is counted, e.g. `"tokens"`.
+        done: amount that was done before, of resumed work; not counted in the rate.
+        first: seconds until the first log line.
+        interval: seconds between log lines.
+        clock: the time in seconds.
+
+    Yields:
+        A function that adds an amount to what is done.
+    """
+    if not logger.isEnabledFor(logging.INFO):
+        yield lambda amount: None
+    elif sys.stderr.isatty() and any(isinstance(handler, _StandardError) for handler in _package.handlers):
+        with _bar(_terminal(), description, total, unit, done) as advance:
+            yield advance
+    else:
+        pace = _Pace(description, total, unit, done, clock)
+        ended = threading.Event()
+        # A thread, so that a step of several minutes does not look like a hung process.
+        speaker = threading.Thread(target=_speak, args=(pace, ended, first, interval), daemon=True)
+        speaker.start()
+        try:
+            yield pace.advance
+        finally:
+            ended.set()
+            speaker.join()
+
+
+class _Pace:
+    """Amount done, rate since the start and time left."""
+
+    def __init__(
+        self, description: str, total: float | None, unit: str, done: float, clock: Callable[[], float]
+    ) -> None:
+        self.description, self.total, self.unit, self.clock = description, total, unit, clock
+        self.before = self.done = done
+        self.started = clock()
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+
+    def line(self) -> str:
+        """E.g. `label: 1,200 of 4,000 tokens (30%), 20 tokens/s, 2 min left`."""
+        passed = self.clock() - self.started
+        rate = (self.done - self.before) / passed if passed > 0 else 0.0
+        if self.total is None:
+            parts = [f"{self.done:,.0f} {self.unit}"]
+        else:
+            parts = [f"{self.done:,.0f} of {self.total:,.0f} {self.unit} ({self.done / max(self.total, 1e-9):.0%})"]
+        if rate == 0:
+            parts.append(f"{_duration(passed)} so far")
+        else:
+            parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:,.2g} {self.unit}/s")
+            if self.total is not None:
+                parts.append(f"{_duration(max(self.total - self.done, 0) / rate)} left")
+        return f"{self.description}: {', '.join(parts)}"
+
+
+def _speak(pace: _Pace, ended: threading.Event, first: float, interval: float) -> None:
+    wait = first
+    while not ended.wait(wait):
+        logger.info(pace.line())
+        wait = interval
+
+
+def _duration(seconds: float) -> str:
+    """In one unit: `40 s`, `18 min`, `5.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+@functools.cache
+def _terminal() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _bar(console: "Console", description: str, total: float | None, unit: str, done: float = 0) -> Iterator[Advance]:
+    """A bar with the speed and the time left, taken down at the end."""
+    from rich import progress as rich_progress
+    from rich.markup import escape
+    from rich.text import Text
+
+    class Speed(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="progress.data.speed")
+
+    columns = (
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn() if total is None else rich_progress.TaskProgressColumn(),
+        Speed(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(escape(description), total=total, completed=done)  # type: ignore[arg-type]  # any number
+        yield lambda amount: bar.advance(task, amount)
 
 
 class Reporter(Protocol):
@@ -58,31 +215,22 @@ class SilentReporter:
         yield lambda amount: None
 
 
-class _SpeedColumn(TextColumn):
-    """Units per second of a task, e.g. `8,012 tokens/s`."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: RichTask) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="progress.data.speed")
-
-
 class ConsoleReporter:
     """Writes messages and progress bars to standard error."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console if console is not None else Console(stderr=True)
+    def __init__(self, console: Any = None, *, quiet: bool = False) -> None:
+        self.console = console if console is not None else _terminal()
         self.quiet = quiet
 
     def say(self, message: str) -> None:
         """Print the message unless quiet."""
         if not self.quiet:
-            self.console.print(escape(message), highlight=False, soft_wrap=True)
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print the message, even when quiet."""
+        from rich.markup import escape
+
         self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
 
     @contextmanager
@@ -91,14 +239,5 @@ class ConsoleReporter:
         if self.quiet or not self.console.is_terminal:
             yield lambda amount: None
             return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn() if total is not None else MofNCompleteColumn(),
-            _SpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(escape(description), total=total, unit=unit)
-            yield lambda amount: bar.advance(task, amount)
+        with _bar(self.console, description, total, unit) as advance:
+            yield advance

@@ -1,3 +1,78 @@
 """Folders that are whole or absent, here and at URLs."""
 
-__all__: list[str] = []
+from cocomix.artifacts.artifact import Artifact, open_artifact
+from cocomix.artifacts.faults import (
+    AlreadyExists,
+    BeingWritten,
+    Damaged,
+    MadeFromSomethingElse,
+    NotAnArtifact,
+    OutsideFolder,
+    Unreachable,
+    WrongKind,
+    WrongVersion,
+)
+from cocomix.artifacts.files import (
+    aside_path,
+    explained_full_disk,
+    flush,
+    flush_folder,
+    inside,
+    read_json,
+    write_json,
+    write_text,
+)
+from cocomix.artifacts.findings import Finding, Findings
+from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
+from cocomix.artifacts.lock import locked
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, differing
+from cocomix.artifacts.staging import PLAN, Staging, file_entry, made_at, partial_path
+from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
+from cocomix.artifacts.urls import is_there, redacted, require_local, shown, url_of
+
+__all__ = [
+    "MANIFEST",
+    "PLAN",
+    "AlreadyExists",
+    "Artifact",
+    "BeingWritten",
+    "Damaged",
+    "FileEntry",
+    "Finding",
+    "Findings",
+    "MadeFromSomethingElse",
+    "Manifest",
+    "NotAnArtifact",
+    "OutsideFolder",
+    "RemoteFolder",
+    "Staging",
+    "Unreachable",
+    "WrongKind",
+    "WrongVersion",
+    "aside_path",
+    "cache_folder",
+    "differing",
+    "explained",
+    "explained_full_disk",
+    "file_entry",
+    "file_sha256",
+    "file_system",
+    "fingerprint_json",
+    "flush",
+    "flush_folder",
+    "inside",
+    "is_there",
+    "locked",
+    "made_at",
+    "open_artifact",
+    "partial_path",
+    "read_json",
+    "redacted",
+    "require_local",
+    "retried",
+    "shown",
+    "tensor_sha256",
+    "url_of",
+    "write_json",
+    "write_text",
+]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, FitReport
 from cocomix.evaluation import Run
-from cocomix.integrity.findings import Checklist
 from cocomix.integrity.sources import check_data_source, check_label_source, check_teacher_source
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import checkpoint_fault, checkpoint_step
@@ -18,7 +18,7 @@ _FIT = "fit it again with `cocomix sae`"
 _TRAIN = "restore it from a copy, or train the run again"
 
 
-def check_dictionary(path: Path, checklist: Checklist) -> None:
+def check_dictionary(path: Path, checklist: Findings) -> None:
     """A dictionary: its weights against the fingerprint in `fit.json`, and its teacher where that is near."""
     dictionary = checklist.attempt("weights", "read by SAELens, shapes", _FIT, lambda: _finite_dictionary(path))
     if not (path / "fit.json").is_file():
@@ -41,7 +41,7 @@ def _finite_dictionary(path: Path) -> ConceptDictionary:
     return dictionary
 
 
-def check_run(path: Path, checklist: Checklist) -> None:
+def check_run(path: Path, checklist: Findings) -> None:
     """A run: its files, its model, and data and labels where they are near."""
     run = Run.open(path)
     files = read_json(path / "manifest.json").get("files")
@@ -66,14 +66,14 @@ def check_run(path: Path, checklist: Checklist) -> None:
         check_label_source(run.manifest.labels.path, run.manifest.labels.fingerprint, checklist)
 
 
-def check_unfinished_run(path: Path, checklist: Checklist) -> None:
+def check_unfinished_run(path: Path, checklist: Findings) -> None:
     """The checkpoints of an unfinished run."""
     for checkpoint in sorted((path / "checkpoints").glob("checkpoint-*"), key=checkpoint_step):
         check_checkpoint(checkpoint, checklist)
     checklist.skip("the run", "not finished; run the same `cocomix train` again to go on")
 
 
-def check_checkpoint(path: Path, checklist: Checklist) -> None:
+def check_checkpoint(path: Path, checklist: Findings) -> None:
     """A checkpoint: every file against its hash."""
     with checklist.check(path.name, "hashes of all its files", "remove it"):
         if fault := checkpoint_fault(path):

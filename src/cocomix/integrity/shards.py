@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import fingerprint_json
 from cocomix.data import PreparedData, tokenizer_fingerprint
 from cocomix.data.prepared import data_fingerprint
-from cocomix.integrity.findings import Checklist
 from cocomix.integrity.sources import check_dictionary_source, check_teacher_source
 from cocomix.labelling.columns import ShardColumns
 from cocomix.labelling.labels import LabelShard, id_storage, read_label_manifest
@@ -24,7 +24,7 @@ __all__ = ["check_data", "check_labels", "check_probabilities", "check_unfinishe
 _PREPARE = "run the same `cocomix prepare` to another --output and copy that file from there"
 
 
-def check_data(path: Path, checklist: Checklist) -> None:
+def check_data(path: Path, checklist: Findings) -> None:
     """Prepared data: every shard against its hash, the tokenizer and the whole against their fingerprints."""
     data = PreparedData.open(path)
     meta = data.meta
@@ -49,7 +49,7 @@ def check_data(path: Path, checklist: Checklist) -> None:
             )
 
 
-def check_labels(path: Path, checklist: Checklist) -> None:
+def check_labels(path: Path, checklist: Findings) -> None:
     """Labels: every shard, the fingerprint, and data, teacher and dictionary where they are near."""
     manifest = read_label_manifest(path)
     dtype, ignored = id_storage(manifest.num_concepts)
@@ -68,7 +68,7 @@ def check_labels(path: Path, checklist: Checklist) -> None:
     check_dictionary_source(manifest.dictionary.name, manifest.dictionary.fingerprint, checklist)
 
 
-def check_probabilities(path: Path, checklist: Checklist) -> None:
+def check_probabilities(path: Path, checklist: Findings) -> None:
     """Teacher probabilities: every shard, the fingerprint, and data and teacher where they are near."""
     manifest = read_probability_manifest(path)
     dtype = id_storage(manifest.vocab_size)[0]
@@ -86,7 +86,7 @@ def check_probabilities(path: Path, checklist: Checklist) -> None:
     check_teacher_source(manifest.teacher.name, manifest.teacher.fingerprint, checklist)
 
 
-def check_unfinished_shards(path: Path, checklist: Checklist) -> None:
+def check_unfinished_shards(path: Path, checklist: Findings) -> None:
     """A partial folder: the shards that are recorded as finished."""
     for record in sorted((path / PROGRESS).rglob("*.json")):
         name = str(record.relative_to(path / PROGRESS).with_suffix(""))
@@ -120,7 +120,7 @@ def _rows(path: Path, shard: LabelShard, column: str, width: int, dtype: np.dtyp
     return rows
 
 
-def _check_data_beside(path: Path, fingerprint: str, checklist: Checklist) -> None:
+def _check_data_beside(path: Path, fingerprint: str, checklist: Findings) -> None:
     """The data, where the folder lies within it (as `cocomix label` puts it by default)."""
     parent = path.resolve().parent
     if not (parent / "meta.json").is_file():

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
+from cocomix.artifacts.findings import Findings
 from cocomix.concepts import ConceptDictionary, load_teacher
 from cocomix.concepts.teacher import model_fingerprint
 from cocomix.data import PreparedData
-from cocomix.integrity.findings import Checklist
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_data_source", "check_dictionary_source", "check_label_source", "check_teacher_source"]
 
 
-def check_teacher_source(name: str, fingerprint: str, checklist: Checklist) -> None:
+def check_teacher_source(name: str, fingerprint: str, checklist: Findings) -> None:
     """The teacher, if it is a folder or a file here."""
     if not Path(name).exists():
         checklist.skip("teacher", f"{name} is not on this machine")
@@ -24,7 +24,7 @@ def check_teacher_source(name: str, fingerprint: str, checklist: Checklist) -> N
             )
 
 
-def check_dictionary_source(name: str, fingerprint: str, checklist: Checklist) -> None:
+def check_dictionary_source(name: str, fingerprint: str, checklist: Findings) -> None:
     """The dictionary, if it is a folder here."""
     if not Path(name).is_dir():
         checklist.skip("dictionary", f"{name} is not on this machine")
@@ -36,7 +36,7 @@ def check_dictionary_source(name: str, fingerprint: str, checklist: Checklist) -
             )
 
 
-def check_data_source(name: str, fingerprint: str, checklist: Checklist) -> None:
+def check_data_source(name: str, fingerprint: str, checklist: Findings) -> None:
     """The prepared data, if it is a folder here."""
     if not Path(name).is_dir():
         checklist.skip("data", f"{name} is not on this machine")
@@ -46,7 +46,7 @@ def check_data_source(name: str, fingerprint: str, checklist: Checklist) -> None
             raise CoCoMixError(f"{name} is no longer the data this was made from; bring that back to compare with it.")
 
 
-def check_label_source(name: str, fingerprint: str, checklist: Checklist) -> None:
+def check_label_source(name: str, fingerprint: str, checklist: Findings) -> None:
     """The labels, if they are a folder here."""
     if not Path(name).is_dir():
         checklist.skip("labels", f"{name} is not on this machine")

@@ -4,10 +4,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.data import load_tokenizer, tokenizer_fingerprint
 from cocomix.evaluation import Run
-from cocomix.integrity.findings import Checklist
 from cocomix.interpret import ConceptAtlas
 from cocomix.interpret.atlas_store import DATABASE, TOKENIZER, run_fingerprint
 from cocomix.runtime.errors import CoCoMixError
@@ -17,7 +17,7 @@ __all__ = ["check_atlas"]
 _AGAIN = "make it again with `cocomix atlas`"
 
 
-def check_atlas(path: Path, checklist: Checklist) -> None:
+def check_atlas(path: Path, checklist: Findings) -> None:
     """An atlas: its database, its tokenizer, and its run where that lies beside it."""
     with ConceptAtlas.open(path) as atlas:
         record = atlas.record

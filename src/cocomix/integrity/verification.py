@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cocomix.artifacts.findings import Findings, Verification
 from cocomix.artifacts.output import PLAN, read_json
 from cocomix.artifacts.remote import cache_folder, download_folder, url_of
-from cocomix.integrity.findings import Checklist, Verification
 from cocomix.integrity.models import check_checkpoint, check_dictionary, check_run, check_unfinished_run
 from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
 from cocomix.integrity.tables import check_atlas
@@ -22,7 +22,7 @@ __all__ = ["verify"]
 
 class _Kind(NamedTuple):
     name: str
-    check: Callable[[Path, Checklist], None]
+    check: Callable[[Path, Findings], None]
 
 
 _DATA = _Kind("prepared data", check_data)
@@ -59,9 +59,9 @@ def verify(path: Path, reporter: Reporter | None = None) -> Verification:
         raise CoCoMixError(f"{path} is not a folder; give one that a cocomix command wrote.")
     kind, version = _recognise(path)
     with (reporter or SilentReporter()).progress(f"checking {kind.name}", None, "checks") as advance:
-        checklist = Checklist(advance=advance)
+        checklist = Findings(advance=advance)
         kind.check(path, checklist)
-    return Verification(path, kind.name, version, tuple(checklist.findings))
+    return Verification(path, kind.name, version, tuple(checklist.found))
 
 
 def _verify_remote(url: str, reporter: Reporter | None) -> Verification:

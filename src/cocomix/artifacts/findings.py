@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from cocomix.artifacts.remote import shown
+from cocomix.artifacts.urls import shown
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Checklist", "Finding", "State", "Verification"]
+__all__ = ["Finding", "Findings", "State", "Verification"]
 
 T = TypeVar("T")
 State = Literal["ok", "broken", "not checked"]
@@ -48,7 +48,7 @@ class Verification:
 
     @property
     def broken(self) -> tuple[Finding, ...]:
-        """The findings that are."""
+        """The findings that are broken."""
         return tuple(finding for finding in self.findings if finding.state == "broken")
 
     def to_json(self) -> dict[str, Any]:
@@ -63,11 +63,16 @@ class Verification:
 
 
 @dataclass
-class Checklist:
+class Findings:
     """Collects findings while checks run, and tells `advance` of each."""
 
-    findings: list[Finding] = field(default_factory=list)
+    found: list[Finding] = field(default_factory=list)
     advance: Callable[[float], None] = lambda amount: None
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """The findings that are broken."""
+        return tuple(finding for finding in self.found if finding.state == "broken")
 
     @contextmanager
     def check(self, what: str, detail: str, remedy: str) -> Iterator[None]:
@@ -101,10 +106,14 @@ class Checklist:
             if found != recorded:
                 raise CoCoMixError(f"{what} is not what was recorded ({detail}); {remedy}.")
 
+    def note(self, what: str, detail: str, fault: Exception | None) -> None:
+        """Note `what` as ok with `detail`, or as broken by `fault`."""
+        self._note(what, "ok" if fault is None else "broken", detail if fault is None else str(fault))
+
     def skip(self, what: str, why: str) -> None:
         """Note that something was not within reach."""
         self._note(what, "not checked", why)
 
     def _note(self, what: str, state: State, detail: str) -> None:
-        self.findings.append(Finding(what, state, detail))
+        self.found.append(Finding(what, state, detail))
         self.advance(1)

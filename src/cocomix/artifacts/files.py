@@ -1,0 +1,132 @@
+"""Small files, written whole or not at all, and the one check of names that others gave."""
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cocomix.artifacts.faults import OutsideFolder
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = [
+    "aside_path",
+    "check_name",
+    "discard_asides",
+    "explained_full_disk",
+    "flush",
+    "flush_folder",
+    "inside",
+    "read_json",
+    "write_json",
+    "write_text",
+]
+
+
+def check_name(name: str) -> str:
+    """`name`, once it is seen to be a relative POSIX path that stays in its folder on every system.
+
+    Raises:
+        OutsideFolder: it is empty, absolute, holds `..`, a backslash, a drive or a NUL byte.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(sign in name for sign in ("\\", "\0")) or ":" in parts[0]:
+        raise OutsideFolder(f"the name {name!r} leads out of its folder; do not use what it comes from.", name)
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file whose name comes from a manifest or a bucket; every such name goes through here.
+
+    Raises:
+        OutsideFolder: the name is not plain (see `check_name`), or a symbolic link leads out of `folder`.
+    """
+    path = folder / check_name(name)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OutsideFolder(f"{path} is a link out of {folder}; do not use this folder.", name)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text aside, flush it to the disk and rename it over `path`, also where several processes do so."""
+    aside = aside_path(path)
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused by `json` as a programming error."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CoCoMixError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CoCoMixError(f"{path} does not exist; is {path.parent} the right folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CoCoMixError(f"{path} is not valid JSON ({error}); rebuild the folder it belongs to.") from error
+
+
+def aside_path(path: Path) -> Path:
+    """A name of its own for every call, beside `path`, under which its content is written before it is renamed."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def discard_asides(folder: Path) -> None:
+    """Remove what killed processes left half written anywhere in a folder that nobody writes to any more."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or which names a folder holds. A file that another process took away is left out."""
+    if path.is_dir() and os.name != "posix":  # other systems do not open folders
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush everything under `folder`, so that a rename after it cannot be kept without the content."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+@contextmanager
+def explained_full_disk(folder: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full, whichever library finds out while it writes to `folder`.
+
+    Raises:
+        CoCoMixError: there is no room. safetensors, tokenizers and `torch.save` raise errors of their own for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        told = any(clue in str(error) for clue in ("No space left", "Disk quota exceeded", "inline_container.cc"))
+        if isinstance(error, CoCoMixError) or not (full_disk or told):
+            raise
+        raise CoCoMixError(
+            f"cannot write {folder}: No space left on device; make room and run the same command again to go on."
+        ) from error

@@ -1,0 +1,273 @@
+"""Outputs appear whole or not at all: made in a folder beside the output, flushed to the disk, and renamed.
+
+Beside `NAME` lie, while it is made, `NAME.lock` (see `lock`) and the staging folder: `NAME.partial` where an
+interrupted command can go on, else `NAME.partial-` and random digits. What is made for a URL is made in the cache and
+uploaded, its manifest last; meanwhile a marker at the URL says who writes.
+"""
+
+import glob
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic
+
+from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse, Unreachable
+from cocomix.artifacts.files import (
+    aside_path,
+    discard_asides,
+    explained_full_disk,
+    flush,
+    flush_folder,
+    read_json,
+    write_json,
+)
+from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.lock import locked, this_process
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, differing
+from cocomix.artifacts.store import cache_place, copy_place
+from cocomix.artifacts.uploading import Claim, claimed
+from cocomix.artifacts.urls import shown, url_of
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = [
+    "PLAN",
+    "THREADS",
+    "Staging",
+    "file_entry",
+    "made_at",
+    "partial_path",
+    "publish",
+    "refuse_existing",
+    "seal",
+    "staged",
+]
+
+PLAN = "plan.json"
+"""Within a staging folder that can be gone on with: the kind, the identity, and the process that began it."""
+THREADS = min(8, os.cpu_count() or 1)
+
+
+def made_at(output: Path | str) -> Path:
+    """Where an output is made on this machine: itself, or the place in the cache from which it is uploaded."""
+    url = url_of(output)
+    return Path(output) if url is None else cache_place(url, "outgoing")
+
+
+def partial_path(output: Path | str) -> Path:
+    """The staging folder of an output that can be gone on with, `NAME.partial`; of a URL it is in the cache."""
+    return _beside(made_at(output), ".partial")
+
+
+def _beside(place: Path, suffix: str) -> Path:
+    if place.name in ("", ".."):  # `.` and `..` have no name of their own
+        place = place.resolve()
+    return place.with_name(place.name + suffix)
+
+
+class Staging(Generic[M]):
+    """An output while it is made.
+
+    Attributes:
+        path: the folder to write files to, in any subfolders.
+        output: what it becomes.
+    """
+
+    def __init__(self, path: Path, output: Path, finish: Callable[[M], None]) -> None:
+        self.path = path
+        self.output = output
+        self.finished = False
+        self._finish = finish
+
+    def finish(self, manifest: M) -> None:
+        """Hash the files, write the manifest, flush everything to the disk, rename the folder to `output`, and upload
+        it where that is a URL. Nothing may be written to `path` afterwards.
+
+        Args:
+            manifest: with the fields of its kind, and `made_from`; the rest is filled in.
+        """
+        self._finish(manifest)
+        self.finished = True
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Let one of the jobs that share the folder finish it. Yields whether this one may: no other is at it, and the
+        output is not there yet.
+        """
+        try:
+            with locked(_beside(made_at(self.output), ".finishing.lock"), shown(self.output)):
+                yield self.path.is_dir()
+        except BeingWritten:
+            yield False
+
+
+@contextmanager
+def staged(
+    output: Path | str,
+    kind: str,
+    format_version: int,
+    identity: dict[str, Any],
+    records: Callable[[str], bool],
+    *,
+    resume: bool = False,
+    shared: bool = False,
+) -> Iterator[Staging[M]]:
+    """Make an output; see `Artifact.create`, which says what the arguments mean.
+
+    Args:
+        output: the folder, or its URL.
+        kind: of the artefact.
+        format_version: of the artefact.
+        identity: as JSON.
+        records: whether the manifest lists a file, by its name.
+        resume: as of `create`.
+        shared: as of `create`.
+    """
+    place, url = made_at(output), url_of(output)
+    identity = json.loads(json.dumps(identity, allow_nan=False))  # tuples are lists in JSON
+    kept = resume or shared
+    folder = _beside(place, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
+
+    def finish(manifest: M) -> None:
+        discard_asides(folder)
+        filled = manifest.model_copy(update={"kind": kind, "version": format_version, "identity": identity})
+        seal(folder, filled, records)
+        if place.exists():
+            place.rmdir()
+        folder.rename(place)
+        (place / PLAN).unlink(missing_ok=True)  # after the rename: until then a killed command goes on by it
+        flush(place.parent)
+        if claim is not None:
+            publish(place, claim)
+
+    with ExitStack() as held:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(_beside(place, ".lock"), shown(output), shared=shared))
+            refuse_existing(output, identity)
+            if not kept:
+                for left in place.parent.glob(f"{glob.escape(_beside(place, '.partial-').name)}*"):
+                    shutil.rmtree(left, ignore_errors=True)  # of killed processes: the lock is ours
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CoCoMixError(f"cannot write to {place.parent}: {error.strerror}; choose another --output.") from error
+        staging = Staging(folder, Path(output), finish)
+        try:
+            claim = None if url is None else held.enter_context(claimed(url))
+            with explained_full_disk(folder):
+                if kept:
+                    _claim_staging(folder, kind, format_version, identity)
+                yield staging
+            if not (staging.finished or shared):
+                raise RuntimeError(f"the output {output} was left without finish()")
+        finally:
+            if not kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, claim: Claim) -> None:
+    """Upload a finished folder from the cache and keep it there as the local copy of what was uploaded.
+
+    Raises:
+        Unreachable: the upload failed; the folder is kept.
+    """
+    url = claim.remote.url
+    try:
+        claim.publish(folder)
+    except Unreachable as error:
+        raise Unreachable(
+            f"{str(error).rstrip('.')}; the output is whole in {folder}: run the same command again, or `cocomix push "
+            f"{folder} {url}`, to upload it."
+        ) from error
+    copy = copy_place(url, (folder / MANIFEST).read_bytes())
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(copy, ignore_errors=True)
+    folder.rename(copy)
+
+
+def refuse_existing(output: Path | str, identity: dict[str, Any]) -> None:
+    """Refuse an output that is there already and no empty folder, or is the current folder.
+
+    Raises:
+        AlreadyExists: it is; the error names the settings in which it differs.
+    """
+    place = made_at(output)
+    if place.resolve() == Path.cwd():
+        raise CoCoMixError("the current folder cannot be written as a whole; name a new folder with --output.")
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        keys = differing(json.loads((place / MANIFEST).read_bytes())["identity"], identity)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        keys = ()
+    of = f" and was made with another {', '.join(keys)}" if keys else ""
+    if (url := url_of(output)) is not None:
+        raise AlreadyExists(
+            f"{url} was made before{of}, but its upload was interrupted: `cocomix push {place} {url}` uploads it; or "
+            f"remove {place} to make it again.",
+            keys,
+        )
+    raise AlreadyExists(f"{place} already exists{of}; remove it or choose another --output.", keys)
+
+
+def _claim_staging(folder: Path, kind: str, format_version: int, identity: dict[str, Any]) -> None:
+    """Record in `PLAN` what a staging folder is of, or check that it was begun with the same identity.
+
+    Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
+
+    Raises:
+        MadeFromSomethingElse: it was begun with another (the keys are named), or holds something else.
+    """
+    plan, wanted = folder / PLAN, {"kind": kind, "version": format_version, "identity": identity}
+    if not plan.exists():
+        others = [path for path in folder.iterdir() if not (path.name.startswith(".") and path.suffix == ".tmp")]
+        if others and not plan.exists():  # it may have come between
+            raise MadeFromSomethingElse(f"{folder} holds something else; remove it or choose another --output.")
+        aside = aside_path(plan)
+        write_json(aside, {**wanted, "process": this_process()})
+        try:
+            os.link(aside, plan)
+        except OSError:  # another job was faster, or the file system has no hard links
+            if not plan.exists():
+                aside.replace(plan)
+        aside.unlink(missing_ok=True)
+    found = read_json(plan)
+    keys = differing({name: found.get(name) for name in wanted}, wanted)
+    if keys:
+        names = tuple(key.removeprefix("identity.") for key in keys)
+        raise MadeFromSomethingElse(
+            f"{folder} was begun with another {', '.join(names)}; remove it or choose another --output.", names
+        )
+
+
+def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name: True) -> M:
+    """Hash a folder's files, write its manifest and flush all of it to the disk.
+
+    Args:
+        folder: with all files written.
+        manifest: with everything but `files`, `fingerprint` and `cocomix_version`; files that it names are not hashed.
+        records: whether the manifest lists a file, by its name.
+
+    Returns:
+        The manifest that was written.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    listed = [name for name in names if name not in (MANIFEST, PLAN) and records(name)]
+    with ThreadPoolExecutor(THREADS) as threads:  # hashlib lets other threads run
+        entries = threads.map(lambda name: manifest.files.get(name) or file_entry(folder / name), listed)
+        files = dict(zip(listed, entries, strict=True))
+    filled = manifest.model_copy(update={"files": files, "cocomix_version": version("cocomix")})
+    filled = filled.model_copy(update={"fingerprint": filled.computed_fingerprint()})
+    write_json(folder / MANIFEST, filled.model_dump(mode="json"))
+    flush_folder(folder)
+    return filled
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file."""
+    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path))

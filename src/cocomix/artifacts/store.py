@@ -1,0 +1,223 @@
+"""Folders at URLs that fsspec opens: listing, reading, writing, and where the cache keeps copies of them."""
+
+import errno
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import fsspec
+
+from cocomix.artifacts.faults import Unreachable
+from cocomix.artifacts.files import aside_path, check_name
+from cocomix.artifacts.urls import redacted
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["RemoteFolder", "cache_folder", "cache_place", "copy_place", "explained", "file_system", "retried"]
+
+T = TypeVar("T")
+_ATTEMPTS = 5
+_FIRST_WAIT = 0.5
+"""Seconds before the second attempt; doubled before each further one."""
+_LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    ValueError,  # and so every `CoCoMixError`
+)
+_LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)
+"""What another attempt does not mend."""
+
+
+def retried(action: Callable[[], T]) -> T:
+    """What `action` returns; a few attempts are made, with growing waits, if it fails as networks do.
+
+    The libraries under fsspec (botocore, aiohttp, httpx, google, huggingface_hub) share no class for network faults, so
+    everything is tried again but what is known to last: nothing there, no right, no room.
+    """
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return action()
+        except Exception as error:
+            # the last clause: botocore's NoCredentialsError, google's DefaultCredentialsError, …
+            if isinstance(error, _LASTING) or _errno(error) in _LASTING_ERRNO or "Credentials" in type(error).__name__:
+                raise
+            time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25))  # workers do not come back all at once
+    return action()
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Say in one sentence what a file system's library raises, whichever it is; secrets in its words are left out.
+
+    Raises:
+        Unreachable: instead of any exception of the block that is neither a missing file nor a missing right.
+        CoCoMixError: instead of these.
+    """
+    try:
+        yield
+    except CoCoMixError:
+        raise
+    except FileNotFoundError as error:
+        raise CoCoMixError(f"{url} does not exist ({_sentence(error)}).") from error
+    except PermissionError as error:
+        raise CoCoMixError(f"{url}: access is refused ({_sentence(error)}); check your access keys.") from error
+    except Exception as error:  # each library has a hierarchy of its own
+        raise Unreachable(
+            f"{url} cannot be reached ({type(error).__name__}: {_sentence(error)}); check the address, the network and "
+            "your access keys."
+        ) from error
+
+
+def _errno(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
+
+
+def _sentence(error: BaseException) -> str:
+    return redacted(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path within it.
+
+    Raises:
+        CoCoMixError: the kind of URL is unknown, or the package for it is missing.
+    """
+    scheme = url.split(":")[0]
+    options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+    try:
+        system, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise CoCoMixError(
+            f"{url} needs a package that is missing ({_sentence(error)}); pip install 'cocomix[remote]' brings s3fs, "
+            "others are installed by name."
+        ) from error
+    except ValueError as error:
+        raise CoCoMixError(f"{url}: {scheme}:// is no file system that is known here ({_sentence(error)}).") from error
+    return system, str(path)
+
+
+def cache_folder() -> Path:
+    """Where local copies and unfinished outputs are: `COCOMIX_CACHE`, by default `~/.cache/cocomix`."""
+    given = os.environ.get("COCOMIX_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "cocomix"
+
+
+def cache_place(url: str, kind: str) -> Path:
+    """The folder of the cache that belongs to a URL: `CACHE/KIND/s3/bucket/…`."""
+    scheme, place = url.split("://", 1)
+    parts = [quote(part, safe=" @+=,()[]") for part in place.split("/") if part not in ("", ".")]
+    return cache_folder().joinpath(kind, scheme, *parts)
+
+
+def copy_place(url: str, manifest: bytes) -> Path:
+    """The local copy of what is at a URL: a folder for every content of the manifest, so that versions never mix."""
+    return cache_place(url, "copies") / hashlib.sha256(manifest).hexdigest()[:16]
+
+
+class RemoteFolder:
+    """A folder at a URL. Every method tries again on network faults, and raises what `explained` says.
+
+    Attributes:
+        url: without a slash at its end; see `url_of`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._system, self._path = file_system(url)
+
+    def files(self) -> dict[str, int]:
+        """Names and sizes in bytes of all files below it; none if it does not exist.
+
+        Raises:
+            OutsideFolder: a name leads out of the folder, as object stores allow.
+        """
+        with explained(self.url):
+            self._system.invalidate_cache()
+            try:
+                found = retried(lambda: self._system.find(self._path, detail=True))
+            except FileNotFoundError:
+                return {}
+            start = len(self._path.rstrip("/")) + 1
+            sizes = {name[start:]: int(entry["size"] or 0) for name, entry in sorted(found.items()) if name[start:]}
+            return {check_name(name): size for name, size in sizes.items()}
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        try:
+            with explained(f"{self.url}/{name}"):
+                content: bytes = retried(lambda: self._system.cat_file(self._of(name)))
+        except CoCoMixError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise FileNotFoundError(f"{self.url}/{name}") from error
+            raise
+        return content
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy a file here; it appears when it is whole."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = aside_path(file)
+        try:
+            with explained(f"{self.url}/{name}"):
+                retried(lambda: self._system.get_file(self._of(name), str(aside)))
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def upload(self, name: str, file: Path) -> None:
+        """Copy a file there."""
+        with explained(f"{self.url}/{name}"):
+            retried(lambda: self._system.put_file(str(file), self._of(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        with explained(f"{self.url}/{name}"):
+            retried(lambda: self._system.pipe_file(self._of(name), content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file unless it is there, in one step where the store can (S3, GCS, memory).
+
+        Returns:
+            Whether it was written. A store that cannot do it in one step may say yes to two writers at once.
+        """
+
+        def attempt() -> bool:
+            try:
+                self._system.pipe_file(self._of(name), content, mode="create")
+            except Exception as error:  # S3's "precondition failed" has no class of its own
+                if self._exists(name):
+                    return False
+                if not isinstance(error, (NotImplementedError, TypeError)) and _errno(error) != errno.ENOSYS:
+                    raise
+                self._system.pipe_file(self._of(name), content)
+            return True
+
+        with explained(f"{self.url}/{name}"):
+            return retried(attempt)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, as far as that is possible."""
+        with suppress(Exception):
+            self._system.rm_file(self._of(name))
+            self._system.invalidate_cache()
+
+    def _exists(self, name: str) -> bool:
+        self._system.invalidate_cache()
+        return bool(self._system.exists(self._of(name)))
+
+    def _of(self, name: str) -> str:
+        return f"{self._path}/{check_name(name)}"

@@ -1,7 +1,6 @@
 """One workshop for the whole session; threads only cost at this size."""
 
 import logging
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import settings
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("cocomix", deadline=None)  # a busy machine is no failure
 settings.load_profile("cocomix")
 

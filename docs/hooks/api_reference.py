@@ -6,9 +6,12 @@ __all__ = ["ROOMS", "api_pages"]
 
 ROOMS = (
     "cocomix",
-    "cocomix.data",
-    "cocomix.concepts",
+    "cocomix.runtime",
+    "cocomix.artifacts",
     "cocomix.model",
+    "cocomix.concepts",
+    "cocomix.data",
+    "cocomix.labelling",
     "cocomix.training",
     "cocomix.evaluation",
     "cocomix.interpret",

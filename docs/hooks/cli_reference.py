@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from cocomix.cli.story import CHAPTERS
+from cocomix.cli.application import VERBS
 
 __all__ = ["cli_page"]
 
@@ -15,8 +15,8 @@ def cli_page(app: typer.Typer) -> str:
     """Markdown: every verb with its description, usage, examples, arguments and options."""
     group = typer.main.get_command(app)
     parts = []
-    for chapter, verbs in CHAPTERS.items():
-        parts += [f"## {chapter}", *(_verb(name, group.commands[name]) for name in verbs)]
+    for panel, verbs in VERBS.items():
+        parts += [f"## {panel}", *(_verb(name, group.commands[name]) for name in verbs)]
     return "\n\n".join(
         [
             "# Command line",

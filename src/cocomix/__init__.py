@@ -1,26 +1,29 @@
 """cocomix: pretrain language models that predict and mix continuous concepts (CoCoMix, arXiv 2502.08524).
 
-Importing the package registers the model type `cocomix` with transformers' Auto classes and does nothing else. Names
-that need more than the model are imported when they are first used.
+Importing the package loads neither PyTorch nor transformers: the public names are imported when they are first used.
+The model type `cocomix` is registered with transformers' Auto classes by `import cocomix.model`, by the first use of a
+model class, and by `import cocomix` where transformers is imported already.
 """
 
 import logging
+import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cocomix.model import (
-    CoCoMixConfig,
-    CoCoMixForCausalLM,
-    CoCoMixOutput,
-    ConceptEdit,
-    from_pretrained_backbone,
-)
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     from cocomix.concepts import ConceptDictionary, ConceptLabels, ConceptTeacher
+    from cocomix.model import (
+        CoCoMixConfig,
+        CoCoMixForCausalLM,
+        CoCoMixOutput,
+        ConceptEdit,
+        from_pretrained_backbone,
+    )
     from cocomix.training import CoCoMixTrainer
+
+    __version__: str
 
 __all__ = [
     "CoCoMixConfig",
@@ -36,19 +39,30 @@ __all__ = [
     "from_pretrained_backbone",
 ]
 
-__version__ = version("cocomix")
+_ROOMS = {
+    "CoCoMixConfig": "cocomix.model",
+    "CoCoMixForCausalLM": "cocomix.model",
+    "CoCoMixOutput": "cocomix.model",
+    "CoCoMixTrainer": "cocomix.training",
+    "ConceptDictionary": "cocomix.concepts",
+    "ConceptEdit": "cocomix.model",
+    "ConceptLabels": "cocomix.concepts",
+    "ConceptTeacher": "cocomix.concepts",
+    "from_pretrained_backbone": "cocomix.model",
+}
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user sets up logging
 
-_ON_FIRST_USE = {
-    "CoCoMixTrainer": "cocomix.training",
-    "ConceptDictionary": "cocomix.concepts",
-    "ConceptLabels": "cocomix.concepts",
-    "ConceptTeacher": "cocomix.concepts",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_FIRST_USE:
-        return getattr(import_module(_ON_FIRST_USE[name]), name)
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cocomix")
     raise AttributeError(f"module 'cocomix' has no attribute {name!r}")
+
+
+if "transformers" in sys.modules:  # so that its Auto classes know the model type from here on
+    import_module("cocomix.model")

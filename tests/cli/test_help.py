@@ -1,20 +1,26 @@
-"""What the command line says of itself: one screen, a story, an example for every verb, and the same options."""
+"""What the command line says of itself: panels, examples, common options, and how soon."""
 
+import os
 import re
+import resource
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 import typer
 
+import cocomix.cli
 from cocomix.cli import app
-from cocomix.cli.story import CHAPTERS
+from cocomix.cli.application import VERBS as PANELS
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
 GROUP: Any = typer.main.get_command(app)
 VERBS: dict[str, Any] = GROUP.commands
+HELPERS = {"application", "failures", "label_sources", "options", "printing"}
 SILENT = {"explore", "consolidate"}  # they report nothing: a server, and a folder
 
 
@@ -28,20 +34,67 @@ def examples(verb: str) -> list[str]:
     return [command.strip() for line in lines for command in line.split(";")]
 
 
-def test_the_help_is_one_screen(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_help_lists_every_verb_in_its_panel(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = cli("--help").out.splitlines()
-    assert 24 <= len(lines) <= 40
     assert max(map(len, lines)) <= 80
+    rows = [line.strip("│╭╰─╮╯ ").split("  ") for line in lines]
+    found = [row[0] for row in rows if row[0] in PANELS or row[0] in VERBS]
+    assert found == [name for panel, verbs in PANELS.items() for name in (panel, *verbs)]
     for verb, command in VERBS.items():  # nothing wraps
-        summary = command.help.splitlines()[0]
-        assert any(line.rstrip().endswith(f" {summary}") and f" {verb} " in line for line in lines), verb
+        assert [verb, command.help.splitlines()[0]] in [[row[0], row[-1].strip()] for row in rows]
 
 
-def test_it_tells_a_story(cli: Cli) -> None:
-    assert sorted(verb for verbs in CHAPTERS.values() for verb in verbs) == sorted(VERBS)
-    rows = [line[len("Look inside ") :].split(" ")[0] for line in cli("--help").out.splitlines()]
-    assert [row for row in rows if row in VERBS] == [verb for verbs in CHAPTERS.values() for verb in verbs]
+def test_a_verb_is_a_file_of_its_name() -> None:
+    files = {path.stem for path in Path(cocomix.cli.__file__).parent.glob("*.py")}
+    assert {verb.replace("-", "_") for verb in VERBS} == {name.rstrip("_") for name in files - {"__init__"} - HELPERS}
+
+
+ALL_HELP = """
+import sys
+from cocomix.cli import main
+
+for verb in sys.argv[1:]:
+    sys.argv = ["cocomix", *filter(None, [verb]), "--help"]
+    try:
+        main()
+    except SystemExit as done:
+        assert not done.code
+print("HEAVY", *sorted({"torch", "transformers", "datasets", "numpy", "pyarrow", "fsspec"} & set(sys.modules)))
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-c", ALL_HELP, "", *VERBS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY"
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help")])
+def test_help_takes_less_than_a_second(words: tuple[str, ...]) -> None:
+    """Of CPU time, since a busy machine stretches the clock's."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "cocomix", *words], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (("trian", "recipe.yaml"), "train"),
+        (("steer_eval", "run"), "steer-eval"),
+        (("lable", "data"), "label"),
+        (("train", "recipe.yaml", "--dryrun"), "--dry-run"),
+        (("label", "data", "--techer", "x"), "--teacher"),
+    ],
+)
+def test_a_misspelt_verb_or_option_is_answered_with_the_right_one(
+    cli: Cli, given: tuple[str, ...], meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    err = cli(*given, status=2).err
+    assert re.search(f"(Did you mean|Possible options).*{meant}", err), err
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -87,13 +140,29 @@ def test_verbose_shows_where_an_error_came_from(
     assert err.endswith(message)
 
 
-def test_verbose_lets_the_libraries_speak(cli: Cli) -> None:
-    heard = []
-    for flags in ((), ("-v",), ()):
-        cli("init", "--json", *flags)
-        heard.append((transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()))
-    quiet, loud = (transformers.logging.ERROR, False), (transformers.logging.INFO, True)
-    assert heard == [quiet, loud, quiet]
+HEARD = """
+import sys
+from cocomix.cli import main
+import cocomix.cli.runs
+
+def runs() -> None:
+    import datasets, transformers
+
+    bars = transformers.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    print(transformers.logging.get_verbosity(), *bars)
+
+cocomix.cli.runs.runs = runs
+sys.argv = ["cocomix", "runs", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(("flags", "heard"), [((), "40 False True"), (("--verbose",), "20 True False")])
+def test_verbose_lets_the_libraries_speak(flags: tuple[str, ...], heard: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if "PROGRESS_BARS" not in name}
+    command = [sys.executable, "-c", HEARD, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == heard
 
 
 def test_quiet_leaves_the_exit_status(cli: Cli, workshop: Workshop) -> None:

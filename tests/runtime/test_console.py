@@ -153,6 +153,7 @@ def test_progress_ends_on_an_error(monkeypatch: pytest.MonkeyPatch, on_a_termina
 
 
 def test_reporters_still_speak(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging()
     ConsoleReporter().say("hello [/x]")
-    ConsoleReporter(quiet=True).warn("careful")
+    ConsoleReporter().warn("careful")
     assert capsys.readouterr() == ("", "hello [/x]\nwarning: careful\n")

@@ -158,7 +158,7 @@ def test_sigterm_saves_and_ends(
         patched.setattr(MetricsFile, "on_step_begin", terminate, raising=False)
         with pytest.raises(Terminated) as caught:
             train(recipe(workshop), output)
-    assert caught.value.kept == f"the checkpoint of step {step + 1} is kept"
+    assert caught.value.__notes__ == [f"the checkpoint of step {step + 1} is kept"]
     found = last_complete_checkpoint(partial_path(output) / "checkpoints")
     assert found is not None
     assert found.name == f"checkpoint-{step + 1}"

@@ -165,7 +165,7 @@ def test_a_worker_refuses_in_one_sentence(cli: Cli, workshop: Workshop, tmp_path
     ],
 )
 def test_recipes_that_are_refused(workshop: Workshop, shards: Path, changes: dict[str, Any], says: str) -> None:
-    from cocomix.training.recipe import describe_validation_error
+    from cocomix.runtime.section import describe_validation_error
 
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate({**values(workshop, shards, "cocomix"), **changes})

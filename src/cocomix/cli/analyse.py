@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Output, Quiet, app, print_json, print_table
+from cocomix.cli.options import AsJson, Output
+from cocomix.cli.printing import print_json, print_table
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["analyse"]
 
 
-@app.command()
 def analyse(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders; those without concepts are left out.")
@@ -21,7 +21,6 @@ def analyse(
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first validation blocks.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled concepts.")] = 0,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Show what the concepts of runs do, as one page.
 
@@ -40,7 +39,7 @@ def analyse(
         batch_size=batch_size,
         limit_blocks=limit_blocks,
         seed=seed,
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json(values)

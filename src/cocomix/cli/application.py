@@ -1,97 +1,115 @@
-"""The application behind `cocomix`: its errors, its output, and the options that verbs share."""
+"""The application behind `cocomix`: imports a verb's module when the verb is asked for, and runs it."""
 
-import errno
 import inspect
-import json
-import sys
-import traceback
-from collections.abc import Callable
-from functools import wraps
+import keyword
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, wraps
+from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from cocomix.cli.story import story
+from cocomix.cli.failures import exit_after
 from cocomix.runtime.allocator import keep_freed_memory
 from cocomix.runtime.console import set_up_logging
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.processes import first_to_fail
-from cocomix.runtime.stopping import STATUS, Terminated, termination_raised
-from cocomix.training.recipe import describe_validation_error
+from cocomix.runtime.stopping import termination_raised
 
-__all__ = ["AsJson", "DataFolder", "Output", "Quiet", "RunFolder", "app", "main", "print_json", "print_table"]
+__all__ = ["VERBS", "app", "main"]
 
+VERBS: dict[str, tuple[str, ...]] = {
+    "Begin": ("demo", "doctor", "init"),
+    "Prepare": ("prepare", "sae", "label", "distill"),
+    "Train": ("train", "sweep", "runs"),
+    "Compare": ("eval", "compare", "analyse"),
+    "Look inside": ("generate", "inspect", "atlas", "steer-eval", "explore"),
+    "Keep well": ("verify", "consolidate", "export", "import", "push"),
+}
+"""Every verb, by the panel of `cocomix --help` it stands in. `steer-eval` is the one public function of the module
+`cocomix.cli.steer_eval`; only `import` needs another name, `import_`, because Python keeps the word for itself."""
 
-class _Interrupted(Exception):
-    """Ctrl-C in a command, which Typer would turn into a bare exit status."""
-
-
-class _Commands(typer.core.TyperGroup):
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        summaries = {name: (command.help or "").split("\n", 1)[0] for name, command in self.commands.items()}
-        opening = f"{' '.join(self.get_usage(ctx).split())}\n\n{self.help}"
-        Console().print(story(opening, summaries), highlight=False)
+_PANELS = {verb: panel for panel, verbs in VERBS.items() for verb in verbs}
 
 
-Verb = TypeVar("Verb", bound=Callable[..., Any])
+class _Commands(Mapping[str, Any]):
+    """The verbs as Typer's commands, each made from its module when it is looked up."""
+
+    def __getitem__(self, verb: str) -> Any:
+        return _command(verb)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PANELS)
+
+    def __len__(self) -> int:
+        return len(_PANELS)
 
 
-class _Application(typer.Typer):
-    """Gives every verb `--verbose`."""
+@cache
+def _command(verb: str) -> Any:
+    panel = _PANELS[verb]
+    module = import_module(f"cocomix.cli.{verb.replace('-', '_')}{'_' if keyword.iskeyword(verb) else ''}")
+    (name,) = module.__all__
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    alone.command(verb, rich_help_panel=panel)(_with_common_options(getattr(module, name)))
+    return typer.main.get_command(alone)
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Verb], Verb]:
-        def register(verb: Verb) -> Verb:
-            super(_Application, self).command(name, **settings)(_with_verbose(verb))
-            return verb
 
-        return register
+class _Group(typer.core.TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]  # nobody adds to it
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Let the libraries underneath speak, and show where an error came from.")
 ]
 
 
-def _with_verbose(verb: Callable[..., Any]) -> Callable[..., None]:
-    """A verb that also takes `--verbose`."""
+def _with_common_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that also takes `--quiet` and `--verbose`, and whose errors end in a sentence and an exit status."""
 
     @wraps(verb)
-    def run(*, verbose: bool, **values: Any) -> None:
-        if verbose:
-            _let_libraries_speak(True)
+    def run(*, quiet: bool, verbose: bool, **values: Any) -> None:
+        set_up_logging(quiet=quiet)
+        _let_libraries_speak(verbose)
         try:
             verb(**values)
-        except ValueError:  # a `CoCoMixError`, or a setting that pydantic refuses
-            if verbose:
-                traceback.print_exc()
-            raise
+        except BaseException as error:
+            exit_after(error, verbose=verbose)
 
     signature = inspect.signature(verb)
-    added = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
-    run.__annotations__ = {**verb.__annotations__, "verbose": Verbose}
+    added = {"quiet": Quiet, "verbose": Verbose}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in added.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *parameters])  # type: ignore[attr-defined]
+    run.__annotations__ = verb.__annotations__ | added
     return run
 
 
-app = _Application(
+def _let_libraries_speak(speak: bool) -> None:
+    """Set how much the libraries say that the verb is about to import, and those that its worker processes import.
+
+    By environment variables, because importing transformers and datasets to tell them takes four seconds.
+    """
+    os.environ["TRANSFORMERS_VERBOSITY"] = "info" if speak else "error"
+    for library in ("HF_HUB", "HF_DATASETS"):  # transformers' bars follow the hub's
+        os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "0" if speak else "1"
+
+
+app = typer.Typer(
     name="cocomix",
-    cls=_Commands,
+    cls=_Group,
     subcommand_metavar="VERB [ARGUMENTS]",
     help="Pretrain language models that predict and mix continuous concepts.",
+    epilog="`cocomix VERB --help` explains a verb by example.",
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -112,74 +130,8 @@ def _options(
     """Options before the verb."""
 
 
-def _set_quiet(quiet: bool) -> bool:
-    set_up_logging(quiet=quiet)
-    return quiet
-
-
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", callback=_set_quiet)]
-DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `cocomix prepare`.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `cocomix train`.")]
-
-
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit status 1, Ctrl-C in 130, SIGTERM in 143."""
-    try:
-        keep_freed_memory()
-        set_up_logging()
-        _let_libraries_speak(False)
-        with termination_raised():
-            app()
-    except (KeyboardInterrupt, _Interrupted):
-        _fail("stopped by Ctrl-C; run the same command again to go on from what is finished.", 130)
-    except Terminated as stopped:
-        _fail(f"stopped by SIGTERM; {stopped.kept}; run the same command again to go on.", STATUS)
-    except CoCoMixError as error:
-        _fail(str(error), 1)
-    except ValidationError as error:
-        _fail(f"{describe_validation_error(error)}.", 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        where = error.filename or "the output folder"
-        _fail(f"cannot write {where}: {error.strerror}; make room or choose another --output, and run again.", 1)
-    except Exception:
-        if first_to_fail():
-            raise
-        sys.exit(1)  # this process lost another one, which has said why
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    if first_to_fail():
-        Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    sys.exit(status)
-
-
-def _let_libraries_speak(speak: bool) -> None:
-    """Whether the libraries underneath say more than errors, and show bars: this command tells what it does itself."""
-    import datasets
-    import transformers
-
-    if speak:
-        transformers.logging.set_verbosity_info()
-        transformers.logging.enable_progress_bar()
-        datasets.enable_progress_bars()
-    else:
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-
-
-def print_table(values: dict[str, Any]) -> None:
-    """Two columns, name and value, on standard output."""
-    table = Table(show_header=False, box=None)
-    for name, value in values.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
-    Console().print(table)
-
-
-def print_json(value: Any) -> None:
-    """One JSON object (or list) on standard output, for scripts."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    keep_freed_memory()
+    with termination_raised():
+        app()

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json
+from cocomix.cli.options import AsJson, RunFolder
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["atlas"]
 
 
-@app.command()
 def atlas(
     run: RunFolder,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The atlas; default: RUN_atlas.")] = None,
@@ -30,7 +30,6 @@ def atlas(
     name_model: Annotated[str, typer.Option(help="Its name at the endpoint.")] = "default",
     name_count: Annotated[int, typer.Option(help="Concepts it names, most frequent first.")] = 64,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Make and search an atlas of a run's concepts.
 
@@ -56,7 +55,7 @@ def atlas(
             data=data,
             labels=labels,
             endpoint=endpoint,
-            reporter=ConsoleReporter(quiet=quiet),
+            reporter=ConsoleReporter(),
         )
         if json_output:
             print_json(record.model_dump(mode="json"))

@@ -5,19 +5,18 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Output, Quiet, app, print_json
+from cocomix.cli.options import AsJson, Output
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["compare"]
 
 
-@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, the baseline among them.")],
     output: Output,
     baseline: Annotated[str | None, typer.Option(help="Name of the baseline; default: the nearest NTP run.")] = None,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Compare runs: a table, curves, and a report page.
 
@@ -28,7 +27,7 @@ def compare(
 
     opened = [Run.open(folder) for folder in runs]
     comparison = run(opened, baseline)
-    write_report(comparison, output, sections=recorded_sections(opened), reporter=ConsoleReporter(quiet=quiet))
+    write_report(comparison, output, sections=recorded_sections(opened), reporter=ConsoleReporter())
     if json_output:
         print_json(comparison.to_json())
     else:

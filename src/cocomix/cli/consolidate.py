@@ -1,23 +1,23 @@
 """The verb `consolidate`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import Output, Quiet, app
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.cli.options import Output
 
 __all__ = ["consolidate"]
 
+logger = logging.getLogger(__name__)
 
-@app.command()
+
 def consolidate(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Folder checkpoint-STEP of a run with training.fsdp.")
     ],
     output: Output,
-    quiet: Quiet = False,
 ) -> None:
     """Make one model of a sharded checkpoint.
 
@@ -28,4 +28,4 @@ def consolidate(
     from cocomix.training.sharded_checkpoints import consolidate as run
 
     run(checkpoint, output)
-    ConsoleReporter(quiet=quiet).say(f"the model of {checkpoint.name} is in {output}")
+    logger.info(f"the model of {checkpoint.name} is in {output}")

@@ -5,18 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["demo"]
 
 
-@app.command()
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for everything.")] = Path("cocomix-demo"),
     fast: Annotated[bool, typer.Option(help="Two to three minutes; too short to learn much.")] = False,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Try the whole method on this machine: ten minutes.
 
@@ -30,6 +29,6 @@ def demo(
     from cocomix.experiments.tour import run_demo
 
     require_local(directory, "the demo's folder")
-    page = run_demo(directory, fast=fast, reporter=ConsoleReporter(quiet=quiet))
+    page = run_demo(directory, fast=fast, reporter=ConsoleReporter())
     if json_output:
         print_json({"folder": str(directory), "report": str(page)})

@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
+from cocomix.cli.options import AsJson, DataFolder, Output
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["distill"]
 
 
-@app.command()
 def distill(
     data: DataFolder,
     teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
@@ -20,7 +20,6 @@ def distill(
     bf16: Annotated[bool, typer.Option(help="Run the teacher in bfloat16 instead of float32.")] = False,
     batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Store a teacher's likeliest next tokens.
 
@@ -39,7 +38,7 @@ def distill(
         top_k=top_k,
         dtype="bfloat16" if bf16 else "float32",
         batch_tokens=batch_tokens,
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json(manifest.model_dump(mode="json"))

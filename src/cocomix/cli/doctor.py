@@ -1,22 +1,25 @@
 """The verb `doctor`."""
 
+import logging
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["doctor"]
+
+logger = logging.getLogger(__name__)
 
 
 _COLOURS = {"ok": "green", "fail": "red", "warn": "yellow"}
 
 
-@app.command()
-def doctor(json_output: AsJson = False, quiet: Quiet = False) -> None:
+def doctor(json_output: AsJson = False) -> None:
     """Look over this machine: versions, device, disk, hub.
 
     [dim]Example: cocomix doctor[/dim]
@@ -26,7 +29,7 @@ def doctor(json_output: AsJson = False, quiet: Quiet = False) -> None:
     lines = examine()
     if json_output:
         print_json([line._asdict() for line in lines])
-    elif not quiet:
+    elif logger.isEnabledFor(logging.INFO):
         Console().print(_table([(name, state, "; ".join(filter(None, texts))) for name, state, *texts in lines]))
     failed = [line for line in lines if line.state == "fail"]
     if failed:

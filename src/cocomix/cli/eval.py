@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json, print_table
+from cocomix.cli.options import AsJson, RunFolder
+from cocomix.cli.printing import print_json, print_table
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["evaluate"]
 
 
-@app.command("eval")
 def evaluate(
     run: RunFolder,
     data: Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")] = None,
@@ -30,7 +30,6 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first rows of each task.")] = None,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Measure a run's loss and use of concepts, or tasks.
 
@@ -56,7 +55,7 @@ def evaluate(
             batch_size=batch_size,
             dtype=dtype,
             limit=limit,
-            reporter=ConsoleReporter(quiet=quiet),
+            reporter=ConsoleReporter(),
         )
         (print_json(downstream.model_dump()) if json_output else print_table(downstream.summary()))
         return
@@ -71,7 +70,7 @@ def evaluate(
         dtype=dtype,
         limit_blocks=limit_blocks,
         per_document=per_document,
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=ConsoleReporter(),
     ).to_json()
     if json_output:
         print_json(result)

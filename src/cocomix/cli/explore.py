@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import Quiet, RunFolder, app
+from cocomix.cli.options import RunFolder
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["explore"]
 
 
-@app.command()
 def explore(
     run: RunFolder,
     atlas: Annotated[
@@ -31,7 +30,6 @@ def explore(
     password_file: Annotated[
         Path | None, typer.Option(help="File with a password; or set COCOMIX_EXPLORER_PASSWORD. The user is cocomix.")
     ] = None,
-    quiet: Quiet = False,
 ) -> None:
     """Open a run in the browser: read, steer, compare.
 
@@ -43,4 +41,4 @@ def explore(
 
     password = find_password(host, password_file)
     subject = open_subject(run, atlas=atlas, compare_with=compare or (), teacher=teacher, dictionary=dictionary)
-    serve(subject, host=host, port=port, password=password, reporter=ConsoleReporter(quiet=quiet))
+    serve(subject, host=host, port=port, password=password, reporter=ConsoleReporter())

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json
+from cocomix.cli.options import AsJson, Output, RunFolder
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["export"]
 
 
-@app.command()
 def export(
     run: RunFolder,
     output: Output,
@@ -23,7 +23,6 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that --push makes.")] = False,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Write a run as a model that needs transformers alone.
 
@@ -40,7 +39,7 @@ def export(
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")
     if push is not None:
         check_hub_access(push)
-    reporter = ConsoleReporter(quiet=quiet)
+    reporter = ConsoleReporter()
     export_run(run, output, license=license, languages=tuple(language or ()), reporter=reporter)
     address = None if push is None else push_to_hub(output, push, private=not public, reporter=reporter)
     if json_output:

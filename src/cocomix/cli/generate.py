@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json
+from cocomix.cli.options import AsJson, RunFolder
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["generate"]
 
 
-@app.command()
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
@@ -27,7 +27,6 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Sample among so many tokens.")] = 50,
     seed: Annotated[int, typer.Option(help="Decides the sample.")] = 0,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Continue a text, with concepts turned up or down.
 
@@ -47,7 +46,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         seed=seed,
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())})

@@ -1,17 +1,19 @@
 """The verb `import`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cocomix.cli.application import AsJson, Output, Quiet, app, print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.cli.options import AsJson, Output
+from cocomix.cli.printing import print_json
 
 __all__ = ["import_other"]
 
+logger = logging.getLogger(__name__)
 
-@app.command("import")
+
 def import_other(
     source: Annotated[
         Path,
@@ -30,7 +32,6 @@ def import_other(
         bool, typer.Option("--to-released", help="The other way: a run of ours for the released code.")
     ] = False,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Read checkpoints and autoencoders of other code.
 
@@ -38,13 +39,12 @@ def import_other(
     """
     from cocomix.interop import ConceptSettings, convert_autoencoder, export_to_released, import_released
 
-    reporter = ConsoleReporter(quiet=quiet)
     facts: dict[str, Any]
     if source.suffix == ".pt":
         dictionary = convert_autoencoder(source, output)
         facts = {"kind": "dictionary", "num_concepts": dictionary.n_concepts, "d_model": dictionary.d_model}
         facts |= {"k": dictionary.k, "normalize": dictionary.normalize}
-        reporter.say(
+        logger.info(
             f"{output}: {dictionary.n_concepts:,} concepts of states {dictionary.d_model} wide, as SAELens has it"
         )
     else:
@@ -55,7 +55,7 @@ def import_other(
         config = model.config
         facts = {"kind": "model", "parameters": model.num_parameters(), "insert_layer": config.insert_layer}
         facts |= {"num_concepts": config.num_concepts, "concept_topk": config.concept_topk}
-        reporter.say(
+        logger.info(
             f"{output}: {facts['parameters']:,} parameters, {config.num_concepts:,} concepts before block "
             f"{config.insert_layer}"
         )

@@ -1,5 +1,6 @@
 """The verb `init`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,20 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 
 __all__ = ["init"]
 
+logger = logging.getLogger(__name__)
 
-@app.command()
+
 def init(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A shipped recipe; without it they are listed.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the copy.")] = Path("recipes"),
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Copy a commented recipe to start from.
 
@@ -39,12 +40,11 @@ def init(
             Console().print(_table([(recipe.name, recipe.summary) for recipe in recipes]))
         return
     copied = copy_recipe(name, output)
-    reporter = ConsoleReporter(quiet=quiet)
     for path in copied.kept:
-        reporter.warn(f"{path} was there already and is kept as it is; {copied.recipe} starts from it.")
+        logger.warning(f"{path} was there already and is kept as it is; {copied.recipe} starts from it.")
     for path in copied.added:
-        reporter.say(f"{path}, which it starts from")
-    reporter.say(f"{copied.recipe} is yours to change; next: cocomix train {copied.recipe} --dry-run")
+        logger.info(f"{path}, which it starts from")
+    logger.info(f"{copied.recipe} is yours to change; next: cocomix train {copied.recipe} --dry-run")
     if json_output:
         print_json({part: _names(paths) for part, paths in copied._asdict().items()})
 

@@ -6,20 +6,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cocomix.cli.application import AsJson, Quiet, RunFolder, app, print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.cli.options import AsJson, RunFolder
+from cocomix.cli.printing import print_json
+from cocomix.runtime.console import progress
 
 __all__ = ["inspect"]
 
 
-@app.command()
 def inspect(
     run: RunFolder,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to look at.")],
     top: Annotated[int, typer.Option(help="Concepts per token.")] = 3,
     describe: Annotated[bool, typer.Option(help="Say what concepts stand for, from the run's labels.")] = True,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Show the concepts predicted at every token.
 
@@ -30,7 +29,7 @@ def inspect(
     from cocomix.interpret.run_concepts import describe_run_concepts
 
     opened = Run.open(run)
-    with ConsoleReporter(quiet=quiet).progress("looking", None, "steps"):
+    with progress("looking", None, "steps"):
         tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
         wanted = sorted({concept.id for token in tokens for concept in token.concepts})
         descriptions = describe_run_concepts(opened, wanted) if describe else {}

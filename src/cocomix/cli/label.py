@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, DataFolder, Quiet, app, print_json
+from cocomix.cli.options import AsJson, DataFolder
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
@@ -20,7 +21,6 @@ class Engine(Enum):
     ray = "ray"
 
 
-@app.command()
 def label(
     data: DataFolder,
     recipe: Annotated[Path | None, typer.Option(help="Take teacher, dictionary and attribution from a recipe.")] = None,
@@ -57,7 +57,6 @@ def label(
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
     ] = False,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Label tokens with the concepts that matter next.
 
@@ -69,7 +68,7 @@ def label(
     from cocomix.labelling import RaySettings, ShardPart, finish_labels
     from cocomix.labelling.pipeline import label_data, layer_of_dictionary
 
-    folder, reporter = output or data / "labels", ConsoleReporter(quiet=quiet)
+    folder, reporter = output or data / "labels", ConsoleReporter()
     if finish:
         if shard is not None:
             raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.labelling import LabelSettings
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
-from cocomix.training.recipe import describe_validation_error, load_recipe
+from cocomix.training.recipe import load_recipe
 
 __all__ = ["LabelSources", "label_sources"]
 

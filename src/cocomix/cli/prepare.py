@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Output, Quiet, app, print_json
+from cocomix.cli.options import AsJson, Output
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["prepare"]
 
 
-@app.command()
 def prepare(
     sources: Annotated[
         list[str],
@@ -38,7 +38,6 @@ def prepare(
     tokenizer_revision: Annotated[str | None, typer.Option(help="Commit of a Hub tokenizer.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Turn text into packed token blocks.
 
@@ -64,6 +63,6 @@ def prepare(
         tokenizer_revision=tokenizer_revision,
         seed=seed,
     )
-    data = run(settings, output, ConsoleReporter(quiet=quiet))
+    data = run(settings, output, ConsoleReporter())
     if json_output:
         print_json(data.meta.model_dump(mode="json"))

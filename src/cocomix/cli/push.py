@@ -1,22 +1,23 @@
 """The verb `push`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 
 __all__ = ["push"]
 
+logger = logging.getLogger(__name__)
 
-@app.command()
+
 def push(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Data, labels, a dictionary, a run, …")],
     url: Annotated[str, typer.Argument(metavar="URL", help="Folder to write: s3://…, gs://…, hf://….")],
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Upload a finished artefact, its manifest last.
 
@@ -25,6 +26,6 @@ def push(
     from cocomix.artifacts.uploads import push as run
 
     written = run(folder, url)
-    ConsoleReporter(quiet=quiet).say(f"{folder} is at {written}")
+    logger.info(f"{folder} is at {written}")
     if json_output:
         print_json({"url": written})

@@ -1,5 +1,6 @@
 """The verb `runs`."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,23 +10,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 
 if TYPE_CHECKING:
     from cocomix.evaluation.listing import RunSummary
 
 __all__ = ["runs"]
 
+logger = logging.getLogger(__name__)
+
 
 _STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "damaged": "red"}
 
 
-@app.command()
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.")] = Path("runs"),
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """List runs: state, tokens so far, last loss, age.
 
@@ -41,9 +42,7 @@ def runs(
     elif found:
         Console().print(_table(found))
     else:
-        ConsoleReporter(quiet=quiet).say(
-            f"no runs in {folder}; train one: cocomix train RECIPE --output {folder}/first"
-        )
+        logger.info(f"no runs in {folder}; train one: cocomix train RECIPE --output {folder}/first")
 
 
 def _table(found: "list[RunSummary]") -> Table:

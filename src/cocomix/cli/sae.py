@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, DataFolder, Output, Quiet, app, print_json
+from cocomix.cli.options import AsJson, DataFolder, Output
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["sae"]
 
 
-@app.command()
 def sae(
     data: DataFolder,
     teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
@@ -24,7 +24,6 @@ def sae(
     revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Fit a sparse autoencoder to a teacher's layer.
 
@@ -38,6 +37,6 @@ def sae(
         num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )
     source = TeacherConfig(model=teacher, layer=layer, revision=revision)
-    report = fit_on_data(data, source, output, settings, ConsoleReporter(quiet=quiet))
+    report = fit_on_data(data, source, output, settings, ConsoleReporter())
     if json_output:
         print_json(report.model_dump(mode="json"))

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from cocomix.cli.application import AsJson, Output, Quiet, RunFolder, app, print_json, print_table
+from cocomix.cli.options import AsJson, Output, RunFolder
+from cocomix.cli.printing import print_json, print_table
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
@@ -14,7 +15,6 @@ __all__ = ["steer_eval"]
 Number = TypeVar("Number", int, float)
 
 
-@app.command("steer-eval")
 def steer_eval(
     run: RunFolder,
     output: Output,
@@ -40,7 +40,6 @@ def steer_eval(
     batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Decides samples, controls and intervals.")] = 0,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Measure which concepts steer, how, and at what cost.
 
@@ -68,7 +67,7 @@ def steer_eval(
         settings,
         teacher=teacher,
         dictionary=dictionary,
-        reporter=ConsoleReporter(quiet=quiet),
+        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json(report.to_json())

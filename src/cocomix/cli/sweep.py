@@ -1,5 +1,6 @@
 """The verb `sweep`: arms × seeds from a plan, with a live table."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
@@ -18,17 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep"]
 
+logger = logging.getLogger(__name__)
+
 _STYLES = {"waiting": "dim", "running": "cyan", "finished": "green", "failed": "red"}
 
 
-@app.command()
 def sweep(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML file; see recipes/paper_cpu.yaml.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Sweep folder; default sweeps/PLAN.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="A few steps of every arm, at the plan's fast: sizes.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, sharing the cores.")] = 1,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Train and compare all arms and seeds of a plan.
 
@@ -42,12 +44,12 @@ def sweep(
     from cocomix.experiments.runner import prepare_sweep
 
     console = Console(stderr=True)
-    reporter = ConsoleReporter(console, quiet=quiet)
+    reporter = ConsoleReporter()
     if output is not None:
         require_local(output, "a sweep")
     loaded = load_plan(plan, output, fast=fast)
     todo, board = prepare_sweep(loaded, reporter)
-    live = console.is_terminal and not quiet
+    live = console.is_terminal and logger.isEnabledFor(logging.INFO)
     with (
         Live(get_renderable=lambda: _table(board.entries()), console=console, refresh_per_second=1)
         if live

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.application import AsJson, Quiet, app, print_json, print_table
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json, print_table
 from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["train"]
 
 
-@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see the recipes folder.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/RECIPE.")] = None,
@@ -23,7 +23,6 @@ def train(
         int, typer.Option(metavar="N", help="Record N steps in the run's profile folder; they take longer.")
     ] = 0,
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Train a student, baseline or teacher from a recipe.
 
@@ -43,6 +42,6 @@ def train(
         if is_first_process():
             (print_json if json_output else print_table)(plan)
         return
-    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(quiet=quiet), profile_steps=profile)
+    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(), profile_steps=profile)
     if json_output and is_first_process():
         typer.echo((local_folder(folder, "manifest.json") / "manifest.json").read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The verb `verify`."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -9,33 +10,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cocomix.artifacts.remote import shown
-from cocomix.cli.application import AsJson, Quiet, app, print_json
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import print_json
 from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["verify"]
 
+logger = logging.getLogger(__name__)
+
 
 _COLOURS = {"ok": "green", "broken": "red", "not checked": "yellow"}
 
 
-@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Data, labels, dictionary, run, checkpoint, atlas, …")],
     json_output: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Check an artefact, and what it says it was made from.
 
     [dim]Example: cocomix verify data/books/labels[/dim]
     """
+    from cocomix.artifacts.remote import shown
     from cocomix.integrity import verify as run
 
-    found = run(path, ConsoleReporter(quiet=quiet))
+    found = run(path, ConsoleReporter())
     if json_output:
         print_json(found.to_json())
-    elif not quiet:
+    elif logger.isEnabledFor(logging.INFO):
         Console().print(
             f"{found.kind}, format {found.format_version}, in {shown(found.path)}", highlight=False, markup=False
         )

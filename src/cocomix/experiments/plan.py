@@ -29,8 +29,9 @@ from cocomix.concepts import FitSettings
 from cocomix.data import PrepareSettings
 from cocomix.labelling import LabelSettings
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
-from cocomix.training.recipe import RunConfig, describe_validation_error, load_recipe, merged
+from cocomix.training.recipe import RunConfig, load_recipe, merged
 
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cocomix.runtime.processes import is_first_process
 
@@ -216,28 +216,16 @@ class SilentReporter:
 
 
 class ConsoleReporter:
-    """Writes messages and progress bars to standard error."""
-
-    def __init__(self, console: Any = None, *, quiet: bool = False) -> None:
-        self.console = console if console is not None else _terminal()
-        self.quiet = quiet
+    """Logs what it is told."""
 
     def say(self, message: str) -> None:
-        """Print the message unless quiet."""
-        if not self.quiet:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        """Log the message."""
+        logger.info(message)
 
     def warn(self, message: str) -> None:
-        """Print the message, even when quiet."""
-        from rich.markup import escape
+        """Log the message as a warning."""
+        logger.warning(message)
 
-        self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
-
-    @contextmanager
-    def progress(self, description: str, total: float | None, unit: str) -> Iterator[Advance]:
-        """Show a bar with speed and time remaining while the block runs; nothing when quiet or not a terminal."""
-        if self.quiet or not self.console.is_terminal:
-            yield lambda amount: None
-            return
-        with _bar(self.console, description, total, unit) as advance:
-            yield advance
+    def progress(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Advance]:
+        """Show progress, see `progress`."""
+        return progress(description, total, unit)

@@ -15,13 +15,9 @@ STATUS = 128 + signal.SIGTERM
 class Terminated(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt not an `Exception`, so that it ends what it meets, cleaning up.
 
-    Args:
-        kept: what is kept of the work, for the last line a person reads.
+    Whoever keeps something of the work says so in a note (`add_note`), a clause such as "the checkpoint of step 100 is
+    kept". The command line prints the notes of this error, of `KeyboardInterrupt`, and of a full disk's `OSError`.
     """
-
-    def __init__(self, kept: str = "what is finished is kept") -> None:
-        super().__init__(kept)
-        self.kept = kept
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.labelling import LabelSettings
 from cocomix.model.configuration import CompressionInit, HiddenLoss, Mixing, Prediction
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import Section
+from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
 from cocomix.training.recipe_data import CorpusConfig, DataConfig, Folder, MixtureConfig, StreamConfig
 
@@ -26,7 +26,6 @@ __all__ = [
     "RunConfig",
     "StreamConfig",
     "StudentConfig",
-    "describe_validation_error",
     "load_recipe",
     "merged",
     "save_recipe",
@@ -251,21 +250,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def save_recipe(config: RunConfig, path: Path) -> None:
     """Write the resolved recipe; reading it back gives an equal object."""
     write_text(path, dump_yaml(config.model_dump(mode="json")))
-
-
-def describe_validation_error(error: ValidationError) -> str:
-    """Pydantic's findings as one clause, field by field."""
-    parts = []
-    for finding in error.errors():
-        field = ".".join(str(part) for part in finding["loc"])
-        if finding["type"] == "extra_forbidden":
-            parts.append(f"{field} is not a known field")
-        elif finding["type"] == "missing":
-            parts.append(f"{field} is missing")
-        else:
-            message = finding["msg"].removeprefix("Value error, ")
-            parts.append(f"{field}: {message}" if field else message)
-    return "; ".join(parts)
 
 
 def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

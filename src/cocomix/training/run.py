@@ -150,7 +150,9 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             finally:
                 bar.close()
         if trainer.state.global_step < trainer.state.max_steps:
-            raise Terminated(f"the checkpoint of step {trainer.state.global_step:,} is kept")
+            stopped = Terminated()
+            stopped.add_note(f"the checkpoint of step {trainer.state.global_step:,} is kept")
+            raise stopped
         final = _final_evaluation(trainer)
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)

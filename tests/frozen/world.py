@@ -13,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cocomix.concepts import AttributionSettings, ConceptDictionary, ConceptTeacher, TeacherProbabilities
-from cocomix.concepts.labels import ConceptLabelStore, LabelSettings
+from cocomix.concepts import AttributionSettings, ConceptDictionary, ConceptTeacher
 from cocomix.concepts.saelens import save_sae_lens
-from cocomix.config import DictionaryConfig, RunConfig, TeacherConfig
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData, PrepareSettings, prepare
 from cocomix.evaluation import Run
 from cocomix.interop import from_reference_state_dict
 from cocomix.interpret import generate, parse_steer
-from cocomix.pipeline import distill_data, label_data
+from cocomix.labelling import TeacherProbabilities
+from cocomix.labelling.labels import ConceptLabelStore, LabelSettings
+from cocomix.labelling.pipeline import distill_data, label_data
 from cocomix.training import train
+from cocomix.training.recipe import RunConfig
 from tests.frozen import cases, material
 from tests.golden import GOLDEN, read_golden
 

@@ -11,8 +11,7 @@ from benchmarks.ratios import Section, ratio
 from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION, flops_per_token, random_batch, random_dictionary, random_model
-from cocomix.concepts import AttributionSettings, ConceptDictionary, ConceptTeacher
-from cocomix.concepts.attribution import label_agreement
+from cocomix.concepts import AttributionLabeller, ConceptDictionary, ConceptTeacher, label_agreement
 
 __all__ = ["label_flops", "label_work", "measure"]
 
@@ -65,13 +64,13 @@ def label_work(
     model = random_model(shape.teacher_config, settings.device)
     tokens, _ = random_batch(shape, settings.device)
     teacher = ConceptTeacher(copy.deepcopy(model), dictionary, shape.teacher.layer)
-    attribution = AttributionSettings.model_validate({"dtype": dtype})
+    labeller = AttributionLabeller(teacher, dtype=dtype)
 
     def twin() -> Tensor:
         with settings.autocast(dtype):
             return naive_labels(model, dictionary, shape.teacher.layer, tokens)
 
-    return lambda: teacher.label(tokens, settings=attribution).ids, twin
+    return lambda: labeller.label(tokens, k=LABELS_PER_POSITION).ids, twin
 
 
 def label_flops(shape: Shape) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cocomix.concepts import ConceptTeacher, SparseCodes
-from cocomix.concepts.attribution import attribute
+from cocomix.concepts.scoring import attribute
 from cocomix.data import VALIDATION, PreparedData
 from cocomix.evaluation import Run, inference
 from cocomix.interpret.prompts import visible
@@ -25,8 +25,8 @@ def measure(run: Run, block: int, window: range, position: int) -> dict[str, Any
     """Labels and predictions of the tokens in `window`, and every active latent's part at `position` of the block."""
     data = PreparedData.open(run.manifest.data.path)
     input_ids = torch.as_tensor(data.split(VALIDATION)[block]["input_ids"]).long().unsqueeze(0)
-    teacher, settings = open_run_teacher(run, data)
-    labels = teacher.label(input_ids, k=settings.k, settings=settings, reduction="sum").ids[0]
+    teacher, labeller, k = open_run_teacher(run, data)
+    labels = labeller.label(input_ids, k=k).ids[0]
     model, tokenizer = run.model(), data.tokenizer()
     with inference(model, model.device):
         predicted = model(input_ids).concept_ids[0]

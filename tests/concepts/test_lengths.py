@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.concepts import AttributionSettings, ConceptTeacher
-from cocomix.concepts.lengths import length_batches, pad_right
+from cocomix.concepts import AttributionLabeller, ConceptTeacher
+from cocomix.concepts.lengths import label_sequences, length_batches, pad_right
 from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import BACKBONES, VOCAB, make_dictionary, make_model
@@ -36,20 +36,20 @@ def test_batched_sequences_are_labelled_as_alone(backbone, gradient):
     generator = torch.Generator().manual_seed(5)
     lengths = (7, 1, 12, 3, 12, 2, 9)
     sequences = [torch.randint(1, VOCAB, (length,), generator=generator) for length in lengths]
-    settings = AttributionSettings(gradient=gradient, sign="abs")
-    found = teacher.label_sequences(sequences, batch_tokens=24, k=3, settings=settings)
+    labeller = AttributionLabeller(teacher, gradient=gradient, sign="abs")
+    found = label_sequences(labeller, sequences, batch_tokens=24, k=3)
     assert len(found) == len(sequences)
     for sequence, labels in zip(sequences, found, strict=True):
-        alone = teacher.label(sequence[None], k=3, settings=settings, reduction="sum")
+        alone = labeller.label(sequence[None], k=3)
         assert labels.ids.shape == (len(sequence), 3)
         assert torch.equal(labels.ids, alone.ids[0])
         torch.testing.assert_close(labels.scores, alone.scores[0], rtol=1e-3, atol=1e-5)
 
 
 def test_no_sequence_an_empty_one_and_a_batch_of_them():
-    teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
-    assert teacher.label_sequences([]) == []
+    labeller = AttributionLabeller(ConceptTeacher(make_model("gpt2"), make_dictionary(), 1))
+    assert label_sequences(labeller, [], k=4) == []
     with pytest.raises(CoCoMixError, match=r"sequence 1 has shape \[0\]; give one-dimensional sequences"):
-        teacher.label_sequences([torch.tensor([3]), torch.tensor([], dtype=torch.int64)])
+        label_sequences(labeller, [torch.tensor([3]), torch.tensor([], dtype=torch.int64)], k=4)
     with pytest.raises(CoCoMixError, match=r"sequence 0 has shape \[1, 2\]"):
-        teacher.label_sequences([torch.ones(1, 2, dtype=torch.int64)])
+        label_sequences(labeller, [torch.ones(1, 2, dtype=torch.int64)], k=4)

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
-from cocomix.concepts.attribution import attribute_dense
+from cocomix.concepts.scoring import attribute_dense
 from tests.golden import golden_files, read_golden
 
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import ConceptDictionary, ConceptTeacher
+from cocomix.concepts import AttributionLabeller, ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
 from cocomix.interpret.rank_statistics import RankTrend
 from cocomix.interpret.steer_effects import ARMS, SteerEvalSettings, measure_steering
 from cocomix.interpret.steer_scores import ConceptScore, control_p_value, curve, score_concepts, steering_shares
 from cocomix.interpret.survey import survey_concepts
 from cocomix.interpret.text_measures import MEASURES, measure_texts
-from cocomix.labelling import LabelSettings
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model
@@ -31,11 +30,13 @@ SETTINGS = SteerEvalSettings(
     resamples=100,
 )
 PROMPTS = tokens(3, 5)
-LABELS = LabelSettings(k=2)
+K = 2
 
 
 def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, **extra):
-    return measure_steering(model, teacher, LABELS, prompts, settings, end=0, vocab_size=VOCAB, **extra)
+    return measure_steering(
+        model, teacher, AttributionLabeller(teacher), K, prompts, settings, end=0, vocab_size=VOCAB, **extra
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,9 @@ def test_every_text_is_the_one_generated_alone(teacher, measured):
         else:
             text = model.generate(ids, concept_edits=edits, **greedy)
         concept = measured.concepts[concept_place]
-        expected = measure_texts(text, 5, [concept], student=model, teacher=teacher, labels=LABELS)
+        expected = measure_texts(
+            text, 5, [concept], student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=K
+        )
         for name in measured.measures:
             found = measured.values[arm][name][concept_place, factor_place, prompt]
             assert found == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6), (arm, name)
@@ -91,11 +94,15 @@ def test_adding_adds_so_many_times_the_usual_value(teacher):
                 text = steered.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
         else:
             text = model.generate(ids, concept_edits=[edit], **greedy)
-        expected = measure_texts(text, 5, [found.concepts[place]], student=model, teacher=teacher, labels=LABELS)
+        expected = measure_texts(
+            text, 5, [found.concepts[place]], student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=K
+        )
         for name in found.measures:
             assert found.values[arm][name][place, factor, 0] == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6)
     unsteered = model.generate(ids, **greedy)
-    expected = measure_texts(unsteered, 5, [found.concepts[0]], student=model, teacher=teacher, labels=LABELS)
+    expected = measure_texts(
+        unsteered, 5, [found.concepts[0]], student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=K
+    )
     assert found.values["student"]["activation"][0, 1, 0] == pytest.approx(expected["activation"][0], rel=1e-4)
     with pytest.raises(CoCoMixError, match="needs a survey"):
         measure(model, teacher, settings)

@@ -3,9 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cocomix.concepts import ConceptTeacher
+from cocomix.concepts import AttributionLabeller, ConceptTeacher
 from cocomix.interpret.text_measures import MEASURES, distinct_bigrams, measure_texts, repeated_fourgrams
-from cocomix.labelling import LabelSettings
 from tests.concepts.conftest import VOCAB, make_dictionary, make_model
 from tests.model.factories import student
 
@@ -22,11 +21,13 @@ def test_distinct_and_repeated():
 
 def test_measures_equal_a_text_at_a_time():
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
-    model, labels = student("gpt2"), LabelSettings(k=3)
+    model = student("gpt2")
     texts = torch.randint(1, VOCAB, (5, 12), generator=torch.Generator().manual_seed(0))
     latents = teacher.dictionary.latents(teacher.decoder.hidden_states(texts))
     concepts = latents[:, PROMPT:].sum(1).argmax(-1).tolist()
-    found = measure_texts(texts, PROMPT, concepts, student=model, teacher=teacher, labels=labels)
+    found = measure_texts(
+        texts, PROMPT, concepts, student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=3
+    )
     assert set(found) == set(MEASURES) - {"following"}
     for row, (text, concept) in enumerate(zip(texts, concepts, strict=True)):
         assert found["activation"][row] == pytest.approx(float(latents[row, PROMPT:, concept].mean()), rel=1e-5)
@@ -46,7 +47,7 @@ def test_following_is_the_mean_score_of_the_new_tokens():
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
     generator = torch.Generator().manual_seed(0)
     texts, followers = torch.randint(1, VOCAB, (3, 9), generator=generator), torch.randn(3, VOCAB, generator=generator)
-    shared = {"student": student("gpt2"), "teacher": teacher, "labels": LabelSettings(k=3)}
+    shared = {"student": student("gpt2"), "teacher": teacher, "labeller": AttributionLabeller(teacher), "k": 3}
     found = measure_texts(texts, PROMPT, [0, 1, 2], followers=followers, **shared)
     for row, text in enumerate(texts.tolist()):
         scores = [followers[row, token].item() for token in text[PROMPT:]]

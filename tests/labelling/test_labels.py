@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import AttributionSettings, ConceptTeacher
+from cocomix.concepts import ConceptTeacher
 from cocomix.labelling import ConceptLabelStore, LabelSettings, finishing, shards, write_labels
 from cocomix.labelling.labels import id_storage
 from cocomix.runtime.errors import CoCoMixError
@@ -54,9 +54,7 @@ def test_stored_labels_are_the_teachers(teacher, splits, tmp_path, score_dtype):
         tokens = np.concatenate([shard.tokens for shard in members]).astype(np.int64)
         assert len(blocks) == len(tokens)
         for index, row in enumerate(tokens):
-            expected = teacher.label(
-                torch.from_numpy(row)[None], k=3, settings=AttributionSettings(sign="abs"), reduction="sum"
-            )
+            expected = teacher.label(torch.from_numpy(row)[None], k=3, sign="abs", reduction="sum")
             found = blocks[index]["concept_labels"]
             assert found.dtype == torch.int64
             assert torch.equal(found, expected.ids[0])

@@ -25,7 +25,6 @@ from cocomix.training import CoCoMixTrainer, train
 from cocomix.training.arguments import training_arguments
 from cocomix.training.distillation import OnlineTeacher, Taught
 from cocomix.training.objectives import OBJECTIVES, Divisors
-from cocomix.training.teacher_cost import labelling_flops, running_flops
 from tests.model.factories import VOCAB, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 from tests.training.test_trainer import SEQ, Blocks, Logs
@@ -220,8 +219,8 @@ def test_the_teachers_flops(workshop: Workshop, tmp_path: Path) -> None:
     head = 2 * model.get_output_embeddings().weight.numel()
     below = (whole - head) * 2 / 3  # blocks 0 and 1 of 3
     decoder = FrozenDecoder(model, 1)
-    assert running_flops(decoder, BLOCK, up_to="head") == whole
-    assert running_flops(decoder, BLOCK, up_to="layer") == pytest.approx(below)
+    assert decoder.flops_per_token(BLOCK, up_to="head") == whole
+    assert decoder.flops_per_token(BLOCK, up_to="layer") == pytest.approx(below)
     labeller = ConceptTeacher(model, ConceptDictionary.from_sae_lens(workshop.dictionary), 1)
     encoding = 2 * labeller.n_concepts * labeller.decoder.d_model
     for settings, expected in (
@@ -229,12 +228,12 @@ def test_the_teachers_flops(workshop: Workshop, tmp_path: Path) -> None:
         ({"activation": "pre"}, whole + (whole - below) + 2 * encoding),
         ({"selection": "random"}, below + encoding),
     ):
-        assert labelling_flops(labeller, LabelSettings(**settings), BLOCK) == pytest.approx(expected)
+        assert LabelSettings(**settings).labeller(labeller).flops_per_token(BLOCK) == pytest.approx(expected)
     changes = {"tokens": 8 * BLOCK, **source(workshop)}
     online = {"labels": "online", "dictionary": {"path": str(workshop.dictionary)}, "distillation": {}}
     both = train(workshop.recipe("cocomix", **online, **changes), tmp_path / "both")
     found = read_json(both / "manifest.json")["teacher_flops_per_token"]
-    assert found == pytest.approx(whole + labelling_flops(labeller, LabelSettings(), BLOCK))
+    assert found == pytest.approx(whole + LabelSettings().labeller(labeller).flops_per_token(BLOCK))
 
 
 def test_a_pause_run_loads_evaluates_and_refuses_what_needs_concepts(workshop: Workshop, tmp_path: Path) -> None:

@@ -17,10 +17,21 @@ from transformers.utils import ModelOutput
 
 from cocomix.concepts.diagonal import DiagonalGradient
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.flops import block_flops
 
-__all__ = ["FrozenDecoder", "GradientScope", "HiddenGradient", "Predictions", "decoder_blocks", "target_mask"]
+__all__ = [
+    "FrozenDecoder",
+    "GradientScope",
+    "HiddenGradient",
+    "NumberFormat",
+    "Predictions",
+    "decoder_blocks",
+    "target_mask",
+]
 
 GradientScope = Literal["sequence", "next"]
+NumberFormat = Literal["float32", "bfloat16", "float16"]
+"""What a teacher computes in; the narrow ones by autocast."""
 
 _CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
 _CPU_COLUMNS = 8192  # vocabulary entries per product on the CPU
@@ -129,6 +140,18 @@ class FrozenDecoder:
         """Where the model is."""
         device: torch.device = self.model.device
         return device
+
+    def flops_per_token(self, seq: int, *, up_to: Literal["layer", "head"]) -> float:
+        """Forward FLOPs per token, by formula.
+
+        Args:
+            seq: context in tokens, for causal attention.
+            up_to: the blocks up to the hooked one (`layer`), or all blocks and the vocabulary head (`head`).
+        """
+        blocks, config = decoder_blocks(self.model), self.model.config.get_text_config()
+        if up_to == "layer":
+            return block_flops(nn.ModuleList(list(blocks)[: self.layer + 1]), config, seq)
+        return block_flops(blocks, config, seq) + 2.0 * int(self.model.get_output_embeddings().weight.numel())
 
     @torch.no_grad()
     def hidden_states(

@@ -26,8 +26,9 @@ from cocomix.artifacts.output import staged_directory, write_json
 from cocomix.concepts.check import DictionaryFit, measure_fit
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
+from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.saelens import import_sae_lens
-from cocomix.concepts.teacher import ConceptTeacher, model_fingerprint
+from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError

@@ -1,14 +1,18 @@
-"""Which teacher and which dictionary: what a recipe and the command line name them by."""
+"""Which teacher and which dictionary: what a recipe and the command line name them by, and how they are loaded."""
 
+import torch
 from pydantic import Field
 
+from cocomix.concepts.dictionary import ConceptDictionary
+from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
-__all__ = ["DictionaryConfig", "TeacherConfig"]
+__all__ = ["DictionaryConfig", "TeacherConfig", "open_concept_teacher"]
 
 
 class TeacherConfig(Section):
-    """The frozen language model that gives the concept targets. Read by `cocomix label` and checked by `train`."""
+    """The frozen language model that gives the concept targets."""
 
     model: str
     """Hub name, folder or GGUF file of a causal language model."""
@@ -19,7 +23,7 @@ class TeacherConfig(Section):
 
 
 class DictionaryConfig(Section):
-    """The sparse autoencoder on the teacher's hidden state. Read by `cocomix label` and checked by `train`."""
+    """The sparse autoencoder on the teacher's hidden state."""
 
     path: str
     """SAELens release name, or a folder that SAELens or `cocomix sae` wrote."""
@@ -33,3 +37,31 @@ class DictionaryConfig(Section):
     def name(self) -> str:
         """What manifests call it."""
         return self.path if self.sae_id is None else f"{self.path}/{self.sae_id}"
+
+
+def open_concept_teacher(
+    teacher: TeacherConfig,
+    dictionary: DictionaryConfig,
+    *,
+    device: torch.device | str | None = None,
+    bos_token_id: int | None = None,
+) -> ConceptTeacher:
+    """Load a teacher with its dictionary, in float32.
+
+    Args:
+        teacher: the language model and the block that is read.
+        dictionary: the sparse autoencoder of that block.
+        device: where to put both; the CPU if None.
+        bos_token_id: what texts begin with, see `ConceptTeacher`.
+
+    Raises:
+        CoCoMixError: one of them cannot be loaded, they do not fit together, or the dictionary is not the pinned one.
+    """
+    found = ConceptDictionary.from_sae_lens(dictionary.path, dictionary.sae_id)
+    if dictionary.fingerprint not in (None, found.fingerprint()):
+        raise CoCoMixError(
+            f"the dictionary {dictionary.name} is not the one that dictionary.fingerprint pins: what is there now has "
+            f"{found.fingerprint()}."
+        )
+    model = load_teacher(teacher.model, revision=teacher.revision, device=device)
+    return ConceptTeacher(model, found, teacher.layer, name=teacher.model, bos_token_id=bos_token_id)

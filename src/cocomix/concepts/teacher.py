@@ -1,7 +1,5 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,22 +8,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.artifacts.hashing import tensor_sha256
-from cocomix.artifacts.output import fingerprint_json
-from cocomix.concepts.attribution import AttributionSettings, ConceptLabels, attribute_dense, choose_labels
-from cocomix.concepts.decoder import FrozenDecoder, target_mask
-from cocomix.concepts.dictionary import ConceptDictionary
-from cocomix.concepts.lengths import length_batches, pad_right
-from cocomix.concepts.random_labels import context_hashes
+from cocomix.concepts.decoder import FrozenDecoder, GradientScope, NumberFormat, target_mask
+from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
+from cocomix.concepts.fingerprints import model_fingerprint
+from cocomix.concepts.labeller import ConceptLabels
+from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_attribution, best_labels, criterion
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
-__all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher", "model_fingerprint"]
+__all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher"]
 
 Reduction = Literal["mean", "sum"]
-
-# Configuration entries that say how a model was stored or is run, not what it computes.
-_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 def load_teacher(
@@ -51,18 +44,6 @@ def load_teacher(
     model = load_causal_lm(name_or_folder, revision=revision, gguf_file=gguf_file, dtype=dtype)
     frozen: PreTrainedModel = model.requires_grad_(False)
     return frozen if device is None else frozen.to(device)
-
-
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 (hex) over the configuration and the raw bytes of every parameter, tied ones once.
-
-    Where the model was loaded from does not count; a weight that differs in one bit, or in dtype, does.
-    """
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE_CONFIG}
-    digest = hashlib.sha256(fingerprint_json(config).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}:{tensor_sha256(parameter)}".encode())
-    return digest.hexdigest()
 
 
 def check_tokenizer(
@@ -150,7 +131,7 @@ class ConceptTeacher:
         return self.decoder.vocab_size
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the model (see `model_fingerprint`); the dictionary has its own."""
+        """SHA-256 (hex) of the model (see `cocomix.concepts.fingerprints`); the dictionary has its own."""
         return model_fingerprint(self.decoder.model)
 
     def label(
@@ -158,106 +139,87 @@ class ConceptTeacher:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         k: int = 4,
-        settings: AttributionSettings | None = None,
         *,
+        activation: Activation = "latent",
+        gradient: GradientScope = "sequence",
+        sign: Sign = "loss",
+        dtype: NumberFormat = "float32",
         reduction: Reduction = "mean",
     ) -> ConceptLabels:
-        """The k concepts that matter most at each position.
+        """The k concepts that matter most at each position, by attribution.
 
         Args:
             input_ids: int64 [batch, seq].
             attention_mask: [batch, seq], 1 = token, 0 = padding (left or right).
             k: labels per position (K_attr of the paper).
-            settings: how concepts are scored; the released code's way by default.
+            activation: `latent` or `pre`, see `cocomix.concepts.scoring`; the default is the released code's.
+            gradient: of the loss of all targets (`sequence`, released code) or of the own next token's loss (`next`).
+            sign: `loss`, `logprob` or `abs`, see `cocomix.concepts.scoring`.
+            dtype: the teacher runs under autocast to it; scores and the dictionary stay in float32.
             reduction: scores are gradients of the mean loss over the targets of this call (`mean`, as `attribution`),
                 or of the summed loss, which does not depend on what else is in the batch (`sum`). Labels are the same.
 
         Returns:
             ids and scores [batch, seq, k]; −100 at the last position, at padding, before padding, at the begin-of-text
             token, and where the criterion is not positive.
+
+        Raises:
+            CoCoMixError: the teacher's loss or gradient is not finite.
         """
-        settings = settings or AttributionSettings()
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
         targets = target_mask(input_ids, attention_mask)
-        labelled = targets & self.described(input_ids, attention_mask)
-        dtype = getattr(torch, settings.dtype)
-        if settings.selection != "attribution":
-            hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=dtype)
-            contexts = context_hashes(input_ids, attention_mask, settings.seed)
-            return choose_labels(self.dictionary, hidden, None, labelled, k, settings, contexts)
-        hidden, gradient, loss = self.decoder.loss_gradient(
-            input_ids, attention_mask, scope=settings.gradient, dtype=dtype
+        hidden, slopes, loss = self.decoder.loss_gradient(
+            input_ids, attention_mask, scope=gradient, dtype=getattr(torch, dtype)
         )
-        for what, value in (("loss", loss), ("gradient", gradient)):
+        for what, value in (("loss", loss), ("gradient", slopes)):
             if not bool(value.isfinite().all()):
                 raise CoCoMixError(
                     f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
                 )
-        gradient = _reduce(gradient.float(), targets, reduction)
+        slopes = _reduce(slopes.float(), targets, reduction)
         with torch.no_grad():
-            return choose_labels(self.dictionary, hidden, gradient, labelled, k, settings)
+            found = best_by_attribution(self.dictionary, hidden, slopes, k, activation=activation, sign=sign)
+            labelled = self.labelled_positions(input_ids, attention_mask)
+            return best_labels(found, criterion(found.values, sign), labelled, k)
 
-    def label_sequences(
-        self,
-        sequences: Sequence[Tensor],
-        *,
-        batch_tokens: int = 4096,
-        k: int = 4,
-        settings: AttributionSettings | None = None,
-    ) -> list[ConceptLabels]:
-        """Label sequences of different lengths, in padded batches of sequences of similar length.
+    @torch.no_grad()
+    def active_concepts(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, dtype: NumberFormat = "float32"
+    ) -> tuple[SparseCodes, Tensor]:
+        """Active concepts of every position [batch, seq, width], and which positions get labels, bool [batch, seq].
 
-        The same, up to rounding, as `label` on each sequence alone with `reduction="sum"`.
-
-        Args:
-            sequences: int64 [seq] each, at least one token.
-            batch_tokens: tokens per forward pass, padding included; memory depends on it.
-            k: labels per position.
-            settings: how concepts are scored.
-
-        Returns:
-            For each sequence, in their order, ids and scores [seq, k].
-
-        Raises:
-            CoCoMixError: a sequence is empty or not one-dimensional.
+        The blocks above the layer are not run. The positions are those to which `label`, too, gives labels.
         """
-        for index, sequence in enumerate(sequences):
-            if sequence.ndim != 1 or len(sequence) == 0:
-                raise CoCoMixError(
-                    f"sequence {index} has shape {list(sequence.shape)}; give one-dimensional sequences of at least "
-                    "one token."
-                )
-        found: dict[int, ConceptLabels] = {}
-        for batch in length_batches([len(sequence) for sequence in sequences], batch_tokens):
-            tokens, mask = pad_right([sequences[index] for index in batch])
-            labels = self.label(tokens, mask, k=k, settings=settings, reduction="sum")
-            for row, index in enumerate(batch):
-                length = len(sequences[index])
-                found[index] = ConceptLabels(labels.ids[row, :length], labels.scores[row, :length])
-        return [found[index] for index in range(len(sequences))]
+        input_ids, attention_mask = self._to_device(input_ids, attention_mask)
+        hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=getattr(torch, dtype))
+        return self.dictionary.encode(hidden), self.labelled_positions(input_ids, attention_mask)
 
     def attribution(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        settings: AttributionSettings | None = None,
         *,
+        activation: Activation = "latent",
+        gradient: GradientScope = "sequence",
+        dtype: NumberFormat = "float32",
         reduction: Reduction = "mean",
     ) -> Tensor:
         """Attribution of every concept, [batch, seq, n_concepts], in nats; for study and tests, not for the pipeline.
 
         By default the released definition: activations after TopK times the gradient of the mean loss over all
-        next-token targets of the batch, without the factor std of the de-normalisation. Arguments as in `label`;
-        `sign` and `selection` play no part.
+        next-token targets of the batch, without the factor std of the de-normalisation. Arguments as in `label`.
         """
-        settings = settings or AttributionSettings()
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        hidden, gradient, _ = self.decoder.loss_gradient(
-            input_ids, attention_mask, scope=settings.gradient, dtype=getattr(torch, settings.dtype)
+        hidden, slopes, _ = self.decoder.loss_gradient(
+            input_ids, attention_mask, scope=gradient, dtype=getattr(torch, dtype)
         )
-        gradient = _reduce(gradient.float(), target_mask(input_ids, attention_mask), reduction)
+        slopes = _reduce(slopes.float(), target_mask(input_ids, attention_mask), reduction)
         with torch.no_grad():
-            return attribute_dense(self.dictionary, hidden, gradient, settings.activation)
+            return attribute_dense(self.dictionary, hidden, slopes, activation)
+
+    def labelled_positions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Where labels can be: at tokens with a next one, but not at the begin-of-text token. bool [batch, seq]"""
+        return target_mask(input_ids, attention_mask) & self.described(input_ids, attention_mask)
 
     def described(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Which positions the dictionary is asked about: tokens, but not the begin-of-text token. bool [batch, seq]"""

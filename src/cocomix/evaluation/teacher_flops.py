@@ -12,8 +12,9 @@ from cocomix.concepts.decoder import decoder_blocks
 from cocomix.evaluation.opened_run import Run
 from cocomix.labelling import ConceptLabelStore, LabelManifest, LabelSettings, TeacherProbabilities
 from cocomix.labelling.labels import LabelShard
-from cocomix.model.accounting import block_flops, build_model
+from cocomix.model.accounting import build_model
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.flops import block_flops
 
 __all__ = ["TeacherCost", "label_words", "run_labels", "teacher_cost"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cocomix.artifacts.findings import Findings
 from cocomix.concepts import ConceptDictionary, load_teacher
-from cocomix.concepts.teacher import model_fingerprint
+from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.data import PreparedData
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError

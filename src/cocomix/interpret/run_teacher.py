@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, load_teacher
+from cocomix.concepts import ConceptDictionary, ConceptLabeller, ConceptTeacher, load_teacher
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import check_tokenizer
 from cocomix.data import PreparedData
@@ -21,11 +21,13 @@ class RunTeacher(NamedTuple):
 
     Attributes:
         teacher: with its dictionary, on the best device.
-        labels: how the run's labels were chosen.
+        labeller: labels texts as the run's were.
+        k: labels per position.
     """
 
     teacher: ConceptTeacher
-    labels: LabelSettings
+    labeller: ConceptLabeller
+    k: int
 
 
 def run_labels(run: Run) -> ConceptLabelStore | None:
@@ -72,7 +74,7 @@ def open_run_teacher(
     concept_teacher = ConceptTeacher(
         decoder, loaded, model.layer, name=model.model, bos_token_id=data.meta.bos_token_id
     )
-    return RunTeacher(concept_teacher, settings)
+    return RunTeacher(concept_teacher, settings.labeller(concept_teacher), settings.k)
 
 
 def _teacher(run: Run, recipe: RunConfig, store: ConceptLabelStore | None, name: str | None) -> TeacherConfig:

@@ -15,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.concepts import ConceptTeacher
+from cocomix.concepts import ConceptLabeller, ConceptTeacher
 from cocomix.interpret.generation import check_sampling, continue_tokens
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.steering import FACTOR_LIMIT
 from cocomix.interpret.survey import ConceptSurvey
 from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.text_measures import MEASURES, measure_texts
-from cocomix.labelling import LabelSettings
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import Reporter, SilentReporter
@@ -131,7 +130,8 @@ class SteerMeasurements:
 def measure_steering(
     student: CoCoMixForCausalLM,
     teacher: ConceptTeacher,
-    labels: LabelSettings,
+    labeller: ConceptLabeller,
+    k: int,
     prompts: Tensor,
     settings: SteerEvalSettings,
     *,
@@ -146,7 +146,8 @@ def measure_steering(
     Args:
         student: a CoCoMix model that mixes its concepts in.
         teacher: whose dictionary names the student's concepts; on the student's device.
-        labels: how the student's labels were chosen.
+        labeller: labels texts as the student's were.
+        k: labels per position.
         prompts: int64 [prompts, prompt_tokens].
         settings: which concepts (at least one) and how.
         end: the end-of-document token.
@@ -199,7 +200,8 @@ def measure_steering(
                     [concepts[place] for place in places],
                     student=student,
                     teacher=teacher,
-                    labels=labels,
+                    labeller=labeller,
+                    k=k,
                     followers=None if followers is None else followers[places],
                 )
                 for name, found in measured.items():

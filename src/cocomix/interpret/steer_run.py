@@ -69,7 +69,8 @@ def evaluate_run_steering(
         measured = measure_steering(
             student,
             opened.teacher,
-            opened.labels,
+            opened.labeller,
+            opened.k,
             prompts,
             settings,
             end=run.tokenizer().eos_token_id,

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.concepts import ConceptTeacher
+from cocomix.concepts import ConceptLabeller, ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.evaluation.inference import token_losses
-from cocomix.labelling import LabelSettings
 
 __all__ = ["MEASURES", "distinct_bigrams", "measure_texts", "repeated_fourgrams"]
 
@@ -35,7 +34,8 @@ def measure_texts(
     *,
     student: PreTrainedModel,
     teacher: ConceptTeacher,
-    labels: LabelSettings,
+    labeller: ConceptLabeller,
+    k: int,
     followers: Tensor | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Measure the continuations of a batch of prompts.
@@ -46,14 +46,15 @@ def measure_texts(
         concepts: the concept to look for in each text. [batch]
         student: the model for `student_loss`, not steered.
         teacher: the model for `teacher_loss`, not steered; its dictionary finds the concepts.
-        labels: how the teacher labels.
+        labeller: labels the texts as the run's were.
+        k: labels per position.
         followers: for each text the scores of its concept by `follower_scores`, for `following`. [batch, vocab]
 
     Returns:
         float64 [batch] for each of `MEASURES`; `following` only if asked for.
     """
     wanted = torch.tensor(concepts, device=texts.device)[:, None, None]
-    found = teacher.label(texts, k=labels.k, settings=labels)
+    found = labeller.label(texts, k=k)
     labelled = (found.ids[:, prompt_tokens:-1] == wanted).any(-1)  # the last token has no label
     codes = teacher.dictionary.encode(teacher.decoder.hidden_states(texts)[:, prompt_tokens:])
     activation = (codes.values * (codes.ids == wanted)).sum(-1)  # [batch, new tokens]

@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 
 from cocomix.artifacts.output import partial_path, read_json
 from cocomix.artifacts.remote import known_size, local_folder
-from cocomix.concepts.attribution import IGNORED, AttributionSettings
+from cocomix.concepts import ActivationLabeller, AttributionLabeller, ConceptTeacher, RandomLabeller, TeacherLabeller
+from cocomix.concepts.labeller import IGNORE
 from cocomix.labelling.columns import ShardColumns
 from cocomix.runtime.errors import CoCoMixError
 
@@ -48,16 +49,39 @@ SHARD_NAME = r"^\w+/\w+$"
 """A split and a number: a manifest names no files elsewhere."""
 
 
-class LabelSettings(AttributionSettings):
+class LabelSettings(BaseModel):
     """How labels are chosen and stored.
 
     Attributes:
+        activation: of `selection="attribution"`, see `cocomix.concepts.scoring`.
+        gradient: of `selection="attribution"`, see `ConceptTeacher.label`.
+        sign: of `selection="attribution"`, see `cocomix.concepts.scoring`.
+        selection: the kind of labeller.
+        seed: of `selection="random"`.
+        dtype: `bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32.
         k: labels per position (K_attr).
         score_dtype: of the stored scores.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    activation: Literal["latent", "pre"] = "latent"
+    gradient: Literal["sequence", "next"] = "sequence"
+    sign: Literal["loss", "logprob", "abs"] = "loss"
+    selection: Literal["attribution", "activation", "random"] = "attribution"
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     k: int = Field(default=4, ge=1)
     score_dtype: Literal["float16", "float32"] = "float16"
+
+    def labeller(self, teacher: ConceptTeacher) -> TeacherLabeller:
+        """The labeller that chooses labels so."""
+        if self.selection == "activation":
+            return ActivationLabeller(teacher, dtype=self.dtype)
+        if self.selection == "random":
+            return RandomLabeller(teacher, seed=self.seed, dtype=self.dtype)
+        options = self.model_dump(include={"activation", "gradient", "sign", "dtype"})
+        return AttributionLabeller(teacher, **options)
 
 
 class Record(BaseModel):
@@ -204,7 +228,7 @@ class LabelBlocks(Dataset[dict[str, Tensor]]):
         """`concept_labels`: int64 [block_size, k], −100 where there is no label, aligned with the block's tokens."""
         stored = self._row(index, "concept_ids").astype(np.int64)
         ids = torch.from_numpy(stored.reshape(self.block_size, self.k))
-        return {"concept_labels": ids.masked_fill_(ids == self._ignored, IGNORED)}
+        return {"concept_labels": ids.masked_fill_(ids == self._ignored, IGNORE)}
 
     def scores(self, index: int) -> Tensor:
         """Scores of one block, float32 [block_size, k]: gradient of the summed loss in nats times activation."""

@@ -230,9 +230,10 @@ def open_teacher(
     if settings.dtype == "float32":
         return OpenedTeacher(concept_teacher, None)
     sample = _first_blocks(data.split(VALIDATION), _AGREEMENT_TOKENS)
-    agreement = measure_agreement(concept_teacher, sample, settings.k, settings)
+    narrow = settings.labeller(concept_teacher)
+    agreement = measure_agreement(narrow, narrow.with_dtype("float32"), sample, settings.k)
     reporter.say(f"{settings.dtype} gives {agreement:.2%} of {sample.numel():,} positions the labels of float32")
-    require_agreement(agreement, settings.dtype, force=force, reporter=reporter)
+    require_agreement(agreement, settings.dtype, force=force)
     return OpenedTeacher(concept_teacher, agreement)
 
 

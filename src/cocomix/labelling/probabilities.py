@@ -29,7 +29,7 @@ from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import PLAN, claim_partial, fingerprint_json, read_json, staged_directory, write_json
 from cocomix.artifacts.remote import known_size, local_folder, shown
 from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.concepts.teacher import model_fingerprint
+from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.labelling.columns import ShardColumns
 from cocomix.labelling.labels import LabelShard, Record, TeacherRecord, id_storage

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import aside_path, read_json, write_json
-from cocomix.concepts.attribution import IGNORED, ConceptLabels
+from cocomix.concepts.labeller import IGNORE, ConceptLabels
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.concepts.tokens import TokenShardLike
 from cocomix.labelling.columns import ShardColumns
@@ -107,14 +107,11 @@ def label_shard(teacher: ConceptTeacher, shard: TokenShardLike, plan: ShardPlan,
     tokens = checked_tokens(shard, plan.block_size, teacher.vocab_size)
     shape = (shard.num_blocks, plan.block_size, plan.settings.k)
     ids, scores = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
+    labeller = plan.settings.labeller(teacher)
     for start in range(0, shard.num_blocks, plan.batch):
         rows = slice(start, start + plan.batch)
-        labels = teacher.label(
-            torch.from_numpy(tokens[rows].astype(np.int64)),
-            k=plan.settings.k,
-            settings=plan.settings,
-            reduction="sum",
-        )
+        labels = labeller.label(torch.from_numpy(tokens[rows].astype(np.int64)), k=plan.settings.k)
+        assert labels.scores is not None
         ids[rows], scores[rows] = labels.ids, labels.scores
         advance(labels.ids.shape[0] * plan.block_size)
     return ConceptLabels(ids, scores)
@@ -188,8 +185,9 @@ class EncodedShard:
 def encode_shard(plan: ShardPlan, labels: ConceptLabels) -> EncodedShard:
     """Labels [blocks, block_size, k] in the form that is stored."""
     dtype, ignored = id_storage(plan.n_concepts)
-    present = labels.ids != IGNORED
+    present = labels.ids != IGNORE
     ids = labels.ids.masked_fill(~present, ignored).flatten(1).numpy().astype(dtype)
+    assert labels.scores is not None
     limit = float(np.finfo(plan.settings.score_dtype).max)
     scores = labels.scores.clamp(-limit, limit).flatten(1).numpy().astype(plan.settings.score_dtype)
     return EncodedShard({"concept_ids": ids, "concept_scores": scores}, _tallies(labels.ids.numpy(), plan.n_concepts))
@@ -218,14 +216,14 @@ def recorded_labels(folder: Path, shard: LabelShard, manifest: LabelManifest) ->
         return {"name": shard.name, "sha256": None}
     stored, width = ShardColumns([path], [shard.blocks], [shard.sha256]), manifest.block_size * manifest.settings.k
     rows = np.stack([stored.row(index, "concept_ids", width).astype(np.int64) for index in range(shard.blocks)])
-    ids = np.where(rows == id_storage(manifest.num_concepts)[1], IGNORED, rows)
+    ids = np.where(rows == id_storage(manifest.num_concepts)[1], IGNORE, rows)
     tallies = _tallies(ids.reshape(*rows.shape[:1], -1, manifest.settings.k), manifest.num_concepts)
     return {**shard.model_dump(), **tallies}
 
 
 def _tallies(ids: NDArray[np.int64], n_concepts: int) -> dict[str, Any]:
     """What the record of a shard with these ids [blocks, block_size, k] counts."""
-    present = ids != IGNORED
+    present = ids != IGNORE
     used = np.zeros(n_concepts, dtype=bool)
     used[ids[present]] = True
     return {

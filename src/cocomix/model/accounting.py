@@ -11,8 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.model.backbone import backbone_of, plain_model
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.runtime.flops import block_flops, product_flops
 
-__all__ = ["Accounting", "account", "block_flops", "build_model", "count_parameters", "matched_config"]
+__all__ = ["Accounting", "account", "build_model", "count_parameters", "matched_config"]
 
 _LARGEST_WIDTH_STEP = 16
 
@@ -66,7 +67,7 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
         flops -= _last_block_savings(model.upper)
     active = total
     if not config.has_concepts:
-        return Accounting(total, active, flops + _product_flops(model.mixer))
+        return Accounting(total, active, flops + product_flops(model.mixer))
     flops += 2.0 * config.num_concepts * d_model
     if config.mixing != "none":
         flops += 2.0 * k * d_model
@@ -85,41 +86,13 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
     return block_flops(blocks, decoder.config, positions)
 
 
-def block_flops(blocks: nn.ModuleList, config: PreTrainedConfig, positions: int | None) -> float:
-    """Forward FLOPs of a decoder's first blocks per position.
-
-    Args:
-        blocks: any number of them, from the first.
-        config: the whole decoder's.
-        positions: sequence length, for causal attention; `None` leaves it out.
-    """
-    flops = _product_flops(blocks)
-    if positions is None:
-        return flops
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    window: int = getattr(config, "sliding_window", None) or positions
-    # Families without a list of layer types slide in every block, if at all.
-    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"] * len(blocks)
-    for layer_type in layer_types[: len(blocks)]:
-        reach = min(window, positions) if layer_type == "sliding_attention" else positions
-        visible = reach * (positions - (reach - 1) / 2.0) / positions  # mean over the block's positions
-        flops += 4.0 * heads * head_dim * visible
-    return flops
-
-
 def _last_block_savings(upper: PreTrainedModel) -> float:
     """Forward FLOPs per token that an interleaved model does not spend on its last block."""
     backbone = backbone_of(upper.config)
     block = getattr(upper, backbone.blocks)[-1]
     attention = getattr(block, backbone.attention)
-    projections = _product_flops(attention) - _product_flops(getattr(attention, backbone.output_projection))
-    return _product_flops(block) - projections
-
-
-def _product_flops(module: nn.Module) -> float:
-    """FLOPs of a module's matrix products for one position."""
-    return 2.0 * sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+    projections = product_flops(attention) - product_flops(getattr(attention, backbone.output_projection))
+    return product_flops(block) - projections
 
 
 def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from torch import Tensor
 from cocomix.artifacts.remote import shown
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
-from cocomix.concepts.teacher import model_fingerprint
+from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.data import MixedData, PreparedData
 from cocomix.labelling import MixedProbabilities, TeacherProbabilities
 from cocomix.labelling.pipeline import open_decoder
@@ -28,7 +28,6 @@ from cocomix.model.distillation_head import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
 from cocomix.training.recipe import RunConfig
-from cocomix.training.teacher_cost import running_flops
 
 __all__ = ["OnlineTeacher", "Taught", "Teaching", "open_teaching"]
 
@@ -152,10 +151,10 @@ def open_teaching(
         reference["teacher"] = model_fingerprint(online.decoder.model)
         if hidden:
             lessons["hidden_targets"] = online.hidden_states
-            flops += running_flops(online.decoder, data.meta.block_size, up_to="layer")
+            flops += online.decoder.flops_per_token(data.meta.block_size, up_to="layer")
         if "teacher_targets" not in lessons and distillation is not None:
             lessons["teacher_targets"] = online.distributions
-            flops += running_flops(online.decoder, data.meta.block_size, up_to="head")
+            flops += online.decoder.flops_per_token(data.meta.block_size, up_to="head")
     return Teaching(
         lessons=lessons,
         weight=0.0 if distillation is None else distillation.weight,

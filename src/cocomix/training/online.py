@@ -23,7 +23,6 @@ from cocomix.labelling.writing import labels_identity
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.console import Reporter
 from cocomix.training.recipe import RunConfig
-from cocomix.training.teacher_cost import labelling_flops
 
 __all__ = ["OnlineLabels", "open_online_labels"]
 
@@ -49,6 +48,7 @@ class OnlineLabels:
     def __init__(self, teacher: ConceptTeacher, settings: LabelSettings) -> None:
         self.teacher = teacher
         self.settings = settings
+        self.labeller = settings.labeller(teacher)
         self.ahead = teacher.decoder.device.type not in ("cpu", "mps")
 
     @property
@@ -57,8 +57,8 @@ class OnlineLabels:
         return self.teacher.n_concepts
 
     def flops_per_token(self, block_size: int) -> float:
-        """What labelling costs, see `labelling_flops`."""
-        return labelling_flops(self.teacher, self.settings, block_size)
+        """What labelling costs."""
+        return self.labeller.flops_per_token(block_size)
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Labels of token rows: int64 [batch, seq, k] on the CPU from int64 [batch, seq]; −100 where there is none."""
@@ -67,7 +67,7 @@ class OnlineLabels:
         masks = [None] * len(rows) if attention_mask is None else torch.split(attention_mask, size)
         with torch.inference_mode(False):  # the teacher differentiates
             ids = [
-                self.teacher.label(part, mask, k=self.settings.k, settings=self.settings, reduction="sum").ids.cpu()
+                self.labeller.label(part, mask, k=self.settings.k).ids.cpu()
                 for part, mask in zip(rows, masks, strict=True)
             ]
         return torch.cat(ids)

@@ -6,8 +6,8 @@ from typing import Any
 
 from cocomix.artifacts.output import read_json, write_json
 from cocomix.concepts import ConceptDictionary, FitReport, load_teacher
+from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.concepts.teacher import model_fingerprint
 from cocomix.data import PreparedData
 from cocomix.labelling import ConceptLabelStore, MixedLabels
 from cocomix.runtime.errors import CoCoMixError

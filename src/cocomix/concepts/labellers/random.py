@@ -1,20 +1,54 @@
-"""Random labels: k of a position's active concepts, drawn by a hash (our control for attribution and activation).
+"""`random`: k of a position's active concepts, drawn by a hash (the control for attribution and activation).
 
 Among the *active* concepts, because nobody could predict a draw from all of the dictionary. The draw depends on the
 seed and on the tokens up to the position alone, not on batches, padding, processes or order, so that labels made while
 training are those that `cocomix label` stores. All arithmetic is on 64-bit integers that wrap around.
 """
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
+from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
+from cocomix.concepts.labeller import ConceptLabels
+from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
+from cocomix.concepts.scoring import best_labels
+from cocomix.concepts.teacher import ConceptTeacher
 
-__all__ = ["context_hashes", "draw"]
+__all__ = ["RandomConfig", "RandomLabeller", "context_hashes", "draw"]
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of SplitMix64 (Steele, Lea & Flood, 2014)
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9, its first multiplier
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB, its second
+
+
+class RandomConfig(TeacherLabellerConfig):
+    """Settings of `random`."""
+
+    kind: Literal["random"] = "random"
+    """Any k of the active concepts."""
+    seed: int = 0
+    """Another seed is another draw."""
+
+
+class RandomLabeller(TeacherLabeller):
+    """Labels drawn among the active concepts; scores are their activations."""
+
+    kind = "random"
+    algorithm = "1"
+    config_type: ClassVar = RandomConfig
+
+    def __init__(self, teacher: ConceptTeacher, *, seed: int = 0, dtype: NumberFormat = "float32") -> None:
+        super().__init__(teacher, dtype=dtype, seed=seed)
+
+    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
+        """See `ConceptLabeller.label`; the k drawn concepts come with the most active first."""
+        codes, labelled = self.teacher.active_concepts(input_ids, attention_mask, dtype=self.dtype)
+        hashes = context_hashes(input_ids, attention_mask, self.settings["seed"]).to(codes.ids.device)
+        drawn = draw(codes, hashes, k)
+        return best_labels(drawn, drawn.values, labelled, k)
 
 
 def context_hashes(input_ids: Tensor, attention_mask: Tensor | None, seed: int) -> Tensor:

@@ -1,14 +1,10 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cocomix.concepts import AttributionSettings, ConceptTeacher, label_agreement
-from cocomix.concepts import attribution as attribution_module
-from cocomix.concepts.attribution import attribute, attribute_dense
+from cocomix.concepts import ConceptTeacher, scoring
 from cocomix.concepts.decoder import target_mask
 
-from .conftest import BACKBONES, CONCEPTS, D_MODEL, make_dictionary, make_model
+from .conftest import BACKBONES, D_MODEL, make_dictionary, make_model
 
 KINDS = ("topk", "jumprelu", "relu")
 
@@ -42,7 +38,7 @@ def test_attribution_equals_the_naive_twin(backbone, kind, input_ids):
     expected = dictionary.latents(hidden) * (gradient @ dictionary.W_dec.T)
     teacher = ConceptTeacher(model, dictionary, 1)
     torch.testing.assert_close(teacher.attribution(input_ids), expected, rtol=1e-4, atol=1e-6)
-    pre = teacher.attribution(input_ids, settings=AttributionSettings(activation="pre"))
+    pre = teacher.attribution(input_ids, activation="pre")
     expected_pre = dictionary.pre_activations(hidden) * (gradient @ dictionary.W_dec.T)
     torch.testing.assert_close(pre, expected_pre, rtol=1e-4, atol=1e-6)
 
@@ -70,10 +66,9 @@ def test_gradient_of_the_own_next_token_equals_one_backward_pass_per_target(back
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_the_best_of_the_dense_attribution(kind, activation, sign, input_ids):
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(kind), 1)
-    options = AttributionSettings(activation=activation, sign=sign)
-    attribution = teacher.attribution(input_ids, settings=options)
+    attribution = teacher.attribution(input_ids, activation=activation)
     criterion = {"loss": attribution, "logprob": -attribution, "abs": attribution.abs()}[sign]
-    labels = teacher.label(input_ids, k=3, settings=options)
+    labels = teacher.label(input_ids, k=3, activation=activation, sign=sign)
     best, ids = criterion.topk(3)
     expected = ids.masked_fill(best <= 0, -100)
     assert torch.equal(labels.ids, expected)
@@ -82,15 +77,6 @@ def test_labels_are_the_best_of_the_dense_attribution(kind, activation, sign, in
     found = labels.ids != -100
     torch.testing.assert_close(labels.scores[found], attribution.gather(-1, ids)[found])
     assert not labels.scores[~found].any()
-
-
-def test_activation_selection_takes_the_most_active_concepts(input_ids):
-    teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
-    labels = teacher.label(input_ids, k=4, settings=AttributionSettings(selection="activation"))
-    latents = teacher.dictionary.latents(teacher.decoder.hidden_states(input_ids))
-    best = latents.topk(4)
-    assert torch.equal(labels.ids[:, :-1], best.indices[:, :-1].masked_fill(best.values[:, :-1] <= 0, -100))
-    assert (labels.ids[:, -1] == -100).all()
 
 
 def test_summed_scores_do_not_depend_on_the_batch(input_ids):
@@ -126,10 +112,10 @@ def test_chunking_changes_nothing(kind, monkeypatch, input_ids):
     dictionary = make_dictionary(kind)
     hidden, gradient = torch.randn(5, D_MODEL), torch.randn(5, D_MODEL)
     codes = dictionary.encode(hidden)
-    whole = attribute(dictionary, codes, gradient)
-    monkeypatch.setattr(attribution_module, "_CHUNK_ELEMENTS", 1)
-    torch.testing.assert_close(attribute(dictionary, codes, gradient), whole)
-    dense = attribute_dense(dictionary, hidden, gradient, "latent")
+    whole = scoring.attribute(dictionary, codes, gradient)
+    monkeypatch.setattr(scoring, "_CHUNK_ELEMENTS", 1)
+    torch.testing.assert_close(scoring.attribute(dictionary, codes, gradient), whole)
+    dense = scoring.attribute_dense(dictionary, hidden, gradient, "latent")
     torch.testing.assert_close(dense.gather(-1, codes.ids)[codes.values > 0], whole[codes.values > 0])
 
 
@@ -138,22 +124,3 @@ def test_fewer_candidates_than_labels_leave_the_rest_empty(input_ids):
     labels = teacher.label(input_ids, k=12)
     assert labels.ids.shape == (3, 11, 12)
     assert (labels.ids[..., 8:] == -100).all()
-
-
-@given(seed=st.integers(0, 1000), k=st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
-def test_agreement_ignores_order_and_counts_changed_sets(seed, k):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.stack([torch.randperm(CONCEPTS, generator=generator)[:k] for _ in range(6)])[None]
-    assert label_agreement(labels, labels.flip(-1)) == 1.0
-    changed = labels.clone()
-    changed[0, 0, 0] = CONCEPTS
-    changed[0, 1] = -100
-    assert label_agreement(labels, changed) == pytest.approx(4 / 6)
-    nothing = torch.full_like(labels, -100)
-    assert label_agreement(nothing, nothing) == 1.0
-
-
-def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="extra"):
-        AttributionSettings(signs="loss")

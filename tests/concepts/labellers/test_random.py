@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from cocomix.concepts import AttributionSettings, ConceptTeacher
-from cocomix.concepts.random_labels import context_hashes
+from cocomix.concepts import ConceptTeacher, RandomLabeller
+from cocomix.concepts.labellers.random import context_hashes
+from cocomix.concepts.lengths import label_sequences
 
-from .conftest import VOCAB, make_dictionary, make_model
+from ..conftest import VOCAB, make_dictionary, make_model
 
-RANDOM = AttributionSettings(selection="random")
 WORD = 2**64
 
 
@@ -25,15 +25,14 @@ def signed(value: int) -> int:
 
 
 @pytest.fixture
-def teacher():
-    return ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
+def labeller():
+    return RandomLabeller(ConceptTeacher(make_model("gpt2"), make_dictionary(), 1))
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 def test_the_draw_by_hand(kind, input_ids):
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(kind), 1)
-    settings = AttributionSettings(selection="random", seed=5)
-    found = teacher.label(input_ids, k=3, settings=settings)
+    found = RandomLabeller(teacher, seed=5).label(input_ids, k=3)
     latents = teacher.dictionary.latents(teacher.decoder.hidden_states(input_ids))
     for row, tokens in enumerate(input_ids.tolist()):
         context = mix(5)
@@ -48,25 +47,23 @@ def test_the_draw_by_hand(kind, input_ids):
     assert (found.ids[:, -1] == -100).all()
 
 
-def test_batches_padding_and_company_change_no_label(teacher, input_ids):
-    together = teacher.label(input_ids, k=3, settings=RANDOM).ids
-    alone = torch.cat([teacher.label(row[None], k=3, settings=RANDOM).ids for row in input_ids])
+def test_batches_padding_and_company_change_no_label(labeller, input_ids):
+    together = labeller.label(input_ids, k=3).ids
+    alone = torch.cat([labeller.label(row[None], k=3).ids for row in input_ids])
     assert torch.equal(together, alone)
     for pad in ((4, 0), (0, 4)):
         padded = torch.nn.functional.pad(input_ids, pad)
         mask = torch.nn.functional.pad(torch.ones_like(input_ids), pad)
-        ids = teacher.label(padded, mask, k=3, settings=RANDOM).ids
+        ids = labeller.label(padded, mask, k=3).ids
         assert torch.equal(ids[:, pad[0] : pad[0] + input_ids.shape[1]], together)
     sequences = [input_ids[0], input_ids[1, :5], input_ids[2, :8]]
-    for sequence, labels in zip(sequences, teacher.label_sequences(sequences, k=3, settings=RANDOM), strict=True):
-        assert torch.equal(labels.ids, teacher.label(sequence[None], k=3, settings=RANDOM).ids[0])
+    for sequence, labels in zip(sequences, label_sequences(labeller, sequences, k=3), strict=True):
+        assert torch.equal(labels.ids, labeller.label(sequence[None], k=3).ids[0])
 
 
-def test_seeds_draw_differently_and_each_the_same_again(teacher, input_ids):
-    draws = [
-        teacher.label(input_ids, k=3, settings=AttributionSettings(selection="random", seed=s)).ids for s in (0, 1)
-    ]
-    assert torch.equal(draws[0], teacher.label(input_ids, k=3, settings=RANDOM).ids)
+def test_seeds_draw_differently_and_each_the_same_again(labeller, input_ids):
+    draws = [RandomLabeller(labeller.teacher, seed=seed).label(input_ids, k=3).ids for seed in (0, 1)]
+    assert torch.equal(draws[0], labeller.label(input_ids, k=3).ids)
     assert not torch.equal(*draws)
 
 
@@ -74,7 +71,7 @@ def test_every_active_concept_is_as_likely():
     """Eight are active and two drawn, so each is drawn in a quarter of the positions."""
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
     tokens = torch.randint(1, VOCAB, (40, 51), generator=torch.Generator().manual_seed(0))
-    ids = teacher.label(tokens, k=2, settings=RANDOM).ids[:, :-1]
+    ids = RandomLabeller(teacher).label(tokens, k=2).ids[:, :-1]
     latents = teacher.dictionary.latents(teacher.decoder.hidden_states(tokens))[:, :-1]
     ranks = (latents.unsqueeze(-2) > latents.gather(-1, ids).unsqueeze(-1)).sum(-1)  # by activation, 0 to 7
     share = torch.bincount(ranks.flatten(), minlength=8) / ids[..., 0].numel()

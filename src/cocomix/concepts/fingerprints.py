@@ -1,0 +1,67 @@
+"""Hashes of a language model: of what determines its numbers, and of the rest of its configuration.
+
+The first is what labels are refused by. It covers the bytes of the parameters and those settings that change a number
+without being in the weights. Names of parameters, token ids, class labels, storage and versions do not count, so that a
+change of them alone, such as an upgrade of transformers, leaves it as it is.
+"""
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from cocomix.artifacts.hashing import tensor_sha256
+from cocomix.artifacts.output import fingerprint_json
+
+__all__ = ["configuration_fingerprint", "model_fingerprint", "package_versions"]
+
+# A configuration entry changes the numbers if its name holds one of these words: `layer_norm_epsilon`, `hidden_act`,
+# `num_attention_heads`, `rope_parameters`, `sliding_window`, `layer_types` … An entry of a new architecture that is
+# missing here is still seen by `configuration_fingerprint`, of which a change is told.
+# fmt: off
+_COMPUTING_WORDS = frozenset({
+    "act", "activation", "alibi", "before", "bidirectional", "causal", "clip", "eps",
+    "epsilon", "experts", "head", "heads", "limit", "multiplier", "parallel", "rope",
+    "rotary", "scalar", "scale", "scaling", "softcap", "softcapping", "swiglu", "theta",
+    "topk", "type", "types", "window",
+})
+# fmt: on
+_NOT_COMPUTING = ("problem_type", "summary_activation", "summary_type", "lm_head_bias", "type_vocab_size")
+# How a model was stored or is run.
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) of computing settings and of every parameter's bytes, in the model's order, tied ones once.
+
+    Where the model was loaded from does not count; a weight that differs in one bit, or in dtype, does.
+    """
+    digest = hashlib.sha256(fingerprint_json(_settings(model, computing=True)).encode())
+    for parameter in model.parameters():
+        digest.update(tensor_sha256(parameter).encode())
+    return digest.hexdigest()
+
+
+def configuration_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) of the settings that `model_fingerprint` leaves out."""
+    return fingerprint_json(_settings(model, computing=False))
+
+
+def package_versions() -> str:
+    """Of the packages that compute, for people: `torch 2.13.0, transformers 5.23.0`."""
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+
+
+def _settings(model: PreTrainedModel, *, computing: bool) -> dict[str, Any]:
+    """Settings that differ from their class's defaults, those that change a number or the others."""
+    settings = model.config.get_text_config().to_diff_dict()
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _VOLATILE and value is not None and _computes(name) is computing
+    }
+
+
+def _computes(name: str) -> bool:
+    return name not in _NOT_COMPUTING and not _COMPUTING_WORDS.isdisjoint(name.split("_"))

@@ -1,0 +1,242 @@
+"""The labeller interface: blocks of tokens in, concept labels out; and the registry of its kinds.
+
+A kind is a class with the interface of `LabellerKind`. Four are built in (see `cocomix.concepts.labellers`); another is
+added by `@register_labeller`, or by an entry point of the group `cocomix.labellers` whose name is the kind and whose
+value is the class. What stored labels, labels made while training and labels in a notebook have in common is here;
+shards, disks and processes are unknown to a labeller.
+"""
+
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor
+
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section
+
+__all__ = [
+    "IGNORE",
+    "AnyLabellerConfig",
+    "ConceptLabeller",
+    "ConceptLabels",
+    "FingerprintChange",
+    "FittedLabeller",
+    "LabellerConfig",
+    "LabellerKind",
+    "build_labeller",
+    "compare_fingerprints",
+    "labeller_config",
+    "labeller_kinds",
+    "register_labeller",
+]
+
+IGNORE = -100
+"""Stands where a position has no label: the value that `torch.nn.functional.cross_entropy` ignores."""
+
+ENTRY_POINTS = "cocomix.labellers"
+WARN_ONLY = ("configuration", "versions")
+"""Parts of a fingerprint that do not determine the labels: a change of them is told, not refused."""
+
+_BUILT_IN = {
+    "attribution": "cocomix.concepts.labellers.attribution:AttributionLabeller",
+    "activation": "cocomix.concepts.labellers.activation:ActivationLabeller",
+    "random": "cocomix.concepts.labellers.random:RandomLabeller",
+    "token_lookup": "cocomix.concepts.labellers.token_lookup:TokenLookupLabeller",
+}
+_registered: dict[str, Any] = {}
+
+
+class ConceptLabels(NamedTuple):
+    """The concepts chosen per position.
+
+    Attributes:
+        ids: int64 [batch, seq, k], best first; `IGNORE` where there is no label.
+        scores: float32 [batch, seq, k], what the kind ranks by, 0 where there is no label; None if there are none.
+    """
+
+    ids: Tensor
+    scores: Tensor | None = None
+
+
+class LabellerConfig(Section):
+    """Settings of a labeller. Every kind has a subclass of its own, with `kind: Literal["…"] = "…"`."""
+
+    kind: str
+    """Name of the kind."""
+    k: int = Field(default=4, ge=1)
+    """Labels per position (K_attr; paper: 4)."""
+
+
+class ConceptLabeller(Protocol):
+    """Labels blocks of tokens, as the student sees them."""
+
+    @property
+    def num_concepts(self) -> int:
+        """Label ids are below it."""
+        ...
+
+    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
+        """The k most fitting concepts of each position.
+
+        Args:
+            input_ids: int64 [batch, seq].
+            attention_mask: [batch, seq], 1 = token, 0 = padding (left or right).
+            k: labels per position. Positions with fewer fitting concepts have `IGNORE` in the last places.
+        """
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """What made the labels, by name (see `compare_fingerprints`): settings, `weights`, `dictionary`, `algorithm`…
+
+        `algorithm` is a version that the kind raises when its labels change. `configuration` and `versions` are for
+        people: labels are not refused for them.
+        """
+        ...
+
+    def flops_per_token(self, seq: int) -> float:
+        """Floating-point operations of `label` per token, in blocks of `seq` tokens."""
+        ...
+
+    def describe(self, concept: int) -> str | None:
+        """What a concept stands for, in words; None where it is not known."""
+        ...
+
+
+@runtime_checkable
+class FittedLabeller(Protocol):
+    """A labeller that learns tables from a first pass over a sample of the corpus before it can label."""
+
+    sample_tokens: int
+    """How many tokens of the corpus `fit` is to be given."""
+
+    def fit(self, batches: Iterable[Tensor]) -> Self:
+        """A labeller that has learned from batches of token ids, int64 [batch, seq] each."""
+        ...
+
+    def tables(self) -> dict[str, Tensor]:
+        """What was learned, to be stored beside the labels; empty before `fit`."""
+        ...
+
+    def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
+        """A labeller that has learned what `tables` says."""
+        ...
+
+
+class LabellerKind(Protocol):
+    """The class of a labeller, as it is registered."""
+
+    config_type: ClassVar[type[LabellerConfig]]
+
+    @classmethod
+    def build(cls, config: Any, *, device: torch.device | str | None, bos_token_id: int | None) -> ConceptLabeller:
+        """Load what the labeller needs; arguments as in `build_labeller`."""
+        ...
+
+
+Kind = TypeVar("Kind", bound=LabellerKind)
+
+
+def register_labeller(kind: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Class decorator: make a class the labeller of `labels: {kind: …}`.
+
+    Raises:
+        CoCoMixError: the name is taken by another class.
+    """
+
+    def register(cls: type[Kind]) -> type[Kind]:
+        if kind in _BUILT_IN or _registered.get(kind, cls) is not cls:
+            raise CoCoMixError(f"a labeller of kind {kind!r} is there already; give {cls.__name__} another name.")
+        _registered[kind] = cls
+        return cls
+
+    return register
+
+
+def labeller_kinds() -> tuple[str, ...]:
+    """Names of all kinds: built in, registered in this process, and of installed packages."""
+    installed = (point.name for point in entry_points(group=ENTRY_POINTS))
+    return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *installed)))
+
+
+def labeller_config(values: Mapping[str, Any] | LabellerConfig) -> LabellerConfig:
+    """The settings of a labeller as its kind's class.
+
+    Args:
+        values: `kind` and the settings of that kind, as in a recipe.
+
+    Raises:
+        CoCoMixError: there is no such kind.
+        pydantic.ValidationError: a setting is unknown, missing or out of range.
+    """
+    if isinstance(values, LabellerConfig):
+        return values
+    return _labeller_class(values.get("kind")).config_type.model_validate(values)
+
+
+AnyLabellerConfig = Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(labeller_config)]
+"""The type of a field that holds the settings of any kind."""
+
+
+def build_labeller(
+    config: LabellerConfig,
+    *,
+    device: torch.device | str | None = None,
+    bos_token_id: int | None = None,
+    tables: Mapping[str, Tensor] | None = None,
+) -> ConceptLabeller:
+    """Load a labeller.
+
+    Args:
+        config: its settings.
+        device: where its models run; the CPU if None.
+        bos_token_id: the token every text begins with, which gets no labels; None if texts begin with text.
+        tables: what an earlier `fit` learned, for a kind that has one.
+
+    Raises:
+        CoCoMixError: something cannot be loaded or does not fit together.
+    """
+    labeller = _labeller_class(config.kind).build(config, device=device, bos_token_id=bos_token_id)
+    if tables:
+        if not isinstance(labeller, FittedLabeller):
+            raise CoCoMixError(f"a labeller of kind {config.kind!r} learns no tables, but some were given.")
+        return labeller.with_tables(tables)
+    return labeller
+
+
+class FingerprintChange(NamedTuple):
+    """How two fingerprints differ.
+
+    Attributes:
+        refused: names of the parts that make other labels.
+        warned: names of the parts that do not.
+    """
+
+    refused: tuple[str, ...]
+    warned: tuple[str, ...]
+
+
+def compare_fingerprints(recorded: Mapping[str, str], found: Mapping[str, str]) -> FingerprintChange:
+    """Which parts of a recorded fingerprint differ from one that is found now."""
+    differing = [name for name in {**recorded, **found} if recorded.get(name) != found.get(name)]
+    return FingerprintChange(
+        tuple(name for name in differing if name not in WARN_ONLY),
+        tuple(name for name in differing if name in WARN_ONLY),
+    )
+
+
+def _labeller_class(kind: Any) -> LabellerKind:
+    if kind in _registered:
+        registered: LabellerKind = _registered[kind]
+        return registered
+    if kind in _BUILT_IN:
+        built_in: LabellerKind = pkgutil.resolve_name(_BUILT_IN[kind])
+        return built_in
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == kind:
+            installed: LabellerKind = point.load()
+            return installed
+    raise CoCoMixError(f"there is no labeller of kind {kind!r}; choose one of {', '.join(labeller_kinds())}.")

@@ -1,0 +1,89 @@
+"""What the labellers with a teacher and a dictionary have in common."""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from cocomix.concepts.decoder import NumberFormat
+from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
+from cocomix.concepts.labeller import ConceptLabels, LabellerConfig
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, open_concept_teacher
+from cocomix.concepts.teacher import ConceptTeacher
+
+__all__ = ["TeacherLabeller", "TeacherLabellerConfig"]
+
+
+class TeacherLabellerConfig(LabellerConfig):
+    """Settings of a labeller with a teacher and a dictionary."""
+
+    teacher: TeacherConfig
+    """The frozen language model."""
+    dictionary: DictionaryConfig
+    """The sparse autoencoder on its hidden state."""
+    dtype: NumberFormat = "float32"
+    """`bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32."""
+
+
+class TeacherLabeller:
+    """A labeller with a teacher and a dictionary. Subclasses choose the labels.
+
+    Args:
+        teacher: model, dictionary and layer.
+        dtype: format of the teacher's arithmetic.
+        settings: what else the subclass chooses labels by.
+    """
+
+    kind: ClassVar[str]
+    algorithm: ClassVar[str]
+    """Raised whenever the same teacher, dictionary and settings would give other labels than before."""
+    config_type: ClassVar[type[LabellerConfig]]
+
+    def __init__(self, teacher: ConceptTeacher, *, dtype: NumberFormat = "float32", **settings: Any) -> None:
+        self.teacher = teacher
+        self.dtype: NumberFormat = dtype
+        self.settings = settings
+
+    @classmethod
+    def build(cls, config: Any, *, device: torch.device | str | None = None, bos_token_id: int | None = None) -> Self:
+        """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
+        teacher = open_concept_teacher(config.teacher, config.dictionary, device=device, bos_token_id=bos_token_id)
+        return cls(teacher, **config.model_dump(exclude={"kind", "k", "teacher", "dictionary"}))
+
+    @property
+    def num_concepts(self) -> int:
+        """Number of concepts in the dictionary."""
+        return self.teacher.n_concepts
+
+    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
+        """See `ConceptLabeller.label`; labels are on the teacher's device."""
+        raise NotImplementedError
+
+    def with_dtype(self, dtype: NumberFormat) -> Self:
+        """The same labeller with the same teacher in another number format."""
+        return type(self)(self.teacher, dtype=dtype, **self.settings)
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `ConceptLabeller.fingerprint`."""
+        model = self.teacher.decoder.model
+        return {
+            "kind": self.kind,
+            "algorithm": self.algorithm,
+            "weights": model_fingerprint(model),
+            "dictionary": self.teacher.dictionary.fingerprint(),
+            "layer": str(self.teacher.layer),
+            "bos_token_id": str(self.teacher.bos_token_id),
+            "dtype": self.dtype,
+            **{name: str(value) for name, value in self.settings.items()},
+            "configuration": configuration_fingerprint(model),
+            "versions": package_versions(),
+        }
+
+    def flops_per_token(self, seq: int) -> float:
+        """Forward FLOPs of the blocks up to the hooked one, and of the dictionary's encoder."""
+        below = self.teacher.decoder.flops_per_token(seq, up_to="layer")
+        return below + 2.0 * self.num_concepts * self.teacher.decoder.d_model
+
+    def describe(self, concept: int) -> str | None:
+        """None: a dictionary has no words for its concepts; an atlas finds some."""
+        return None

@@ -258,10 +258,9 @@ def test_losses_by_document_are_those_of_a_walk(run: Run, gemma: Gemma) -> None:
     assert result.evaluation.loss == pytest.approx(found.losses.sum() / found.targets.sum())
 
 
-def test_other_data_that_begins_otherwise_is_told_of(run: Run, gemma: Gemma) -> None:
-    recorder = Recorder()
-    evaluate_run(run, device=CPU, data=gemma.plain.path, limit_blocks=2, reliance=False, reporter=recorder)
-    assert any("only one of the two was prepared with --prepend-bos" in message for message in recorder.warned)
+def test_other_data_that_begins_otherwise_is_told_of(run: Run, gemma: Gemma, caplog: pytest.LogCaptureFixture) -> None:
+    evaluate_run(run, device=CPU, data=gemma.plain.path, limit_blocks=2, reliance=False)
+    assert any("only one of the two was prepared with --prepend-bos" in message for message in caplog.messages)
 
 
 def test_the_harness_begins_prompts_once_and_keeps_the_token_when_it_cuts(run: Run, gemma: Gemma) -> None:
@@ -278,7 +277,7 @@ def test_the_harness_begins_prompts_once_and_keeps_the_token_when_it_cuts(run: R
             seen.extend(inps.tolist())
             return super()._model_call(inps, *args, **kwargs)
 
-    model = Watched(run.model(), run.tokenizer(), batch_size=1, dtype=torch.float32, reporter=SilentReporter())
+    model = Watched(run.model(), run.tokenizer(), batch_size=1, dtype=torch.float32)
 
     def asked(*texts: str) -> Instance:
         return Instance(request_type="", doc={}, arguments=texts, idx=0)

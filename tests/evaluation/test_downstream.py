@@ -96,10 +96,9 @@ def test_scores_are_those_of_one_text_at_a_time(kind: str, workshop: Workshop, r
 
 def test_everything_that_is_cut_is_counted(workshop: Workshop, rows: Path, tmp_path: Path) -> None:
     from cocomix.evaluation.harness import CountingModel
-    from cocomix.runtime.console import SilentReporter
 
     run = Run.open(workshop.ntp_run)
-    model = CountingModel(run.model(), run.tokenizer(), batch_size=2, dtype=torch.float32, reporter=SilentReporter())
+    model = CountingModel(run.model(), run.tokenizer(), batch_size=2, dtype=torch.float32)
     short, long, endless = ([1] * 3, [2] * 2), ([1] * BLOCK, [2] * 2), ([1], [2] * (BLOCK + 5))
     with torch.no_grad():
         scores = model._loglikelihood_tokens([(("", ""), *pair) for pair in (short, long, endless, short)])

@@ -45,22 +45,6 @@ def trained(world, write_run):
     return write
 
 
-class Listener:
-    def __init__(self):
-        self.warnings = []
-
-    def say(self, message):
-        pass
-
-    def warn(self, message):
-        self.warnings.append(message)
-
-    def progress(self, description, total, unit):
-        from cocomix.runtime.console import SilentReporter
-
-        return SilentReporter().progress(description, total, unit)
-
-
 def test_a_cocomix_run_is_measured_whole_and_written(world, trained):
     model = world.student()
     run = trained("ours", model)
@@ -110,23 +94,19 @@ def test_too_few_blocks_to_shuffle_cost_only_the_reliance(world, trained):
     assert one_by_one.reliance.blocks == 4
 
 
-def test_missing_labels_are_warned_about(world, trained):
-    listener = Listener()
+def test_missing_labels_are_warned_about(world, trained, caplog):
     labels = {"path": "/nowhere/labels", "fingerprint": "x"}
-    result = evaluate_run(
-        trained("ours", world.student(), labels=labels), device=CPU, limit_blocks=4, reporter=listener
-    )
+    result = evaluate_run(trained("ours", world.student(), labels=labels), device=CPU, limit_blocks=4)
     assert result.evaluation.concept_recall is None
     assert result.reliance.oracle is None
-    assert "no longer at" in listener.warnings[0]
+    assert "no longer at" in caplog.messages[0]
     again = evaluate_run(
         Run.open(trained("other", world.student(), with_labels=False).path),
         device=CPU,
         limit_blocks=4,
-        reporter=listener,
     )
     assert again.reliance.oracle is None
-    assert "no labels of this data" in listener.warnings[1]
+    assert "no labels of this data" in caplog.messages[1]
 
 
 def test_data_that_moved_changed_or_does_not_fit(world, trained, tmp_path):

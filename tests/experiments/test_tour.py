@@ -1,5 +1,6 @@
 """The demo, stage by stage, on a small folder of text in place of this machine's documentation."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +26,15 @@ SIZES = DemoSizes(
 STAGES = ("data", "teacher", "dictionary", "labels", "runs/ntp", "runs/cocomix", "runs/cocomix_residual", "report")
 
 
-class Listener:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    warn = say
-
-    def progress(self, description: str, total: float | None, unit: str) -> Any:
-        from cocomix.runtime.console import SilentReporter
-
-        return SilentReporter().progress(description, total, unit)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def small(workshop: Workshop) -> Any:
     """The demo's own text is the documentation on this machine, which takes seconds to list."""
     patched = pytest.MonkeyPatch()
     original = cocomix.experiments.tour.prepare
 
-    def prepare(settings: Any, output: Path, reporter: Any) -> PreparedData:
+    def prepare(settings: Any, output: Path) -> PreparedData:
         assert settings.sources == ("docs:",)
-        return original(settings.model_copy(update={"sources": (str(workshop.corpus),)}), output, reporter)
+        return original(settings.model_copy(update={"sources": (str(workshop.corpus),)}), output)
 
     patched.setattr(cocomix.experiments.tour, "prepare", prepare)
     patched.setattr(cocomix.experiments.tour, "FAST", SIZES)
@@ -70,8 +56,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
             patched.setattr(cocomix.experiments.tour, place, stop)
             with pytest.raises(KeyboardInterrupt):
                 run_demo(directory, fast=True)
-    listener = Listener()
-    return directory, run_demo(directory, fast=True, reporter=listener), listener.said
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("cocomix.experiments")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        return directory, run_demo(directory, fast=True), said
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def test_every_stage_is_there(finished: tuple[Path, Path, list[str]]) -> None:

@@ -1,3 +1,4 @@
+import logging
 import socket
 import sys
 
@@ -86,12 +87,8 @@ def test_without_gradio_the_verb_says_what_to_install(cli, roomy, monkeypatch):
     cli.refuses("explore", roomy.cocomix_run, says="pip install 'cocomix[explorer]'")
 
 
-def test_ctrl_c_ends_it(subject, monkeypatch):
-    said = []
-
-    class Listener:
-        def say(self, message):
-            said.append(message)
+def test_ctrl_c_ends_it(subject, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "cocomix")
 
     def interrupted(self, timeout=None):
         raise KeyboardInterrupt
@@ -103,8 +100,8 @@ def test_ctrl_c_ends_it(subject, monkeypatch):
         wait = interrupted
 
     monkeypatch.setattr("cocomix.explorer.server.Event", Event)
-    serve(subject, port=port, reporter=Listener())
-    assert said[0].endswith(f"http://127.0.0.1:{port}/; Ctrl-C ends it.")
-    assert said[-1] == "the explorer has ended."
+    serve(subject, port=port)
+    assert caplog.messages[0].endswith(f"http://127.0.0.1:{port}/; Ctrl-C ends it.")
+    assert caplog.messages[-1] == "the explorer has ended."
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/")

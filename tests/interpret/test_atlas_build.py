@@ -14,21 +14,12 @@ from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_r
 from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effect, measure_effects
 from cocomix.interpret.atlas_tally import Tally
 from cocomix.labelling import ConceptLabelStore
-from cocomix.runtime.console import SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
 from tests.interpret.test_atlas_naming import says, server
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 CPU = torch.device("cpu")
-
-
-class Told(SilentReporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 @pytest.fixture
@@ -236,15 +227,14 @@ def test_a_stopped_atlas_of_something_else_is_refused(run, tmp_path, monkeypatch
 # --- other runs and data ----------------------------------------------------------------------------------------------
 
 
-def test_an_atlas_without_labels(run, tmp_path):
+def test_an_atlas_without_labels(run, tmp_path, caplog):
     copy = tmp_path / "run"
     shutil.copytree(run.path, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["labels"]["path"] = str(tmp_path / "gone")
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    told = Told()
-    record = build_atlas(Run.open(copy), None, ATLAS, device=CPU, reporter=told)
-    assert told.warnings == [
+    record = build_atlas(Run.open(copy), None, ATLAS, device=CPU)
+    assert caplog.messages == [
         f"the run's labels are no longer at {tmp_path / 'gone'}, so label contexts and recall are left out."
     ]
     assert (record.labels_fingerprint, record.label_concepts, record.labelled_positions) == (None, 0, 0)
@@ -304,14 +294,13 @@ def test_an_endpoint_names_the_most_frequent_concepts(run, tmp_path):
         assert sum(atlas.name(concept) == "Lists of Things" for concept in range(CONCEPTS)) == 2
 
 
-def test_a_failing_endpoint_leaves_the_terms(run, tmp_path, atlas):
-    told = Told()
+def test_a_failing_endpoint_leaves_the_terms(run, tmp_path, atlas, caplog):
     with server(lambda _: (500, b"", {})) as (url, asked):
         endpoint = NameEndpoint(url, limit=10)
-        record = build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU, endpoint=endpoint, reporter=told)
+        record = build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU, endpoint=endpoint)
     assert (record.endpoint_names, len(asked)) == (0, 3)
-    assert len(told.warnings) == 4
-    assert "the terms are used instead" in told.warnings[0]
-    assert "3 failures in a row" in told.warnings[-1]
+    assert len(caplog.messages) == 4
+    assert "the terms are used instead" in caplog.messages[0]
+    assert "3 failures in a row" in caplog.messages[-1]
     with ConceptAtlas.open(tmp_path / "atlas") as failed:
         assert [failed.name(concept) for concept in range(CONCEPTS)] == [atlas.name(c) for c in range(CONCEPTS)]

@@ -19,7 +19,7 @@ def a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(console, "_terminal", lambda: Console(stderr=True, force_terminal=True, color_system=None))
+    monkeypatch.setattr(console, "terminal", lambda: Console(stderr=True, force_terminal=True, color_system=None))
     monkeypatch.setenv("TERM", "xterm")
     return stream
 
@@ -105,7 +105,7 @@ def _lines(total: float | None, *, done: float = 0, advanced: float = 0, wanted:
         (4000, 0, 1400, ["1,400 of 4,000 tokens (35%), 140 tokens/s, 19 s left", "20 tokens/s, 2 min left"]),
         (4000, 2000, 1400, ["3,400 of 4,000 tokens (85%), 140 tokens/s, 4 s left", "20 tokens/s, 30 s left"]),
         (4000, 0, 0, ["0 of 4,000 tokens (0%), 10 s so far", "0 of 4,000 tokens (0%), 70 s so far"]),
-        (None, 0, 14, ["14 tokens, 1.4 tokens/s", "14 tokens, 0.2 tokens/s"]),
+        (None, 0, 14, ["14 tokens, 1.4 tokens/s", "14 tokens, 12 tokens/min"]),
         (0, 0, 0, ["0 of 0 tokens", "70 s so far"]),
     ],
 )

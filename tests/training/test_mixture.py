@@ -1,6 +1,7 @@
 """`data: {mixture: …}`: several corpora in given shares."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from cocomix.data import TRAIN, VALIDATION, MixedData, PreparedData
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import ConceptLabelStore, MixedLabels, MixedProbabilities, TeacherProbabilities
 from cocomix.labelling.pipeline import distill_data, label_data
-from cocomix.runtime.console import SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.corpora import mixture_order
@@ -69,21 +69,18 @@ def test_blocks_are_numbered_through(workshop: Workshop, other: Path) -> None:
     assert data.first_blocks(VALIDATION, 8) == [0, 1, 2, 3, 4, 5, first, first + 1]
 
 
-def test_a_run_on_a_mixture(workshop: Workshop, other: Path, other_labels: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Listener(SilentReporter):
-        def say(self, message: str) -> None:
-            said.append(message)
-
+def test_a_run_on_a_mixture(
+    workshop: Workshop, other: Path, other_labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cocomix")
     settings = recipe(workshop, other, other_labels, name="mixed", evaluation_blocks=None)
-    run = train(settings, tmp_path / "run", Listener())
+    run = train(settings, tmp_path / "run")
     manifest = read_json(run / "manifest.json")
     parts = manifest["data"]["mixture"]
     assert [part["share"] for part in parts] == [0.75, 0.25]
     assert sum(part["blocks"] for part in parts) == manifest["tokens"] // BLOCK == 96
     assert parts[0]["blocks"] == pytest.approx(72, abs=15)
-    assert f"{other}: {parts[1]['blocks'] / 96:.2%} of the training tokens, 25.00% asked for" in said
+    assert f"{other}: {parts[1]['blocks'] / 96:.2%} of the training tokens, 25.00% asked for" in caplog.messages
     data = MixedData([PreparedData.open(workshop.data), PreparedData.open(other)], [3, 1])
     order = mixture_order(data, manifest["seed"])
     assert order is not None

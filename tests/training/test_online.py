@@ -14,7 +14,6 @@ from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, l
 from cocomix.data import PreparedData
 from cocomix.evaluation import Run
 from cocomix.labelling import ConceptLabelStore, LabelSettings
-from cocomix.runtime.console import SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.metrics import MetricsFile
@@ -33,14 +32,6 @@ LONG = {
 
 class Killed(Exception):
     pass
-
-
-class Warnings(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.said.append(message)
 
 
 def online(workshop: Workshop, **changes: Any) -> dict[str, Any]:
@@ -77,7 +68,12 @@ def labels(workshop: Workshop) -> OnlineLabels:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_stopped_and_resumed_it_equals_the_run_on_stored_labels(
-    workshop: Workshop, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+    workshop: Workshop,
+    cached: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ahead: bool,
 ) -> None:
     def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 6:
@@ -90,23 +86,20 @@ def test_stopped_and_resumed_it_equals_the_run_on_stored_labels(
         self.ahead = ahead
 
     monkeypatch.setattr(OnlineLabels, "__init__", with_ahead)
-    wanted, said = recipe(workshop, **online(workshop)), Warnings()
+    wanted = recipe(workshop, **online(workshop))
     with monkeypatch.context() as patched:
         patched.setattr(MetricsFile, "on_step_end", stop, raising=False)
         with pytest.raises(Killed):
-            train(wanted, tmp_path / "run", said)
+            train(wanted, tmp_path / "run")
+    assert "labels: online labels the data again in every epoch" in caplog.text
     run = train(wanted, tmp_path / "run")
     assert curve(run) == curve(cached)
     assert file_sha256(run / "model.safetensors") == file_sha256(cached / "model.safetensors")
-    assert said.said == [
-        "labels: online labels the data again in every epoch; for several, `cocomix label` once is cheaper."
-    ]
 
 
-def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path) -> None:
-    said = Warnings()
-    run = train(workshop.recipe("cocomix", **online(workshop, tokens=3 * 8 * BLOCK)), tmp_path / "run", said)
-    assert said.said == []
+def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = train(workshop.recipe("cocomix", **online(workshop, tokens=3 * 8 * BLOCK)), tmp_path / "run")
+    assert caplog.messages == []
     stored = ConceptLabelStore.open(workshop.labels).manifest
     manifest = Run.open(run).manifest
     assert manifest.labels is None
@@ -124,7 +117,7 @@ def test_labels_of_batches_and_blocks_are_the_stored_ones(workshop: Workshop, la
     blocks = PreparedData.open(workshop.data).split("validation")
     stored = ConceptLabelStore.open(workshop.labels).split("validation")
     expected = torch.stack([stored[index]["concept_labels"] for index in range(len(blocks))])
-    found = labels.blocks(blocks, SilentReporter())
+    found = labels.blocks(blocks)
     assert len(found) == len(blocks)
     assert labels.num_concepts == CONCEPTS
     assert torch.equal(torch.stack([found[index]["concept_labels"] for index in range(len(found))]).long(), expected)

@@ -130,7 +130,7 @@ def test_steps_without_a_finite_gradient_are_skipped(
     assert [isinstance(row.get("grad_norm"), float) for row in logs.rows[:3]] == [True, False, True]
 
 
-def test_a_torn_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made, _ = sharded(monkeypatch, build("cocomix"), tmp_path, steps=2, save_strategy="steps", save_steps=1)
     made.train()
     torn = tmp_path / "checkpoint-2"
@@ -140,9 +140,8 @@ def test_a_torn_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard.write_bytes(content)
     with pytest.raises(CoCoMixError, match="has a damaged weights"):
         consolidate(torn, tmp_path / "model")
-    said: list[str] = []
-    assert last_complete_checkpoint(tmp_path, said.append) == tmp_path / "checkpoint-1"
-    assert shard.name in said[0]
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert shard.name in caplog.text
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "file").touch()
     with pytest.raises(CoCoMixError, match="already exists"):

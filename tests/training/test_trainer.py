@@ -1,7 +1,9 @@
 """The Trainer on tiny random models, without files."""
 
 import json
+import logging
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -294,41 +296,28 @@ def test_collate() -> None:
     assert own["labels"].tolist() == [[-100, 2]]
 
 
-def test_progress_is_told_in_tokens(tmp_path: Path) -> None:
-    class Watch:
-        def __init__(self) -> None:
-            self.total, self.advanced, self.said = 0.0, 0.0, []
+def test_progress_is_told_in_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cocomix")
+    opened: list[tuple[str, float, str, float]] = []
+    advanced: list[float] = []
 
-        def say(self, message: str) -> None:
-            self.said.append(message)
+    @contextmanager
+    def progress(description: str, total: float, unit: str, *, done: float) -> Any:
+        opened.append((description, total, unit, done))
+        yield advanced.append
 
-        def warn(self, message: str) -> None:
-            raise AssertionError(message)
-
-        def progress(self, description: str, total: float, unit: str) -> Any:
-            from contextlib import contextmanager
-
-            @contextmanager
-            def bar() -> Any:
-                assert (description, unit) == ("training", "tokens")
-                self.total = total
-
-                def advance(amount: float) -> None:
-                    self.advanced += amount
-
-                yield advance
-
-            return bar()
-
+    monkeypatch.setattr("cocomix.training.metrics.progress", progress)
     made, _ = trainer(student("gpt2"), tmp_path, eval_strategy="steps", eval_steps=2)
-    watch = Watch()
-    bar = ProgressBar(watch, made.tokens_per_step)
+    bar = ProgressBar(made.tokens_per_step)
     made.add_callback(bar)
     made.train()
     bar.close()
-    assert watch.total == watch.advanced == 3 * 8 * SEQ
-    assert [line.partition(" tokens")[0] for line in watch.said] == ["144", "216"]
-    assert all("concept recall" in line for line in watch.said)
+    assert opened == [("training", 3 * 8 * SEQ, "tokens", 0)]
+    assert sum(advanced) == 3 * 8 * SEQ
+    assert [line.partition(" tokens")[0] for line in caplog.messages] == ["144", "216"]
+    assert all("concept recall" in line for line in caplog.messages)
 
 
 def test_metrics_rows(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import AsJson, Output
 from cocomix.cli.printing import print_json, print_table
-from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["analyse"]
 
@@ -39,7 +38,6 @@ def analyse(
         batch_size=batch_size,
         limit_blocks=limit_blocks,
         seed=seed,
-        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json(values)

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from cocomix.cli.options import AsJson, RunFolder
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["atlas"]
@@ -55,7 +54,6 @@ def atlas(
             data=data,
             labels=labels,
             endpoint=endpoint,
-            reporter=ConsoleReporter(),
         )
         if json_output:
             print_json(record.model_dump(mode="json"))

@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import AsJson, Output
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["compare"]
 
@@ -27,7 +26,7 @@ def compare(
 
     opened = [Run.open(folder) for folder in runs]
     comparison = run(opened, baseline)
-    write_report(comparison, output, sections=recorded_sections(opened), reporter=ConsoleReporter())
+    write_report(comparison, output, sections=recorded_sections(opened))
     if json_output:
         print_json(comparison.to_json())
     else:

@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import AsJson
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["demo"]
 
@@ -29,6 +28,6 @@ def demo(
     from cocomix.experiments.tour import run_demo
 
     require_local(directory, "the demo's folder")
-    page = run_demo(directory, fast=fast, reporter=ConsoleReporter())
+    page = run_demo(directory, fast=fast)
     if json_output:
         print_json({"folder": str(directory), "report": str(page)})

@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import AsJson, RunFolder
 from cocomix.cli.printing import print_json, print_table
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["evaluate"]
@@ -55,7 +54,6 @@ def evaluate(
             batch_size=batch_size,
             dtype=dtype,
             limit=limit,
-            reporter=ConsoleReporter(),
         )
         (print_json(downstream.model_dump()) if json_output else print_table(downstream.summary()))
         return
@@ -70,7 +68,6 @@ def evaluate(
         dtype=dtype,
         limit_blocks=limit_blocks,
         per_document=per_document,
-        reporter=ConsoleReporter(),
     ).to_json()
     if json_output:
         print_json(result)

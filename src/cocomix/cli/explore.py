@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import RunFolder
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["explore"]
@@ -41,4 +40,4 @@ def explore(
 
     password = find_password(host, password_file)
     subject = open_subject(run, atlas=atlas, compare_with=compare or (), teacher=teacher, dictionary=dictionary)
-    serve(subject, host=host, port=port, password=password, reporter=ConsoleReporter())
+    serve(subject, host=host, port=port, password=password)

@@ -6,7 +6,6 @@ import typer
 
 from cocomix.cli.options import AsJson, Output, RunFolder
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["export"]
@@ -39,8 +38,7 @@ def export(
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")
     if push is not None:
         check_hub_access(push)
-    reporter = ConsoleReporter()
-    export_run(run, output, license=license, languages=tuple(language or ()), reporter=reporter)
-    address = None if push is None else push_to_hub(output, push, private=not public, reporter=reporter)
+    export_run(run, output, license=license, languages=tuple(language or ()))
+    address = None if push is None else push_to_hub(output, push, private=not public)
     if json_output:
         print_json({"folder": str(output), "repository": address})

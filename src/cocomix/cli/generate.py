@@ -6,7 +6,6 @@ import typer
 
 from cocomix.cli.options import AsJson, RunFolder
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["generate"]
 
@@ -46,7 +45,6 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         seed=seed,
-        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())})

@@ -6,7 +6,6 @@ import typer
 
 from cocomix.cli.options import AsJson, Output, RunFolder
 from cocomix.cli.printing import print_json, print_table
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["steer_eval"]
@@ -67,7 +66,6 @@ def steer_eval(
         settings,
         teacher=teacher,
         dictionary=dictionary,
-        reporter=ConsoleReporter(),
     )
     if json_output:
         print_json(report.to_json())

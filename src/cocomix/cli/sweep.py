@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cocomix.cli.options import AsJson
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.console import is_terminal, terminal
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
@@ -43,19 +43,16 @@ def sweep(
     from cocomix.experiments import load_plan, run_sweep
     from cocomix.experiments.runner import prepare_sweep
 
-    console = Console(stderr=True)
-    reporter = ConsoleReporter()
     if output is not None:
         require_local(output, "a sweep")
     loaded = load_plan(plan, output, fast=fast)
-    todo, board = prepare_sweep(loaded, reporter)
-    live = console.is_terminal and logger.isEnabledFor(logging.INFO)
+    todo, board = prepare_sweep(loaded)
     with (
-        Live(get_renderable=lambda: _table(board.entries()), console=console, refresh_per_second=1)
-        if live
+        Live(get_renderable=lambda: _table(board.entries()), console=terminal(), refresh_per_second=1)
+        if is_terminal() and logger.isEnabledFor(logging.INFO)
         else nullcontext()
     ):
-        result = run_sweep(loaded, todo, board, workers=jobs, reporter=reporter)
+        result = run_sweep(loaded, todo, board, workers=jobs)
     if json_output:
         print_json(result.to_json())
     elif result.comparison is not None:

@@ -7,7 +7,6 @@ import typer
 
 from cocomix.cli.options import AsJson
 from cocomix.cli.printing import print_json, print_table
-from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["train"]
 
@@ -42,6 +41,6 @@ def train(
         if is_first_process():
             (print_json if json_output else print_table)(plan)
         return
-    folder = run(config, output or Path("runs") / recipe.stem, ConsoleReporter(), profile_steps=profile)
+    folder = run(config, output or Path("runs") / recipe.stem, profile_steps=profile)
     if json_output and is_first_process():
         typer.echo((local_folder(folder, "manifest.json") / "manifest.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from cocomix.labelling import ConceptLabelStore
 from cocomix.labelling.labels import LabelBlocks
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.concept_head import IGNORE
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
@@ -79,7 +79,6 @@ def recall_by_frequency(
     batch_size: int,
     device: torch.device,
     limit_blocks: int | None = None,
-    reporter: Reporter | None = None,
 ) -> tuple[FrequencyRecall, ...]:
     """Concept recall in groups of concepts by their number of training labels: 0, 1–9, 10–99, …
 
@@ -91,17 +90,15 @@ def recall_by_frequency(
         batch_size: blocks per forward pass.
         device: where to compute.
         limit_blocks: use only the first blocks.
-        reporter: receives a progress bar in tokens.
 
     Raises:
         CoCoMixError: data, labels and model do not belong together.
     """
-    reporter = reporter or SilentReporter()
     count = count_blocks(model, blocks, labels, batch_size, limit_blocks)
     n_concepts = model.config.num_concepts
     used, hits = torch.zeros(n_concepts, dtype=torch.int64), torch.zeros(n_concepts, dtype=torch.int64)
     total = count * len(blocks[0]["input_ids"])
-    with inference(model, device), reporter.progress("concept recall", total, "tokens") as advance:
+    with inference(model, device), progress("concept recall", total, "tokens") as advance:
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
             assert batch.concept_labels is not None
             predicted = model(input_ids=batch.input_ids, use_cache=False).concept_ids

@@ -1,6 +1,7 @@
 """`cocomix analyse`: reliance, compression weights, recall by frequency and label statistics of runs, as one page."""
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -37,10 +38,11 @@ from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
 from cocomix.evaluation.teacher_flops import label_words
 from cocomix.labelling import ConceptLabelStore
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["analyse_runs"]
+
+logger = logging.getLogger(__name__)
 
 _LABEL_BLOCKS = 20_000
 """Blocks of the training split that label statistics read at most."""
@@ -54,7 +56,6 @@ def analyse_runs(
     batch_size: int = 8,
     limit_blocks: int | None = None,
     seed: int = 0,
-    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Analyse the concepts of runs and write `analyses.html`, `analyses.json` and a histogram per run.
 
@@ -65,7 +66,6 @@ def analyse_runs(
         batch_size: blocks per forward pass, at least 2.
         limit_blocks: validation blocks to use.
         seed: of the shuffle in concept reliance.
-        reporter: receives progress and warnings.
 
     Returns:
         What `analyses.json` holds.
@@ -73,7 +73,6 @@ def analyse_runs(
     Raises:
         CoCoMixError: no run mixes concepts in, or data and labels do not belong to a run.
     """
-    reporter = reporter or SilentReporter()
     reliances: dict[str, Reliance] = {}
     norms: dict[str, CompressionNorms] = {}
     recalls: dict[str, tuple[FrequencyRecall, ...]] = {}
@@ -85,15 +84,13 @@ def analyse_runs(
         model = run.model()
         reason = no_reliance_reason(model)
         if reason is not None or not isinstance(model, CoCoMixForCausalLM):
-            reporter.warn(f"{name} is left out: {reason}")
+            logger.warning(f"{name} is left out: {reason}")
             continue
         norms[name] = compression_norms(model)
         data = open_run_data(run)
         blocks = data.split(VALIDATION)
-        store = open_run_labels(
-            run, data, model.config.num_concepts, without="recall by frequency and the oracle", reporter=reporter
-        )
-        shared: dict[str, Any] = {"device": device, "limit_blocks": limit_blocks, "reporter": reporter}
+        store = open_run_labels(run, data, model.config.num_concepts, without="recall by frequency and the oracle")
+        shared: dict[str, Any] = {"device": device, "limit_blocks": limit_blocks}
         labels = None if store is None else store.split(VALIDATION)
         reliances[name] = concept_reliance(model, blocks, labels=labels, batch_size=batch_size, seed=seed, **shared)
         if store is not None and labels is not None:
@@ -138,7 +135,7 @@ def analyse_runs(
             footer=f"Made by cocomix {version('cocomix')}.",
         )
         write_text(folder / "analyses.html", page.html())
-    reporter.say(f"analyses: {output / 'analyses.html'}")
+    logger.info(f"analyses: {output / 'analyses.html'}")
     return values
 
 

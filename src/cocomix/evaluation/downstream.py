@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cocomix.artifacts.output import read_json, write_json
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.opened_run import Run
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ __all__ = [
     "evaluate_tasks",
     "read_downstream",
 ]
+
+logger = logging.getLogger(__name__)
 
 DOWNSTREAM_FILE = "downstream.json"
 """Name of the result within the run's folder."""
@@ -156,7 +157,6 @@ def evaluate_tasks(
     batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
-    reporter: Reporter | None = None,
 ) -> Downstream:
     """Measure a run on downstream tasks and write `downstream.json` in its folder.
 
@@ -170,7 +170,6 @@ def evaluate_tasks(
         batch_size: requests per forward pass.
         dtype: float32 (default), or a narrower type used through autocast.
         limit: use only the first rows of each task.
-        reporter: receives progress, and a warning where something had to be cut.
 
     Raises:
         CoCoMixError: the harness is not installed, a task is unknown, or its data cannot be read.
@@ -184,7 +183,6 @@ def evaluate_tasks(
     from cocomix.evaluation.harness import CountingModel
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    reporter = reporter or SilentReporter()
     names = list(dict.fromkeys(name for task in tasks for name in (PAPER_TASKS if task == "paper" else (task,))))
     model = run.model().to(device)
     conditions = HarnessConditions(
@@ -198,10 +196,10 @@ def evaluate_tasks(
     with TemporaryDirectory() as folder, inference(model, device):
         definitions = _Definitions(names, task_data, Path(folder))
         for name in names:
-            reporter.say(f"{name}: scoring")
-            wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype, reporter=reporter)
+            logger.info(f"{name}: scoring")
+            wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype)
             found[name] = _evaluate_task(name, wrapped, definitions, limit)
-            _warn_of_cuts(name, found[name], conditions.context, reporter)
+            _warn_of_cuts(name, found[name], conditions.context)
     earlier = read_downstream(run.path)
     if earlier is not None and earlier.conditions == conditions:
         found = {**earlier.tasks, **found}
@@ -307,9 +305,9 @@ def _evaluate_task(name: str, model: "CountingModel", definitions: _Definitions,
     )
 
 
-def _warn_of_cuts(name: str, result: TaskResult, context: int, reporter: Reporter) -> None:
+def _warn_of_cuts(name: str, result: TaskResult, context: int) -> None:
     if result.truncated:
-        reporter.warn(
+        logger.warning(
             f"{name}: {result.truncated:,} of {result.requests:,} prompts were longer than the context of {context} "
             f"tokens and lost their beginning, {result.endings_cut:,} also the end of their ending."
         )

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness around a model: what does not fit the context is counted, progress goes to the reporter.
+"""lm-evaluation-harness around a model: what does not fit the context is counted, and progress is shown.
 
 Imports the harness, which is an optional part (`pip install 'cocomix[eval]'`); see `cocomix.evaluation.downstream`.
 """
@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.data import begin_of_text
-from cocomix.runtime.console import Reporter
+from cocomix.runtime.console import progress
 
 __all__ = ["CountingModel"]
 
@@ -25,7 +25,6 @@ class CountingModel(HFLM):  # type: ignore[misc]
         tokenizer: its tokenizer.
         batch_size: requests per forward pass.
         dtype: float32, or a narrower type used through autocast.
-        reporter: receives progress.
 
     Attributes:
         requests: prompt and ending pairs scored so far.
@@ -40,7 +39,6 @@ class CountingModel(HFLM):  # type: ignore[misc]
         *,
         batch_size: int,
         dtype: torch.dtype,
-        reporter: Reporter,
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -51,7 +49,6 @@ class CountingModel(HFLM):  # type: ignore[misc]
         )
         self._begin = begin_of_text(tokenizer)
         self.add_bos_token = self._begin is not None  # as in training, whatever the harness thinks of the architecture
-        self.reporter = reporter
         self.requests = self.truncated = self.endings_cut = 0
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -85,7 +82,7 @@ class CountingModel(HFLM):  # type: ignore[misc]
         order = sorted(range(len(fitting)), key=lambda index: -len(fitting[index][1]) - len(fitting[index][2]))
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(fitting)
         at_once = 16 * int(self.batch_size)
-        with self.reporter.progress("scoring", len(fitting), "requests") as advance:
+        with progress("scoring", len(fitting), "requests") as advance:
             for start in range(0, len(order), at_once):
                 chosen = order[start : start + at_once]
                 part = super()._loglikelihood_tokens([fitting[index] for index in chosen], disable_tqdm=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from cocomix.evaluation.document_losses import DocumentTally
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference, token_losses
 from cocomix.model.concept_head import IGNORE
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import concept_recall_counts
 
@@ -65,7 +65,6 @@ def evaluate(
     labels: MapDataset | None = None,
     limit_blocks: int | None = None,
     documents: DocumentTally | None = None,
-    reporter: Reporter | None = None,
 ) -> Evaluation:
     """Measure a model on token blocks.
 
@@ -83,19 +82,17 @@ def evaluate(
         labels: concept labels of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
         limit_blocks: use only the first blocks.
         documents: receives the losses, to be summed by document.
-        reporter: receives a progress bar in tokens.
 
     Raises:
         CoCoMixError: data, labels and model do not belong together, or the loss is not a finite number.
     """
-    reporter = reporter or SilentReporter()
     count = count_blocks(model, blocks, labels, batch_size, limit_blocks)
     block_size = len(blocks[0]["input_ids"])
     loss_sum, targets, tally = 0.0, 0, _ConceptTally()
     started = time.perf_counter()
     with (
         inference(model, device, dtype),
-        reporter.progress("evaluating", count * block_size, "tokens") as advance,
+        progress("evaluating", count * block_size, "tokens") as advance,
     ):
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
             input_ids, concept_labels = batch.input_ids, batch.concept_labels

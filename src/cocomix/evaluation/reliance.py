@@ -21,7 +21,7 @@ from cocomix.evaluation.inference import Batch, MapDataset, batches, count_block
 from cocomix.model import predicts_concepts
 from cocomix.model.concept_head import IGNORE
 from cocomix.model.mixer import ConceptIntervention
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Reliance", "concept_reliance", "no_reliance_reason", "oracle", "shuffle", "zero"]
@@ -134,7 +134,6 @@ def concept_reliance(
     labels: MapDataset | None = None,
     limit_blocks: int | None = None,
     seed: int = 0,
-    reporter: Reporter | None = None,
 ) -> Reliance:
     """Measure the loss with the predicted concepts untouched, zeroed, shuffled and (given labels) replaced by labels.
 
@@ -150,7 +149,6 @@ def concept_reliance(
         labels: concept labels of the same blocks, for the oracle.
         limit_blocks: use only the first blocks.
         seed: seed of the shuffle.
-        reporter: receives a progress bar in tokens.
 
     Raises:
         CoCoMixError: the model mixes no concepts in, there are fewer than two blocks, or data, labels and model do not
@@ -158,7 +156,6 @@ def concept_reliance(
     """
     if (reason := no_reliance_reason(model)) is not None:
         raise CoCoMixError(reason)
-    reporter = reporter or SilentReporter()
     count = count_blocks(model, blocks, labels, batch_size, limit_blocks)
     if batch_size < 2 or count < 2:
         raise CoCoMixError(
@@ -179,7 +176,7 @@ def concept_reliance(
     block_size = len(blocks[0]["input_ids"])
     with (
         inference(model, device, dtype),
-        reporter.progress("measuring concept reliance", len(kinds) * count * block_size, "tokens") as advance,
+        progress("measuring concept reliance", len(kinds) * count * block_size, "tokens") as advance,
     ):
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
             for name, make in kinds.items():

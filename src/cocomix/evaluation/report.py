@@ -1,5 +1,6 @@
 """The report of a comparison: one HTML page, the curves as PNG, the table as Markdown, CSV and JSON."""
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,10 @@ from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Secti
 from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
 from cocomix.evaluation.run_evaluation import reliance_of_runs
-from cocomix.runtime.console import Reporter, SilentReporter
 
 __all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]
+
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 """Name of the page within the report's folder."""
@@ -53,7 +55,6 @@ def write_report(
     *,
     title: str = "CoCoMix and its baseline",
     sections: Sequence[Section] = (),
-    reporter: Reporter | None = None,
 ) -> Path:
     """Write a comparison as a folder: report.html, loss_vs_{tokens,flops,seconds}.png, table.{md,csv,json}.
 
@@ -62,7 +63,6 @@ def write_report(
         output: the folder to create; it appears when it is whole.
         title: heading of the page.
         sections: shown after the curves, e.g. concept reliance, an inspected text, generations, commands.
-        reporter: told where the page lies.
 
     Returns:
         The page, `output`/report.html.
@@ -70,7 +70,6 @@ def write_report(
     Raises:
         CoCoMixError: `output` exists or cannot be written to.
     """
-    reporter = reporter or SilentReporter()
     images: list[Block] = []
     with staged_directory(output) as folder:
         for axis in AXES:
@@ -88,7 +87,7 @@ def write_report(
             footer=f"Made by cocomix {version('cocomix')} from the runs' own logs.",
         )
         write_text(folder / REPORT_FILE, page.html())
-    reporter.say(f"report: {output / REPORT_FILE}")
+    logger.info(f"report: {output / REPORT_FILE}")
     return output / REPORT_FILE
 
 

@@ -1,5 +1,6 @@
 """Evaluating a finished run on its own validation split, or on another data set with the same tokenizer."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.labelling import ConceptLabelStore
 from cocomix.model import predicts_concepts
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels", "reliance_of_runs"]
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_FILE = "evaluation.json"
 """Name of the result within the run's folder."""
@@ -76,7 +78,6 @@ def evaluate_run(
     reliance: bool = True,
     per_document: bool = False,
     seed: int = 0,
-    reporter: Reporter | None = None,
 ) -> RunEvaluation:
     """Load a run's model, measure it, and write the result to `evaluation.json` in its folder.
 
@@ -92,19 +93,17 @@ def evaluate_run(
         reliance: also measure concept reliance, where the model mixes concepts in.
         per_document: also write the losses by document to `document_losses.json`, for the paired test of `compare`.
         seed: of the shuffle in concept reliance.
-        reporter: receives progress, and a warning when labels are missing.
 
     Raises:
         CoCoMixError: data, labels and run do not belong together, or something cannot be read.
     """
-    reporter = reporter or SilentReporter()
     prepared = open_run_data(run, data)
     meta = prepared.split(split).meta
     blocks: MapDataset = prepared.split(split)
     if run.manifest.document_masks:
         blocks = DocumentBlocks(blocks, prepared.meta.eos_token_id, prepared.meta.bos_token_id)
     if data is not None and begin_of_text(run.tokenizer()) != prepared.meta.bos_token_id:
-        reporter.warn(
+        logger.warning(
             f"the blocks of {data} begin otherwise than those that {run.manifest.name} was trained on: only one of the "
             "two was prepared with --prepend-bos."
         )
@@ -112,13 +111,13 @@ def evaluate_run(
     found = None
     if predicts_concepts(model):
         store = open_run_labels(
-            run, prepared, model.config.num_concepts, labels, without="concept recall and the oracle", reporter=reporter
+            run, prepared, model.config.num_concepts, labels, without="concept recall and the oracle"
         )
         found = None if store is None else store.split(split)
     elif labels is not None:
         raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
-    shared |= {"limit_blocks": limit_blocks, "reporter": reporter}
+    shared |= {"limit_blocks": limit_blocks}
     bytes_per_token = meta.bytes / meta.tokens if meta.bytes > 0 else None
     tally = DocumentTally(prepared.meta.eos_token_id, prepared.meta.bos_token_id) if per_document else None
     result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, documents=tally, **shared)
@@ -202,7 +201,6 @@ def open_run_labels(
     path: Path | None = None,
     *,
     without: str,
-    reporter: Reporter,
 ) -> ConceptLabelStore | None:
     """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
 
@@ -212,7 +210,6 @@ def open_run_labels(
         num_concepts: of the run's model.
         path: labels asked for.
         without: what is left out where there are none, for the warning.
-        reporter: receives the warning.
 
     Raises:
         CoCoMixError: the labels do not belong to this data or this model.
@@ -220,14 +217,14 @@ def open_run_labels(
     if path is None:
         own = run.manifest.labels
         if own is None or data.meta.fingerprint != run.manifest.data.fingerprint:
-            reporter.warn(f"there are no labels of this data, so {without} are left out.")
+            logger.warning(f"there are no labels of this data, so {without} are left out.")
             return None
         if run.manifest.data.mixture is not None:
-            reporter.warn(f"labels of a mixture are not read here, so {without} are left out; name one corpus.")
+            logger.warning(f"labels of a mixture are not read here, so {without} are left out; name one corpus.")
             return None
         path = Path(own.path)
         if not is_there(path):
-            reporter.warn(f"the run's labels are no longer at {path}, so {without} are left out.")
+            logger.warning(f"the run's labels are no longer at {path}, so {without} are left out.")
             return None
     store = ConceptLabelStore.open(path)
     store.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, num_concepts)

@@ -1,5 +1,6 @@
 """Running a plan: shared parts, then every run that is not there yet, then the report."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -24,13 +25,15 @@ from cocomix.evaluation.downstream import read_downstream
 from cocomix.experiments.board import Board, Entry
 from cocomix.experiments.plan import Job, LoadedPlan
 from cocomix.experiments.stages import make_shared_parts
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.recipe import load_recipe, save_recipe
 
 __all__ = ["SweepResult", "prepare_sweep", "run_sweep"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class SweepResult:
         }
 
 
-def prepare_sweep(loaded: LoadedPlan, reporter: Reporter | None = None) -> tuple[list[Job], Board]:
+def prepare_sweep(loaded: LoadedPlan) -> tuple[list[Job], Board]:
     """Check every recipe of a plan and make the shared parts.
 
     Raises:
@@ -76,13 +79,11 @@ def prepare_sweep(loaded: LoadedPlan, reporter: Reporter | None = None) -> tuple
                 f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
                 "--output."
             )
-    make_shared_parts(loaded, jobs, reporter or SilentReporter())
+    make_shared_parts(loaded, jobs)
     return jobs, Board(jobs)
 
 
-def run_sweep(
-    loaded: LoadedPlan, jobs: list[Job], board: Board, *, workers: int = 1, reporter: Reporter | None = None
-) -> SweepResult:
+def run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, *, workers: int = 1) -> SweepResult:
     """Train and measure what is missing, and write the report when nothing is.
 
     Args:
@@ -90,12 +91,10 @@ def run_sweep(
         jobs: from `prepare_sweep`.
         board: likewise; kept up to date while it runs.
         workers: runs at once. More than one are processes of their own that share the cores evenly.
-        reporter: told of every run that ends.
 
     Returns:
         The outcome; failed runs are in it, not raised, and do not stop the others.
     """
-    reporter = reporter or SilentReporter()
     recipes = loaded.output / "recipes"
     recipes.mkdir(exist_ok=True)
     for job in jobs:
@@ -112,27 +111,30 @@ def run_sweep(
         except Exception as error:  # whatever it was, the other runs go on
             reason = " ".join(str(error).split()) or type(error).__name__
             board.mark(job, "failed", reason)
-            reporter.warn(f"{job.arm} seed {job.seed} failed: {reason}")
+            logger.warning(f"{job.arm} seed {job.seed} failed: {reason}")
         else:
             board.mark(job, "finished")
             if not done:
-                reporter.say(f"{job.arm} seed {job.seed} is finished")
+                logger.info(f"{job.arm} seed {job.seed} is finished")
 
-    if workers == 1:
-        for job in jobs:
-            run(job)
-    else:
-        with ThreadPoolExecutor(max_workers=workers) as threads:
-            try:
-                list(threads.map(run, jobs))
-            except KeyboardInterrupt:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+    with progress("sweep", len(jobs), "runs") as advance:
+        if workers == 1:
+            for job in jobs:
+                run(job)
+                advance(1)
+        else:
+            with ThreadPoolExecutor(max_workers=workers) as threads:
+                try:
+                    for _ in threads.map(run, jobs):
+                        advance(1)
+                except KeyboardInterrupt:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise
     if board.missing():
         return SweepResult(tuple(board.entries()), None, None)
     runs = [Run.open(job.folder) for job in jobs]
     comparison = compare(runs, loaded.plan.baseline)
-    return SweepResult(tuple(board.entries()), comparison, _report(loaded, comparison, runs, reporter))
+    return SweepResult(tuple(board.entries()), comparison, _report(loaded, comparison, runs))
 
 
 def _run_here(loaded: LoadedPlan, job: Job) -> None:
@@ -173,9 +175,9 @@ def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:
     return loaded.output / "recipes" / f"{job.arm}-seed{job.seed}.yaml"
 
 
-def _report(loaded: LoadedPlan, comparison: Comparison, runs: Sequence[Run], reporter: Reporter) -> Path:
+def _report(loaded: LoadedPlan, comparison: Comparison, runs: Sequence[Run]) -> Path:
     """Write the report in place of an earlier one: seeds or arms may have been added since."""
     folder = loaded.output / "report"
     shutil.rmtree(folder, ignore_errors=True)
     title = f"Sweep {loaded.path.stem}"
-    return write_report(comparison, folder, title=title, sections=recorded_sections(runs), reporter=reporter)
+    return write_report(comparison, folder, title=title, sections=recorded_sections(runs))

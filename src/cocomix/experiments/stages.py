@@ -1,5 +1,6 @@
 """What the arms of a sweep share, each made once: data, teacher, dictionary, labels, stored probabilities."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,15 @@ from cocomix.data import prepare
 from cocomix.experiments.plan import Job, LoadedPlan
 from cocomix.labelling import LabelSettings
 from cocomix.labelling.pipeline import distill_data, fit_on_data, label_data
-from cocomix.runtime.console import Reporter
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 
 __all__ = ["make_shared_parts"]
 
+logger = logging.getLogger(__name__)
 
-def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job], reporter: Reporter) -> None:
+
+def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     """Make what is missing of the parts that the plan describes.
 
     Raises:
@@ -26,35 +28,35 @@ def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job], reporter: Reporte
     plan, output = loaded.plan, loaded.output
     _claim(loaded)
     if plan.prepare is not None and not (output / "data").exists():
-        reporter.say("data")
-        prepare(plan.prepare, output / "data", reporter)
+        logger.info("data")
+        prepare(plan.prepare, output / "data")
     if plan.teacher is None or loaded.teacher_model is None:
         return
     teacher = TeacherConfig(model=loaded.teacher_model, layer=plan.teacher.layer, revision=plan.teacher.revision)
     if plan.teacher.recipe is not None and not Path(loaded.teacher_model).exists():
-        reporter.say("teacher")
-        train(loaded.teacher_recipe(), Path(loaded.teacher_model), reporter)
+        logger.info("teacher")
+        train(loaded.teacher_recipe(), Path(loaded.teacher_model))
     data = jobs[0].recipe.data
     if not isinstance(data, Path):
         raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
     for job in jobs:
         targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
         if isinstance(targets, Path) and not targets.exists():
-            reporter.say(f"probabilities: {targets.name}")
-            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k, reporter=reporter)
+            logger.info(f"probabilities: {targets.name}")
+            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k)
     if plan.dictionary is None or loaded.dictionary_path is None:
         return
     if plan.dictionary.path is None and not Path(loaded.dictionary_path).exists():
-        reporter.say("dictionary")
+        logger.info("dictionary")
         settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
-        fit_on_data(data, teacher, Path(loaded.dictionary_path), settings, reporter)
+        fit_on_data(data, teacher, Path(loaded.dictionary_path), settings)
     dictionary = DictionaryConfig.model_validate(loaded.dictionary_source)
     for job in jobs:
         labels = job.recipe.labels
         if isinstance(labels, Path) and not labels.exists():
-            reporter.say(f"labels: {labels.name}, first for {job.arm}")
+            logger.info(f"labels: {labels.name}, first for {job.arm}")
             how = job.recipe.attribution or LabelSettings()
-            label_data(data, teacher, dictionary, labels, how, force=plan.dictionary.force, reporter=reporter)
+            label_data(data, teacher, dictionary, labels, how, force=plan.dictionary.force)
 
 
 def _claim(loaded: LoadedPlan) -> None:

@@ -1,6 +1,7 @@
 """`cocomix demo`: the whole method on this machine's own documentation, stage by stage, each kept when finished."""
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PrepareSettings, prepare
 from cocomix.experiments.tour_report import write_demo_report
 from cocomix.labelling.pipeline import fit_on_data, label_data
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
 
 __all__ = ["DemoSizes", "recipes_folder", "run_demo"]
+
+logger = logging.getLogger(__name__)
 
 ARMS = {"NTP": "demo_ntp.yaml", "CoCoMix": "demo.yaml", "CoCoMix residual": "demo_residual.yaml"}
 
@@ -46,22 +48,20 @@ class DemoSizes:
 FAST = DemoSizes(text_bytes=600_000, dictionary_tokens=80_000, teacher_tokens=120_000, student_tokens=80_000)
 
 
-def run_demo(directory: Path, *, fast: bool = False, reporter: Reporter | None = None) -> Path:
+def run_demo(directory: Path, *, fast: bool = False) -> Path:
     """Run the demo, or what is left of it.
 
     Args:
         directory: holds `data`, `teacher`, `dictionary`, `labels`, `runs/*` and `report` in the end. Stages whose
             folder is there are not repeated.
         fast: two to three minutes in all, at sizes too small to learn much.
-        reporter: told what each stage does, and the result.
 
     Returns:
         The report page.
     """
-    reporter = reporter or SilentReporter()
     sizes = FAST if fast else DemoSizes()
     _refuse_other_sizes(directory, sizes)
-    _stage(reporter, 1, "text", "documentation on this machine, split by document, as blocks of tokens")
+    _stage(1, "text", "documentation on this machine, split by document, as blocks of tokens")
     if not (directory / "data").exists():
         settings = PrepareSettings(
             sources=("docs:",),
@@ -70,30 +70,30 @@ def run_demo(directory: Path, *, fast: bool = False, reporter: Reporter | None =
             max_bytes=sizes.text_bytes,
             validation_fraction=0.05,
         )
-        prepare(settings, directory / "data", reporter)
-    _stage(reporter, 2, "teacher", "a plain decoder, trained on next tokens")
+        prepare(settings, directory / "data")
+    _stage(2, "teacher", "a plain decoder, trained on next tokens")
     if not (directory / "teacher").exists():
-        train(_recipe(directory, "teacher", "demo_teacher.yaml", sizes.teacher_tokens), directory / "teacher", reporter)
-    _stage(reporter, 3, "dictionary", f"a sparse autoencoder on the output of the teacher's block {sizes.layer}")
+        train(_recipe(directory, "teacher", "demo_teacher.yaml", sizes.teacher_tokens), directory / "teacher")
+    _stage(3, "dictionary", f"a sparse autoencoder on the output of the teacher's block {sizes.layer}")
     teacher = TeacherConfig(model=str(directory / "teacher"), layer=sizes.layer)
     if not (directory / "dictionary").exists():
         settings_of_fit = FitSettings(tokens=sizes.dictionary_tokens)
-        fit_on_data(directory / "data", teacher, directory / "dictionary", settings_of_fit, reporter)
-    _stage(reporter, 4, "labels", "for every token, the 4 concepts that matter for what comes next")
+        fit_on_data(directory / "data", teacher, directory / "dictionary", settings_of_fit)
+    _stage(4, "labels", "for every token, the 4 concepts that matter for what comes next")
     if not (directory / "labels").exists():
         dictionary = DictionaryConfig(path=str(directory / "dictionary"))
-        label_data(directory / "data", teacher, dictionary, directory / "labels", force=True, reporter=reporter)
+        label_data(directory / "data", teacher, dictionary, directory / "labels", force=True)
     for number, (name, file) in enumerate(ARMS.items(), start=5):
-        _stage(reporter, number, name, "a student, trained from scratch on the same tokens in the same order")
+        _stage(number, name, "a student, trained from scratch on the same tokens in the same order")
         output = _run_folder(directory, name)
         if not output.exists():
-            train(_recipe(directory, name, file, sizes.student_tokens), output, reporter)
-    _stage(reporter, 8, "results", "what the students learnt, measured in float32 on the validation documents")
-    return write_demo_report(directory, [_run_folder(directory, name) for name in ARMS], reporter)
+            train(_recipe(directory, name, file, sizes.student_tokens), output)
+    _stage(8, "results", "what the students learnt, measured in float32 on the validation documents")
+    return write_demo_report(directory, [_run_folder(directory, name) for name in ARMS])
 
 
-def _stage(reporter: Reporter, number: int, name: str, what: str) -> None:
-    reporter.say(f"\n[{number}/8] {name}: {what}")
+def _stage(number: int, name: str, what: str) -> None:
+    logger.info(f"\n[{number}/8] {name}: {what}")
 
 
 def _refuse_other_sizes(directory: Path, sizes: DemoSizes) -> None:

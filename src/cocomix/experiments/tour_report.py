@@ -1,5 +1,6 @@
 """The last stage of the demo: evaluate every student, look at concepts, steer once, write the page, print the table."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,11 @@ from cocomix.evaluation import (
 from cocomix.interpret import SteeringCandidate, generate, inspect_text, steering_candidates, visible
 from cocomix.interpret.run_concepts import describe_run_concepts
 from cocomix.model import ConceptEdit
-from cocomix.runtime.console import Reporter
 from cocomix.runtime.device import default_device
 
 __all__ = ["write_demo_report"]
+
+logger = logging.getLogger(__name__)
 
 _PROMPT = "Return the number of"
 _FACTOR = 5.0
@@ -36,25 +38,24 @@ _INSPECTED_TOKENS = 48
 _STEERING_BLOCKS = 4
 
 
-def write_demo_report(directory: Path, folders: Sequence[Path], reporter: Reporter) -> Path:
+def write_demo_report(directory: Path, folders: Sequence[Path]) -> Path:
     """Measure the demo's runs and put everything on one page.
 
     Args:
         directory: the demo's folder; `report` inside it is written anew.
         folders: run folders, the baseline first.
-        reporter: told the table, one inspected concept, one steered text, and where the page lies.
 
     Returns:
         The page.
     """
     runs = [Run.open(folder) for folder in folders]
     device = default_device()
-    measured = [evaluate_run(run, device=device, batch_size=32, reporter=reporter) for run in runs]
+    measured = [evaluate_run(run, device=device, batch_size=32) for run in runs]
     comparison = compare(runs)
-    reporter.say("")
-    reporter.say(comparison.to_markdown())
+    logger.info("")
+    logger.info(comparison.to_markdown())
     for line in summary(comparison):
-        reporter.say(line)
+        logger.info(line)
     reliances = {result.run: result.reliance for result in measured if result.reliance is not None}
     # The best student that mixes concepts in is the one worth looking into.
     mixing = [(result.evaluation.loss, run) for result, run in zip(measured, runs, strict=True) if result.reliance]
@@ -62,15 +63,15 @@ def write_demo_report(directory: Path, folders: Sequence[Path], reporter: Report
     sections = (
         _evaluation_section(measured),
         reliance_section(reliances),
-        _inspection_section(best, reporter),
-        _steering_section(best, reporter),
+        _inspection_section(best),
+        _steering_section(best),
         _commands_section(directory, runs),
     )
     output = directory / "report"
     if output.exists():
         shutil.rmtree(output)
     page = write_report(comparison, output, title="CoCoMix demo", sections=sections)
-    reporter.say(f"\nThe report: {page.resolve().as_uri()}")
+    logger.info(f"\nThe report: {page.resolve().as_uri()}")
     return page
 
 
@@ -93,7 +94,7 @@ def _evaluation_section(measured: Sequence[RunEvaluation]) -> Section:
     )
 
 
-def _inspection_section(run: Run, reporter: Reporter) -> Section:
+def _inspection_section(run: Run) -> Section:
     """One text of the validation split, shaded by the concept that is predicted there most often."""
     blocks = PreparedData.open(run.manifest.data.path).split(VALIDATION)
     tokenizer = run.tokenizer()
@@ -110,9 +111,9 @@ def _inspection_section(run: Run, reporter: Reporter) -> Section:
         first = token.concepts[0]
         known = f" ({described[first.id].short()})" if first.id in described else ""
         shaded.append((token.token, logit / peak, f"strongest: concept {first.id}{known}, logit {first.logit:.1f}"))
-    reporter.say(f"\nConcept {concept}, most typical at: {meaning}. Where {run.manifest.name} predicts it:")
+    logger.info(f"\nConcept {concept}, most typical at: {meaning}. Where {run.manifest.name} predicts it:")
     pairs = zip(tokens, logits, strict=True)
-    reporter.say("".join(f"[{token.token}]" if logit > 0.5 * peak else token.token for token, logit in pairs))
+    logger.info("".join(f"[{token.token}]" if logit > 0.5 * peak else token.token for token, logit in pairs))
     return Section(
         "One concept, inspected",
         (
@@ -125,7 +126,7 @@ def _inspection_section(run: Run, reporter: Reporter) -> Section:
     )
 
 
-def _steering_section(run: Run, reporter: Reporter) -> Section:
+def _steering_section(run: Run) -> Section:
     """The same prompt and seed, untouched and with one concept turned up and down."""
     model, tokenizer = run.model(), run.tokenizer()
     blocks = PreparedData.open(run.manifest.data.path).split(VALIDATION)
@@ -140,7 +141,7 @@ def _steering_section(run: Run, reporter: Reporter) -> Section:
         edits = [ConceptEdit(chosen.concept, "scale", factor)]
         text = generate(model, tokenizer, _PROMPT, max_new_tokens=48, edits=edits, temperature=0.7, seed=0)[0]
         columns.append((f"concept {chosen.concept} {heading}", _PROMPT + text))
-        reporter.say(f"\nConcept {chosen.concept} {heading}: {_PROMPT}{text}")
+        logger.info(f"\nConcept {chosen.concept} {heading}: {_PROMPT}{text}")
     return Section(
         "One generation, steered",
         (

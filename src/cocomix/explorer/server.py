@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from typing import Any
 
 from cocomix.explorer.limits import LIMITS
 from cocomix.explorer.subject import Subject
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["PASSWORD_VARIABLE", "USER", "find_password", "serve", "serving"]
+
+logger = logging.getLogger(__name__)
 
 PASSWORD_VARIABLE = "COCOMIX_EXPLORER_PASSWORD"
 """Environment variable that may hold the password."""
@@ -57,22 +59,20 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     password: str | None = None,
-    reporter: Reporter | None = None,
 ) -> None:
     """Serve the page until Ctrl-C.
 
     Raises:
         CoCoMixError: the port is taken, or the host is not this machine's.
     """
-    reporter = reporter or SilentReporter()
     with serving(subject, host=host, port=port, password=password) as address:
-        reporter.say(f"the explorer of {subject.run.manifest.name} is at {address}; Ctrl-C ends it.")
+        logger.info(f"the explorer of {subject.run.manifest.name} is at {address}; Ctrl-C ends it.")
         if password is not None:
-            reporter.say(f"the user name is {USER}.")
+            logger.info(f"the user name is {USER}.")
         try:
             Event().wait()
         except KeyboardInterrupt:
-            reporter.say("the explorer has ended.")
+            logger.info("the explorer has ended.")
 
 
 @contextmanager

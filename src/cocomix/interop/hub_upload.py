@@ -1,5 +1,6 @@
 """An export on the Hugging Face Hub."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_hub_access", "push_to_hub"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_hub_access(repo_id: str) -> str:
@@ -40,7 +42,6 @@ def push_to_hub(
     *,
     private: bool = True,
     message: str = "Export by cocomix",
-    reporter: Reporter | None = None,
 ) -> str:
     """Upload an export as one commit; the repository is made if it is not there.
 
@@ -49,7 +50,6 @@ def push_to_hub(
         repo_id: `owner/name`, or `name` for a repository of the logged-in user.
         private: whether a new repository is only its owner's to see; one that exists stays as it is.
         message: of the commit.
-        reporter: told about the result.
 
     Returns:
         The repository's address.
@@ -63,7 +63,7 @@ def push_to_hub(
     with _explained("upload", f"; the export is in {folder}, try again with `hf upload {repo_id} {folder}`"):
         address = HfApi().create_repo(repo_id, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
-    (reporter or SilentReporter()).say(f"{folder} is at {address}")
+    logger.info(f"{folder} is at {address}")
     return str(address)
 
 

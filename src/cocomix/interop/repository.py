@@ -1,6 +1,7 @@
 """`cocomix export`: a run as a folder that transformers loads without cocomix."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from cocomix.evaluation import Run
 from cocomix.interop.card import model_card
 from cocomix.interop.source_files import AUTO_MAP, write_source_files
 from cocomix.model import CoCoMixConfig
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["export_run"]
+
+logger = logging.getLogger(__name__)
 
 _COPIED = (
     "*.safetensors",
@@ -30,7 +33,6 @@ def export_run(
     *,
     license: str | None = None,
     languages: tuple[str, ...] = (),
-    reporter: Reporter | None = None,
 ) -> Path:
     """Write a run as a self-contained model repository.
 
@@ -43,7 +45,6 @@ def export_run(
         output: the folder to write; must not exist.
         license: identifier of the weights' licence as the hub knows it, e.g. `apache-2.0`; `None` leaves it open.
         languages: of the text, e.g. `en`.
-        reporter: told about progress.
 
     Returns:
         `output`.
@@ -51,7 +52,6 @@ def export_run(
     Raises:
         CoCoMixError: there is no finished run in `path`; its files have changed since it was trained; `output` exists.
     """
-    reporter = reporter or SilentReporter()
     run = Run.open(path)
     config = read_json(run.path / "config.json")
     files = sorted(file for pattern in _COPIED for file in run.path.glob(pattern))
@@ -59,7 +59,7 @@ def export_run(
     _check_complete(run, files, hashes)
     with staged_directory(output) as folder, explained_full_disk(folder):
         size = sum(file.stat().st_size for file in files)
-        with reporter.progress("copying weights and tokenizer", size, "bytes") as advance:
+        with progress("copying weights and tokenizer", size, "bytes") as advance:
             for file in files:
                 found = _copied(file, folder / file.name, advance)
                 if found != hashes.get(file.name, found):
@@ -72,7 +72,7 @@ def export_run(
             write_source_files(folder)
         write_json(folder / "config.json", config)
         write_text(folder / "README.md", model_card(run, license=license, languages=languages))
-    reporter.say(f"{run.manifest.name} is in {output}, {size:,} bytes of weights and tokenizer, with a model card")
+    logger.info(f"{run.manifest.name} is in {output}, {size:,} bytes of weights and tokenizer, with a model card")
     return output
 
 

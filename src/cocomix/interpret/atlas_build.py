@@ -1,5 +1,6 @@
 """Making the concept atlas of a run (`cocomix atlas`): one pass over its data, then a row per concept."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,10 +20,11 @@ from cocomix.interpret.atlas_rows import AtlasWriter
 from cocomix.interpret.atlas_store import DATABASE, FORMAT_VERSION, RECORD, TOKENIZER, run_fingerprint
 from cocomix.interpret.concept_atlas import default_atlas_folder
 from cocomix.interpret.prompts import concept_model
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["build_atlas"]
+
+logger = logging.getLogger(__name__)
 
 _STATE = "tally.safetensors"
 _COMMIT_TOKENS = 2**15
@@ -38,7 +40,6 @@ def build_atlas(
     labels: Path | None = None,
     endpoint: NameEndpoint | None = None,
     commit_tokens: int = _COMMIT_TOKENS,
-    reporter: Reporter | None = None,
 ) -> AtlasRecord:
     """Make the atlas of a run.
 
@@ -54,7 +55,6 @@ def build_atlas(
         labels: labels of that data; by default the run's own. Without any, the atlas has predictions only.
         endpoint: a language model that names the most frequent concepts; by default none is asked.
         commit_tokens: tokens between two commits of the pass; changes no result.
-        reporter: told about progress.
 
     Returns:
         The record, also written to `output/atlas.json`.
@@ -63,13 +63,11 @@ def build_atlas(
         CoCoMixError: the run has no concepts; run, data and labels do not belong together; `output` exists, or its
             partial folder was begun with something else; the disk is full.
     """
-    settings, reporter = settings or AtlasSettings(), reporter or SilentReporter()
+    settings = settings or AtlasSettings()
     output = output or default_atlas_folder(run.path)
     model = concept_model(run.model())
     prepared = open_run_data(run, data)
-    store = open_run_labels(
-        run, prepared, model.config.num_concepts, labels, without="label contexts and recall", reporter=reporter
-    )
+    store = open_run_labels(run, prepared, model.config.num_concepts, labels, without="label contexts and recall")
     identity = {
         "format_version": FORMAT_VERSION,
         "run_fingerprint": run_fingerprint(run),
@@ -91,10 +89,9 @@ def build_atlas(
             folder / _STATE,
             device=device,
             commit_tokens=commit_tokens,
-            reporter=reporter,
         )
         with _database(folder) as database:
-            writer = AtlasWriter(database, model, tokenizer, blocks, tally, settings, reporter)
+            writer = AtlasWriter(database, model, tokenizer, blocks, tally, settings)
             writer.write_concepts()
             writer.write_names()
             effects = writer.write_effects()
@@ -120,7 +117,7 @@ def build_atlas(
         write_json(folder / RECORD, record.model_dump(mode="json"))
         (folder / _STATE).unlink()
         (folder / PLAN).unlink()
-    reporter.say(
+    logger.info(
         f"atlas of {record.run} in {output}: {record.predicted_concepts:,} of {record.num_concepts:,} concepts "
         f"predicted and {record.label_concepts:,} labels in {record.tokens:,} tokens; {effects:,} effects measured"
     )

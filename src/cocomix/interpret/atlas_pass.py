@@ -14,7 +14,7 @@ from cocomix.interpret.atlas_tally import Tally
 from cocomix.labelling import ConceptLabelStore
 from cocomix.labelling.labels import LabelBlocks
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.runtime.console import Reporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["AtlasBlocks", "read_blocks"]
@@ -98,7 +98,6 @@ def read_blocks(
     *,
     device: torch.device,
     commit_tokens: int,
-    reporter: Reporter,
 ) -> Tally:
     """Let the student read the blocks and count what it predicts.
 
@@ -112,7 +111,6 @@ def read_blocks(
         state: file of the tally.
         device: where to compute.
         commit_tokens: tokens between two writings.
-        reporter: receives a progress bar in tokens.
 
     Raises:
         CoCoMixError: data, labels and model do not belong together.
@@ -130,7 +128,7 @@ def read_blocks(
     written = done
     with (
         inference(model, device),
-        reporter.progress("reading", total * blocks.block_size, "tokens") as advance,
+        progress("reading", total * blocks.block_size, "tokens") as advance,
     ):
         advance(done * blocks.block_size)
         for batch in batches(model, rest, labelled_rest, count=total - done, batch_size=batch_size, device=device):

@@ -5,6 +5,7 @@ counts, and the text to be searched.
 """
 
 import json
+import logging
 import re
 import sqlite3
 from collections import Counter
@@ -21,10 +22,12 @@ from cocomix.interpret.atlas_pass import AtlasBlocks
 from cocomix.interpret.atlas_store import LABEL, PREDICTED, Cut, create_tables, cut, pack_changes, pack_tokens
 from cocomix.interpret.atlas_tally import StrongestPlaces, Tally
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.runtime.console import Reporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["AtlasWriter"]
+
+logger = logging.getLogger(__name__)
 
 _DRAFTS = "CREATE TABLE IF NOT EXISTS drafts (concept INTEGER PRIMARY KEY, words TEXT NOT NULL, contexts TEXT NOT NULL)"
 _SEARCHED = 4
@@ -47,7 +50,6 @@ class AtlasWriter:
         blocks: what was read.
         tally: what was counted.
         settings: of the atlas.
-        reporter: receives progress and warnings.
     """
 
     def __init__(
@@ -58,7 +60,6 @@ class AtlasWriter:
         blocks: AtlasBlocks,
         tally: Tally,
         settings: AtlasSettings,
-        reporter: Reporter,
     ) -> None:
         self._database = database
         self._model = model
@@ -66,7 +67,6 @@ class AtlasWriter:
         self._blocks = blocks
         self._tally = tally
         self._settings = settings
-        self._reporter = reporter
         self._special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
         mixes = model.config.mixing != "none"
         self._compression = model.compression_weight.detach() if mixes else None  # [n_concepts, d_model]
@@ -83,7 +83,7 @@ class AtlasWriter:
         stored = {block for (block,) in self._database.execute("SELECT id FROM blocks")}
         for block in range(len(self._effect_blocks())):
             self._store_block(block, stored)
-        with self._reporter.progress("describing", total, "concepts") as advance:
+        with progress("describing", total, "concepts") as advance:
             advance(done)
             for start, nearest in self._nearest(norms, done):
                 for offset, neighbours in enumerate(nearest):
@@ -130,7 +130,7 @@ class AtlasWriter:
         rows = self._database.execute("SELECT id, effect_amount FROM concepts")
         amounts = dict(rows.fetchall())
         missing = {concept: amounts[concept] for concept in wanted if concept not in measured}
-        with self._reporter.progress("measuring effects", len(wanted), "concepts") as advance:
+        with progress("measuring effects", len(wanted), "concepts") as advance:
             advance(len(measured))
             if missing:
                 input_ids, position_ids = self._effect_blocks()
@@ -149,7 +149,7 @@ class AtlasWriter:
         """Replace the names of the most frequent concepts by a language model's; a failure keeps the terms."""
         failures = 0
         wanted = self._tally.frequent(endpoint.limit)
-        with self._reporter.progress("naming", len(wanted), "concepts") as advance:
+        with progress("naming", len(wanted), "concepts") as advance:
             for concept in wanted:
                 terms, done = self._database.execute(
                     "SELECT terms, named_by_endpoint FROM concepts WHERE id = ?", (concept,)
@@ -164,9 +164,9 @@ class AtlasWriter:
                     failures = 0
                 except CoCoMixError as error:
                     failures += 1
-                    self._reporter.warn(f"concept {concept}: {error}")
+                    logger.warning(f"concept {concept}: {error}")
                     if failures == _FAILURES:
-                        self._reporter.warn(
+                        logger.warning(
                             f"{_FAILURES} failures in a row; the other concepts keep the names of their terms."
                         )
                         return

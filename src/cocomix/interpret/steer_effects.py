@@ -24,7 +24,7 @@ from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.text_measures import MEASURES, measure_texts
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
@@ -139,7 +139,6 @@ def measure_steering(
     vocab_size: int,
     survey: ConceptSurvey | None = None,
     followers: Tensor | None = None,
-    reporter: Reporter | None = None,
 ) -> SteerMeasurements:
     """Generate the three arms' texts for every concept, factor and prompt, and measure each text.
 
@@ -154,14 +153,12 @@ def measure_steering(
         vocab_size: tokens of the tokenizer; others are not drawn.
         survey: what logits and latents usually are; needed to add to them.
         followers: scores of the settings' concepts by `follower_scores`, to measure `following`. [concepts, vocab]
-        reporter: told about progress.
 
     Raises:
         CoCoMixError: the student has no concepts, the teacher another number of them, a concept does not exist, the
             survey is missing or found no positive logit, or prompt and continuation do not fit the shorter of the two
             contexts.
     """
-    reporter = reporter or SilentReporter()
     student = concept_model(student, mixing=True)
     check_measurable(student, teacher, settings)
     if not settings.concepts:
@@ -177,7 +174,7 @@ def measure_steering(
     names = [name for name in MEASURES if name != "following" or followers is not None]
     values: dict[Arm, dict[str, NDArray[Any]]] = {arm: {name: np.zeros(shape) for name in names} for arm in ARMS}
     prompts = prompts.to(student.device)
-    with reporter.progress("steering", math.prod(shape) * len(ARMS), "texts") as advance:
+    with progress("steering", math.prod(shape) * len(ARMS), "texts") as advance:
         for arm in ARMS:
             turned = controls if arm == "control" else concepts
             units = _units(arm, settings, survey)

@@ -1,5 +1,6 @@
 """`cocomix steer-eval`: a run's steering, measured with the teacher of its own labels."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from cocomix.interpret.steer_report import SteerReport, write_steer_report
 from cocomix.interpret.survey import ConceptSurvey, choose_concepts, survey_concepts
 from cocomix.labelling import ConceptLabelStore
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["evaluate_run_steering"]
+
+logger = logging.getLogger(__name__)
 
 _SURVEY_TOKENS = 65_536  # of training text, in which concepts are counted
 
@@ -36,7 +38,6 @@ def evaluate_run_steering(
     *,
     teacher: str | None = None,
     dictionary: str | None = None,
-    reporter: Reporter | None = None,
 ) -> SteerReport:
     """Measure how a run's concepts steer and write steering.json, .csv, .md and .png.
 
@@ -46,13 +47,12 @@ def evaluate_run_steering(
         settings: concepts, factors and texts.
         teacher: of the concepts; by default as the run's recipe or labels say.
         dictionary: likewise.
-        reporter: told about progress.
 
     Raises:
         CoCoMixError: the run has no concepts to steer; its data, teacher or dictionary is not to be found or does not
             belong to it; a concept does not exist; `output` exists.
     """
-    reporter, settings = reporter or SilentReporter(), settings or SteerEvalSettings()
+    settings = settings or SteerEvalSettings()
     with staged_directory(output) as folder:
         student = concept_model(run.model(), mixing=True).to(default_device())
         data = open_run_data(run)
@@ -61,11 +61,11 @@ def evaluate_run_steering(
         prompts = _prompts(data.split(VALIDATION), settings)
         store = _labels(run, data)
         rows = _survey_rows(data)
-        survey = _survey(run, data, student, opened.teacher, rows, settings, reporter)
+        survey = _survey(run, data, student, opened.teacher, rows, settings)
         if not settings.concepts:
             scores = survey.persistence if settings.choice == "persistent" else _frequency(survey, store, rows)
             settings = replace(settings, concepts=choose_concepts(survey, scores, settings.num_concepts))
-            reporter.say(f"the most {settings.choice} concepts: {', '.join(map(str, settings.concepts))}")
+            logger.info(f"the most {settings.choice} concepts: {', '.join(map(str, settings.concepts))}")
         measured = measure_steering(
             student,
             opened.teacher,
@@ -77,7 +77,6 @@ def evaluate_run_steering(
             vocab_size=data.meta.vocab_size,
             survey=survey,
             followers=None if store is None else follower_scores(data, store, settings.concepts),
-            reporter=reporter,
         )
         report = SteerReport(
             run=run.manifest.name,
@@ -88,7 +87,7 @@ def evaluate_run_steering(
             descriptions=describe_run_concepts(run, settings.concepts),
         )
         write_steer_report(report, folder)
-    reporter.say(f"report: {output / 'steering.md'}")
+    logger.info(f"report: {output / 'steering.md'}")
     return report
 
 
@@ -105,7 +104,6 @@ def _survey(
     teacher: ConceptTeacher,
     rows: Sequence[int],
     settings: SteerEvalSettings,
-    reporter: Reporter,
 ) -> ConceptSurvey:
     blocks = data.split(TRAIN)
     input_ids = torch.stack([blocks[row]["input_ids"] for row in rows])
@@ -113,7 +111,7 @@ def _survey(
     if run.manifest.document_masks:
         positions = positions_of_rows(input_ids, data.meta.eos_token_id, data.meta.bos_token_id)
     window = min(settings.new_tokens, blocks.block_size // 2)
-    return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions, reporter=reporter)
+    return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions)
 
 
 def _frequency(survey: ConceptSurvey, store: ConceptLabelStore | None, rows: Sequence[int]) -> torch.Tensor:

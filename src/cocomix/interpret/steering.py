@@ -14,7 +14,7 @@ from cocomix.interpret.generation import check_sampling, continue_tokens
 from cocomix.interpret.prompts import concept_model, encode_together
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import Operation, check_edits, edits_in_force
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["FACTOR_LIMIT", "SteeringCandidate", "generate", "parse_steer", "steering", "steering_candidates"]
@@ -88,7 +88,6 @@ def generate(
     top_k: int | None = 50,
     seed: int = 0,
     num_return_sequences: int = 1,
-    reporter: Reporter | None = None,
 ) -> list[str]:
     """Continue prompts, with the given edits of concept logits from their `start` on, in prompt and continuation.
 
@@ -104,7 +103,6 @@ def generate(
         top_k: sample among the k likeliest tokens; `None` = among all.
         seed: of the sampling.
         num_return_sequences: how many texts per prompt.
-        reporter: shown how far it is.
 
     Returns:
         The continuations, without the prompts: all of the first prompt, then all of the second, and so on.
@@ -118,7 +116,7 @@ def generate(
         _check_steering(model, edits)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     input_ids, mask = encode_together(model, tokenizer, prompts, room=max_new_tokens)
-    with (reporter or SilentReporter()).progress("generating", max_new_tokens, "tokens") as advance:
+    with progress("generating", max_new_tokens, "tokens") as advance:
         sequences = continue_tokens(
             model,
             input_ids,

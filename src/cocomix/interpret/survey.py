@@ -8,7 +8,7 @@ from torch import Tensor
 from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ConceptSurvey", "choose_concepts", "survey_concepts"]
@@ -45,7 +45,6 @@ def survey_concepts(
     *,
     window: int,
     position_ids: Tensor | None = None,
-    reporter: Reporter | None = None,
 ) -> ConceptSurvey:
     """Read a text with the student and with the teacher.
 
@@ -55,7 +54,6 @@ def survey_concepts(
         input_ids: blocks of text. [blocks, seq]
         window: following tokens over which persistence averages; less than `seq`.
         position_ids: where the student keeps documents apart. [blocks, seq]
-        reporter: told about progress.
     """
     n_concepts = student.config.num_concepts
     mixed = torch.zeros(n_concepts, dtype=torch.int64)
@@ -63,7 +61,7 @@ def survey_concepts(
     correlation = _Correlation(n_concepts, window)
     active, activation = torch.zeros_like(mixed), torch.zeros_like(total)
     size = max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
-    with (reporter or SilentReporter()).progress("reading concepts", len(input_ids), "blocks") as advance:
+    with progress("reading concepts", len(input_ids), "blocks") as advance:
         for start in range(0, len(input_ids), size):
             batch = input_ids[start : start + size]
             positions = None if position_ids is None else position_ids[start : start + size].to(student.device)

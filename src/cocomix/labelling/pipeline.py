@@ -194,7 +194,7 @@ def open_teacher(
     *,
     device: torch.device | None = None,
     force: bool = False,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
 ) -> OpenedTeacher:
     """Load a teacher with its dictionary and try both on a few validation blocks.
 
@@ -211,6 +211,7 @@ def open_teacher(
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; the dictionary does not describe the
             layer (`require_fit`), or the dtype changes too many labels (`require_agreement`), unless `force`.
     """
+    reporter = reporter or SilentReporter()
     concept_teacher = _source(data, teacher, dictionary).load(device or default_device())
     if dictionary.fingerprint not in (None, concept_teacher.dictionary.fingerprint()):
         raise CoCoMixError(

@@ -7,6 +7,7 @@ standard output stays free for results. rich is imported only where there is a t
 
 import functools
 import logging
+import os
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from cocomix.runtime.processes import is_first_process
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ConsoleReporter", "Reporter", "SilentReporter", "progress", "set_up_logging"]
+__all__ = ["ConsoleReporter", "Reporter", "SilentReporter", "is_terminal", "progress", "set_up_logging", "terminal"]
 
 Advance = Callable[[float], None]
 
@@ -52,13 +53,13 @@ class _StandardError(logging.Handler):
         level = f"{record.levelname.lower()}:" if record.levelno >= logging.WARNING else ""
         try:
             text = self.format(record)
-            if not sys.stderr.isatty():
+            if not is_terminal():
                 print(*filter(None, (level, text)), file=sys.stderr, flush=True)  # noqa: T201  # a handler prints
                 return
             from rich.text import Text
 
             message = Text.assemble((level, "yellow"), " " if level else "", text)
-            _terminal().print(message, highlight=False, soft_wrap=True)
+            terminal().print(message, highlight=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 
@@ -92,8 +93,8 @@ def progress(
     """
     if not logger.isEnabledFor(logging.INFO):
         yield lambda amount: None
-    elif sys.stderr.isatty() and any(isinstance(handler, _StandardError) for handler in _package.handlers):
-        with _bar(_terminal(), description, total, unit, done) as advance:
+    elif is_terminal() and any(isinstance(handler, _StandardError) for handler in _package.handlers):
+        with _bar(terminal(), description, total, unit, done) as advance:
             yield advance
     else:
         pace = _Pace(description, total, unit, done, clock)
@@ -132,7 +133,7 @@ class _Pace:
         if rate == 0:
             parts.append(f"{_duration(passed)} so far")
         else:
-            parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:,.2g} {self.unit}/s")
+            parts.append(_rate(rate, self.unit))
             if self.total is not None:
                 parts.append(f"{_duration(max(self.total - self.done, 0) / rate)} left")
         return f"{self.description}: {', '.join(parts)}"
@@ -145,6 +146,13 @@ def _speak(pace: _Pace, ended: threading.Event, first: float, interval: float) -
         wait = interval
 
 
+def _rate(rate: float, unit: str) -> str:
+    """Of units per second, in numbers that are not small: `8,012 tokens/s`, `2.5 runs/h`."""
+    factor, span = (1, "s") if rate >= 1 else (60, "min") if rate >= 1 / 60 else (3600, "h")
+    value = rate * factor
+    return f"{value:,.0f} {unit}/{span}" if value >= 10 else f"{value:,.2g} {unit}/{span}"
+
+
 def _duration(seconds: float) -> str:
     """In one unit: `40 s`, `18 min`, `5.5 h`."""
     if seconds < 100:
@@ -152,8 +160,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def is_terminal() -> bool:
+    """Whether standard error is a terminal that can redraw lines."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 @functools.cache
-def _terminal() -> "Console":
+def terminal() -> "Console":
+    """Standard error as rich draws on it: shared, so that bars, tables and messages do not overwrite one another."""
     from rich.console import Console
 
     return Console(stderr=True)

@@ -8,8 +8,9 @@ The Trainer's optimizer, scheduler and random states are files of `torch.save`; 
 which builds tensors and plain containers and runs nothing.
 """
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ __all__ = [
     "last_complete_checkpoint",
     "seal_checkpoint",
 ]
+
+logger = logging.getLogger(__name__)
 
 MARK = "complete"
 """File that ends a checkpoint: hashes of the others, and the meters' state."""
@@ -90,20 +93,14 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def last_complete_checkpoint(folder: Path, warn: Callable[[str], None] | None = None) -> Path | None:
-    """The newest whole checkpoint under `folder`; torn ones that are newer are removed.
-
-    Args:
-        folder: of the checkpoints.
-        warn: told of every one that is removed.
-    """
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint under `folder`; torn ones that are newer are removed, each with a warning."""
     shutil.rmtree(folder / WRITING, ignore_errors=True)
     for path in reversed(_by_step(folder)):
         fault = checkpoint_fault(path)
         if fault is None:
             return path
-        if warn is not None:
-            warn(f"{path} {fault} and is removed; training goes on from the checkpoint before.")
+        logger.warning(f"{path} {fault} and is removed; training goes on from the checkpoint before.")
         shutil.rmtree(path, ignore_errors=True)
     return None
 

@@ -1,6 +1,7 @@
 """What a run says to and hears from outside while it goes on: `metrics.jsonl`, a progress bar, and SIGTERM."""
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from transformers import TrainerCallback
 
 from cocomix.artifacts.output import write_text
-from cocomix.runtime.console import Reporter
+from cocomix.runtime.console import progress
 
 __all__ = ["MetricsFile", "ProgressBar", "SaveAndStop", "keep_metrics_until"]
+
+logger = logging.getLogger(__name__)
 
 _KEPT = (
     "step",
@@ -77,21 +80,18 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     """Shows training in tokens, with speed and time remaining; says evaluation losses as they come.
 
     Args:
-        reporter: where to show it.
         tokens_per_step: tokens of one optimizer step.
     """
 
-    def __init__(self, reporter: Reporter, tokens_per_step: int) -> None:
-        self.reporter = reporter
+    def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
         self._open = ExitStack()
         self._advance: Callable[[float], None] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar at the step training starts from."""
-        total = state.max_steps * self.tokens_per_step
-        self._advance = self._open.enter_context(self.reporter.progress("training", total, "tokens"))
-        self._advance(state.global_step * self.tokens_per_step)
+        total, done = state.max_steps * self.tokens_per_step, state.global_step * self.tokens_per_step
+        self._advance = self._open.enter_context(progress("training", total, "tokens", done=done))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance by one step."""
@@ -104,7 +104,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
             parts = [f"{logs['tokens']:,.0f} tokens: validation loss {logs['eval_loss']:.4f} nats/token"]
             if "eval_concept_recall" in logs:
                 parts.append(f"concept recall {logs['eval_concept_recall']:.1%}")
-            self.reporter.say(", ".join(parts))
+            logger.info(", ".join(parts))
 
     def close(self) -> None:
         """Take the bar down, however training ended."""

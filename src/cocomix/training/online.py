@@ -21,7 +21,7 @@ from cocomix.labelling import LabelSettings
 from cocomix.labelling.pipeline import open_teacher
 from cocomix.labelling.writing import labels_identity
 from cocomix.model.concept_head import IGNORE
-from cocomix.runtime.console import Reporter
+from cocomix.runtime.console import progress
 from cocomix.training.recipe import RunConfig
 
 __all__ = ["OnlineLabels", "open_online_labels"]
@@ -72,17 +72,16 @@ class OnlineLabels:
             ]
         return torch.cat(ids)
 
-    def blocks(self, blocks: Any, reporter: Reporter) -> "LabelsInMemory":
+    def blocks(self, blocks: Any) -> "LabelsInMemory":
         """Labels of all blocks of a data set, computed once and kept in memory, for its evaluations.
 
         Args:
             blocks: rows with `input_ids` [seq].
-            reporter: told about progress.
         """
         seq = len(blocks[0]["input_ids"])
         size = max(1, _BATCH_TOKENS // seq)
         labels = []
-        with reporter.progress("label validation", len(blocks) * seq, "tokens") as advance:
+        with progress("label validation", len(blocks) * seq, "tokens") as advance:
             for start in range(0, len(blocks), size):
                 rows = [blocks[index]["input_ids"] for index in range(start, min(start + size, len(blocks)))]
                 labels.append(self.label(torch.stack(rows)).to(torch.int32))
@@ -164,7 +163,7 @@ class _SideStream:
             return function(batch)
 
 
-def open_online_labels(recipe: RunConfig, data: PreparedData, device: torch.device, reporter: Reporter) -> OnlineLabels:
+def open_online_labels(recipe: RunConfig, data: PreparedData, device: torch.device) -> OnlineLabels:
     """Load and try a recipe's teacher and dictionary.
 
     Raises:
@@ -173,5 +172,5 @@ def open_online_labels(recipe: RunConfig, data: PreparedData, device: torch.devi
     assert recipe.teacher is not None  # the recipe was refused otherwise
     assert recipe.dictionary is not None
     settings = recipe.attribution or LabelSettings()
-    opened = open_teacher(data, recipe.teacher, recipe.dictionary, settings, device=device, reporter=reporter)
+    opened = open_teacher(data, recipe.teacher, recipe.dictionary, settings, device=device)
     return OnlineLabels(opened.teacher, settings)

@@ -1,5 +1,6 @@
 """`cocomix train`: one run from a recipe to a folder that `from_pretrained` loads."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from transformers.trainer_callback import PrinterCallback
 from cocomix.artifacts.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.artifacts.remote import is_there, shown
 from cocomix.data import PreparedData, StreamedData
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
@@ -46,6 +46,8 @@ from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["dry_run", "train"]
 
+logger = logging.getLogger(__name__)
+
 
 def dry_run(recipe: RunConfig) -> dict[str, Any]:
     """Check a recipe and say what it amounts to, with the sizes of its data and labels where these are there already.
@@ -61,7 +63,7 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     return {**describe_plan(recipe, plan), **describe_memory(recipe, plan)}
 
 
-def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, profile_steps: int = 0) -> Path:
+def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     """Train one model.
 
     While it runs, everything lies in `OUTPUT.partial`; a run that was stopped goes on from its last whole checkpoint
@@ -70,7 +72,6 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     Args:
         recipe: what to train, on what.
         output: the run folder; must not exist.
-        reporter: told about progress.
         profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
 
     Returns:
@@ -82,7 +83,6 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             is no longer finite.
         Terminated: SIGTERM arrived; a checkpoint was written first.
     """
-    reporter = reporter or SilentReporter()
     check_deepspeed(recipe.training, os.environ, torch.accelerator.is_available())
     sharding = sharding_asked(recipe.training, os.environ)
     data = open_data(recipe)
@@ -91,12 +91,10 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
     arguments = training_arguments(recipe, checkpoints, data.meta.block_size, train_blocks)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
-    if not first:
-        reporter = SilentReporter()
     _check_unfinished(recipe, output)
     labels, online = open_labels(recipe, data), None
     if recipe.has_concepts and recipe.labels == "online":
-        online = open_online_labels(recipe, data, arguments.device, reporter)
+        online = open_online_labels(recipe, data, arguments.device)
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
@@ -117,9 +115,7 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             train_dataset=joined_blocks(recipe, data, stored, "train", None)
             if streamed is None
             else documents_apart(recipe, data, streamed.blocks),
-            eval_dataset=validation
-            if online is None
-            else JoinedBlocks(validation, online.blocks(validation, reporter)),
+            eval_dataset=validation if online is None else JoinedBlocks(validation, online.blocks(validation)),
             objective=teaching.told(OBJECTIVES[recipe.objective]),
             online_labels=online,
             non_finite=recipe.non_finite,
@@ -128,17 +124,17 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
         )
         trainer.block_size = data.meta.block_size  # to read it off a block, a stream's workers would start
         trainer.remove_callback(PrinterCallback)
-        _announce(recipe, plan, trainer, reporter)
+        _announce(recipe, plan, trainer)
         if sharding is not None and arguments.world_size == 1:
-            reporter.warn("training.fsdp: one process holds the whole model; start several with torchrun to shard it.")
+            logger.warning("training.fsdp: one process holds the whole model; start several with torchrun to shard it.")
         if online is not None:
-            _warn_of_repeated_labelling(trainer, reporter)
-        bar = ProgressBar(reporter, trainer.tokens_per_step)
+            _warn_of_repeated_labelling(trainer)
+        bar = ProgressBar(trainer.tokens_per_step)
         trainer.add_callback(bar)
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
         if profile_steps != 0:
             trainer.add_callback(StepProfiler(folder / "profile", profile_steps))
-        checkpoint = _resume_point(trainer, folder, reporter)
+        checkpoint = _resume_point(trainer, folder)
         if first and TENSORBOARD in trackers(recipe.training):
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
@@ -162,9 +158,9 @@ def train(recipe: RunConfig, output: Path, reporter: Reporter | None = None, *, 
             write_json(folder / "manifest.json", manifest)
             for corpus in manifest["data"].get("mixture", ()):
                 got = corpus["blocks"] * data.meta.block_size / manifest["tokens"]
-                reporter.say(f"{corpus['path']}: {got:.2%} of the training tokens, {corpus['share']:.2%} asked for")
+                logger.info(f"{corpus['path']}: {got:.2%} of the training tokens, {corpus['share']:.2%} asked for")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    reporter.say(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
+    logger.info(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
     return output
 
 
@@ -200,27 +196,27 @@ def _whatever_launch(recipe: RunConfig) -> RunConfig:
     return recipe.model_copy(update={"training": training})
 
 
-def _warn_of_repeated_labelling(trainer: CoCoMixTrainer, reporter: Reporter) -> None:
+def _warn_of_repeated_labelling(trainer: CoCoMixTrainer) -> None:
     arguments, blocks = trainer.args, len(trainer.train_dataset)
     steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, blocks)
     if trainer.tokens_seen(steps) > blocks * trainer.block_size:
-        reporter.warn(
+        logger.warning(
             "labels: online labels the data again in every epoch; for several, `cocomix label` once is cheaper."
         )
 
 
-def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer, reporter: Reporter) -> None:
+def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer) -> None:
     count = plan.accounting
-    reporter.say(
+    logger.info(
         f"{recipe.arm}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
         f"{count.training_flops_per_token / 1e6:,.1f} training MFLOP per token, "
         f"{trainer.tokens_per_step:,} tokens per step, on {trainer.args.device}"
     )
 
 
-def _resume_point(trainer: CoCoMixTrainer, folder: Path, reporter: Reporter) -> Path | None:
+def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
     """The checkpoint to go on from, with metrics and clock set back to it; `None` to start afresh."""
-    checkpoint = last_complete_checkpoint(folder / "checkpoints", reporter.warn)
+    checkpoint = last_complete_checkpoint(folder / "checkpoints")
     step = -1 if checkpoint is None else checkpoint_step(checkpoint)
     if trainer.args.process_index == 0:
         keep_metrics_until(folder / "metrics.jsonl", step)
@@ -229,7 +225,7 @@ def _resume_point(trainer: CoCoMixTrainer, folder: Path, reporter: Reporter) -> 
     if checkpoint is not None:
         _check_kind(checkpoint, isinstance(trainer, ShardedTrainer))
         trainer.resume_meters(checkpoint)
-        reporter.say(f"going on from step {step:,}")
+        logger.info(f"going on from step {step:,}")
     return checkpoint
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cocomix.artifacts import (
     WrongVersion,
     open_artifact,
     read_json,
+    verify,
     write_json,
 )
 from cocomix.artifacts.hashing import file_sha256
@@ -223,3 +225,11 @@ def test_manifests_are_json_that_people_can_read(tmp_path: Path) -> None:
     make_poem(tmp_path / "out")
     text = (tmp_path / "out" / "manifest.json").read_text()
     assert list(json.loads(text))[:3] == ["kind", "version", "cocomix_version"]
+
+
+def test_what_an_interrupted_command_left_can_be_verified(tmp_path: Path) -> None:
+    with suppress(KeyError), Poem.create(tmp_path / "out", identity={}, resume=True):
+        raise KeyError
+    found = verify(tmp_path / "out.partial")
+    assert (found.kind, [finding.state for finding in found.found]) == ("unfinished poem", ["not checked"])
+    assert found.to_json()["whole"]

@@ -241,3 +241,27 @@ def test_the_lock_says_nothing_of_arguments(tmp_path: Path, monkeypatch: pytest.
         holder = json.loads((tmp_path / "out.lock").read_text())
         write_poem(staging)
     assert (holder["pid"], holder["command"]) == (os.getpid(), "cocomix prepare")
+
+
+def test_what_serves_to_go_on_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is killed while it finishes has lost nothing of its work."""
+    output = tmp_path / "out"
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with Poem.create(output, identity={}, resume=True) as staging:
+            (staging.path / "parts").mkdir(exist_ok=True)
+            (staging.path / "parts" / "1").write_text("1")
+            (staging.path / "whole").write_text("1")
+            staging.finish(PoemManifest(), scratch=["parts"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert {"parts", "whole", "plan.json"} <= names(partial_path(output))
+    write()
+    assert names(output) == {"whole", "manifest.json"}
+    assert set(Poem.open(output).manifest.files) == {"whole"}

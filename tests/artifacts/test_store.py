@@ -196,7 +196,7 @@ def test_the_marker_of_a_killed_process_is_taken_over(memory: Any) -> None:
     claim = Claim(URL)
     with pytest.raises(BeingWritten):
         Claim(URL)
-    dead = {**claim._marker, "started": 0.0, "token": "of the dead"}  # another process has its number now
+    dead = {**json.loads(claim._marker), "started": 0.0}  # another process has its number now
     memory.pipe_file(f"/b/out/{MARKER}", json.dumps(dead).encode())
     make_poem(URL)
     assert MARKER not in there()
@@ -231,6 +231,11 @@ def test_files_are_fetched_at_their_first_use_and_checked(memory: Any, cache: Pa
     memory.rm_file("/b/out/verses/1.txt")
     with pytest.raises(CoCoMixError, match="does not exist"):
         poem.file("verses/1.txt")
+    memory.pipe_file("/b/out/title.txt", b"bad")  # what is there now counts, not the copy here
+    found = poem.verify()
+    assert [finding.what for finding in found.broken] == ["title.txt", "verses/1.txt"]
+    assert found.path == URL
+    assert f"{URL}/title.txt" in found.broken[0].detail
 
 
 def test_a_copy_never_mixes_two_versions(memory: Any, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Folders that are whole or absent, here and at URLs."""
 
-from cocomix.artifacts.artifact import Artifact, open_artifact
+from cocomix.artifacts.artifact import Artifact, open_artifact, verify
 from cocomix.artifacts.faults import (
     AlreadyExists,
     BeingWritten,
@@ -25,8 +25,8 @@ from cocomix.artifacts.files import (
 from cocomix.artifacts.findings import Finding, Findings
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
 from cocomix.artifacts.lock import locked
-from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, differing
-from cocomix.artifacts.staging import PLAN, Staging, file_entry, made_at, partial_path
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, differing, file_entry
+from cocomix.artifacts.staging import PLAN, Staging, made_at, partial_path, seal
 from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
 from cocomix.artifacts.urls import is_there, redacted, require_local, shown, url_of
 
@@ -70,9 +70,11 @@ __all__ = [
     "redacted",
     "require_local",
     "retried",
+    "seal",
     "shown",
     "tensor_sha256",
     "url_of",
+    "verify",
     "write_json",
     "write_text",
 ]

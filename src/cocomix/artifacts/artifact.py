@@ -1,29 +1,29 @@
 """`Artifact`: a folder that is whole or absent, here or at a URL, with a manifest of what it is and was made from."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
-from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, OutsideFolder, WrongKind, WrongVersion
-from cocomix.artifacts.files import inside, write_text
+from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, WrongKind, WrongVersion
+from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.manifests import MANIFEST, M, differing, manifest_kind, parse_manifest
-from cocomix.artifacts.staging import THREADS, Staging, made_at, partial_path, publish, staged
-from cocomix.artifacts.store import RemoteFolder, copy_place
+from cocomix.artifacts.manifests import MANIFEST, M, ManifestFile, differing
+from cocomix.artifacts.staging import PLAN, THREADS, Staging, made_at, partial_path, publish, staged
+from cocomix.artifacts.store import RemoteFolder, cache_folder, copy_place
 from cocomix.artifacts.uploading import claimed
 from cocomix.artifacts.urls import shown, url_of
 from cocomix.artifacts.verified import VerifiedFiles
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Artifact", "kind_class", "open_artifact"]
+__all__ = ["Artifact", "open_artifact", "verify"]
 
 _KINDS: dict[str, type["Artifact[Any]"]] = {}
-_OLD_MANIFESTS = ("meta.json", "fit.json", "atlas.json")
-"""Files by which older versions of cocomix knew a folder."""
 
 
 class Artifact(Generic[M]):
@@ -101,11 +101,8 @@ class Artifact(Generic[M]):
         if found is None:
             return None
         if keys := found.differing(identity):
-            raise AlreadyExists(
-                f"{shown(output)} already exists and was made with another {', '.join(keys)}; remove it or choose "
-                "another --output.",
-                keys,
-            )
+            made = f"{shown(output)} already exists and was made with another {', '.join(keys)}"
+            raise AlreadyExists(f"{made}; remove it or choose another --output.", keys)
         if url is not None and found.url is None:
             found.push(url)
             return cls.open(url)
@@ -129,14 +126,14 @@ class Artifact(Generic[M]):
             Damaged: its manifest is.
             Unreachable: the URL is.
         """
-        content, where = _read_manifest(path, cls.made_by)
-        manifest = parse_manifest(content, where, cls.kind, cls.version, cls.manifest_type)
+        file = _manifest_file(path, cls.made_by)
+        manifest = file.parse(cls.kind, cls.version, cls.manifest_type)
         if (url := url_of(path)) is None:
             return cls(Path(path), manifest)
-        place = copy_place(url, content)
+        place = copy_place(url, file.content)
         if not (place / MANIFEST).is_file():
             place.mkdir(parents=True, exist_ok=True)
-            write_text(place / MANIFEST, content.decode())
+            write_text(place / MANIFEST, file.content.decode())
         return cls(place, manifest, url)
 
     def file(self, name: str) -> Path:
@@ -148,70 +145,88 @@ class Artifact(Generic[M]):
             Damaged: it is missing, or not the one that the manifest describes.
             Unreachable: it cannot be fetched.
         """
-        path, entry = self._entry(name)
-        if path.is_file() and self._verified.holds(name, path, entry.sha256):
-            return path
-        with self._verified.alone(name):
-            if path.is_file() and self._verified.holds(name, path, entry.sha256):
-                return path  # another process was at it
-            fault = self._fault(name)
-            if fault is not None and self.url is not None:
-                RemoteFolder(self.url).download(name, path)
-                fault = self._fault(name)
-                if fault is not None:
-                    path.unlink()
-            if fault is not None:
-                raise fault
-            return path
-
-    def _entry(self, name: str) -> tuple[Path, Any]:
         if name not in self.manifest.files:
             raise Damaged(f"{self.path / MANIFEST} lists no {name}; {self._repair}.", name)
-        return inside(self.path, name), self.manifest.files[name]
+        path, sha256 = inside(self.path, name), self.manifest.files[name].sha256
+        if self._verified.holds(path, sha256):
+            return path
+        with self._verified.alone(name):  # meanwhile another process may have fetched or hashed it
+            if not self._verified.holds(path, sha256):
+                try:
+                    self._hash(name)
+                except Damaged:
+                    if self.url is None:
+                        raise
+                    RemoteFolder(self.url).download(name, path)
+                    self._hash(name)
+        return path
 
-    def _fault(self, name: str) -> CoCoMixError | None:
-        """What is wrong with a file; hashes it."""
-        where = f"{self.url or self.path}/{name}"
+    def _hash(self, name: str) -> None:
+        """Hash a file; one of a local copy that is not as it should be is removed.
+
+        Raises:
+            Damaged: it is missing, or not the one that the manifest describes.
+        """
+        path, entry, where = inside(self.path, name), self.manifest.files[name], f"{self.url or self.path}/{name}"
         try:
-            path, entry = self._entry(name)
             size = path.stat().st_size
+            if size == entry.size and file_sha256(path) == entry.sha256:
+                self._verified.note(path, entry.sha256)
+                return
+            fault = "has changed since it was written"
             if size != entry.size:
-                return Damaged(f"{where} has {size:,} bytes instead of {entry.size:,}; {self._repair}.", name)
-            if file_sha256(path) != entry.sha256:
-                return Damaged(f"{where} has changed since it was written; {self._repair}.", name)
-            self._verified.note(name, path, entry.sha256)
+                fault = f"has {size:,} bytes instead of {entry.size:,}"
         except FileNotFoundError:
-            return Damaged(f"{where} is missing; {self._repair}.", name)
-        except OutsideFolder as error:
-            return error
+            fault = "is missing"
         except OSError as error:
-            return Damaged(f"{where} cannot be read ({error.strerror}); {self._repair}.", name)
-        return None
+            fault = f"cannot be read ({error.strerror})"
+        if self.url is not None:
+            path.unlink(missing_ok=True)
+        raise Damaged(f"{where} {fault}; {self._repair}.", name)
 
     @property
     def _repair(self) -> str:
+        """What to do about damage, for messages."""
         return f"restore it from a copy, or make the folder again with `{self.made_by}`"
 
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the settings in which `identity` differs from the one this was made with."""
-        given = json.loads(json.dumps(dict(identity), allow_nan=False))
-        return differing(self.manifest.identity, given)
+        return differing(self.manifest.identity, json.loads(json.dumps(dict(identity), allow_nan=False)))
 
     # ---- looking after -----------------------------------------------------------------------------------------------
 
     def verify(self) -> Findings:
-        """Hash all files (in threads), compare the fingerprint, and check what the kind itself can tell.
+        """Hash all files, compare the fingerprint, and check what the kind itself can tell.
 
-        Reads everything, whatever was verified before.
+        Reads everything, whatever was verified before; of a URL, what is there now.
         """
-        findings = Findings()
+        if self.url is not None:
+            return self._verify_remote(self.url)
+        findings = Findings(str(self.path), self.kind, self.version)
+
+        def hashed(name: str) -> None:
+            with findings.check(name, "size and hash", self._repair):
+                self._hash(name)
+
         with ThreadPoolExecutor(THREADS) as threads:
-            for name, fault in zip(self.manifest.files, threads.map(self._fault, self.manifest.files), strict=True):
-                findings.note(name, "size and hash", fault)
-        computed = self.manifest.computed_fingerprint()
-        findings.equal("fingerprint", computed, self.manifest.fingerprint, "of everything it is made of", self._repair)
+            list(threads.map(hashed, self.manifest.files))
+        findings.found.sort(key=lambda finding: finding.what)
+        with findings.check("fingerprint", "of everything it is made of", self._repair):
+            if self.manifest.computed_fingerprint() != self.manifest.fingerprint:
+                raise Damaged(f"{self.path / MANIFEST} was changed after it was written; {self._repair}.", MANIFEST)
         self.check(findings)
         return findings
+
+    def _verify_remote(self, url: str) -> Findings:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder(), prefix="verify-") as place:
+            folder = Path(place) / url.rsplit("/", 1)[1]
+            for name in (MANIFEST, *self.manifest.files):
+                with suppress(CoCoMixError):  # what is missing there is found missing here
+                    RemoteFolder(url).download(name, inside(folder, name))
+            findings = self.open(folder).verify()
+            found = [replace(finding, detail=finding.detail.replace(str(folder), url)) for finding in findings.found]
+        return replace(findings, path=url, found=found)
 
     def check(self, findings: Findings) -> None:
         """Note what this kind can check beyond its files: their content, and what it was made from where that is."""
@@ -219,7 +234,6 @@ class Artifact(Generic[M]):
     @classmethod
     def check_unfinished(cls, folder: Path, findings: Findings) -> None:
         """Note what can be checked of a staging folder that an interrupted command left."""
-        findings.skip("the rest", "not finished; run the same command again to go on")
 
     def push(self, url: Path | str) -> str:
         """Copy this artefact from this machine to a URL (`cocomix push`), the manifest last.
@@ -252,39 +266,42 @@ def open_artifact(path: Path | str) -> Artifact[Any]:
         NotAnArtifact: there is none, or it is not finished.
         WrongKind: it is of no kind that is known.
     """
-    content, where = _read_manifest(path, "a cocomix command")
-    kind, _ = manifest_kind(content, where)
-    return kind_class(kind, where).open(path)
+    return _kind(_manifest_file(path, "a cocomix command").kind()[0], path).open(path)
 
 
-def kind_class(kind: str, where: str) -> type[Artifact[Any]]:
-    """The class of a kind of artefact.
+def verify(path: Path | str) -> Findings:
+    """Check an artefact, or what an interrupted command left of one (see `Artifact.verify`).
 
     Raises:
-        WrongKind: it is of no kind that is known.
+        NotAnArtifact, WrongKind: there is nothing that cocomix writes.
     """
+    if url_of(path) is not None or not (Path(path) / PLAN).is_file():
+        return open_artifact(path).verify()
+    plan = read_json(Path(path) / PLAN)
+    kind = _kind(str(plan.get("kind")), path)
+    findings = Findings(str(path), f"unfinished {kind.kind}", kind.version)
+    kind.check_unfinished(Path(path), findings)
+    findings.skip("the rest", f"not finished; run the same `{kind.made_by}` again to go on")
+    return findings
+
+
+def _kind(kind: str, path: Path | str) -> type[Artifact[Any]]:
     if kind not in _KINDS:
-        raise WrongKind(f"{where} names a kind that this version of cocomix does not know: {kind!r}.")
+        raise WrongKind(f"{shown(path)} holds {kind!r}, which this version of cocomix does not know.")
     return _KINDS[kind]
 
 
-def _read_manifest(path: Path | str, made_by: str) -> tuple[bytes, str]:
-    """Content and full name of a folder's manifest."""
-    url = url_of(path)
-    where = f"{url or path}/{MANIFEST}"
+def _manifest_file(path: Path | str, made_by: str) -> ManifestFile:
+    """The manifest of a folder or URL, unread."""
+    url, folder = url_of(path), Path(path)
     with suppress(FileNotFoundError, NotADirectoryError):
-        return (Path(path) / MANIFEST).read_bytes() if url is None else RemoteFolder(url).read(MANIFEST), where
-    if url is not None:
-        there = RemoteFolder(url).files()
-        if any(name in there for name in _OLD_MANIFESTS):
-            raise WrongVersion(f"{url} is of an older version of cocomix; use `cocomix convert`, or make it again.")
-        why = "is something else, or its upload was interrupted" if there else "does not exist"
-        raise NotAnArtifact(f"{url} {why}; make it with `{made_by}`, or upload it with `cocomix push`.")
-    folder = Path(path)
-    if any((folder / name).is_file() for name in _OLD_MANIFESTS):
-        raise WrongVersion(f"{folder} is of an older version of cocomix; use `cocomix convert`, or make it again.")
-    if (not folder.exists() and partial_path(folder).is_dir()) or folder.name.endswith(".partial"):
-        raise NotAnArtifact(f"{folder} is not finished; run the same `{made_by}` again to go on with it.")
-    if not folder.exists():
-        raise NotAnArtifact(f"{folder} does not exist; make it with `{made_by}`, or give another folder.")
-    raise NotAnArtifact(f"{folder} has no {MANIFEST}: it is nothing that `{made_by}` wrote; give another folder.")
+        content = (folder / MANIFEST).read_bytes() if url is None else RemoteFolder(url).read(MANIFEST)
+        return ManifestFile(content, url or str(folder))
+    there = set(RemoteFolder(url).files()) if url is not None else {file.name for file in folder.glob("*")}
+    if there & {"meta.json", "fit.json", "atlas.json"}:
+        raise WrongVersion(f"{shown(path)} is of an older cocomix; use `cocomix convert`, or make it again.")
+    if folder.name.endswith(".partial") or (not there and partial_path(path).is_dir()):
+        raise NotAnArtifact(f"{shown(path)} is not finished; run the same `{made_by}` again to go on with it.")
+    if there or (url is None and folder.exists()):
+        raise NotAnArtifact(f"{shown(path)} has no {MANIFEST}: it is something else, or its upload was interrupted.")
+    raise NotAnArtifact(f"{shown(path)} does not exist; make it with `{made_by}`, or give another folder.")

@@ -1,7 +1,6 @@
-"""Typed errors of artefacts: what is wrong with a folder, as classes that callers can tell apart.
+"""Errors of artefacts, one class for each thing a caller may want to tell apart.
 
-Everything that identifies the fault is an attribute with a default, so that the errors pickle (worker processes raise
-them).
+What identifies the fault is in attributes that have defaults, so that the errors pickle: workers raise them.
 """
 
 from cocomix.runtime.errors import CoCoMixError
@@ -31,67 +30,38 @@ class WrongVersion(CoCoMixError):
     """The folder was written in a format that this version does not read."""
 
 
-class Damaged(CoCoMixError):
-    """A file is missing, truncated or not the one that the manifest describes.
+class Unreachable(CoCoMixError):
+    """A file system cannot be reached, also after several attempts. Says nothing about the data there."""
 
-    Attributes:
-        file: its name within the artefact.
-    """
+
+class Damaged(CoCoMixError):
+    """A file, named in `file`, is missing, truncated or not the one that the manifest describes."""
 
     def __init__(self, message: str, file: str = "") -> None:
         super().__init__(message)
         self.file = file
 
 
+class OutsideFolder(Damaged):
+    """The name in `file`, from a manifest or a bucket's listing, leads out of its folder."""
+
+
 class MadeFromSomethingElse(CoCoMixError):
-    """What is there, or was begun, does not belong to what was given.
-
-    Attributes:
-        keys: names of the settings or inputs that differ.
-    """
+    """What is there, or was begun, differs from what was given in the settings or inputs named in `keys`."""
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.keys = keys
 
 
-class AlreadyExists(CoCoMixError):
-    """The output is there.
-
-    Attributes:
-        keys: names of the settings or inputs that differ from those it was made with; empty where none is known to.
-    """
-
-    def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.keys = keys
+class AlreadyExists(MadeFromSomethingElse):
+    """The output is there; `keys` is empty where nothing is known to differ."""
 
 
 class BeingWritten(CoCoMixError):
-    """Another process writes this output.
-
-    Attributes:
-        host: the machine it runs on.
-        pid: its process number there; 0 if it is not known.
-    """
+    """Process `pid` (0 if unknown) on the machine `host` writes this output."""
 
     def __init__(self, message: str, host: str = "", pid: int = 0) -> None:
         super().__init__(message)
         self.host = host
         self.pid = pid
-
-
-class OutsideFolder(CoCoMixError):
-    """A name in a manifest or in a bucket's listing leads out of its folder.
-
-    Attributes:
-        name: the name.
-    """
-
-    def __init__(self, message: str, name: str = "") -> None:
-        super().__init__(message)
-        self.name = name
-
-
-class Unreachable(CoCoMixError):
-    """A file system cannot be reached, also after several attempts. Says nothing about the data there."""

@@ -15,7 +15,6 @@ from cocomix.runtime.errors import CoCoMixError
 __all__ = [
     "aside_path",
     "check_name",
-    "discard_asides",
     "explained_full_disk",
     "flush",
     "flush_folder",
@@ -33,7 +32,7 @@ def check_name(name: str) -> str:
         OutsideFolder: it is empty, absolute, holds `..`, a backslash, a drive or a NUL byte.
     """
     parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(sign in name for sign in ("\\", "\0")) or ":" in parts[0]:
+    if {"", ".", ".."} & set(parts) or "\\" in name or "\0" in name or ":" in parts[0]:
         raise OutsideFolder(f"the name {name!r} leads out of its folder; do not use what it comes from.", name)
     return name
 
@@ -87,16 +86,8 @@ def aside_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
-def discard_asides(folder: Path) -> None:
-    """Remove what killed processes left half written anywhere in a folder that nobody writes to any more."""
-    for left in folder.rglob(".*.tmp"):
-        left.unlink(missing_ok=True)
-
-
 def flush(path: Path) -> None:
-    """Have the disk hold a file, or which names a folder holds. A file that another process took away is left out."""
-    if path.is_dir() and os.name != "posix":  # other systems do not open folders
-        return
+    """Have the disk hold a file, or the names in a folder. A file that another process took away is left out."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

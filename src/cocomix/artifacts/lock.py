@@ -20,61 +20,57 @@ import psutil
 
 from cocomix.artifacts.faults import BeingWritten
 
-__all__ = ["locked", "process_lives", "refusal", "this_process"]
+__all__ = ["being_written", "locked", "process_lives", "this_process"]
 
 logger = logging.getLogger(__name__)
-
 _held: set[int] = set()
-"""Descriptors of the locks of this process."""
+"""Descriptors of this process's locks."""
 
 
 def _forget() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
+    while _held:
+        os.close(_held.pop())
 
 
-# A forked child (a loader's worker) holds the lock, too, until it closes the descriptor: it would outlive the process.
+# A forked child (a loader's worker) shares the lock until it closes the descriptor, and may outlive a killed parent.
 os.register_at_fork(after_in_child=_forget)
 
 
 def this_process() -> dict[str, Any]:
-    """Who writes: `host`, `pid`, `command` and `started` (seconds since the epoch, which tells reused numbers apart).
-
-    Of the command only the verb is kept: arguments may hold secrets.
-    """
+    """Who writes: host, pid, command (only the verb: arguments may hold secrets), and when the process was created."""
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
     process = psutil.Process()
     return {"host": socket.gethostname(), "pid": process.pid, "command": command, "started": process.create_time()}
 
 
-def process_lives(holder: dict[str, Any]) -> bool:
-    """Whether the process of a `this_process` record is still there; one on another machine is taken at its word."""
-    if holder.get("host") != socket.gethostname():
-        return True
+def process_lives(record: bytes) -> bool:
+    """Whether the process of a `this_process` record (JSON) is there; one on another machine is taken at its word."""
     try:
-        return bool(abs(psutil.Process(int(holder["pid"])).create_time() - float(holder["started"])) < 1.0)
-    except (psutil.Error, KeyError, TypeError, ValueError):
+        holder = json.loads(record)
+        if holder["host"] != socket.gethostname():
+            return True
+        # Numbers are used again, so the time of creation is compared, too.
+        return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1.0)
+    except (psutil.Error, ValueError, KeyError, TypeError):
         return False
 
 
-def refusal(
-    output: str, holder: dict[str, Any], remedy: str = "wait for it, or choose another --output"
-) -> BeingWritten:
-    """The error that says who writes `output`."""
-    host, pid = str(holder.get("host", "an unknown machine")), holder.get("pid")
-    by = f"process {pid} ({holder.get('command')})" if isinstance(pid, int) else "another process"
-    return BeingWritten(
-        f"{output} is being written by {by} on {host}; {remedy}.", host, pid if isinstance(pid, int) else 0
-    )
+def being_written(output: str, record: bytes, remedy: str = "wait for it, or choose another --output") -> BeingWritten:
+    """The error that says who writes `output`, from their `this_process` record (JSON)."""
+    try:
+        holder = json.loads(record)
+        host, pid, command = str(holder["host"]), int(holder["pid"]), holder["command"]
+    except (ValueError, KeyError, TypeError):
+        return BeingWritten(f"{output} is being written by another process; {remedy}.")
+    return BeingWritten(f"{output} is being written by process {pid} ({command}) on {host}; {remedy}.", host, pid)
 
 
 @contextmanager
 def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while the block runs.
 
-    The file is removed at the end while the lock is held exclusively. That is free of races because whoever gets a lock
-    looks whether the file it locked still has that name, and tries again if not.
+    The file is removed at the end, while the lock is held exclusively. That is free of races because whoever gets a
+    lock looks whether the file it locked still has that name, and tries again if not.
 
     Args:
         path: the lock file.
@@ -87,42 +83,32 @@ def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
     descriptor = _acquire(path, output, shared)
     _held.add(descriptor)
     try:
-        with suppress(OSError):  # who holds it is for the message only; the disk may be full
+        with suppress(OSError):  # who holds it is for the message only, and the disk may be full
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(this_process()).encode(), 0)
         yield
     finally:
-        if descriptor in _held:  # a forked child that leaves the block has closed it
+        if descriptor in _held:  # in a forked child that leaves the block it is closed
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-            _held.discard(descriptor)
+                path.unlink()
+            _held.remove(descriptor)
             os.close(descriptor)
 
 
 def _acquire(path: Path, output: str, shared: bool) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
                 logger.warning("%s: this file system has no locks, so nothing stops a second writer.", path.parent)
                 return descriptor
-            holder = _holder(descriptor)
+            record = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise refusal(output, holder) from None
-            raise
-        os.close(descriptor)  # its holder removed the file between the two calls
-
-
-def _holder(descriptor: int) -> dict[str, Any]:
-    try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+            raise being_written(output, record) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # its holder removed the file meanwhile

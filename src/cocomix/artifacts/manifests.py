@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cocomix.artifacts.faults import Damaged, WrongKind, WrongVersion
 from cocomix.artifacts.files import check_name
-from cocomix.artifacts.hashing import fingerprint_json
+from cocomix.artifacts.hashing import file_sha256, fingerprint_json
 
-__all__ = ["MANIFEST", "FileEntry", "Manifest", "differing", "manifest_kind", "parse_manifest"]
+__all__ = ["MANIFEST", "FileEntry", "Manifest", "ManifestFile", "differing", "file_entry"]
 
 MANIFEST = "manifest.json"
 
@@ -24,11 +25,16 @@ class FileEntry(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file."""
+    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path))
+
+
 class Manifest(BaseModel):
-    """What every manifest says. Subclasses add fields; who makes one gives only those, `identity` and `made_from`.
+    """What every manifest says. Subclasses add fields; who makes one gives only those and `made_from`.
 
     Attributes:
-        kind: as of the `Artifact` class. Set by `Staging.finish`, as are the next three.
+        kind: as of the `Artifact` class. Set by `Staging.finish`, as are the other fields but `made_from`.
         version: of the format.
         cocomix_version: that wrote it.
         fingerprint: SHA-256 over `contents()`.
@@ -60,57 +66,65 @@ class Manifest(BaseModel):
 M = TypeVar("M", bound=Manifest)
 
 
-def manifest_kind(content: bytes, where: str) -> tuple[str, int]:
-    """Kind and version that a manifest names.
+class ManifestFile(NamedTuple):
+    """A `manifest.json` as it was found: its bytes, and the folder or URL, for messages."""
 
-    Raises:
-        Damaged: it is not a JSON object.
-        WrongVersion: it is of an older cocomix, whose manifests have `format_version`.
-        WrongKind: it names none: another program's.
-    """
-    values = _values(content, where)
-    if "format_version" in values:
-        raise WrongVersion(f"{where} is of an older version of cocomix; use `cocomix convert`, or make it again.")
-    kind, version = values.get("kind"), values.get("version")
-    if not isinstance(kind, str) or not isinstance(version, int):
-        raise WrongKind(f"{where} is not a manifest of cocomix: it names no kind and version.")
-    return kind, version
+    content: bytes
+    folder: str
 
+    def kind(self) -> tuple[str, int]:
+        """Kind and version that it names.
 
-def parse_manifest(content: bytes, where: str, kind: str, version: int, manifest_type: type[M]) -> M:
-    """Read a manifest.
+        Raises:
+            Damaged: it is not a JSON object.
+            WrongKind: it names none: another program's.
+            WrongVersion: it is of an older cocomix, whose manifests have `format_version`.
+        """
+        values = self._values()
+        if "format_version" in values:
+            raise WrongVersion(f"{self.folder} is of an older cocomix; use `cocomix convert`, or make it again.")
+        kind, version = values.get("kind"), values.get("version")
+        if not isinstance(kind, str) or not isinstance(version, int):
+            raise WrongKind(f"{self.folder}/{MANIFEST} is not of cocomix: it names no kind and version.")
+        return kind, version
 
-    Args:
-        content: of the file.
-        where: its path or URL, for messages.
-        kind: expected.
-        version: expected.
-        manifest_type: its model.
+    def parse(self, kind: str, version: int, manifest_type: type[M]) -> M:
+        """Read it as a manifest of some kind and version.
 
-    Raises:
-        WrongKind: it is of another kind.
-        WrongVersion: it is of another version.
-        Damaged: it is not what this version writes (the field is named).
-    """
-    found, found_version = manifest_kind(content, where)
-    folder = where.removesuffix(f"/{MANIFEST}")
-    if found != kind:
-        raise WrongKind(f"{folder} holds {found}, not {kind}; give another folder.")
-    if found_version != version:
-        raise WrongVersion(
-            f"{folder} holds {kind} of format {found_version}, and this version of cocomix reads format {version}; "
-            "use `cocomix convert`, or make it again."
-        )
-    values = _values(content, where)
-    missing = [name for name in Manifest.model_fields if name not in values]
-    if missing:
-        raise Damaged(f"{where} is damaged: it has no {missing[0]}; make the folder again.", MANIFEST)
-    try:
-        return manifest_type.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise Damaged(f"{where} is damaged ({place}: {first['msg']}); make the folder again.", MANIFEST) from error
+        Raises:
+            WrongKind: it is of another kind.
+            WrongVersion: it is of another version.
+            Damaged: it is not what this version writes (the field is named).
+        """
+        found, found_version = self.kind()
+        if found != kind:
+            raise WrongKind(f"{self.folder} holds {found}, not {kind}; give another folder.")
+        if found_version != version:
+            raise WrongVersion(
+                f"{self.folder} holds {kind} of format {found_version}, and this version of cocomix reads format "
+                f"{version}; use `cocomix convert`, or make it again."
+            )
+        values = self._values()
+        for name in Manifest.model_fields:
+            if name not in values:
+                raise self._damaged(f"it has no {name}")
+        try:
+            return manifest_type.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self._damaged(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    def _values(self) -> dict[str, Any]:
+        try:
+            values = json.loads(self.content)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise self._damaged("not a JSON object")
+        return values
+
+    def _damaged(self, reason: str) -> Damaged:
+        return Damaged(f"{self.folder}/{MANIFEST} is damaged ({reason}); make the folder again.", MANIFEST)
 
 
 def differing(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -123,13 +137,3 @@ def differing(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, 
         elif one != other:
             names.append(key)
     return tuple(names)
-
-
-def _values(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{where} is not valid JSON ({error}); make the folder again.", MANIFEST) from error
-    if not isinstance(values, dict):
-        raise Damaged(f"{where} is not a JSON object; make the folder again.", MANIFEST)
-    return values

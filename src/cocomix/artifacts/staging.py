@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -18,39 +18,20 @@ from pathlib import Path
 from typing import Any, Generic
 
 from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse, Unreachable
-from cocomix.artifacts.files import (
-    aside_path,
-    discard_asides,
-    explained_full_disk,
-    flush,
-    flush_folder,
-    read_json,
-    write_json,
-)
-from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.files import aside_path, explained_full_disk, flush, flush_folder, read_json, write_json
 from cocomix.artifacts.lock import locked, this_process
-from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, differing
+from cocomix.artifacts.manifests import MANIFEST, M, differing, file_entry
 from cocomix.artifacts.store import cache_place, copy_place
 from cocomix.artifacts.uploading import Claim, claimed
 from cocomix.artifacts.urls import shown, url_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "PLAN",
-    "THREADS",
-    "Staging",
-    "file_entry",
-    "made_at",
-    "partial_path",
-    "publish",
-    "refuse_existing",
-    "seal",
-    "staged",
-]
+__all__ = ["PLAN", "THREADS", "Staging", "made_at", "partial_path", "publish", "seal", "staged"]
 
 PLAN = "plan.json"
 """Within a staging folder that can be gone on with: the kind, the identity, and the process that began it."""
 THREADS = min(8, os.cpu_count() or 1)
+"""That hash files; hashlib lets other threads run meanwhile."""
 
 
 def made_at(output: Path | str) -> Path:
@@ -76,28 +57,32 @@ class Staging(Generic[M]):
     Attributes:
         path: the folder to write files to, in any subfolders.
         output: what it becomes.
+        finished: whether it did.
     """
 
-    def __init__(self, path: Path, output: Path, finish: Callable[[M], None]) -> None:
+    def __init__(self, path: Path, output: Path, finish: Callable[[M, Sequence[str]], None]) -> None:
         self.path = path
         self.output = output
         self.finished = False
         self._finish = finish
 
-    def finish(self, manifest: M) -> None:
-        """Hash the files, write the manifest, flush everything to the disk, rename the folder to `output`, and upload
-        it where that is a URL. Nothing may be written to `path` afterwards.
+    def finish(self, manifest: M, scratch: Sequence[str] = ()) -> None:
+        """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.
 
         Args:
             manifest: with the fields of its kind, and `made_from`; the rest is filled in.
+            scratch: files and folders in it that only serve to go on after an interruption. They are removed after the
+                folder was renamed, so that a command killed before loses nothing.
         """
-        self._finish(manifest)
+        self._finish(manifest, scratch)
         self.finished = True
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Let one of the jobs that share the folder finish it. Yields whether this one may: no other is at it, and the
-        output is not there yet.
+        """Let one of the jobs that share the folder finish it.
+
+        Yields:
+            Whether this one may: no other is at it, and the output is not there yet.
         """
         try:
             with locked(_beside(made_at(self.output), ".finishing.lock"), shown(self.output)):
@@ -117,30 +102,25 @@ def staged(
     resume: bool = False,
     shared: bool = False,
 ) -> Iterator[Staging[M]]:
-    """Make an output; see `Artifact.create`, which says what the arguments mean.
-
-    Args:
-        output: the folder, or its URL.
-        kind: of the artefact.
-        format_version: of the artefact.
-        identity: as JSON.
-        records: whether the manifest lists a file, by its name.
-        resume: as of `create`.
-        shared: as of `create`.
-    """
-    place, url = made_at(output), url_of(output)
-    identity = json.loads(json.dumps(identity, allow_nan=False))  # tuples are lists in JSON
-    kept = resume or shared
+    """`Artifact.create`, which says what the arguments mean, for a kind of a version that `records` some files."""
+    place, url, kept = made_at(output), url_of(output), resume or shared
     folder = _beside(place, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
+    identity = json.loads(json.dumps(identity, allow_nan=False))  # tuples are lists in JSON
 
-    def finish(manifest: M) -> None:
-        discard_asides(folder)
-        filled = manifest.model_copy(update={"kind": kind, "version": format_version, "identity": identity})
-        seal(folder, filled, records)
+    def finish(manifest: M, scratch: Sequence[str]) -> None:
+        for left in folder.rglob(".*.tmp"):  # half written by killed processes
+            left.unlink(missing_ok=True)
+        skipped = (PLAN, *scratch)
+        seal(
+            folder,
+            manifest.model_copy(update={"kind": kind, "version": format_version, "identity": identity}),
+            lambda name: records(name) and not any(name == entry or name.startswith(f"{entry}/") for entry in skipped),
+        )
         if place.exists():
             place.rmdir()
         folder.rename(place)
-        (place / PLAN).unlink(missing_ok=True)  # after the rename: until then a killed command goes on by it
+        for name in (place / entry for entry in skipped):
+            shutil.rmtree(name) if name.is_dir() else name.unlink(missing_ok=True)
         flush(place.parent)
         if claim is not None:
             publish(place, claim)
@@ -149,10 +129,10 @@ def staged(
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(_beside(place, ".lock"), shown(output), shared=shared))
-            refuse_existing(output, identity)
-            if not kept:
-                for left in place.parent.glob(f"{glob.escape(_beside(place, '.partial-').name)}*"):
-                    shutil.rmtree(left, ignore_errors=True)  # of killed processes: the lock is ours
+            _refuse_existing(output, place, identity)
+            if not kept:  # what killed processes left: the lock is ours
+                for left in place.parent.glob(glob.escape(_beside(place, ".partial-").name) + "*"):
+                    shutil.rmtree(left)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CoCoMixError(f"cannot write to {place.parent}: {error.strerror}; choose another --output.") from error
@@ -161,7 +141,7 @@ def staged(
             claim = None if url is None else held.enter_context(claimed(url))
             with explained_full_disk(folder):
                 if kept:
-                    _claim_staging(folder, kind, format_version, identity)
+                    _claim_staging(folder, {"kind": kind, "version": format_version, "identity": identity})
                 yield staging
             if not (staging.finished or shared):
                 raise RuntimeError(f"the output {output} was left without finish()")
@@ -190,13 +170,8 @@ def publish(folder: Path, claim: Claim) -> None:
     folder.rename(copy)
 
 
-def refuse_existing(output: Path | str, identity: dict[str, Any]) -> None:
-    """Refuse an output that is there already and no empty folder, or is the current folder.
-
-    Raises:
-        AlreadyExists: it is; the error names the settings in which it differs.
-    """
-    place = made_at(output)
+def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) -> None:
+    """Refuse an output that is there already and no empty folder, or is the current folder."""
     if place.resolve() == Path.cwd():
         raise CoCoMixError("the current folder cannot be written as a whole; name a new folder with --output.")
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
@@ -207,29 +182,25 @@ def refuse_existing(output: Path | str, identity: dict[str, Any]) -> None:
         keys = ()
     of = f" and was made with another {', '.join(keys)}" if keys else ""
     if (url := url_of(output)) is not None:
-        raise AlreadyExists(
-            f"{url} was made before{of}, but its upload was interrupted: `cocomix push {place} {url}` uploads it; or "
-            f"remove {place} to make it again.",
-            keys,
-        )
+        push = f"its upload was interrupted: `cocomix push {place} {url}` uploads it; or remove {place}"
+        raise AlreadyExists(f"{url} was made before{of}, but {push} to make it again.", keys)
     raise AlreadyExists(f"{place} already exists{of}; remove it or choose another --output.", keys)
 
 
-def _claim_staging(folder: Path, kind: str, format_version: int, identity: dict[str, Any]) -> None:
-    """Record in `PLAN` what a staging folder is of, or check that it was begun with the same identity.
+def _claim_staging(folder: Path, wanted: dict[str, Any]) -> None:
+    """Record in `PLAN` what a staging folder is of, or check that it was begun as the same.
 
     Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
 
     Raises:
-        MadeFromSomethingElse: it was begun with another (the keys are named), or holds something else.
+        MadeFromSomethingElse: it was begun with another identity (the keys are named), or holds something else.
     """
-    plan, wanted = folder / PLAN, {"kind": kind, "version": format_version, "identity": identity}
+    plan = folder / PLAN
     if not plan.exists():
         others = [path for path in folder.iterdir() if not (path.name.startswith(".") and path.suffix == ".tmp")]
         if others and not plan.exists():  # it may have come between
             raise MadeFromSomethingElse(f"{folder} holds something else; remove it or choose another --output.")
-        aside = aside_path(plan)
-        write_json(aside, {**wanted, "process": this_process()})
+        write_json(aside := aside_path(plan), {**wanted, "process": this_process()})
         try:
             os.link(aside, plan)
         except OSError:  # another job was faster, or the file system has no hard links
@@ -257,8 +228,9 @@ def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name
         The manifest that was written.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    listed = [name for name in names if name not in (MANIFEST, PLAN) and records(name)]
-    with ThreadPoolExecutor(THREADS) as threads:  # hashlib lets other threads run
+    listed = [name for name in names if name != MANIFEST and records(name)]
+
+    with ThreadPoolExecutor(THREADS) as threads:
         entries = threads.map(lambda name: manifest.files.get(name) or file_entry(folder / name), listed)
         files = dict(zip(listed, entries, strict=True))
     filled = manifest.model_copy(update={"files": files, "cocomix_version": version("cocomix")})
@@ -266,8 +238,3 @@ def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name
     write_json(folder / MANIFEST, filled.model_dump(mode="json"))
     flush_folder(folder)
     return filled
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Size and hash of a file."""
-    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path))

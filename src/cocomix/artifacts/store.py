@@ -56,20 +56,24 @@ def retried(action: Callable[[], T]) -> T:
     return action()
 
 
+class NotThere(CoCoMixError):
+    """A file or folder at a URL does not exist."""
+
+
 @contextmanager
 def explained(url: str) -> Iterator[None]:
     """Say in one sentence what a file system's library raises, whichever it is; secrets in its words are left out.
 
     Raises:
         Unreachable: instead of any exception of the block that is neither a missing file nor a missing right.
-        CoCoMixError: instead of these.
+        NotThere, CoCoMixError: instead of these.
     """
     try:
         yield
     except CoCoMixError:
         raise
     except FileNotFoundError as error:
-        raise CoCoMixError(f"{url} does not exist ({_sentence(error)}).") from error
+        raise NotThere(f"{url} does not exist ({_sentence(error)}).") from error
     except PermissionError as error:
         raise CoCoMixError(f"{url}: access is refused ({_sentence(error)}); check your access keys.") from error
     except Exception as error:  # each library has a hierarchy of its own
@@ -149,8 +153,11 @@ class RemoteFolder:
             except FileNotFoundError:
                 return {}
             start = len(self._path.rstrip("/")) + 1
-            sizes = {name[start:]: int(entry["size"] or 0) for name, entry in sorted(found.items()) if name[start:]}
-            return {check_name(name): size for name, size in sizes.items()}
+            return {
+                check_name(path[start:]): int(entry["size"] or 0)
+                for path, entry in sorted(found.items())
+                if path[start:]  # some stores list a folder as an empty file
+            }
 
     def read(self, name: str) -> bytes:
         """The content of a small file.
@@ -159,12 +166,9 @@ class RemoteFolder:
             FileNotFoundError: it is not there.
         """
         try:
-            with explained(f"{self.url}/{name}"):
-                content: bytes = retried(lambda: self._system.cat_file(self._of(name)))
-        except CoCoMixError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise FileNotFoundError(f"{self.url}/{name}") from error
-            raise
+            content: bytes = self._do(name, self._system.cat_file)
+        except NotThere as error:
+            raise FileNotFoundError(str(error)) from error
         return content
 
     def download(self, name: str, file: Path) -> None:
@@ -172,21 +176,18 @@ class RemoteFolder:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = aside_path(file)
         try:
-            with explained(f"{self.url}/{name}"):
-                retried(lambda: self._system.get_file(self._of(name), str(aside)))
+            self._do(name, lambda path: self._system.get_file(path, str(aside)))
             aside.replace(file)
         finally:
             aside.unlink(missing_ok=True)
 
     def upload(self, name: str, file: Path) -> None:
         """Copy a file there."""
-        with explained(f"{self.url}/{name}"):
-            retried(lambda: self._system.put_file(str(file), self._of(name)))
+        self._do(name, lambda path: self._system.put_file(str(file), path))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file."""
-        with explained(f"{self.url}/{name}"):
-            retried(lambda: self._system.pipe_file(self._of(name), content))
+        self._do(name, lambda path: self._system.pipe_file(path, content))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file unless it is there, in one step where the store can (S3, GCS, memory).
@@ -195,29 +196,27 @@ class RemoteFolder:
             Whether it was written. A store that cannot do it in one step may say yes to two writers at once.
         """
 
-        def attempt() -> bool:
+        def attempt(path: str) -> bool:
             try:
-                self._system.pipe_file(self._of(name), content, mode="create")
+                self._system.pipe_file(path, content, mode="create")
             except Exception as error:  # S3's "precondition failed" has no class of its own
-                if self._exists(name):
+                self._system.invalidate_cache()
+                if self._system.exists(path):
                     return False
                 if not isinstance(error, (NotImplementedError, TypeError)) and _errno(error) != errno.ENOSYS:
                     raise
-                self._system.pipe_file(self._of(name), content)
+                self._system.pipe_file(path, content)
             return True
 
-        with explained(f"{self.url}/{name}"):
-            return retried(attempt)
+        return self._do(name, attempt)
 
     def remove(self, name: str) -> None:
         """Remove a file, as far as that is possible."""
-        with suppress(Exception):
-            self._system.rm_file(self._of(name))
+        with suppress(CoCoMixError):
+            self._do(name, self._system.rm_file)
             self._system.invalidate_cache()
 
-    def _exists(self, name: str) -> bool:
-        self._system.invalidate_cache()
-        return bool(self._system.exists(self._of(name)))
-
-    def _of(self, name: str) -> str:
-        return f"{self._path}/{check_name(name)}"
+    def _do(self, name: str, action: Callable[[str], T]) -> T:
+        path = f"{self._path}/{check_name(name)}"
+        with explained(f"{self.url}/{name}"):
+            return retried(lambda: action(path))

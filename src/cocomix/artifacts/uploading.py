@@ -1,21 +1,20 @@
-"""Uploads of finished folders: claimed by a marker, the manifest last, so that the later of two writers is refused."""
+"""Uploads of finished folders: the URL is claimed by a marker, the manifest comes last, the later writer is refused."""
 
 import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cocomix.artifacts.faults import AlreadyExists, Unreachable
-from cocomix.artifacts.lock import process_lives, refusal, this_process
+from cocomix.artifacts.lock import being_written, process_lives, this_process
 from cocomix.artifacts.manifests import MANIFEST
 from cocomix.artifacts.store import RemoteFolder
 
 __all__ = ["MARKER", "Claim", "claimed"]
 
 MARKER = ".cocomix-upload"
-"""At a URL, while something is being made for it: JSON, the process that makes it and a token of its own."""
+"""At a URL, while something is made for it: JSON, the process that makes it and a token of its own."""
 
 
 class Claim:
@@ -23,19 +22,20 @@ class Claim:
 
     S3, GCS and memory create a file only where there is none in one step. On other stores two writers may both believe
     so for a moment; then the one whose marker was overwritten is refused before it uploads anything.
+
+    Raises:
+        BeingWritten: another process has claimed it.
+        AlreadyExists: something is there.
     """
 
     def __init__(self, url: str) -> None:
         self.remote = RemoteFolder(url)
-        self._marker = {**this_process(), "token": uuid.uuid4().hex}
-        files = self.remote.files()
-        if MANIFEST in files:
+        self._marker = json.dumps({**this_process(), "token": uuid.uuid4().hex}).encode()
+        there = self.remote.files()
+        if MANIFEST in there or (there and MARKER not in there):
             raise AlreadyExists(f"{url} already exists; remove it or choose another --output.")
-        if files and MARKER not in files:
-            raise AlreadyExists(f"{url} holds something else; remove it or choose another --output.")
-        content = json.dumps(self._marker).encode()
-        if not self.remote.create(MARKER, content) and not process_lives(self._found()):
-            self.remote.write(MARKER, content)  # its process was killed
+        if not self.remote.create(MARKER, self._marker) and not process_lives(self._found()):
+            self.remote.write(MARKER, self._marker)  # its process was killed
         self.check()
 
     def check(self) -> None:
@@ -46,8 +46,9 @@ class Claim:
             AlreadyExists: there is a manifest.
         """
         url, found = self.remote.url, self._found()
-        if found.get("token") != self._marker["token"]:
-            raise refusal(url, found, f"choose another --output, or remove {url}/{MARKER} if that process is no more")
+        if found != self._marker:
+            remedy = f"choose another --output, or remove {url}/{MARKER} if that process is no more"
+            raise being_written(url, found, remedy)
         if MANIFEST in self.remote.files():
             raise AlreadyExists(f"{url} was written by another process meanwhile; choose another --output.")
 
@@ -55,44 +56,38 @@ class Claim:
         """Upload a finished folder.
 
         Raises:
+            BeingWritten: the marker is not ours any more.
+            AlreadyExists: another manifest was faster.
             Unreachable: the upload failed.
         """
         self.check()
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        names.remove(MANIFEST)
-        for name in names:
+        sizes = {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+        for name in sorted(sizes.keys() - {MANIFEST}):
             self.remote.upload(name, folder / name)
-        there = self.remote.files()
-        for name in names:
-            if there.get(name) != (folder / name).stat().st_size:
-                raise Unreachable(f"{self.remote.url}/{name} did not arrive whole; upload it again.")
         self.check()
-        if not self.remote.create(MANIFEST, (folder / MANIFEST).read_bytes()):
-            raise AlreadyExists(f"{self.remote.url} was written by another process meanwhile; choose another --output.")
+        there = self.remote.files()
+        for name in sorted(sizes.keys() - {MANIFEST}):
+            if there.get(name) != sizes[name]:
+                raise Unreachable(f"{self.remote.url}/{name} did not arrive whole; upload it again.")
+        manifest = (folder / MANIFEST).read_bytes()
+        if not self.remote.create(MANIFEST, manifest) and self.remote.read(MANIFEST) != manifest:
+            self.check()
 
-    def release(self) -> None:
-        """Take the marker away again if it is ours."""
-        if self._found().get("token") == self._marker["token"]:
-            self.remote.remove(MARKER)
-
-    def _found(self) -> dict[str, Any]:
+    def _found(self) -> bytes:
         try:
-            found = json.loads(self.remote.read(MARKER))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return self.remote.read(MARKER)
+        except FileNotFoundError:
+            return b""
 
 
 @contextmanager
 def claimed(url: str) -> Iterator[Claim]:
-    """Claim a URL while the block runs.
-
-    Raises:
-        BeingWritten: another process has claimed it.
-        AlreadyExists: something is there.
-    """
+    """Claim a URL while the block runs."""
     claim = Claim(url)
     try:
         yield claim
     finally:
-        claim.release()
+        if claim._found() == claim._marker:
+            claim.remote.remove(MARKER)

@@ -25,17 +25,19 @@ class VerifiedFiles:
         self._record = cache_folder() / "verified" / name
         self._known: set[str] = set()
 
-    def holds(self, name: str, path: Path, sha256: str) -> bool:
+    def holds(self, path: Path, sha256: str) -> bool:
         """Whether the file, as it is now, was hashed before and had this hash."""
-        line = _line(name, path, sha256)
+        if not path.is_file():
+            return False
+        line = _line(path, sha256)
         if line not in self._known:
             with suppress(OSError):
-                self._known = set(self._record.read_text(encoding="utf-8").splitlines())
+                self._known.update(self._record.read_text(encoding="utf-8").splitlines())
         return line in self._known
 
-    def note(self, name: str, path: Path, sha256: str) -> None:
+    def note(self, path: Path, sha256: str) -> None:
         """Record that the file has this hash. Where the cache cannot be written, for this process only."""
-        line = _line(name, path, sha256)
+        line = _line(path, sha256)
         self._known.add(line)
         with suppress(OSError):
             self._record.parent.mkdir(parents=True, exist_ok=True)
@@ -45,17 +47,16 @@ class VerifiedFiles:
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Let one process at a time fetch or hash a file; the others wait, and find it done."""
-        lock = self._record.with_name(f"{self._record.name}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
+        lock = FileLock(f"{self._record}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
+        with suppress(OSError):  # where the cache cannot be written, each does it for itself
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            held = FileLock(lock).acquire()
-        except OSError:
             yield
-            return
-        with held:
-            yield
+        finally:
+            lock.release()
 
 
-def _line(name: str, path: Path, sha256: str) -> str:
+def _line(path: Path, sha256: str) -> str:
     found = path.stat()
-    return json.dumps([name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256])
+    return json.dumps([str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256])

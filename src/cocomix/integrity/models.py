@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, FitReport
 from cocomix.evaluation import Run
+from cocomix.integrity.findings import Findings
 from cocomix.integrity.sources import check_data_source, check_label_source, check_teacher_source
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import checkpoint_fault, checkpoint_step

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import fingerprint_json
 from cocomix.data import PreparedData, tokenizer_fingerprint
 from cocomix.data.prepared import data_fingerprint
+from cocomix.integrity.findings import Findings
 from cocomix.integrity.sources import check_dictionary_source, check_teacher_source
 from cocomix.labelling.columns import ShardColumns
 from cocomix.labelling.labels import LabelShard, id_storage, read_label_manifest

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from cocomix.artifacts.findings import Findings
 from cocomix.concepts import ConceptDictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.data import PreparedData
+from cocomix.integrity.findings import Findings
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
 

@@ -4,10 +4,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.data import load_tokenizer, tokenizer_fingerprint
 from cocomix.evaluation import Run
+from cocomix.integrity.findings import Findings
 from cocomix.interpret import ConceptAtlas
 from cocomix.interpret.atlas_store import DATABASE, TOKENIZER, run_fingerprint
 from cocomix.runtime.errors import CoCoMixError

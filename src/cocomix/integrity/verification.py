@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix.artifacts.findings import Findings, Verification
 from cocomix.artifacts.output import PLAN, read_json
 from cocomix.artifacts.remote import cache_folder, download_folder, url_of
+from cocomix.integrity.findings import Findings, Verification
 from cocomix.integrity.models import check_checkpoint, check_dictionary, check_run, check_unfinished_run
 from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
 from cocomix.integrity.tables import check_atlas

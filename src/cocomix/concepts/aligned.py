@@ -1,0 +1,183 @@
+"""A teacher of another tokenizer: its labels, carried over to the student's tokens by bytes (method.md section 14).
+
+The tokens of a block become bytes, document by document, the bytes a text, and the text tokens of the teacher, which
+labels them as it labels any sequence. A student's token then gets the labels of the last teacher's token that ends no
+later than it does:
+
+    bytes      T h e _ w h i t e h o u s e
+    student    [The ][_whi  ][te  ][house    ]        labels of:  The, The, _white, house
+    teacher    [The ][_white    ][house      ]
+
+So no byte after the student's token is read. Two exceptions belong to the teacher itself. With labels by attribution,
+the loss looks one token ahead, here one token of the teacher. And where a tokenizer cuts a text depends on what follows:
+that "_white" is one token is known only at its end, which is why the student's "_whi" does not get its labels.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.concepts.labeller import IGNORE, ConceptLabeller, ConceptLabels
+from cocomix.concepts.lengths import pad_right
+from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
+
+__all__ = ["AlignedTeacher", "aligned_positions"]
+
+ALGORITHM = "1"
+"""Version of the alignment; raised when labels change, so that labels of two versions are never mixed."""
+UNLABELLED = 2
+"""Positions at the beginning of a teacher's window that label nothing: they have no context, and the first one is where
+attention that has nowhere to go is put (attention sink)."""
+
+
+class AlignedTeacher:
+    """A labeller over the student's tokens, around a labeller over the teacher's tokens.
+
+    Args:
+        inner: labels the teacher's tokens.
+        student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
+        teacher: tokenizer of the inner labeller; any fast tokenizer.
+        max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that overlap
+            by half, and a position is labelled by the window in which it has more context.
+        tokenizers: fingerprints of both tokenizers by the names "student" and "teacher", which become part of the labels'.
+
+    Raises:
+        CoCoMixError: the student's tokenizer cannot be inverted to bytes.
+    """
+
+    def __init__(
+        self,
+        inner: ConceptLabeller,
+        student: PreTrainedTokenizerFast,
+        teacher: PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        tokenizers: Mapping[str, str],
+    ) -> None:
+        self.inner = inner
+        self.max_length = max_length
+        self._tokenizers = dict(tokenizers)
+        self._bytes = TokenBytes(student, "of the data")
+        self._end = int(student.eos_token_id)
+        self._ends = TokenEnds(teacher, "of the teacher")
+        self._teacher_end = int(teacher.eos_token_id if teacher.eos_token_id is not None else teacher.sep_token_id)
+        plain, own = (teacher.encode("a", add_special_tokens=added) for added in (False, True))
+        self._begin = [int(own[0])] if len(own) > len(plain) and own[0] in teacher.all_special_ids else []
+
+    @property
+    def num_concepts(self) -> int:
+        """Concepts of the inner labeller's dictionary."""
+        return self.inner.num_concepts
+
+    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
+        """Labels of the student's tokens.
+
+        Args:
+            input_ids: student's tokens, int64 [batch, seq].
+            attention_mask: [batch, seq], 0 = padding, on the right; padding gets no labels.
+            k: labels per position.
+
+        Returns:
+            ids int64 [batch, seq, k], IGNORE where a position has no label, and the inner labeller's scores.
+        """
+        rows = input_ids.cpu().numpy()
+        lengths = [rows.shape[1]] * len(rows) if attention_mask is None else attention_mask.sum(dim=1).tolist()
+        texts = [self._teacher_tokens(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+        windows = [
+            (index, start, tokens[start : start + self.max_length])
+            for index, (tokens, _) in enumerate(texts)
+            for start in _window_starts(len(tokens), self.max_length)
+            if tokens
+        ]
+        ids = torch.full((*input_ids.shape, k), IGNORE, dtype=torch.int64)
+        if not windows:
+            return ConceptLabels(ids, torch.zeros(*input_ids.shape, k))
+        batch, mask = pad_right([torch.tensor(tokens) for _, _, tokens in windows])
+        found = self.inner.label(batch, mask, k=k)
+        scores = None if found.scores is None else torch.zeros(*input_ids.shape, k)
+        for row, (index, start, tokens) in enumerate(windows):
+            positions = texts[index][1]  # of the teacher's token that labels each position, -1 = none
+            # A later window writes over what an earlier one gave to its second half, which has less context there.
+            first = start + (self.max_length // 2 if start else UNLABELLED)
+            covered = np.flatnonzero((positions >= first) & (positions < start + len(tokens)))
+            source = torch.from_numpy(positions[covered] - start)
+            ids[index, covered] = found.ids[row, source].cpu()
+            if scores is not None and found.scores is not None:
+                scores[index, covered] = found.scores[row, source].cpu()
+        return ConceptLabels(ids, scores)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The inner labeller's, both tokenizers and the version of the alignment."""
+        tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
+        return {**self.inner.fingerprint(), **tokenizers, "alignment": ALGORITHM}
+
+    def flops_per_token(self, seq: int) -> float:
+        """The inner labeller's for as many tokens: how many of the teacher's a text has is known only when it is read."""
+        return self.inner.flops_per_token(seq)
+
+    def describe(self, concept: int) -> str | None:
+        """What the inner labeller says of a concept."""
+        return self.inner.describe(concept)
+
+    def _teacher_tokens(self, row: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+        """The teacher's tokens for a row of the student's, and which of them labels each of the student's. [seq]"""
+        tokens = list(self._begin)
+        ends = [0] * len(tokens)  # of the teacher's tokens, in bytes of the row; an end-of-document token counts as one
+        student_ends = np.zeros(len(row), dtype=np.int64)
+        readable = np.ones(len(row), dtype=bool)
+        base = start = 0
+        for stop in (*(np.flatnonzero(row == self._end) + 1).tolist(), len(row)):
+            closed = stop > start and row[stop - 1] == self._end
+            document = row[start : stop - closed]
+            data = self._bytes.of(document)
+            # A document that begins in the block begins with the space that SentencePiece adds, one that goes on may
+            # begin in the middle of a character.
+            lead = int(self._bytes.adds_space and start > 0 and data[:1] == b" ") or _continuation_bytes(data)
+            text = _readable(data[lead:])
+            own, own_ends = self._ends.encode(text)
+            tokens += own
+            ends += (base + lead + own_ends).tolist()
+            within = self._bytes.ends(document)
+            student_ends[start : stop - closed] = base + within
+            readable[start : stop - closed] = (within > lead) & (within <= lead + len(text.encode()))
+            base += len(data)
+            if closed:
+                base += 1
+                tokens.append(self._teacher_end)
+                ends.append(base)
+                student_ends[stop - 1] = base
+            start = stop
+        return tokens, np.where(readable, aligned_positions(student_ends, np.array(ends, dtype=np.int64)), -1)
+
+
+def aligned_positions(student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each student's token, the last teacher's token that ends no later; -1 where there is none.
+
+    Args:
+        student_ends: byte at which each token ends, not decreasing. [seq]
+        teacher_ends: likewise of the teacher. [teacher_seq]
+    """
+    positions: NDArray[np.int64] = np.searchsorted(teacher_ends, student_ends, side="right").astype(np.int64) - 1
+    return positions
+
+
+def _window_starts(length: int, longest: int) -> Sequence[int]:
+    """Where windows of a sequence begin that overlap by half; one window where it fits."""
+    return range(0, max(1, length - longest // 2), max(1, longest // 2)) if length > longest else (0,)
+
+
+def _continuation_bytes(data: bytes) -> int:
+    """How many bytes at the beginning belong to a character that began before."""
+    return next((count for count in range(min(3, len(data))) if data[count] & 0xC0 != 0x80), min(3, len(data)))
+
+
+def _readable(data: bytes) -> str:
+    """The text up to the first bytes that are no character; at a block's edge, those of a character that is cut."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start].decode()

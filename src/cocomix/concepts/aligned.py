@@ -4,13 +4,12 @@ The tokens of a block become bytes, document by document, the bytes a text, and 
 labels them as it labels any sequence. A student's token then gets the labels of the last teacher's token that ends no
 later than it does:
 
-    bytes      T h e _ w h i t e h o u s e
-    student    [The ][_whi  ][te  ][house    ]        labels of:  The, The, _white, house
-    teacher    [The ][_white    ][house      ]
+    teacher    |The| white|house|
+    student    |The| whi|te|house|        gets the labels of: The, The, white, house
 
 So no byte after the student's token is read. Two exceptions belong to the teacher itself. With labels by attribution,
-the loss looks one token ahead, here one token of the teacher. And where a tokenizer cuts a text depends on what follows:
-that "_white" is one token is known only at its end, which is why the student's "_whi" does not get its labels.
+the loss looks one token ahead, here one token of the teacher. And where a tokenizer cuts a text depends on what
+follows: that "white" is one token shows only at its end, which is why the student's "whi" does not get its labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,9 +40,9 @@ class AlignedTeacher:
         inner: labels the teacher's tokens.
         student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
         teacher: tokenizer of the inner labeller; any fast tokenizer.
-        max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that overlap
-            by half, and a position is labelled by the window in which it has more context.
-        tokenizers: fingerprints of both tokenizers by the names "student" and "teacher", which become part of the labels'.
+        max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that
+            overlap by half, and a position is labelled by the window in which it has more context.
+        tokenizers: fingerprints of both tokenizers by the names "student" and "teacher", for the labels' own.
 
     Raises:
         CoCoMixError: the student's tokenizer cannot be inverted to bytes.
@@ -116,7 +115,7 @@ class AlignedTeacher:
         return {**self.inner.fingerprint(), **tokenizers, "alignment": ALGORITHM}
 
     def flops_per_token(self, seq: int) -> float:
-        """The inner labeller's for as many tokens: how many of the teacher's a text has is known only when it is read."""
+        """The inner labeller's, as if the teacher had as many tokens: the true number depends on the text."""
         return self.inner.flops_per_token(seq)
 
     def describe(self, concept: int) -> str | None:

@@ -43,10 +43,10 @@ class TokenBytes:
             decoder = (description.get("decoder") or {}).get("type", "no decoder")
             raise CoCoMixError(
                 f"the tokenizer {name} ({description['model']['type']}, {decoder}) does not say which bytes its tokens "
-                "stand for; tokens can be aligned with those of another tokenizer if they are of a byte-level BPE or of "
-                "SentencePiece with byte fallback."
+                "stand for; only those of a byte-level BPE or of SentencePiece with byte fallback can be aligned with "
+                "tokens of another tokenizer."
             )
-        added = {number: token for number, token in tokenizer.added_tokens_decoder.items()}
+        added = dict(tokenizer.added_tokens_decoder)
         size = max(max(tokenizer.get_vocab().values()) + 1, max(added, default=0) + 1)
         self._bytes: list[bytes] = [b""] * size
         for piece, number in tokenizer.get_vocab().items():
@@ -111,9 +111,9 @@ class TokenEnds:
         """Tokens of a text without special tokens, and the UTF-8 byte of the text at which each ends. [n], [n]
 
         Where the tokens' bytes are the text's, they are counted. Otherwise (a normalizing tokenizer, WordPiece) the
-        tokenizer's own offsets are used. They are in characters, and some tokenizers leave the spaces around a token out
-        of them; so a token is taken to end where the next begins, which is never too early: a label must not come from a
-        state that has read beyond it.
+        tokenizer's own offsets are used. They are in characters, and some tokenizers leave the spaces around a token
+        out of them; so a token is taken to end where the next begins, which is never too early: a label must not come
+        from a state that has read beyond it.
         """
         encoding = self._encoder.encode(text, add_special_tokens=False)
         data = text.encode()

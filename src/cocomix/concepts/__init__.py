@@ -1,6 +1,7 @@
 """Concepts: the dictionary (a sparse autoencoder), the frozen teacher, and attribution."""
 
 from cocomix.concepts.agreement import label_agreement, measure_agreement, require_agreement
+from cocomix.concepts.aligned import AlignedTeacher
 from cocomix.concepts.check import DictionaryFit, measure_fit, require_fit
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.fit import FitReport, FitSettings, fit_dictionary
@@ -32,6 +33,7 @@ from cocomix.concepts.tokens import TokenShardLike
 __all__ = [
     "IGNORE",
     "ActivationLabeller",
+    "AlignedTeacher",
     "AnyLabellerConfig",
     "AttributionLabeller",
     "ConceptDictionary",

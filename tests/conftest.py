@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cocomix.runtime.console import progress
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
@@ -25,6 +26,12 @@ def _logging_as_it_was() -> Iterator[None]:
     before = logger.handlers[:], logger.level, logger.propagate
     yield
     logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def progress_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line of `progress` comes at once rather than after seconds."""
+    monkeypatch.setitem(progress.__wrapped__.__kwdefaults__, "first", 0.0)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

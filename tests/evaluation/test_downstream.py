@@ -107,9 +107,11 @@ def test_everything_that_is_cut_is_counted(workshop: Workshop, rows: Path, tmp_p
     assert len({score for score, _ in scores}) == 3
 
 
+@pytest.mark.usefixtures("progress_at_once")
 def test_seven_tasks_from_the_command_line(workshop: Workshop, rows: Path, cli: Cli) -> None:
     result = cli("eval", workshop.cocomix_run, "--tasks", "paper", "--task-data", rows, "--json")
     found = Downstream.model_validate(json.loads(result.out))
+    assert "scoring: 0 of 4 requests" in result.err
     assert found == read_downstream(workshop.cocomix_run)
     assert found.tasks.keys() == PAPER_TASKS.keys()
     assert (found.conditions.context, found.conditions.dtype) == (BLOCK, "float32")

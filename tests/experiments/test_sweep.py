@@ -45,9 +45,12 @@ def manifests(output: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.usefixtures("progress_at_once")
 def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     plan, output = write_plan(tmp_path / "plans", workshop), tmp_path / "out"
-    result = json.loads(cli("sweep", plan, "--output", output, "--json").out)
+    done = cli("sweep", plan, "--output", output, "--json")
+    assert "sweep: 0 of 4 runs" in done.err
+    result = json.loads(done.out)
     assert result["complete"]
     assert [(run["arm"], run["seed"], run["status"]) for run in result["runs"]] == [
         ("ntp", 0, "finished"), ("mixed", 0, "finished"), ("ntp", 1, "finished"), ("mixed", 1, "finished"),

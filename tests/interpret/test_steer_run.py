@@ -31,10 +31,13 @@ def moved(run: Path, folder: Path, *, labels: str | None = None, **recipe: objec
     return folder
 
 
+@pytest.mark.usefixtures("progress_at_once")
 def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
     output = tmp_path / "steering"
     paper = ("--num-concepts", 3, "--choice", "frequent", "--turn", "scale")
     result = cli("steer-eval", workshop.cocomix_run, "-o", output, *paper, *SMALL, "--json")
+    for phase in ("reading concepts: 0 of", "steering: 0 of"):
+        assert phase in result.err
     values = json.loads(result.out)
     assert values == json.loads((output / "steering.json").read_text())
     assert values["run"] == "mixed"

@@ -106,6 +106,7 @@ def _lines(total: float | None, *, done: float = 0, advanced: float = 0, wanted:
         (4000, 2000, 1400, ["3,400 of 4,000 tokens (85%), 140 tokens/s, 4 s left", "20 tokens/s, 30 s left"]),
         (4000, 0, 0, ["0 of 4,000 tokens (0%), 10 s so far", "0 of 4,000 tokens (0%), 70 s so far"]),
         (None, 0, 14, ["14 tokens, 1.4 tokens/s", "14 tokens, 12 tokens/min"]),
+        (None, 0, 0, ["label: 10 s so far", "label: 70 s so far"]),
         (0, 0, 0, ["0 of 0 tokens", "70 s so far"]),
     ],
 )

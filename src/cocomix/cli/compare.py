@@ -7,6 +7,7 @@ import typer
 
 from cocomix.cli.options import AsJson, Output
 from cocomix.cli.printing import print_json
+from cocomix.runtime.console import progress
 
 __all__ = ["compare"]
 
@@ -25,7 +26,8 @@ def compare(
     from cocomix.evaluation import compare as run
 
     opened = [Run.open(folder) for folder in runs]
-    comparison = run(opened, baseline)
+    with progress("comparing", None, "runs"):
+        comparison = run(opened, baseline)
     write_report(comparison, output, sections=recorded_sections(opened))
     if json_output:
         print_json(comparison.to_json())

@@ -126,10 +126,10 @@ class _Pace:
         """E.g. `label: 1,200 of 4,000 tokens (30%), 20 tokens/s, 2 min left`."""
         passed = self.clock() - self.started
         rate = (self.done - self.before) / passed if passed > 0 else 0.0
-        if self.total is None:
-            parts = [f"{self.done:,.0f} {self.unit}"]
-        else:
+        if self.total is not None:
             parts = [f"{self.done:,.0f} of {self.total:,.0f} {self.unit} ({self.done / max(self.total, 1e-9):.0%})"]
+        else:
+            parts = [f"{self.done:,.0f} {self.unit}"] if self.done > 0 else []
         if rate == 0:
             parts.append(f"{_duration(passed)} so far")
         else:

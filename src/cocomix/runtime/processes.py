@@ -6,14 +6,9 @@ The first process speaks and writes; of processes that fail, the first to do so 
 import os
 from datetime import timedelta
 
-__all__ = ["first_to_fail", "is_first_process", "process_count"]
+__all__ = ["first_to_fail", "is_first_process"]
 
 _PATIENCE = timedelta(seconds=5)
-
-
-def process_count() -> int:
-    """How many processes the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
@@ -27,7 +22,7 @@ def first_to_fail() -> bool:
     The launcher's store is asked, which is there before processes know one another and after they have lost one
     another. Where it cannot be reached, every process counts as the first.
     """
-    if process_count() == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from cocomix.artifacts.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.artifacts.remote import is_there, shown
 from cocomix.data import PreparedData, StreamedData
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
@@ -149,7 +150,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
             stopped = Terminated()
             stopped.add_note(f"the checkpoint of step {trainer.state.global_step:,} is kept")
             raise stopped
-        final = _final_evaluation(trainer)
+        with progress("final evaluation", None, "batches"):
+            final = _final_evaluation(trainer)
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
         if first:

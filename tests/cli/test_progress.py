@@ -1,0 +1,30 @@
+"""What long verbs say where standard error is no terminal: how far they are, and how long it will take."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Cli
+from tests.workshop import BLOCK, Workshop
+
+pytestmark = pytest.mark.usefixtures("progress_at_once")
+
+
+def test_train(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    recipe = workshop.recipe_file(tmp_path / "r.yaml", "ntp", evaluation_blocks=3)
+    said = cli("train", recipe, "-o", tmp_path / "run").err
+    assert f"training: 0 of {12 * 8 * BLOCK:,} tokens (0%)" in said
+    assert "final evaluation" in said
+
+
+def test_eval_and_compare(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    said = cli("eval", workshop.cocomix_run).err
+    assert "evaluating: " in said
+    assert "measuring concept reliance: " in said
+    assert "comparing: " in cli("compare", workshop.cocomix_run, workshop.ntp_run, "-o", tmp_path / "report").err
+
+
+def test_atlas(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    said = cli("atlas", workshop.cocomix_run, "--tokens", 400, "--effects", 2, "-o", tmp_path / "atlas").err
+    for phase in ("reading: 0 of 400 tokens", "describing: ", "measuring effects: 0 of 2 concepts"):
+        assert phase in said

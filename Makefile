@@ -1,8 +1,7 @@
-# Every target creates .venv and installs what it needs, once.
+# Every target creates .venv where it is missing and installs what the target needs, once; a later one adds the rest.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint types docs bench dist licences clean
@@ -10,40 +9,42 @@ READY  := $(VENV)/.ready
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	grep '^torch==' constraints.txt | xargs $(BIN)/python -m pip install --quiet
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/.demo: pyproject.toml constraints.txt
+	PYTHON=$(PYTHON) bash .ci/install demo
 	@touch $@
 
-install: $(READY) ## create .venv and install cocomix with everything needed to develop it
+$(VENV)/.dev: pyproject.toml constraints.txt
+	PYTHON=$(PYTHON) bash .ci/install dev
+	@touch $@ $(VENV)/.demo
 
-demo: $(READY) ## the whole method on this machine's own documentation; ends with a table and a report page
+install: $(VENV)/.dev ## install everything needed to develop cocomix
+
+demo: $(VENV)/.demo ## the whole method on this machine's own documentation; ends with a table and a report page
 	$(BIN)/cocomix demo $(ARGS)
 
-test: $(READY) ## run the tests, in two processes
+test: $(VENV)/.dev ## run the tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-lint: $(READY)
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
-types: $(READY)
+types: $(VENV)/.dev
 	$(BIN)/mypy
 
-docs: $(READY) ## build the documentation site into site/; a broken link is an error
+docs: $(VENV)/.dev ## build the documentation site into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-check: lint types docs test ## what CI runs: lint, format, strict types on src, documentation, tests
+check: lint types docs test ## what CI runs: lint, format, imports between rooms, strict types on src, documentation, tests
 
-bench: $(READY) ## measure speed as ratios; writes results/benchmarks/
+bench: $(VENV)/.dev ## measure speed as ratios; writes results/benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
 
-dist: $(READY) ## build sdist and wheel into dist/; the version is the git tag's
+dist: $(VENV)/.dev ## build sdist and wheel into dist/; the version is the git tag's
 	$(BIN)/python -m build $(ARGS)
 
-licences: $(READY) ## list the licences of all dependencies in docs/licences.md
+licences: $(VENV)/.dev ## list the licences of all dependencies in docs/licences.md
 	$(BIN)/python .ci/licences.py
 
 clean: ## remove the virtual environment and caches

@@ -32,7 +32,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     found = importlib.util.find_spec
-    monkeypatch.setattr("cocomix.training.tracking.find_spec", lambda name: found("json"))
+    monkeypatch.setattr("cocomix.runtime.extras.find_spec", lambda name: found("json"))
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
     Recorder.sent = []
     return Recorder
@@ -65,6 +65,11 @@ def test_nobody(workshop: Workshop, tmp_path: Path) -> None:
     assert (run / "metrics.jsonl").is_file()
 
 
+def test_without_tensorboard_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocomix.training.tracking.find_spec", lambda name: None)
+    assert trackers({}) == ()
+
+
 def test_what_a_recipe_may_say(service: type[Recorder]) -> None:
     assert trackers({}) == ("tensorboard",)
     for nobody in ("none", ["none"], [], None):
@@ -76,7 +81,7 @@ def test_what_a_recipe_may_say(service: type[Recorder]) -> None:
 @pytest.mark.parametrize(
     ("report_to", "says"),
     [
-        ("trackio", "not installed; run: pip install 'cocomix[track]'"),
+        ("trackio", "pip install 'cocomix[track]'"),
         (["tensorboard", "wnadb"], "names 'wnadb'"),
         ("all", "names 'all'"),
         (["none", "tensorboard"], "none alone"),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, wraps
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -117,6 +116,8 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version  # not above: it takes longer to import than the rest of this package
+
         typer.echo(version("cocomix"))
         raise typer.Exit
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from cocomix.artifacts.output import staged_directory, write_json, write_text
@@ -39,6 +36,7 @@ from cocomix.evaluation.teacher_flops import label_words
 from cocomix.labelling import ConceptLabelStore
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.extras import require_extra
 
 __all__ = ["analyse_runs"]
 
@@ -73,6 +71,7 @@ def analyse_runs(
     Raises:
         CoCoMixError: no run mixes concepts in, or data and labels do not belong to a run.
     """
+    require_extra("report", "matplotlib", "scipy", purpose="a report")
     reliances: dict[str, Reliance] = {}
     norms: dict[str, CompressionNorms] = {}
     recalls: dict[str, tuple[FrequencyRecall, ...]] = {}
@@ -210,6 +209,10 @@ def _label_section(uses: dict[str, LabelUse], overlaps: Sequence[tuple[str, str,
 
 def _histogram(name: str, norms: Tensor, theme: Theme) -> bytes:
     """Lengths on a logarithmic axis; the line marks `UNUSED_NORM`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(9.0, 3.4), dpi=160, facecolor=theme.background)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.19, 0.88, 0.66))

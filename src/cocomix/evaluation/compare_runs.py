@@ -20,6 +20,7 @@ from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
 from cocomix.evaluation.teacher_flops import TeacherCost, label_words, run_labels, teacher_cost
+from cocomix.runtime.extras import require_extra
 
 __all__ = ["compare"]
 
@@ -36,6 +37,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
         CoCoMixError: fewer than two arms, a name and seed twice, no such baseline, or runs that must not be compared;
             the two runs and the values in which they differ are named.
     """
+    require_extra("report", "matplotlib", "scipy", purpose="a comparison")
     arms = group(runs)
     chosen, reason = choose_baseline(arms, baseline)
     costs = {arm.name: teacher_cost(arm.runs[0]) for arm in arms}

@@ -6,15 +6,13 @@ Figures are drawn on `Figure` objects with the Agg canvas; matplotlib's global s
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from cocomix.evaluation.comparison import Comparison
 from cocomix.evaluation.opened_run import CurvePoint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "drawn_names", "dress"]
 
@@ -103,6 +101,9 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, theme: Theme) -> bytes:
     edge, in the order in which the curves end. The thin line is the baseline's final loss. Of several seeds the mean is
     drawn, within a band from the lowest to the highest. The first, steep part of training may lie above the upper edge.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9.0, 4.6), dpi=160, facecolor=theme.background)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.14, 0.63, 0.74))
@@ -165,7 +166,7 @@ def _every(points: int) -> int:
     return max(1, points // 12)
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
     """Final losses and names at the right edge, at their curve's final loss, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = min(0.075, 0.95 / len(ends))
@@ -198,8 +199,10 @@ def _shortened(name: str) -> str:
     return shown if len(shown) <= 20 else shown[:19] + "…"
 
 
-def dress(axes: Axes, theme: Theme) -> None:
+def dress(axes: "Axes", theme: Theme) -> None:
     """Calm axes: no box, a light horizontal grid, text in the theme's ink."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_facecolor(theme.background)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

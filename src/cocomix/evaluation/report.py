@@ -21,6 +21,7 @@ from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Secti
 from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
 from cocomix.evaluation.run_evaluation import reliance_of_runs
+from cocomix.runtime.extras import require_extra
 
 __all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]
 
@@ -70,6 +71,7 @@ def write_report(
     Raises:
         CoCoMixError: `output` exists or cannot be written to.
     """
+    require_extra("report", "matplotlib", "scipy", purpose="a report")
     images: list[Block] = []
     with staged_directory(output) as folder:
         for axis in AXES:

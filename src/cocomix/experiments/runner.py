@@ -28,6 +28,7 @@ from cocomix.experiments.stages import make_shared_parts
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.extras import require_extra
 from cocomix.training import train
 from cocomix.training.recipe import load_recipe, save_recipe
 
@@ -72,6 +73,7 @@ def prepare_sweep(loaded: LoadedPlan) -> tuple[list[Job], Board]:
     Raises:
         CoCoMixError: a recipe is wrong, a part cannot be made, or the folder holds another plan's parts or runs.
     """
+    require_extra("report", "matplotlib", "scipy", purpose="a sweep")
     jobs = loaded.jobs()
     for job in jobs:
         if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:

@@ -12,6 +12,7 @@ from cocomix.data import PrepareSettings, prepare
 from cocomix.experiments.tour_report import write_demo_report
 from cocomix.labelling.pipeline import fit_on_data, label_data
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.extras import require_extra
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
 
@@ -59,6 +60,7 @@ def run_demo(directory: Path, *, fast: bool = False) -> Path:
     Returns:
         The report page.
     """
+    require_extra("demo", "sae_lens", "matplotlib", "scipy", purpose="the demo")
     sizes = FAST if fast else DemoSizes()
     _refuse_other_sizes(directory, sizes)
     _stage(1, "text", "documentation on this machine, split by document, as blocks of tokens")

@@ -165,8 +165,7 @@ def _commands_section(directory: Path, runs: Sequence[Run]) -> Section:
                 f'cocomix inspect {best} "Return the number of items."\n'
                 f'cocomix generate {best} "Return the number of" --steer 12=5\n'
                 f"cocomix eval {best}\n"
-                f"cocomix compare {names} --output {directory}-comparison\n"
-                f"tensorboard --logdir {directory / 'runs'}"
+                f"cocomix compare {names} --output {directory}-comparison"
             ),
         ),
     )

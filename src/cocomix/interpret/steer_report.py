@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cocomix.artifacts.output import write_json, write_text
 from cocomix.evaluation.figures import LIGHT, dress
@@ -31,6 +27,9 @@ from cocomix.interpret.steer_scores import (
 )
 from cocomix.interpret.survey import ConceptSurvey
 from cocomix.interpret.text_measures import MEASURES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["SteerReport", "write_steer_report"]
 
@@ -239,6 +238,9 @@ class SteerReport:
 
     def draw(self) -> bytes:
         """Activation, what follows (or else the label rate), perplexity and variety against the factor, as PNG."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(11.0, 7.2), dpi=140, facecolor=LIGHT.background, layout="constrained")
         FigureCanvasAgg(figure)
         left_out = "label_rate" if self.following else "following"
@@ -251,7 +253,7 @@ class SteerReport:
         figure.savefig(stream, format="png", facecolor=LIGHT.background, metadata={"Software": None})
         return stream.getvalue()
 
-    def _panel(self, axes: Axes, name: str, title: str) -> None:
+    def _panel(self, axes: "Axes", name: str, title: str) -> None:
         factors = np.array(self.measured.settings.factors)
         order = factors.argsort()
         for arm, colour, marker in zip(ARMS, (LIGHT.series[0], LIGHT.ink, LIGHT.series[1]), "os^", strict=True):
@@ -260,6 +262,8 @@ class SteerReport:
             axes.fill_between(factors[order], low, high, color=colour, alpha=0.15, linewidth=0)
         dress(axes, LIGHT)
         if name.endswith("_loss"):
+            from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+
             axes.set_yscale("log")
             bottom, top = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if top > 6 * bottom else MaxNLocator(5))

@@ -23,6 +23,7 @@ from cocomix.labelling import ConceptLabelStore
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.extras import require_extra
 
 __all__ = ["evaluate_run_steering"]
 
@@ -52,6 +53,7 @@ def evaluate_run_steering(
         CoCoMixError: the run has no concepts to steer; its data, teacher or dictionary is not to be found or does not
             belong to it; a concept does not exist; `output` exists.
     """
+    require_extra("report", "matplotlib", "scipy", purpose="a report")
     settings = settings or SteerEvalSettings()
     with staged_directory(output) as folder:
         student = concept_model(run.model(), mixing=True).to(default_device())

@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
-    # Our choices: one pass over the data, in an order shared by all arms; files rather than services (`trackers`).
+    # Our choices: one pass over the data, in an order shared by all arms.
     "num_train_epochs": 1,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
@@ -33,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "eval_strategy": "steps",
     "save_strategy": "steps",
     "save_total_limit": 2,
-    "report_to": "tensorboard",
     "project": "cocomix",
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,  # it waits for the device every step, and hides what it should show
@@ -62,7 +61,8 @@ def training_arguments(
             batch of whole blocks.
     """
     values = {**DEFAULTS, **_checked(config.training)}
-    values["report_to"] = [name for name in trackers(values) if name != TENSORBOARD]  # its files are the run's own
+    told = trackers(config.training)
+    values["report_to"] = [name for name in told if name != TENSORBOARD]  # its files are the run's own
     for name in ("fsdp", "fsdp_config"):  # read by `sharding_asked`; accelerate is not told
         values.pop(name, None)
     if not torch.accelerator.is_available():

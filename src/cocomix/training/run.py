@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import Subset
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
@@ -137,6 +136,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
             trainer.add_callback(StepProfiler(folder / "profile", profile_steps))
         checkpoint = _resume_point(trainer, folder)
         if first and TENSORBOARD in trackers(recipe.training):
+            from torch.utils.tensorboard import SummaryWriter
+
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
             _two_evaluation_batches(trainer)

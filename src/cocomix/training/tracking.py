@@ -11,22 +11,25 @@ from typing import Any
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.extras import require_extra
 
 __all__ = ["TENSORBOARD", "trackers"]
 
 TENSORBOARD = "tensorboard"
 
-_IN_EXTRA = ("mlflow", "trackio", "wandb")
+_IN_EXTRA = (TENSORBOARD, "mlflow", "trackio", "wandb")
 """What `pip install 'cocomix[track]'` brings, by the names that are imported."""
 
 
 def trackers(training: Mapping[str, Any]) -> tuple[str, ...]:
     """Who is told about a run, from a recipe's `training.report_to`: a name, a list of names, or `none`.
 
+    By default TensorBoard where it is installed, and nobody where it is not.
+
     Raises:
         CoCoMixError: it is neither; a name is unknown; the package of a tracker is not installed.
     """
-    asked = training.get("report_to", TENSORBOARD)
+    asked = training.get("report_to", TENSORBOARD if find_spec(TENSORBOARD) else "none")
     names = [asked] if isinstance(asked, str) else asked
     if names in (None, ["none"], []):
         return ()
@@ -36,8 +39,6 @@ def trackers(training: Mapping[str, Any]) -> tuple[str, ...]:
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise CoCoMixError(f"training.report_to names {name!r}; trackers are {known}, or none alone.")
-        if name in _IN_EXTRA and find_spec(name) is None:
-            raise CoCoMixError(
-                f"training.report_to names {name}, which is not installed; run: pip install 'cocomix[track]'."
-            )
+        if name in _IN_EXTRA:
+            require_extra("track", name, purpose=f"training.report_to: {name}")
     return tuple(dict.fromkeys(names))

@@ -119,6 +119,13 @@ def test_a_line_a_minute(total: float | None, done: float, advanced: float, line
         assert wanted in line
 
 
+@pytest.mark.parametrize(("load", "busy"), [(2.0, False), (9.2, True)])
+def test_a_line_mentions_a_busy_machine(monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("psutil.getloadavg", lambda: (load, 0.0, 0.0))
+    assert all(line.endswith("the machine is busy: load 9 on 2 cores") == busy for line in _lines(100))
+
+
 def test_short_work_logs_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging()
     with progress("work", 10, "tokens") as advance:

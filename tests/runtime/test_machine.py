@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cocomix.runtime import machine as doctor
 from cocomix.runtime.machine import Line, examine
@@ -55,6 +56,25 @@ def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, st
 def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *arguments: False)
     assert "read-only" in line("disk", tmp_path).value
+
+
+@pytest.mark.parametrize(("one", "both", "state"), [(60.0, 100.0, "ok"), (110.0, 100.0, "ok"), (200.0, 50.0, "warn")])
+def test_threads_that_wait_for_busy_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: float, both: float, state: str
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr(doctor, "products_per_second", lambda threads: {1: one, 2: both}[threads])
+    found = line("threads", tmp_path)
+    assert found.state == state
+    assert ("4.0 times" in found.value) == ("OMP_NUM_THREADS=1" in found.advice) == (state == "warn")
+
+
+def test_products_are_measured_and_threads_put_back() -> None:
+    before = torch.get_num_threads()
+    assert doctor.products_per_second(before + 1, seconds=0.01) > 0
+    assert torch.get_num_threads() == before
 
 
 def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,10 +38,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
     """
     if not is_first_process():
         return
-    for handler in list(_package.handlers):
-        if isinstance(handler, _StandardError):
-            _package.removeHandler(handler)
-    _package.addHandler(_StandardError())
+    _package.addHandler(_standard_error)
     _package.setLevel(logging.WARNING if quiet else logging.INFO)
     _package.propagate = False  # a library that configures the root logger would print everything a second time
 
@@ -62,6 +59,9 @@ class _StandardError(logging.Handler):
             terminal().print(message, highlight=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
+
+
+_standard_error = _StandardError()
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def progress(
     """
     if not logger.isEnabledFor(logging.INFO):
         yield lambda amount: None
-    elif is_terminal() and any(isinstance(handler, _StandardError) for handler in _package.handlers):
+    elif is_terminal() and _standard_error in _package.handlers:
         with _bar(terminal(), description, total, unit, done) as advance:
             yield advance
     else:
@@ -136,7 +136,7 @@ class _Pace:
             parts.append(_rate(rate, self.unit))
             if self.total is not None:
                 parts.append(f"{_duration(max(self.total - self.done, 0) / rate)} left")
-        return f"{self.description}: {', '.join(parts)}"
+        return f"{self.description}: {', '.join(parts)}{_busy()}"
 
 
 def _speak(pace: _Pace, ended: threading.Event, first: float, interval: float) -> None:
@@ -144,6 +144,14 @@ def _speak(pace: _Pace, ended: threading.Event, first: float, interval: float) -
     while not ended.wait(wait):
         logger.info(pace.line())
         wait = interval
+
+
+def _busy() -> str:
+    """A remark where more wants to run than the machine has cores for: threads that wait for one another crawl then."""
+    import psutil
+
+    load, cores = psutil.getloadavg()[0], os.cpu_count() or 1
+    return f"; the machine is busy: load {load:.0f} on {cores} cores" if load > 1.5 * cores else ""
 
 
 def _rate(rate: float, unit: str) -> str:

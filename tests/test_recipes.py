@@ -11,9 +11,9 @@ import yaml
 
 from cocomix.artifacts.output import read_json
 from cocomix.data import PreparedData
-from cocomix.experiments.tour import recipes_folder
 from cocomix.training import plan_run, train
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 

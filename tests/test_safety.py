@@ -17,11 +17,11 @@ import yaml
 from cocomix.artifacts.output import partial_path
 from cocomix.concepts import load_teacher
 from cocomix.evaluation import Run
-from cocomix.experiments.tour import recipes_folder
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.checkpoints import MARK, last_complete_checkpoint, seal_checkpoint
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.training.test_resume import Killed, kill_at
 from tests.workshop import BLOCK, Workshop

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cocomix.experiments.shipped import copy_recipe, shipped_recipes
-from cocomix.experiments.tour import recipes_folder
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
@@ -42,6 +42,14 @@ def test_copies_can_be_used(name: str, tmp_path: Path) -> None:
     else:
         bases = [arm if isinstance(arm, str) else arm["base"] for arm in arms.values()]
         assert all((copied.recipe.parent / base).is_file() for base in bases)
+
+
+def test_summaries_are_whole_sentences() -> None:
+    summaries = {recipe.name: recipe.summary for recipe in shipped_recipes()}
+    assert summaries["arms/pause"].startswith("Pause tokens (paper, Fig. 6f): one learned vector")
+    assert summaries["arms/labels_next"].endswith("the paper's Eq. 1")
+    for summary in summaries.values():
+        assert summary.count("(") == summary.count(")")
 
 
 def test_nothing_is_overwritten(cli: Cli, here: Path) -> None:

@@ -14,9 +14,9 @@ from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import prepare_sweep
-from cocomix.experiments.tour import recipes_folder
 from cocomix.labelling import ConceptLabelStore, LabelSettings
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, write_corpus
 

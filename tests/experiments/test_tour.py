@@ -11,8 +11,9 @@ import cocomix.experiments.tour_report
 from cocomix.artifacts.output import read_json
 from cocomix.data import PreparedData
 from cocomix.evaluation import Run
-from cocomix.experiments.tour import DemoSizes, recipes_folder, run_demo
+from cocomix.experiments.tour import DemoSizes, run_demo
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipes_folder import recipes_folder
 from tests.workshop import Workshop
 
 SIZES = DemoSizes(

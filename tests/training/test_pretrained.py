@@ -9,13 +9,13 @@ import torch
 
 from cocomix.artifacts.output import read_json
 from cocomix.data import PreparedData
-from cocomix.experiments.tour import recipes_folder
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 from cocomix.training import dry_run, plan_run, train
 from cocomix.training.pretrained import build_student
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, TOY_BACKBONE, Workshop, prepare_toy
 

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 import cocomix
 from cocomix.cli.label_sources import label_sources
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.experiments.plan import load_plan
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.arguments import training_arguments
 from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe
+from cocomix.training.recipes_folder import MissingRecipe
 
 SOURCE = Path(cocomix.__file__).parent
 MINIMAL = "data: data/x\nobjective: ntp\nmodel: {backbone: {model_type: gpt2}}\n"
@@ -134,6 +137,49 @@ def test_models_without_concepts_need_no_labels_but_what_they_are_told(tmp_path:
 def test_arms_have_names(tmp_path: Path, overrides: tuple[str, ...], arm: str) -> None:
     path = write(tmp_path / "r.yaml", MINIMAL.replace("ntp", "cocomix") + "labels: x\nteacher: {model: t, layer: 1}\n")
     assert load_recipe(path, overrides).arm == arm
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("lambda=0.2", "model.concept_loss_weight"),
+        ("model.lambda=0.2", "model.concept_loss_weight"),
+        ("lr=1e-3", "training.learning_rate"),
+        ("insert_layer=3", "model.insert_layer"),
+        ("model.concept_los_weight=1", "model.concept_loss_weight"),
+        ("modle.mixing=add", "model"),
+        ("tokenz=5", "tokens"),
+        ("teacher={modle: x, model: y, layer: 1}", "teacher.model"),
+    ],
+)
+def test_a_misspelt_field_is_answered_with_the_right_one(tmp_path: Path, override: str, meant: str) -> None:
+    with pytest.raises(CoCoMixError, match=rf"did you mean {re.escape(meant)}\?"):
+        load_recipe(write(tmp_path / "r.yaml", MINIMAL), [override])
+
+
+def test_a_misspelt_training_argument_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path / "r.yaml", MINIMAL), ["training.learning_rat=3"])
+    with pytest.raises(CoCoMixError, match=r"did you mean learning_rate\?"):
+        training_arguments(recipe, tmp_path, 8)
+
+
+def test_the_version_of_the_format_is_checked(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path / "r.yaml", f"version: 1\n{MINIMAL}")) == load_recipe(
+        write(tmp_path / "old.yaml", MINIMAL)
+    )
+    with pytest.raises(CoCoMixError, match="version 1, not 2"):
+        load_recipe(write(tmp_path / "new.yaml", f"version: 2\n{MINIMAL}"))
+
+
+def test_a_shipped_recipe_that_was_not_copied_is_offered(tmp_path: Path) -> None:
+    with pytest.raises(MissingRecipe, match="cocomix init demo`"):
+        load_recipe(tmp_path / "recipes" / "demo.yaml")
+    with pytest.raises(MissingRecipe, match="cocomix init arms/pause`"):
+        load_recipe(tmp_path / "recipes" / "arms" / "pause.yaml")
+    with pytest.raises(MissingRecipe, match="cocomix init paper_cpu`"):
+        load_plan(tmp_path / "paper_cpu.yaml")
+    with pytest.raises(MissingRecipe, match="cocomix init` lists"):
+        load_recipe(tmp_path / "mine.yaml")
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:

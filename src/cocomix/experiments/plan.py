@@ -31,7 +31,8 @@ from cocomix.labelling import LabelSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
-from cocomix.training.recipe import RunConfig, load_recipe, merged
+from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe, merged
+from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]
 
@@ -75,6 +76,8 @@ class DictionaryPlan(FitSettings):
 class SweepPlan(_Section):
     """A plan as its file gives it. Paths of recipes are relative to the file."""
 
+    version: RecipeVersion = 1
+    """Of the format of plans and recipes."""
     baseline: str
     """The arm that the others are measured against."""
     arms: dict[str, str | dict[str, Any]]
@@ -242,7 +245,7 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise CoCoMixError(f"the plan {path} does not exist.") from None
+        raise missing_recipe(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CoCoMixError(f"the plan {path} cannot be read: {error}.") from None
     if not isinstance(values, dict):
@@ -254,7 +257,7 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
     try:
         plan = SweepPlan.model_validate(values)
     except ValidationError as error:
-        raise CoCoMixError(f"{path}: {describe_validation_error(error)}.") from None
+        raise CoCoMixError(f"{path}: {describe_validation_error(error, SweepPlan)}.") from None
     if output is None:
         output = Path("sweeps") / f"{path.stem}{'-fast' if fast else ''}"
     return LoadedPlan(plan, path, output.resolve())

@@ -2,14 +2,15 @@
 
 import difflib
 import itertools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from cocomix.artifacts.output import write_text
-from cocomix.experiments.tour import recipes_folder
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipes_folder import recipes_folder
 
 __all__ = ["Copied", "ShippedRecipe", "copy_recipe", "shipped_recipes"]
 
@@ -111,4 +112,8 @@ def _first_sentence(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     paragraph = itertools.takewhile(lambda line: line.startswith("# "), lines)
     text = " ".join(line.removeprefix("# ").strip() for line in paragraph)
-    return text.partition(". ")[0].removesuffix(".")
+    for stop in re.finditer(r"(?<!\bFig)(?<!\bEq)(?<!\be\.g)\.(?= )", text):
+        sentence = text[: stop.start()]
+        if sentence.count("(") == sentence.count(")"):  # else the sentence goes on inside parentheses
+            return sentence
+    return text.removesuffix(".")

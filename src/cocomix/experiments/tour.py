@@ -15,8 +15,9 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.extras import require_extra
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
+from cocomix.training.recipes_folder import recipes_folder
 
-__all__ = ["DemoSizes", "recipes_folder", "run_demo"]
+__all__ = ["DemoSizes", "run_demo"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +119,6 @@ def _recipe(directory: Path, name: str, file: str, tokens: int | None) -> RunCon
     if tokens is not None:
         overrides.append(f"tokens={tokens}")
     return load_recipe(recipes_folder() / file, overrides)
-
-
-def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside an installed package, or beside the source."""
-    package = Path(__file__).parents[1]
-    packaged = package / "recipes"
-    return packaged if packaged.is_dir() else package.parents[1] / "recipes"
 
 
 def _run_folder(directory: Path, name: str) -> Path:

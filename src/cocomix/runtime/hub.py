@@ -53,11 +53,28 @@ def load_causal_lm(
             "'cocomix[gguf]'."
         ) from error
     except (OSError, ValueError, KeyError) as error:
+        if not source.exists():
+            _refuse_missing_folder(name)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CoCoMixError(
             f"cannot load a causal language model from {name_or_folder}: {reason.rstrip('.')}."
         ) from error
     return model.eval()
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """Refuse a path that nothing on the hub can be meant by, where the hub's own error would mislead.
+
+    Raises:
+        CoCoMixError: a model is being made there, or the path is no name of the hub: these are NAME or OWNER/NAME.
+    """
+    if Path(f"{name}.partial").is_dir():
+        raise CoCoMixError(
+            f"{name} is not finished: {name}.partial is still being written, or was left by a command that stopped; "
+            "wait for it, or give that command again to go on."
+        )
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise CoCoMixError(f"{name} does not exist; give a folder with a model, the path of a GGUF file or a hub name.")
 
 
 def _let_gguf_bars_be_switched() -> None:

@@ -1,8 +1,12 @@
-"""The base of every settings class: frozen, without unknown fields."""
+"""The base of every settings class: frozen, without unknown fields; and what to say when one is not valid."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Section", "describe_validation_error"]
+__all__ = ["Section", "describe_validation_error", "meant"]
 
 
 class Section(BaseModel):
@@ -11,16 +15,53 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """Pydantic's findings as one clause, field by field."""
+def describe_validation_error(
+    error: ValidationError, root: type[BaseModel] | None = None, other_words: Mapping[str, str] | None = None
+) -> str:
+    """Pydantic's findings as one clause, field by field.
+
+    Args:
+        error: of a class of settings.
+        root: that class, to name the field that an unknown one may have meant.
+        other_words: field by what else people call it.
+    """
+    names = [] if root is None else list(_fields(root))
     parts = []
     for finding in error.errors():
         field = ".".join(str(part) for part in finding["loc"])
         if finding["type"] == "extra_forbidden":
-            parts.append(f"{field} is not a known field")
+            parts.append(f"{field} is not a known field{meant(field, names, other_words)}")
         elif finding["type"] == "missing":
             parts.append(f"{field} is missing")
         else:
             message = finding["msg"].removeprefix("Value error, ")
             parts.append(f"{field}: {message}" if field else message)
     return "; ".join(parts)
+
+
+def meant(field: str, names: list[str], other_words: Mapping[str, str] | None = None) -> str:
+    """` (did you mean …?)` for a misspelt field: one of the same section, of another section, or by another word."""
+    section, _, word = field.rpartition(".")
+    if other_words and word in other_words:
+        return f" (did you mean {other_words[word]}?)"
+    siblings = [name for name in names if name.rpartition(".")[0] == section]
+    elsewhere = [name for name in names if name.rpartition(".")[2] == word]
+    near = difflib.get_close_matches(field, siblings, n=1, cutoff=0.7) or elsewhere[:1]
+    near = near or difflib.get_close_matches(field, names, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, those of sections inside a section too."""
+    for name, info in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _sections(info.annotation):
+            yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes in a field's type, e.g. in `TeacherConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import meant
 from cocomix.training.recipe import RunConfig
 from cocomix.training.tracking import TENSORBOARD, trackers
 
@@ -100,7 +101,8 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
                 "(HF_TOKEN)."
             )
         if name not in known:
-            raise CoCoMixError(f"training.{name} is not a field of transformers.TrainingArguments; check its spelling.")
+            near = meant(name, sorted(known))
+            raise CoCoMixError(f"training.{name} is not a field of transformers.TrainingArguments{near}.")
         if types[name] in _SCALARS:
             try:
                 checked[name] = TypeAdapter(types[name]).validate_python(value)

@@ -6,9 +6,9 @@ overrides key by key, so that an ablation is as short as its difference. Precede
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cocomix.artifacts.output import write_text
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
@@ -18,11 +18,13 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
 from cocomix.training.recipe_data import CorpusConfig, DataConfig, Folder, MixtureConfig, StreamConfig
+from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = [
     "CorpusConfig",
     "DistillationConfig",
     "MixtureConfig",
+    "RecipeVersion",
     "RunConfig",
     "StreamConfig",
     "StudentConfig",
@@ -30,6 +32,29 @@ __all__ = [
     "merged",
     "save_recipe",
 ]
+
+
+def _readable(version: Any) -> Any:
+    if version != 1:
+        raise ValueError(f"this cocomix reads version 1, not {version!r}; use the cocomix that it was written for")
+    return version
+
+
+RecipeVersion = Annotated[int, BeforeValidator(_readable)]
+"""Version of the format of recipes and plans."""
+
+OTHER_WORDS = {
+    "lambda": "model.concept_loss_weight",
+    "layer": "model.insert_layer",
+    "topk": "model.concept_topk",
+    "lr": "training.learning_rate",
+    "batch_size": "training.per_device_train_batch_size",
+    "steps": "training.max_steps",
+    "epochs": "training.num_train_epochs",
+    "sae": "dictionary",
+    "kd": "distillation",
+}
+"""What other codes and the paper call fields of a recipe, to be told from an unknown field."""
 
 
 class StudentConfig(Section):
@@ -88,6 +113,8 @@ class DistillationConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
+    version: RecipeVersion = 1
+    """Of the format of recipes; a later one is refused by older versions of cocomix."""
     name: str | None = None
     """What tables call the run; by default the output folder's name."""
     objective: Literal["ntp", "cocomix"] = "cocomix"
@@ -244,7 +271,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise CoCoMixError(f"{path}: {describe_validation_error(error)}.") from None
+        raise CoCoMixError(f"{path}: {describe_validation_error(error, RunConfig, OTHER_WORDS)}.") from None
 
 
 def save_recipe(config: RunConfig, path: Path) -> None:
@@ -259,7 +286,7 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CoCoMixError(f"the recipe {path} does not exist.") from None
+        raise missing_recipe(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
     values = parse_yaml(text, str(path))

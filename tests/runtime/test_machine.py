@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cocomix.runtime import machine as doctor
 from cocomix.runtime.machine import Line, examine
@@ -47,6 +46,23 @@ def test_a_package_is_missing_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "cocomix[sae]" in result.out
 
 
+@pytest.mark.parametrize(("found", "state"), [("3.10.14", "fail"), ("3.11.0", "ok"), ("3.13.1", "ok")])
+def test_the_version_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, state: str) -> None:
+    monkeypatch.setattr("platform.python_version", lambda: found)
+    python = line("python", tmp_path)
+    assert (python.state, python.value) == (state, found)
+    assert ("3.11" in python.advice) == (state == "fail")
+
+
+@pytest.mark.parametrize(("load", "state"), [(0.5, "ok"), (2.9, "ok"), (9.0, "warn")])
+def test_a_loaded_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float, state: str) -> None:
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
+    monkeypatch.setattr("psutil.getloadavg", lambda: (load, 0.0, 0.0))
+    found = line("load", tmp_path)
+    assert found.state == state
+    assert f"{load} programs want to run on 2 cores" in found.value
+
+
 @pytest.mark.parametrize(("free", "state"), [(10**7, "fail"), (10**9, "warn"), (10**12, "ok")])
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": free}))
@@ -69,12 +85,6 @@ def test_threads_that_wait_for_busy_cores(
     found = line("threads", tmp_path)
     assert found.state == state
     assert ("4.0 times" in found.value) == ("OMP_NUM_THREADS=1" in found.advice) == (state == "warn")
-
-
-def test_products_are_measured_and_threads_put_back() -> None:
-    before = torch.get_num_threads()
-    assert doctor.products_per_second(before + 1, seconds=0.01) > 0
-    assert torch.get_num_threads() == before
 
 
 def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

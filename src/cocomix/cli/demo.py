@@ -26,8 +26,10 @@ def demo(
     """
     from cocomix.artifacts.remote import require_local
     from cocomix.experiments.tour import run_demo
+    from cocomix.runtime.threads import choose_threads
 
     require_local(directory, "the demo's folder")
+    choose_threads()
     page = run_demo(directory, fast=fast)
     if json_output:
         print_json({"folder": str(directory), "report": str(page)})

@@ -32,10 +32,12 @@ def sae(
     from cocomix.concepts import FitSettings
     from cocomix.concepts.sources import TeacherConfig
     from cocomix.labelling.pipeline import fit_on_data
+    from cocomix.runtime.threads import choose_threads
 
     settings = FitSettings(
         num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )
+    choose_threads()
     source = TeacherConfig(model=teacher, layer=layer, revision=revision)
     report = fit_on_data(data, source, output, settings, ConsoleReporter())
     if json_output:

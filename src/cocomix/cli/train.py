@@ -31,6 +31,7 @@ def train(
     """
     from cocomix.artifacts.remote import local_folder
     from cocomix.runtime.processes import is_first_process
+    from cocomix.runtime.threads import choose_threads
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
     from cocomix.training.recipe import load_recipe
@@ -41,6 +42,7 @@ def train(
         if is_first_process():
             (print_json if json_output else print_table)(plan)
         return
+    choose_threads()
     folder = run(config, output or Path("runs") / recipe.stem, profile_steps=profile)
     if json_output and is_first_process():
         typer.echo((local_folder(folder, "manifest.json") / "manifest.json").read_text(encoding="utf-8"))

@@ -5,16 +5,15 @@ import platform
 import re
 import shutil
 import sqlite3
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import psutil
 import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
@@ -23,12 +22,19 @@ from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_ava
 
 from cocomix.runtime.allocator import keep_freed_memory
 from cocomix.runtime.device import default_device
+from cocomix.runtime.threads import WORTH_IT, products_per_second, usable_cores
 
 __all__ = ["Line", "examine"]
 
-_PYTHON = ">=3.10"
 _NEEDED = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "pyarrow")
-_OPTIONAL = {"sae-lens": "sae", "gguf": "gguf", "gradio": "explorer", "lm-eval": "eval"}
+_OPTIONAL = {
+    "sae-lens": "sae",
+    "matplotlib": "report",
+    "scipy": "report",
+    "gguf": "gguf",
+    "gradio": "explorer",
+    "lm-eval": "eval",
+}
 _GIB = 2**30
 _LITTLE_MEMORY, _LITTLE_DISK, _NO_DISK = 4 * _GIB, 10 * _GIB, _GIB // 10  # our choice: the 69M recipes want more
 _HUB_SECONDS = 2.0
@@ -58,15 +64,24 @@ def examine(folder: Path | None = None) -> list[Line]:
     """
     hub = _Later(_hub)
     packages = [_needed(name) for name in _NEEDED] + [_optional(name, extra) for name, extra in _OPTIONAL.items()]
-    lines = [_python(), *packages, _device(), _memory(), _bfloat16(), _attention(), _allocator(), _threads()]
+    lines = [_python(), *packages, _device(), _memory(), _bfloat16(), _attention(), _allocator(), _load(), _threads()]
     return [*lines, _disk(folder or Path.cwd()), _full_text_search(), hub.result()]
 
 
 def _python() -> Line:
-    found = platform.python_version()
-    if SpecifierSet(_PYTHON).contains(found):
+    found, wanted = platform.python_version(), metadata("cocomix")["Requires-Python"]
+    if SpecifierSet(wanted).contains(found, prereleases=True):
         return Line("python", "ok", found)
-    return Line("python", "fail", found, f"cocomix needs Python {_PYTHON}")
+    return Line("python", "fail", found, f"cocomix needs Python {wanted}")
+
+
+def _load() -> Line:
+    """How many programs want to run, by the mean of the last minute."""
+    load, cores = psutil.getloadavg()[0], usable_cores()
+    value = f"{load:.1f} programs want to run on {cores} cores"
+    if load > 1.5 * cores:
+        return Line("load", "warn", value, "other programs keep the cores busy: all of it takes longer")
+    return Line("load", "ok", value)
 
 
 def _requirement(name: str) -> Requirement:
@@ -155,31 +170,16 @@ def _allocator() -> Line:
 
 
 def _threads() -> Line:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = usable_cores()
     threads = torch.get_num_threads()
     value = f"{threads} of {cores} cores"
     if threads > cores:
         return Line("threads", "warn", value, f"set OMP_NUM_THREADS={cores}")
     times = products_per_second(1) / products_per_second(threads) if threads > 1 else 0.0
-    if times > 1.2:  # our choice, beyond what two measurements differ by; on a free machine it is below 1
+    if times > WORTH_IT:  # on a free machine it is below 1
         busy = f"{value}, busy: one thread is {times:,.1f} times as fast now"
         return Line("threads", "warn", busy, "set OMP_NUM_THREADS=1 while other programs run")
     return Line("threads", "ok", value)
-
-
-def products_per_second(threads: int, *, seconds: float = 0.2) -> float:
-    """Matrix products of the size of a small layer, measured; threads that wait for busy cores make them rare."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        left, right = torch.rand(512, 512), torch.rand(512, 512)
-        count, started = 0, time.perf_counter()
-        while (passed := time.perf_counter() - started) < seconds:
-            left @ right
-            count += 1
-        return count / passed
-    finally:
-        torch.set_num_threads(before)
 
 
 def _disk(folder: Path) -> Line:

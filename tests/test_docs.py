@@ -265,6 +265,22 @@ def test_every_room_has_a_page_of_its_public_names() -> None:
         assert re.findall(r"^::: (.*)$", page, re.MULTILINE) == [f"{room}.{name}" for name in names]
 
 
+def test_the_picture_of_the_rooms_is_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / "figures"))
+    drawn = importlib.import_module("rooms")
+    source = Path(cocomix.__file__).parent
+    assert {room for row in drawn.layers() for room in row} == {
+        path.parent.name for path in source.glob("*/__init__.py")
+    }
+    assert len(drawn.WAY) <= 12
+    assert [file for file, _ in drawn.WAY if not (source / file).is_file()] == []
+    assert (DOCS / "figures" / "architecture.svg").read_text(encoding="utf-8") == drawn.picture()
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert all(f"**{room}**" in text for row in drawn.layers() for room in row)
+    for file in re.findall(r"`(\w+/[\w/]+\.py)`", text):
+        assert (source / file).is_file() or (ROOT / file).is_file() or "KIND" in file or "VERB" in file, file
+
+
 # ---- what is taken from elsewhere -----------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, Output
-from cocomix.cli.printing import print_json, print_table
+from cocomix.cli.options import Output
+from cocomix.cli.printing import Printed, values_table
 
 __all__ = ["analyse"]
 
@@ -19,8 +19,7 @@ def analyse(
     batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first validation blocks.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled concepts.")] = 0,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Show what the concepts of runs do, as one page.
 
     Concept reliance, lengths of compression vectors, recall by frequency, and statistics of the labels.
@@ -39,19 +38,9 @@ def analyse(
         limit_blocks=limit_blocks,
         seed=seed,
     )
-    if json_output:
-        print_json(values)
-    else:
-        print_table(
-            {
-                f"{name}: {kind}": delta
-                for name, each in values["reliance"].items()
-                for kind, delta in each["deltas"].items()
-            }
-        )
-        print_table(
-            {
-                f"{name}: compression vectors below 0.01": share
-                for name, share in values["unused_compression_vectors"].items()
-            }
-        )
+    deltas = {
+        f"{name}: {kind}": delta for name, each in values["reliance"].items() for kind, delta in each["deltas"].items()
+    }
+    unused = values["unused_compression_vectors"].items()
+    shares = {f"{name}: compression vectors below 0.01": share for name, share in unused}
+    return Printed(values, values_table(deltas | shares))

@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli.failures import exit_after
+from cocomix.cli.options import AsJson
+from cocomix.cli.printing import Printed
 from cocomix.runtime.allocator import keep_freed_memory
 from cocomix.runtime.console import set_up_logging
+from cocomix.runtime.processes import is_first_process
 from cocomix.runtime.stopping import termination_raised
 
 __all__ = ["VERBS", "app", "main"]
@@ -69,20 +72,29 @@ Verbose = Annotated[
 ]
 
 
-def _with_common_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that also takes `--quiet` and `--verbose`, and whose errors end in a sentence and an exit status."""
+def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., None]:
+    """A verb that takes `--quiet`, `--verbose` and, if it gives a result, `--json`.
+
+    Its result is printed, by the first process of a launcher alone; its errors end in a sentence and an exit status.
+    """
 
     @wraps(verb)
-    def run(*, quiet: bool, verbose: bool, **values: Any) -> None:
+    def run(*, quiet: bool, verbose: bool, as_json: bool = False, **values: Any) -> None:
         set_up_logging(quiet=quiet)
         _let_libraries_speak(verbose)
         try:
-            verb(**values)
+            result = verb(**values)
+            if result is not None and is_first_process():
+                result.print(as_json=as_json)
+            if result is not None and result.error is not None:
+                raise result.error
         except BaseException as error:
             exit_after(error, verbose=verbose)
 
     signature = inspect.signature(verb)
-    added = {"quiet": Quiet, "verbose": Verbose}
+    added: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
+    if signature.return_annotation is Printed:
+        added = {"as_json": AsJson} | added
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, annotation in added.items()

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from cocomix.cli.options import AsJson, RunFolder
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import RunFolder
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["atlas"]
@@ -28,8 +27,7 @@ def atlas(
     ] = None,
     name_model: Annotated[str, typer.Option(help="Its name at the endpoint.")] = "default",
     name_count: Annotated[int, typer.Option(help="Concepts it names, most frequent first.")] = 64,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Make and search an atlas of a run's concepts.
 
     It tells of every concept where it shows, what it does to the next token, and what to call it.
@@ -55,15 +53,12 @@ def atlas(
             labels=labels,
             endpoint=endpoint,
         )
-        if json_output:
-            print_json(record.model_dump(mode="json"))
-        return
+        return Printed(record.model_dump(mode="json"))
     if search is not None and concept is not None:
         raise CoCoMixError("--search and --concept are two questions; ask one at a time.")
     with ConceptAtlas.open(output or default_atlas_folder(run), opened) as found:
         if concept is not None:
             card = found.card(concept)
-            print_json(asdict(card)) if json_output else Console().print(card_table(card))
-        else:
-            hits = found.search(search or "")
-            print_json([asdict(hit) for hit in hits]) if json_output else Console().print(hits_table(hits))
+            return Printed(asdict(card), card_table(card))
+        hits = found.search(search or "")
+        return Printed([asdict(hit) for hit in hits], hits_table(hits))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, Output
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import Output
+from cocomix.cli.printing import Printed
 from cocomix.runtime.console import progress
 
 __all__ = ["compare"]
@@ -16,8 +16,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, the baseline among them.")],
     output: Output,
     baseline: Annotated[str | None, typer.Option(help="Name of the baseline; default: the nearest NTP run.")] = None,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Compare runs: a table, curves, and a report page.
 
     [dim]Example: cocomix compare runs/ntp runs/first --output report[/dim]
@@ -29,7 +28,4 @@ def compare(
     with progress("comparing", None, "runs"):
         comparison = run(opened, baseline)
     write_report(comparison, output, sections=recorded_sections(opened))
-    if json_output:
-        print_json(comparison.to_json())
-    else:
-        typer.echo(comparison.to_markdown())
+    return Printed(comparison.to_json(), comparison.to_markdown())

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson
-from cocomix.cli.printing import print_json
+from cocomix.cli.printing import Printed
 
 __all__ = ["demo"]
 
@@ -14,8 +13,7 @@ __all__ = ["demo"]
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for everything.")] = Path("cocomix-demo"),
     fast: Annotated[bool, typer.Option(help="Two to three minutes; too short to learn much.")] = False,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Try the whole method on this machine: ten minutes.
 
     The text is the documentation of what is installed here: no download.
@@ -31,5 +29,4 @@ def demo(
     require_local(directory, "the demo's folder")
     choose_threads()
     page = run_demo(directory, fast=fast)
-    if json_output:
-        print_json({"folder": str(directory), "report": str(page)})
+    return Printed({"folder": str(directory), "report": str(page)})

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, RunFolder
-from cocomix.cli.printing import print_json, print_table
+from cocomix.cli.options import RunFolder
+from cocomix.cli.printing import Printed, values_table
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["evaluate"]
@@ -28,8 +28,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Folder with A.jsonl, B.jsonl, …; default: the tasks' hub data.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first rows of each task.")] = None,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Measure a run's loss and use of concepts, or tasks.
 
     Loss, perplexity, bits per byte, concept recall and concept reliance go to the run's evaluation.json.
@@ -55,8 +54,7 @@ def evaluate(
             dtype=dtype,
             limit=limit,
         )
-        (print_json(downstream.model_dump()) if json_output else print_table(downstream.summary()))
-        return
+        return Printed(downstream.model_dump(), values_table(downstream.summary()))
     if task_data is not None or limit is not None:
         raise CoCoMixError("--task-data and --limit are for downstream tasks; name them with --tasks.")
     result = evaluate_run(
@@ -69,8 +67,6 @@ def evaluate(
         limit_blocks=limit_blocks,
         per_document=per_document,
     ).to_json()
-    if json_output:
-        print_json(result)
-    else:
-        reliance = result.pop("concept_reliance", {})
-        print_table({**result, **{f"reliance: {name}": value for name, value in reliance.items()}})
+    plain = {name: value for name, value in result.items() if name != "concept_reliance"}
+    reliance = {f"reliance: {name}": value for name, value in result.get("concept_reliance", {}).items()}
+    return Printed(result, values_table(plain | reliance))

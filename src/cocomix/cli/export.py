@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, Output, RunFolder
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import Output, RunFolder
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["export"]
@@ -21,8 +21,7 @@ def export(
         typer.Option(metavar="OWNER/NAME", help="Also upload it to this hub repository."),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that --push makes.")] = False,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Write a run as a model that needs transformers alone.
 
     The folder holds weights, tokenizer, a model card filled from the run, and the code of its classes: it loads with
@@ -40,5 +39,4 @@ def export(
         check_hub_access(push)
     export_run(run, output, license=license, languages=tuple(language or ()))
     address = None if push is None else push_to_hub(output, push, private=not public)
-    if json_output:
-        print_json({"folder": str(output), "repository": address})
+    return Printed({"folder": str(output), "repository": address})

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, RunFolder
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import RunFolder
+from cocomix.cli.printing import Printed
 
 __all__ = ["generate"]
 
@@ -25,8 +25,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample among so many tokens.")] = 50,
     seed: Annotated[int, typer.Option(help="Decides the sample.")] = 0,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Continue a text, with concepts turned up or down.
 
     [dim]Example: cocomix generate runs/first "The function returns" --steer 412=5[/dim]
@@ -46,7 +45,4 @@ def generate(
         top_k=top_k,
         seed=seed,
     )
-    if json_output:
-        print_json({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())})
-    else:
-        typer.echo(prompt + texts[0])
+    return Printed({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())}, prompt + texts[0])

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cocomix.cli.options import AsJson, Output
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import Output
+from cocomix.cli.printing import Printed
 
 __all__ = ["import_other"]
 
@@ -31,8 +31,7 @@ def import_other(
     to_released: Annotated[
         bool, typer.Option("--to-released", help="The other way: a run of ours for the released code.")
     ] = False,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Read checkpoints and autoencoders of other code.
 
     [dim]Example: cocomix import logs/cocomix_69m/last -o imported --tokenizer openai-community/gpt2[/dim]
@@ -59,5 +58,4 @@ def import_other(
             f"{output}: {facts['parameters']:,} parameters, {config.num_concepts:,} concepts before block "
             f"{config.insert_layer}"
         )
-    if json_output:
-        print_json(facts)
+    return Printed(facts)

@@ -4,10 +4,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from cocomix.cli.options import AsJson, RunFolder
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import RunFolder
+from cocomix.cli.printing import Printed
 from cocomix.runtime.console import progress
 
 __all__ = ["inspect"]
@@ -18,8 +17,7 @@ def inspect(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to look at.")],
     top: Annotated[int, typer.Option(help="Concepts per token.")] = 3,
     describe: Annotated[bool, typer.Option(help="Say what concepts stand for, from the run's labels.")] = True,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Show the concepts predicted at every token.
 
     [dim]Example: cocomix inspect runs/first "Return the number of items."[/dim]
@@ -33,7 +31,4 @@ def inspect(
         tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
         wanted = sorted({concept.id for token in tokens for concept in token.concepts})
         descriptions = describe_run_concepts(opened, wanted) if describe else {}
-    if json_output:
-        print_json([asdict(token) for token in tokens])
-    else:
-        Console().print(render_table(tokens, descriptions))
+    return Printed([asdict(token) for token in tokens], render_table(tokens, descriptions))

@@ -1,13 +1,51 @@
-"""Results on standard output: JSON for scripts, tables for people."""
+"""What verbs print on standard output: JSON for scripts, text and tables for people."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_json", "print_table"]
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["Printed", "print_json", "table", "values_table"]
+
+_COLOURS = {
+    "red": ("broken", "damaged", "fail", "failed"),
+    "yellow": ("not checked", "stopped", "warn"),
+    "green": ("finished", "ok"),
+    "cyan": ("running",),
+    "dim": ("waiting",),
+}
+_STYLES = {state: style for style, states in _COLOURS.items() for state in states}
+
+
+@dataclass(frozen=True)
+class Printed:
+    """The result of a verb, which then takes `--json`.
+
+    Attributes:
+        json: one object or list, printed with `--json`.
+        text: printed without; a plain string as it is.
+        error: raised after either, for a result that is a failure.
+    """
+
+    json: Any
+    text: RenderableType | None = None
+    error: CoCoMixError | None = None
+
+    def print(self, *, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            print_json(self.json)
+        elif isinstance(self.text, str):
+            typer.echo(self.text)
+        elif self.text is not None:
+            Console().print(self.text)
 
 
 def print_json(value: Any) -> None:
@@ -15,9 +53,26 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def print_table(values: dict[str, Any]) -> None:
-    """Two columns, name and value, on standard output."""
-    table = Table(show_header=False, box=None)
-    for name, value in values.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
-    Console().print(table)
+def values_table(values: Mapping[str, Any]) -> Table:
+    """Two columns, name and value."""
+    return table(
+        (name, f"{value:,}" if isinstance(value, int | float) else str(value)) for name, value in values.items()
+    )
+
+
+def table(rows: Iterable[Sequence[str]], *head: str, state: int | None = None) -> Table:
+    """Rows of text.
+
+    Args:
+        rows: of as many cells each.
+        head: over the columns, if anything.
+        state: number of a column of states, which are coloured: a word such as `running`, and what follows it.
+    """
+    made = Table(*head, show_header=bool(head), box=None, padding=(0, 1, 0, 0))
+    for row in rows:
+        cells = [escape(cell) for cell in row]
+        if state is not None:
+            word = next((word for word in _STYLES if row[state].startswith(word)), None)
+            cells[state] = f"[{_STYLES[word]}]{cells[state]}[/]" if word else cells[state]
+        made.add_row(*cells)
+    return made

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson
-from cocomix.cli.printing import print_json
+from cocomix.cli.printing import Printed
 
 __all__ = ["push"]
 
@@ -17,8 +16,7 @@ logger = logging.getLogger(__name__)
 def push(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Data, labels, a dictionary, a run, …")],
     url: Annotated[str, typer.Argument(metavar="URL", help="Folder to write: s3://…, gs://…, hf://….")],
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Upload a finished artefact, its manifest last.
 
     [dim]Example: cocomix push data/books s3://corpora/books[/dim]
@@ -27,5 +25,4 @@ def push(
 
     written = run(folder, url)
     logger.info(f"{folder} is at {written}")
-    if json_output:
-        print_json({"url": written})
+    return Printed({"url": written})

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from cocomix.cli.options import AsJson
-from cocomix.cli.printing import print_json
+from cocomix.cli.printing import Printed, table
 
 if TYPE_CHECKING:
     from cocomix.evaluation.listing import RunSummary
@@ -21,13 +18,9 @@ __all__ = ["runs"]
 logger = logging.getLogger(__name__)
 
 
-_STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "damaged": "red"}
-
-
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.")] = Path("runs"),
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """List runs: state, tokens so far, last loss, age.
 
     Sweeps are listed too. A stopped or failed run goes on when the command that started it is given again.
@@ -37,22 +30,18 @@ def runs(
     from cocomix.evaluation.listing import list_runs
 
     found = list_runs(folder)
-    if json_output:
-        print_json([{**asdict(run), "path": str(run.path)} for run in found])
-    elif found:
-        Console().print(_table(found))
-    else:
+    if not found:
         logger.info(f"no runs in {folder}; train one: cocomix train RECIPE --output {folder}/first")
+    return Printed([{**asdict(run), "path": str(run.path)} for run in found], _table(found) if found else None)
 
 
 def _table(found: "list[RunSummary]") -> Table:
     from cocomix.evaluation.formatting import duration
 
-    table = Table("run", "state", "arm", "tokens", "loss", "age", box=None, padding=(0, 1, 0, 0))
+    rows = []
     for run in found:
         at = f" at step {run.step:,}" if run.state in ("running", "stopped", "failed") else ""
-        detail = f": {run.detail}" if run.detail else ""
+        state = f"{run.state}{at}{f': {run.detail}' if run.detail else ''}"
         loss = "" if run.loss is None else f"{run.loss:.4f}"
-        state = f"[{_STYLES[run.state]}]{run.state}{at}[/]{escape(detail)}"
-        table.add_row(escape(run.name), state, run.arm or "", f"{run.tokens:,}", loss, duration(run.age))
-    return table
+        rows.append((run.name, state, run.arm or "", f"{run.tokens:,}", loss, duration(run.age)))
+    return table(rows, "run", "state", "arm", "tokens", "loss", "age", state=1)

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from cocomix.cli.options import AsJson, Output, RunFolder
-from cocomix.cli.printing import print_json, print_table
+from cocomix.cli.options import Output, RunFolder
+from cocomix.cli.printing import Printed, values_table
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["steer_eval"]
@@ -38,8 +38,7 @@ def steer_eval(
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Decides samples, controls and intervals.")] = 0,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Measure which concepts steer, how, and at what cost.
 
     [dim]Example: cocomix steer-eval runs/first --num-concepts 8 --output steering[/dim]
@@ -60,17 +59,8 @@ def steer_eval(
         batch_size=batch_size,
         seed=seed,
     )
-    report = evaluate_run_steering(
-        Run.open(run),
-        output,
-        settings,
-        teacher=teacher,
-        dictionary=dictionary,
-    )
-    if json_output:
-        print_json(report.to_json())
-    else:
-        print_table(report.summary())
+    report = evaluate_run_steering(Run.open(run), output, settings, teacher=teacher, dictionary=dictionary)
+    return Printed(report.to_json(), values_table(report.summary()))
 
 
 def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:

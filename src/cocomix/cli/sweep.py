@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cocomix.cli.options import AsJson
-from cocomix.cli.printing import print_json
+from cocomix.cli.printing import Printed, table
 from cocomix.runtime.console import is_terminal, terminal
 from cocomix.runtime.errors import CoCoMixError
 
@@ -22,16 +20,13 @@ __all__ = ["sweep"]
 
 logger = logging.getLogger(__name__)
 
-_STYLES = {"waiting": "dim", "running": "cyan", "finished": "green", "failed": "red"}
-
 
 def sweep(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML file; see recipes/paper_cpu.yaml.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Sweep folder; default sweeps/PLAN.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="A few steps of every arm, at the plan's fast: sizes.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, sharing the cores.")] = 1,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Train and compare all arms and seeds of a plan.
 
     Finished runs are kept, stopped ones go on, when the same command is given again. A run that fails does not stop
@@ -53,24 +48,19 @@ def sweep(
         else nullcontext()
     ):
         result = run_sweep(loaded, todo, board, workers=jobs)
-    if json_output:
-        print_json(result.to_json())
-    elif result.comparison is not None:
-        typer.echo(result.comparison.to_markdown())
-    else:
-        Console().print(_table(list(result.entries)))
-    if result.missing:
-        names = ", ".join(f"{entry.arm} seed {entry.seed}" for entry in result.missing)
-        raise CoCoMixError(
-            f"{len(result.missing)} of {len(result.entries)} runs are missing ({names}), so there is no report; mend "
-            "what stopped them and give the command again."
-        )
+    if result.comparison is not None:
+        return Printed(result.to_json(), result.comparison.to_markdown())
+    names = ", ".join(f"{entry.arm} seed {entry.seed}" for entry in result.missing)
+    missing = CoCoMixError(
+        f"{len(result.missing)} of {len(result.entries)} runs are missing ({names}), so there is no report; mend what "
+        "stopped them and give the command again."
+    )
+    return Printed(result.to_json(), _table(list(result.entries)), missing)
 
 
 def _table(entries: "list[Entry]") -> Table:
-    table = Table("arm", "seed", "state", "tokens", "validation loss", box=None)
+    rows = []
     for entry in entries:
         loss = "" if entry.loss is None else f"{entry.loss:.4f}"
-        state = f"[{_STYLES[entry.status]}]{entry.status}[/]"
-        table.add_row(entry.arm, str(entry.seed), state, f"{entry.tokens:,}", loss)
-    return table
+        rows.append((entry.arm, str(entry.seed), entry.status, f"{entry.tokens:,}", loss))
+    return table(rows, "arm", "seed", "state", "tokens", "validation loss", state=2)

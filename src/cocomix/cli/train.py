@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson
-from cocomix.cli.printing import print_json, print_table
+from cocomix.cli.printing import Printed, values_table
 
 __all__ = ["train"]
 
@@ -21,16 +20,15 @@ def train(
     profile: Annotated[
         int, typer.Option(metavar="N", help="Record N steps in the run's profile folder; they take longer.")
     ] = 0,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Train a student, baseline or teacher from a recipe.
 
     A stopped run goes on from its last checkpoint when the same command is given again.
 
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
+    from cocomix.artifacts.output import read_json
     from cocomix.artifacts.remote import local_folder
-    from cocomix.runtime.processes import is_first_process
     from cocomix.runtime.threads import choose_threads
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
@@ -39,10 +37,7 @@ def train(
     config = load_recipe(recipe, assignments or ())
     if dry_run:
         plan = preview(config)
-        if is_first_process():
-            (print_json if json_output else print_table)(plan)
-        return
+        return Printed(plan, values_table(plan))
     choose_threads()
     folder = run(config, output or Path("runs") / recipe.stem, profile_steps=profile)
-    if json_output and is_first_process():
-        typer.echo((local_folder(folder, "manifest.json") / "manifest.json").read_text(encoding="utf-8"))
+    return Printed(read_json(local_folder(folder, "manifest.json") / "manifest.json"))

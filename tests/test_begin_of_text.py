@@ -5,6 +5,7 @@ every hidden state; the dictionary, fitted on such contexts, takes it for grante
 and in the dictionary's eyes noise.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +16,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, load_teacher, measure_fit
-from cocomix.concepts.saelens import save_sae_lens
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.data import VALIDATION, PreparedData, begin_of_text, load_tokenizer
+from cocomix.data import VALIDATION, PreparedData, begin_of_text
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
 from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.labelling.fitting import fit_on_data
 from cocomix.labelling.labels import LabelBlocks
-from cocomix.labelling.pipeline import fit_on_data, label_data, open_teacher
+from cocomix.labelling.pipeline import label_data, open_teacher
 from cocomix.model.concept_head import IGNORE
-from cocomix.runtime.console import SilentReporter
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 from cocomix.training import train
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
@@ -93,7 +94,7 @@ def gemma(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Gemma
     teacher = sink_model(tokenizer.bos_token_id)
     teacher.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    save_sae_lens(sink_dictionary(teacher, tokenizer.bos_token_id, True), folder / "sae")
+    sink_dictionary(teacher, tokenizer.bos_token_id, True).save(folder / "sae")
     source = {"tokenizer": str(folder / "teacher"), "vocab_size": None}
     begun, plain = (
         prepare_toy(workshop.corpus, folder / name, prepend_bos=name == "begun", **source)
@@ -117,18 +118,6 @@ def run(gemma: Gemma, labels: Path, workshop: Workshop, tmp_path_factory: pytest
     return Run.open(train(recipe, tmp_path_factory.mktemp("runs") / "begun"))
 
 
-class Recorder(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-
 def rows(blocks: LabelBlocks) -> Tensor:
     return torch.stack([blocks[index]["concept_labels"] for index in range(len(blocks))])
 
@@ -136,14 +125,16 @@ def rows(blocks: LabelBlocks) -> Tensor:
 # ---- labelling ------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_token_the_refusal_names_the_option(gemma: Gemma, tmp_path: Path) -> None:
+def test_without_the_token_the_refusal_names_the_option(
+    gemma: Gemma, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(CoCoMixError, match=r"does not describe the output of block 0 .* --prepend-bos, or use --force"):
         label_data(gemma.plain.path, gemma.teacher, gemma.dictionary, tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
-    recorder = Recorder()
-    label_data(gemma.plain.path, gemma.teacher, gemma.dictionary, tmp_path / "labels", force=True, reporter=recorder)
-    assert any("begin with the begin-of-text token, which these blocks do not" in message for message in recorder.said)
-    assert "does not describe" in recorder.warned[0]
+    caplog.set_level(logging.INFO, "cocomix")
+    label_data(gemma.plain.path, gemma.teacher, gemma.dictionary, tmp_path / "labels", force=True)
+    assert "begin with the begin-of-text token, which these blocks do not" in caplog.text
+    assert any("does not describe" in record.message for record in caplog.records if record.levelname == "WARNING")
 
 
 def test_with_the_token_every_position_but_its_own_is_labelled(gemma: Gemma, labels: Path) -> None:
@@ -166,10 +157,12 @@ def test_labels_are_those_of_a_teacher_that_knows_of_no_such_token_but_at_it(gem
     assert torch.equal(rows(ConceptLabelStore.open(labels).split(VALIDATION)).long(), expected)
 
 
-def test_labels_made_while_training_are_the_stored_ones(gemma: Gemma, labels: Path) -> None:
-    recorder = Recorder()
-    opened = open_teacher(gemma.begun, gemma.teacher, gemma.dictionary, LabelSettings(), reporter=recorder)
-    assert not any("begin-of-text" in message for message in recorder.said)
+def test_labels_made_while_training_are_the_stored_ones(
+    gemma: Gemma, labels: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cocomix")
+    opened = open_teacher(gemma.begun, gemma.teacher, gemma.dictionary, LabelSettings())
+    assert "begin-of-text" not in caplog.text
     blocks = torch.stack([row["input_ids"] for row in gemma.begun.split(VALIDATION)])
     made = OnlineLabels(opened.teacher, LabelSettings()).label(blocks)
     assert torch.equal(made, rows(ConceptLabelStore.open(labels).split(VALIDATION)).long())
@@ -183,16 +176,16 @@ def test_a_dictionary_of_contexts_without_the_token_asks_for_data_without(gemma:
     assert begin is not None
     teacher = GPT2LMHeadModel.from_pretrained(gemma.teacher.model)
     other = sink_dictionary(teacher, 7, prepend_bos=False)  # what attention writes where the token is not
-    save_sae_lens(other, tmp_path / "sae")
+    other.save(tmp_path / "sae")
     dictionary = DictionaryConfig(path=str(tmp_path / "sae"))
     with pytest.raises(
         CoCoMixError, match=r"without the begin-of-text token, .* prepare the data without --prepend-bos"
     ):
-        open_teacher(gemma.begun, gemma.teacher, dictionary, LabelSettings(), reporter=SilentReporter())
-    save_sae_lens(sink_dictionary(teacher, begin, prepend_bos=None), tmp_path / "silent")
+        open_teacher(gemma.begun, gemma.teacher, dictionary, LabelSettings())
+    sink_dictionary(teacher, begin, prepend_bos=None).save(tmp_path / "silent")
     silent = DictionaryConfig(path=str(tmp_path / "silent"))
     with pytest.raises(CoCoMixError, match=r"\); check the layer and the SAE, or use --force"):
-        open_teacher(gemma.plain, gemma.teacher, silent, LabelSettings(), reporter=SilentReporter())
+        open_teacher(gemma.plain, gemma.teacher, silent, LabelSettings())
 
 
 def test_the_fit_is_that_of_the_text(gemma: Gemma) -> None:
@@ -217,7 +210,8 @@ def test_the_fit_is_that_of_the_text(gemma: Gemma) -> None:
 
 def test_a_dictionary_fitted_here_leaves_the_token_out_and_says_so(gemma: Gemma, tmp_path: Path) -> None:
     settings = FitSettings(num_concepts=32, k=8, tokens=4000, batch_size=256, learning_rate=5e-3)
-    report = fit_on_data(gemma.begun.path, gemma.teacher, tmp_path / "sae", settings)
+    report = fit_on_data(gemma.begun.path, gemma.teacher, tmp_path / "sae", settings).manifest.report
+    assert report is not None
     assert report.fit.positions == (BLOCK - 1) * gemma.begun.meta.splits[VALIDATION].blocks
     metadata = read_json(tmp_path / "sae" / "cfg.json")["metadata"]
     assert (metadata["prepend_bos"], metadata["context_size"]) == (True, BLOCK)

@@ -12,7 +12,8 @@ from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData, PrepareSettings, prepare
 from cocomix.interop import export_run
-from cocomix.labelling.pipeline import distill_data, fit_on_data, label_data
+from cocomix.labelling.fitting import fit_on_data
+from cocomix.labelling.pipeline import distill_data, label_data
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
 

@@ -29,7 +29,7 @@ def test_from_text_to_a_report(cli: Cli, workshop: Workshop, tmp_path: Path) -> 
     assert meta["block_size"] == BLOCK
 
     report = json.loads(cli("sae", data, "--teacher", workshop.teacher, "--layer", 1, *SAE, "-o", sae, "--json").out)
-    assert report == read_json(sae / "fit.json")
+    assert report == read_json(sae / "manifest.json")
 
     manifest = json.loads(
         cli("label", data, "--teacher", workshop.teacher, "--dictionary", sae, "-o", labels, "--json").out

@@ -77,15 +77,17 @@ def make_dictionary(kind: str = "topk", *, d_model: int = D_MODEL, normalize: st
     return ConceptDictionary.from_tensors(*weights, normalize=normalize, **options)
 
 
-class TokenShard:
+class TokenBlocks:
     """Random token blocks in memory."""
 
-    def __init__(self, name: str, blocks: int, seed: int, block_size: int) -> None:
-        self.name, self.num_blocks = name, blocks
-        self.tokens = np.random.default_rng(seed).integers(1, VOCAB, (blocks, block_size)).astype(np.uint16)
+    def __init__(self, blocks: int, seed: int, block_size: int) -> None:
+        self.tokens = torch.from_numpy(np.random.default_rng(seed).integers(1, VOCAB, (blocks, block_size)))
 
-    def read(self) -> np.ndarray:
-        return self.tokens
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.tokens[index]}
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
-import json
-
-import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import ConceptDictionary, FitSettings, fit, fit_dictionary
+from cocomix.concepts import ConceptDictionary, Dictionary, FitSettings, fit, fit_dictionary, model_fingerprint
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.runtime.errors import CoCoMixError
 
-from .conftest import D_MODEL, TokenShard, make_model
+from .conftest import D_MODEL, TokenBlocks, make_model
 
 sae_lens = pytest.importorskip("sae_lens")
 
@@ -19,28 +16,31 @@ SETTINGS = FitSettings(
 
 
 @pytest.fixture
-def shards():
-    return [TokenShard("train/00000", 40, 0, BLOCK), TokenShard("train/00001", 20, 1, BLOCK)]
+def blocks():
+    return TokenBlocks(60, 0, BLOCK)
 
 
 @pytest.fixture
 def evaluation():
-    return torch.from_numpy(TokenShard("validation/00000", 20, 9, BLOCK).tokens.astype(np.int64))
+    return TokenBlocks(20, 9, BLOCK).tokens
 
 
-def test_a_fitted_dictionary_explains_the_layer_and_sae_lens_reads_it(shards, evaluation, tmp_path, capfd):
+def test_a_fitted_dictionary_explains_the_layer_and_sae_lens_reads_it(blocks, evaluation, tmp_path, capfd):
     model = make_model("gpt2")
-    report = fit_dictionary(model, 1, shards, evaluation, tmp_path / "sae", SETTINGS, teacher_name="tiny")
+    fitted = fit_dictionary(model, 1, blocks, evaluation, tmp_path / "sae", SETTINGS, teacher_name="tiny")
+    assert fitted.manifest == Dictionary.open(tmp_path / "sae").manifest
+    assert (fitted.manifest.teacher, fitted.manifest.layer, fitted.manifest.num_concepts) == ("tiny", 1, 64)
+    assert fitted.manifest.made_from["teacher"] == model_fingerprint(model)
+    report = fitted.manifest.report
     assert report.fit.fvu < 0.4
     assert report.ce_recovered == report.fit.ce_recovered
     assert report.tokens == 16_000
-    assert report.teacher["name"] == "tiny"
-    assert json.loads((tmp_path / "sae" / "fit.json").read_text()) == report.model_dump(mode="json")
     assert not capfd.readouterr().err  # SAELens' own progress bar stays off
 
     sae = sae_lens.SAE.load_from_disk(tmp_path / "sae")
     dictionary = ConceptDictionary.from_sae_lens(tmp_path / "sae")
-    assert dictionary.fingerprint() == report.dictionary_fingerprint
+    assert dictionary.fingerprint() == fitted.manifest.dictionary_fingerprint
+    assert dictionary.layer == 1
     assert (dictionary.kind, dictionary.k, dictionary.normalize) == ("topk", 6, "layer_norm")
     assert sae.cfg.metadata.hook_name == "transformer.h.1"
     torch.testing.assert_close(dictionary.W_dec.norm(dim=-1), torch.ones(64))
@@ -50,46 +50,46 @@ def test_a_fitted_dictionary_explains_the_layer_and_sae_lens_reads_it(shards, ev
         torch.testing.assert_close(dictionary.reconstruct(hidden), sae(hidden), rtol=1e-4, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_weights(shards, evaluation, tmp_path):
+def test_the_same_seed_gives_the_same_weights(blocks, evaluation, tmp_path):
     settings = SETTINGS.model_copy(update={"tokens": 1_600})
     prints = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        report = fit_dictionary(
-            make_model("llama"), 0, shards, evaluation, tmp_path / name, settings.model_copy(update={"seed": seed})
+        fitted = fit_dictionary(
+            make_model("llama"), 0, blocks, evaluation, tmp_path / name, settings.model_copy(update={"seed": seed})
         )
-        prints.append(report.dictionary_fingerprint)
+        prints.append(fitted.manifest.dictionary_fingerprint)
     assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize("after_bos", [False, True])
-def test_batches_are_normalised_hidden_states_of_every_block_once_per_pass(after_bos, shards):
+def test_batches_are_normalised_hidden_states_of_every_block_once_per_pass(after_bos, blocks):
     """All of them, or with `after_bos` those from the second position on."""
     decoder = fit.FrozenDecoder(make_model("gpt2"), 1)
     settings = SETTINGS.model_copy(update={"batch_size": 60 * (BLOCK - after_bos)})
-    batches = fit._activations(decoder, shards, settings, after_bos)
+    batches = fit._activations(decoder, blocks, settings, after_bos)
     first, second = next(batches), next(batches)
-    tokens = torch.from_numpy(np.concatenate([shard.tokens for shard in shards]).astype(np.int64))
-    expected, _ = layer_normalize(decoder.hidden_states(tokens)[:, int(after_bos) :].flatten(0, 1))
+    expected, _ = layer_normalize(decoder.hidden_states(blocks.tokens)[:, int(after_bos) :].flatten(0, 1))
     order = lambda states: states[states[:, 0].argsort()]  # noqa: E731
     torch.testing.assert_close(order(first), order(expected), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(order(second), order(expected), rtol=1e-4, atol=1e-5)
     assert not torch.equal(first, second)
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit_and_leaves_nothing(shards, evaluation, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_fit_and_leaves_nothing(blocks, evaluation, tmp_path):
     settings = SETTINGS.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(CoCoMixError, match="loss of the dictionary is not finite after"):
-        fit_dictionary(make_model("gpt2"), 1, shards, evaluation, tmp_path / "sae", settings)
-    assert not list(tmp_path.iterdir())
+        fit_dictionary(make_model("gpt2"), 1, blocks, evaluation, tmp_path / "sae", settings)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"k": 65}, "k = 65 active concepts cannot be more"), ({"shards": []}, "no token blocks")]
+    ("change", "message"),
+    [({"k": 65}, "k = 65 active concepts cannot be more"), ({"blocks": TokenBlocks(0, 0, BLOCK)}, "no token blocks")],
 )
-def test_what_cannot_be_fitted_is_refused(change, message, shards, evaluation, tmp_path):
+def test_what_cannot_be_fitted_is_refused(change, message, blocks, evaluation, tmp_path):
     settings = SETTINGS.model_copy(update={"k": change["k"]} if "k" in change else {})
     with pytest.raises(CoCoMixError, match=message):
-        fit_dictionary(make_model("gpt2"), 1, change.get("shards", shards), evaluation, tmp_path / "sae", settings)
+        fit_dictionary(make_model("gpt2"), 1, change.get("blocks", blocks), evaluation, tmp_path / "sae", settings)
 
 
 def test_the_sparse_decoder_trains_like_sae_lens_own():
@@ -106,3 +106,18 @@ def test_the_sparse_decoder_trains_like_sae_lens_own():
         results.append([output.loss.detach(), *(parameter.grad for parameter in sae.parameters())])
     for naive, sparse in zip(*results, strict=True):
         torch.testing.assert_close(sparse, naive, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_beyond_the_memory_are_refused_with_numbers(blocks, evaluation, tmp_path, monkeypatch):
+    """500,000 concepts were ended by the system after a minute, without a word."""
+    monkeypatch.setattr(fit, "available_memory", lambda device: 2**30)
+    settings = FitSettings(num_concepts=500_000)
+    with pytest.raises(CoCoMixError, match=r"500,000 .* 15\.7 GiB .* 1\.0 GiB"):
+        fit_dictionary(make_model("gpt2"), 1, blocks, evaluation, tmp_path / "sae", settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_needed_grows_with_every_size():
+    least = fit.memory_needed(FitSettings(num_concepts=1000, batch_size=100), 64)
+    assert least == 4 * 1000 * (4 * 2 * 64 + 8 * 100)
+    assert fit.memory_needed(FitSettings(num_concepts=2000, batch_size=100), 64) == 2 * least

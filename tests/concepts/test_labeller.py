@@ -20,7 +20,6 @@ from cocomix.concepts import (
     labeller_kinds,
     register_labeller,
 )
-from cocomix.concepts.saelens import save_sae_lens
 from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import VOCAB, make_dictionary, make_model
@@ -125,7 +124,7 @@ def test_tables_for_a_kind_that_learns_none_are_refused(echo):
 def test_a_labeller_is_built_from_what_its_configuration_names(kind, tmp_path, input_ids):
     model, dictionary = make_model("gpt2"), make_dictionary()
     model.save_pretrained(tmp_path / "teacher")
-    save_sae_lens(dictionary, tmp_path / "sae")
+    dictionary.save(tmp_path / "sae")
     values = {
         "teacher": {"model": str(tmp_path / "teacher"), "layer": 1},
         "dictionary": {"path": str(tmp_path / "sae")},

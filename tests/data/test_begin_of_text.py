@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from cocomix.data import MixedData, PreparedData, PrepareSettings, begin_of_text, document_positions, prepare
-from cocomix.data.tokenizer import encode_batch, load_tokenizer, plain_encoder, tokenizer_fingerprint, train_tokenizer
+from cocomix.data.tokenizer import encode_batch, plain_encoder, tokenizer_fingerprint, train_tokenizer
 from cocomix.integrity import verify
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 from tests.command_line import Cli
 from tests.data.conftest import story, write_jsonl
 

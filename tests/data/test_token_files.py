@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.data import PreparedData, PrepareSettings, prepare, token_files
-from cocomix.data.tokenizer import encode_batch, load_tokenizer, plain_encoder, train_tokenizer
+from cocomix.data.tokenizer import encode_batch, plain_encoder, train_tokenizer
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 from tests.command_line import Cli
 from tests.data.conftest import RecordingReporter, story
 

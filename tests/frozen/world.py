@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from cocomix.concepts import AttributionSettings, ConceptDictionary, ConceptTeacher
-from cocomix.concepts.saelens import save_sae_lens
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData, PrepareSettings, prepare
 from cocomix.evaluation import Run
@@ -187,7 +186,7 @@ class World:
             dictionary = ConceptDictionary.from_tensors(
                 **material.fitting_dictionary(seed=61), k=16, normalize="layer_norm"
             )
-            save_sae_lens(dictionary, output)
+            dictionary.save(output)
         elif name in ("labels", "labels_random"):
             settings = cases.STORED_LABELS["random" if name == "labels_random" else "attribution"]
             label_data(

@@ -84,7 +84,11 @@ def test_converted_once_it_is_a_sae_lens_folder(cli: Cli, tmp_path: Path) -> Non
     sae_lens = pytest.importorskip("sae_lens")
     file = saved(tmp_path, autoencoder())
     cli("import", file, "-o", tmp_path / "sae")
-    assert {path.name for path in (tmp_path / "sae").iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+    assert {path.name for path in (tmp_path / "sae").iterdir()} == {
+        "cfg.json",
+        "manifest.json",
+        "sae_weights.safetensors",
+    }
     original = read_openai_autoencoder(file)
     converted = ConceptDictionary.from_sae_lens(tmp_path / "sae")
     assert converted.fingerprint() == original.fingerprint()

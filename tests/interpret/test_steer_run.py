@@ -109,8 +109,8 @@ def test_what_cannot_be_measured_is_said_and_leaves_nothing(workshop, cli, tmp_p
         ([run, *SMALL, "--prompts", 10_000], "lower --prompts"),
         ([run, *SMALL, "--prompt-tokens", 17], "lower --prompt-tokens"),
         ([run, *SMALL, "--new-tokens", 100], "do not fit the context"),
-        ([run, *SMALL, "--teacher", tmp_path / "none"], "cannot load a causal language model"),
-        ([run, *SMALL, "--dictionary", tmp_path / "none"], "is not a folder with an SAE"),
+        ([run, *SMALL, "--teacher", tmp_path / "none"], "does not exist"),
+        ([run, *SMALL, "--dictionary", tmp_path / "none"], "there is no dictionary at"),
     ):
         cli.refuses("steer-eval", "-o", output, *arguments, says=says)
         assert not output.exists()
@@ -141,5 +141,6 @@ def test_a_dictionary_of_other_concepts_is_refused(workshop, tmp_path):
     weights = next(other.glob("*.safetensors"))
     tensors = load_file(weights)
     save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
+    (other / "manifest.json").unlink()
     with pytest.raises(CoCoMixError, match=r"is not the one the labels in .* were made with"):
         open_run_teacher(Run.open(workshop.cocomix_run), PreparedData.open(workshop.data), dictionary=str(other))

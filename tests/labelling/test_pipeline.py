@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.artifacts.output import partial_path, read_json
-from cocomix.concepts import FitSettings, TeacherSource
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.artifacts import AlreadyExists, partial_path
+from cocomix.concepts import Dictionary, DictionaryConfig, FitSettings, TeacherConfig, TeacherSource, dictionary_layer
 from cocomix.data import PreparedData
 from cocomix.labelling import ConceptLabelStore, LabelSettings, engines
-from cocomix.labelling.pipeline import fit_on_data, label_data, layer_of_dictionary
+from cocomix.labelling.fitting import fit_on_data
+from cocomix.labelling.pipeline import label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from tests.command_line import Cli
@@ -18,16 +18,13 @@ from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
 
 
 def test_the_dictionary_describes_the_layer_it_was_fitted_on(workshop: Workshop) -> None:
-    report = read_json(workshop.dictionary / "fit.json")
-    assert layer_of_dictionary(str(workshop.dictionary)) == report["layer"] == 1
-    assert report["fit"]["fvu"] < 0.5
-    assert report["ce_recovered"] > 0.5
-    assert report["teacher"]["name"] == str(workshop.teacher)
-
-
-def test_a_dictionary_without_a_note_of_its_layer(tmp_path: Path) -> None:
-    with pytest.raises(CoCoMixError, match="--layer"):
-        layer_of_dictionary(str(tmp_path))
+    manifest = Dictionary.open(workshop.dictionary).manifest
+    assert dictionary_layer(DictionaryConfig(path=str(workshop.dictionary))) == manifest.layer == 1
+    assert manifest.report is not None
+    assert manifest.report.fit.fvu < 0.5
+    assert manifest.report.ce_recovered is not None
+    assert manifest.report.ce_recovered > 0.5
+    assert manifest.teacher == str(workshop.teacher)
 
 
 def test_labels_cover_the_data(workshop: Workshop) -> None:
@@ -95,7 +92,7 @@ def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
     agreement = ConceptLabelStore.open(tmp_path / "labels").manifest.agreement_with_float32
     assert agreement is not None
     assert 0.9 < agreement <= 1
-    monkeypatch.setattr("cocomix.labelling.pipeline.measure_agreement", lambda *arguments: 0.98)
+    monkeypatch.setattr("cocomix.concepts.labeller_check.measure_agreement", lambda *arguments: 0.98)
     with pytest.raises(CoCoMixError, match=r"in float16 the teacher gives 98\.0% .*asked: at least 99%"):
         label(workshop, tmp_path / "refused", settings=narrow)
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
@@ -143,5 +140,42 @@ def test_a_teacher_without_a_tokenizer_is_checked_by_its_size(workshop: Workshop
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         shutil.copy(workshop.teacher / name, bare / name)
     settings = FitSettings(num_concepts=32, k=4, tokens=512, batch_size=256)
-    report = fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
-    assert report.tokens == 512
+    fitted = fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
+    assert fitted.manifest.report is not None
+    assert fitted.manifest.report.tokens == 512
+
+
+def test_a_teacher_whose_tokenizer_cannot_be_read_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    """It was taken for a teacher without one, and the check of the tokenizer was left out."""
+    teacher = Path(shutil.copytree(workshop.teacher, tmp_path / "teacher"))
+    (teacher / "tokenizer.json").write_text('{"model": {')
+    with pytest.raises(CoCoMixError, match=r"cannot load the tokenizer .*teacher"):
+        fit_on_data(workshop.data, TeacherConfig(model=str(teacher), layer=1), tmp_path / "sae")
+    dictionary = DictionaryConfig(path=str(workshop.dictionary))
+    with pytest.raises(CoCoMixError, match=r"cannot load the tokenizer .*teacher"):
+        label_data(workshop.data, TeacherConfig(model=str(teacher), layer=1), dictionary, tmp_path / "labels")
+
+
+def test_a_dictionary_of_another_block_is_refused_or_forced(workshop: Workshop, tmp_path: Path) -> None:
+    """Neighbouring blocks are so alike that the measures of fit accepted it."""
+    dictionary = DictionaryConfig(path=str(workshop.dictionary))
+    for layer in (0, 2):
+        other = TeacherConfig(model=str(workshop.teacher), layer=layer)
+        with pytest.raises(CoCoMixError, match=f"block 1, not of block {layer}"):
+            label_data(workshop.data, other, dictionary, tmp_path / "labels")
+    forced = TeacherConfig(model=str(workshop.teacher), layer=0)
+    manifest = label_data(workshop.data, forced, dictionary, tmp_path / "labels", force=True)
+    assert manifest is not None
+    assert manifest.layer == 0
+
+
+def test_a_fitted_dictionary_asked_for_again_is_there_already(workshop: Workshop, tmp_path: Path) -> None:
+    settings = FitSettings(num_concepts=32, k=4, tokens=512, batch_size=256)
+    teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
+    first = fit_on_data(workshop.data, teacher, tmp_path / "sae", settings)
+    written = (tmp_path / "sae" / "manifest.json").stat().st_mtime_ns
+    again = fit_on_data(workshop.data, teacher, tmp_path / "sae", settings)
+    assert again.manifest == first.manifest
+    assert (tmp_path / "sae" / "manifest.json").stat().st_mtime_ns == written
+    with pytest.raises(AlreadyExists, match=r"settings\.k"):
+        fit_on_data(workshop.data, teacher, tmp_path / "sae", settings.model_copy(update={"k": 5}))

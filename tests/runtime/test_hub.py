@@ -1,13 +1,16 @@
-"""Loading pretrained models: what the library underneath shows while it does."""
+"""Loading pretrained models and tokenizers: what is shown meanwhile, and what is absent rather than unreadable."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import transformers
 from transformers import modeling_gguf_pytorch_utils
 
+from cocomix.runtime import hub
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_causal_lm
+from cocomix.runtime.hub import NoTokenizer, load_causal_lm, load_tokenizer
+from tests.workshop import Workshop
 
 
 def test_the_bar_of_gguf_files_can_be_switched_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +35,30 @@ def test_a_model_that_is_still_being_made_is_not_looked_for_on_the_hub(
     for name in ("./runs/nowhere", str(tmp_path / "nowhere"), "runs/a/nowhere"):
         with pytest.raises(CoCoMixError, match=f"{name} does not exist"):
             load_causal_lm(name)
+
+
+def test_a_folder_with_weights_only_holds_no_tokenizer(workshop: Workshop, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(workshop.teacher / name, tmp_path / name)
+    with pytest.raises(NoTokenizer, match=tmp_path.name):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_cannot_be_read_is_not_taken_for_an_absent_one(
+    workshop: Workshop, tmp_path: Path, file: str
+) -> None:
+    folder = Path(shutil.copytree(workshop.teacher, tmp_path / "teacher"))
+    (folder / file).write_text("{")
+    with pytest.raises(CoCoMixError, match="teacher") as caught:
+        load_tokenizer(str(folder))
+    assert not isinstance(caught.value, NoTokenizer)
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_repository_holds_no_tokenizer_only_if_the_hub_said_so(monkeypatch: pytest.MonkeyPatch, absent: bool) -> None:
+    known = hub._CACHED_NO_EXIST if absent else None  # None: nothing is known, because the hub was not reached
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *arguments, **options: known)
+    with pytest.raises(CoCoMixError, match="some/weights") as caught:
+        load_tokenizer("some/weights")
+    assert isinstance(caught.value, NoTokenizer) is absent

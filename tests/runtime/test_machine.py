@@ -89,10 +89,10 @@ def test_threads_that_wait_for_busy_cores(
 
 def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
-    monkeypatch.setattr(doctor, "_available_memory", lambda: 2**28)
+    monkeypatch.setattr(doctor, "available_memory", lambda device: 2**28)
     assert line("threads", tmp_path).advice.startswith("set OMP_NUM_THREADS=")
     assert line("memory", tmp_path).value == "0.2 GiB free"
-    monkeypatch.setattr(doctor, "_available_memory", lambda: None)
+    monkeypatch.setattr(doctor, "available_memory", lambda device: None)
     assert line("memory", tmp_path).state == "warn"
 
 

@@ -52,7 +52,7 @@ def test_a_teacher_or_dictionary_of_the_same_name(
         with pytest.raises(Killed):  # whole ones are trained on
             train(recipe(workshop, teacher, dictionary, **given), output)
     change(dictionary / "sae_weights.safetensors")  # `cocomix verify` finds it: training reads what `sae` noted
-    (dictionary / "fit.json").unlink()
+    (dictionary / "manifest.json").unlink()
     with pytest.raises(
         CoCoMixError, match=r"labels was made with another dictionary than the recipe's dictionary.path"
     ):

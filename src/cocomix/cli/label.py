@@ -65,8 +65,9 @@ def label(
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
     from cocomix.cli.label_sources import label_sources
+    from cocomix.concepts import dictionary_layer
     from cocomix.labelling import RaySettings, ShardPart, finish_labels
-    from cocomix.labelling.pipeline import label_data, layer_of_dictionary
+    from cocomix.labelling.pipeline import label_data
 
     folder, reporter = output or data / "labels", ConsoleReporter()
     if finish:
@@ -89,7 +90,7 @@ def label(
         layer=layer,
         revision=revision,
         assignments=assignments or (),
-        layer_of=layer_of_dictionary,
+        layer_of=dictionary_layer,
     )
     manifest = label_data(
         data,

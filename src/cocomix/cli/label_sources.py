@@ -33,7 +33,7 @@ def label_sources(
     layer: int | None,
     assignments: Sequence[str],
     revision: str | None = None,
-    layer_of: Callable[[str], int],
+    layer_of: Callable[[DictionaryConfig], int],
 ) -> LabelSources:
     """Put together where labels come from: a recipe, and options that override it.
 
@@ -71,7 +71,8 @@ def label_sources(
         values[key] = parse_yaml(text, f"--set {assignment}")
     try:
         settings = LabelSettings.model_validate(values)
-        source = TeacherConfig(model=model, layer=layer_of(path) if layer is None else layer, revision=revision)
+        used = DictionaryConfig(path=path, sae_id=sae_id, fingerprint=pinned)
+        source = TeacherConfig(model=model, layer=layer_of(used) if layer is None else layer, revision=revision)
     except ValidationError as error:
         raise CoCoMixError(f"label settings: {describe_validation_error(error)}.") from None
-    return LabelSources(source, DictionaryConfig(path=path, sae_id=sae_id, fingerprint=pinned), settings)
+    return LabelSources(source, used, settings)

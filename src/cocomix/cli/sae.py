@@ -6,7 +6,6 @@ import typer
 
 from cocomix.cli.options import AsJson, DataFolder, Output
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 
 __all__ = ["sae"]
 
@@ -31,7 +30,7 @@ def sae(
     """
     from cocomix.concepts import FitSettings
     from cocomix.concepts.sources import TeacherConfig
-    from cocomix.labelling.pipeline import fit_on_data
+    from cocomix.labelling.fitting import fit_on_data
     from cocomix.runtime.threads import choose_threads
 
     settings = FitSettings(
@@ -39,6 +38,6 @@ def sae(
     )
     choose_threads()
     source = TeacherConfig(model=teacher, layer=layer, revision=revision)
-    report = fit_on_data(data, source, output, settings, ConsoleReporter())
+    dictionary = fit_on_data(data, source, output, settings)
     if json_output:
-        print_json(report.model_dump(mode="json"))
+        print_json(dictionary.manifest.model_dump(mode="json"))

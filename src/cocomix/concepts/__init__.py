@@ -2,9 +2,11 @@
 
 from cocomix.concepts.agreement import label_agreement, measure_agreement, require_agreement
 from cocomix.concepts.aligned import AlignedTeacher
-from cocomix.concepts.check import DictionaryFit, measure_fit, require_fit
+from cocomix.concepts.check import measure_fit, require_fit
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
-from cocomix.concepts.fit import FitReport, FitSettings, fit_dictionary
+from cocomix.concepts.dictionary_folder import Dictionary, DictionaryFit, DictionaryManifest, FitReport, FitSettings
+from cocomix.concepts.fingerprints import model_fingerprint
+from cocomix.concepts.fit import fit_dictionary, fit_identity
 from cocomix.concepts.labeller import (
     IGNORE,
     AnyLabellerConfig,
@@ -18,6 +20,7 @@ from cocomix.concepts.labeller import (
     labeller_kinds,
     register_labeller,
 )
+from cocomix.concepts.labeller_check import SAMPLE_TOKENS, LabellerCheck, check_labeller
 from cocomix.concepts.labellers import (
     ActivationLabeller,
     AttributionLabeller,
@@ -26,12 +29,13 @@ from cocomix.concepts.labellers import (
     TeacherLabellerConfig,
     TokenLookupLabeller,
 )
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, open_concept_teacher
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer, open_concept_teacher
 from cocomix.concepts.teacher import ConceptTeacher, TeacherSource, check_tokenizer, load_teacher
-from cocomix.concepts.tokens import TokenShardLike
+from cocomix.concepts.tokens import TokenBlocksLike, TokenShardLike, first_blocks, spread_blocks
 
 __all__ = [
     "IGNORE",
+    "SAMPLE_TOKENS",
     "ActivationLabeller",
     "AlignedTeacher",
     "AnyLabellerConfig",
@@ -40,11 +44,14 @@ __all__ = [
     "ConceptLabeller",
     "ConceptLabels",
     "ConceptTeacher",
+    "Dictionary",
     "DictionaryConfig",
     "DictionaryFit",
+    "DictionaryManifest",
     "FitReport",
     "FitSettings",
     "FittedLabeller",
+    "LabellerCheck",
     "LabellerConfig",
     "RandomLabeller",
     "SparseCodes",
@@ -52,20 +59,27 @@ __all__ = [
     "TeacherLabeller",
     "TeacherLabellerConfig",
     "TeacherSource",
+    "TokenBlocksLike",
     "TokenLookupLabeller",
     "TokenShardLike",
     "build_labeller",
+    "check_labeller",
     "check_tokenizer",
     "compare_fingerprints",
+    "dictionary_layer",
+    "first_blocks",
     "fit_dictionary",
+    "fit_identity",
     "label_agreement",
     "labeller_config",
     "labeller_kinds",
     "load_teacher",
     "measure_agreement",
     "measure_fit",
+    "model_fingerprint",
     "open_concept_teacher",
     "register_labeller",
     "require_agreement",
     "require_fit",
+    "spread_blocks",
 ]

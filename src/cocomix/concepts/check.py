@@ -2,67 +2,36 @@
 
 Two measures on a batch of text, as the field reports them:
 
-- **FVU**, the fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over positions, 0 is perfect, 1 is no
-better
-  than the mean. It is taken where the dictionary works: after the layer norm for `normalize="layer_norm"`. Raw hidden
-  states of many models have a few positions with norms a hundred times the others', which would decide the figure
-  alone.
+- **FVU**, the fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over positions. 0 is perfect, 1 is no
+  better than the mean. It is taken where the dictionary works: after the layer norm for `normalize="layer_norm"`. Raw
+  hidden states of many models have a few positions with norms a hundred times the others', which would decide the
+  figure alone.
 - **Cross-entropy recovered**: (CE_zero − CE_dictionary) / (CE_zero − CE_clean), the next-token loss with the hidden
-state
-  replaced by its reconstruction, on a scale from 0 (replaced by zeros) to 1 (left alone). Zero rather than mean
+  state replaced by its reconstruction, on a scale from 0 (replaced by zeros) to 1 (left alone). Zero rather than mean
   ablation, because SAELens and most published figures use it; it is the more generous of the two.
 
 A begin-of-text token is left out of the first and left alone in the second, as in SAELens.
 """
 
+import logging
 from collections.abc import Callable
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from cocomix.concepts.decoder import target_mask
+from cocomix.concepts.dictionary_folder import DictionaryFit
 from cocomix.concepts.teacher import ConceptTeacher
-from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["MAXIMAL_FVU", "MINIMAL_CE_RECOVERED", "DictionaryFit", "measure_fit", "require_fit"]
+__all__ = ["MAXIMAL_FVU", "MINIMAL_CE_RECOVERED", "measure_fit", "require_fit"]
+
+logger = logging.getLogger(__name__)
 
 # Our choice. A dictionary on its own layer reaches an FVU of 0.05 to 0.3 and recovers 0.9 or more; on another model or
 # a far layer it explains less than nothing. The limits lie well between the two.
 MAXIMAL_FVU = 0.5
 MINIMAL_CE_RECOVERED = 0.5
-
-
-class DictionaryFit(BaseModel):
-    """How well a dictionary describes a layer; see the module's text for the definitions.
-
-    Attributes:
-        fvu: fraction of variance unexplained.
-        ce_clean: the teacher's own next-token loss, nats/token.
-        ce_dictionary: the loss with the layer's output replaced by its reconstruction.
-        ce_zero: the loss with the layer's output replaced by zeros.
-        positions: how many hidden states were compared.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fvu: float
-    ce_clean: float
-    ce_dictionary: float
-    ce_zero: float
-    positions: int
-
-    @property
-    def ce_recovered(self) -> float | None:
-        """Cross-entropy recovered; None where zeros do not hurt the teacher, so that there is nothing to recover."""
-        lost = self.ce_zero - self.ce_clean
-        return (self.ce_zero - self.ce_dictionary) / lost if lost > 0 else None
-
-    def describe(self) -> str:
-        """Both numbers, for messages."""
-        recovered = "undefined" if self.ce_recovered is None else f"{self.ce_recovered:.3f}"
-        return f"FVU {self.fvu:.3f}, cross-entropy recovered {recovered}"
 
 
 @torch.no_grad()
@@ -123,7 +92,6 @@ def require_fit(
     *,
     force: bool = False,
     remedy: str = "check the layer and the SAE",
-    reporter: Reporter | None = None,
 ) -> None:
     """Refuse a dictionary that does not describe the teacher's layer.
 
@@ -132,7 +100,6 @@ def require_fit(
         teacher: for the message.
         force: warn instead of refusing.
         remedy: what to do about it, for the message.
-        reporter: where the warning goes.
 
     Raises:
         CoCoMixError: FVU above `MAXIMAL_FVU` or cross-entropy recovered below `MINIMAL_CE_RECOVERED` (or not a number),
@@ -147,4 +114,4 @@ def require_fit(
     )
     if not force:
         raise CoCoMixError(f"{problem}; {remedy}, or use --force.")
-    (reporter or SilentReporter()).warn(f"{problem}; used all the same.")
+    logger.warning("%s; used all the same.", problem)

@@ -4,6 +4,7 @@ A dictionary turns a teacher's hidden state `h` [d_model] into a few active conc
 
     x = (h − mean) / (std + 1e-5)      only with `normalize="layer_norm"`; std is the unbiased one
     x = h / std                        only with `normalize="constant_norm"`; std = ‖h‖ / √d_model, mean = 0
+    x = h − mean                       only with `normalize="centre"`; std = 1
     pre = (x − b_dec) W_enc + b_enc    [n_concepts]; b_dec is subtracted only with `subtract_b_dec`
     c = activation(pre)                TopK, JumpReLU or ReLU
     ĥ = (c W_dec + b_dec) · std + mean
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.artifacts.hashing import tensor_sha256
-from cocomix.artifacts.output import fingerprint_json
+from cocomix.artifacts import fingerprint_json, tensor_sha256
+from cocomix.concepts.releases import open_sae
+from cocomix.concepts.saelens import Normalization, SaeParts, write_sae
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "Normalization", "SparseCodes", "layer_normalize"]
+__all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "SparseCodes", "layer_normalize"]
 
 DictionaryKind = Literal["topk", "jumprelu", "relu"]
-Normalization = Literal["layer_norm", "constant_norm", "none"]
 
 _LAYER_NORM_EPS = 1e-5
 _CHUNK_ELEMENTS = 2**24  # pre-activations held at once: 64 MiB in float32 (our choice: fits caches of a small server)
@@ -38,7 +39,7 @@ class InputStatistics(NamedTuple):
 
     Attributes:
         mean: [..., 1].
-        std: [..., 1], unbiased, without the 1e-5 that the division adds; or ‖h‖ / √d_model.
+        std: [..., 1], unbiased, without the 1e-5 that the division adds; ‖h‖ / √d_model; or 1.
     """
 
     mean: Tensor
@@ -76,6 +77,16 @@ def norm_rescale(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
     return hidden / scale.clamp_min(1e-12), InputStatistics(torch.zeros_like(scale), scale)
 
 
+def centre(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
+    """Hidden states with the mean 0 over the last dimension, and what was taken out.
+
+    What TransformerLens' `center_writing_weights` makes of a model with layer norms: they take the mean out anyway, so
+    the model computes the same.
+    """
+    mean = hidden.mean(dim=-1, keepdim=True)
+    return hidden - mean, InputStatistics(mean, torch.ones_like(mean))
+
+
 @dataclass(frozen=True, eq=False)
 class ConceptDictionary:
     """A sparse autoencoder used as a dictionary of concepts. Build it with `from_tensors` or `from_sae_lens`.
@@ -88,11 +99,12 @@ class ConceptDictionary:
         kind: `topk`, `jumprelu` (also what SAELens makes of BatchTopK at inference) or `relu`.
         k: active concepts per position; TopK only.
         threshold: [n_concepts], a pre-activation must exceed it; JumpReLU only.
-        normalize: `layer_norm`, `constant_norm` or `none`.
+        normalize: `layer_norm`, `constant_norm`, `centre` or `none`.
         subtract_b_dec: whether b_dec is subtracted from the (normalised) input.
         name: where it came from, for people.
         prepend_bos: whether it is said to be fitted on contexts that begin with a begin-of-text token; `None` where
             nothing is said. It changes no number, and is not always true (see `cocomix.concepts.saelens`).
+        layer: 0-based index of the block whose output it is said to be fitted on; `None` where nothing is said.
     """
 
     W_enc: Tensor
@@ -106,6 +118,7 @@ class ConceptDictionary:
     subtract_b_dec: bool
     name: str
     prepend_bos: bool | None = None
+    layer: int | None = None
 
     @classmethod
     def from_tensors(
@@ -121,6 +134,7 @@ class ConceptDictionary:
         subtract_b_dec: bool = True,
         name: str = "tensors",
         prepend_bos: bool | None = None,
+        layer: int | None = None,
     ) -> "ConceptDictionary":
         """Build a dictionary from weights in SAELens' orientation.
 
@@ -135,6 +149,7 @@ class ConceptDictionary:
             subtract_b_dec: SAELens' `apply_b_dec_to_input`.
             name: for messages and manifests.
             prepend_bos: see the attribute.
+            layer: see the attribute.
 
         Raises:
             CoCoMixError: shapes that do not fit, a k out of range, or both `k` and `threshold`.
@@ -173,14 +188,27 @@ class ConceptDictionary:
             subtract_b_dec=subtract_b_dec,
             name=name,
             prepend_bos=prepend_bos,
+            layer=layer,
         )
 
     @classmethod
     def from_sae_lens(cls, release_or_path: str | Path, sae_id: str | None = None) -> "ConceptDictionary":
-        """Load an SAE with SAELens: a folder it saved, or a release and an id; see `cocomix.concepts.saelens`."""
-        from cocomix.concepts.saelens import load_sae_lens
+        """Load a SAELens autoencoder, in float32 on the CPU.
 
-        return load_sae_lens(str(release_or_path), sae_id)
+        Args:
+            release_or_path: a folder that SAELens or `cocomix sae` wrote, or its URL; or, with `sae_id`, a release of
+                SAELens' registry or a repository of the hub.
+            sae_id: which autoencoder of the release, e.g. `blocks.5.hook_resid_post`.
+
+        Raises:
+            CoCoMixError: there is none, it is damaged, or what it computes is not known here.
+        """
+        return cls.from_tensors(**open_sae(str(release_or_path), sae_id)._asdict())
+
+    def save(self, folder: Path) -> None:
+        """Write `cfg.json` and `sae_weights.safetensors` as SAELens saves an SAE for inference, over what is there."""
+        options = {name: getattr(self, name) for name in SaeParts._fields}
+        write_sae(SaeParts(**options), folder)
 
     @property
     def d_model(self) -> int:
@@ -193,7 +221,7 @@ class ConceptDictionary:
         return self.W_enc.shape[1]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over settings and weights; the name, `prepend_bos` and the device do not count."""
+        """SHA-256 (hex) over settings and weights; the name, `prepend_bos`, `layer` and the device do not count."""
         settings = {
             "kind": self.kind,
             "k": self.k,
@@ -213,6 +241,8 @@ class ConceptDictionary:
         hidden = hidden.to(self.W_enc.dtype)
         if self.normalize == "layer_norm":
             return layer_normalize(hidden)
+        if self.normalize == "centre":
+            return centre(hidden)
         return norm_rescale(hidden) if self.normalize == "constant_norm" else (hidden, None)
 
     def pre_activations(self, hidden: Tensor) -> Tensor:

@@ -8,166 +8,105 @@ which revives dead concepts, works (it refuses its own input normalisation). The
 it was trained on.
 """
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from cocomix.artifacts.output import staged_directory, write_json
-from cocomix.concepts.check import DictionaryFit, measure_fit
+from cocomix.concepts.check import measure_fit
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
+from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, FitReport, FitSettings
 from cocomix.concepts.fingerprints import model_fingerprint
-from cocomix.concepts.saelens import import_sae_lens
+from cocomix.concepts.releases import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher
-from cocomix.concepts.tokens import TokenShardLike
-from cocomix.runtime.console import Reporter, SilentReporter
+from cocomix.concepts.tokens import TokenBlocksLike
+from cocomix.runtime.console import progress
+from cocomix.runtime.device import available_memory
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["FitReport", "FitSettings", "fit_dictionary"]
+__all__ = ["fit_dictionary", "fit_identity", "memory_needed"]
+
+logger = logging.getLogger(__name__)
 
 _CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the device
+# Copies held at once in float32: of the weights, with their gradients and Adam's two moments; and of a batch's dense
+# activations, with their gradients and those of the loss for dead concepts (measured: 3 to 8, more with more dead).
+_WEIGHT_COPIES, _BATCH_COPIES = 4, 8
 
 
-class FitSettings(BaseModel):
-    """How a dictionary is fitted.
-
-    Attributes:
-        num_concepts: latents of the autoencoder (C).
-        k: active latents per position (K_SAE).
-        tokens: positions to train on; read again from the start, in another order, if the data has fewer.
-        batch_size: positions per step.
-        learning_rate: of Adam, after a warm-up over the first 5% of the steps and until a linear decay over the last
-            20%.
-        dead_after_tokens: a latent that was active at none of the last so many training positions counts as dead.
-        forward_tokens: tokens per forward pass of the teacher.
-        seed: of the initial weights and the order of the blocks.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_concepts: int = Field(default=2048, ge=2)
-    k: int = Field(default=16, ge=1)
-    tokens: int = Field(default=500_000, ge=1)
-    batch_size: int = Field(default=1024, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
-    dead_after_tokens: int = Field(default=20_000, ge=1)
-    forward_tokens: int = Field(default=4096, ge=1)
-    seed: int = 0
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-        return max(1, self.tokens // self.batch_size)
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The given learning rate, or the one that follows from `num_concepts`."""
-        return self.learning_rate if self.learning_rate is not None else 8e-3 * (2048 / self.num_concepts) ** 0.5
+def fit_identity(teacher: str, layer: int, settings: FitSettings, **origin: Any) -> dict[str, Any]:
+    """What determines a fitted dictionary, as JSON; `origin` is `tokens`, `revision` and `bos_token_id`."""
+    return {"teacher": teacher, "layer": layer, **origin, "settings": settings.model_dump(mode="json")}
 
 
-class FitReport(BaseModel):
-    """What was fitted on what, and how well; written as `fit.json` beside the autoencoder.
-
-    Attributes:
-        teacher: name and fingerprint.
-        layer: 0-based index of the block whose output was fitted.
-        settings: as given.
-        fit: FVU and cross-entropy on held-out blocks.
-        ce_recovered: as `DictionaryFit.ce_recovered`.
-        dead_concepts: latents active at none of the last `dead_after_tokens` training positions.
-        tokens: positions trained on.
-        seconds: training alone.
-        tokens_per_second: training alone.
-        sae_lens_version: of the trainer.
-        dictionary_fingerprint: `ConceptDictionary.fingerprint` of the result.
-        data_fingerprint: of the prepared data; `None` where it came from elsewhere.
-        format_version: of this file.
-        cocomix_version: that fitted it; `None` in files from before this was recorded.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    teacher: dict[str, str]
-    layer: int
-    settings: FitSettings
-    fit: DictionaryFit
-    ce_recovered: float | None
-    dead_concepts: int
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    sae_lens_version: str
-    dictionary_fingerprint: str
-    data_fingerprint: str | None = None
-    format_version: Literal[1] = 1
-    cocomix_version: str | None = None
+def memory_needed(settings: FitSettings, d_model: int) -> int:
+    """Bytes that training takes at least, beside the teacher."""
+    weights = 2 * d_model * settings.num_concepts
+    return 4 * (_WEIGHT_COPIES * weights + _BATCH_COPIES * settings.batch_size * settings.num_concepts)
 
 
 def fit_dictionary(
     model: PreTrainedModel,
     layer: int,
-    shards: Sequence[TokenShardLike],
+    blocks: TokenBlocksLike,
     evaluation: Tensor,
     output: Path,
     settings: FitSettings | None = None,
     *,
     teacher_name: str | None = None,
-    data_fingerprint: str | None = None,
+    tokens_fingerprint: str | None = None,
+    revision: str | None = None,
     bos_token_id: int | None = None,
-    reporter: Reporter | None = None,
-) -> FitReport:
-    """Fit a TopK autoencoder to the output of block `layer` and save it as a SAELens folder.
+) -> Dictionary:
+    """Fit a TopK autoencoder to the output of block `layer` and save it as a SAELens folder with a manifest.
 
     Args:
         model: the teacher; frozen.
         layer: 0-based index of the block.
-        shards: training tokens.
+        blocks: training tokens.
         evaluation: held-out token ids, int64 [blocks, seq]; a few thousand tokens.
-        output: folder to write: `cfg.json`, `sae_weights.safetensors` (SAELens' own files) and `fit.json`.
+        output: folder to write, see `cocomix.concepts.dictionary_folder`.
         settings: see `FitSettings`.
-        teacher_name: for the report; the model's own record by default.
-        data_fingerprint: likewise, of the prepared data.
+        teacher_name: for the manifest; the model's own record by default.
+        tokens_fingerprint: likewise, of the prepared data.
+        revision: likewise, of the teacher on the hub.
         bos_token_id: what every block begins with, which is left out; `None` where that is text.
-        reporter: gets the progress in tokens and the result.
 
     Raises:
-        CoCoMixError: SAELens is missing, `layer` or `k` is out of range, there are no tokens, the loss is not finite,
-            or `output` exists.
+        CoCoMixError: SAELens is missing, `layer` or `k` is out of range, there are no tokens, the memory does not
+            suffice, the loss is not finite, or `output` exists.
     """
     settings = settings or FitSettings()
-    reporter = reporter or SilentReporter()
     if settings.k > settings.num_concepts:
         raise CoCoMixError(
             f"k = {settings.k} active concepts cannot be more than num_concepts = {settings.num_concepts}."
         )
-    if not any(shard.num_blocks for shard in shards):
+    if len(blocks) == 0:
         raise CoCoMixError("there are no token blocks to fit a dictionary on; prepare a larger corpus.")
     name = teacher_name if teacher_name is not None else str(model.config.name_or_path)
     sae_lens = import_sae_lens()
     decoder = FrozenDecoder(model, layer)
-    with staged_directory(output) as folder:
+    _require_memory(settings, decoder)
+    identity = fit_identity(
+        name, layer, settings, tokens=tokens_fingerprint, revision=revision, bos_token_id=bos_token_id
+    )
+    with Dictionary.create(output, identity=identity) as staging:
         started = time.perf_counter()
-        trainer = _train(sae_lens, decoder, shards, settings, name, bos_token_id is not None, reporter)
+        trainer = _train(sae_lens, decoder, blocks, settings, name, bos_token_id is not None)
         seconds = time.perf_counter() - started
         trainer.sae.cfg.normalize_activations = "layer_norm"
-        trainer.sae.save_inference_model(folder)
-        dictionary = ConceptDictionary.from_sae_lens(str(folder))
-        teacher = ConceptTeacher(model, dictionary, layer, name=name, bos_token_id=bos_token_id)
-        fit = measure_fit(teacher, evaluation)
+        trainer.sae.save_inference_model(staging.path)
+        dictionary = ConceptDictionary.from_sae_lens(staging.path)
+        fit = measure_fit(ConceptTeacher(model, dictionary, layer, name=name, bos_token_id=bos_token_id), evaluation)
         report = FitReport(
-            teacher={"name": name, "fingerprint": model_fingerprint(model)},
-            layer=layer,
-            settings=settings,
             fit=fit,
             ce_recovered=fit.ce_recovered,
             dead_concepts=int(trainer.dead_neurons.sum()),
@@ -175,29 +114,52 @@ def fit_dictionary(
             seconds=seconds,
             tokens_per_second=trainer.n_training_samples / seconds,
             sae_lens_version=sae_lens.__version__,
-            dictionary_fingerprint=dictionary.fingerprint(),
-            data_fingerprint=data_fingerprint,
-            cocomix_version=version("cocomix"),
         )
-        write_json(folder / "fit.json", report.model_dump(mode="json"))
-    reporter.say(
-        f"fitted {settings.num_concepts:,} concepts to block {layer} in {output}: {fit.describe()}, "
-        f"{report.dead_concepts:,} dead, {report.tokens_per_second:,.0f} tokens/s"
+        made_from = {"teacher": model_fingerprint(model), "tokens": tokens_fingerprint}
+        staging.finish(
+            DictionaryManifest(
+                made_from={role: found for role, found in made_from.items() if found is not None},
+                num_concepts=settings.num_concepts,
+                dictionary_fingerprint=dictionary.fingerprint(),
+                teacher=name,
+                layer=layer,
+                settings=settings,
+                report=report,
+            )
+        )
+    logger.info(
+        "fitted %s concepts to block %d in %s: %s, %s dead, %s tokens/s",
+        f"{settings.num_concepts:,}",
+        layer,
+        output,
+        fit.describe(),
+        f"{report.dead_concepts:,}",
+        f"{report.tokens_per_second:,.0f}",
     )
-    return report
+    return Dictionary.open(output)
+
+
+def _require_memory(settings: FitSettings, decoder: FrozenDecoder) -> None:
+    """Refuse sizes for which the system would end the process without a word."""
+    needed, there = memory_needed(settings, decoder.d_model), available_memory(decoder.device)
+    if there is not None and needed > there:
+        raise CoCoMixError(
+            f"fitting num_concepts = {settings.num_concepts:,} to hidden states of width {decoder.d_model} in batches "
+            f"of {settings.batch_size:,} takes about {needed / 2**30:,.1f} GiB of memory, and {there / 2**30:,.1f} GiB "
+            f"are free on {decoder.device}; lower num_concepts or batch_size."
+        )
 
 
 def _train(
     sae_lens: Any,
     decoder: FrozenDecoder,
-    shards: Sequence[TokenShardLike],
+    blocks: TokenBlocksLike,
     settings: FitSettings,
     name: str,
     after_bos: bool,
-    reporter: Reporter,
 ) -> Any:
     """Run SAELens' `SAETrainer` step by step, with our progress in place of its own; returns the trainer."""
-    batches = _activations(decoder, shards, settings, after_bos)
+    batches = _activations(decoder, blocks, settings, after_bos)
     first = next(batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -211,7 +173,7 @@ def _train(
         )
     metadata = sae.cfg.metadata
     metadata.model_name, metadata.hook_name = name, decoder.hook_name
-    metadata.prepend_bos, metadata.context_size = after_bos, int(shards[0].read().shape[1])
+    metadata.prepend_bos, metadata.context_size = after_bos, len(blocks[0]["input_ids"])
     with torch.no_grad():
         sae.b_dec.copy_(first.mean(dim=0))
     trainer = sae_lens.SAETrainer(
@@ -229,7 +191,7 @@ def _train(
         sae=sae,
         data_provider=batches,
     )
-    with reporter.progress("fit dictionary", settings.steps * settings.batch_size, "tokens") as advance:
+    with progress("fit dictionary", settings.steps * settings.batch_size, "tokens") as advance:
         for step in range(settings.steps):
             trainer.maybe_reset_sparsity()
             result = trainer.step(first if step == 0 else next(batches))
@@ -262,7 +224,7 @@ def sparse_decoding_sae(sae_lens: Any) -> Any:
 
 
 def _activations(
-    decoder: FrozenDecoder, shards: Sequence[TokenShardLike], settings: FitSettings, after_bos: bool
+    decoder: FrozenDecoder, blocks: TokenBlocksLike, settings: FitSettings, after_bos: bool
 ) -> Iterator[Tensor]:
     """Endless batches [batch_size, d_model] of layer-normalised hidden states, blocks in a random order per pass.
 
@@ -270,9 +232,8 @@ def _activations(
     """
     pending: list[Tensor] = []
     waiting = 0
-    for blocks in _block_batches(shards, settings):
-        input_ids = torch.from_numpy(blocks.astype(np.int64)).to(decoder.device)
-        hidden = decoder.hidden_states(input_ids)[:, int(after_bos) :].float()
+    for input_ids in _block_batches(blocks, settings):
+        hidden = decoder.hidden_states(input_ids.to(decoder.device))[:, int(after_bos) :].float()
         states, _ = layer_normalize(hidden.flatten(0, 1))  # [positions, d_model]
         pending.append(states)
         waiting += len(states)
@@ -282,14 +243,11 @@ def _activations(
             pending, waiting = [joined[settings.batch_size :]], waiting - settings.batch_size
 
 
-def _block_batches(shards: Sequence[TokenShardLike], settings: FitSettings) -> Iterator[NDArray[Any]]:
-    """Endless groups of token blocks [blocks, seq], about `forward_tokens` each."""
+def _block_batches(blocks: TokenBlocksLike, settings: FitSettings) -> Iterator[Tensor]:
+    """Endless groups of token blocks, int64 [blocks, seq], about `forward_tokens` each."""
     generator = np.random.default_rng(settings.seed)
-    ends = np.cumsum([shard.num_blocks for shard in shards])
+    block_size = len(blocks[0]["input_ids"])
     while True:
-        order = generator.permutation(int(ends[-1]))
-        block_size = shards[0].read().shape[1]
+        order = generator.permutation(len(blocks))
         for group in np.array_split(order, max(1, len(order) * block_size // settings.forward_tokens)):
-            members = np.searchsorted(ends, group, side="right")
-            starts = np.concatenate([[0], ends])[members]
-            yield np.stack([shards[member].read()[row] for member, row in zip(members, group - starts, strict=True)])
+            yield torch.stack([blocks[int(index)]["input_ids"] for index in group])

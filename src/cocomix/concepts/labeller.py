@@ -132,8 +132,10 @@ class LabellerKind(Protocol):
     config_type: ClassVar[type[LabellerConfig]]
 
     @classmethod
-    def build(cls, config: Any, *, device: torch.device | str | None, bos_token_id: int | None) -> ConceptLabeller:
-        """Load what the labeller needs; arguments as in `build_labeller`."""
+    def build(
+        cls, config: Any, *, device: torch.device | str | None, bos_token_id: int | None, force: bool = False
+    ) -> ConceptLabeller:
+        """Load what the labeller needs; arguments as in `build_labeller`, of which `force` is given only if set."""
         ...
 
 
@@ -187,6 +189,7 @@ def build_labeller(
     device: torch.device | str | None = None,
     bos_token_id: int | None = None,
     tables: Mapping[str, Tensor] | None = None,
+    force: bool = False,
 ) -> ConceptLabeller:
     """Load a labeller.
 
@@ -195,11 +198,13 @@ def build_labeller(
         device: where its models run; the CPU if None.
         bos_token_id: the token every text begins with, which gets no labels; None if texts begin with text.
         tables: what an earlier `fit` learned, for a kind that has one.
+        force: warn of what does not fit together where that is possible.
 
     Raises:
         CoCoMixError: something cannot be loaded or does not fit together.
     """
-    labeller = _labeller_class(config.kind).build(config, device=device, bos_token_id=bos_token_id)
+    options = {"force": True} if force else {}
+    labeller = _labeller_class(config.kind).build(config, device=device, bos_token_id=bos_token_id, **options)
     if tables:
         if not isinstance(labeller, FittedLabeller):
             raise CoCoMixError(f"a labeller of kind {config.kind!r} learns no tables, but some were given.")

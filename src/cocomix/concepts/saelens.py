@@ -1,139 +1,272 @@
-"""Reading SAEs that SAELens can load.
+"""SAELens' folders, read and written without SAELens: `cfg.json` and `sae_weights.safetensors`.
 
-What determines the numbers is taken off the loaded object: weights, activation, normalisation. SAELens keeps the
-normalisation statistics of the last input on its module; our functional form does not.
+Two forms of `cfg.json` are in use. Since version 6, notes about the training, such as the hook's name, lie in
+`metadata`; before, all fields lie side by side, and what is missing has the defaults of that time.
 
-Of its notes only `prepend_bos` is kept, to explain a bad fit with. It is no reason to refuse a good one: SAELens writes
-true for configurations older than its version 6 that say nothing, and for Qwen's models, which have no such token.
+Of the notes only the hook's name is a reason to refuse (see `cocomix.concepts.hooks`). `prepend_bos` explains a bad
+fit, but refuses no good one: SAELens writes true for older configurations that say nothing, and for Qwen's models,
+which have no such token.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from cocomix.concepts.dictionary import ConceptDictionary, Normalization
+from cocomix.artifacts import write_text
+from cocomix.concepts.hooks import block_of_hook
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["import_sae_lens", "load_sae_lens", "save_sae_lens"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Normalization",
+    "SaeConfig",
+    "SaeParts",
+    "read_config",
+    "read_weights",
+    "sae_parts",
+    "write_sae",
+]
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+Normalization = Literal["layer_norm", "constant_norm", "centre", "none"]
 
 _NORMALIZATIONS: dict[str, Normalization] = {
     "none": "none",
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm",
 }
-"""SAELens' `normalize_activations` and our names."""
+"""SAELens' `normalize_activations` and our names; `centre` is said otherwise, see `_normalization`."""
+_ARCHITECTURES = {"topk": "topk", "jumprelu": "jumprelu", "standard": "relu"}
+_NOTES = ("hook_name", "hook_name_out", "prepend_bos", "model_from_pretrained_kwargs")
+_CENTRED = {"center_writing_weights": True}
 
 
-def import_sae_lens() -> Any:
-    """The `sae_lens` module, an optional dependency.
+class SaeParts(NamedTuple):
+    """What a dictionary is built from: the arguments of `ConceptDictionary.from_tensors`."""
 
-    Raises:
-        CoCoMixError: it is not installed.
-    """
-    try:
-        import sae_lens
-    except ImportError as error:
-        raise CoCoMixError("sparse autoencoders need SAELens; run: pip install 'cocomix[sae]'.") from error
-    return sae_lens
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    k: int | None
+    threshold: Tensor | None
+    normalize: Normalization
+    subtract_b_dec: bool
+    name: str
+    prepend_bos: bool | None
+    layer: int | None
 
 
-def load_sae_lens(release_or_path: str, sae_id: str | None = None) -> ConceptDictionary:
-    """Load an SAE as a dictionary, in float32 on the CPU.
+class SaeConfig(BaseModel):
+    """The fields of `cfg.json` that are read, in the form of version 6."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    architecture: str
+    d_in: int
+    d_sae: int
+    k: int | None = None
+    rescale_acts_by_decoder_norm: bool = False
+    apply_b_dec_to_input: bool = True
+    normalize_activations: str = "none"
+    reshape_activations: str = "none"
+    activation_fn: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+def read_config(path: Path, name: str, overrides: Mapping[str, Any] | None = None) -> SaeConfig:
+    """Read a `cfg.json` of any version.
 
     Args:
-        release_or_path: a folder written by SAELens (`save_model`, `save_inference_model`) when `sae_id` is None,
-            otherwise a release of its registry or a hub repository.
-        sae_id: which SAE of the release, e.g. `blocks.5.hook_resid_post`.
+        path: the file.
+        name: of the autoencoder, for messages.
+        overrides: fields that the registry of releases sets in place of the file's.
 
     Raises:
-        CoCoMixError: nothing can be loaded from there, the architecture is not one of TopK, BatchTopK (saved for
-            inference), JumpReLU and ReLU, or the input is scaled in a way we cannot reproduce.
+        CoCoMixError: it is missing or damaged.
     """
-    lens = import_sae_lens()
-    name = release_or_path if sae_id is None else f"{release_or_path}/{sae_id}"
-    if release_or_path.endswith(".pt"):
-        raise CoCoMixError(
-            f"{release_or_path} is not read as it is; convert it once: cocomix import {release_or_path} -o FOLDER."
-        )
-    if sae_id is None and not Path(release_or_path).is_dir():
-        raise CoCoMixError(
-            f"{release_or_path} is not a folder with an SAE; to load a SAELens release, also give the id of its SAE."
-        )
     try:
-        if sae_id is None:
-            sae = lens.SAE.load_from_disk(release_or_path, device="cpu", dtype="float32")
-        else:
-            sae = lens.SAE.from_pretrained(release_or_path, sae_id, device="cpu", dtype="float32")
-    except Exception as error:  # a damaged configuration or weights can be wrong in as many ways as they have fields
-        raise CoCoMixError(f"SAELens cannot load {name}: {str(error).strip() or type(error).__name__}.") from error
-    return from_sae(sae, name)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        notes = values.get("metadata") or {}
+        version = values.get("sae_lens_version") or notes.get("sae_lens_version") or "0"
+        values |= overrides or {}
+        if int(str(version).split(".")[0]) < 6:
+            return SaeConfig.model_validate(_before_version_6(values))
+        values["metadata"] = {**notes, **{key: value for key, value in (overrides or {}).items() if key in _NOTES}}
+        return SaeConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise CoCoMixError(f"{name} cannot be read: {field} in its {CONFIG}: {first['msg']}.") from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"has no {CONFIG}" if isinstance(error, FileNotFoundError) else f"cannot be read: {CONFIG}: {error}"
+        raise CoCoMixError(f"{name} {reason}; give the folder of an autoencoder that SAELens saved.") from error
 
 
-def from_sae(sae: Any, name: str) -> ConceptDictionary:
-    """Take weights and settings off a loaded SAELens inference object; see `load_sae_lens` for the errors."""
-    architecture = sae.cfg.architecture()
-    if architecture not in ("topk", "jumprelu", "standard"):
+def _before_version_6(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration in the form of version 6, with the defaults that SAELens gives it."""
+    renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+    config = {renamed.get(key, key): value for key, value in values.items()}
+    config = {"architecture": "standard", "prepend_bos": True, **config, "metadata": {}}
+    k = (config.get("activation_fn_kwargs") or {}).get("k")
+    if config.get("activation_fn") == "topk" and k is not None:
+        config |= {"architecture": "topk", "k": k, "activation_fn": None}
+    if isinstance(config.get("normalize_activations"), bool):
+        config["normalize_activations"] = "expected_average_only_in" if config["normalize_activations"] else "none"
+    if config.get("normalize_activations") is None:
+        config["normalize_activations"] = "none"
+    return {**config, "metadata": {name: config[name] for name in _NOTES if name in config}}
+
+
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """Read `sae_weights.safetensors`, in float32 on the CPU.
+
+    Raises:
+        CoCoMixError: it is missing or damaged.
+    """
+    try:
+        return {key: tensor.to(torch.float32) for key, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise CoCoMixError(f"the weights of {name} cannot be read: {error}; save or download them again.") from error
+
+
+def sae_parts(config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale: float | None = None) -> SaeParts:
+    """What determines the numbers: weights, activation, normalisation.
+
+    Args:
+        config: see `read_config`.
+        tensors: see `read_weights`; by SAELens' names.
+        name: of the autoencoder.
+        scale: the factor of `expected_average_only_in` that the registry of releases knows, to be folded in.
+
+    Raises:
+        CoCoMixError: the architecture is none of TopK, BatchTopK (saved for inference), JumpReLU and ReLU, its place in
+            the model is not the output of a block, its input is scaled in a way that cannot be reproduced, or tensors
+            are missing.
+    """
+    if config.architecture not in _ARCHITECTURES or config.activation_fn not in (None, "relu"):
+        what = config.architecture if config.activation_fn in (None, "relu") else config.activation_fn
         raise CoCoMixError(
-            f"{name} is a SAELens SAE of architecture {architecture!r}; known are topk, jumprelu (BatchTopK is saved "
-            "as such) and standard (ReLU)."
+            f"{name} is a SAELens SAE of architecture {what!r}; known are topk, jumprelu (BatchTopK is saved as such) "
+            "and standard (ReLU)."
         )
-    normalize = sae.cfg.normalize_activations
-    if normalize not in _NORMALIZATIONS:
-        raise CoCoMixError(
-            f"{name} scales its input by {normalize!r} and the scale is not folded into its weights; fold it with "
-            "SAELens (fold_activation_norm_scaling_factor) and save it again."
-        )
-    if sae.cfg.reshape_activations != "none":
+    layer = block_of_hook(config.metadata.get("hook_name"), name, config.metadata.get("hook_name_out"))
+    if config.reshape_activations != "none":
         raise CoCoMixError(
             f"{name} reads attention heads (hook_z), not the output of a block; choose a residual-stream SAE."
         )
-    W_enc, b_enc, W_dec = (tensor.detach().to(torch.float32) for tensor in (sae.W_enc, sae.b_enc, sae.W_dec))
-    if architecture == "topk" and sae.cfg.rescale_acts_by_decoder_norm:
+    weights = _known_tensors(config, tensors, name)
+    W_enc, b_enc, W_dec, b_dec = (weights[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    if scale is not None and config.normalize_activations == "expected_average_only_in":
+        config = config.model_copy(update={"normalize_activations": "none"})
+        W_enc, W_dec, b_dec = W_enc * scale, W_dec / scale, b_dec / scale
+    if config.architecture == "topk" and config.rescale_acts_by_decoder_norm:
         # SAELens ranks pre · ‖W_dec row‖ and divides again when decoding: the same as unit rows and a scaled encoder.
         norms = W_dec.norm(dim=-1).clamp(min=1e-8)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-    return ConceptDictionary.from_tensors(
+    return SaeParts(
         W_enc,
         b_enc,
         W_dec,
-        sae.b_dec.detach().to(torch.float32),
-        k=sae.cfg.k if architecture == "topk" else None,
-        threshold=sae.threshold.detach().to(torch.float32) if architecture == "jumprelu" else None,
-        normalize=_NORMALIZATIONS[normalize],
-        subtract_b_dec=bool(sae.cfg.apply_b_dec_to_input),
+        b_dec,
+        k=config.k if config.architecture == "topk" else None,
+        threshold=weights.get("threshold"),
+        normalize=_normalization(config, name),
+        subtract_b_dec=config.apply_b_dec_to_input,
         name=name,
-        prepend_bos=sae.cfg.metadata.get("prepend_bos"),
+        prepend_bos=config.metadata.get("prepend_bos"),
+        layer=layer,
     )
 
 
-def save_sae_lens(dictionary: ConceptDictionary, folder: Path) -> None:
-    """Write a dictionary as SAELens saves an SAE for inference: `cfg.json` and `sae_weights.safetensors`.
+def _known_tensors(config: SaeConfig, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the architecture; refuses missing ones, and others, which would take part in the computation."""
+    found = dict(tensors)
+    if "log_threshold" in found:  # JumpReLU checkpoints of older versions
+        found["threshold"] = found.pop("log_threshold").exp()
+    if "scaling_factor" in found and torch.allclose(found["scaling_factor"], torch.ones(())):
+        del found["scaling_factor"]  # written by versions that never used it
+    wanted = {"W_enc", "b_enc", "W_dec", "b_dec"} | ({"threshold"} if config.architecture == "jumprelu" else set())
+    if found.keys() != wanted or (config.architecture == "topk" and config.k is None):
+        missing = ", ".join(sorted(wanted - found.keys())) or "nothing"
+        extra = ", ".join(sorted(found.keys() - wanted)) or "nothing"
+        raise CoCoMixError(
+            f"{name} is not a complete SAE of architecture {config.architecture!r} (k {config.k}): {missing} is "
+            f"missing from its weights, and {extra} is unknown; save it again with save_inference_model."
+        )
+    if tuple(found["W_enc"].shape) != (config.d_in, config.d_sae):
+        raise CoCoMixError(
+            f"W_enc of {name} has shape {list(found['W_enc'].shape)}, but its {CONFIG} says d_in {config.d_in} and "
+            f"d_sae {config.d_sae}; save it again."
+        )
+    return found
+
+
+def _normalization(config: SaeConfig, name: str) -> Normalization:
+    """How the input is normalised.
+
+    Some were trained on models whose writing weights TransformerLens had centred: then every hidden state has the mean
+    0 over its width. That of the model as it is becomes so by subtracting its mean, which `centre` does.
+    """
+    if config.normalize_activations not in _NORMALIZATIONS:
+        raise CoCoMixError(
+            f"{name} scales its input by {config.normalize_activations!r} and the scale is not folded into its "
+            "weights; fold it with SAELens (fold_activation_norm_scaling_factor) and save it again."
+        )
+    normalize = _NORMALIZATIONS[config.normalize_activations]
+    loading = config.metadata.get("model_from_pretrained_kwargs") or {}
+    if not loading.get("center_writing_weights") or normalize == "layer_norm":  # which centres, too
+        return normalize
+    if normalize != "none":
+        raise CoCoMixError(f"{name} is of a model with center_writing_weights and {normalize!r}, which is not known.")
+    return "centre"
+
+
+def write_sae(parts: SaeParts, folder: Path) -> None:
+    """Write an autoencoder as SAELens saves one for inference.
 
     Args:
-        dictionary: its normalisation and its use of b_dec are written too.
+        parts: its weights and settings.
         folder: files in it are written over.
-
-    Raises:
-        CoCoMixError: SAELens is not installed.
     """
-    lens = import_sae_lens()
-    kinds = {"topk": lens.TopKSAEConfig, "jumprelu": lens.JumpReLUSAEConfig, "relu": lens.StandardSAEConfig}
-    options: dict[str, Any] = {}
-    if dictionary.k is not None:
-        unit = bool((dictionary.W_dec.norm(dim=-1) - 1.0).abs().max() < 1e-6)
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = "topk" if parts.k is not None else "jumprelu" if parts.threshold is not None else "standard"
+    metadata: dict[str, Any] = {"sae_lens_version": "6.0.0"}  # the version of the format
+    if parts.prepend_bos is not None:
+        metadata["prepend_bos"] = parts.prepend_bos
+    if parts.layer is not None:
+        metadata["hook_name"] = f"blocks.{parts.layer}.hook_resid_post"
+    if parts.normalize == "centre":
+        metadata["model_from_pretrained_kwargs"] = _CENTRED
+    theirs = {ours: name for name, ours in _NORMALIZATIONS.items()}
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": parts.W_enc.shape[0],
+        "d_sae": parts.W_enc.shape[1],
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": parts.subtract_b_dec,
+        "normalize_activations": theirs.get(parts.normalize, "none"),
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    if parts.k is not None:
         # With unit rows the setting changes no number, and dashboards, which fold the norms, ask for it.
-        options = {"k": dictionary.k, "rescale_acts_by_decoder_norm": unit}
-    config = kinds[dictionary.kind](
-        d_in=dictionary.d_model,
-        d_sae=dictionary.n_concepts,
-        normalize_activations=next(name for name, ours in _NORMALIZATIONS.items() if ours == dictionary.normalize),
-        apply_b_dec_to_input=dictionary.subtract_b_dec,
-        device="cpu",
-        **options,
-    )
-    if dictionary.prepend_bos is not None:
-        config.metadata.prepend_bos = dictionary.prepend_bos
-    sae = lens.SAE.get_sae_class_for_architecture(config.architecture())(config)
-    sae.load_state_dict({name: tensor.cpu() for name, tensor in dictionary.tensors().items()})
-    sae.save_model(folder)
+        unit = bool((parts.W_dec.norm(dim=-1) - 1.0).abs().max() < 1e-6)
+        config |= {"k": parts.k, "rescale_acts_by_decoder_norm": unit}
+    tensors = {"W_enc": parts.W_enc, "b_enc": parts.b_enc, "W_dec": parts.W_dec, "b_dec": parts.b_dec}
+    if parts.threshold is not None:
+        tensors["threshold"] = parts.threshold
+    save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    write_text(folder / CONFIG, json.dumps(config))

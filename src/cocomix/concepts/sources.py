@@ -8,7 +8,7 @@ from cocomix.concepts.teacher import ConceptTeacher, load_teacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
-__all__ = ["DictionaryConfig", "TeacherConfig", "open_concept_teacher"]
+__all__ = ["DictionaryConfig", "TeacherConfig", "dictionary_layer", "open_concept_teacher"]
 
 
 class TeacherConfig(Section):
@@ -26,12 +26,13 @@ class DictionaryConfig(Section):
     """The sparse autoencoder on the teacher's hidden state."""
 
     path: str
-    """SAELens release name, or a folder that SAELens or `cocomix sae` wrote."""
+    """A folder that SAELens or `cocomix sae` wrote, or its URL; `hf://OWNER/REPOSITORY[@REVISION]/FOLDER`; or, with
+    `sae_id`, a release of SAELens."""
     sae_id: str | None = None
     """Which autoencoder of the release."""
     fingerprint: str | None = None
-    """SHA-256 of the weights and settings, as `cocomix label` records it: any other is refused. Pins a release, of
-    which SAELens can name no revision."""
+    """SHA-256 of the weights and settings, as `cocomix label` records it: any other is refused. Pins a release, which
+    has no revision."""
 
     @property
     def name(self) -> str:
@@ -45,6 +46,7 @@ def open_concept_teacher(
     *,
     device: torch.device | str | None = None,
     bos_token_id: int | None = None,
+    force: bool = False,
 ) -> ConceptTeacher:
     """Load a teacher with its dictionary, in float32.
 
@@ -53,6 +55,7 @@ def open_concept_teacher(
         dictionary: the sparse autoencoder of that block.
         device: where to put both; the CPU if None.
         bos_token_id: what texts begin with, see `ConceptTeacher`.
+        force: warn of a dictionary of another layer.
 
     Raises:
         CoCoMixError: one of them cannot be loaded, they do not fit together, or the dictionary is not the pinned one.
@@ -64,4 +67,16 @@ def open_concept_teacher(
             f"{found.fingerprint()}."
         )
     model = load_teacher(teacher.model, revision=teacher.revision, device=device)
-    return ConceptTeacher(model, found, teacher.layer, name=teacher.model, bos_token_id=bos_token_id)
+    return ConceptTeacher(model, found, teacher.layer, name=teacher.model, bos_token_id=bos_token_id, force=force)
+
+
+def dictionary_layer(dictionary: DictionaryConfig) -> int:
+    """The block whose output a dictionary was fitted on, as its configuration says.
+
+    Raises:
+        CoCoMixError: there is no dictionary, or its configuration does not say.
+    """
+    layer = ConceptDictionary.from_sae_lens(dictionary.path, dictionary.sae_id).layer
+    if layer is None:
+        raise CoCoMixError(f"which layer {dictionary.name} describes is not recorded there; give it with --layer.")
+    return layer

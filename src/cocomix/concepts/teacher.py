@@ -1,5 +1,6 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
 __all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher"]
+
+logger = logging.getLogger(__name__)
 
 Reduction = Literal["mean", "sum"]
 
@@ -91,9 +94,11 @@ class ConceptTeacher:
         name: where the model came from, for manifests; the configuration's own record by default.
         bos_token_id: what texts begin with, if they do. There a text is given no labels and the dictionary is not
             tried: the hidden state is the same in every text, says nothing of it, and is unlike all others.
+        force: warn of a dictionary that was fitted on another layer.
 
     Raises:
-        CoCoMixError: the dictionary has another width than the model, or `layer` is out of range.
+        CoCoMixError: the dictionary has another width than the model or was fitted on another layer (unless `force`),
+            or `layer` is out of range.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class ConceptTeacher:
         *,
         name: str | None = None,
         bos_token_id: int | None = None,
+        force: bool = False,
     ) -> None:
         self.decoder = FrozenDecoder(model, layer)
         if dictionary.d_model != self.decoder.d_model:
@@ -111,6 +117,15 @@ class ConceptTeacher:
                 f"the dictionary {dictionary.name} reads hidden states of width {dictionary.d_model}, but the "
                 f"teacher's are {self.decoder.d_model} wide; use an SAE that was fitted on this teacher."
             )
+        if dictionary.layer not in (None, layer):
+            # Neighbouring layers are so alike that measures of fit hardly tell them apart.
+            problem = (
+                f"the dictionary {dictionary.name} was fitted on the output of block {dictionary.layer}, not of block "
+                f"{layer}"
+            )
+            if not force:
+                raise CoCoMixError(f"{problem}; use layer {dictionary.layer}, another dictionary, or --force.")
+            logger.warning("%s; used all the same.", problem)
         self.dictionary = dictionary.to(device=self.decoder.device, dtype=torch.float32)
         self.bos_token_id = bos_token_id
         self.name = name if name is not None else str(model.config.name_or_path)
@@ -262,7 +277,9 @@ class TeacherSource:
         """
         dictionary = ConceptDictionary.from_sae_lens(self.dictionary, self.sae_id)
         model = load_teacher(self.model, revision=self.revision, device=device)
-        return ConceptTeacher(model, dictionary, self.layer, name=self.model, bos_token_id=self.bos_token_id)
+        return ConceptTeacher(
+            model, dictionary, self.layer, name=self.model, bos_token_id=self.bos_token_id, force=True
+        )  # the process that sends this has checked it
 
 
 def _reduce(gradient: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:

@@ -9,7 +9,7 @@ from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, Source
 from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
 from cocomix.data.stream_blocks import StreamBlocks
 from cocomix.data.streamed import StreamedData
-from cocomix.data.tokenizer import begin_of_text, load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
 
 __all__ = [
     "DOCUMENTATION",
@@ -35,7 +35,6 @@ __all__ = [
     "assign_splits",
     "begin_of_text",
     "document_positions",
-    "load_tokenizer",
     "positions_of_rows",
     "prepare",
     "read_documents",

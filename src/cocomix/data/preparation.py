@@ -21,7 +21,6 @@ from cocomix.data.token_files import is_token_source, prepare_token_files
 from cocomix.data.tokenizer import (
     check_vocab_size,
     encode_batch,
-    load_tokenizer,
     plain_encoder,
     set_begin_of_text,
     tokenizer_fingerprint,
@@ -30,6 +29,7 @@ from cocomix.data.tokenizer import (
 )
 from cocomix.runtime.console import Advance, Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 
 __all__ = ["PrepareSettings", "prepare"]
 

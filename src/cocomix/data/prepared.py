@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.artifacts.output import fingerprint_json, partial_path, read_json
 from cocomix.artifacts.remote import local_folder
 from cocomix.data.blocks import SplitMeta, TokenBlocks, TokenShard, token_dtype
-from cocomix.data.tokenizer import load_tokenizer
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 
 __all__ = ["FORMAT_VERSION", "DataMeta", "PreparedData", "SourceMeta", "data_fingerprint"]
 

@@ -22,9 +22,10 @@ from cocomix.artifacts.output import staged_directory, write_json
 from cocomix.data.blocks import BlockWriter, SplitMeta, token_dtype
 from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta, data_fingerprint
 from cocomix.data.splits import TRAIN, VALIDATION, split_draw
-from cocomix.data.tokenizer import load_tokenizer, set_begin_of_text, tokenizer_fingerprint, vocabulary_size
+from cocomix.data.tokenizer import set_begin_of_text, tokenizer_fingerprint, vocabulary_size
 from cocomix.runtime.console import Advance, Reporter
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 
 if TYPE_CHECKING:
     from cocomix.data.preparation import PrepareSettings

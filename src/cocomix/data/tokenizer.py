@@ -1,12 +1,10 @@
-"""Tokenizers: load an existing one, or train a byte-level BPE; a fingerprint of what a tokenizer does."""
+"""Tokenizers: train a byte-level BPE, encode with one; a fingerprint of what a tokenizer does."""
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from cocomix.artifacts.output import fingerprint_json
 from cocomix.runtime.errors import CoCoMixError
@@ -17,7 +15,6 @@ __all__ = [
     "begin_of_text",
     "check_vocab_size",
     "encode_batch",
-    "load_tokenizer",
     "plain_encoder",
     "set_begin_of_text",
     "tokenizer_fingerprint",
@@ -42,58 +39,6 @@ _PROBES = (
     "supercalifragilisticexpialidocious antidisestablishmentarianism AAAAAAAAAAAAAAAA aaaaaaaaaaaaaaaaaaaaaaaa ======",
 )
 """Texts whose encodings are part of a tokenizer's fingerprint: they tell normalizers and pre-tokenizers apart."""
-
-
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer that has an end token.
-
-    Args:
-        name: a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
-        revision: commit, tag or branch on the hub.
-
-    Raises:
-        CoCoMixError: there is no such tokenizer, it is not a fast one, or it has no end token.
-    """
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix.lower() != ".gguf":
-        raise CoCoMixError(f"{name} is not a tokenizer: give the folder it lies in, a GGUF file, or a name on the Hub.")
-    tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(str(path) if path.exists() else name, revision)
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a bare config.json
-        raise CoCoMixError(f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in.")
-    if not tokenizer.is_fast:
-        raise CoCoMixError(f"the tokenizer {name} has no fast version (tokenizer.json); convert it or use another.")
-    if tokenizer.eos_token_id is None:
-        raise CoCoMixError(
-            f"the tokenizer {name} has no end-of-text token to put between documents; set eos_token in its "
-            "tokenizer_config.json or use another tokenizer."
-        )
-    return tokenizer
-
-
-def _from_pretrained(name: str, revision: str | None) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:  # the Hub client and the parsers of tokenizer files raise errors of many kinds
-        raise CoCoMixError(
-            f"cannot load the tokenizer {name}: it is neither a folder with a tokenizer nor a name that the Hugging "
-            f"Face Hub gives ({_reason(error)})."
-        ) from error
-
-
-def _from_gguf(path: Path) -> Any:
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise CoCoMixError(f"reading {path} needs the gguf package: pip install 'cocomix[gguf]'.") from error
-    try:
-        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
-    except Exception as error:  # a GGUF file can be wrong in as many ways as it has fields
-        raise CoCoMixError(f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file.") from error
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from cocomix.artifacts.output import partial_path, read_json
 from cocomix.artifacts.remote import require_local
-from cocomix.data import load_tokenizer
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 
 __all__ = ["CurvePoint", "Run", "RunManifest"]
 

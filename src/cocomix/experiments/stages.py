@@ -10,7 +10,8 @@ from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import prepare
 from cocomix.experiments.plan import Job, LoadedPlan
 from cocomix.labelling import LabelSettings
-from cocomix.labelling.pipeline import distill_data, fit_on_data, label_data
+from cocomix.labelling.fitting import fit_on_data
+from cocomix.labelling.pipeline import distill_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 

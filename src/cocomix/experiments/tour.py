@@ -10,7 +10,8 @@ from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PrepareSettings, prepare
 from cocomix.experiments.tour_report import write_demo_report
-from cocomix.labelling.pipeline import fit_on_data, label_data
+from cocomix.labelling.fitting import fit_on_data
+from cocomix.labelling.pipeline import label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.extras import require_extra
 from cocomix.training import train

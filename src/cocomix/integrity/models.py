@@ -1,13 +1,15 @@
 """Checks of what holds weights: dictionaries, runs, checkpoints."""
 
+from dataclasses import asdict
 from pathlib import Path
 
+from cocomix.artifacts import MANIFEST
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import read_json
-from cocomix.concepts import ConceptDictionary, FitReport
+from cocomix.concepts import ConceptDictionary, Dictionary
 from cocomix.evaluation import Run
-from cocomix.integrity.findings import Findings
-from cocomix.integrity.sources import check_data_source, check_label_source, check_teacher_source
+from cocomix.integrity.findings import Finding, Findings
+from cocomix.integrity.sources import check_data_source, check_label_source
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import checkpoint_fault, checkpoint_step
 from cocomix.training.recipe import load_recipe
@@ -19,19 +21,12 @@ _TRAIN = "restore it from a copy, or train the run again"
 
 
 def check_dictionary(path: Path, checklist: Findings) -> None:
-    """A dictionary: its weights against the fingerprint in `fit.json`, and its teacher where that is near."""
-    dictionary = checklist.attempt("weights", "read by SAELens, shapes", _FIT, lambda: _finite_dictionary(path))
-    if not (path / "fit.json").is_file():
-        checklist.skip("fit.json", "not fitted by `cocomix sae`, so there is no hash to compare with")
+    """A dictionary: its manifest where it has one, and that it can be read."""
+    if (path / MANIFEST).is_file():
+        checklist.found += [Finding(**asdict(found)) for found in Dictionary.open(path).verify().found]
         return
-    report = checklist.attempt(
-        "fit.json", "its fields", _FIT, lambda: FitReport.model_validate(read_json(path / "fit.json"))
-    )
-    if report is None or dictionary is None:
-        return
-    recorded = report.dictionary_fingerprint
-    checklist.equal("fingerprint", dictionary.fingerprint(), recorded, "of the weights", _FIT)
-    check_teacher_source(report.teacher["name"], report.teacher["fingerprint"], checklist)
+    checklist.skip(MANIFEST, "not written by cocomix, so there is no hash to compare with")
+    checklist.attempt("weights", "shapes, finite", _FIT, lambda: _finite_dictionary(path))
 
 
 def _finite_dictionary(path: Path) -> ConceptDictionary:

@@ -5,12 +5,13 @@ from contextlib import closing
 from pathlib import Path
 
 from cocomix.artifacts.hashing import file_sha256
-from cocomix.data import load_tokenizer, tokenizer_fingerprint
+from cocomix.data import tokenizer_fingerprint
 from cocomix.evaluation import Run
 from cocomix.integrity.findings import Findings
 from cocomix.interpret import ConceptAtlas
 from cocomix.interpret.atlas_store import DATABASE, TOKENIZER, run_fingerprint
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 
 __all__ = ["check_atlas"]
 

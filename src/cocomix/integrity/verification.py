@@ -32,7 +32,6 @@ _RUN = _Kind("run", check_run)
 _BY_FILE = {
     "meta.json": _DATA,
     "atlas.json": _Kind("concept atlas", check_atlas),
-    "fit.json": _Kind("dictionary", check_dictionary),
     "cfg.json": _Kind("dictionary", check_dictionary),
     MARK: _Kind("checkpoint", check_checkpoint),
     "checkpoints": _Kind("unfinished run", check_unfinished_run),
@@ -92,7 +91,7 @@ def _recognise(path: Path) -> tuple[_Kind, int]:
         if found is None and isinstance(values, dict) and "dictionary" in values:
             return _LABELS, read_label_manifest(path).format_version
     raise CoCoMixError(
-        f"{path} is nothing that cocomix writes: it has neither manifest.json, meta.json, fit.json, atlas.json nor "
+        f"{path} is nothing that cocomix writes: it has neither manifest.json, meta.json, cfg.json, atlas.json nor "
         "checkpoints."
     )
 

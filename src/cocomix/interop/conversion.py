@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from cocomix.artifacts import file_sha256
 from cocomix.artifacts.output import staged_directory
-from cocomix.concepts import ConceptDictionary
-from cocomix.concepts.saelens import save_sae_lens
-from cocomix.data.tokenizer import load_tokenizer, vocabulary_size
+from cocomix.concepts import ConceptDictionary, Dictionary, DictionaryManifest
+from cocomix.data.tokenizer import vocabulary_size
 from cocomix.interop.openai_sae import read_openai_autoencoder
 from cocomix.interop.reference_folder import ConceptSettings, read_reference_folder, write_reference_folder
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_causal_lm
+from cocomix.runtime.hub import load_causal_lm, load_tokenizer
 from cocomix.training.auto_classes import write_auto_classes
 
 __all__ = ["convert_autoencoder", "export_to_released", "import_released"]
@@ -71,9 +71,16 @@ def convert_autoencoder(path: Path, output: Path) -> ConceptDictionary:
         output: folder to write; must not exist.
 
     Raises:
-        CoCoMixError: as `read_openai_autoencoder`; or SAELens is not installed.
+        CoCoMixError: as `read_openai_autoencoder`.
     """
     dictionary = read_openai_autoencoder(path)
-    with staged_directory(output) as target:
-        save_sae_lens(dictionary, target)
+    with Dictionary.create(output, identity={"file": file_sha256(path)}) as staging:
+        dictionary.save(staging.path)
+        staging.finish(
+            DictionaryManifest(
+                num_concepts=dictionary.n_concepts,
+                dictionary_fingerprint=dictionary.fingerprint(),
+                layer=dictionary.layer,
+            )
+        )
     return dictionary

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.artifacts.output import partial_path, read_json
-from cocomix.data import begin_of_text, load_tokenizer, positions_of_rows
+from cocomix.data import begin_of_text, positions_of_rows
 from cocomix.evaluation.opened_run import Run
 from cocomix.interpret.atlas_cards import (
     AtlasRecord,
@@ -45,6 +45,7 @@ from cocomix.interpret.atlas_store import (
     unpack_tokens,
 )
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_tokenizer
 
 __all__ = ["ConceptAtlas", "Ranking", "default_atlas_folder"]
 

@@ -23,7 +23,17 @@ from torch.utils.data import Dataset
 
 from cocomix.artifacts.output import partial_path, read_json
 from cocomix.artifacts.remote import known_size, local_folder
-from cocomix.concepts import ActivationLabeller, AttributionLabeller, ConceptTeacher, RandomLabeller, TeacherLabeller
+from cocomix.concepts import (
+    ActivationLabeller,
+    AttributionLabeller,
+    ConceptTeacher,
+    DictionaryConfig,
+    LabellerConfig,
+    RandomLabeller,
+    TeacherConfig,
+    TeacherLabeller,
+    labeller_config,
+)
 from cocomix.concepts.labeller import IGNORE
 from cocomix.labelling.columns import ShardColumns
 from cocomix.runtime.errors import CoCoMixError
@@ -73,6 +83,12 @@ class LabelSettings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     k: int = Field(default=4, ge=1)
     score_dtype: Literal["float16", "float32"] = "float16"
+
+    def config(self, teacher: TeacherConfig, dictionary: DictionaryConfig) -> LabellerConfig:
+        """The configuration of the labeller that chooses labels so."""
+        own = {"attribution": {"activation", "gradient", "sign"}, "random": {"seed"}, "activation": set()}
+        values = self.model_dump(include={"k", "dtype", *own[self.selection]})
+        return labeller_config({"kind": self.selection, "teacher": teacher, "dictionary": dictionary, **values})
 
     def labeller(self, teacher: ConceptTeacher) -> TeacherLabeller:
         """The labeller that chooses labels so."""

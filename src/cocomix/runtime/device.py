@@ -1,8 +1,12 @@
 """Where to compute: the only module that asks for devices."""
 
+import re
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 
-__all__ = ["chunk_bytes", "default_device", "task_device", "worker_device"]
+__all__ = ["available_memory", "chunk_bytes", "default_device", "task_device", "worker_device"]
 
 
 def default_device() -> torch.device:
@@ -21,6 +25,24 @@ def worker_device(index: int) -> torch.device:
 def task_device(accelerated: bool) -> torch.device:
     """The device of a process that a scheduler started: the accelerator it was given, or the CPU if none was."""
     return default_device() if accelerated else torch.device("cpu")
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a program can have on a device; for the CPU without swapping. None where it cannot be known.
+
+    Of a container the limit counts, not what is left of it, because its usage holds caches that would give way.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    with suppress(OSError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        if (line := re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)) is not None:
+            found.append(int(line[1]) * 1024)
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
+        with suppress(OSError, ValueError):
+            found.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")))  # or "max"
+    return min(found, default=None)
 
 
 def chunk_bytes(device: torch.device) -> int:

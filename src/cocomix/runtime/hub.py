@@ -1,15 +1,29 @@
-"""Pretrained causal language models, read without unpickling or running anything of a stranger's."""
+"""Pretrained language models and tokenizers, read without unpickling or running anything of a stranger's."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["load_causal_lm"]
+__all__ = ["NoTokenizer", "load_causal_lm", "load_tokenizer"]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+class NoTokenizer(CoCoMixError):
+    """There is no tokenizer at a place, as opposed to one that cannot be read."""
 
 
 def load_causal_lm(
@@ -55,10 +69,7 @@ def load_causal_lm(
     except (OSError, ValueError, KeyError) as error:
         if not source.exists():
             _refuse_missing_folder(name)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CoCoMixError(
-            f"cannot load a causal language model from {name_or_folder}: {reason.rstrip('.')}."
-        ) from error
+        raise CoCoMixError(f"cannot load a causal language model from {name_or_folder}: {_reason(error)}.") from error
     return model.eval()
 
 
@@ -82,3 +93,73 @@ def _let_gguf_bars_be_switched() -> None:
     from transformers import modeling_gguf_pytorch_utils
 
     modeling_gguf_pytorch_utils.tqdm = logging.tqdm
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer that has an end token.
+
+    Args:
+        name: a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
+        revision: commit, tag or branch on the hub.
+
+    Raises:
+        NoTokenizer: what is there holds no tokenizer, such as a folder with weights only.
+        CoCoMixError: the tokenizer cannot be read, is not a fast one, or has no end token; or nothing is there.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        raise CoCoMixError(f"{name} is not a tokenizer: give the folder it lies in, a GGUF file, or a name on the Hub.")
+    tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(name, path, revision)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a bare config.json
+        fault = CoCoMixError if any((path / file).exists() for file in _TOKENIZER_FILES) else NoTokenizer
+        raise fault(f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in.")
+    if not tokenizer.is_fast:
+        raise CoCoMixError(f"the tokenizer {name} has no fast version (tokenizer.json); convert it or use another.")
+    if tokenizer.eos_token_id is None:
+        raise CoCoMixError(
+            f"the tokenizer {name} has no end-of-text token to put between documents; set eos_token in its "
+            "tokenizer_config.json or use another tokenizer."
+        )
+    return tokenizer
+
+
+def _from_pretrained(name: str, path: Path, revision: str | None) -> Any:
+    try:
+        where = str(path) if path.exists() else name
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the Hub client and the parsers of tokenizer files raise errors of many kinds
+        if _holds_no_tokenizer(name, path, revision):
+            raise NoTokenizer(
+                f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in."
+            ) from error
+        raise CoCoMixError(
+            f"cannot load the tokenizer {name}: it is neither a folder with a tokenizer nor a name that the Hugging "
+            f"Face Hub gives ({_reason(error)})."
+        ) from error
+
+
+def _holds_no_tokenizer(name: str, path: Path, revision: str | None) -> bool:
+    """Whether a folder is there and none of a tokenizer's files is; of a hub name, whether the hub has said so."""
+    if path.is_dir():
+        return not any((path / file).exists() for file in _TOKENIZER_FILES)
+    try:
+        known = [try_to_load_from_cache(name, file, revision=revision) for file in _TOKENIZER_FILES[:2]]
+    except ValueError:  # no name that the hub could have
+        return False
+    return all(found is _CACHED_NO_EXIST for found in known)
+
+
+def _from_gguf(path: Path) -> Any:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise CoCoMixError(f"reading {path} needs the gguf package: pip install 'cocomix[gguf]'.") from error
+    try:
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+    except Exception as error:  # a GGUF file can be wrong in as many ways as it has fields
+        raise CoCoMixError(f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file.") from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__

@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
 
 from cocomix.runtime.allocator import keep_freed_memory
-from cocomix.runtime.device import default_device
+from cocomix.runtime.device import available_memory, default_device
 from cocomix.runtime.threads import WORTH_IT, products_per_second, usable_cores
 
 __all__ = ["Line", "examine"]
@@ -115,25 +115,13 @@ def _device() -> Line:
 
 
 def _memory() -> Line:
-    found = _available_memory()
+    found = available_memory(default_device())
     if found is None:
         return Line("memory", "warn", "unknown on this system", "see that a few GB are free")
     value = f"{found / _GIB:,.1f} GiB free"
     if found < _LITTLE_MEMORY:
         return Line("memory", "warn", value, "lower --batch-tokens and training.per_device_train_batch_size")
     return Line("memory", "ok", value)
-
-
-def _available_memory() -> int | None:
-    """Bytes that programs can have without swapping; of the accelerator where there is one."""
-    if default_device().type == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    return None if found is None else int(found[1]) * 1024
 
 
 def _bfloat16() -> Line:

@@ -5,12 +5,12 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from cocomix.data import PreparedData, load_tokenizer, tokenizer_fingerprint
+from cocomix.data import PreparedData, tokenizer_fingerprint
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import build_model
 from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_causal_lm
+from cocomix.runtime.hub import load_causal_lm, load_tokenizer
 from cocomix.training.recipe import RunConfig
 
 __all__ = ["build_student", "check_pretrained", "pretrained_config"]

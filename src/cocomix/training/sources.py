@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cocomix.artifacts import MANIFEST
 from cocomix.artifacts.output import read_json, write_json
-from cocomix.concepts import ConceptDictionary, FitReport, load_teacher
+from cocomix.concepts import ConceptDictionary, Dictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData
@@ -110,6 +111,6 @@ def _dictionary_here(dictionary: DictionaryConfig) -> str | None:
     path = Path(dictionary.path)
     if not path.is_dir():
         return None
-    if (path / "fit.json").is_file():
-        return FitReport.model_validate(read_json(path / "fit.json")).dictionary_fingerprint
+    if (path / MANIFEST).is_file():
+        return Dictionary.open(path).manifest.dictionary_fingerprint
     return ConceptDictionary.from_sae_lens(path).fingerprint()

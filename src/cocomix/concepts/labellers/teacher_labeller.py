@@ -45,9 +45,18 @@ class TeacherLabeller:
         self.settings = settings
 
     @classmethod
-    def build(cls, config: Any, *, device: torch.device | str | None = None, bos_token_id: int | None = None) -> Self:
+    def build(
+        cls,
+        config: Any,
+        *,
+        device: torch.device | str | None = None,
+        bos_token_id: int | None = None,
+        force: bool = False,
+    ) -> Self:
         """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
-        teacher = open_concept_teacher(config.teacher, config.dictionary, device=device, bos_token_id=bos_token_id)
+        teacher = open_concept_teacher(
+            config.teacher, config.dictionary, device=device, bos_token_id=bos_token_id, force=force
+        )
         return cls(teacher, **config.model_dump(exclude={"kind", "k", "teacher", "dictionary"}))
 
     @property

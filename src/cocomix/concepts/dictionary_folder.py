@@ -1,0 +1,150 @@
+"""A dictionary as `cocomix sae` and `cocomix import` write it: SAELens' two files, and a manifest.
+
+    DICTIONARY/
+      cfg.json                   SAELens' own form, which its users and ours read
+      sae_weights.safetensors
+      manifest.json              what it is of, and how well the fit went (`DictionaryManifest`)
+
+A folder of SAELens' without a manifest is read just as well.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cocomix.artifacts import Artifact, Findings, Manifest
+from cocomix.concepts.fingerprints import model_fingerprint
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_causal_lm
+
+__all__ = ["Dictionary", "DictionaryFit", "DictionaryManifest", "FitReport", "FitSettings"]
+
+
+class DictionaryFit(BaseModel):
+    """How well a dictionary describes a layer; see `cocomix.concepts.check` for the definitions.
+
+    Attributes:
+        fvu: fraction of variance unexplained.
+        ce_clean: the teacher's own next-token loss, nats/token.
+        ce_dictionary: the loss with the layer's output replaced by its reconstruction.
+        ce_zero: the loss with the layer's output replaced by zeros.
+        positions: how many hidden states were compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fvu: float
+    ce_clean: float
+    ce_dictionary: float
+    ce_zero: float
+    positions: int
+
+    @property
+    def ce_recovered(self) -> float | None:
+        """Cross-entropy recovered; None where zeros do not hurt the teacher, so that there is nothing to recover."""
+        lost = self.ce_zero - self.ce_clean
+        return (self.ce_zero - self.ce_dictionary) / lost if lost > 0 else None
+
+    def describe(self) -> str:
+        """Both numbers, for messages."""
+        recovered = "undefined" if self.ce_recovered is None else f"{self.ce_recovered:.3f}"
+        return f"FVU {self.fvu:.3f}, cross-entropy recovered {recovered}"
+
+
+class FitSettings(BaseModel):
+    """How a dictionary is fitted.
+
+    Attributes:
+        num_concepts: latents of the autoencoder (C).
+        k: active latents per position (K_SAE).
+        tokens: positions to train on; read again from the start, in another order, if the data has fewer.
+        batch_size: positions per step.
+        learning_rate: of Adam, after a warm-up over the first 5% of the steps and until a linear decay over the last
+            20%.
+        dead_after_tokens: a latent that was active at none of the last so many training positions counts as dead.
+        forward_tokens: tokens per forward pass of the teacher.
+        seed: of the initial weights and the order of the blocks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_concepts: int = Field(default=2048, ge=2)
+    k: int = Field(default=16, ge=1)
+    tokens: int = Field(default=500_000, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    dead_after_tokens: int = Field(default=20_000, ge=1)
+    forward_tokens: int = Field(default=4096, ge=1)
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, self.tokens // self.batch_size)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given learning rate, or the one that follows from `num_concepts`."""
+        return self.learning_rate if self.learning_rate is not None else 8e-3 * (2048 / self.num_concepts) ** 0.5
+
+
+class FitReport(BaseModel):
+    """How well a fit went, and what it took.
+
+    Attributes:
+        fit: FVU and cross-entropy on held-out blocks.
+        ce_recovered: as `DictionaryFit.ce_recovered`.
+        dead_concepts: latents active at none of the last `dead_after_tokens` training positions.
+        tokens: positions trained on.
+        seconds: training alone.
+        tokens_per_second: training alone.
+        sae_lens_version: of the trainer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fit: DictionaryFit
+    ce_recovered: float | None
+    dead_concepts: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    sae_lens_version: str
+
+
+class DictionaryManifest(Manifest):
+    """What a dictionary is of.
+
+    Attributes:
+        num_concepts: C.
+        dictionary_fingerprint: `ConceptDictionary.fingerprint`, as labels record it and recipes may pin it.
+        teacher: name of the model it was fitted on; None of an imported one.
+        layer: 0-based index of the block whose output it was fitted on; None where it is not known.
+        settings: of the fit.
+        report: of the fit.
+    """
+
+    num_concepts: int
+    dictionary_fingerprint: str
+    teacher: str | None = None
+    layer: int | None = None
+    settings: FitSettings | None = None
+    report: FitReport | None = None
+
+
+class Dictionary(Artifact[DictionaryManifest]):
+    """A dictionary's folder; `ConceptDictionary.from_sae_lens` reads its numbers."""
+
+    kind = "dictionary"
+    manifest_type = DictionaryManifest
+    made_by = "cocomix sae"
+
+    def check(self, findings: Findings) -> None:
+        """The teacher it was fitted on, where that is on this machine."""
+        name, recorded = self.manifest.teacher, self.manifest.made_from.get("teacher")
+        if name is None or recorded is None or not Path(name).exists():
+            findings.skip("teacher", f"{name or 'the teacher'} is not on this machine")
+            return
+        with findings.check("teacher", f"weights of {name}", "get it again"):
+            if model_fingerprint(load_causal_lm(name)) != recorded:
+                raise CoCoMixError(f"{name} is not the teacher this was fitted on; bring that back, or fit again.")

@@ -15,6 +15,7 @@ import pytest
 
 from cocomix.artifacts import AlreadyExists, BeingWritten, MadeFromSomethingElse, partial_path
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.stopping import Terminated
 from tests.artifacts.conftest import Poem, PoemManifest, make_poem, names, write_poem
 
 FORK = multiprocessing.get_context("fork")
@@ -85,6 +86,21 @@ def test_going_on_after_an_interruption(tmp_path: Path) -> None:
     (partial_path(tmp_path / "else") / "theirs").mkdir(parents=True)
     with pytest.raises(MadeFromSomethingElse), Poem.create(tmp_path / "else", identity={}, resume=True):
         raise AssertionError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated])
+@pytest.mark.parametrize(("resume", "said"), [(True, ["nothing"]), (False, []), (True, [])])
+def test_a_stopped_command_says_what_is_kept(
+    tmp_path: Path, error: type[BaseException], resume: bool, said: list[str]
+) -> None:
+    stopped = error()
+    for note in said:
+        stopped.add_note(note)
+    with pytest.raises(error), Poem.create(tmp_path / "out", identity={}, resume=resume):
+        raise stopped
+    notes = getattr(stopped, "__notes__", [])
+    assert len(notes) == (1 if resume else 0)
+    assert all(said or str(tmp_path / "out.partial") in note for note in notes)
 
 
 def test_what_exists_is_not_replaced(tmp_path: Path) -> None:

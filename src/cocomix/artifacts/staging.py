@@ -25,6 +25,7 @@ from cocomix.artifacts.store import cache_place, copy_place
 from cocomix.artifacts.uploading import Claim, claimed
 from cocomix.artifacts.urls import shown, url_of
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.stopping import Terminated
 
 __all__ = ["PLAN", "THREADS", "Staging", "made_at", "partial_path", "publish", "seal", "staged"]
 
@@ -145,6 +146,10 @@ def staged(
                 yield staging
             if not (staging.finished or shared):
                 raise RuntimeError(f"the output {output} was left without finish()")
+        except (KeyboardInterrupt, Terminated) as error:
+            if kept and not getattr(error, "__notes__", ()):  # else the kind has said more
+                error.add_note(f"what is finished is kept in {folder}, and the same command goes on from there")
+            raise
         finally:
             if not kept:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,7 @@ def page() -> str:
     groups |= {f"With `cocomix[{name}]`": needs for name, needs in project["optional-dependencies"].items()}
     parts, listed = [HEAD], {"cocomix"}
     for title, needs in groups.items():
-        if title == "With `cocomix[dev]`":  # nothing of it is needed to use cocomix
+        if title in ("With `cocomix[demo]`", "With `cocomix[dev]`"):  # made of the others; not needed to use cocomix
             continue
         rows = list(_rows(map(Requirement, needs), listed))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

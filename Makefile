@@ -48,4 +48,4 @@ licences: $(VENV)/.dev ## list the licences of all dependencies in docs/licences
 	$(BIN)/python .ci/licences.py
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -24,7 +24,7 @@ LABEL_SETTINGS: dict[str, dict[str, Any]] = {
     "random": {"selection": "random"},
     "random_seed_3": {"selection": "random", "seed": 3},
 }
-"""Of `AttributionSettings`; every teacher labels the same rows with each."""
+"""How labels are chosen (`selection` is the kind of labeller); every teacher labels the same rows with each."""
 
 SHOWN_BLOCKS = 64
 """Blocks at the beginning of a split whose stored labels are recorded; a hash stands for all."""

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cocomix.concepts import AttributionSettings, ConceptDictionary, ConceptTeacher
+from cocomix.concepts import (
+    ActivationLabeller,
+    AttributionLabeller,
+    ConceptDictionary,
+    ConceptTeacher,
+    RandomLabeller,
+)
+from cocomix.concepts.lengths import label_sequences
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PreparedData, PrepareSettings, prepare
 from cocomix.evaluation import Run
@@ -28,6 +35,9 @@ from tests.frozen import cases, material
 from tests.golden import GOLDEN, read_golden
 
 Array = npt.NDArray[Any]
+
+
+LABELLERS = {"attribution": AttributionLabeller, "activation": ActivationLabeller, "random": RandomLabeller}
 
 
 class Labels(NamedTuple):
@@ -137,14 +147,15 @@ class World:
         mask = torch.ones_like(tokens)
         tokens[:2, 0] = 0
         mask[4, :5], mask[5, -5:] = 0, 0
-        settings = AttributionSettings(**cases.LABEL_SETTINGS[setting])
-        found = self.teacher(kind).label(tokens, mask, k=4, settings=settings, reduction="sum")
+        settings = dict(cases.LABEL_SETTINGS[setting])
+        labeller = LABELLERS[settings.pop("selection", "attribution")](self.teacher(kind), **settings)
+        found = labeller.label(tokens, mask, k=4)
         return Labels(found.ids.numpy().astype(np.int32), found.scores.numpy())
 
     def ragged_labels(self, kind: str) -> Labels:
         """Labels of sequences of different lengths, one after another: [1, positions, k]."""
         rows = [material.token_rows(1, length, 61, seed=50 + length)[0] for length in (3, 17, 1, 9, 24)]
-        found = self.teacher(kind).label_sequences(rows, batch_tokens=40, k=4)
+        found = label_sequences(AttributionLabeller(self.teacher(kind)), rows, batch_tokens=40, k=4)
         ids, scores = (torch.cat([getattr(one, name) for one in found]) for name in ("ids", "scores"))
         return Labels(ids[None].numpy().astype(np.int32), scores[None].numpy())
 

@@ -9,12 +9,15 @@ import torch
 from pydantic import ValidationError
 
 from cocomix.artifacts.output import read_json
+from cocomix.concepts import IGNORE
 from cocomix.data import DocumentBlocks
 from cocomix.evaluation import Run, compare, evaluate_run
+from cocomix.evaluation.inference import batches
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.collating import collate_blocks
 from cocomix.training.objectives import OBJECTIVES, Divisors
+from cocomix.training.online import OnlineLabels
 from tests.model.factories import CONCEPTS, plain, student
 from tests.workshop import Workshop
 
@@ -33,9 +36,39 @@ def model_of(objective: str, family: str, attn: str) -> torch.nn.Module:
 
 
 def row_of(tokens: list[int]) -> dict[str, Any]:
-    """Tokens and labels that follow from the token alone."""
+    """Tokens and labels that follow from the token alone; none at the last, as a teacher gives them."""
     ids = torch.tensor(tokens)
-    return {"input_ids": ids, "concept_labels": torch.stack((ids % CONCEPTS, (ids + 7) % CONCEPTS), dim=-1)}
+    labels = torch.stack((ids % CONCEPTS, (ids + 7) % CONCEPTS), dim=-1)
+    labels[-1] = IGNORE
+    return {"input_ids": ids, "concept_labels": labels}
+
+
+def labelled(row: dict[str, Any]) -> list[bool]:
+    batch = collate_blocks([row])
+    return batch["concept_labels"][0].ne(IGNORE).any(-1).tolist()
+
+
+def test_a_label_where_a_document_ends_does_not_train() -> None:
+    """The teacher read on into the next document, which is not what is predicted there."""
+    row = row_of(list(chain(*BLOCKS[0])))
+    ends = [token == END for token in row["input_ids"].tolist()]
+    assert sum(ends) == 3
+    last = len(ends) - 1
+    assert labelled(DocumentBlocks([row], END)[0]) == [not end and place < last for place, end in enumerate(ends)]
+    assert labelled(row) == [place < last for place in range(len(ends))]  # documents that see one another
+
+
+def test_labels_made_while_training_and_in_evaluation_end_with_their_document() -> None:
+    row = DocumentBlocks([row_of(list(chain(*BLOCKS[0])))], END)[0]
+    expected = collate_blocks([row])["concept_labels"]
+    made = OnlineLabels.__new__(OnlineLabels)
+    made.label = lambda input_ids, mask: row["concept_labels"][None]  # type: ignore[method-assign]
+    added = made._add({"input_ids": row["input_ids"][None], "labels": row["labels"][None]})
+    assert torch.equal(added["concept_labels"], expected)
+    options = {"count": 1, "batch_size": 1, "device": torch.device("cpu")}
+    (batch,) = batches(student("gpt2").eval(), [row], [row], **options)
+    assert batch.concept_labels is not None
+    assert torch.equal(batch.concept_labels, expected)
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])

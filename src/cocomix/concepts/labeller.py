@@ -29,6 +29,7 @@ __all__ = [
     "LabellerKind",
     "build_labeller",
     "compare_fingerprints",
+    "drop_without_target",
     "labeller_config",
     "labeller_kinds",
     "register_labeller",
@@ -60,6 +61,20 @@ class ConceptLabels(NamedTuple):
 
     ids: Tensor
     scores: Tensor | None = None
+
+
+def drop_without_target(concept_labels: Tensor, targets: Tensor) -> Tensor:
+    """Labels with `IGNORE` at positions whose next token is no target, such as the end of a document kept apart.
+
+    A teacher reads whole blocks, so at such a position it labels what follows, which the student is not to predict.
+
+    Args:
+        concept_labels: [..., seq, k].
+        targets: the tokens, `IGNORE` in place of those that are not predicted. [..., seq]
+    """
+    without = targets.roll(-1, dims=-1) == IGNORE
+    without[..., -1] = targets[..., -1] == IGNORE  # it has no next token: labels of a block end before it anyway
+    return concept_labels.masked_fill(without.to(concept_labels.device).unsqueeze(-1), IGNORE)
 
 
 class LabellerConfig(Section):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from cocomix.concepts import drop_without_target
 from cocomix.model import predicts_concepts
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.errors import CoCoMixError
@@ -121,7 +122,8 @@ def batches(
             )
         if bool(((concept_labels < 0) & (concept_labels != IGNORE)).any()):
             raise CoCoMixError(f'a label is negative but not {IGNORE} ("no concept"); label this data set again.')
-        yield Batch(input_ids, concept_labels.to(device), targets, positions)
+        concept_labels = drop_without_target(concept_labels.to(device), targets)
+        yield Batch(input_ids, concept_labels, targets, positions)
 
 
 @contextmanager

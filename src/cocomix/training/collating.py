@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cocomix.concepts import drop_without_target
+
 __all__ = ["COLUMNS", "collate_blocks"]
 
 COLUMNS: dict[str, torch.dtype | None] = {
@@ -18,6 +20,8 @@ COLUMNS: dict[str, torch.dtype | None] = {
 
 def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
+
+    Concept labels of positions without a target are left out.
 
     Args:
         rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
@@ -34,6 +38,8 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if name in COLUMNS
     }
     batch.setdefault("labels", batch["input_ids"])
+    if "concept_labels" in batch:
+        batch["concept_labels"] = drop_without_target(batch["concept_labels"], batch["labels"])
     if "reached" in rows[0]:
         batch["reached"] = np.stack([row["reached"] for row in rows])
     return batch

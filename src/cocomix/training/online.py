@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cocomix.artifacts.output import fingerprint_json
-from cocomix.concepts import ConceptTeacher
+from cocomix.concepts import ConceptTeacher, drop_without_target
 from cocomix.data import PreparedData
 from cocomix.labelling import LabelSettings
 from cocomix.labelling.pipeline import open_teacher
 from cocomix.labelling.writing import labels_identity
-from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.console import progress
 from cocomix.training.recipe import RunConfig
 
@@ -126,8 +125,8 @@ class OnlineLabels:
 
     def _add(self, batch: Mapping[str, Tensor]) -> Batch:
         labels = self.label(batch["input_ids"], batch.get("attention_mask"))
-        if "labels" in batch:  # a row without a target stands in for none, see `PaddedBlocks`
-            labels[batch["labels"].eq(IGNORE).all(-1).cpu()] = IGNORE
+        if "labels" in batch:
+            labels = drop_without_target(labels, batch["labels"])
         return {**batch, "concept_labels": labels}
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix import from_pretrained_backbone
-from cocomix.data import load_tokenizer
-from cocomix.runtime.hub import load_causal_lm
+from cocomix.runtime.hub import load_causal_lm, load_tokenizer
 
 FORMS: dict[str, dict[str, Any]] = {
     "add, zero, without mean": {"mixing": "add", "compression_init": "zero", "add_mean": False},

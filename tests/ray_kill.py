@@ -28,7 +28,7 @@ import typer
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import write_json
 from cocomix.concepts import ConceptTeacher, TeacherSource
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.labelling import RaySettings
 from cocomix.labelling.labels import read_label_manifest
 from cocomix.labelling.writing import write_labels
@@ -143,7 +143,7 @@ def _run(place: Path, documents: int) -> dict[str, Any]:
     workshop = Workshop(place / "workshop")
     corpus = write_corpus(place / "corpus", documents=documents, seed=1)
     tokenizer = str(workshop.data / "tokenizer")
-    data = prepare_toy(corpus, place / "data", tokenizer=tokenizer, vocab_size=None, blocks_per_shard=48)
+    data = prepare_toy(corpus, place / "data", tokenizer=tokenizer, vocab_size=None, tokens_per_file=48 * BLOCK)
     journal = place / "journal"
     source = JournalledSource(str(workshop.teacher), 1, str(workshop.dictionary), journal=str(journal))
     one = _label(data, TeacherSource(source.model, 1, source.dictionary), place / "one", None)
@@ -156,7 +156,7 @@ def _run(place: Path, documents: int) -> dict[str, Any]:
     return {
         "nodes": len(set(killer.nodes.values())),
         "shards": len(one["files"]),
-        "tokens": sum(len(data.split(split)) for split in data.meta.splits) * BLOCK,
+        "tokens": sum(len(data.split(split)) for split in data.manifest.splits) * BLOCK,
         "processes_that_labelled": len(set(begun)),
         "killed": killer.killed is not None,
         "shards_begun": len(begun),
@@ -168,13 +168,13 @@ def _run(place: Path, documents: int) -> dict[str, Any]:
     }
 
 
-def _label(data: PreparedData, source: TeacherSource, output: Path, ray: RaySettings | None) -> dict[str, Any]:
+def _label(data: Tokens, source: TeacherSource, output: Path, ray: RaySettings | None) -> dict[str, Any]:
     write_labels(
         source.load(),
-        {name: data.split(name).shards for name in data.meta.splits},
+        {name: data.shards(name, 48) for name in data.manifest.splits},
         output,
-        data_fingerprint=data.meta.fingerprint,
-        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
+        data_fingerprint=data.manifest.fingerprint,
+        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
         block_size=BLOCK,
         batch_tokens=1 << 20,
         workers=2 if ray is not None else 1,

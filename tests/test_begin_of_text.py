@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, load_teacher, measure_fit
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.data import VALIDATION, PreparedData, begin_of_text
+from cocomix.data import VALIDATION, Tokens, begin_of_text
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
@@ -41,8 +41,8 @@ CPU = torch.device("cpu")
 class Gemma(NamedTuple):
     """A small one: data with and without the token, teacher and dictionary."""
 
-    begun: PreparedData
-    plain: PreparedData
+    begun: Tokens
+    plain: Tokens
     teacher: TeacherConfig
     dictionary: DictionaryConfig
 
@@ -139,7 +139,7 @@ def test_without_the_token_the_refusal_names_the_option(
 
 def test_with_the_token_every_position_but_its_own_is_labelled(gemma: Gemma, labels: Path) -> None:
     store = ConceptLabelStore.open(labels)
-    for split, meta in gemma.begun.meta.splits.items():
+    for split, meta in gemma.begun.manifest.splits.items():
         found = rows(store.split(split))
         assert found.shape == (meta.blocks, BLOCK, 4)
         assert (found[:, [0, -1]] == IGNORE).all()
@@ -172,7 +172,7 @@ def test_labels_made_while_training_are_the_stored_ones(
 
 
 def test_a_dictionary_of_contexts_without_the_token_asks_for_data_without(gemma: Gemma, tmp_path: Path) -> None:
-    begin = gemma.begun.meta.bos_token_id
+    begin = gemma.begun.manifest.bos_token_id
     assert begin is not None
     teacher = GPT2LMHeadModel.from_pretrained(gemma.teacher.model)
     other = sink_dictionary(teacher, 7, prepend_bos=False)  # what attention writes where the token is not
@@ -193,7 +193,7 @@ def test_the_fit_is_that_of_the_text(gemma: Gemma) -> None:
     model = load_teacher(gemma.teacher.model)
     dictionary = ConceptDictionary.from_sae_lens(gemma.dictionary.path)
     assert dictionary.prepend_bos is True
-    teacher = ConceptTeacher(model, dictionary, 0, bos_token_id=gemma.begun.meta.bos_token_id)
+    teacher = ConceptTeacher(model, dictionary, 0, bos_token_id=gemma.begun.manifest.bos_token_id)
     blocks = torch.stack([row["input_ids"] for row in gemma.begun.split(VALIDATION)])[:6]
     hidden = teacher.decoder.hidden_states(blocks)
     text = hidden[:, 1:].flatten(0, 1)
@@ -212,7 +212,7 @@ def test_a_dictionary_fitted_here_leaves_the_token_out_and_says_so(gemma: Gemma,
     settings = FitSettings(num_concepts=32, k=8, tokens=4000, batch_size=256, learning_rate=5e-3)
     report = fit_on_data(gemma.begun.path, gemma.teacher, tmp_path / "sae", settings).manifest.report
     assert report is not None
-    assert report.fit.positions == (BLOCK - 1) * gemma.begun.meta.splits[VALIDATION].blocks
+    assert report.fit.positions == (BLOCK - 1) * gemma.begun.manifest.splits[VALIDATION].blocks
     metadata = read_json(tmp_path / "sae" / "cfg.json")["metadata"]
     assert (metadata["prepend_bos"], metadata["context_size"]) == (True, BLOCK)
     assert ConceptDictionary.from_sae_lens(tmp_path / "sae").prepend_bos is True
@@ -222,7 +222,7 @@ def test_a_dictionary_fitted_here_leaves_the_token_out_and_says_so(gemma: Gemma,
 
 
 def test_the_run_reads_texts_as_it_was_trained(run: Run, gemma: Gemma) -> None:
-    begin, model, tokenizer = gemma.begun.meta.bos_token_id, run.model(), run.tokenizer()
+    begin, model, tokenizer = gemma.begun.manifest.bos_token_id, run.model(), run.tokenizer()
     assert model.config.bos_token_id == begin != model.config.eos_token_id
     assert begin_of_text(tokenizer) == begin
     plain = gemma.plain.tokenizer().encode("list of", add_special_tokens=False)
@@ -245,7 +245,7 @@ def test_losses_by_document_are_those_of_a_walk(run: Run, gemma: Gemma) -> None:
             if place > 0:
                 predicted = place == 1 or not first
                 expected[document] = expected.get(document, 0) + predicted
-                first = token == gemma.begun.meta.eos_token_id
+                first = token == gemma.begun.manifest.eos_token_id
                 document += first
     assert [int(count) for count in found.targets] == [count for count in expected.values() if count]
     assert result.evaluation.targets == int(found.targets.sum())
@@ -263,7 +263,7 @@ def test_the_harness_begins_prompts_once_and_keeps_the_token_when_it_cuts(run: R
 
     from cocomix.evaluation.harness import CountingModel
 
-    begin = gemma.begun.meta.bos_token_id
+    begin = gemma.begun.manifest.bos_token_id
     seen: list[list[int]] = []
 
     class Watched(CountingModel):

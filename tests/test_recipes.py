@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cocomix.artifacts.output import read_json
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.training import plan_run, train
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipes_folder import recipes_folder
@@ -237,7 +237,7 @@ def test_launchers_start_what_their_comments_say(script: Path, tmp_path: Path) -
 
 
 def test_demo_arms_share_everything_but_the_objective(workshop: Workshop) -> None:
-    data = PreparedData.open(workshop.data)
+    data = Tokens.open(workshop.data)
     configs = {name: load_recipe(recipes_folder() / f"{name}.yaml") for name in ("demo", "demo_ntp", "demo_residual")}
     first = configs["demo"]
     for config in configs.values():

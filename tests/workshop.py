@@ -10,7 +10,7 @@ import yaml
 
 from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.data import PreparedData, PrepareSettings, prepare
+from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.interop import export_run
 from cocomix.labelling.fitting import fit_on_data
 from cocomix.labelling.pipeline import distill_data, label_data
@@ -36,8 +36,8 @@ def write_corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:
     return folder
 
 
-def prepare_toy(corpus: Path, output: Path, **changes: Any) -> PreparedData:
-    settings = {"vocab_size": VOCAB, "block_size": BLOCK, "blocks_per_shard": 40, "validation_fraction": 0.2}
+def prepare_toy(corpus: Path, output: Path, **changes: Any) -> Tokens:
+    settings = {"vocab_size": VOCAB, "block_size": BLOCK, "tokens_per_file": 40 * BLOCK, "validation_fraction": 0.2}
     return prepare(PrepareSettings(sources=(str(corpus),), **{**settings, **changes}), output)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from cocomix.concepts import ConceptTeacher, SparseCodes
 from cocomix.concepts.scoring import attribute
-from cocomix.data import VALIDATION, PreparedData
+from cocomix.data import VALIDATION, Tokens
 from cocomix.evaluation import Run, inference
 from cocomix.interpret.prompts import visible
 from cocomix.interpret.run_concepts import describe_run_concepts
@@ -23,7 +23,7 @@ from cocomix.interpret.run_teacher import open_run_teacher
 
 def measure(run: Run, block: int, window: range, position: int) -> dict[str, Any]:
     """Labels and predictions of the tokens in `window`, and every active latent's part at `position` of the block."""
-    data = PreparedData.open(run.manifest.data.path)
+    data = Tokens.open(run.manifest.data.path)
     input_ids = torch.as_tensor(data.split(VALIDATION)[block]["input_ids"]).long().unsqueeze(0)
     teacher, labeller, k = open_run_teacher(run, data)
     labels = labeller.label(input_ids, k=k).ids[0]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix import CoCoMixForCausalLM, ConceptEdit
 from cocomix.concepts import ConceptTeacher
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret import ConceptAtlas, generate, teacher_steering, visible
 from cocomix.interpret.atlas_cards import ConceptCard, Context
@@ -51,7 +51,7 @@ def main() -> None:
     """Write the table of counts and the texts."""
     run = Run.open(Path(sys.argv[1]))
     model, tokenizer = run.model(), run.tokenizer()
-    data = PreparedData.open(run.manifest.data.path)
+    data = Tokens.open(run.manifest.data.path)
     teacher = open_run_teacher(run, data).teacher
     train = data.split("train")
     sample = torch.stack([train[index]["input_ids"] for index in range(0, len(train), len(train) // 512)])

@@ -10,17 +10,20 @@ from typing import Any
 import fsspec
 import pytest
 
+from cocomix.artifacts import Damaged, NotAnArtifact
 from cocomix.artifacts.output import partial_path, staged_directory
 from cocomix.artifacts.remote import ORIGIN, cache_place, explained, listing, local_folder, redacted, url_of
 from cocomix.artifacts.uploads import made_at, push
-from cocomix.data import PreparedData, read_documents, resolve_sources
+from cocomix.data import Tokens
+from cocomix.data.documents import resolve_sources
+from cocomix.data.reading import read_texts
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, prepare_toy, write_corpus
 
-SIZES = ("--vocab-size", VOCAB, "--block-size", BLOCK, "--validation-fraction", 0.2, "--blocks-per-shard", 40)
+SIZES = ("--vocab-size", VOCAB, "--block-size", BLOCK, "--validation-fraction", 0.2, "--tokens-per-file", 40 * BLOCK)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,8 @@ def memory() -> Iterator[Any]:
 
 def copies(cache: Path) -> list[str]:
     """Shards that were fetched."""
-    return sorted(path.relative_to(path.parents[1]).as_posix() for path in (cache / "copies").rglob("*.arrow"))
+    found = [path for pattern in ("*.arrow", "*.npy") for path in (cache / "copies").rglob(pattern)]
+    return sorted(f"{path.parent.name}/{path.name}" if path.suffix == ".arrow" else path.name for path in found)
 
 
 # ---- URLs ----------------------------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def test_data_that_cannot_be_opened(url: str, says: str, memory: Any, cli: Cli) 
     if url.startswith("gs") and find_spec("gcsfs") is not None:
         pytest.skip("gcsfs is installed")
     with pytest.raises(CoCoMixError, match=says):
-        PreparedData.open(url)
+        Tokens.open(url)
     cli.refuses("verify", url, says="does not exist" if url.startswith("memory") else "://")
 
 
@@ -128,34 +132,34 @@ def test_data_that_cannot_be_opened(url: str, says: str, memory: Any, cli: Cli) 
 def test_a_copy_takes_shards_when_they_are_read_and_checks_them(workshop: Workshop, cache: Path, memory: Any) -> None:
     push(workshop.data, "memory://b/data")
     push(workshop.labels, "memory://b/data/labels")
-    data, here = PreparedData.open("memory://b/data"), PreparedData.open(workshop.data)
-    assert data.meta == here.meta
+    data, here = Tokens.open("memory://b/data"), Tokens.open(workshop.data)
+    assert data.manifest == here.manifest
     assert data.tokenizer().get_vocab() == here.tokenizer().get_vocab()
     assert copies(cache) == []
-    shard = data.split("train").shards[1]
-    assert (shard.read() == here.split("train").shards[1].read()).all()
-    assert copies(cache) == ["train/00001.arrow"]
+    shard = data.shards("train", 40)[1]
+    assert (shard.read() == here.shards("train", 40)[1].read()).all()
+    assert copies(cache) == ["train-00001.npy"]
     labels, stored = ConceptLabelStore.open(Path("memory://b/data/labels")), ConceptLabelStore.open(workshop.labels)
     assert labels.manifest == stored.manifest
     assert (labels.split("train")[0]["concept_labels"] == stored.split("train")[0]["concept_labels"]).all()
-    assert copies(cache) == ["train/00000.arrow", "train/00001.arrow"]
+    assert copies(cache) == ["train-00001.npy", "train/00000.arrow"]
 
-    for damaged in ("/b/data/train/00000.arrow", "/b/data/labels/validation/00000.arrow"):
+    for damaged in ("/b/data/train-00000.npy", "/b/data/labels/validation/00000.arrow"):
         content = memory.cat_file(damaged)
         memory.pipe_file(damaged, content[:-200] + bytes(200))
-    with pytest.raises(CoCoMixError, match=r"memory://b/data/train/00000\.arrow is not the file that its manifest"):
-        data.split("train").shards[0].read()
+    with pytest.raises(Damaged, match=r"memory://b/data/train-00000\.npy has changed"):
+        data.shards("train", 40)[0].read()
     with pytest.raises(CoCoMixError, match=r"labels/validation/00000\.arrow is not the file that its manifest"):
         labels.split("validation").fetch()
-    assert copies(cache) == ["train/00000.arrow", "train/00001.arrow"]
+    assert copies(cache) == ["train-00001.npy", "train/00000.arrow"]
     assert not list(cache.rglob("*.tmp"))
 
-    memory.rm_file("/b/data/train/00000.arrow")
-    with pytest.raises(CoCoMixError, match=r"memory://b/data/train/00000\.arrow does not exist"):
-        data.split("train").shards[0].read()
-    memory.rm_file("/b/data/meta.json")
-    with pytest.raises(CoCoMixError, match=r"memory://b/data has no meta.json: .*its upload was interrupted"):
-        PreparedData.open("memory://b/data")
+    memory.rm_file("/b/data/train-00000.npy")
+    with pytest.raises(CoCoMixError, match=r"memory://b/data/train-00000\.npy does not exist"):
+        data.shards("train", 40)[0].read()
+    memory.rm_file("/b/data/manifest.json")
+    with pytest.raises(NotAnArtifact, match=r"memory://b/data .*its upload was interrupted"):
+        Tokens.open("memory://b/data")
 
 
 def test_a_copy_never_mixes_two_versions(tmp_path: Path, cache: Path, memory: Any) -> None:
@@ -165,10 +169,10 @@ def test_a_copy_never_mixes_two_versions(tmp_path: Path, cache: Path, memory: An
         prepared = prepare_toy(corpus, tmp_path / f"data{seed}")
         memory.store.clear()
         push(prepared.path, "memory://b/data")
-        opened.append(PreparedData.open("memory://b/data"))
-        assert (opened[-1].split("train").shards[0].read() == prepared.split("train").shards[0].read()).all()
+        opened.append(Tokens.open("memory://b/data"))
+        assert (opened[-1].shards("train", 40)[0].read() == prepared.shards("train", 40)[0].read()).all()
     assert opened[0].path != opened[1].path
-    assert (opened[0].split("train").shards[0].read() != opened[1].split("train").shards[0].read()).any()
+    assert (opened[0].shards("train", 40)[0].read() != opened[1].shards("train", 40)[0].read()).any()
 
 
 def test_sources_are_streamed(tmp_path: Path, memory: Any, cli: Cli) -> None:
@@ -183,16 +187,12 @@ def test_sources_are_streamed(tmp_path: Path, memory: Any, cli: Cli) -> None:
     memory.pipe_file("/b/text/.hidden/x.txt", b"no")
     memory.pipe_file("/b/pictures/x.png", b"?")
     (folder,) = resolve_sources(["memory://b/text"])
-    assert [file.url for file in folder.remote] == ["memory://b/text/1.jsonl", "memory://b/text/2.parquet"]
+    assert [file.where for file in folder.files] == ["memory://b/text/1.jsonl", "memory://b/text/2.parquet"]
     assert folder.ignored == 1
-    assert folder.input_bytes() == sum(file.size for file in folder.remote)
-    documents = list(read_documents([folder]))
-    assert [document.text for document in documents] == rows
-    assert sum(document.read for document in documents) == pytest.approx(folder.input_bytes(), abs=2)
+    assert [piece.text for file in folder.files for piece in read_texts(file.where, "text")] == rows
     memory.pipe_file("/b/broken.jsonl", b'{"text": 1}\n')
-    with pytest.raises(CoCoMixError, match=r"^memory://b/broken.jsonl:1: 'text' holds a number"):
-        list(read_documents(resolve_sources(["memory://b/broken.jsonl"])))
     for url, says in (
+        ("memory://b/broken.jsonl", r"memory://b/broken.jsonl:1: 'text' holds a number"),
         ("memory://b/none", "memory://b/none does not exist"),
         ("memory://b/text/notes.pdf", "not a supported kind of file"),
         ("memory://b/pictures", "memory://b/pictures holds no file of a supported kind"),
@@ -280,12 +280,12 @@ def test_verbs_that_need_a_folder_here(cli: Cli, tmp_path: Path, monkeypatch: py
 def test_file_urls_are_folders(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     url = f"file://{tmp_path}/there/data"
     cli("prepare", workshop.corpus, *SIZES, "--output", url, "-q")
-    assert (tmp_path / "there" / "data" / "meta.json").is_file()
+    assert (tmp_path / "there" / "data" / "manifest.json").is_file()
     assert json.loads(cli("verify", url, "--json", "-q").out)["path"] == url
-    shard = tmp_path / "there" / "data" / "train" / "00000.arrow"
+    shard = tmp_path / "there" / "data" / "train-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-300] + bytes(300))
     error = cli("verify", url, "--json", "-q", status=1).err
-    assert f"{url}/train/00000.arrow" in error
+    assert f"{url}/train-00000.npy" in error
 
 
 # ---- everything on S3 ----------------------------------------------------------------------------------------------
@@ -330,8 +330,8 @@ def test_from_text_to_a_trained_model_with_everything_on_s3(
     s3.put(str(workshop.corpus), "corpora/text", recursive=True)
     data = "s3://corpora/books"
     meta = json.loads(cli("prepare", "s3://corpora/text", *SIZES, "--output", data, "--json").out)
-    here = PreparedData.open(workshop.data)
-    assert meta["fingerprint"] == here.meta.fingerprint
+    here = Tokens.open(workshop.data)
+    assert meta["fingerprint"] == here.manifest.fingerprint
     assert meta["sources"][0]["name"] == "s3://corpora/text"
 
     made_with = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary, "-q")
@@ -356,7 +356,7 @@ def test_from_text_to_a_trained_model_with_everything_on_s3(
     assert b"of-the-tests" not in said
 
     cli.refuses(
-        "prepare", "s3://corpora/text", *SIZES, "--output", "s3://nobody/x", says="s3://nobody/x does not exist"
+        "prepare", "s3://corpora/text", *SIZES, "--output", "s3://nobody/x", says="s3://nobody/x/?.* does not exist"
     )
     cli.refuses("prepare", "s3://nobody/text", *SIZES, "--output", "s3://corpora/y", says="s3://nobody/text does not")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -11,7 +11,7 @@ import pytest
 
 import cocomix.cli
 from cocomix.artifacts.output import read_json
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from tests.command_line import Cli
 from tests.workshop import BLOCK, CONCEPTS, VOCAB, Workshop, prepare_toy, write_corpus
 
@@ -25,7 +25,7 @@ def test_from_text_to_a_report(cli: Cli, workshop: Workshop, tmp_path: Path) -> 
     data, sae, labels = tmp_path / "data", tmp_path / "sae", tmp_path / "labels"
     sizes = ("--vocab-size", VOCAB, "--block-size", BLOCK, "--validation-fraction", 0.2)
     meta = json.loads(cli("prepare", workshop.corpus, *sizes, "--output", data, "--json").out)
-    assert meta == read_json(data / "meta.json")
+    assert meta == read_json(data / "manifest.json")
     assert meta["block_size"] == BLOCK
 
     report = json.loads(cli("sae", data, "--teacher", workshop.teacher, "--layer", 1, *SAE, "-o", sae, "--json").out)
@@ -97,7 +97,7 @@ def test_dry_run_trains_nothing(cli: Cli, workshop: Workshop, tmp_path: Path, mo
     assert plan["parameters"] == manifest["parameters"]["total"]
     passes = ("--set", "tokens=null", "--set", "training.num_train_epochs=2")
     plan = json.loads(cli("train", recipe, "--dry-run", "--json", *passes).out)
-    assert plan["tokens"] == 2 * BLOCK * PreparedData.open(workshop.data).meta.splits["train"].blocks
+    assert plan["tokens"] == 2 * BLOCK * Tokens.open(workshop.data).manifest.splits["train"].blocks
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
@@ -109,7 +109,7 @@ def test_default_output_folders(cli: Cli, workshop: Workshop, tmp_path: Path, mo
     shutil.copytree(workshop.data, tmp_path / "data")
     cli("label", "data", "--teacher", workshop.teacher, "--dictionary", workshop.dictionary, "-q")
     assert (tmp_path / "data" / "labels" / "manifest.json").is_file()
-    PreparedData.open(tmp_path / "data")
+    Tokens.open(tmp_path / "data")
 
 
 # --- help and usage ---------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_data_that_moved_and_runs_that_differ(cli: Cli, here: Path, workshop: Wo
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 STAGES = {
-    "prepare": "cocomix.data.blocks.BlockWriter.add",
+    "prepare": "cocomix.data.units.UnitLog.append",
     "sae": "cocomix.concepts.fit._train",
     "label": "cocomix.labelling.shards.write_columns",
     "distill": "cocomix.labelling.probabilities.write_columns",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.data import MixedData, PreparedData, PrepareSettings, begin_of_text, document_positions, prepare
+from cocomix.data import MixedData, PrepareSettings, Tokens, begin_of_text, document_positions, prepare
 from cocomix.data.tokenizer import encode_batch, plain_encoder, tokenizer_fingerprint, train_tokenizer
 from cocomix.integrity import verify
 from cocomix.runtime.errors import CoCoMixError
@@ -31,14 +31,14 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def prepared(tokenizer: Path, output: Path, **changes: Any) -> PreparedData:
+def prepared(tokenizer: Path, output: Path, **changes: Any) -> Tokens:
     sources = [write_jsonl(output.parent / f"{name}.jsonl", texts) for name, texts in texts_of().items()]
     values: dict[str, Any] = {
         "sources": (str(sources[0]),),
         "validation_sources": (str(sources[1]),),
         "tokenizer": str(tokenizer),
         "block_size": BLOCK,
-        "blocks_per_shard": 40,
+        "tokens_per_file": 40 * BLOCK,
         "prepend_bos": True,
     }
     return prepare(PrepareSettings(**{**values, **changes}), output)
@@ -68,12 +68,12 @@ def test_every_block_is_the_token_and_the_next_tokens_of_the_text(tokenizer: Pat
     for split, texts in texts_of().items():
         blocks = [block["input_ids"].tolist() for block in data.split(split)]
         assert blocks == naive_blocks(tokenizer, texts)
-        meta = data.meta.splits[split]
+        meta = data.manifest.splits[split]
         assert meta.tokens == len(stream(tokenizer, texts))  # of the text
         assert meta.blocks == meta.tokens // (BLOCK - 1)
-    assert len(data.meta.splits["train"].shards) > 1
-    assert data.meta.bos_token_id == begin
-    assert json.loads((data.path / "meta.json").read_text())["bos_token_id"] == begin
+    assert len(data.manifest.splits["train"].files) > 1
+    assert data.manifest.bos_token_id == begin
+    assert json.loads((data.path / "manifest.json").read_text())["bos_token_id"] == begin
 
 
 def test_token_files_give_the_same(tokenizer: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_token_files_give_the_same(tokenizer: Path, tmp_path: Path) -> None:
     for name, texts in {"train": STORIES, "val": HELD_OUT}.items():
         np.array(stream(tokenizer, texts), dtype="<u2").tofile(tmp_path / "bin" / f"{name}.bin")
     copied = prepared(tokenizer, tmp_path / "copied", sources=(str(tmp_path / "bin"),), validation_sources=())
-    assert copied.meta.fingerprint == prepared(tokenizer, tmp_path / "data").meta.fingerprint
+    assert copied.manifest.fingerprint == prepared(tokenizer, tmp_path / "data").manifest.fingerprint
 
 
 def test_the_tokenizer_beside_the_blocks_begins_texts_as_they_begin(tokenizer: Path, tmp_path: Path) -> None:
@@ -93,25 +93,25 @@ def test_the_tokenizer_beside_the_blocks_begins_texts_as_they_begin(tokenizer: P
     again = prepared(with_it.path / "tokenizer", tmp_path / "again", prepend_bos=False)
     assert again.tokenizer().encode("Story") == plain
     fingerprints = {tokenizer_fingerprint(data.tokenizer()) for data in (with_it, without, again)}
-    assert fingerprints == {with_it.meta.tokenizer_fingerprint}  # interchangeable, for teachers and students
-    assert again.meta.fingerprint == without.meta.fingerprint != with_it.meta.fingerprint
+    assert fingerprints == {with_it.manifest.tokenizer_fingerprint}  # interchangeable, for teachers and students
+    assert again.manifest.fingerprint == without.manifest.fingerprint != with_it.manifest.fingerprint
 
 
 def test_verify_looks_at_what_blocks_begin_with(tokenizer: Path, tmp_path: Path) -> None:
     data = prepared(tokenizer, tmp_path / "data")
     assert not verify(data.path).broken
     plain = prepared(tokenizer, tmp_path / "plain", prepend_bos=False)
-    meta = json.loads((plain.path / "meta.json").read_text())
-    (plain.path / "meta.json").write_text(json.dumps({**meta, "bos_token_id": data.meta.bos_token_id}))
+    manifest = json.loads((plain.path / "manifest.json").read_text())
+    (plain.path / "manifest.json").write_text(json.dumps({**manifest, "bos_token_id": data.manifest.bos_token_id}))
     found = " ".join(finding.detail for finding in verify(plain.path).broken)
-    assert "begin with other tokens than meta.json says" in found
+    assert "blocks that do not begin with token" in found
 
 
 def test_such_corpora_are_not_mixed_with_others(tokenizer: Path, tmp_path: Path) -> None:
     parts = [prepared(tokenizer, tmp_path / str(bos), prepend_bos=bos) for bos in (True, False)]
     with pytest.raises(CoCoMixError, match=r"differ in their begin-of-text token .* --prepend-bos"):
         MixedData(parts, (1, 1))
-    assert MixedData(parts[:1], (1,)).meta.bos_token_id == parts[0].meta.bos_token_id
+    assert MixedData(parts[:1], (1,)).manifest.bos_token_id == parts[0].manifest.bos_token_id
 
 
 @pytest.mark.parametrize("kind", ["texts", "tokens"])
@@ -131,7 +131,7 @@ def test_a_tokenizer_trained_here_begins_with_its_end_token(tmp_path: Path, cli:
     options = ("--vocab-size", "300", "--block-size", BLOCK, "--validation-fraction", "0.2", "--prepend-bos")
     meta = json.loads(cli("prepare", corpus, *options, "-o", tmp_path / "data", "--json").out)
     assert (meta["bos_token_id"], meta["eos_token_id"]) == (0, 0)
-    data = PreparedData.open(tmp_path / "data")
+    data = Tokens.open(tmp_path / "data")
     assert {int(block["input_ids"][0]) for block in data.split("train")} == {0}
 
 

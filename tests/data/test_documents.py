@@ -1,29 +1,31 @@
-import gzip
+import os
 from pathlib import Path
 
 import datasets
 import pytest
 
-from cocomix.data import formats
-from cocomix.data.documents import Document, read_documents, resolve_sources
+from cocomix.data.documents import resolve_sources
+from cocomix.data.units import Reading, plan_units, unit_parts
 from cocomix.runtime.errors import CoCoMixError
 from tests.data.conftest import write_jsonl
 
 
-def read(*names: Path | str, column: str = "text") -> list[Document]:
-    return list(read_documents(resolve_sources(map(str, names)), column))
+def read(*names: Path | str, column: str = "text") -> list[str]:
+    """The documents of sources."""
+    sources = resolve_sources(map(str, names), HUB)
+    reading = Reading(column, HUB, None, None, 0, 0)
+    units = plan_units(sources, [False] * len(sources), column, None)
+    return [str(part.content) for unit in units for part in unit_parts(unit, reading)]
 
 
-def test_documents_are_numbered_across_sources(tmp_path: Path) -> None:
+HUB = {"name": "en", "split": "test", "revision": "abc"}
+
+
+def test_sources_are_read_in_order_without_empty_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("first")
     write_jsonl(tmp_path / "b.jsonl", ["second", " \n", "", "third"])
-    found = read(tmp_path / "a.txt", tmp_path / "b.jsonl")
-    assert [(document.text, document.number, Path(document.source).name) for document in found] == [
-        ("first", 0, "a.txt"),
-        ("second", 1, "b.jsonl"),
-        ("third", 2, "b.jsonl"),
-    ]
-    assert all(document.last for document in found)
+    (tmp_path / "c.txt").write_text("\n  \n")
+    assert read(tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.txt") == ["first", "second", "third"]
 
 
 def test_a_folder_is_read_recursively_in_sorted_order(tmp_path: Path) -> None:
@@ -33,28 +35,8 @@ def test_a_folder_is_read_recursively_in_sorted_order(tmp_path: Path) -> None:
     (tmp_path / "b" / "data.bin").write_bytes(b"\0")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.txt").write_text("hidden")
-    assert [document.text for document in read(tmp_path)] == ["a.txt", "b/10.md", "b/2.txt", "c/d/e.txt"]
+    assert read(tmp_path) == ["a.txt", "b/10.md", "b/2.txt", "c/d/e.txt"]
     assert resolve_sources([str(tmp_path)])[0].ignored == 1
-
-
-def test_bytes_read_add_up_to_the_input(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "b.jsonl", ["one", "", "two"])
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 100))
-    sources = resolve_sources([str(tmp_path)])
-    assert sum(document.read for document in read_documents(sources)) == sources[0].input_bytes()
-
-
-def test_a_long_text_comes_in_pieces_of_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 1000)
-    text = "".join(f"Paragraph {i} of the text.\n\n" for i in range(300_000))
-    (tmp_path / "a.txt").write_text(text)
-    (tmp_path / "b.txt").write_text("another")
-    *found, other = read(tmp_path)
-    assert "".join(document.text for document in found) == text
-    assert len(found) > 1
-    assert [document.last for document in found] == [False] * (len(found) - 1) + [True]
-    assert {document.number for document in found} == {0}
-    assert (other.text, other.number) == ("another", 1)
 
 
 @pytest.mark.parametrize(
@@ -73,14 +55,6 @@ def test_unusable_paths_are_named(tmp_path: Path) -> None:
         resolve_sources([str(tmp_path)])
 
 
-@pytest.mark.parametrize("content", ["", "\n  \n"])
-def test_a_source_without_text_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "full.txt").write_text("text")
-    (tmp_path / "empty.txt").write_text(content)
-    with pytest.raises(CoCoMixError, match=r"empty\.txt holds no documents"):
-        read(tmp_path / "full.txt", tmp_path / "empty.txt")
-
-
 def test_a_source_given_twice_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(CoCoMixError, match=r"a\.txt is given twice"):
@@ -89,23 +63,21 @@ def test_a_source_given_twice_is_named(tmp_path: Path) -> None:
         resolve_sources(["docs:", "docs:"])
 
 
-def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_names_are_read_shard_by_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def load(path: str, **arguments: object) -> datasets.IterableDataset:
         calls.append((path, arguments))
-        rows = datasets.Dataset.from_dict(
-            {"body": ["one", "two \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")]}
-        )
-        return rows.to_iterable_dataset()
+        return datasets.Dataset.from_dict({"body": ["one", "two", "three"]}).to_iterable_dataset(num_shards=3)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    sources = resolve_sources(["owner/stories"], hf_config="en", hf_split="test", hf_revision="abc")
-    assert [document.text for document in read_documents(sources, "body")] == ["one", "two 😀"]
-    assert calls == [("owner/stories", {"streaming": True, "name": "en", "split": "test", "revision": "abc"})]
-    assert sources[0].input_bytes() is None
-    with pytest.raises(CoCoMixError, match=r"stories, row 0: there is no column 'text'; the columns are 'body'"):
-        list(read_documents(resolve_sources(["stories"])))
+    (source,) = resolve_sources(["owner/stories"], HUB)
+    units = plan_units([source], [False], "body", None)
+    assert [[span.start for span in unit.spans] for unit in units] == [[0], [1], [2]]
+    assert read("owner/stories", column="body") == ["one", "two", "three"]
+    assert calls[0] == ("owner/stories", {"streaming": True, **HUB})
+    with pytest.raises(CoCoMixError, match=r"stories, .*row 0: there is no column 'text'; the columns are 'body'"):
+        read("stories")
 
 
 def test_a_real_data_set_through_the_hub_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,16 +86,38 @@ def test_a_real_data_set_through_the_hub_reader(tmp_path: Path, monkeypatch: pyt
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", ["one", "two"])
     load = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, **arguments: load(str(folder), **arguments))
-    found = list(read_documents(resolve_sources(["stand-in"], hf_config=None)))
-    assert [document.text for document in found] == ["one", "two"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: load(str(folder), streaming=True, split="train"))
+    assert read("stand-in") == ["one", "two"]
 
 
 def test_an_existing_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("owner/stories").mkdir(parents=True)
     Path("owner/stories/a.txt").write_text("from the disk")
-    assert [document.text for document in read("owner/stories")] == ["from the disk"]
+    assert read("owner/stories") == ["from the disk"]
+
+
+def test_token_files_are_a_kind_of_their_own(tmp_path: Path) -> None:
+    for name in ("both/train.bin", "both/val.bin", "many/a.ds", "many/b.ds", "many/a.ds.index", "alone.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\0")
+    both, many, alone = resolve_sources([str(tmp_path / name) for name in ("both", "many", "alone.npy")])
+    assert {source.kind for source in (both, many, alone)} == {"tokens"}
+    assert [Path(file.where).name for file in (*both.files, *both.heldout)] == ["train.bin", "val.bin"]
+    assert [Path(file.where).name for file in many.files] == ["a.ds", "b.ds"]
+
+
+def test_identity_follows_names_sizes_and_times(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    identities = [resolve_sources([str(path)])[0].identity()]
+    os.utime(path, ns=(1, 1))
+    identities.append(resolve_sources([str(path)])[0].identity())
+    path.write_text("other")
+    identities.append(resolve_sources([str(path)])[0].identity())
+    assert identities[0] != identities[1] != identities[2]
+    assert resolve_sources([str(path)])[0].identity() == identities[2]
+    assert resolve_sources(["docs:"])[0].identity() == resolve_sources(["docs:"])[0].identity()
 
 
 def test_what_the_hub_does_not_give_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,5 +128,5 @@ def test_what_the_hub_does_not_give_is_one_sentence(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         CoCoMixError, match=r"x is not a path here, and not a data set .* doesn't exist on the Hub\)"
     ) as error:
-        list(read_documents(resolve_sources(["x"])))
+        read("x")
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cocomix.data import PreparedData, StreamBlocks, StreamedData
+from cocomix.data import StreamBlocks, StreamedData, Tokens
 from cocomix.data.permutation import permuted
 from cocomix.data.stream_blocks import Mark, StreamSource
 from cocomix.data.tokenizer import plain_encoder
@@ -32,8 +32,8 @@ def write_shards(folder: Path, texts: Sequence[Any] = TEXTS, *, rows: int = 25, 
 
 
 @pytest.fixture(scope="module")
-def heldout(workshop: Workshop) -> PreparedData:
-    return PreparedData.open(workshop.data)
+def heldout(workshop: Workshop) -> Tokens:
+    return Tokens.open(workshop.data)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("stream") / "shards")
 
 
-def stream(heldout: PreparedData, *patterns: Path | str, lanes: int = 3, column: str = "text") -> StreamedData:
+def stream(heldout: Tokens, *patterns: Path | str, lanes: int = 3, column: str = "text") -> StreamedData:
     return StreamedData(heldout, [str(pattern) for pattern in patterns], text_column=column, lanes=lanes)
 
 
@@ -54,18 +54,18 @@ def naive_lane(data: StreamedData, lane: int, seed: int) -> Iterator[list[int]]:
     encoder = plain_encoder(data.tokenizer())
     groups = [
         pq.ParquetFile(shard.url).read_row_group(group)["text"].to_pylist()
-        for shard in data.shards
+        for shard in data.stream_shards
         for group in range(pq.ParquetFile(shard.url).num_row_groups)
     ]
     waiting: list[int] = []
-    begin = [] if data.meta.bos_token_id is None else [data.meta.bos_token_id]
-    taken = data.meta.block_size - len(begin)
+    begin = [] if data.manifest.bos_token_id is None else [data.manifest.bos_token_id]
+    taken = data.manifest.block_size - len(begin)
     turn = lane
     while True:
         order = permuted(np.arange(len(groups)), len(groups), seed, 0, turn // len(groups))
         for text in groups[order[turn % len(groups)]]:
             if text.strip():
-                waiting += [*encoder.encode(text, add_special_tokens=False).ids, data.meta.eos_token_id]
+                waiting += [*encoder.encode(text, add_special_tokens=False).ids, data.manifest.eos_token_id]
         while len(waiting) >= taken:
             yield begin + waiting[:taken]
             waiting = waiting[taken:]
@@ -73,7 +73,7 @@ def naive_lane(data: StreamedData, lane: int, seed: int) -> Iterator[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def heldout_with_bos(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+def heldout_with_bos(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     return prepare_toy(workshop.corpus, tmp_path_factory.mktemp("bos") / "data", prepend_bos=True)
 
 
@@ -96,14 +96,14 @@ def test_the_slow_twin(lanes: int, bos: bool, shards: Path, request: pytest.Fixt
     assert numbers(data.blocks(50, seed=6), range(50)) != expected[:50]
 
 
-def test_packed_as_prepared_data_is(heldout: PreparedData, workshop: Workshop, tmp_path: Path) -> None:
+def test_packed_as_prepared_data_is(heldout: Tokens, workshop: Workshop, tmp_path: Path) -> None:
     """One lane of one row group holds the tokens that `cocomix prepare` stores of the same documents."""
     shard = write_shards(tmp_path / "one", rows=60, group=60) / "00.parquet"
     tokenizer, validation = str(heldout.path / "tokenizer"), (str(workshop.corpus),)
     prepared = prepare_toy(
         shard, tmp_path / "data", vocab_size=None, tokenizer=tokenizer, validation_sources=validation
     )
-    blocks = stream(heldout, shard).blocks(prepared.meta.splits["train"].blocks, seed=0)
+    blocks = stream(heldout, shard).blocks(prepared.manifest.splits["train"].blocks, seed=0)
     assert numbers(blocks, range(len(blocks))) == [row["input_ids"].tolist() for row in prepared.split("train")]
 
 
@@ -118,9 +118,7 @@ def noting(turns: list[int]) -> Any:
     return documents
 
 
-def test_going_on_reads_no_row_group_again(
-    heldout: PreparedData, shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_going_on_reads_no_row_group_again(heldout: Tokens, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = stream(heldout, shards)
     whole = data.blocks(300, seed=1)
     rows = [whole[place] for place in range(300)]
@@ -140,18 +138,23 @@ def test_going_on_reads_no_row_group_again(
         assert (resumed[0]["input_ids"] == rows[0]["input_ids"]).all()  # before the marks: from the beginning
 
 
-def test_what_identifies_a_stream(heldout: PreparedData, shards: Path, tmp_path: Path) -> None:
+def test_what_identifies_a_stream(heldout: Tokens, shards: Path, tmp_path: Path) -> None:
     data = stream(heldout, shards)
     files = sorted(shards.iterdir())
-    assert stream(heldout, f"{shards}/*.parquet").meta.fingerprint == data.meta.fingerprint
-    assert stream(heldout, *files).meta.fingerprint == data.meta.fingerprint
-    assert stream(heldout, shards.as_uri()).meta.fingerprint == data.meta.fingerprint
+    assert stream(heldout, f"{shards}/*.parquet").manifest.fingerprint == data.manifest.fingerprint
+    assert stream(heldout, *files).manifest.fingerprint == data.manifest.fingerprint
+    assert stream(heldout, shards.as_uri()).manifest.fingerprint == data.manifest.fingerprint
     others = [
         stream(heldout, *reversed(files)),
         stream(heldout, shards, lanes=2),
         stream(heldout, write_shards(tmp_path / "other", [*TEXTS[:-1], "another"])),
     ]
-    assert len({data.meta.fingerprint, heldout.meta.fingerprint, *(other.meta.fingerprint for other in others)}) == 5
+    assert (
+        len(
+            {data.manifest.fingerprint, heldout.manifest.fingerprint, *(other.manifest.fingerprint for other in others)}
+        )
+        == 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_what_identifies_a_stream(heldout: PreparedData, shards: Path, tmp_path:
         ("{}/other.parquet", "other.parquet: there is no column 'text'; the columns are 'body'"),
     ],
 )
-def test_shards_that_are_refused(heldout: PreparedData, shards: Path, tmp_path: Path, pattern: str, says: str) -> None:
+def test_shards_that_are_refused(heldout: Tokens, shards: Path, tmp_path: Path, pattern: str, says: str) -> None:
     whole = (shards / "00.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.parquet").touch()
@@ -186,7 +189,7 @@ def test_shards_that_are_refused(heldout: PreparedData, shards: Path, tmp_path: 
         stream(heldout, shards, shards / "00.parquet")
 
 
-def test_rows_that_are_refused(heldout: PreparedData, shards: Path, tmp_path: Path) -> None:
+def test_rows_that_are_refused(heldout: Tokens, shards: Path, tmp_path: Path) -> None:
     void = write_shards(tmp_path / "void", ["", " "])
     with pytest.raises(CoCoMixError, match="holds no text"):
         stream(heldout, void).blocks(1, seed=0)[0]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.data.formats import pieces
+from cocomix.data.reading import pieces
 from cocomix.data.tokenizer import (
     encode_batch,
     plain_encoder,

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
-from cocomix.data import PreparedData, PrepareSettings, prepare
+from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.labelling import ConceptLabelStore, LabelSettings, write_labels
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model.backbone import plain_model
@@ -18,19 +18,19 @@ WORDS = ("list", "of", "the", "items", "and", "a", "string", "returns", "value",
 
 @dataclass(frozen=True)
 class World:
-    data: PreparedData
+    data: Tokens
     labels: ConceptLabelStore
     tokenizer: PreTrainedTokenizerFast
 
     def student(self, mixing: str = "interleave", context: int = 16) -> CoCoMixForCausalLM:
         torch.manual_seed(0)
         sizes = {"insert_layer": 1, "num_concepts": CONCEPTS, "concept_topk": TOPK, "mixing": mixing}
-        shape = backbone(vocab_size=self.data.meta.vocab_size, n_positions=context)
+        shape = backbone(vocab_size=self.data.manifest.vocab_size, n_positions=context)
         return CoCoMixForCausalLM(CoCoMixConfig(backbone=shape, **sizes)).eval()
 
     def plain(self, context: int = 16) -> PreTrainedModel:
         torch.manual_seed(0)
-        return plain_model(backbone(vocab_size=self.data.meta.vocab_size, n_positions=context)).eval()
+        return plain_model(backbone(vocab_size=self.data.manifest.vocab_size, n_positions=context)).eval()
 
 
 def text(documents: int = 40) -> list[str]:
@@ -45,20 +45,20 @@ def build_world(folder: Path) -> World:
     for number, document in enumerate(text()):
         (sources / f"{number:03d}.txt").write_text(document, encoding="utf-8")
     settings = PrepareSettings(
-        sources=(str(sources),), vocab_size=290, block_size=10, blocks_per_shard=50, validation_fraction=0.2
+        sources=(str(sources),), vocab_size=290, block_size=10, tokens_per_file=500, validation_fraction=0.2
     )
     data = prepare(settings, folder / "data")
     torch.manual_seed(5)
-    model = plain_model(backbone(vocab_size=data.meta.vocab_size))
+    model = plain_model(backbone(vocab_size=data.manifest.vocab_size))
     weights = [torch.randn(shape) for shape in ((16, CONCEPTS), (CONCEPTS,), (CONCEPTS, 16), (16,))]
     teacher = ConceptTeacher(model, ConceptDictionary.from_tensors(*weights, k=8, normalize="layer_norm"), 1)
     write_labels(
         teacher,
-        {name: data.split(name).shards for name in data.meta.splits},
+        {name: data.shards(name, 50) for name in data.manifest.splits},
         folder / "labels",
         LabelSettings(k=3),
-        data_fingerprint=data.meta.fingerprint,
-        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
-        block_size=data.meta.block_size,
+        data_fingerprint=data.manifest.fingerprint,
+        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
+        block_size=data.manifest.block_size,
     )
     return World(data, ConceptLabelStore.open(folder / "labels"), data.tokenizer())

@@ -28,7 +28,7 @@ def trained(world, write_run):
     """Write a run folder with a model, tied to the world's data and labels."""
 
     def write(name, model, with_labels=True, **changes):
-        meta = world.data.meta
+        meta = world.data.manifest
         data = {
             "path": str(world.data.path),
             "fingerprint": meta.fingerprint,
@@ -49,7 +49,7 @@ def test_a_cocomix_run_is_measured_whole_and_written(world, trained):
     model = world.student()
     run = trained("ours", model)
     result = evaluate_run(run, device=CPU, batch_size=4)
-    split = world.data.meta.splits["validation"]
+    split = world.data.manifest.splits["validation"]
     direct = evaluate(
         model,
         world.data.split("validation"),
@@ -66,7 +66,7 @@ def test_a_cocomix_run_is_measured_whole_and_written(world, trained):
     assert result.reliance.oracle is not None
     written = json.loads((run.path / "evaluation.json").read_text())
     assert written["loss"] == direct.loss
-    assert written["data_fingerprint"] == world.data.meta.fingerprint
+    assert written["data_fingerprint"] == world.data.manifest.fingerprint
     assert set(written["concept_reliance"]["deltas"]) == {"zero", "shuffle", "oracle"}
     assert run.tokenizer().encode("list of") == world.tokenizer.encode("list of")
 
@@ -110,7 +110,7 @@ def test_missing_labels_are_warned_about(world, trained, caplog):
 
 
 def test_data_that_moved_changed_or_does_not_fit(world, trained, tmp_path):
-    meta = world.data.meta
+    meta = world.data.manifest
     data = {"path": "/nowhere/data", "fingerprint": "f", "block_size": 10}
     data["tokenizer_fingerprint"] = meta.tokenizer_fingerprint
     moved = trained("moved", world.plain(), data=data)
@@ -133,7 +133,7 @@ def test_data_that_moved_changed_or_does_not_fit(world, trained, tmp_path):
 
 def test_labels_of_another_dictionary_size_are_refused(world, trained):
     model = cocomix_model(num_concepts=30)
-    model.resize_token_embeddings(world.data.meta.vocab_size)
+    model.resize_token_embeddings(world.data.manifest.vocab_size)
     with pytest.raises(CoCoMixError, match="24 concepts, but the model has 30"):
         evaluate_run(trained("ours", model), device=CPU)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.evaluation.teacher_flops import TeacherCost, teacher_cost
 from cocomix.model import account
@@ -22,7 +22,7 @@ def test_labels_cost_a_forward_and_part_of_a_backward_pass(workshop: Workshop) -
     found = teacher_cost(Run.open(workshop.cocomix_run))
     assert found is not None
     ((flops, tokens),) = found.stored
-    assert tokens == PreparedData.open(workshop.data).meta.splits["train"].blocks * BLOCK
+    assert tokens == Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
     teacher = AutoModelForCausalLM.from_pretrained(workshop.teacher)
     whole, d_model, layers, hooked = account(teacher, BLOCK).forward_flops_per_token, 16, 3, 2
     head = 2 * teacher.config.vocab_size * d_model

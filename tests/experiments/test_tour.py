@@ -9,7 +9,7 @@ import pytest
 import cocomix.experiments.tour
 import cocomix.experiments.tour_report
 from cocomix.artifacts.output import read_json
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.experiments.tour import DemoSizes, run_demo
 from cocomix.runtime.errors import CoCoMixError
@@ -33,7 +33,7 @@ def small(workshop: Workshop) -> Any:
     patched = pytest.MonkeyPatch()
     original = cocomix.experiments.tour.prepare
 
-    def prepare(settings: Any, output: Path) -> PreparedData:
+    def prepare(settings: Any, output: Path) -> Tokens:
         assert settings.sources == ("docs:",)
         return original(settings.model_copy(update={"sources": (str(workshop.corpus),)}), output)
 

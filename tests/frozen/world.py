@@ -22,7 +22,7 @@ from cocomix.concepts import (
 )
 from cocomix.concepts.lengths import label_sequences
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.data import PreparedData, PrepareSettings, prepare
+from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.evaluation import Run
 from cocomix.interop import from_reference_state_dict
 from cocomix.interpret import generate, parse_steer
@@ -73,7 +73,7 @@ class World:
 
     def blocks(self, corpus: str) -> dict[str, Array]:
         """Token blocks of a corpus by split, uint16 [blocks, block_size]."""
-        data = PreparedData.open(self.place(corpus))
+        data = Tokens.open(self.place(corpus))
         return {
             split: np.stack([row["input_ids"].numpy() for row in data.split(split)]).astype(np.uint16)
             for split in ("train", "validation")
@@ -88,7 +88,7 @@ class World:
         """Prepare a corpus: its source files, then its settings."""
         source = self.folder / f"{name}-source"
         source.mkdir()
-        settings: dict[str, Any] = {"block_size": cases.BLOCK, "blocks_per_shard": 150}
+        settings: dict[str, Any] = {"block_size": cases.BLOCK, "tokens_per_file": 150 * cases.BLOCK}
         if name == "training":  # a folder of text files, a trained BPE
             training = material.write_texts(source / "train", material.documents(250, seed=1))
             held_out = material.write_texts(source / "held_out", material.documents(12, seed=2))
@@ -192,7 +192,7 @@ class World:
             self._corpus(name, output)
         elif name == "teacher":
             material.make_model("gpt2", vocab_size=material.VOCAB, seed=60).save_pretrained(output)
-            PreparedData.open(self.place("training")).tokenizer().save_pretrained(output)
+            Tokens.open(self.place("training")).tokenizer().save_pretrained(output)
         elif name == "dictionary":
             dictionary = ConceptDictionary.from_tensors(
                 **material.fitting_dictionary(seed=61), k=16, normalize="layer_norm"

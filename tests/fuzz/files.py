@@ -12,7 +12,8 @@ import yaml
 from hypothesis import strategies as st
 
 from cocomix.concepts import ConceptDictionary
-from cocomix.data import PreparedData, PrepareSettings, StreamedData, prepare, read_documents, resolve_sources
+from cocomix.data import PrepareSettings, StreamedData, Tokens, prepare
+from cocomix.data.reading import read_texts
 from cocomix.evaluation import Run
 from cocomix.labelling import ConceptLabelStore
 from cocomix.training.recipe import RunConfig, load_recipe
@@ -33,7 +34,7 @@ def corpus(world: World, draw: Draw) -> None:
     suffix = draw(st.sampled_from([".jsonl", ".json", ".txt", ".jsonl.gz", ".jsonl.zst", ".parquet"]))
     path = world.scratch / f"corpus{suffix}"
     path.write_bytes(_jsonl(draw))
-    found = world.refusal_or_result(lambda: list(read_documents(resolve_sources([str(path)]))))
+    found = world.refusal_or_result(lambda: list(read_texts(str(path), "text")))
     path.unlink()
     for document in found or ():
         assert document.text
@@ -44,16 +45,16 @@ def preparation(world: World, draw: Draw) -> None:
     """`prepare` writes a whole folder or none."""
     path, output = world.scratch / "corpus.jsonl", world.scratch / "data"
     path.write_bytes(_jsonl(draw))
-    sizes = {"block_size": draw(st.integers(2, 6)), "blocks_per_shard": draw(st.integers(1, 3))}
+    sizes = {"block_size": draw(st.integers(2, 6)), "tokens_per_file": draw(st.integers(1, 18))}
     tokenizer = str(world.workshop.data / "tokenizer")
     wanted = PrepareSettings(sources=(str(path),), validation_fraction=0.5, tokenizer=tokenizer, **sizes)
     made = world.refusal_or_result(lambda: prepare(wanted, output))
     assert {each.name for each in world.scratch.iterdir()} == {"corpus.jsonl"} | ({"data"} if made else set())
     if made:
-        for split in made.meta.splits:
-            assert [len(row["input_ids"]) for row in PreparedData.open(output).split(split)] == [
+        for split in made.manifest.splits:
+            assert [len(row["input_ids"]) for row in Tokens.open(output).split(split)] == [
                 sizes["block_size"]
-            ] * made.meta.splits[split].blocks
+            ] * made.manifest.splits[split].blocks
         shutil.rmtree(output)
 
 
@@ -92,10 +93,10 @@ def _spoils(source: Callable[[World], Path], names: str, spoil: Spoil, read: Cal
 
 
 def _read_data(folder: Path) -> None:
-    data = PreparedData.open(folder)
-    for split in data.meta.splits:
+    data = Tokens.open(folder)
+    for split in data.manifest.splits:
         for row in data.split(split):
-            assert len(row["input_ids"]) == data.meta.block_size
+            assert len(row["input_ids"]) == data.manifest.block_size
 
 
 def _read_labels(folder: Path) -> None:
@@ -118,11 +119,11 @@ def _shards(world: World) -> Path:
 
 
 def _read_stream(folder: Path) -> None:
-    heldout = PreparedData.open(folder / "heldout")
+    heldout = Tokens.open(folder / "heldout")
     shards = [str(path) for path in sorted(folder.glob("*.parquet"))]
     blocks = StreamedData(heldout, shards, text_column="text", lanes=3).blocks(12, seed=0)
     for place in range(12):
-        assert len(blocks[place]["input_ids"]) == heldout.meta.block_size
+        assert len(blocks[place]["input_ids"]) == heldout.manifest.block_size
 
 
 FILES = (
@@ -131,11 +132,11 @@ FILES = (
     Target("preparation", preparation, 3),
     Target("recipes", recipe, 6),
     Target(
-        "data manifests", share=3, **_spoils(lambda world: world.workshop.data, "meta.json", spoilt_json, _read_data)
+        "data manifests",
+        share=3,
+        **_spoils(lambda world: world.workshop.data, "manifest.json", spoilt_json, _read_data),
     ),
-    Target(
-        "token shards", share=3, **_spoils(lambda world: world.workshop.data, "*/*.arrow", spoilt_bytes, _read_data)
-    ),
+    Target("token files", share=3, **_spoils(lambda world: world.workshop.data, "*-*.npy", spoilt_bytes, _read_data)),
     Target(
         "label manifests",
         share=3,

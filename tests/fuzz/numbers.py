@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cocomix.data import DocumentBlocks, PreparedData, StreamedData
+from cocomix.data import DocumentBlocks, StreamedData, Tokens
 from cocomix.data.stream_blocks import Mark
 from cocomix.training.order import MixtureOrder, StepBatches
 from tests.fuzz.cases import Target, World
@@ -104,7 +104,7 @@ def stream(world: World, draw: Draw) -> None:
     for number, start in enumerate(range(0, len(texts), rows)):
         shard = folder / f"{number:02d}.parquet"
         pq.write_table(pa.table({"text": texts[start : start + rows]}), shard, row_group_size=size)
-    heldout = PreparedData.open(world.workshop.data)
+    heldout = Tokens.open(world.workshop.data)
     lanes, seed = draw(st.integers(1, 9)), draw(st.integers(0, 2**62))
     data = world.refusal_or_result(lambda: StreamedData(heldout, [str(folder)], text_column="text", lanes=lanes))
     if data is None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cocomix.artifacts.output import partial_path, read_json, write_json
-from cocomix.data import PreparedData
 from cocomix.evaluation import Run
 from cocomix.integrity import verify
 from cocomix.interpret import build_atlas
@@ -61,7 +60,7 @@ def test_whole_artefacts(workshop: Workshop, atlas: Path) -> None:
         found = verify(path)
         assert found.kind == kind
         assert found.broken == ()
-        assert found.format_version == 1
+        assert found.format_version == (2 if path == workshop.data else 1)
         assert found.to_json()["whole"]
     assert states(workshop.labels)["teacher"] == states(workshop.labels)["dictionary"] == "ok"
     assert states(workshop.cocomix_run)["labels"] == states(workshop.cocomix_run)["data"] == "ok"
@@ -73,8 +72,8 @@ def test_labels_within_their_data(workshop: Workshop, tmp_path: Path) -> None:
     data = copy(workshop.data, tmp_path)
     labels = copy(workshop.labels, data)
     assert states(labels)["data"] == "ok"
-    meta = read_json(data / "meta.json")
-    write_json(data / "meta.json", {**meta, "fingerprint": "0"})
+    meta = read_json(data / "manifest.json")
+    write_json(data / "manifest.json", {**meta, "fingerprint": "0"})
     assert states(labels)["data"] == "broken"
     assert states(data)["fingerprint"] == "broken"
 
@@ -95,8 +94,8 @@ def empty_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("artefact", "damage", "broken", "says"),
     [
-        ("data", lambda p: flip(p / "train/00001.arrow", -400), "train/00001", "copy that file from there"),
-        ("data", lambda p: flip(p / "tokenizer/tokenizer.json", 600), "tokenizer", ""),
+        ("data", lambda p: flip(p / "train-00001.npy", -400), "train-00001.npy", "cocomix prepare"),
+        ("data", lambda p: flip(p / "tokenizer/tokenizer.json", 600), "tokenizer/tokenizer.json", ""),
         ("labels", lambda p: flip(p / "train/00001.arrow", -400), "train/00001", "delete"),
         ("labels", lambda p: (p / "train/00001.arrow").unlink(), "train/00001", "only that"),
         ("labels", damage_manifest("manifest.json", "layer", 2), "fingerprint", "label again"),
@@ -230,16 +229,6 @@ def test_manifests_name_no_files_elsewhere(workshop: Workshop, tmp_path: Path, n
     write_json(labels / "manifest.json", manifest)
     with pytest.raises(CoCoMixError, match="damaged"):
         ConceptLabelStore.open(labels)
-    data = copy(workshop.data, tmp_path)
-    meta = read_json(data / "meta.json")
-    meta["splits"]["train"]["shards"][0]["name"] = name
-    write_json(data / "meta.json", meta)
-    with pytest.raises(CoCoMixError, match="damaged"):
-        PreparedData.open(data)
-    meta["splits"] = {name: meta["splits"]["validation"]}
-    write_json(data / "meta.json", meta)
-    with pytest.raises(CoCoMixError, match="damaged"):
-        PreparedData.open(data)
 
 
 def test_a_run_that_names_a_file_elsewhere(workshop: Workshop, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cocomix.artifacts.output import partial_path
-from cocomix.data import DocumentBlocks, PreparedData
+from cocomix.data import DocumentBlocks, Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_rows, build_atlas, default_atlas_folder
 from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effect, measure_effects
@@ -34,7 +34,7 @@ def dump(folder: Path) -> list[str]:
 
 def read_by_hand(run: Run):
     """Every position of the first blocks: (split, block, position, {concept: logit}, {label: score})."""
-    data, model = PreparedData.open(run.manifest.data.path), run.model()
+    data, model = Tokens.open(run.manifest.data.path), run.model()
     store = ConceptLabelStore.open(run.manifest.labels.path)
     left = ATLAS.tokens // BLOCK
     for split in ("validation", "train"):
@@ -86,7 +86,7 @@ def test_cards_equal_what_the_model_predicts(atlas: ConceptAtlas, run: Run) -> N
 
 
 def test_contexts_are_the_text_of_the_data(atlas: ConceptAtlas, run: Run) -> None:
-    data = PreparedData.open(run.manifest.data.path)
+    data = Tokens.open(run.manifest.data.path)
     tokenizer, seen = data.tokenizer(), 0
     for concept in range(CONCEPTS):
         for context in (*atlas.card(concept).predicted_contexts, *atlas.card(concept).label_contexts):
@@ -114,7 +114,7 @@ def test_effects_of_the_most_frequent_concepts_are_measured(atlas: ConceptAtlas,
     measured = [concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None]
     assert sorted(frequent) == measured
     assert atlas.record.effects == 5
-    blocks = PreparedData.open(run.manifest.data.path).split("validation")
+    blocks = Tokens.open(run.manifest.data.path).split("validation")
     ids = torch.stack([blocks[index]["input_ids"] for index in range(4)])
     concept, model = frequent[0], run.model()
     card = atlas.card(concept)
@@ -134,8 +134,8 @@ def test_documents_are_kept_apart_where_the_run_keeps_them_apart(run: Run, tmp_p
     (folder / "manifest.json").write_text(json.dumps({**manifest, "document_masks": True}))
     settings = AtlasSettings(tokens=30 * BLOCK, effects=1, effect_tokens=8 * BLOCK, effect_top=4, contexts=1, bins=8)
     build_atlas(Run.open(folder), tmp_path / "atlas", settings, device=CPU)
-    data, model = PreparedData.open(run.manifest.data.path), run.model()
-    rows = DocumentBlocks(data.split("validation"), data.meta.eos_token_id)
+    data, model = Tokens.open(run.manifest.data.path), run.model()
+    rows = DocumentBlocks(data.split("validation"), data.manifest.eos_token_id)
     ids = torch.stack([rows[index]["input_ids"] for index in range(8)])
     positions = torch.stack([rows[index]["position_ids"] for index in range(8)])
     assert (positions[:, 1:] == 0).any()

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.interpret import followers
 from cocomix.interpret.followers import follower_scores
 from cocomix.labelling import ConceptLabelStore
@@ -14,7 +14,7 @@ from cocomix.runtime.errors import CoCoMixError
 
 @pytest.fixture(scope="module")
 def world(workshop):
-    return PreparedData.open(workshop.data), ConceptLabelStore.open(workshop.labels)
+    return Tokens.open(workshop.data), ConceptLabelStore.open(workshop.labels)
 
 
 def counted(data, store, blocks):
@@ -32,15 +32,15 @@ def counted(data, store, blocks):
 def test_scores_are_the_log_ratio_of_counts(world, monkeypatch):
     data, store = world
     monkeypatch.setattr(followers, "_BLOCKS_AT_ONCE", 7)
-    monkeypatch.setattr(followers, "_COUNTED_TOKENS", 40 * data.meta.block_size)
+    monkeypatch.setattr(followers, "_COUNTED_TOKENS", 40 * data.manifest.block_size)
     pairs, everywhere = counted(data, store, 40)
     frequent = Counter({concept: sum(n for (c, _), n in pairs.items() if c == concept) for concept, _ in pairs})
     concepts = [concept for concept, _ in frequent.most_common(3)]
     scores = follower_scores(data, store, concepts)
-    assert scores.shape == (3, data.meta.vocab_size)
+    assert scores.shape == (3, data.manifest.vocab_size)
     total = everywhere.total()
     for row, concept in enumerate(concepts):
-        for token in range(data.meta.vocab_size):
+        for token in range(data.manifest.vocab_size):
             expected = frequent[concept] * everywhere[token] / total
             score = math.log((pairs[concept, token] + 1) / (expected + 1))
             assert scores[row, token].item() == pytest.approx(score, abs=1e-5)
@@ -49,7 +49,7 @@ def test_scores_are_the_log_ratio_of_counts(world, monkeypatch):
 
 def test_a_concept_that_never_labels_prefers_nothing(world, monkeypatch):
     data, store = world
-    monkeypatch.setattr(followers, "_COUNTED_TOKENS", data.meta.block_size)
+    monkeypatch.setattr(followers, "_COUNTED_TOKENS", data.manifest.block_size)
     pairs, _ = counted(data, store, 1)
     unused = next(concept for concept in range(store.num_concepts) if all(c != concept for c, _ in pairs))
     assert not follower_scores(data, store, [unused]).any()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.text_measures import MEASURES
@@ -118,7 +118,7 @@ def test_what_cannot_be_measured_is_said_and_leaves_nothing(workshop, cli, tmp_p
 
 
 def test_teacher_and_dictionary_are_found_where_the_run_says(workshop, tmp_path):
-    data = PreparedData.open(workshop.data)
+    data = Tokens.open(workshop.data)
     source = {"teacher": {"model": str(workshop.teacher), "layer": 1}, "dictionary": {"path": str(workshop.dictionary)}}
     by_labels = open_run_teacher(Run.open(workshop.cocomix_run), data)
     by_recipe = open_run_teacher(Run.open(moved(workshop.cocomix_run, tmp_path / "a", labels="online", **source)), data)
@@ -143,4 +143,4 @@ def test_a_dictionary_of_other_concepts_is_refused(workshop, tmp_path):
     save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
     (other / "manifest.json").unlink()
     with pytest.raises(CoCoMixError, match=r"is not the one the labels in .* were made with"):
-        open_run_teacher(Run.open(workshop.cocomix_run), PreparedData.open(workshop.data), dictionary=str(other))
+        open_run_teacher(Run.open(workshop.cocomix_run), Tokens.open(workshop.data), dictionary=str(other))

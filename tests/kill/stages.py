@@ -84,8 +84,8 @@ class World:
             "320",
             "--block-size",
             "16",
-            "--blocks-per-shard",
-            "60",
+            "--tokens-per-file",
+            "960",
             "--validation-fraction",
             "0.2",
         )

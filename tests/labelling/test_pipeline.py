@@ -7,7 +7,7 @@ import torch
 
 from cocomix.artifacts import AlreadyExists, partial_path
 from cocomix.concepts import Dictionary, DictionaryConfig, FitSettings, TeacherConfig, TeacherSource, dictionary_layer
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.labelling import ConceptLabelStore, LabelSettings, engines
 from cocomix.labelling.fitting import fit_on_data
 from cocomix.labelling.pipeline import label_data
@@ -28,12 +28,12 @@ def test_the_dictionary_describes_the_layer_it_was_fitted_on(workshop: Workshop)
 
 
 def test_labels_cover_the_data(workshop: Workshop) -> None:
-    data, labels = PreparedData.open(workshop.data), ConceptLabelStore.open(workshop.labels)
+    data, labels = Tokens.open(workshop.data), ConceptLabelStore.open(workshop.labels)
     manifest = labels.manifest
-    assert manifest.data_fingerprint == data.meta.fingerprint
+    assert manifest.data_fingerprint == data.manifest.fingerprint
     assert (manifest.num_concepts, manifest.layer, manifest.teacher.name) == (CONCEPTS, 1, str(workshop.teacher))
     assert manifest.dictionary.name == str(workshop.dictionary)
-    for name, meta in data.meta.splits.items():
+    for name, meta in data.manifest.splits.items():
         split = labels.split(name)
         assert len(split) == meta.blocks
         rows = torch.stack([split[index]["concept_labels"] for index in range(len(split))])

@@ -169,7 +169,7 @@ def test_sigterm_on_the_command_line(cli: Cli, workshop: Workshop, tmp_path: Pat
         result = cli("train", path, "-o", tmp_path / "run", status=143)
     assert "checkpoint of step 1 is kept; run the same command again" in result.err
     with monkeypatch.context() as patched:
-        patched.setattr("cocomix.data.blocks.BlockWriter.add", terminate)
+        patched.setattr("cocomix.data.units.UnitLog.append", terminate)
         result = cli("prepare", workshop.corpus, "--vocab-size", 290, "-o", tmp_path / "data", status=143)
     assert "stopped by SIGTERM" in result.err
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml", "run.partial"}

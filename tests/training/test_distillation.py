@@ -14,7 +14,7 @@ from cocomix.concepts import ConceptDictionary, ConceptTeacher, load_teacher
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.sources import TeacherConfig
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import LabelSettings
 from cocomix.labelling.pipeline import distill_data
@@ -192,7 +192,7 @@ def source(workshop: Workshop) -> dict[str, Any]:
 
 
 def test_a_run_on_the_whole_stored_distribution_is_the_online_one(workshop: Workshop, tmp_path: Path) -> None:
-    size = PreparedData.open(workshop.data).meta.vocab_size
+    size = Tokens.open(workshop.data).manifest.vocab_size
     distill_data(workshop.data, TeacherConfig(model=str(workshop.teacher), layer=0), tmp_path / "all", top_k=size)
     changes = {"name": "run", "tokens": 4 * 8 * BLOCK, **source(workshop), "training": {"logging_steps": 1}}
     online = train(workshop.recipe("ntp", distillation={}, **changes), tmp_path / "online")

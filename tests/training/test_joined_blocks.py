@@ -2,14 +2,14 @@
 
 import torch
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.labelling import ConceptLabelStore, TeacherProbabilities
 from cocomix.training.joined_blocks import joined_blocks
 from tests.workshop import BLOCK, Workshop
 
 
 def test_rows_have_everything_stored_of_their_tokens(workshop: Workshop) -> None:
-    data, recipe = PreparedData.open(workshop.data), workshop.recipe("cocomix")
+    data, recipe = Tokens.open(workshop.data), workshop.recipe("cocomix")
     labels, probabilities = ConceptLabelStore.open(workshop.labels), TeacherProbabilities.open(workshop.probabilities)
     blocks = joined_blocks(recipe, data, (labels, None, probabilities), "validation", None)
     assert len(blocks) == len(data.split("validation"))
@@ -26,7 +26,7 @@ def test_rows_have_everything_stored_of_their_tokens(workshop: Workshop) -> None
 
 
 def test_a_limit_keeps_the_first_blocks(workshop: Workshop) -> None:
-    data, recipe = PreparedData.open(workshop.data), workshop.recipe("ntp")
+    data, recipe = Tokens.open(workshop.data), workshop.recipe("ntp")
     few = joined_blocks(recipe, data, (), "train", 5)
     assert len(few) == 5
     assert torch.equal(few[4]["input_ids"], data.split("train")[4]["input_ids"])

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cocomix.artifacts.output import read_json
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.data import TRAIN, VALIDATION, MixedData, PreparedData
+from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import ConceptLabelStore, MixedLabels, MixedProbabilities, TeacherProbabilities
 from cocomix.labelling.pipeline import distill_data, label_data
@@ -55,16 +55,16 @@ def recipe(*args: Any, **changes: Any) -> Any:
 
 
 def test_blocks_are_numbered_through(workshop: Workshop, other: Path) -> None:
-    parts = [PreparedData.open(workshop.data), PreparedData.open(other)]
+    parts = [Tokens.open(workshop.data), Tokens.open(other)]
     data = MixedData(parts, [3, 1])
     for split in (TRAIN, VALIDATION):
         rows = [row["input_ids"] for part in parts for row in part.split(split)]
-        assert len(data.split(split)) == len(rows) == data.meta.splits[split].blocks
+        assert len(data.split(split)) == len(rows) == data.manifest.splits[split].blocks
         assert all(torch.equal(row, found["input_ids"]) for row, found in zip(rows, data.split(split), strict=True))
     assert data.shares == (0.75, 0.25)
-    assert data.meta.fingerprint not in (part.meta.fingerprint for part in parts)
-    assert data.meta.fingerprint != MixedData(parts, [1, 1]).meta.fingerprint
-    assert data.meta.fingerprint == MixedData(parts, [0.75, 0.25]).meta.fingerprint
+    assert data.manifest.fingerprint not in (part.manifest.fingerprint for part in parts)
+    assert data.manifest.fingerprint != MixedData(parts, [1, 1]).manifest.fingerprint
+    assert data.manifest.fingerprint == MixedData(parts, [0.75, 0.25]).manifest.fingerprint
     first = len(parts[0].split(VALIDATION))
     assert data.first_blocks(VALIDATION, 8) == [0, 1, 2, 3, 4, 5, first, first + 1]
 
@@ -81,7 +81,7 @@ def test_a_run_on_a_mixture(
     assert sum(part["blocks"] for part in parts) == manifest["tokens"] // BLOCK == 96
     assert parts[0]["blocks"] == pytest.approx(72, abs=15)
     assert f"{other}: {parts[1]['blocks'] / 96:.2%} of the training tokens, 25.00% asked for" in caplog.messages
-    data = MixedData([PreparedData.open(workshop.data), PreparedData.open(other)], [3, 1])
+    data = MixedData([Tokens.open(workshop.data), Tokens.open(other)], [3, 1])
     order = mixture_order(data, manifest["seed"])
     assert order is not None
     drawn = order.blocks(0, 0, 96)
@@ -92,7 +92,7 @@ def test_a_run_on_a_mixture(
 
 def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_labels: Path) -> None:
     settings = recipe(workshop, other, other_labels)
-    data = MixedData([PreparedData.open(workshop.data), PreparedData.open(other)], [3, 1])
+    data = MixedData([Tokens.open(workshop.data), Tokens.open(other)], [3, 1])
     stores = [ConceptLabelStore.open(workshop.labels), ConceptLabelStore.open(other_labels)]
     rows = joined_blocks(settings, data, [MixedLabels(stores)], TRAIN, None)
     first = len(data.parts[0].split(TRAIN))
@@ -103,7 +103,7 @@ def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_la
 
 
 def test_corpora_that_do_not_fit_are_refused(workshop: Workshop, other: Path, tmp_path: Path) -> None:
-    data = PreparedData.open(workshop.data)
+    data = Tokens.open(workshop.data)
     corpus = write_corpus(tmp_path / "corpus", documents=10, seed=3)
     longer = prepare_toy(
         corpus, tmp_path / "b", tokenizer=str(workshop.data / "tokenizer"), vocab_size=None, block_size=8
@@ -113,7 +113,7 @@ def test_corpora_that_do_not_fit_are_refused(workshop: Workshop, other: Path, tm
     with pytest.raises(CoCoMixError, match="differ in their tokenizer"):
         MixedData([data, prepare_toy(corpus, tmp_path / "c", vocab_size=280)], [1, 1])
     with pytest.raises(CoCoMixError, match=r"share below 1/10,000"):
-        mixture_order(MixedData([data, PreparedData.open(other)], [1, 1e-6]), 0)
+        mixture_order(MixedData([data, Tokens.open(other)], [1, 1e-6]), 0)
 
 
 def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Path, tmp_path: Path) -> None:

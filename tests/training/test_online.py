@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, load_teacher
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.labelling import ConceptLabelStore, LabelSettings
 from cocomix.runtime.errors import CoCoMixError
@@ -114,7 +114,7 @@ def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path, caplog: py
 
 
 def test_labels_of_batches_and_blocks_are_the_stored_ones(workshop: Workshop, labels: OnlineLabels) -> None:
-    blocks = PreparedData.open(workshop.data).split("validation")
+    blocks = Tokens.open(workshop.data).split("validation")
     stored = ConceptLabelStore.open(workshop.labels).split("validation")
     expected = torch.stack([stored[index]["concept_labels"] for index in range(len(blocks))])
     found = labels.blocks(blocks)
@@ -130,7 +130,7 @@ def test_labels_of_batches_and_blocks_are_the_stored_ones(workshop: Workshop, la
 def test_labelling_ahead_keeps_batches_in_order_and_ends_with_them(
     workshop: Workshop, labels: OnlineLabels, depth: int
 ) -> None:
-    blocks = PreparedData.open(workshop.data).split("train")
+    blocks = Tokens.open(workshop.data).split("train")
     batches = [{"input_ids": torch.stack([blocks[index]["input_ids"]] * 2)} for index in range(5)]
     inline = list(labels.labelled(batches, depth))
     labels.ahead = True
@@ -152,7 +152,7 @@ def test_labelling_ahead_keeps_batches_in_order_and_ends_with_them(
 
 
 def test_padded_rows_are_labelled_as_without_padding(workshop: Workshop, labels: OnlineLabels) -> None:
-    row = PreparedData.open(workshop.data).split("train")[0]["input_ids"][None]
+    row = Tokens.open(workshop.data).split("train")[0]["input_ids"][None]
     padded = torch.cat((row, torch.zeros_like(row)), dim=1)
     mask = torch.cat((torch.ones_like(row), torch.zeros_like(row)), dim=1)
     (batch,) = labels.labelled([{"input_ids": padded, "attention_mask": mask}], 1)
@@ -161,7 +161,7 @@ def test_padded_rows_are_labelled_as_without_padding(workshop: Workshop, labels:
 
 
 def test_rows_that_stand_in_for_none_get_no_labels(workshop: Workshop, labels: OnlineLabels) -> None:
-    ids = torch.stack([PreparedData.open(workshop.data).split("train")[index]["input_ids"] for index in range(2)])
+    ids = torch.stack([Tokens.open(workshop.data).split("train")[index]["input_ids"] for index in range(2)])
     targets = ids.clone()
     targets[1] = -100
     (batch,) = labels.labelled([{"input_ids": ids, "labels": targets}], 1)

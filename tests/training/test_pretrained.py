@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cocomix.artifacts.output import read_json
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
@@ -30,7 +30,7 @@ def pretrained(workshop: Workshop, **model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("objective", ["cocomix", "ntp"])
 def test_training_goes_on_where_the_pretrained_model_was(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     recipe = workshop.recipe(objective, model=pretrained(workshop), tokens=2 * 8 * BLOCK)
-    data = PreparedData.open(workshop.data)
+    data = Tokens.open(workshop.data)
     labels = ConceptLabelStore.open(workshop.labels) if objective == "cocomix" else None
     plain = load_causal_lm(workshop.teacher)
     blocks = data.split("validation")[0]["input_ids"][None]
@@ -51,7 +51,7 @@ def test_the_shipped_recipe_is_pinned_and_neutral() -> None:
 
 
 def test_a_backbone_beside_it_may_only_differ_in_what_is_not_computed(workshop: Workshop) -> None:
-    data = PreparedData.open(workshop.data)
+    data = Tokens.open(workshop.data)
     backbone = {**TOY_BACKBONE, "vocab_size": 290, "n_positions": BLOCK, "resid_pdrop": 0.2}
     recipe = workshop.recipe("ntp", model=pretrained(workshop, backbone=backbone))
     model = build_student(recipe, plan_run(recipe, data).config)

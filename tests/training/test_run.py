@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.artifacts.output import read_json
-from cocomix.data import VALIDATION, PreparedData
+from cocomix.data import VALIDATION, Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import ConceptLabelStore
 from cocomix.model import account
@@ -55,13 +55,13 @@ def test_the_run_loads_without_arguments(workshop: Workshop) -> None:
     assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id
     generated = model.generate(**ids, max_new_tokens=3, do_sample=False)
     assert generated.shape[1] > ids["input_ids"].shape[1]
-    left = list(PreparedData.open(workshop.data).split(VALIDATION)[0]["input_ids"])
-    assert tokenizer.decode(left) == PreparedData.open(workshop.data).tokenizer().decode(left)
+    left = list(Tokens.open(workshop.data).split(VALIDATION)[0]["input_ids"])
+    assert tokenizer.decode(left) == Tokens.open(workshop.data).tokenizer().decode(left)
 
 
 def test_manifest(workshop: Workshop) -> None:
     manifest = read_json(workshop.cocomix_run / "manifest.json")
-    data = PreparedData.open(workshop.data).meta
+    data = Tokens.open(workshop.data).manifest
     model = AutoModelForCausalLM.from_pretrained(workshop.cocomix_run)
     count = account(model, BLOCK)
     assert manifest["parameters"] == {"total": count.total_parameters, "active": count.active_parameters}
@@ -148,7 +148,7 @@ def test_a_matched_baseline_has_as_many_active_parameters(workshop: Workshop, tm
         changes = {"model": shape, "labels": None, **extra}
         if objective == "cocomix":
             changes["model"] = {**shape, "concept_loss_weight": 0.0}
-        plan = plan_run(workshop.recipe(objective, **changes), PreparedData.open(workshop.data))
+        plan = plan_run(workshop.recipe(objective, **changes), Tokens.open(workshop.data))
         active[name] = plan.accounting.active_parameters
     assert active["plain"] < active["mixed"]
     # Widths are multiples of 16, which is coarse at 64.
@@ -179,7 +179,7 @@ def test_fields_of_training_arguments(workshop: Workshop, tmp_path: Path, traini
     manifest = read_json(run / "manifest.json")
     assert math.isfinite(manifest["final"]["eval_loss"])
     if tokens is None:
-        data = PreparedData.open(workshop.data)
+        data = Tokens.open(workshop.data)
         assert manifest["tokens"] == len(data.split("train")) * BLOCK
         assert manifest["steps"] == math.ceil(len(data.split("train")) / 64)
 

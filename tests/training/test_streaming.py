@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from cocomix.artifacts import Damaged
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.output import partial_path
-from cocomix.data import PreparedData, StreamedData
+from cocomix.data import StreamedData, Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
@@ -64,7 +65,7 @@ def test_a_run_on_a_stream(workshop: Workshop, shards: Path, whole: Path) -> Non
         "shards": 3,
         "documents": 60,
         "lanes": 4,
-        "heldout": PreparedData.open(workshop.data).meta.fingerprint,
+        "heldout": Tokens.open(workshop.data).manifest.fingerprint,
     }
     assert data["fingerprint"] != data["stream"]["heldout"]
     evaluated = evaluate_run(run, device="cpu", limit_blocks=11)  # type: ignore[arg-type]
@@ -105,7 +106,7 @@ def test_labels_are_made_online(workshop: Workshop, shards: Path, tmp_path: Path
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_processes_share_the_blocks(workshop: Workshop, shards: Path, workers: int, batch: int) -> None:
-    data = StreamedData(PreparedData.open(workshop.data), [str(shards)], text_column="text", lanes=4)
+    data = StreamedData(Tokens.open(workshop.data), [str(shards)], text_column="text", lanes=4)
     expected = [row["input_ids"].tolist() for row in (data.blocks(48, 0)[place] for place in range(48))]
     for processes in (1, 2, 4) if workers == 0 else (2,):
         seen: dict[int, list[int]] = {}
@@ -127,7 +128,7 @@ def test_processes_share_the_blocks(workshop: Workshop, shards: Path, workers: i
 
 
 def test_the_furthest_marks_are_kept(workshop: Workshop, shards: Path) -> None:
-    data = StreamedData(PreparedData.open(workshop.data), [str(shards)], text_column="text", lanes=2)
+    data = StreamedData(Tokens.open(workshop.data), [str(shards)], text_column="text", lanes=2)
     blocks = data.blocks(20, 0)
     marks = np.asarray([[0, 3, 1, 2, 3], [1, 2, 5, 6, 7]])
     other = np.asarray([[[2, 9, 9, 9], [4, 8, 8, 8]]])
@@ -178,5 +179,5 @@ def test_a_swapped_tokenizer_is_refused(workshop: Workshop, tmp_path: Path) -> N
     content = json.loads(file.read_text())
     content["model"]["merges"] = content["model"]["merges"][:-1]
     file.write_text(json.dumps(content))
-    with pytest.raises(CoCoMixError, match="is not the tokenizer the blocks beside it were made with"):
+    with pytest.raises(Damaged, match=r"tokenizer\.json"):
         train(workshop.recipe("ntp", data=str(data)), tmp_path / "run")

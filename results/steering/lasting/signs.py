@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 
 run = Run.open(Path(sys.argv[1]))
 concepts = [concept["concept"] for concept in json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))["concepts"]]
-blocks = PreparedData.open(run.manifest.data.path).split("validation")
+blocks = Tokens.open(run.manifest.data.path).split("validation")
 text = torch.stack([blocks[index]["input_ids"] for index in range(0, 320, 5)])
 with torch.inference_mode():
     output = run.model().eval()(text, use_cache=False, output_concept_logits=True)

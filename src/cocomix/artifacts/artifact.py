@@ -61,7 +61,13 @@ class Artifact(Generic[M]):
 
     @classmethod
     def create(
-        cls, output: Path | str, *, identity: Mapping[str, Any], resume: bool = False, shared: bool = False
+        cls,
+        output: Path | str,
+        *,
+        identity: Mapping[str, Any],
+        resume: bool = False,
+        shared: bool = False,
+        any_identity: bool = False,
     ) -> AbstractContextManager[Staging[M]]:
         """Make an artefact: a context manager that gives a folder to write to, and whose `finish` makes it the output.
 
@@ -73,6 +79,8 @@ class Artifact(Generic[M]):
             resume: go on with what an interrupted command of the same identity left, and leave it again on an error.
             shared: as `resume`, and other processes that say so may write at the same time. Only one of them may
                 finish (`Staging.alone`); leaving the block without is no error.
+            any_identity: go on also with what was begun with another identity: whoever writes there names each part by
+                what determines it, and so knows what still counts.
 
         Raises:
             BeingWritten: another process writes the same output.
@@ -80,7 +88,8 @@ class Artifact(Generic[M]):
             MadeFromSomethingElse: what was left is of another identity; the keys are named.
             CoCoMixError: nothing can be written there, or the disk is full.
         """
-        return staged(output, cls.kind, cls.version, dict(identity), cls.records, resume=resume, shared=shared)
+        settings = {"resume": resume, "shared": shared, "any_identity": any_identity}
+        return staged(output, cls.kind, cls.version, dict(identity), cls.records, **settings)
 
     @classmethod
     def made(cls, output: Path | str, identity: Mapping[str, Any]) -> Self | None:

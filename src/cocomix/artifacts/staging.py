@@ -102,6 +102,7 @@ def staged(
     *,
     resume: bool = False,
     shared: bool = False,
+    any_identity: bool = False,
 ) -> Iterator[Staging[M]]:
     """`Artifact.create`, which says what the arguments mean, for a kind of a version that `records` some files."""
     place, url, kept = made_at(output), url_of(output), resume or shared
@@ -142,7 +143,8 @@ def staged(
             claim = None if url is None else held.enter_context(claimed(url))
             with explained_full_disk(folder):
                 if kept:
-                    _claim_staging(folder, {"kind": kind, "version": format_version, "identity": identity})
+                    wanted = {"kind": kind, "version": format_version}
+                    _claim_staging(folder, wanted if any_identity else {**wanted, "identity": identity})
                 yield staging
             if not (staging.finished or shared):
                 raise RuntimeError(f"the output {output} was left without finish()")

@@ -1,12 +1,14 @@
 """The verb `prepare`."""
 
+import os
+import re
 from typing import Annotated
 
 import typer
 
 from cocomix.cli.options import AsJson, Output
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["prepare"]
 
@@ -27,23 +29,38 @@ def prepare(
     prepend_bos: Annotated[
         bool, typer.Option("--prepend-bos", help="Begin every block with the begin-of-text token, as for Gemma.")
     ] = False,
-    blocks_per_shard: Annotated[int, typer.Option(help="Blocks per file, which labelling takes one at a time.")] = 4096,
+    tokens_per_file: Annotated[int, typer.Option(min=1, help="Tokens per file.")] = 2**28,
     validation: Annotated[list[str] | None, typer.Option(help="Source of the validation split; repeatable.")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of documents that validates.")] = 0.01,
     text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    token_dtype: Annotated[
+        str | None,
+        typer.Option(help="Type of the tokens in token files, e.g. uint32; default: told from their content."),
+    ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Stop after this many bytes of training text.")] = None,
     hf_config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
     hf_split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     hf_revision: Annotated[str | None, typer.Option(help="Commit of a Hub data set.")] = None,
     tokenizer_revision: Annotated[str | None, typer.Option(help="Commit of a Hub tokenizer.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read and encode; default: one a core.")
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Only encode share I of N, from 0, as one of N jobs; then run without, to finish."
+        ),
+    ] = None,
     json_output: AsJson = False,
 ) -> None:
     """Turn text into packed token blocks.
 
+    A command that was stopped goes on where it was when it is given again.
+
     [dim]Example: cocomix prepare books/ --tokenizer openai-community/gpt2 --output data/books[/dim]
     """
-    from cocomix.data import PrepareSettings
+    from cocomix.data import PrepareSettings, encode_share
     from cocomix.data import prepare as run
 
     settings = PrepareSettings(
@@ -51,11 +68,12 @@ def prepare(
         validation_sources=tuple(validation or ()),
         validation_fraction=validation_fraction,
         text_column=text_column,
+        token_dtype=token_dtype,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         block_size=block_size,
         prepend_bos=prepend_bos,
-        blocks_per_shard=blocks_per_shard,
+        tokens_per_file=tokens_per_file,
         max_bytes=max_bytes,
         hf_config=hf_config,
         hf_split=hf_split,
@@ -63,6 +81,17 @@ def prepare(
         tokenizer_revision=tokenizer_revision,
         seed=seed,
     )
-    data = run(settings, output, ConsoleReporter())
+    if share is not None:
+        encode_share(settings, output, *_parsed(share))
+        return
+    data = run(settings, output, workers=workers or len(os.sched_getaffinity(0)))
     if json_output:
-        print_json(data.meta.model_dump(mode="json"))
+        print_json(data.manifest.model_dump(mode="json"))
+
+
+def _parsed(share: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", share)
+    number, shares = map(int, found.groups()) if found else (0, 0)
+    if number >= shares:
+        raise CoCoMixError(f"--share {share} is not of the form I/N with I from 0 to N - 1, such as 0/8.")
+    return number, shares

@@ -1,45 +1,66 @@
-"""Data: documents out of many sources, tokenizers, and packed token blocks. Knows nothing of concepts or models."""
+"""Data: documents out of many sources, tokenizers, and packed token blocks. Knows nothing of concepts or models.
 
-from cocomix.data.blocks import BlockWriter, ShardMeta, SplitMeta, TokenBlocks, TokenShard, token_dtype
-from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions, positions_of_rows
-from cocomix.data.documents import DOCUMENTATION, Document, Source, read_documents, resolve_sources
-from cocomix.data.mixture import MixedData
-from cocomix.data.preparation import PrepareSettings, prepare
-from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta
-from cocomix.data.splits import TRAIN, VALIDATION, assign_splits
-from cocomix.data.stream_blocks import StreamBlocks
-from cocomix.data.streamed import StreamedData
-from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
+Names are imported when they are first used: some need PyTorch or transformers, which take seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions, positions_of_rows
+    from cocomix.data.documents import DOCUMENTATION
+    from cocomix.data.mixture import MixedData
+    from cocomix.data.preparation import PrepareSettings, encode_share, prepare
+    from cocomix.data.splits import TRAIN, VALIDATION
+    from cocomix.data.stream_blocks import StreamBlocks
+    from cocomix.data.streamed import StreamedData
+    from cocomix.data.token_blocks import TokenBlocks, TokenShard
+    from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
+    from cocomix.data.tokens import SourceMeta, SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
+
+_MODULES = {
+    "document_blocks": ("NO_TARGET", "DocumentBlocks", "document_positions", "positions_of_rows"),
+    "documents": ("DOCUMENTATION",),
+    "mixture": ("MixedData",),
+    "preparation": ("PrepareSettings", "encode_share", "prepare"),
+    "splits": ("TRAIN", "VALIDATION"),
+    "stream_blocks": ("StreamBlocks",),
+    "streamed": ("StreamedData",),
+    "token_blocks": ("TokenBlocks", "TokenShard"),
+    "tokenizer": ("begin_of_text", "tokenizer_fingerprint", "train_tokenizer"),
+    "tokens": ("SourceMeta", "SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "DOCUMENTATION",
-    "FORMAT_VERSION",
     "NO_TARGET",
     "TRAIN",
     "VALIDATION",
-    "BlockWriter",
-    "DataMeta",
-    "Document",
     "DocumentBlocks",
     "MixedData",
     "PrepareSettings",
-    "PreparedData",
-    "ShardMeta",
-    "Source",
     "SourceMeta",
     "SplitMeta",
     "StreamBlocks",
     "StreamedData",
     "TokenBlocks",
     "TokenShard",
-    "assign_splits",
+    "Tokens",
+    "TokensFile",
+    "TokensManifest",
     "begin_of_text",
     "document_positions",
+    "encode_share",
     "positions_of_rows",
     "prepare",
-    "read_documents",
-    "resolve_sources",
     "token_dtype",
     "tokenizer_fingerprint",
     "train_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

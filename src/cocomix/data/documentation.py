@@ -12,13 +12,14 @@ import ast
 import hashlib
 import os
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DocumentationEntry", "documentation_entries", "documentation_texts"]
+__all__ = ["DocumentationEntry", "documentation_entries", "documentation_identity", "documentation_texts"]
 
 MIN_DOCSTRING_CHARACTERS = 160
 """Shorter docstrings say little more than the name they belong to (our choice)."""
@@ -66,6 +67,13 @@ class DocumentationEntry:
     """Bytes to read from the disk; 0 for a help topic, whose text is here already."""
     text: str | None = None
     """The help topic's text; None for a source file, which is read when its turn comes."""
+
+
+def documentation_identity() -> str:
+    """SHA-256 (hex) over the names and versions of Python and of the installed packages."""
+    folders = [Path(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib")]
+    names = sorted({path.name for folder in folders for path in folder.glob("*.dist-info")})
+    return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
 def documentation_entries(roots: list[Path] | None = None) -> list[DocumentationEntry]:

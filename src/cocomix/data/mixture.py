@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from cocomix.artifacts.output import fingerprint_json
-from cocomix.data.blocks import SplitMeta, TokenBlocks
-from cocomix.data.prepared import PreparedData
+from cocomix.artifacts import fingerprint_json
+from cocomix.data.token_blocks import TokenBlocks
+from cocomix.data.tokens import SplitMeta, Tokens
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["MixedData"]
 
 
-class MixedData(PreparedData):
+class MixedData(Tokens):
     """Corpora whose blocks are numbered through, corpus after corpus, in every split.
 
     Shares say how often training draws from a corpus (`cocomix.training.order.MixtureOrder`). Evaluations read all
@@ -21,7 +21,7 @@ class MixedData(PreparedData):
         shares: of each, adding up to 1.
     """
 
-    def __init__(self, parts: Sequence[PreparedData], weights: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence[Tokens], weights: Sequence[float]) -> None:
         """Join corpora.
 
         Args:
@@ -36,10 +36,10 @@ class MixedData(PreparedData):
         first = parts[0]
         for part in parts[1:]:
             for what, found, expected in (
-                ("tokenizer", part.meta.tokenizer_fingerprint[:16], first.meta.tokenizer_fingerprint[:16]),
-                ("block size", part.meta.block_size, first.meta.block_size),
-                ("begin-of-text token", part.meta.bos_token_id, first.meta.bos_token_id),
-                ("splits", ", ".join(sorted(part.meta.splits)), ", ".join(sorted(first.meta.splits))),
+                ("tokenizer", part.manifest.tokenizer_fingerprint[:16], first.manifest.tokenizer_fingerprint[:16]),
+                ("block size", part.manifest.block_size, first.manifest.block_size),
+                ("begin-of-text token", part.manifest.bos_token_id, first.manifest.bos_token_id),
+                ("splits", ", ".join(sorted(part.manifest.splits)), ", ".join(sorted(first.manifest.splits))),
             ):
                 if found != expected:
                     raise CoCoMixError(
@@ -47,19 +47,19 @@ class MixedData(PreparedData):
                         f"{expected}); prepare both with the same --tokenizer, --block-size and --prepend-bos."
                     )
         identity = [
-            [part.meta.fingerprint, round(share, 9)] for part, share in zip(self.parts, self.shares, strict=True)
+            [part.manifest.fingerprint, round(share, 9)] for part, share in zip(self.parts, self.shares, strict=True)
         ]
         changes = {
             "fingerprint": fingerprint_json({"mixture": identity}),
-            "sources": tuple(source for part in parts for source in part.meta.sources),
-            "splits": {name: _joined([part.meta.splits[name] for part in parts]) for name in first.meta.splits},
-            "invalid_utf8": sum(part.meta.invalid_utf8 for part in parts),
+            "sources": tuple(source for part in parts for source in part.manifest.sources),
+            "splits": {name: _joined([part.manifest.splits[name] for part in parts]) for name in first.manifest.splits},
+            "invalid_utf8": sum(part.manifest.invalid_utf8 for part in parts),
         }
-        super().__init__(first.path, first.meta.model_copy(update=changes))
+        super().__init__(first.path, first.manifest.model_copy(update=changes))
 
     def sizes(self, split: str) -> tuple[int, ...]:
         """Blocks of each corpus in a split."""
-        return tuple(part.meta.splits[split].blocks for part in self.parts)
+        return tuple(part.manifest.splits[split].blocks for part in self.parts)
 
     def first_blocks(self, split: str, count: int) -> list[int]:
         """Numbers of about `count` blocks: the first of each corpus, in the corpora's shares, at least one of each."""
@@ -70,9 +70,15 @@ class MixedData(PreparedData):
             start += size
         return chosen
 
-    def _blocks(self, name: str, split: SplitMeta) -> TokenBlocks:
-        shards = [shard for part in self.parts for shard in part.split(name).shards]
-        return TokenBlocks(shards, split, self.meta.block_size)
+    def split(self, name: str) -> TokenBlocks:
+        """The blocks of all corpora, one corpus after the other.
+
+        Raises:
+            CoCoMixError: there is no such split.
+        """
+        counts = self._counts(name)
+        files = [(part, file) for part in self.parts for file in part.manifest.splits[name].files]
+        return TokenBlocks(files, counts, self.manifest.block_size)
 
 
 def _joined(splits: Sequence[SplitMeta]) -> SplitMeta:
@@ -81,5 +87,5 @@ def _joined(splits: Sequence[SplitMeta]) -> SplitMeta:
         tokens=sum(split.tokens for split in splits),
         bytes=sum(split.bytes for split in splits),
         blocks=sum(split.blocks for split in splits),
-        shards=tuple(shard for split in splits for shard in split.shards),
+        files=tuple(file for split in splits for file in split.files),
     )

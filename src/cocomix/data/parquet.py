@@ -1,23 +1,21 @@
-"""Texts out of Parquet files, a small batch of rows at a time: of a whole file, or of one row group."""
+"""Rows of Parquet files, a few at a time: of a whole file, or of some row groups."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocomix.data.decoding import decode, text_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ROWS", "open_parquet", "parquet_texts", "row_batches", "row_text"]
+__all__ = ["ROWS", "open_parquet", "row_batches", "row_text"]
 
 ROWS = 64
 """Rows decoded at once (our choice: what they hold stays small beside a model)."""
 _BUFFER_BYTES = 1 << 20
 
 
-def open_parquet(where: Path | str, stream: BinaryIO, text_column: str) -> pq.ParquetFile:
+def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFile:
     """Read a file's footer and see that it has the column, and that this holds text.
 
     Args:
@@ -47,7 +45,7 @@ def open_parquet(where: Path | str, stream: BinaryIO, text_column: str) -> pq.Pa
 
 
 def row_batches(
-    where: Path | str, file: pq.ParquetFile, text_column: str, row_groups: Sequence[int] | None = None
+    where: str, file: pq.ParquetFile, text_column: str, row_groups: Sequence[int] | None = None
 ) -> Iterator[list[bytes | None]]:
     """The column's values, undecoded, some rows at a time.
 
@@ -68,30 +66,18 @@ def row_batches(
         raise _unreadable(where, error) from error
 
 
-def parquet_texts(path: Path, stream: BinaryIO, text_column: str) -> Iterator[tuple[str, int, float]]:
-    """Every row of a file: its text, the characters that stand for invalid bytes, and the share of the file read.
+def row_text(where: str, number: int, value: bytes | None, text_column: str) -> str:
+    """One row's text, with lone surrogates for bytes that are not UTF-8: `clean_text` takes them out.
 
     Raises:
-        CoCoMixError: as `open_parquet` and `row_batches`; a row holds no text.
-    """
-    file = open_parquet(path, stream, text_column)
-    number = 0
-    for batch in row_batches(path, file, text_column):
-        for value in batch:
-            number += 1
-            text, invalid = row_text(path, number, value, text_column)
-            yield text, invalid, number / file.metadata.num_rows
-
-
-def row_text(where: Path | str, number: int, value: bytes | None, text_column: str) -> tuple[str, int]:
-    """One row's text, and the characters of it that stand for invalid bytes.
-
-    Raises:
-        CoCoMixError: it holds none, or too much of it is not UTF-8.
+        CoCoMixError: it holds none.
     """
     if value is None:
-        return text_of(value, f"{where}, row {number}", text_column)
-    return decode(where, value)
+        raise CoCoMixError(
+            f"{where}, row {number}: {text_column!r} holds null, not text; name the column of the text with "
+            "--text-column, or remove the row."
+        )
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _is_text(type_: pa.DataType) -> bool:
@@ -100,6 +86,6 @@ def _is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
-def _unreadable(where: Path | str, error: Exception) -> CoCoMixError:
+def _unreadable(where: str, error: Exception) -> CoCoMixError:
     reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
     return CoCoMixError(f"{where} is not a readable Parquet file ({reason}); fetch it again.")

@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Indices", "permuted"]
+__all__ = ["Indices", "permuted", "scrambled"]
 
 Indices = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ def permuted(places: Indices, size: int, seed: int, stream: int, passes: Indices
     """
     start = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
     numbers = np.broadcast_to(passes, places.shape).astype(np.uint64)
-    keys = _mixed(np.frombuffer(start, dtype="<u8") + numbers * _STEP)
+    keys = scrambled(np.frombuffer(start, dtype="<u8") + numbers * _STEP)
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     values = _encrypted(places.astype(np.uint64), half, keys)
     while (outside := values >= size).any():
@@ -49,11 +49,11 @@ def _encrypted(values: _Words, half: int, keys: _Words) -> _Words:
     left, right = values >> width, values & mask
     for _ in range(_ROUNDS):
         keys = keys + _STEP
-        left, right = right, left ^ (_mixed(right + _mixed(keys)) & mask)
+        left, right = right, left ^ (scrambled(right + scrambled(keys)) & mask)
     return (left << width) | right
 
 
-def _mixed(values: _Words) -> _Words:
+def scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), in which every bit depends on every bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,42 +1,57 @@
-"""From text to packed token blocks: the work behind `cocomix prepare`."""
+"""From text to packed token blocks: the work behind `cocomix prepare`.
 
+    sources ─ plan_units ─▶ units ─ encode_unit, in parallel ─▶ logs ─ divide ─▶ splits ─ pack_file ─▶ files
+
+In the staging folder lie, until the end, `work/units` (the logs), `work/tokenizer-…` and `work/files-…`, each named by
+what determines its content. So a command that was stopped goes on, also with other settings, as far as they leave
+something as it is.
+"""
+
+import math
+import shutil
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from importlib.metadata import version
-from itertools import chain
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from logging import getLogger
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedTokenizerFast
 
-from cocomix.artifacts.output import staged_directory, write_json
-from cocomix.data.blocks import BlockWriter, SplitMeta, token_dtype
-from cocomix.data.documents import Document, Source, read_documents, resolve_sources
-from cocomix.data.formats import pieces
-from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta, data_fingerprint
-from cocomix.data.splits import HEAD_CHARACTERS, TRAIN, VALIDATION, assign_splits
-from cocomix.data.token_files import is_token_source, prepare_token_files
+from cocomix.artifacts import PLAN, aside_path, file_entry, fingerprint_json
+from cocomix.data.document_hash import draws_of, threshold_of
+from cocomix.data.documents import resolve_sources
+from cocomix.data.packing import BlockShape, file_plans, pack_file
+from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide
+from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import (
     check_vocab_size,
-    encode_batch,
-    plain_encoder,
     set_begin_of_text,
     tokenizer_fingerprint,
+    tokenizer_identity,
     train_tokenizer,
     vocabulary_size,
 )
-from cocomix.runtime.console import Advance, Reporter, SilentReporter
+from cocomix.data.tokens import HELDOUT_HASHES, SourceMeta, SplitMeta, Tokens, TokensFile, TokensManifest
+from cocomix.data.units import ALGORITHM, Encoding, Reading, Unit, encode_unit, plan_units, unit_parts
+from cocomix.data.workers import Workers
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_tokenizer
+from cocomix.runtime.stopping import Terminated
 
-__all__ = ["PrepareSettings", "prepare"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-_BATCH_DOCUMENTS = 1024
-_BATCH_CHARACTERS = 2_000_000
+__all__ = ["PrepareSettings", "encode_share", "prepare"]
 
-SplitDocuments = Iterator[tuple[str, Document]]
+logger = getLogger(__name__)
+
+_WORK = "work"
+_MUCH_VALIDATION = 3.0
+"""How many times the share that was asked for is worth a warning."""
 
 
 class PrepareSettings(BaseModel):
@@ -45,12 +60,12 @@ class PrepareSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str, ...]
-    """Files (.txt, .md, .jsonl, .json, each also .gz or .zst; .parquet), folders, Hub data set names or `docs:`; or
-    token files (.bin, see `cocomix.data.token_files`) and nothing else."""
+    """Files (.txt, .md, .jsonl, .json, each also .gz or .zst; .parquet), folders, URLs, Hub data set names or `docs:`;
+    or token files (see `cocomix.data.token_files`) and nothing else."""
     validation_sources: tuple[str, ...] = ()
     """Sources of the validation split; when given, all of `sources` trains and `validation_fraction` is not used."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Expected share of the documents that validates, drawn by seed and document number; at least one document."""
+    """Expected share of the documents that validates, drawn by seed and content; at least enough for one block."""
     text_column: str = "text"
     """Field of JSON Lines or column of Parquet and Hub data sets that holds the text."""
     tokenizer: str | None = None
@@ -59,247 +74,341 @@ class PrepareSettings(BaseModel):
     """Train a byte-level BPE with this many entries on the training documents; either this or `tokenizer`."""
     tokenizer_training_bytes: int = Field(default=100_000_000, gt=0)
     """UTF-8 bytes of training text, from the beginning, that the BPE is trained on at most; they are held in memory."""
+    token_dtype: str | None = Field(default=None, pattern=r"^(u?int(16|32|64))$")
+    """Type of the tokens in token files; by default told from their content."""
     block_size: int = Field(default=1024, ge=2)
     """Tokens per block."""
     prepend_bos: bool = False
     """Begin every block with the tokenizer's begin-of-text token, which takes one of its places, as SAELens' option of
     this name does; for teachers and dictionaries that were made for such contexts, Gemma's among them."""
-    blocks_per_shard: int = Field(default=4096, ge=1)
-    """Blocks per file; one file of each split is held in memory while writing."""
+    tokens_per_file: int = Field(default=2**28, ge=1)
+    """Tokens per file, rounded down to whole blocks."""
     seed: int = 0
     """Seed of the split by document."""
     max_bytes: int | None = Field(default=None, gt=0)
-    """Stop with the document (or 1 MB piece of a longer one) that reaches this many UTF-8 bytes of training text."""
+    """Stop with the document that reaches this many UTF-8 bytes of training text; a document is cut there itself."""
     hf_config: str | None = None
     """Configuration of data sets on the Hugging Face Hub."""
     hf_split: str = "train"
     """Split of data sets on the Hugging Face Hub that is read."""
     hf_revision: str | None = None
-    """Commit, tag or branch of data sets on the Hugging Face Hub; pin a commit to be able to repeat it."""
+    """Commit, tag or branch of data sets on the Hugging Face Hub."""
     tokenizer_revision: str | None = None
-    """Commit, tag or branch of a `tokenizer` on the Hugging Face Hub."""
+    """Commit, tag or branch of a tokenizer on the Hugging Face Hub."""
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What `datasets.load_dataset` is told."""
+        return {"name": self.hf_config, "split": self.hf_split, "revision": self.hf_revision}
 
 
-def prepare(settings: PrepareSettings, output: Path, reporter: Reporter | None = None) -> PreparedData:
+def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) -> Tokens:
     """Turn text into packed token blocks in the folder `output`.
 
     Every document is encoded without special tokens and followed by the end-of-document token; documents are packed
     one after another, so that blocks begin and end anywhere. With `prepend_bos` each block has the begin-of-text token
     first and then the next `block_size` − 1 tokens of the documents. The tokenizer is saved so that it begins texts in
-    the same way. The same sources and settings give the same bytes. Memory does not grow with the corpus.
+    the same way. The same sources and settings give the same bytes, however many workers there are and however often
+    the work was stopped. Memory does not grow with the corpus. Where `output` is of these settings already, nothing is
+    done.
+
+    Args:
+        settings: what to prepare.
+        output: folder or URL to write.
+        workers: processes that read and encode. They are spawned, so that a script that asks for more than one must
+            guard its own calls by `if __name__ == "__main__":`.
 
     Raises:
+        BeingWritten: another process is at it.
         CoCoMixError: the settings contradict each other, a source or the tokenizer cannot be used, a split would hold
-            less than one block, or `output` exists. Nothing is left behind.
+            less than one block, or `output` is something else.
     """
-    reporter = reporter if reporter is not None else SilentReporter()
-    if any(is_token_source(name) for name in (*settings.sources, *settings.validation_sources)):
-        return prepare_token_files(settings, output, reporter)
-    return _Preparation(settings, reporter).run(output)
+    preparation = _Preparation(settings)
+    if (made := Tokens.made(output, preparation.identity)) is not None:
+        logger.info("%s holds the tokens of these sources and settings already; nothing to do", output)
+        return made
+    started = time.perf_counter()
+    with Tokens.create(output, identity=preparation.identity, resume=True, any_identity=True) as staging:
+        with preparation.kept_or_removed(staging.path), Workers(workers) as pool:
+            encoding = preparation.encoding(staging.path)
+            members = preparation.encode(encoding, pool)
+            manifest = preparation.pack(staging.path, encoding, members, pool)
+        staging.finish(manifest, scratch=[_WORK])
+    tokens = Tokens.open(output)
+    _report(tokens.manifest, time.perf_counter() - started)
+    return tokens
+
+
+def encode_share(settings: PrepareSettings, output: Path | str, share: int, shares: int) -> None:
+    """Encode one of several shares of the units, as one of many jobs; `prepare` then finishes the output.
+
+    Args:
+        settings: the same in all jobs, with an existing tokenizer and without `max_bytes`.
+        output: as of `prepare`, on a disk that all jobs share.
+        share: number of this share, from 0.
+        shares: how many there are.
+
+    Raises:
+        CoCoMixError: as `prepare`; or the settings need the input in order.
+    """
+    if settings.tokenizer is None or settings.max_bytes is not None:
+        raise CoCoMixError("jobs that share the work take --tokenizer, not --vocab-size, and no --max-bytes.")
+    preparation = _Preparation(settings)
+    if Tokens.made(output, preparation.identity) is not None:
+        return
+    with (
+        Tokens.create(output, identity=preparation.identity, shared=True, any_identity=True) as staging,
+        Workers(1) as pool,
+    ):
+        preparation.encode(preparation.encoding(staging.path), pool, slice(share, None, shares))
 
 
 class _Preparation:
-    """One call of `prepare`: its settings, its sources and what was counted on the way."""
+    """One call of `prepare`: settings, sources, and what the result is known by."""
 
-    def __init__(self, settings: PrepareSettings, reporter: Reporter) -> None:
+    def __init__(self, settings: PrepareSettings) -> None:
         _check(settings)
         self.settings = settings
-        self.reporter = reporter
-        resolved = resolve_sources(
-            (*settings.sources, *settings.validation_sources),
-            hf_config=settings.hf_config,
-            hf_split=settings.hf_split,
-            hf_revision=settings.hf_revision,
-        )
-        self.sources = resolved[: len(settings.sources)]
-        self.validation_sources = resolved[len(settings.sources) :]
-        self.documents: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.source_documents: Counter[str] = Counter()
-        self.source_bytes: Counter[str] = Counter()
-        self.invalid_utf8 = 0
-
-    def run(self, output: Path) -> PreparedData:
-        started = time.perf_counter()
-        for source in (*self.sources, *self.validation_sources):
-            if source.ignored:
-                self.reporter.say(f"{source.name}: left out {source.ignored:,} files of other kinds")
-        with staged_directory(output) as folder:
-            name, revision = self.settings.tokenizer, self.settings.tokenizer_revision
-            tokenizer = None if name is None else load_tokenizer(name, revision)
-            if tokenizer is not None:
-                set_begin_of_text(tokenizer, self.settings.prepend_bos, str(name))  # or refuse it before reading
-            with self.reporter.progress("reading and encoding", self._total_megabytes(), "MB") as advance:
-                documents = self._counted(self._stream(), advance)
-                if tokenizer is None:
-                    tokenizer, documents = self._train_tokenizer(documents)
-                    set_begin_of_text(tokenizer, self.settings.prepend_bos, "trained here")
-                splits = self._write_blocks(folder, tokenizer, documents)
-            self._check_splits(splits)
-            tokenizer.save_pretrained(folder / "tokenizer")
-            meta = self._meta(tokenizer, splits)
-            write_json(folder / "meta.json", meta.model_dump(mode="json"))
-        self._report(meta, time.perf_counter() - started)
-        return PreparedData.open(output)
-
-    def _total_megabytes(self) -> float | None:
-        if self.settings.max_bytes is not None:
-            return self.settings.max_bytes / 1e6
-        sizes = [source.input_bytes() for source in (*self.sources, *self.validation_sources)]
-        known = [size for size in sizes if size is not None]
-        return sum(known) / 1e6 if len(known) == len(sizes) else None
-
-    def _stream(self) -> SplitDocuments:
-        """Every document with its split: training first where the validation split has sources of its own."""
-        settings = self.settings
-        documents = read_documents(self.sources, settings.text_column)
-        if not self.validation_sources:
-            head = HEAD_CHARACTERS if settings.max_bytes is None else min(HEAD_CHARACTERS, settings.max_bytes)
-            yield from self._limited(assign_splits(documents, settings.validation_fraction, settings.seed, head))
-            return
-        yield from self._limited((TRAIN, document) for document in documents)
-        for document in read_documents(self.validation_sources, settings.text_column):
-            yield VALIDATION, document
-
-    def _limited(self, documents: SplitDocuments) -> SplitDocuments:
-        """The stream up to `max_bytes` of training text."""
-        taken = 0
-        for split, document in documents:
-            taken += _utf8_bytes(document.text) if split == TRAIN else 0
-            if self.settings.max_bytes is not None and taken >= self.settings.max_bytes:
-                yield split, replace(document, last=True)
-                return
-            yield split, document
-
-    def _counted(self, documents: SplitDocuments, advance: Advance) -> SplitDocuments:
-        for split, document in documents:
-            size = _utf8_bytes(document.text)
-            self.documents[split] += document.last
-            self.source_documents[document.source] += document.last
-            self.bytes[split] += size
-            self.source_bytes[document.source] += size
-            self.invalid_utf8 += document.invalid_utf8
-            advance((document.read if self.settings.max_bytes is None else size) / 1e6)
-            yield split, document
-
-    def _train_tokenizer(self, documents: SplitDocuments) -> tuple[PreTrainedTokenizerFast, SplitDocuments]:
-        """Train the BPE on the head of the stream; return the tokenizer and the whole stream again."""
-        wanted = self.settings.vocab_size
-        assert wanted is not None  # _check has seen to it
-        head: deque[tuple[str, Document]] = deque()
-        for item in documents:
-            head.append(item)
-            if self.bytes[TRAIN] >= self.settings.tokenizer_training_bytes:
-                break
-        self.reporter.say(f"training a tokenizer of {wanted:,} entries on {self.bytes[TRAIN] / 1e6:,.1f} MB")
-        tokenizer = train_tokenizer((document.text for split, document in head if split == TRAIN), wanted)
-        reached = vocabulary_size(tokenizer)
-        if reached < wanted:
-            self.reporter.warn(f"the training text is enough for a vocabulary of {reached:,}, not {wanted:,}")
-        drained = (head.popleft() for _ in range(len(head)))
-        return tokenizer, chain(drained, documents)
-
-    def _write_blocks(
-        self, folder: Path, tokenizer: PreTrainedTokenizerFast, documents: SplitDocuments
-    ) -> dict[str, SplitMeta]:
-        settings = self.settings
-        dtype = token_dtype(vocabulary_size(tokenizer))
-        writers = {
-            split: BlockWriter(
-                folder / split,
-                block_size=settings.block_size,
-                blocks_per_shard=settings.blocks_per_shard,
-                dtype=dtype,
-                bos_token_id=self._begin(tokenizer),
-            )
-            for split in (TRAIN, VALIDATION)
+        resolved = resolve_sources((*settings.sources, *settings.validation_sources), settings.hub)
+        train, heldout = resolved[: len(settings.sources)], resolved[len(settings.sources) :]
+        if not heldout:  # a folder of token files may bring both splits
+            heldout = [replace(source, files=source.heldout, heldout=()) for source in train if source.heldout]
+        self.sources = (*train, *heldout)
+        if len({source.kind == "tokens" for source in self.sources}) > 1:
+            raise CoCoMixError("token files and texts must be prepared apart; a recipe can mix the results.")
+        if train[0].kind == "tokens" and settings.tokenizer is None:
+            raise CoCoMixError("token files need --tokenizer, the one they were made with, and not --vocab-size.")
+        self.drawn = not heldout
+        self.threshold = threshold_of(settings.validation_fraction) if self.drawn else 0
+        self.validates = [False] * len(train) + [True] * len(heldout)
+        named = {"sources", "validation_sources", "tokenizer", "tokenizer_revision"}
+        self.identity = {
+            **settings.model_dump(mode="json", exclude=named),
+            "sources": [source.identity() for source in train],
+            "validation_sources": [source.identity() for source in heldout],
+            "tokenizer": tokenizer_identity(settings.tokenizer, settings.tokenizer_revision),
+            "algorithm": ALGORITHM,
         }
-        encoder = plain_encoder(tokenizer)
-        for batch in _batches(documents):
-            encoded = encode_batch(encoder, [document.text for _, document in batch])
-            for (split, document), tokens in zip(batch, encoded, strict=True):
-                writers[split].add(tokens)
-                if document.last:
-                    writers[split].add([tokenizer.eos_token_id])
-        splits = {}
-        for split, writer in writers.items():
-            shards = writer.close()
-            splits[split] = SplitMeta(
-                documents=self.documents[split],
-                tokens=writer.tokens,
-                bytes=self.bytes[split],
-                blocks=sum(shard.blocks for shard in shards),
-                shards=shards,
-            )
-        return splits
+        self.units: list[Unit] = []
+        self.read = 0.0
+        """Megabytes of input that are encoded and kept."""
 
-    def _begin(self, tokenizer: PreTrainedTokenizerFast) -> int | None:
-        """What every block begins with."""
-        return int(tokenizer.bos_token_id) if self.settings.prepend_bos else None
+    @contextmanager
+    def kept_or_removed(self, folder: Path) -> Iterator[None]:
+        """Say what is kept of stopped work; after a mistake keep nothing of what takes seconds to make again."""
+        try:
+            yield
+        except CoCoMixError:
+            if len(self.units) <= 1:
+                shutil.rmtree(folder)
+            raise
+        except (KeyboardInterrupt, Terminated):
+            if self.read:
+                logger.warning("%s MB of the input are encoded and kept in %s", f"{self.read:,.1f}", folder)
+            raise
 
-    def _check_splits(self, splits: dict[str, SplitMeta]) -> None:
-        for name, split in splits.items():
-            if split.blocks:
-                continue
-            if name == VALIDATION and sum(self.documents.values()) == 1:
-                raise CoCoMixError(
-                    "the sources hold a single document, and a document is not cut between the splits; "
-                    "give the validation text with --validation, or more documents."
-                )
-            remedies = {
-                TRAIN: "give more text or a smaller --block-size",
-                VALIDATION: "give more text, --validation, a larger --validation-fraction or a smaller --block-size",
-            }
-            raise CoCoMixError(
-                f"the {name} split has {split.documents:,} documents with {split.tokens:,} tokens, less than one block "
-                f"of {self.settings.block_size:,}; {remedies[name]}."
-            )
+    # ---- encoding ----------------------------------------------------------------------------------------------------
 
-    def _meta(self, tokenizer: PreTrainedTokenizerFast, splits: dict[str, SplitMeta]) -> DataMeta:
+    def encoding(self, folder: Path) -> Encoding:
+        """Get the tokenizer, and cut the input into units."""
+        settings, work = self.settings, folder / _WORK
+        (work / "units").mkdir(parents=True, exist_ok=True)
+        for source in self.sources:
+            if source.ignored:
+                logger.info("%s: left out %s files of other kinds", source.name, f"{source.ignored:,}")
+        reading = Reading(
+            settings.text_column,
+            settings.hub,
+            settings.token_dtype,
+            settings.max_bytes,
+            settings.seed,
+            self.threshold,
+        )
+        made_of = {
+            name: value for name, value in self.identity.items() if name not in ("block_size", "tokens_per_file")
+        }
+        place = work / f"tokenizer-{fingerprint_json(made_of)[:16]}"
+        if not place.exists():
+            made = self._trained_tokenizer(reading) if settings.tokenizer is None else self._given_tokenizer()
+            aside = aside_path(place)
+            made.save_pretrained(aside)
+            with suppress(OSError):  # another job that shares the work was faster
+                aside.rename(place)
+        from cocomix.runtime.hub import load_tokenizer  # takes seconds
+
+        tokenizer = load_tokenizer(str(place))
+        eos = int(tokenizer.eos_token_id)
+        self.units = self._planned(token_files(place, eos, settings.token_dtype))
+        fingerprint, size = tokenizer_fingerprint(tokenizer), vocabulary_size(tokenizer)
+        return Encoding(reading, work / "units", place, fingerprint, eos, size)
+
+    def _planned(self, of_tokens: TokenFiles | None) -> list[Unit]:
+        return plan_units(self.sources, self.validates, self.settings.text_column, of_tokens)
+
+    def _given_tokenizer(self) -> "PreTrainedTokenizerFast":
+        from cocomix.runtime.hub import load_tokenizer  # takes seconds
+
+        tokenizer = load_tokenizer(str(self.settings.tokenizer), self.settings.tokenizer_revision)
+        set_begin_of_text(tokenizer, self.settings.prepend_bos, str(self.settings.tokenizer))
+        return tokenizer
+
+    def _trained_tokenizer(self, reading: Reading) -> "PreTrainedTokenizerFast":
+        """Train a BPE on the head of the training documents."""
+        wanted, limit = self.settings.vocab_size, self.settings.tokenizer_training_bytes
+        assert wanted is not None
+        documents: list[tuple[int, list[str]]] = []  # draw and pieces of each
+        pieces, held, size = list[str](), 0, 0
+        units = (unit for unit in self._planned(None) if not unit.validates)
+        for part in (part for unit in units for part in unit_parts(unit, reading)):
+            pieces.append(str(part.content))
+            held += part.bytes
+            if part.last or size + held >= limit:
+                draw = int(draws_of(np.array([part.hash], dtype="<u8"), reading.seed)[0]) if part.last else ALL
+                documents.append((draw, pieces))
+                size += held if draw >= self.threshold else 0
+                pieces, held = [], 0
+            if size >= limit:
+                break
+        cutoff = self.threshold
+        if self.drawn and len(documents) > 1 and all(draw >= cutoff for draw, _ in documents):
+            cutoff = min(draw for draw, _ in documents) + 1  # that one will be moved to a split that would be empty
+        logger.info("training a tokenizer of %s entries on %s MB", f"{wanted:,}", f"{size / 1e6:,.1f}")
+        tokenizer = train_tokenizer((text for draw, texts in documents if draw >= cutoff for text in texts), wanted)
+        if (reached := vocabulary_size(tokenizer)) < wanted:
+            logger.warning("the training text is enough for a vocabulary of %s, not %s", f"{reached:,}", f"{wanted:,}")
+        set_begin_of_text(tokenizer, self.settings.prepend_bos, "trained here")
+        return tokenizer
+
+    def encode(self, encoding: Encoding, pool: Workers, share: slice = slice(None)) -> list[Member]:
+        """Encode the units of a share; with `max_bytes`, training units until there is enough."""
+        units, limit, seed = self.units[share], self.settings.max_bytes, self.settings.seed
+        total = sum(unit.size for unit in units) / 1e6 if all(unit.size for unit in units) else None
+        members = []
+        with progress("reading and encoding", total, "MB") as advance:
+
+            def count(amount: float) -> None:
+                self.read += amount / 1e6
+                advance(amount / 1e6)
+
+            for validates in (False, True):
+                left = math.inf if limit is None or validates else limit
+                of_split = [unit for unit in units if unit.validates == validates]
+                with closing(pool.run(partial(encode_unit, encoding), of_split, count)) as results:
+                    for unit, _ in zip(of_split, results, strict=False):
+                        threshold = ALL if validates else self.threshold
+                        members.append(Member(encoding.log(unit), unit.source, threshold, seed))
+                        if left < math.inf:
+                            documents = members[-1].documents()
+                            left -= int(documents.bytes[~documents.validates].sum())
+                            if left <= 0:
+                                break
+        return members
+
+    # ---- packing -----------------------------------------------------------------------------------------------------
+
+    def pack(self, folder: Path, encoding: Encoding, members: list[Member], pool: Workers) -> TokensManifest:
+        """Divide the documents and write the blocks of both splits."""
         settings = self.settings
-        shared = (TRAIN,) if self.validation_sources else (TRAIN, VALIDATION)
-        fingerprint = tokenizer_fingerprint(tokenizer)
-        return DataMeta(
-            format_version=FORMAT_VERSION,
-            cocomix_version=version("cocomix"),
-            fingerprint=data_fingerprint(fingerprint, settings.block_size, splits, self._begin(tokenizer)),
-            tokenizer_fingerprint=fingerprint,
-            tokenizer_name=settings.tokenizer or f"byte-level BPE of {vocabulary_size(tokenizer):,} trained here",
-            vocab_size=vocabulary_size(tokenizer),
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=self._begin(tokenizer),
+        from cocomix.runtime.hub import load_tokenizer  # takes seconds
+
+        tokenizer = load_tokenizer(str(encoding.tokenizer))
+        bos = int(tokenizer.bos_token_id) if settings.prepend_bos else None
+        shape = BlockShape(settings.block_size, bos, settings.tokens_per_file)
+        division = divide(members, drawn=self.drawn, max_bytes=settings.max_bytes, needed=shape.taken)
+        self._check_division(division, shape)
+        plans = {
+            split: file_plans(split, division.members, division.tokens[split], shape) for split in (TRAIN, VALIDATION)
+        }
+        made_of = [[member.log.name, member.threshold, member.first, member.seed] for member in division.members]
+        place = folder / _WORK / f"files-{fingerprint_json([made_of, asdict(shape)])[:16]}"
+        place.mkdir(exist_ok=True)
+        every = [plan for of_split in plans.values() for plan in of_split]
+        tokens = sum(plan.blocks for plan in every) * shape.block_size
+        with progress("packing", tokens, "tokens") as advance:
+            entries = list(pool.run(partial(pack_file, place, shape), every, advance))
+        np.save(place / HELDOUT_HASHES, division.heldout, allow_pickle=False)
+        entries.append(file_entry(place / HELDOUT_HASHES))
+        names = [*(plan.name for plan in every), HELDOUT_HASHES]
+        for left in folder.iterdir():  # of a command that was killed about here
+            if left.name not in (_WORK, PLAN):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for name in names:
+            try:  # so that a command that is killed from here on finds them again
+                (folder / name).hardlink_to(place / name)
+            except OSError:  # a file system without links
+                (place / name).rename(folder / name)
+        shutil.copytree(encoding.tokenizer, folder / "tokenizer")
+        return TokensManifest(
+            made_from={"tokenizer": encoding.tokenizer_fingerprint},
+            files=dict(zip(names, entries, strict=True)),
+            tokenizer_fingerprint=encoding.tokenizer_fingerprint,
+            tokenizer_name=settings.tokenizer or f"byte-level BPE of {encoding.vocab_size:,} trained here",
+            vocab_size=encoding.vocab_size,
+            eos_token_id=encoding.eos_token_id,
+            bos_token_id=bos,
             block_size=settings.block_size,
             seed=settings.seed,
-            sources=(
-                *self._source_metas(self.sources, shared),
-                *self._source_metas(self.validation_sources, (VALIDATION,)),
-            ),
-            splits=splits,
-            invalid_utf8=self.invalid_utf8,
+            sources=tuple(self._source_metas(division)),
+            splits={
+                split: SplitMeta(
+                    documents=division.documents[split],
+                    tokens=sum(division.tokens[split]),
+                    bytes=division.bytes[split],
+                    blocks=sum(plan.blocks for plan in of_split),
+                    files=tuple(TokensFile(name=plan.name, blocks=plan.blocks) for plan in of_split),
+                )
+                for split, of_split in plans.items()
+            },
+            invalid_utf8=division.invalid,
         )
 
-    def _source_metas(self, sources: Iterable[Source], splits: tuple[str, ...]) -> Iterator[SourceMeta]:
-        for source in sources:
-            yield SourceMeta(
-                name=source.name,
-                kind=source.kind,
-                splits=splits,
-                documents=self.source_documents[source.name],
-                bytes=self.source_bytes[source.name],
-            )
+    def _source_metas(self, division: Division) -> Iterator[SourceMeta]:
+        for number, source in enumerate(self.sources):
+            splits = (TRAIN, VALIDATION) if self.drawn else (VALIDATION if self.validates[number] else TRAIN,)
+            documents, size = division.source_documents[number], division.source_bytes[number]
+            yield SourceMeta(name=source.name, kind=source.kind, splits=splits, documents=documents, bytes=size)
 
-    def _report(self, meta: DataMeta, seconds: float) -> None:
-        if meta.invalid_utf8:
-            self.reporter.warn(
-                f"{meta.invalid_utf8:,} invalid UTF-8 sequences were replaced by U+FFFD; see invalid_utf8 in meta.json"
+    def _check_division(self, division: Division, shape: BlockShape) -> None:
+        """Refuse what gives no blocks; warn of what a person may not expect."""
+        for number, source in enumerate(self.sources):
+            if not division.source_documents[number] and number in {member.source for member in division.members}:
+                raise CoCoMixError(f"{source.name} holds no documents: there is no text in it; give another source.")
+        if self.drawn and not all(division.documents.values()):
+            raise CoCoMixError(
+                "the sources hold a single document, or copies of one, and copies are not divided between the splits; "
+                "give the validation text with --validation, or more documents."
             )
-        for name, split in meta.splits.items():
-            self.reporter.say(
-                f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
-                f"{split.blocks:,} blocks of {meta.block_size:,} in {len(split.shards):,} shards"
+        tokens = {split: sum(of_units) for split, of_units in division.tokens.items()}
+        for split, remedy in ((TRAIN, "more text"), (VALIDATION, "more text, --validation")):
+            if tokens[split] < shape.taken:
+                raise CoCoMixError(
+                    f"the {split} split has {division.documents[split]:,} documents with {tokens[split]:,} tokens, "
+                    f"less than one block of {shape.block_size:,}; give {remedy} or a smaller --block-size."
+                )
+        share, asked = tokens[VALIDATION] / sum(tokens.values()), self.settings.validation_fraction
+        if self.drawn and share > _MUCH_VALIDATION * asked:
+            logger.warning(
+                "%.1f%% of the tokens validate (%s of %s), and %.3g%% were asked for: a split has whole documents, and "
+                "at least one block of them; give more text, smaller documents or --validation",
+                100 * share,
+                f"{tokens[VALIDATION]:,}",
+                f"{sum(tokens.values()):,}",
+                100 * asked,
             )
-        tokens = sum(split.tokens for split in meta.splits.values())
-        self.reporter.say(f"prepared {tokens:,} tokens in {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s)")
+        if division.both:
+            logger.warning("%s training documents are among those that validate, too", f"{division.both:,}")
+        if division.invalid:
+            logger.warning("%s characters that were not UTF-8 were replaced by U+FFFD", f"{division.invalid:,}")
+
+
+def _report(manifest: TokensManifest, seconds: float) -> None:
+    for name, split in manifest.splits.items():
+        logger.info(
+            f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
+            f"{split.blocks:,} blocks of {manifest.block_size:,} in {len(split.files):,} files"
+        )
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    logger.info(f"prepared {tokens:,} tokens in {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s)")
 
 
 def _check(settings: PrepareSettings) -> None:
@@ -316,24 +425,3 @@ def _check(settings: PrepareSettings) -> None:
         raise CoCoMixError(
             "there would be no validation split: --validation-fraction is 0 and no --validation is given; give one."
         )
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def _batches(documents: SplitDocuments) -> Iterator[list[tuple[str, Document]]]:
-    """Group documents, long ones cut into pieces, for the encoder."""
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for split, document in documents:
-        rest = len(document.text)
-        for text in pieces(document.text):
-            rest -= len(text)
-            batch.append((split, replace(document, text=text, last=document.last and rest == 0)))
-            characters += len(text)
-            if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-    if batch:
-        yield batch

@@ -1,68 +1,175 @@
-"""Which document trains and which validates: a pure function of the seed and the document's number."""
+"""Dividing the documents of all units between the splits."""
 
-import hashlib
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from cocomix.data.documents import Document
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["TRAIN", "VALIDATION", "assign_splits", "split_draw"]
+from cocomix.data.document_hash import draws_of
+from cocomix.data.units import UnitLog
+
+__all__ = ["ALL", "TRAIN", "VALIDATION", "Division", "Documents", "Member", "divide"]
 
 TRAIN = "train"
 VALIDATION = "validation"
-
-HEAD_CHARACTERS = 16_000_000
-"""How far `assign_splits` looks ahead at most, unless told otherwise (our choice; a few times that in memory)."""
-
-
-def split_draw(seed: int, number: int) -> float:
-    """A number in [0, 1), uniform over document numbers: the document validates where it is below the fraction."""
-    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+ALL = 2**64
+"""The threshold below which all documents validate."""
 
 
-def assign_splits(
-    documents: Iterator[Document], fraction: float, seed: int, head_characters: int = HEAD_CHARACTERS
-) -> Iterator[tuple[str, Document]]:
-    """Pair every document with its split.
+@dataclass(frozen=True)
+class Documents:
+    """Documents of a unit, in order.
 
-    Where the draw leaves one split without a document in the head of the stream, the document that came nearest is
-    moved to it, so that a small corpus has both splits as soon as it has two documents.
+    Attributes:
+        ends: tokens of the unit up to the end of each, its end-of-document token included. [documents]
+        hashes: `DocumentHash` of each. [documents]
+        bytes: UTF-8 bytes of each. [documents]
+        invalid: characters of each that were put in for bytes that were not UTF-8. [documents]
+        validates: whether each goes to the validation split. [documents]
+    """
+
+    ends: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    bytes: NDArray[np.int64]
+    invalid: NDArray[np.int64]
+    validates: NDArray[np.bool_]
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of each. [documents]"""
+        return np.diff(self.ends, prepend=0)
+
+
+@dataclass(frozen=True)
+class Member:
+    """What is taken of a unit.
+
+    Attributes:
+        log: its tokens.
+        source: number of its source.
+        threshold: documents whose draw is below it validate; 0 for none, `ALL` for all.
+        seed: of the draws.
+        first: only so many of its documents are taken; None for all.
+    """
+
+    log: UnitLog
+    source: int
+    threshold: int
+    seed: int
+    first: int | None = None
+
+    def documents(self) -> Documents:
+        """Its documents; the pieces of long ones are put together."""
+        rows = self.log.rows()
+        last = np.flatnonzero(rows["last"])[: self.first]
+        sizes, invalid = (
+            np.diff(np.cumsum(rows[name].astype(np.int64))[last], prepend=0) for name in ("bytes", "invalid")
+        )
+        hashes = rows["hash"][last]
+        validates = draws_of(hashes, self.seed) <= np.uint64(max(0, self.threshold - 1))
+        return Documents(rows["end"][last].astype(np.int64), hashes, sizes, invalid, validates & (self.threshold > 0))
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which documents are in which split, and how many.
+
+    Attributes:
+        members: the units, in order.
+        tokens: of every split, in each unit.
+        documents: of every split.
+        bytes: of every split; of text.
+        source_documents: of every source.
+        source_bytes: of every source.
+        invalid: characters put in for bytes that were not UTF-8.
+        heldout: hashes of the documents that validate, sorted, each once.
+        both: training documents that validate, too; only with sources of its own can a split have such.
+    """
+
+    members: tuple[Member, ...]
+    tokens: dict[str, list[int]]
+    documents: dict[str, int]
+    bytes: dict[str, int]
+    source_documents: dict[int, int]
+    source_bytes: dict[int, int]
+    invalid: int
+    heldout: NDArray[np.uint64]
+    both: int
+
+
+def divide(members: Sequence[Member], *, drawn: bool, max_bytes: int | None, needed: int) -> Division:
+    """Divide the documents, so that both splits have a block if that is possible.
+
+    Where the draw leaves a split with less than a block, the documents that came nearest are moved to it.
 
     Args:
-        documents: the stream; all pieces of a document get the same split.
-        fraction: expected share of documents that validate, in (0, 1).
-        seed: another seed draws another validation split.
-        head_characters: how much text belongs to the head; it is held in memory until both splits have a document.
+        members: all units, in order.
+        drawn: whether documents are drawn; otherwise every unit is of one split.
+        max_bytes: units and documents after so many bytes of training text are left out.
+        needed: tokens of a block.
     """
-    head: deque[Document] = deque()
-    draws: dict[int, float] = {}
-    lowest, highest, characters = 1.0, 0.0, 0
-    for document in documents:
-        head.append(document)
-        draw = draws[document.number] = split_draw(seed, document.number)
-        lowest, highest = min(lowest, draw), max(highest, draw)
-        characters += len(document.text)
-        if characters >= head_characters or lowest < fraction <= highest:
-            break
-    moved = _moved(draws, fraction)
-
-    def split(number: int) -> str:
-        return moved.get(number) or (VALIDATION if split_draw(seed, number) < fraction else TRAIN)
-
-    while head:
-        document = head.popleft()
-        yield split(document.number), document
-    for document in documents:
-        yield split(document.number), document
+    members = _limited(members, max_bytes)
+    division = _counted(members)
+    if drawn and any(division.documents.values()):
+        for split, order in ((VALIDATION, 1), (TRAIN, -1)):
+            if sum(division.tokens[split]) < needed:
+                threshold = _moved(members, needed, order)
+                division = _counted([replace(member, threshold=threshold) for member in members])
+    return division
 
 
-def _moved(draws: dict[int, float], fraction: float) -> dict[int, str]:
-    if len(draws) < 2:
-        return {}
-    lowest, highest = min(draws, key=draws.__getitem__), max(draws, key=draws.__getitem__)
-    if draws[lowest] >= fraction:
-        return {lowest: VALIDATION}
-    if draws[highest] < fraction:
-        return {highest: TRAIN}
-    return {}
+def _limited(members: Sequence[Member], max_bytes: int | None) -> list[Member]:
+    """The units, and the documents of the last one, up to `max_bytes` of training text."""
+    if max_bytes is None:
+        return list(members)
+    taken, left = [], max_bytes
+    for member in members:
+        documents = member.documents()
+        training = np.cumsum(np.where(documents.validates, 0, documents.bytes))
+        if member.threshold == ALL or (left > 0 and (not len(training) or training[-1] < left)):
+            taken.append(member)
+            left -= 0 if member.threshold == ALL or not len(training) else int(training[-1])
+        elif left > 0:
+            taken.append(replace(member, first=int(np.searchsorted(training, left)) + 1))
+            left = 0
+    return taken
+
+
+def _moved(members: Sequence[Member], needed: int, order: int) -> int:
+    """The threshold at which the documents of the lowest draws (of the highest, with order −1) fill a block."""
+    draws, tokens = [], []
+    for member in members:
+        documents = member.documents()
+        of_unit = draws_of(documents.hashes, member.seed)
+        nearest = np.argsort(of_unit)[::order][:needed]  # a document has a token at least
+        draws.append(of_unit[nearest])
+        tokens.append(documents.tokens[nearest])
+    every, sizes = np.concatenate(draws), np.concatenate(tokens)
+    ranking = np.argsort(every)[::order]
+    enough = int(np.searchsorted(np.cumsum(sizes[ranking]), needed))
+    edge = int(every[ranking[min(enough, len(ranking) - 1)]])
+    return edge + 1 if order == 1 else edge
+
+
+def _counted(members: Sequence[Member]) -> Division:
+    tokens: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
+    documents, sizes = Counter[str](), Counter[str]()
+    source_documents, source_bytes = Counter[int](), Counter[int]()
+    invalid, heldout = 0, [np.empty(0, dtype="<u8")]
+    for member in members:
+        found = member.documents()
+        for split, inside in ((TRAIN, ~found.validates), (VALIDATION, found.validates)):
+            tokens[split].append(int(found.tokens[inside].sum()))
+            documents[split] += int(inside.sum())
+            sizes[split] += int(found.bytes[inside].sum())
+        source_documents[member.source] += len(found.ends)
+        source_bytes[member.source] += int(found.bytes.sum())
+        invalid += int(found.invalid.sum())
+        heldout.append(found.hashes[found.validates])
+    hashes = np.unique(np.concatenate(heldout))
+    both = 0
+    if any(member.threshold == ALL for member in members):
+        both = sum(int(np.isin(m.documents().hashes, hashes).sum()) for m in members if m.threshold != ALL)
+    return Division(tuple(members), tokens, documents, sizes, source_documents, source_bytes, invalid, hashes, both)

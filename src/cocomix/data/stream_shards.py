@@ -16,7 +16,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cocomix.artifacts.remote import explained, file_system, url_of
+from cocomix.artifacts import explained, file_system, url_of
 from cocomix.data.documents import HUB_NAME
 from cocomix.data.parquet import open_parquet
 from cocomix.runtime.errors import CoCoMixError

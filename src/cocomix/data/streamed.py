@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 
-from cocomix.artifacts.output import fingerprint_json
-from cocomix.data.prepared import PreparedData
+from cocomix.artifacts import fingerprint_json
 from cocomix.data.splits import VALIDATION
 from cocomix.data.stream_blocks import StreamBlocks, StreamSource
 from cocomix.data.stream_shards import find_shards
 from cocomix.data.tokenizer import plain_encoder
+from cocomix.data.tokens import Tokens
 
 __all__ = ["StreamedData"]
 
 
-class StreamedData(PreparedData):
+class StreamedData(Tokens):
     """Prepared validation blocks, and training blocks that are made while training.
 
     There is no split `train`: how many blocks there are is not known before all is read. `blocks` gives them.
 
     Attributes:
-        shards: the Parquet files, in order.
+        stream_shards: the Parquet files, in order.
         lanes: how many row groups are read side by side.
     """
 
-    def __init__(self, heldout: PreparedData, patterns: Sequence[str], *, text_column: str, lanes: int) -> None:
+    def __init__(self, heldout: Tokens, patterns: Sequence[str], *, text_column: str, lanes: int) -> None:
         """Find the shards and read their footers.
 
         Args:
@@ -34,22 +34,22 @@ class StreamedData(PreparedData):
         Raises:
             CoCoMixError: as `find_shards`.
         """
-        self.shards = find_shards(patterns, text_column)
+        self.stream_shards = find_shards(patterns, text_column)
         self.heldout = heldout
         self.text_column = text_column
-        self._row_groups = tuple(group for shard in self.shards for group in shard.row_groups)
+        self._row_groups = tuple(group for shard in self.stream_shards for group in shard.row_groups)
         self.lanes = min(lanes, len(self._row_groups))
         identity = {
-            "heldout": heldout.meta.fingerprint,
-            "footers": [shard.sha256 for shard in self.shards],
+            "heldout": heldout.manifest.fingerprint,
+            "footers": [shard.sha256 for shard in self.stream_shards],
             "text_column": text_column,
             "lanes": self.lanes,
         }
         changes = {
             "fingerprint": fingerprint_json({"stream": identity}),
-            "splits": {VALIDATION: heldout.meta.splits[VALIDATION]},
+            "splits": {VALIDATION: heldout.manifest.splits[VALIDATION]},
         }
-        super().__init__(heldout.path, heldout.meta.model_copy(update=changes))
+        super().__init__(heldout.path, heldout.manifest.model_copy(update=changes))
 
     @property
     def documents(self) -> int:
@@ -67,9 +67,9 @@ class StreamedData(PreparedData):
             row_groups=self._row_groups,
             text_column=self.text_column,
             encoder=plain_encoder(self.tokenizer()),
-            eos_token_id=self.meta.eos_token_id,
-            bos_token_id=self.meta.bos_token_id,
-            block_size=self.meta.block_size,
+            eos_token_id=self.manifest.eos_token_id,
+            bos_token_id=self.manifest.bos_token_id,
+            block_size=self.manifest.block_size,
             lanes=self.lanes,
             seed=seed,
         )

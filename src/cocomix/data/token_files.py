@@ -1,268 +1,253 @@
-"""Token files of other code as prepared data: flat little-endian uint16 token numbers, no header.
+"""Token files of other code: their tokens, the ends of their documents, and the texts these stand for.
 
-The released CoCoMix code and nanoGPT keep a corpus as `train.bin` and `val.bin`: documents encoded without special
-tokens, each followed by the end-of-document token, one after another. They are memory-mapped and copied into shards;
-tokens stay what they are.
+    .bin          nanoGPT and the released CoCoMix code: flat uint16; llm.c: the same after a header of 1 KiB
+    .bin + .idx   Megatron-LM: types and ends of documents in the index
+    .ds           datatrove: flat, ends of documents in `.ds.index`
+    .npy          OLMo: flat without a header; or a real `.npy` array
+
+Where there is no index, a document ends with the tokenizer's end-of-document token. Files are read through memory maps.
 """
 
 import json
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from transformers import PreTrainedTokenizerFast
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from cocomix.artifacts.output import staged_directory, write_json
-from cocomix.data.blocks import BlockWriter, SplitMeta, token_dtype
-from cocomix.data.prepared import FORMAT_VERSION, DataMeta, PreparedData, SourceMeta, data_fingerprint
-from cocomix.data.splits import TRAIN, VALIDATION, split_draw
-from cocomix.data.tokenizer import set_begin_of_text, tokenizer_fingerprint, vocabulary_size
-from cocomix.runtime.console import Advance, Reporter
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_tokenizer
 
-if TYPE_CHECKING:
-    from cocomix.data.preparation import PrepareSettings
+__all__ = ["TokenFiles", "token_files"]
 
-__all__ = ["is_token_source", "prepare_token_files"]
+logger = getLogger(__name__)
 
-_CHUNK = 2**22  # tokens looked at at once: 8 MiB
-_DTYPE = np.dtype("<u2")
-
-Tokens = npt.NDArray[np.uint16]
-
-
-def is_token_source(name: str) -> bool:
-    """Whether a source is a `.bin` file, or a folder that holds `train.bin`."""
-    path = Path(name).expanduser()
-    return path.suffix == ".bin" or (path / "train.bin").is_file()
+_CHUNK = 2**22
+_SAMPLE = 2**20
+_TELLING = 64
+"""So many tokens tell their type: fewer may have zeros between them by chance."""
+_MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+_MEGATRON_TYPES = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_LLM_C = {20240520: "<u2", 20240801: "<u4"}
+"""Magic numbers of llm.c's files, and the types of their tokens."""
 
 
-@dataclass(frozen=True)
-class _TokenFile:
-    """One memory-mapped file and the split it goes to; without one, its documents are drawn."""
-
-    source: str
-    path: Path
-    tokens: Tokens
-    split: str | None
+class _File(NamedTuple):
+    tokens: NDArray[Any]
+    ends: NDArray[np.int64] | None
+    """Of documents, in tokens; `None` where the end-of-document token tells."""
 
 
-def prepare_token_files(settings: "PrepareSettings", output: Path, reporter: Reporter) -> PreparedData:
-    """Write token files as prepared data, as if their documents had been encoded here.
+@lru_cache(maxsize=4)
+def token_files(tokenizer: Path, eos_token_id: int, dtype: str | None) -> "TokenFiles":
+    """The reader of token files made with the tokenizer in a folder, one a process; see `TokenFiles`."""
+    return TokenFiles(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), eos_token_id, dtype)
 
-    A folder's `train.bin` trains and its `val.bin` validates, unless `validation_sources` (files) do. Where nothing is
-    given for validation, documents are drawn as `assign_splits` draws them: the same documents in the same order give
-    the same blocks as from their texts.
+
+class TokenFiles:
+    """Reads token files made with one tokenizer.
 
     Args:
-        settings: with the tokenizer whose tokens these are.
-        output: folder to write.
-        reporter: told about progress.
-
-    Raises:
-        CoCoMixError: a source is no token file, is empty or damaged, or holds tokens that the tokenizer does not have;
-            the settings ask for what only texts have; a split would hold less than one block; or `output` exists.
+        tokenizer: what they were made with.
+        eos_token_id: ends a document.
+        dtype: of the tokens in files that do not say it; told from their content if it is None.
     """
-    if settings.tokenizer is None or settings.max_bytes is not None:
-        raise CoCoMixError(
-            "token files need --tokenizer, the one they were made with, and take neither --vocab-size nor --max-bytes."
-        )
-    started = time.perf_counter()
-    files = _open_files(settings)
-    tokenizer = load_tokenizer(settings.tokenizer, settings.tokenizer_revision)
-    with staged_directory(output) as folder:
-        copying = _Copying(settings, tokenizer, folder)
-        megabytes = sum(file.tokens.nbytes for file in files) / 1e6
-        with reporter.progress("copying tokens", megabytes, "MB") as advance:
-            copying.copy(files, advance)
-        for file in files:
-            if not copying.ended[str(file.path)]:
-                reporter.warn(f"{file.path} has no end-of-document token ({copying.end}): was it made with this one?")
-        splits = copying.close()
-        tokenizer.save_pretrained(folder / "tokenizer")
-        write_json(folder / "meta.json", copying.meta(files, splits).model_dump(mode="json"))
-    for name, part in splits.items():
-        reporter.say(f"{name}: {part.documents:,} documents, {part.tokens:,} tokens, {part.blocks:,} blocks")
-    reporter.say(f"copied {megabytes / 2:,.1f} million tokens in {time.perf_counter() - started:,.1f} s")
-    return PreparedData.open(output)
 
+    def __init__(self, tokenizer: Tokenizer, eos_token_id: int, dtype: str | None) -> None:
+        self.eos_token_id, self.dtype = eos_token_id, dtype
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._tokenizer = tokenizer
 
-class _Copying:
-    """One call of `prepare_token_files`: where tokens go, and what was counted on the way."""
+    def ranges(self, where: str, target: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a file into ranges of about `target` bytes: first token, one past the last, bytes.
 
-    def __init__(self, settings: "PrepareSettings", tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-        self.settings, self.tokenizer = settings, tokenizer
-        self.vocab_size, self.end = vocabulary_size(tokenizer), int(tokenizer.eos_token_id)
-        self.begin = set_begin_of_text(tokenizer, settings.prepend_bos, str(settings.tokenizer))
-        self.documents: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.source_documents: Counter[str] = Counter()
-        self.source_bytes: Counter[str] = Counter()
-        self.ended: Counter[str] = Counter()
-        self._lengths = _byte_lengths(tokenizer, self.end)
-        self._writers = {
-            split: BlockWriter(
-                folder / split,
-                block_size=settings.block_size,
-                blocks_per_shard=settings.blocks_per_shard,
-                dtype=token_dtype(self.vocab_size),
-                bos_token_id=self.begin,
-            )
-            for split in (TRAIN, VALIDATION)
-        }
-
-    def copy(self, files: Sequence[_TokenFile], advance: Advance) -> None:
-        """Copy every document to its split, in order."""
-        validates = self._drawn(files) if files[0].split is None else np.zeros(0, dtype=np.bool_)
-        number = 0
-        for file in files:
-            for piece, last in self._pieces(file):
-                split = file.split or (VALIDATION if validates[number] else TRAIN)
-                size = self._text_bytes(piece)
-                self._writers[split].add(piece)
-                self.documents[split] += last
-                self.bytes[split] += size
-                self.source_documents[file.source] += last
-                self.source_bytes[file.source] += size
-                self.ended[str(file.path)] += bool(piece[-1] == self.end)
-                number += last
-                advance(piece.nbytes / 1e6)
-
-    def _pieces(self, file: _TokenFile) -> Iterator[tuple[Tokens, bool]]:
-        """Documents with their end tokens, long ones in pieces, and whether the document ends with the piece."""
-        total = len(file.tokens)
-        for start in range(0, total, _CHUNK):
-            chunk = np.asarray(file.tokens[start : start + _CHUNK])
-            if chunk.max() >= self.vocab_size:
-                where = int(chunk.argmax())
-                raise CoCoMixError(
-                    f"{file.path} holds token {chunk[where]} at place {start + where:,}, and the tokenizer "
-                    f"{self.settings.tokenizer} has {self.vocab_size:,} tokens; give the one the file was made with."
-                )
-            begin = 0
-            for stop in (*(np.flatnonzero(chunk == self.end) + 1).tolist(), len(chunk)):
-                if stop > begin:
-                    piece = chunk[begin:stop]
-                    yield piece, bool(piece[-1] == self.end) or start + stop == total
-                begin = stop
-
-    def _drawn(self, files: Sequence[_TokenFile]) -> npt.NDArray[np.bool_]:
-        """Which documents validate, as `assign_splits` draws them from a small corpus."""
-        count = sum(last for file in files for _, last in self._pieces(file))
-        draws = np.array([split_draw(self.settings.seed, number) for number in range(count)])
-        validates = draws < self.settings.validation_fraction
-        if count > 1 and not validates.any():
-            validates[draws.argmin()] = True
-        elif count > 1 and validates.all():
-            validates[draws.argmax()] = False
-        return validates
-
-    def _text_bytes(self, piece: Tokens) -> int:
-        """UTF-8 bytes of the text of a piece, without the end token."""
-        if self._lengths is not None:
-            return int(self._lengths[piece].sum())
-        text: str = self.tokenizer.decode(piece[piece != self.end], clean_up_tokenization_spaces=False)
-        return len(text.encode())
-
-    def close(self) -> dict[str, SplitMeta]:
-        """Write what is left and describe the splits.
+        The documents of a range are those that begin in it.
 
         Raises:
-            CoCoMixError: one holds less than a block.
+            CoCoMixError: it is no token file.
         """
-        splits = {}
-        for split, writer in self._writers.items():
-            shards = writer.close()
-            if not shards:
-                raise CoCoMixError(
-                    f"the {split} split has {writer.tokens:,} tokens, less than one block of "
-                    f"{self.settings.block_size:,}; give more tokens, --validation or a smaller --block-size."
-                )
-            splits[split] = SplitMeta(
-                documents=self.documents[split],
-                tokens=writer.tokens,
-                bytes=self.bytes[split],
-                blocks=sum(shard.blocks for shard in shards),
-                shards=shards,
+        file = self._open(where)
+        count, width = len(file.tokens), file.tokens.dtype.itemsize
+        if file.ends is None and not (np.asarray(file.tokens[:_CHUNK]) == self.eos_token_id).any():
+            logger.warning("%s has no end-of-document token (%s): was it made with this one?", where, self.eos_token_id)
+        step = max(1, target // width)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            yield start, stop, (stop - start) * width
+
+    def documents(self, where: str, start: int, stop: int) -> Iterator[tuple[NDArray[Any], bytes, bool, int]]:
+        """Documents that begin in a range, long ones in pieces; their tokens are those of the file.
+
+        Yields:
+            Tokens with the end-of-document token, which is added where only the index tells of an end; the text, UTF-8;
+            whether the document ends; bytes read.
+
+        Raises:
+            CoCoMixError: there are tokens that the tokenizer does not have.
+        """
+        file = self._open(where)
+        for begin, end, last in self._pieces(where, file, self._first_document(where, file, start), stop):
+            tokens = np.asarray(file.tokens[begin:end])
+            ended = bool(last and len(tokens) and tokens[-1] == self.eos_token_id)
+            text = self._text(tokens[:-1] if ended else tokens)
+            add_end = last and not ended and file.ends is not None
+            yield np.append(tokens, self.eos_token_id) if add_end else tokens, text, last, tokens.nbytes
+
+    def _pieces(self, where: str, file: _File, at: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """First token, one past the last token, and whether the document ends there."""
+        begins = True
+        while at < len(file.tokens) and not (begins and at >= stop):
+            reach = min(at + _CHUNK, len(file.tokens))
+            for end in self._ends(where, file, at, reach).tolist():
+                yield at, end, True
+                at, begins = end, True
+                if at >= stop:
+                    return
+            if at < reach:
+                yield at, reach, reach == len(file.tokens)
+                at, begins = reach, False
+
+    def _first_document(self, where: str, file: _File, start: int) -> int:
+        """Where the first document begins that does so at `start` or after it."""
+        for at in range(start - 1, len(file.tokens), _CHUNK) if start else ():
+            ends = self._ends(where, file, at, min(at + _CHUNK, len(file.tokens)))
+            if len(ends):
+                return int(ends[0])
+        return len(file.tokens) if start else 0
+
+    def _ends(self, where: str, file: _File, start: int, stop: int) -> NDArray[np.int64]:
+        """Ends of documents after token `start`, up to `stop`."""
+        chunk = np.asarray(file.tokens[start:stop])
+        if int(chunk.max()) >= self.vocab_size or int(chunk.min()) < 0:
+            place = int(chunk.argmax()) if int(chunk.max()) >= self.vocab_size else int(chunk.argmin())
+            raise CoCoMixError(
+                f"{where} holds token {chunk[place]} at place {start + place:,}, read as {chunk.dtype}, and the "
+                f"tokenizer has {self.vocab_size:,} tokens; give the one the file was made with, or --token-dtype."
             )
-        return splits
+        if file.ends is None:
+            return np.flatnonzero(chunk == self.eos_token_id) + start + 1
+        first, last = np.searchsorted(file.ends, [start, stop], side="right")
+        return file.ends[first:last]
 
-    def meta(self, files: Sequence[_TokenFile], splits: dict[str, SplitMeta]) -> DataMeta:
-        """Describe the prepared folder."""
-        settings, fingerprint = self.settings, tokenizer_fingerprint(self.tokenizer)
-        sources: dict[str, dict[str, None]] = {}
-        for file in files:
-            sources.setdefault(file.source, {}).update(dict.fromkeys((file.split,) if file.split else splits))
-        return DataMeta(
-            format_version=FORMAT_VERSION,
-            cocomix_version=version("cocomix"),
-            fingerprint=data_fingerprint(fingerprint, settings.block_size, splits, self.begin),
-            tokenizer_fingerprint=fingerprint,
-            tokenizer_name=str(settings.tokenizer),
-            vocab_size=self.vocab_size,
-            eos_token_id=self.end,
-            bos_token_id=self.begin,
-            block_size=settings.block_size,
-            seed=settings.seed,
-            sources=tuple(
-                SourceMeta(
-                    name=name,
-                    kind="tokens",
-                    splits=tuple(of),
-                    documents=self.source_documents[name],
-                    bytes=self.source_bytes[name],
-                )
-                for name, of in sources.items()
-            ),
-            splits=splits,
-            invalid_utf8=0,
-        )
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    def _text(self, tokens: NDArray[Any]) -> bytes:
+        if self._bytes is None:
+            text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+            return text.encode()
+        return b"".join(map(self._bytes.__getitem__, tokens.tolist()))
+
+    @cached_property
+    def _bytes(self) -> list[bytes] | None:
+        """The bytes of every token, where the tokenizer is a byte-level BPE: it writes each byte as a character."""
+        if (json.loads(self._tokenizer.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        printable = [
+            *range(33, 127),
+            *range(161, 173),
+            *range(174, 256),
+        ]  # GPT-2's alphabet: these stand for themselves
+        others = [byte for byte in range(256) if byte not in printable]
+        byte_of = {chr(byte): byte for byte in printable} | {
+            chr(256 + place): byte for place, byte in enumerate(others)
+        }
+        table = [b""] * self.vocab_size
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            plain = token in added or any(character not in byte_of for character in token)
+            table[number] = token.encode() if plain else bytes(map(byte_of.__getitem__, token))
+        return table
+
+    # ---- formats -----------------------------------------------------------------------------------------------------
+
+    def _open(self, where: str) -> _File:
+        try:
+            return self._opened(Path(where))
+        except OSError as error:
+            raise CoCoMixError(f"cannot read {where}: {error.strerror}; check the path and its permissions.") from error
+
+    def _opened(self, path: Path) -> _File:
+        index = path.with_suffix(".idx") if path.suffix == ".bin" else path.with_name(f"{path.name}.index")
+        with path.open("rb") as stream:
+            head = stream.read(1024)
+        if path.suffix == ".bin" and index.is_file():
+            return _megatron(path, index)
+        if head.startswith(b"\x93NUMPY"):
+            return _numpy(path)
+        magic = int.from_bytes(head[:4], "little")
+        if len(head) == 1024 and magic in _LLM_C and path.suffix == ".bin":
+            return _File(_flat(path, np.dtype(_LLM_C[magic]), 1024), None)
+        tokens = _flat(path, self._dtype_of(path), 0)
+        if not index.is_file():
+            return _File(tokens, None)
+        ends = np.fromfile(index, dtype="<u8").astype(np.int64)
+        return _File(tokens, _checked_ends(ends, len(tokens), index))
+
+    def _dtype_of(self, path: Path) -> np.dtype[Any]:
+        """The type of a file's tokens: the widest in which a sample of both ends has tokens of the tokenizer only.
+
+        A narrower file read as a wider type has tokens far beyond every vocabulary, as two tokens become one; a wider
+        file read as a narrower type has zeros between its tokens, which no text has.
+        """
+        size, found = path.stat().st_size, np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
+        for dtype in map(np.dtype, ("<u8", "<u4")):
+            if size >= _TELLING * dtype.itemsize and size % dtype.itemsize == 0:
+                tokens = np.memmap(path, dtype=dtype, mode="r")
+                if max(tokens[:_SAMPLE].max(), tokens[-_SAMPLE:].max()) < self.vocab_size:
+                    found = dtype
+                    break
+        if self.dtype is None:
+            return found
+        given = np.dtype(self.dtype).newbyteorder("<")
+        if given.itemsize < found.itemsize:
+            raise CoCoMixError(f"{path} holds {found} by its content, not {given}; leave --token-dtype out.")
+        return given
 
 
-def _open_files(settings: "PrepareSettings") -> list[_TokenFile]:
-    """The token files and their splits, memory-mapped."""
-    found: list[tuple[str, Path, str | None]] = []
-    for source in settings.sources:
-        path = Path(source).expanduser()
-        if not is_token_source(source):
-            raise CoCoMixError(f"{source} is no token file (.bin), and other sources are; prepare them apart.")
-        found.append((source, path / "train.bin" if path.is_dir() else path, None))
-        if path.is_dir() and (path / "val.bin").is_file() and not settings.validation_sources:
-            found.append((source, path / "val.bin", VALIDATION))
-    for source in settings.validation_sources:
-        path = Path(source).expanduser()
-        if path.suffix != ".bin":
-            raise CoCoMixError(f"{source} is no token file (.bin), and other sources are; name one with --validation.")
-        found.append((source, path, VALIDATION))
-    drawn = all(split is None for _, _, split in found)
-    return [
-        _TokenFile(source, path, _mapped(path), split or (None if drawn else TRAIN)) for source, path, split in found
-    ]
+def _flat(path: Path, dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
+    size = path.stat().st_size - offset
+    if size <= 0 or size % dtype.itemsize:
+        raise CoCoMixError(f"{path} has {size:,} bytes, which are no {dtype} tokens; the file is empty or damaged.")
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset)
 
 
-def _mapped(path: Path) -> Tokens:
+def _numpy(path: Path) -> _File:
     try:
-        size = path.stat().st_size
-        if size == 0 or size % _DTYPE.itemsize:
-            raise CoCoMixError(f"{path} has {size:,} bytes, which are no uint16 tokens; the file is empty or damaged.")
-        return np.memmap(path, dtype=_DTYPE, mode="r")
-    except OSError as error:
-        raise CoCoMixError(f"cannot read {path}: {error.strerror}; check the path and its permissions.") from error
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise CoCoMixError(f"{path} is a damaged .npy file ({error}); fetch it again.") from error
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise CoCoMixError(f"{path} holds {array.dtype} {list(array.shape)}, not a row of tokens.")
+    return _File(array, None)
 
 
-def _byte_lengths(tokenizer: PreTrainedTokenizerFast, end: int) -> npt.NDArray[np.int64] | None:
-    """UTF-8 bytes that each token stands for, where the tokenizer is a byte-level BPE: a character of it is a byte."""
-    decoder: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
-    if decoder.get("type") != "ByteLevel":
-        return None
-    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
-    for token, number in tokenizer.get_vocab().items():
-        lengths[number] = 0 if number == end else len(token)
-    return lengths
+def _megatron(path: Path, index: Path) -> _File:
+    """Megatron-LM's indexed data set, version 1."""
+    head = np.dtype([("magic", "S9"), ("version", "<u8"), ("type", "u1"), ("sequences", "<u8"), ("documents", "<u8")])
+    with index.open("rb") as stream:
+        found = np.frombuffer(stream.read(head.itemsize).ljust(head.itemsize, b"\0"), dtype=head)[0]
+        if (
+            found["magic"] != _MEGATRON_MAGIC.rstrip(b"\0")
+            or found["version"] != 1
+            or int(found["type"]) not in _MEGATRON_TYPES
+        ):
+            raise CoCoMixError(
+                f"{index} is no index of Megatron-LM that is known here; take it away to read {path} alone."
+            )
+        sizes = np.fromfile(stream, dtype="<i4", count=int(found["sequences"])).astype(np.int64)
+        stream.seek(8 * len(sizes), 1)  # where each begins, which follows from the sizes
+        documents = np.fromfile(stream, dtype="<i8", count=int(found["documents"]))
+    tokens = _flat(path, np.dtype(_MEGATRON_TYPES[int(found["type"])]), 0)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    if len(documents) and not (documents.min() >= 0 and documents.max() < len(starts)):
+        raise CoCoMixError(f"{index} is damaged: it names sequences that it does not have; fetch it again.")
+    return _File(tokens, _checked_ends(starts[documents[1:]] if len(documents) > 1 else starts[1:], len(tokens), index))
+
+
+def _checked_ends(ends: NDArray[np.int64], count: int, index: Path) -> NDArray[np.int64]:
+    if not len(ends) or (np.diff(ends, prepend=0) < 0).any() or ends[-1] != count:
+        raise CoCoMixError(f"{index} does not belong to the tokens beside it: their numbers differ; fetch both again.")
+    return ends

@@ -1,13 +1,17 @@
-"""Tokenizers: train a byte-level BPE, encode with one; a fingerprint of what a tokenizer does."""
+"""Tokenizers: load an existing one, or train a byte-level BPE; a fingerprint of what a tokenizer does."""
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
-from cocomix.artifacts.output import fingerprint_json
+from cocomix.artifacts import file_sha256, fingerprint_json
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = [
     "END_OF_TEXT",
@@ -18,6 +22,7 @@ __all__ = [
     "plain_encoder",
     "set_begin_of_text",
     "tokenizer_fingerprint",
+    "tokenizer_identity",
     "train_tokenizer",
     "vocabulary_size",
 ]
@@ -41,6 +46,18 @@ _PROBES = (
 """Texts whose encodings are part of a tokenizer's fingerprint: they tell normalizers and pre-tokenizers apart."""
 
 
+def tokenizer_identity(name: str | None, revision: str | None) -> Any:
+    """What tells a tokenizer from others without loading it, as JSON: the content of a folder's files, or a name."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        named = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
+        files = sorted(inner for inner in path.iterdir() if inner.name.startswith(named) or inner.suffix == ".model")
+        return {"name": name, "files": fingerprint_json({inner.name: file_sha256(inner) for inner in files})}
+    return {"name": name, "size": path.stat().st_size} if path.is_file() else {"name": name, "revision": revision}
+
+
 def check_vocab_size(vocab_size: int) -> None:
     """Refuse a vocabulary that is too small for a byte-level BPE.
 
@@ -54,7 +71,7 @@ def check_vocab_size(vocab_size: int) -> None:
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE in the manner of GPT-2: every text can be encoded, and decodes to itself.
 
     Args:
@@ -67,6 +84,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Raises:
         CoCoMixError: `vocab_size` is too small for all bytes and the end token.
     """
+    from transformers import PreTrainedTokenizerFast
+
     check_vocab_size(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -88,18 +107,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
     """Rows an embedding needs: the largest token number plus one."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
-def begin_of_text(tokenizer: PreTrainedTokenizerFast) -> int | None:
+def begin_of_text(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     """The begin-of-text token that a tokenizer puts before a text by itself; `None` where it puts none."""
     plain, own = (tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
     return int(own[0]) if len(own) > len(plain) and own[0] == tokenizer.bos_token_id else None
 
 
-def set_begin_of_text(tokenizer: PreTrainedTokenizerFast, prepend_bos: bool, name: str) -> int | None:
+def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, name: str) -> int | None:
     """Have a tokenizer begin texts as the blocks begin that are made with it, saved copies of it included.
 
     Args:
@@ -123,13 +142,16 @@ def set_begin_of_text(tokenizer: PreTrainedTokenizerFast, prepend_bos: bool, nam
     return int(tokenizer.bos_token_id) if prepend_bos else None
 
 
-def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer that encodes text as text.
+def plain_encoder(tokenizer: "PreTrainedTokenizerFast | Path") -> Tokenizer:
+    """A copy of a tokenizer, or of one in a folder, that encodes text as text.
 
     It adds no special tokens, truncates and pads nothing, and reads the name of a special token that happens to stand
     in a document (such as "<|endoftext|>") as the characters it is written with.
     """
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if isinstance(tokenizer, Path):
+        encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    else:
+        encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder.no_truncation()
     encoder.no_padding()
     encoder.encode_special_tokens = True
@@ -141,7 +163,7 @@ def encode_batch(encoder: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
     return (encoding.ids for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False))
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """SHA-256 (hex) over what the tokenizer does to text.
 
     It covers the vocabulary, the merges where there are any, the end token, and the encodings of fixed probe texts in

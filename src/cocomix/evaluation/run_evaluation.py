@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cocomix.artifacts.output import read_json, write_json
 from cocomix.artifacts.remote import is_there
-from cocomix.data import VALIDATION, DocumentBlocks, MixedData, PreparedData, begin_of_text
+from cocomix.data import VALIDATION, DocumentBlocks, MixedData, Tokens, begin_of_text
 from cocomix.evaluation.document_losses import DocumentTally, write_document_losses
 from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.opened_run import Run
@@ -98,11 +98,11 @@ def evaluate_run(
         CoCoMixError: data, labels and run do not belong together, or something cannot be read.
     """
     prepared = open_run_data(run, data)
-    meta = prepared.split(split).meta
+    meta = prepared.split(split).counts
     blocks: MapDataset = prepared.split(split)
     if run.manifest.document_masks:
-        blocks = DocumentBlocks(blocks, prepared.meta.eos_token_id, prepared.meta.bos_token_id)
-    if data is not None and begin_of_text(run.tokenizer()) != prepared.meta.bos_token_id:
+        blocks = DocumentBlocks(blocks, prepared.manifest.eos_token_id, prepared.manifest.bos_token_id)
+    if data is not None and begin_of_text(run.tokenizer()) != prepared.manifest.bos_token_id:
         logger.warning(
             f"the blocks of {data} begin otherwise than those that {run.manifest.name} was trained on: only one of the "
             "two was prepared with --prepend-bos."
@@ -119,7 +119,7 @@ def evaluate_run(
     shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
     shared |= {"limit_blocks": limit_blocks}
     bytes_per_token = meta.bytes / meta.tokens if meta.bytes > 0 else None
-    tally = DocumentTally(prepared.meta.eos_token_id, prepared.meta.bos_token_id) if per_document else None
+    tally = DocumentTally(prepared.manifest.eos_token_id, prepared.manifest.bos_token_id) if per_document else None
     result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, documents=tally, **shared)
     measured, note = None, None
     if reliance:
@@ -128,10 +128,10 @@ def evaluate_run(
             note = "a single block was evaluated, so there is no other text to shuffle concepts with."
         if note is None:
             measured = concept_reliance(model, blocks, batch_size=max(2, batch_size), seed=seed, **shared)
-    whole = RunEvaluation(run.manifest.name, prepared.meta.fingerprint, split, result, measured, note)
+    whole = RunEvaluation(run.manifest.name, prepared.manifest.fingerprint, split, result, measured, note)
     write_json(run.path / EVALUATION_FILE, whole.to_json())
     if tally is not None:
-        fingerprint = prepared.meta.fingerprint
+        fingerprint = prepared.manifest.fingerprint
         write_document_losses(
             run.path, tally, data_fingerprint=fingerprint, split=split, blocks=result.blocks, dtype=result.dtype
         )
@@ -160,7 +160,7 @@ def reliance_of_runs(runs: Sequence[Run]) -> dict[str, Reliance]:
     return found
 
 
-def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
+def open_run_data(run: Run, path: Path | None = None) -> Tokens:
     """The data to measure a run on.
 
     Args:
@@ -178,15 +178,15 @@ def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
         )
     if path is None and trained_on.mixture is not None:
         shares = [part.share for part in trained_on.mixture]
-        data: PreparedData = MixedData([PreparedData.open(folder) for folder in own], shares)
+        data: Tokens = MixedData([Tokens.open(folder) for folder in own], shares)
     else:
-        data = PreparedData.open(path or own[0])
-    if data.meta.tokenizer_fingerprint != trained_on.tokenizer_fingerprint:
+        data = Tokens.open(path or own[0])
+    if data.manifest.tokenizer_fingerprint != trained_on.tokenizer_fingerprint:
         raise CoCoMixError(
             f"{data.path} was prepared with another tokenizer than the run {run.manifest.name}; prepare it with the "
             f"tokenizer in {run.path}."
         )
-    if path is None and data.meta.fingerprint != trained_on.folder_fingerprint:
+    if path is None and data.manifest.fingerprint != trained_on.folder_fingerprint:
         raise CoCoMixError(
             f"{data.path} has changed since the run {run.manifest.name} was trained on it; name it with --data to "
             "evaluate on it all the same."
@@ -196,7 +196,7 @@ def open_run_data(run: Run, path: Path | None = None) -> PreparedData:
 
 def open_run_labels(
     run: Run,
-    data: PreparedData,
+    data: Tokens,
     num_concepts: int,
     path: Path | None = None,
     *,
@@ -216,7 +216,7 @@ def open_run_labels(
     """
     if path is None:
         own = run.manifest.labels
-        if own is None or data.meta.fingerprint != run.manifest.data.fingerprint:
+        if own is None or data.manifest.fingerprint != run.manifest.data.fingerprint:
             logger.warning(f"there are no labels of this data, so {without} are left out.")
             return None
         if run.manifest.data.mixture is not None:
@@ -227,5 +227,5 @@ def open_run_labels(
             logger.warning(f"the run's labels are no longer at {path}, so {without} are left out.")
             return None
     store = ConceptLabelStore.open(path)
-    store.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, num_concepts)
+    store.check(data.manifest.fingerprint, data.manifest.tokenizer_fingerprint, num_concepts)
     return store

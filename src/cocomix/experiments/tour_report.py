@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from cocomix.data import VALIDATION, PreparedData
+from cocomix.data import VALIDATION
+from cocomix.data import Tokens as TokenFolder
 from cocomix.evaluation import (
     Code,
     Paragraph,
@@ -96,7 +97,7 @@ def _evaluation_section(measured: Sequence[RunEvaluation]) -> Section:
 
 def _inspection_section(run: Run) -> Section:
     """One text of the validation split, shaded by the concept that is predicted there most often."""
-    blocks = PreparedData.open(run.manifest.data.path).split(VALIDATION)
+    blocks = TokenFolder.open(run.manifest.data.path).split(VALIDATION)
     tokenizer = run.tokenizer()
     text = tokenizer.decode(blocks[0]["input_ids"][:_INSPECTED_TOKENS], skip_special_tokens=True)
     tokens = inspect_text(run.model(), tokenizer, text, top=32)
@@ -129,7 +130,7 @@ def _inspection_section(run: Run) -> Section:
 def _steering_section(run: Run) -> Section:
     """The same prompt and seed, untouched and with one concept turned up and down."""
     model, tokenizer = run.model(), run.tokenizer()
-    blocks = PreparedData.open(run.manifest.data.path).split(VALIDATION)
+    blocks = TokenFolder.open(run.manifest.data.path).split(VALIDATION)
     batch = torch.stack([blocks[index]["input_ids"] for index in range(min(_STEERING_BLOCKS, len(blocks)))])
     candidates = steering_candidates(model, tokenizer, batch, factor=_FACTOR)
     if not candidates:

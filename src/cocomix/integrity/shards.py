@@ -1,6 +1,5 @@
 """Checks of what is stored in shards: tokens, labels, teacher probabilities."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import fingerprint_json
-from cocomix.data import PreparedData, tokenizer_fingerprint
-from cocomix.data.prepared import data_fingerprint
+from cocomix.artifacts.output import fingerprint_json, read_json
+from cocomix.data import Tokens
 from cocomix.integrity.findings import Findings
 from cocomix.integrity.sources import check_dictionary_source, check_teacher_source
 from cocomix.labelling.columns import ShardColumns
@@ -21,32 +19,13 @@ from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_data", "check_labels", "check_probabilities", "check_unfinished_shards"]
 
-_PREPARE = "run the same `cocomix prepare` to another --output and copy that file from there"
-
 
 def check_data(path: Path, checklist: Findings) -> None:
-    """Prepared data: every shard against its hash, the tokenizer and the whole against their fingerprints."""
-    data = PreparedData.open(path)
-    meta = data.meta
-    for split, counts in meta.splits.items():
-        for shard, recorded in zip(data.split(split).shards, counts.shards, strict=True):
-            with checklist.check(shard.name, "hash, shape and range of its tokens", _PREPARE):
-                tokens = shard.read()
-                if hashlib.sha256(tokens.tobytes()).hexdigest() != recorded.sha256:
-                    raise CoCoMixError(f"the shard {shard.path} has changed since it was written; {_PREPARE}.")
-                if int(tokens.max(initial=0)) >= meta.vocab_size:
-                    raise CoCoMixError(f"the shard {shard.path} holds tokens beyond the vocabulary; prepare again.")
-                if meta.bos_token_id is not None and bool((tokens[:, 0] != meta.bos_token_id).any()):
-                    raise CoCoMixError(f"blocks of the shard {shard.path} begin with other tokens than meta.json says.")
-        blocks = sum(shard.blocks for shard in counts.shards)
-        checklist.equal(f"{split} blocks", blocks, counts.blocks, "sum over the shards", "prepare again")
-    fingerprint = data_fingerprint(meta.tokenizer_fingerprint, meta.block_size, meta.splits, meta.bos_token_id)
-    checklist.equal("fingerprint", fingerprint, meta.fingerprint, "tokenizer, block size and shards", "prepare again")
-    with checklist.check("tokenizer", "its fingerprint", "copy it again from where it came from"):
-        if tokenizer_fingerprint(data.tokenizer()) != meta.tokenizer_fingerprint:
-            raise CoCoMixError(
-                f"{path / 'tokenizer'} is not the tokenizer the blocks were made with; copy that one back."
-            )
+    """Tokens: all that `Tokens.verify` looks at."""
+    for finding in Tokens.open(path).verify().found:
+        checklist.note(
+            finding.what, finding.detail, CoCoMixError(finding.detail) if finding.state == "broken" else None
+        )
 
 
 def check_labels(path: Path, checklist: Findings) -> None:
@@ -120,12 +99,17 @@ def _rows(path: Path, shard: LabelShard, column: str, width: int, dtype: np.dtyp
     return rows
 
 
+def _is_tokens(folder: Path) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and read_json(manifest).get("kind") == Tokens.kind
+
+
 def _check_data_beside(path: Path, fingerprint: str, checklist: Findings) -> None:
     """The data, where the folder lies within it (as `cocomix label` puts it by default)."""
     parent = path.resolve().parent
-    if not (parent / "meta.json").is_file():
+    if not _is_tokens(parent):
         checklist.skip("data", "the folder is not within its data; training compares the fingerprints")
         return
     with checklist.check("data", f"fingerprint of {parent}", "prepare it again"):
-        if PreparedData.open(parent).meta.fingerprint != fingerprint:
+        if Tokens.open(parent).manifest.fingerprint != fingerprint:
             raise CoCoMixError(f"{path} is of other tokens than {parent} holds; make it again for this data.")

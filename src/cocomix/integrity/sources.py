@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cocomix.concepts import ConceptDictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.integrity.findings import Findings
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
@@ -42,7 +42,7 @@ def check_data_source(name: str, fingerprint: str, checklist: Findings) -> None:
         checklist.skip("data", f"{name} is not on this machine")
         return
     with checklist.check("data", f"fingerprint of {name}", "prepare it again"):
-        if PreparedData.open(name).meta.fingerprint != fingerprint:
+        if Tokens.open(name).manifest.fingerprint != fingerprint:
             raise CoCoMixError(f"{name} is no longer the data this was made from; bring that back to compare with it.")
 
 

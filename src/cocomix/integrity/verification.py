@@ -30,8 +30,8 @@ _LABELS = _Kind("concept labels", check_labels)
 _PROBABILITIES = _Kind("teacher probabilities", check_probabilities)
 _RUN = _Kind("run", check_run)
 _BY_FILE = {
-    "meta.json": _DATA,
     "atlas.json": _Kind("concept atlas", check_atlas),
+    "fit.json": _Kind("dictionary", check_dictionary),
     "cfg.json": _Kind("dictionary", check_dictionary),
     MARK: _Kind("checkpoint", check_checkpoint),
     "checkpoints": _Kind("unfinished run", check_unfinished_run),
@@ -84,6 +84,8 @@ def _recognise(path: Path) -> tuple[_Kind, int]:
     if (path / "manifest.json").is_file():
         values = read_json(path / "manifest.json")
         found = values.get("kind") if isinstance(values, dict) else None
+        if found == "tokens":
+            return _DATA, int(values["version"])
         if found == "run":
             return _RUN, _version(path / "manifest.json")
         if found == "teacher_probabilities":
@@ -91,8 +93,7 @@ def _recognise(path: Path) -> tuple[_Kind, int]:
         if found is None and isinstance(values, dict) and "dictionary" in values:
             return _LABELS, read_label_manifest(path).format_version
     raise CoCoMixError(
-        f"{path} is nothing that cocomix writes: it has neither manifest.json, meta.json, cfg.json, atlas.json nor "
-        "checkpoints."
+        f"{path} is nothing that cocomix writes: it has neither manifest.json, fit.json, atlas.json nor checkpoints."
     )
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cocomix.artifacts.output import read_json
-from cocomix.data import PreparedData
-from cocomix.data.prepared import DataMeta
+from cocomix.data import Tokens, TokensManifest
 from cocomix.evaluation import EVALUATION_FILE, Downstream, Run
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.labelling.labels import LabelManifest, read_label_manifest
@@ -38,7 +37,7 @@ class RunRecord(NamedTuple):
     config: dict[str, Any]
     final: dict[str, float]
     versions: dict[str, str]
-    data: tuple[DataMeta, ...]
+    data: tuple[TokensManifest, ...]
     labels: tuple[LabelManifest, ...]
     evaluation: dict[str, Any] | None
     downstream: Downstream | None
@@ -52,7 +51,7 @@ def read_record(run: Run) -> RunRecord:
     """
     manifest = read_json(run.path / "manifest.json")
     recipe = load_recipe(run.path / "recipe.yaml")
-    data = [_found(PreparedData.open, path) for path in recipe.data_folders]
+    data = [_found(Tokens.open, path) for path in recipe.data_folders]
     labels = [_found(read_label_manifest, path) for path in recipe.label_folders]
     evaluated = run.path / EVALUATION_FILE
     return RunRecord(
@@ -61,7 +60,7 @@ def read_record(run: Run) -> RunRecord:
         read_json(run.path / "config.json"),
         manifest["final"],
         manifest.get("versions", {}),
-        tuple(opened.meta for opened in data if opened is not None and _is_of(run, opened.meta.fingerprint)),
+        tuple(opened.manifest for opened in data if opened is not None and _is_of(run, opened.manifest.fingerprint)),
         tuple(found for found in labels if found is not None and _is_of(run, found.fingerprint)),
         read_json(evaluated) if evaluated.is_file() else None,
         read_downstream(run.path),

@@ -71,9 +71,9 @@ def build_atlas(
     identity = {
         "format_version": FORMAT_VERSION,
         "run_fingerprint": run_fingerprint(run),
-        "data_fingerprint": prepared.meta.fingerprint,
+        "data_fingerprint": prepared.manifest.fingerprint,
         "labels_fingerprint": None if store is None else store.manifest.fingerprint,
-        "tokenizer_fingerprint": prepared.meta.tokenizer_fingerprint,
+        "tokenizer_fingerprint": prepared.manifest.tokenizer_fingerprint,
         "num_concepts": model.config.num_concepts,
         "settings": settings.model_dump(mode="json"),
     }

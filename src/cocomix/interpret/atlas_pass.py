@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
-from cocomix.data import TRAIN, VALIDATION, DocumentBlocks, PreparedData, TokenBlocks
+from cocomix.data import TRAIN, VALIDATION, DocumentBlocks, TokenBlocks, Tokens
 from cocomix.evaluation.inference import batches, count_blocks, inference
 from cocomix.interpret.atlas_cards import AtlasSettings
 from cocomix.interpret.atlas_tally import Tally
@@ -34,14 +34,14 @@ class AtlasBlocks(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(
-        self, data: PreparedData, labels: ConceptLabelStore | None, tokens: int, *, document_masks: bool = False
+        self, data: Tokens, labels: ConceptLabelStore | None, tokens: int, *, document_masks: bool = False
     ) -> None:
-        self.block_size = data.meta.block_size
+        self.block_size = data.manifest.block_size
         self._parts: list[tuple[str, TokenBlocks | DocumentBlocks, LabelBlocks | None]] = []
         for split in (VALIDATION, TRAIN):
             blocks: TokenBlocks | DocumentBlocks = data.split(split)
             if document_masks:
-                blocks = DocumentBlocks(blocks, data.meta.eos_token_id, data.meta.bos_token_id)
+                blocks = DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
             labelled = None if labels is None else labels.split(split)
             if labelled is not None and len(labelled) != len(blocks):
                 raise CoCoMixError(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cocomix.data import TRAIN, PreparedData
+from cocomix.data import TRAIN, Tokens
 from cocomix.labelling import ConceptLabelStore
 from cocomix.runtime.errors import CoCoMixError
 
@@ -19,7 +19,7 @@ _COUNTED_TOKENS = 4_000_000
 _BLOCKS_AT_ONCE = 256
 
 
-def follower_scores(data: PreparedData, labels: ConceptLabelStore, concepts: Sequence[int]) -> Tensor:
+def follower_scores(data: Tokens, labels: ConceptLabelStore, concepts: Sequence[int]) -> Tensor:
     """How much more often than elsewhere a token follows a label of each concept.
 
     log((n + 1) / (e + 1)) with n, how often the token follows the label in the training split (its first 4 million
@@ -42,7 +42,7 @@ def follower_scores(data: PreparedData, labels: ConceptLabelStore, concepts: Seq
             raise CoCoMixError(
                 f"concept {concept} does not exist: the labels have concepts 0 to {labels.num_concepts - 1}."
             )
-    vocabulary = data.meta.vocab_size
+    vocabulary = data.manifest.vocab_size
     tokens, store = data.split(TRAIN), labels.split(TRAIN)
     places = torch.full((labels.num_concepts,), -1)
     places[torch.tensor(concepts)] = torch.arange(len(concepts))

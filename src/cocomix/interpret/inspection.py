@@ -11,7 +11,7 @@ from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import inference
 from cocomix.interpret.prompts import concept_model, encode, visible
 from cocomix.labelling import ConceptLabelStore
@@ -131,7 +131,7 @@ def inspect_text(
 
 def describe_concepts(
     store: ConceptLabelStore,
-    data: PreparedData,
+    data: Tokens,
     concepts: Sequence[int],
     *,
     max_blocks: int = 512,
@@ -158,7 +158,7 @@ def describe_concepts(
     Raises:
         CoCoMixError: the labels are not those of this data, or a concept does not exist.
     """
-    meta, known = data.meta, store.manifest.num_concepts
+    meta, known = data.manifest, store.manifest.num_concepts
     store.check(data_fingerprint=meta.fingerprint, tokenizer_fingerprint=meta.tokenizer_fingerprint, num_concepts=known)
     for concept in concepts:
         if not 0 <= concept < known:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret.inspection import ConceptDescription, describe_concepts
 from cocomix.labelling import ConceptLabelStore
@@ -24,4 +24,4 @@ def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, Concep
     labels = run.manifest.labels
     if labels is None or not Path(labels.path).is_dir() or not Path(run.manifest.data.path).is_dir():
         return {}
-    return describe_concepts(ConceptLabelStore.open(labels.path), PreparedData.open(run.manifest.data.path), concepts)
+    return describe_concepts(ConceptLabelStore.open(labels.path), Tokens.open(run.manifest.data.path), concepts)

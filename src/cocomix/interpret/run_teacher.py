@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cocomix.concepts import ConceptDictionary, ConceptLabeller, ConceptTeacher, load_teacher
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import check_tokenizer
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.labelling import ConceptLabelStore, LabelSettings
 from cocomix.runtime.device import default_device
@@ -37,7 +37,7 @@ def run_labels(run: Run) -> ConceptLabelStore | None:
 
 
 def open_run_teacher(
-    run: Run, data: PreparedData, *, teacher: str | None = None, dictionary: str | None = None
+    run: Run, data: Tokens, *, teacher: str | None = None, dictionary: str | None = None
 ) -> RunTeacher:
     """Load the teacher of a run's concepts.
 
@@ -66,13 +66,13 @@ def open_run_teacher(
     decoder = load_teacher(model.model, revision=model.revision, device=default_device())
     check_tokenizer(
         int(decoder.get_input_embeddings().weight.shape[0]),
-        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
-        vocab_size=data.meta.vocab_size,
+        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
+        vocab_size=data.manifest.vocab_size,
         teacher_tokenizer_fingerprint=None,
     )
     settings = store.manifest.settings if store is not None else recipe.attribution or LabelSettings()
     concept_teacher = ConceptTeacher(
-        decoder, loaded, model.layer, name=model.model, bos_token_id=data.meta.bos_token_id
+        decoder, loaded, model.layer, name=model.model, bos_token_id=data.manifest.bos_token_id
     )
     return RunTeacher(concept_teacher, settings.labeller(concept_teacher), settings.k)
 

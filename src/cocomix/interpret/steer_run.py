@@ -9,7 +9,7 @@ import torch
 
 from cocomix.artifacts.output import staged_directory
 from cocomix.concepts import ConceptTeacher
-from cocomix.data import TRAIN, VALIDATION, PreparedData, TokenBlocks, positions_of_rows
+from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, positions_of_rows
 from cocomix.evaluation import Run
 from cocomix.evaluation.run_evaluation import open_run_data
 from cocomix.interpret.followers import follower_scores
@@ -76,7 +76,7 @@ def evaluate_run_steering(
             prompts,
             settings,
             end=run.tokenizer().eos_token_id,
-            vocab_size=data.meta.vocab_size,
+            vocab_size=data.manifest.vocab_size,
             survey=survey,
             followers=None if store is None else follower_scores(data, store, settings.concepts),
         )
@@ -93,7 +93,7 @@ def evaluate_run_steering(
     return report
 
 
-def _survey_rows(data: PreparedData) -> list[int]:
+def _survey_rows(data: Tokens) -> list[int]:
     """Training blocks of some text, evenly spread over the split."""
     blocks = data.split(TRAIN)
     return list(range(0, len(blocks), max(1, len(blocks) * blocks.block_size // _SURVEY_TOKENS)))
@@ -101,7 +101,7 @@ def _survey_rows(data: PreparedData) -> list[int]:
 
 def _survey(
     run: Run,
-    data: PreparedData,
+    data: Tokens,
     student: CoCoMixForCausalLM,
     teacher: ConceptTeacher,
     rows: Sequence[int],
@@ -111,7 +111,7 @@ def _survey(
     input_ids = torch.stack([blocks[row]["input_ids"] for row in rows])
     positions = None
     if run.manifest.document_masks:
-        positions = positions_of_rows(input_ids, data.meta.eos_token_id, data.meta.bos_token_id)
+        positions = positions_of_rows(input_ids, data.manifest.eos_token_id, data.manifest.bos_token_id)
     window = min(settings.new_tokens, blocks.block_size // 2)
     return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions)
 
@@ -125,10 +125,10 @@ def _frequency(survey: ConceptSurvey, store: ConceptLabelStore | None, rows: Seq
     return torch.bincount(labels[labels >= 0], minlength=len(survey.mixed))
 
 
-def _labels(run: Run, data: PreparedData) -> ConceptLabelStore | None:
+def _labels(run: Run, data: Tokens) -> ConceptLabelStore | None:
     """The run's labels, if they are still there and belong to the data."""
     store = run_labels(run)
-    return store if store is not None and store.manifest.data_fingerprint == data.meta.fingerprint else None
+    return store if store is not None and store.manifest.data_fingerprint == data.manifest.fingerprint else None
 
 
 def _prompts(blocks: TokenBlocks, settings: SteerEvalSettings) -> torch.Tensor:

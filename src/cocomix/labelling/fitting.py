@@ -14,7 +14,7 @@ from cocomix.concepts import (
     fit_identity,
     load_teacher,
 )
-from cocomix.data import TRAIN, VALIDATION, PreparedData
+from cocomix.data import TRAIN, VALIDATION, Tokens
 from cocomix.labelling.pipeline import check_data_tokenizer
 from cocomix.runtime.device import default_device
 
@@ -38,8 +38,12 @@ def fit_on_data(
         CoCoMixError: the teacher reads another tokenizer; or as `fit_dictionary`.
     """
     settings = settings or FitSettings()
-    data = PreparedData.open(data_path)
-    origin = {"tokens": data.meta.fingerprint, "revision": teacher.revision, "bos_token_id": data.meta.bos_token_id}
+    data = Tokens.open(data_path)
+    origin = {
+        "tokens": tokens.fingerprint,
+        "revision": teacher.revision,
+        "bos_token_id": tokens.bos_token_id,
+    }
     if (made := Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings, **origin))) is not None:
         logger.info("%s is there already and was made with the same settings: nothing to do", output)
         return made
@@ -54,7 +58,7 @@ def fit_on_data(
             output,
             settings,
             teacher_name=teacher.model,
-            tokens_fingerprint=data.meta.fingerprint,
+            tokens_fingerprint=tokens.fingerprint,
             revision=teacher.revision,
-            bos_token_id=data.meta.bos_token_id,
+            bos_token_id=tokens.bos_token_id,
         )

@@ -20,7 +20,7 @@ from cocomix.concepts import (
     load_teacher,
 )
 from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.data import TRAIN, VALIDATION, PreparedData, tokenizer_fingerprint
+from cocomix.data import TRAIN, VALIDATION, Tokens, TokenShard, tokenizer_fingerprint
 from cocomix.labelling import LabelManifest, LabelSettings, RaySettings, ShardPart, write_labels, write_probabilities
 from cocomix.labelling.probabilities import ProbabilityDtype, ProbabilityManifest
 from cocomix.runtime.console import Reporter, SilentReporter
@@ -28,6 +28,8 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
 __all__ = ["OpenedTeacher", "check_data_tokenizer", "distill_data", "label_data", "open_decoder", "open_teacher"]
+
+_SHARD_TOKENS = 2**20
 
 
 def label_data(
@@ -64,16 +66,16 @@ def label_data(
     """
     reporter = reporter or SilentReporter()
     settings = settings or LabelSettings()
-    data = PreparedData.open(data_path)
+    data = Tokens.open(data_path)
     opened = open_teacher(data, teacher, dictionary, settings, force=force)
     return write_labels(
         opened.teacher,
-        {name: data.split(name).shards for name in (TRAIN, VALIDATION)},
+        {name: _shards(data, name) for name in (TRAIN, VALIDATION)},
         output,
         settings,
-        data_fingerprint=data.meta.fingerprint,
-        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
-        block_size=data.meta.block_size,
+        data_fingerprint=data.manifest.fingerprint,
+        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
+        block_size=data.manifest.block_size,
         batch_tokens=batch_tokens,
         workers=workers,
         source=_source(data, teacher, dictionary),
@@ -108,17 +110,17 @@ def distill_data(
     Raises:
         CoCoMixError: as `open_decoder` and `write_probabilities`.
     """
-    data = PreparedData.open(data_path)
+    data = Tokens.open(data_path)
     return write_probabilities(
         open_decoder(data, teacher),
-        {name: data.split(name).shards for name in (TRAIN, VALIDATION)},
+        {name: _shards(data, name) for name in (TRAIN, VALIDATION)},
         output,
         teacher_name=teacher.model,
         top_k=top_k,
-        vocab_size=data.meta.vocab_size,
-        data_fingerprint=data.meta.fingerprint,
-        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
-        block_size=data.meta.block_size,
+        vocab_size=data.manifest.vocab_size,
+        data_fingerprint=data.manifest.fingerprint,
+        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
+        block_size=data.manifest.block_size,
         dtype=dtype,
         batch_tokens=batch_tokens,
         reporter=reporter,
@@ -138,7 +140,7 @@ class OpenedTeacher(NamedTuple):
 
 
 def open_teacher(
-    data: PreparedData,
+    data: Tokens,
     teacher: TeacherConfig,
     dictionary: DictionaryConfig,
     settings: LabelSettings,
@@ -162,7 +164,7 @@ def open_teacher(
     labeller = build_labeller(
         settings.config(teacher, dictionary),
         device=device or default_device(),
-        bos_token_id=data.meta.bos_token_id,
+        bos_token_id=data.manifest.bos_token_id,
         force=force,
     )
     assert isinstance(labeller, TeacherLabeller)
@@ -173,7 +175,7 @@ def open_teacher(
     return OpenedTeacher(labeller.teacher, check.agreement)
 
 
-def open_decoder(data: PreparedData, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
+def open_decoder(data: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
     """Load a teacher without a dictionary.
 
     Args:
@@ -189,23 +191,23 @@ def open_decoder(data: PreparedData, teacher: TeacherConfig, *, device: torch.de
     return FrozenDecoder(model, teacher.layer)
 
 
-def _source(data: PreparedData, teacher: TeacherConfig, dictionary: DictionaryConfig) -> TeacherSource:
+def _source(data: Tokens, teacher: TeacherConfig, dictionary: DictionaryConfig) -> TeacherSource:
     return TeacherSource(
         model=teacher.model,
         layer=teacher.layer,
         dictionary=dictionary.path,
         sae_id=dictionary.sae_id,
         revision=teacher.revision,
-        bos_token_id=data.meta.bos_token_id,
+        bos_token_id=data.manifest.bos_token_id,
     )
 
 
-def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, data: PreparedData) -> None:
+def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, data: Tokens) -> None:
     """Refuse a teacher that reads another tokenizer than the data's."""
     check_tokenizer(
         int(model.get_input_embeddings().weight.shape[0]),
-        tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
-        vocab_size=data.meta.vocab_size,
+        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
+        vocab_size=data.manifest.vocab_size,
         teacher_tokenizer_fingerprint=_tokenizer_of(teacher),
     )
 
@@ -216,3 +218,7 @@ def _tokenizer_of(teacher: TeacherConfig) -> str | None:
         return tokenizer_fingerprint(load_tokenizer(teacher.model, teacher.revision))
     except NoTokenizer:
         return None
+
+
+def _shards(data: Tokens, split: str) -> list[TokenShard]:
+    return data.shards(split, max(1, _SHARD_TOKENS // data.manifest.block_size))

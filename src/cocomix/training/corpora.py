@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cocomix.data import TRAIN, MixedData, PreparedData, StreamedData, tokenizer_fingerprint
+from cocomix.data import TRAIN, MixedData, StreamedData, Tokens, tokenizer_fingerprint
 from cocomix.labelling import ConceptLabelStore, LabelSettings, MixedLabels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder
@@ -14,19 +14,18 @@ __all__ = ["Labels", "labels_to_match", "mixture_order", "open_data", "open_labe
 Labels = ConceptLabelStore | MixedLabels
 
 
-def open_data(recipe: RunConfig) -> PreparedData:
+def open_data(recipe: RunConfig) -> Tokens:
     """The recipe's data.
 
     Raises:
-        CoCoMixError: as `PreparedData.open`, `MixedData` and `StreamedData`; a folder's tokenizer is another than the
+        CoCoMixError: as `Tokens.open`, `MixedData` and `StreamedData`; a folder's tokenizer is another than the
             one its blocks were made with.
     """
-    parts = [PreparedData.open(path) for path in recipe.data_folders]
+    parts = [Tokens.open(path) for path in recipe.data_folders]
     for part in parts:
-        for split in part.meta.splits:
-            for shard in part.split(split).shards:
-                shard.fetch()  # now rather than in the middle of training
-        if tokenizer_fingerprint(part.tokenizer()) != part.meta.tokenizer_fingerprint:
+        for name in part.manifest.files if part.url is not None else ():
+            part.file(name)  # fetch it now rather than in the middle of training
+        if tokenizer_fingerprint(part.tokenizer()) != part.manifest.tokenizer_fingerprint:
             raise CoCoMixError(
                 f"{part.path / 'tokenizer'} is not the tokenizer the blocks beside it were made with; copy that one "
                 "back, or prepare the data again."
@@ -39,7 +38,7 @@ def open_data(recipe: RunConfig) -> PreparedData:
     return parts[0]
 
 
-def mixture_order(data: PreparedData, seed: int) -> MixtureOrder | None:
+def mixture_order(data: Tokens, seed: int) -> MixtureOrder | None:
     """The order that draws from a mixture; `None` for one corpus.
 
     Raises:
@@ -48,14 +47,14 @@ def mixture_order(data: PreparedData, seed: int) -> MixtureOrder | None:
     if not isinstance(data, MixedData):
         return None
     for part in data.parts:
-        if part.meta.splits[TRAIN].blocks == 0:
+        if part.manifest.splits[TRAIN].blocks == 0:
             raise CoCoMixError(f"{part.path} has no training block; leave it out of the mixture.")
     order = MixtureOrder(data.sizes(TRAIN), data.shares, seed)
     assert sum(order.draws_per_period)  # refuses shares that are too small before anything is trained
     return order
 
 
-def open_labels(recipe: RunConfig, data: PreparedData) -> Labels | None:
+def open_labels(recipe: RunConfig, data: Tokens) -> Labels | None:
     """The labels that a recipe's model learns from, where it learns from stored ones.
 
     Raises:
@@ -78,11 +77,11 @@ def labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
     return ConceptLabelStore.open(folders[0])
 
 
-def _of_data(recipe: RunConfig, path: Path, data: PreparedData) -> ConceptLabelStore:
+def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> ConceptLabelStore:
     labels = ConceptLabelStore.open(path)
     for split in labels.manifest.splits:
         labels.split(split).fetch()
-    labels.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint, labels.manifest.num_concepts)
+    labels.check(data.manifest.fingerprint, data.manifest.tokenizer_fingerprint, labels.manifest.num_concepts)
     made_with = labels.manifest
     for section, wanted, found in (
         ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),

@@ -21,7 +21,7 @@ from cocomix.artifacts.remote import shown
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.fingerprints import model_fingerprint
-from cocomix.data import MixedData, PreparedData
+from cocomix.data import MixedData, Tokens
 from cocomix.labelling import MixedProbabilities, TeacherProbabilities
 from cocomix.labelling.pipeline import open_decoder
 from cocomix.model.distillation_head import FullTargets, TopTargets
@@ -118,9 +118,7 @@ class Teaching:
         return Taught(objective, self.lessons, self.weight) if self.lessons else objective
 
 
-def open_teaching(
-    recipe: RunConfig, data: PreparedData, device: torch.device, dtype: torch.dtype | None = None
-) -> Teaching:
+def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: torch.dtype | None = None) -> Teaching:
     """Load what a recipe's `distillation` and `prediction: hidden` ask for.
 
     Args:
@@ -147,14 +145,14 @@ def open_teaching(
     online = None
     if hidden or (distillation is not None and stored is None):
         assert recipe.teacher is not None  # the recipe was refused otherwise
-        online = OnlineTeacher(open_decoder(data, recipe.teacher, device=device), data.meta.vocab_size, dtype)
+        online = OnlineTeacher(open_decoder(data, recipe.teacher, device=device), data.manifest.vocab_size, dtype)
         reference["teacher"] = model_fingerprint(online.decoder.model)
         if hidden:
             lessons["hidden_targets"] = online.hidden_states
-            flops += online.decoder.flops_per_token(data.meta.block_size, up_to="layer")
+            flops += online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
         if "teacher_targets" not in lessons and distillation is not None:
             lessons["teacher_targets"] = online.distributions
-            flops += online.decoder.flops_per_token(data.meta.block_size, up_to="head")
+            flops += online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
     return Teaching(
         lessons=lessons,
         weight=0.0 if distillation is None else distillation.weight,
@@ -165,16 +163,16 @@ def open_teaching(
     )
 
 
-def _open_stored(recipe: RunConfig, data: PreparedData) -> TeacherProbabilities | MixedProbabilities:
+def _open_stored(recipe: RunConfig, data: Tokens) -> TeacherProbabilities | MixedProbabilities:
     """The distributions of one corpus, or of every corpus of a mixture."""
     corpora = data.parts if isinstance(data, MixedData) else (data,)
     stores = [_of_corpus(recipe, path, part) for path, part in zip(recipe.target_folders, corpora, strict=True)]
     return MixedProbabilities(stores) if isinstance(data, MixedData) else stores[0]
 
 
-def _of_corpus(recipe: RunConfig, path: Path | str, data: PreparedData) -> TeacherProbabilities:
+def _of_corpus(recipe: RunConfig, path: Path | str, data: Tokens) -> TeacherProbabilities:
     stored = TeacherProbabilities.open(path)
-    stored.check(data.meta.fingerprint, data.meta.tokenizer_fingerprint)
+    stored.check(data.manifest.fingerprint, data.manifest.tokenizer_fingerprint)
     wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher.name
     if wanted is not None and wanted != found:
         raise CoCoMixError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.model import Accounting, account
 from cocomix.model.accounting import build_model
 from cocomix.model.memory import STATE_BYTES, activation_bytes
@@ -41,7 +41,7 @@ class Plan:
 
 def plan_run(
     recipe: RunConfig,
-    data: PreparedData | None = None,
+    data: Tokens | None = None,
     labels: Labels | OnlineLabels | None = None,
     teacher_hidden_size: int | None = None,
 ) -> Plan:
@@ -56,12 +56,12 @@ def plan_run(
     vocabulary = None
     if data is not None:
         vocabulary = Vocabulary(
-            data.meta.vocab_size, data.meta.eos_token_id, data.meta.block_size, data.meta.bos_token_id
+            data.manifest.vocab_size, data.manifest.eos_token_id, data.manifest.block_size, data.manifest.bos_token_id
         )
     config = model_config(recipe, vocabulary, None if labels is None else labels.num_concepts, teacher_hidden_size)
     if data is not None:
         check_pretrained(recipe, config, data)
-    block_size = int(config.max_position_embeddings) if data is None else data.meta.block_size
+    block_size = int(config.max_position_embeddings) if data is None else data.manifest.block_size
     try:
         with torch.device("meta"):
             accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
@@ -69,7 +69,7 @@ def plan_run(
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
-    train = None if data is None else data.meta.splits.get("train")
+    train = None if data is None else data.manifest.splits.get("train")
     return Plan(config, accounting, block_size, None if train is None else train.blocks)
 
 

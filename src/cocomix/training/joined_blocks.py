@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from cocomix.data import DocumentBlocks, MixedData, PreparedData
+from cocomix.data import DocumentBlocks, MixedData, Tokens
 from cocomix.labelling import MixedProbabilities, TeacherProbabilities
 from cocomix.training.corpora import Labels
 from cocomix.training.recipe import RunConfig
@@ -27,14 +27,18 @@ class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
         return {**self.tokens[index], **self.more[index]}
 
 
-def documents_apart(recipe: RunConfig, data: PreparedData, blocks: Dataset[Any]) -> Dataset[Any]:
+def documents_apart(recipe: RunConfig, data: Tokens, blocks: Dataset[Any]) -> Dataset[Any]:
     """The blocks, with `document_masks` as documents that do not see one another."""
-    return DocumentBlocks(blocks, data.meta.eos_token_id, data.meta.bos_token_id) if recipe.document_masks else blocks
+    return (
+        DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
+        if recipe.document_masks
+        else blocks
+    )
 
 
 def joined_blocks(
     recipe: RunConfig,
-    data: PreparedData,
+    data: Tokens,
     beside: Iterable[Labels | TeacherProbabilities | MixedProbabilities | None],
     name: str,
     limit: int | None,

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.remote import shown
-from cocomix.data import MixedData, PreparedData, StreamedData
+from cocomix.data import MixedData, StreamedData, Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import Labels
@@ -29,7 +29,7 @@ def run_manifest(
     output: Path,
     folder: Path,
     plan: Plan,
-    data: PreparedData,
+    data: Tokens,
     labels: Labels | None,
     teaching: Teaching,
     trainer: CoCoMixTrainer,
@@ -60,9 +60,9 @@ def run_manifest(
         "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
         "data": {
             "path": " + ".join(map(shown, recipe.data_folders)),
-            "fingerprint": data.meta.fingerprint,
-            "tokenizer_fingerprint": data.meta.tokenizer_fingerprint,
-            "block_size": data.meta.block_size,
+            "fingerprint": data.manifest.fingerprint,
+            "tokenizer_fingerprint": data.manifest.tokenizer_fingerprint,
+            "block_size": data.manifest.block_size,
             **_mixture(recipe, data, trainer),
             **_stream(recipe, data),
         },
@@ -98,7 +98,7 @@ def run_manifest(
     }
 
 
-def _mixture(recipe: RunConfig, data: PreparedData, trainer: CoCoMixTrainer) -> dict[str, Any]:
+def _mixture(recipe: RunConfig, data: Tokens, trainer: CoCoMixTrainer) -> dict[str, Any]:
     """Of each corpus of a mixture: where it is, the share asked for, and the blocks drawn; nothing for one corpus."""
     if not isinstance(data, MixedData):
         return {}
@@ -117,13 +117,13 @@ def _mixture(recipe: RunConfig, data: PreparedData, trainer: CoCoMixTrainer) -> 
     }
 
 
-def _stream(recipe: RunConfig, data: PreparedData) -> dict[str, Any]:
+def _stream(recipe: RunConfig, data: Tokens) -> dict[str, Any]:
     """Of a stream: where it is, how large, and the fingerprint of what is held out; nothing for other data."""
     if not isinstance(data, StreamedData):
         return {}
     assert isinstance(recipe.data, StreamConfig)
-    sizes = {"shards": len(data.shards), "documents": data.documents, "lanes": data.lanes}
-    return {"stream": {"patterns": list(recipe.data.stream), **sizes, "heldout": data.heldout.meta.fingerprint}}
+    sizes = {"shards": len(data.stream_shards), "documents": data.documents, "lanes": data.lanes}
+    return {"stream": {"patterns": list(recipe.data.stream), **sizes, "heldout": data.heldout.manifest.fingerprint}}
 
 
 def _drawn(trainer: CoCoMixTrainer) -> list[int]:

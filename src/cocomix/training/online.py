@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from cocomix.artifacts.output import fingerprint_json
 from cocomix.concepts import ConceptTeacher, drop_without_target
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.labelling import LabelSettings
 from cocomix.labelling.pipeline import open_teacher
 from cocomix.labelling.writing import labels_identity
@@ -108,14 +108,14 @@ class OnlineLabels:
             while waiting:
                 yield waiting.popleft().result()
 
-    def reference(self, data: PreparedData) -> dict[str, str]:
+    def reference(self, data: Tokens) -> dict[str, str]:
         """Fingerprints for the run's manifest: of the labels, of the teacher and of its dictionary."""
         identity = labels_identity(
             self.teacher,
             self.settings,
-            data_fingerprint=data.meta.fingerprint,
-            tokenizer_fingerprint=data.meta.tokenizer_fingerprint,
-            block_size=data.meta.block_size,
+            data_fingerprint=data.manifest.fingerprint,
+            tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
+            block_size=data.manifest.block_size,
         )
         return {
             "fingerprint": fingerprint_json(identity),
@@ -162,7 +162,7 @@ class _SideStream:
             return function(batch)
 
 
-def open_online_labels(recipe: RunConfig, data: PreparedData, device: torch.device) -> OnlineLabels:
+def open_online_labels(recipe: RunConfig, data: Tokens, device: torch.device) -> OnlineLabels:
     """Load and try a recipe's teacher and dictionary.
 
     Raises:

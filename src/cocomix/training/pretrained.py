@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from cocomix.data import PreparedData, tokenizer_fingerprint
+from cocomix.data import Tokens, tokenizer_fingerprint
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import build_model
 from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
@@ -16,7 +16,7 @@ from cocomix.training.recipe import RunConfig
 __all__ = ["build_student", "check_pretrained", "pretrained_config"]
 
 
-def check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: PreparedData) -> None:
+def check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens) -> None:
     """Refuse `model.pretrained` where its weights cannot go into the model, or read other tokens than the data's.
 
     Nothing but configuration and tokenizer is read, so that a run is refused before it begins.
@@ -74,14 +74,14 @@ def pretrained_config(name: str, revision: str | None, field: str) -> PreTrained
     return config
 
 
-def _check_tokenizer(name: str, revision: str | None, data: PreparedData) -> None:
+def _check_tokenizer(name: str, revision: str | None, data: Tokens) -> None:
     """Refuse a pretrained model that reads another tokenizer than the data's; without one, sizes are all there is."""
     try:
         theirs = tokenizer_fingerprint(load_tokenizer(name, revision))
     except CoCoMixError:
         return
-    if theirs != data.meta.tokenizer_fingerprint:
+    if theirs != data.manifest.tokenizer_fingerprint:
         raise CoCoMixError(
             f"model.pretrained {name} reads another tokenizer than the one {data.path} was prepared with "
-            f"({data.meta.tokenizer_name}); prepare the data with --tokenizer {name}."
+            f"({data.manifest.tokenizer_name}); prepare the data with --tokenizer {name}."
         )

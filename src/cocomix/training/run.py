@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from cocomix.artifacts.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.artifacts.remote import is_there, shown
-from cocomix.data import PreparedData, StreamedData
+from cocomix.data import StreamedData, Tokens
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated, termination_noted
@@ -88,7 +88,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     data = open_data(recipe)
     train_blocks = None if isinstance(data, StreamedData) else len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
-    arguments = training_arguments(recipe, checkpoints, data.meta.block_size, train_blocks)
+    arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, train_blocks)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
     _check_unfinished(recipe, output)
@@ -122,7 +122,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
             order=mixture_order(data, arguments.seed if arguments.data_seed is None else arguments.data_seed),
             stream=None if streamed is None else streamed.progress,
         )
-        trainer.block_size = data.meta.block_size  # to read it off a block, a stream's workers would start
+        trainer.block_size = data.manifest.block_size  # to read it off a block, a stream's workers would start
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer)
         if sharding is not None and arguments.world_size == 1:
@@ -160,7 +160,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
             manifest = run_manifest(recipe, output, folder, plan, data, labels, teaching, trainer, final)
             write_json(folder / "manifest.json", manifest)
             for corpus in manifest["data"].get("mixture", ()):
-                got = corpus["blocks"] * data.meta.block_size / manifest["tokens"]
+                got = corpus["blocks"] * data.manifest.block_size / manifest["tokens"]
                 logger.info(f"{corpus['path']}: {got:.2%} of the training tokens, {corpus['share']:.2%} asked for")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     logger.info(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
@@ -253,9 +253,9 @@ def _final_evaluation(trainer: CoCoMixTrainer) -> dict[str, float]:
     return dict(last) if last["step"] == trainer.state.global_step else trainer.evaluate()
 
 
-def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: PreparedData, folder: Path) -> None:
+def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: Tokens, folder: Path) -> None:
     """Write the model and its tokenizer so that the run folder loads with `from_pretrained`."""
-    model.generation_config.pad_token_id = data.meta.eos_token_id
+    model.generation_config.pad_token_id = data.manifest.eos_token_id
     trainer.save_model(str(folder))
     if trainer.args.process_index == 0:
         data.tokenizer().save_pretrained(str(folder))

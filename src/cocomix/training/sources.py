@@ -9,7 +9,7 @@ from cocomix.artifacts.output import read_json, write_json
 from cocomix.concepts import ConceptDictionary, Dictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.data import PreparedData
+from cocomix.data import Tokens
 from cocomix.labelling import ConceptLabelStore, MixedLabels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.corpora import Labels
@@ -77,12 +77,10 @@ def check_inputs(folder: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def inputs_of(
-    data: PreparedData, labels: Labels | None, online: OnlineLabels | None, teaching: Teaching
-) -> dict[str, Any]:
+def inputs_of(data: Tokens, labels: Labels | None, online: OnlineLabels | None, teaching: Teaching) -> dict[str, Any]:
     """Fingerprints of what a run reads, for `check_inputs`: changed ones would make it another run half-way."""
     return {
-        "data": data.meta.fingerprint,
+        "data": data.manifest.fingerprint,
         "labels": None if labels is None else labels.fingerprint,
         "teacher or dictionary of online labels": None if online is None else online.reference(data)["fingerprint"],
         "teacher or its probabilities": teaching.reference,

@@ -1,0 +1,295 @@
+"""Texts out of files, here or at URLs: plain text, JSON Lines and Parquet, the first two also compressed.
+
+Everything streams: a piece of about a megabyte, a line or a few rows are held at a time, whatever a file claims to be.
+Data sets of the Hugging Face Hub are read by `datasets` (see `cocomix.data.units`). Files are not, because its readers
+(5.2) hold a whole plain-text document or JSON array in memory, read a line of any length, end a truncated .zst file
+without a word, turn numbers into texts, and name neither file nor line in errors.
+"""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+from cocomix.artifacts import explained, file_system, retried, url_of
+from cocomix.data.decoding import clean_text, text_of
+from cocomix.data.parquet import open_parquet, row_batches, row_text
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = [
+    "MAX_LINE_BYTES",
+    "SUPPORTED_SUFFIXES",
+    "Piece",
+    "file_kind",
+    "is_compressed",
+    "opened",
+    "pieces",
+    "read_texts",
+]
+
+PIECE_CHARACTERS = 1_000_000
+"""Longer texts are handled in pieces of about this many characters, so that one huge document needs little memory."""
+MAX_LINE_BYTES = 32 * 2**20
+"""Longer lines of JSON Lines are refused: parsed, a hostile one takes some twenty times its size in memory. The longest
+books have about 10 MB."""
+SUPPORTED_SUFFIXES = ".txt, .md, .jsonl, .json (each also with .gz or .zst) and .parquet"
+
+_CHUNK_BYTES = 1 << 18  # also bounds what is unpacked at once
+_KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+_PARAGRAPH_BREAK = re.compile(r"(?<=[^\W_])(?=\r?\n\r?\n)")
+_WORD_END = re.compile(r"(?<=[^\W_])(?=\s)")
+
+_Texts = Iterator[tuple[str, bool]]  # and whether the document ends with it
+
+
+class Piece(NamedTuple):
+    """A document, or a piece of a long one.
+
+    Attributes:
+        text: where it is a piece, the pieces together are the document.
+        last: whether the document ends here.
+        invalid: characters of it that stand for bytes that were not UTF-8.
+        read: bytes of input used up since the piece before, for progress; compressed bytes where compressed.
+    """
+
+    text: str
+    last: bool = True
+    invalid: int = 0
+    read: int = 0
+
+
+def file_kind(name: str) -> str | None:
+    """`text`, `json` or `parquet` by a file's name; None when it is none of them."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes[-2:]]
+    if suffixes and suffixes[-1] in _CODECS:
+        found = _KINDS.get(suffixes[-2]) if len(suffixes) == 2 else None
+        return None if found == "parquet" else found
+    return _KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a file is compressed as a whole, so that it can only be read from its beginning."""
+    return Path(name).suffix.lower() in _CODECS
+
+
+def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+    """The documents of a file, in order, long ones in pieces, empty ones among them.
+
+    Args:
+        where: path or URL; its name decides the kind.
+        text_column: field of JSON Lines or column of Parquet that holds the text.
+        start: with `stop`, take only a range: of a Parquet file row groups, of uncompressed JSON Lines the lines that
+            begin at these bytes.
+        stop: one past the last row group or byte.
+
+    Raises:
+        CoCoMixError: the file is binary, truncated, broken, cannot be read, or lacks the column.
+    """
+    with opened(where) as raw:
+        if file_kind(where) == "parquet":
+            yield from _parquet_texts(where, raw, text_column, start, stop)
+            return
+        codec = _CODECS.get(Path(where).suffix.lower())
+        stream: Any = raw if codec is None else pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+        position = start
+        try:
+            for text, last in _texts(where, io.BufferedReader(stream, _CHUNK_BYTES), text_column, start, stop):
+                reached = raw.tell() if stop is None else min(raw.tell(), stop)
+                yield from _cleaned(text, last, max(0, reached - position), where)
+                position = max(position, reached)
+        except OSError as error:
+            if codec is None:
+                raise
+            raise CoCoMixError(f"{where} is truncated or damaged ({error}); fetch or compress it again.") from error
+
+
+def _texts(where: str, stream: BinaryIO, text_column: str, start: int, stop: int | None) -> _Texts:
+    if file_kind(where) == "text":
+        return _plain_text(where, stream)
+    return _json_texts(where, stream, text_column, start, stop)
+
+
+def _cleaned(text: str, last: bool, read: int, where: str) -> Iterator[Piece]:
+    left = len(text)
+    for part in pieces(text):
+        left -= len(part)
+        cleaned, invalid = clean_text(part, where)
+        yield Piece(cleaned, last and not left, invalid, read)
+        read = 0
+
+
+def pieces(text: str, limit: int | None = None) -> Iterator[str]:
+    """Cut a text into pieces of at most `limit` characters whose concatenation is the text.
+
+    A cut lies before a blank line that follows a letter or digit, else before white space after a word, else anywhere.
+    The pre-tokenizers of byte-level BPE end a token at the first two kinds of cut by themselves, so the tokens
+    are those of the whole text; other tokenizers may differ in one token at a cut.
+    """
+    start, limit = 0, limit or PIECE_CHARACTERS
+    while len(text) - start > limit:
+        cut = _cut(text, start, start + limit)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _cut(text: str, start: int, end: int) -> int:
+    for pattern in (_PARAGRAPH_BREAK, _WORD_END):
+        for width in (10_000, end - start):
+            cuts = [match.start() for match in pattern.finditer(text, max(start + 1, end - width), end)]
+            if cuts:
+                return cuts[-1]
+    return end
+
+
+# ---- kinds of files ------------------------------------------------------------------------------------------------
+
+
+def _plain_text(where: str, stream: BinaryIO) -> _Texts:
+    """One document, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text = ""
+    while chunk := stream.read(_CHUNK_BYTES):
+        if b"\0" in chunk:
+            raise CoCoMixError(f"{where} is not a UTF-8 text file (it has NUL bytes); convert it or leave it out.")
+        text += decoder.decode(chunk) if text else decoder.decode(chunk).removeprefix("\ufeff")
+        while len(text) > 2 * PIECE_CHARACTERS:
+            piece = next(pieces(text))
+            yield piece, False
+            text = text[len(piece) :]
+    yield text + decoder.decode(b"", final=True), True
+
+
+def _json_texts(where: str, stream: BinaryIO, text_column: str, start: int, stop: int | None) -> _Texts:
+    position = _next_line(stream, start)
+    number = 0
+    while stop is None or position < stop:
+        line = stream.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        number += 1
+        try:
+            text = _text_of_line(line.removeprefix(codecs.BOM_UTF8) if position == 0 else line, text_column)
+        except CoCoMixError as error:
+            raise CoCoMixError(f"{where}:{_lines_before(where, start) + number}: {error}") from error
+        if text is not None:
+            yield text, True
+        position += len(line)
+
+
+def _next_line(stream: BinaryIO, start: int) -> int:
+    """Go to the first line that begins at byte `start` or after it, and return where that is."""
+    if start == 0:
+        return 0
+    position = stream.seek(start - 1)
+    while rest := stream.readline(_CHUNK_BYTES):
+        position += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return position
+
+
+def _lines_before(where: str, start: int) -> int:
+    """Lines that begin before byte `start`."""
+    count, left = 0, start
+    with opened(where) as stream:
+        while left > 0 and (chunk := stream.read(min(left, _CHUNK_BYTES))):
+            count, left = count + chunk.count(b"\n"), left - len(chunk)
+    return count + (start > 0 and not chunk.endswith(b"\n"))
+
+
+def _text_of_line(line: bytes, text_column: str) -> str | None:
+    """The text of a line; None where it is blank."""
+    if not line.strip():
+        return None
+    if len(line) > MAX_LINE_BYTES:
+        raise CoCoMixError(f"this line has more than {MAX_LINE_BYTES:,} bytes; write one JSON object a line.")
+    if not line.lstrip().startswith(b"{"):  # before it is parsed: a list of many lists takes much memory
+        raise CoCoMixError('this line is no JSON object; write one object a line, such as {"text": "..."}.')
+    try:
+        row = json.loads(line.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise CoCoMixError(
+            f"this line is not valid JSON ({reason}); the file must hold one JSON object a line."
+        ) from error
+    if text_column not in row:
+        fields = ", ".join(map(repr, row)) or "none"
+        raise CoCoMixError(
+            f"there is no field {text_column!r}; the fields are {fields}; choose one with --text-column."
+        )
+    return text_of(row[text_column], text_column)
+
+
+def _parquet_texts(where: str, raw: BinaryIO, text_column: str, start: int, stop: int | None) -> Iterator[Piece]:
+    file = open_parquet(where, raw, text_column)
+    groups = range(start, file.metadata.num_row_groups if stop is None else stop)
+    number = sum(file.metadata.row_group(group).num_rows for group in range(start))
+    for values in row_batches(where, file, text_column, list(groups)):
+        for value in values:
+            number += 1
+            yield from _cleaned(row_text(where, number, value, text_column), True, 0, where)
+
+
+# ---- opening -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(where: str) -> Iterator[BinaryIO]:
+    """Open a file, by path or URL, for reading bytes.
+
+    Raises:
+        CoCoMixError: it cannot be opened or, at a URL, read, also after several attempts; never said to be damage.
+    """
+    url = url_of(where)
+    if url is None:
+        try:
+            stream = open(where, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise CoCoMixError(f"cannot read {where}: {error.strerror}; check the path and its permissions.") from error
+        with stream:
+            yield stream
+        return
+    system, path = file_system(url)
+    with explained(url), retried(lambda: system.open(path, "rb")) as stream:
+        remote = _RemoteFile(stream)
+        try:
+            yield remote  # type: ignore[misc]  # which reads as a BinaryIO does
+        except CoCoMixError as error:  # a parser that took what the network did for damage
+            raise (remote.fault or error) from None
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of fsspec whose reads are tried again, and that remembers the fault that stayed."""
+
+    def __init__(self, stream: Any) -> None:
+        self.fault: Exception | None = None
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = retried(lambda: self._stream.read(len(buffer)))
+        except Exception as error:
+            self.fault = error
+            raise
+        buffer[: len(data)] = data
+        return len(data)

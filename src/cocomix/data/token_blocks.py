@@ -1,0 +1,154 @@
+"""Packed token blocks, read from the flat `.npy` files of a `Tokens` folder through a bounded number of memory maps.
+
+A file is a one-dimensional little-endian array of uint16 (vocabularies of up to 65,536 tokens) or uint32, `block_size`
+tokens a block, one block after another: `np.load(file, mmap_mode="r").reshape(-1, block_size)`.
+"""
+
+import errno
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from cocomix.artifacts import Damaged
+from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.data.tokens import SplitMeta, Tokens, TokensFile
+
+__all__ = ["TokenBlocks", "TokenShard"]
+
+_OPEN_MAPS = 32
+"""Files a process keeps mapped. Linux allows 65,530 maps a process, and a corpus of 1T tokens has some 4,000 files of
+the default size; mapping one again costs about 0.1 ms."""
+_NOT_DAMAGE = {
+    errno.ENOMEM: "the system has no memory or no map left (vm.max_map_count, ulimit -v); end other work and try again",
+    errno.EMFILE: "this process has too many files open; raise `ulimit -n`",
+    errno.ENFILE: "the system has too many files open; end other work and try again",
+    errno.EACCES: "check its permissions",
+    errno.EIO: "the disk or the network file system failed; check it",
+}
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """A range of blocks of one file: the unit of work of labelling. Picklable; reads through its own process's maps.
+
+    Attributes:
+        name: split and number within it, `train/00000`.
+        file: the file within the folder.
+        start: first block, counted within the file.
+        stop: one past the last block.
+        tokens: the folder.
+    """
+
+    name: str
+    file: "TokensFile"
+    start: int
+    stop: int
+    tokens: "Tokens" = field(repr=False)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return self.stop - self.start
+
+    def read(self) -> NDArray[Any]:
+        """The blocks [num_blocks, block_size], uint16 or uint32, as a read-only view of the file's memory map.
+
+        Raises:
+            CoCoMixError: as `TokenBlocks.rows`.
+        """
+        return mapped_blocks(self.tokens, self.file)[self.start : self.stop]
+
+
+class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
+    """The blocks of a split, in order, as a map-style data set. Picklable and cheap to index.
+
+    Args:
+        files: the files, in order, each with the folder it is in.
+        counts: documents, tokens, bytes and blocks of the split.
+        block_size: tokens a block.
+    """
+
+    def __init__(self, files: "Sequence[tuple[Tokens, TokensFile]]", counts: "SplitMeta", block_size: int) -> None:
+        self.counts = counts
+        self.block_size = block_size
+        self._files = tuple(files)
+        self._starts = [0, *accumulate(file.blocks for _, file in files)]
+
+    def __len__(self) -> int:
+        return self.counts.blocks
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`{"input_ids": int64 [block_size]}` of one block; a copy."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        return {"input_ids": torch.from_numpy(self.rows(index, index + 1)[0].astype(np.int64))}
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (self[index] for index in range(len(self)))
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Blocks `start` to `stop` − 1, uint16 or uint32 [stop − start, block_size]; a view where one file holds all.
+
+        Raises:
+            CoCoMixError: a file is missing, damaged or not the one that was written, or cannot be mapped.
+        """
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"blocks {start} to {stop} of {len(self)}")
+        parts = []
+        while start < stop:
+            number = bisect_right(self._starts, start) - 1
+            first, end = self._starts[number], min(stop, self._starts[number + 1])
+            parts.append(mapped_blocks(*self._files[number])[start - first : end - first])
+            start = end
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def mapped_blocks(tokens: "Tokens", file: "TokensFile") -> NDArray[Any]:
+    """The blocks of one file [blocks, block_size], uint16 or uint32, as a read-only view of its memory map.
+
+    Raises:
+        Damaged: the file is missing or not the one that was written.
+        CoCoMixError: the system cannot open or map another file.
+    """
+    # The hash is part of the key: another corpus may be put at the same path while this process lives.
+    return _mapped(_Key(tokens.path, file, tokens.manifest.files[file.name].sha256, tokens))
+
+
+@dataclass(frozen=True)
+class _Key:
+    folder: Path
+    file: "TokensFile"
+    sha256: str
+    tokens: "Tokens" = field(compare=False)
+
+
+@lru_cache(maxsize=_OPEN_MAPS)
+def _mapped(key: _Key) -> NDArray[Any]:
+    name, path, block_size = key.file.name, key.tokens.file(key.file.name), key.tokens.manifest.block_size
+    try:
+        flat = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        if error.errno in _NOT_DAMAGE:
+            raise CoCoMixError(f"cannot map {path}: {error.strerror}; {_NOT_DAMAGE[error.errno]}.") from error
+        raise
+    except ValueError as error:  # a header that is none, or a file shorter than it says
+        raise Damaged(f"{path} is no .npy file ({error}); run cocomix prepare again.", name) from error
+    expected = key.file.blocks * block_size
+    if flat.dtype != key.tokens.dtype or flat.shape != (expected,):
+        raise Damaged(
+            f"{path} holds {flat.dtype} {list(flat.shape)} and not {key.tokens.dtype} [{expected}], as the manifest "
+            "says; run cocomix prepare again.",
+            name,
+        )
+    return np.asarray(flat).reshape(-1, block_size)

@@ -1,0 +1,210 @@
+"""`Tokens`: a folder of packed token blocks with their tokenizer, as `cocomix prepare` writes it.
+
+DATA/
+  manifest.json          `TokensManifest`
+  tokenizer/             as `save_pretrained` writes it
+  train-00000.npy        flat uint16 or uint32 array, see `cocomix.data.token_blocks`; by default 256M tokens a file
+  validation-00000.npy
+  validation.hashes.npy  uint64: `document_hash` of every held-out document, sorted
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cocomix.artifacts import Artifact, Damaged, Findings, Manifest
+from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from cocomix.data.token_blocks import TokenBlocks, TokenShard
+
+__all__ = ["HELDOUT_HASHES", "SourceMeta", "SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"]
+
+HELDOUT_HASHES = "validation.hashes.npy"
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type tokens are stored in: uint16 for vocabularies of up to 65,536 entries, else uint32."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceMeta(_Record):
+    """What was read from one source."""
+
+    name: str
+    """As the user gave it."""
+    kind: str
+    """`files`, `hub`, `documentation` or `tokens`."""
+    splits: tuple[str, ...]
+    """The splits its documents could go to."""
+    documents: int
+    """Documents taken."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+
+
+class TokensFile(_Record):
+    """One file of blocks."""
+
+    name: str
+    """Within the folder: `train-00000.npy`."""
+    blocks: int = Field(ge=1)
+    """Blocks in it."""
+
+
+class SplitMeta(_Record):
+    """What a split holds."""
+
+    documents: int
+    """Documents read into the split."""
+    tokens: int
+    """Tokens of these documents, each with its end-of-document token but without what blocks begin with; the last
+    ones, fewer than fill a block, are not stored."""
+    bytes: int
+    """UTF-8 bytes of the documents' text."""
+    blocks: int
+    """Blocks stored."""
+    files: tuple[TokensFile, ...]
+    """The files, in order."""
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "SplitMeta":
+        if self.blocks != sum(file.blocks for file in self.files):
+            raise ValueError(f"{self.blocks} blocks are not those of the files together")
+        return self
+
+
+class TokensManifest(Manifest):
+    """`manifest.json` of a `Tokens` folder."""
+
+    tokenizer_fingerprint: str
+    """See `cocomix.data.tokenizer_fingerprint`."""
+    tokenizer_name: str
+    """Where the tokenizer came from, as the user gave it, or how it was trained."""
+    vocab_size: int = Field(ge=1)
+    """Rows an embedding needs: the largest token number plus one."""
+    eos_token_id: int
+    """The token after every document."""
+    bos_token_id: int | None = None
+    """The token that every block begins with, before `block_size` − 1 tokens of the documents; `None` where blocks hold
+    nothing but documents."""
+    block_size: int = Field(ge=2)
+    """Tokens per block."""
+    seed: int
+    """Seed of the split by document."""
+    sources: tuple[SourceMeta, ...]
+    """What was read."""
+    splits: dict[Annotated[str, Field(pattern=r"^\w+$")], SplitMeta]
+    """`train` and `validation`."""
+    invalid_utf8: int
+    """Characters put in for bytes that were not UTF-8."""
+
+    @model_validator(mode="after")
+    def _files_are_listed(self) -> "TokensManifest":
+        for file in (file for split in self.splits.values() for file in split.files):
+            if self.files and file.name not in self.files:
+                raise ValueError(f"{file.name} is not among the files")
+        return self
+
+    def contents(self) -> Any:
+        """Everything that determines the tokens: tokenizer, block size, what blocks begin with, and the blocks."""
+        blocks = {name: [self.files[file.name].sha256 for file in split.files] for name, split in self.splits.items()}
+        values = {"tokenizer": self.tokenizer_fingerprint, "block_size": self.block_size, "bos": self.bos_token_id}
+        return {"kind": self.kind, "version": self.version, **values, "blocks": blocks}
+
+
+class Tokens(Artifact[TokensManifest]):
+    """Packed token blocks of one corpus, with their tokenizer."""
+
+    kind = "tokens"
+    version = 2
+    manifest_type = TokensManifest
+    made_by = "cocomix prepare"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored tokens, uint16 or uint32."""
+        return token_dtype(self.manifest.vocab_size)
+
+    def split(self, name: str) -> "TokenBlocks":
+        """The blocks of `train` or `validation`.
+
+        Raises:
+            CoCoMixError: there is no such split.
+        """
+        from cocomix.data.token_blocks import TokenBlocks  # imports PyTorch, which takes seconds
+
+        counts = self._counts(name)
+        return TokenBlocks([(self, file) for file in counts.files], counts, self.manifest.block_size)
+
+    def shards(self, split: str, blocks_per_shard: int) -> "list[TokenShard]":
+        """A split cut into ranges of at most `blocks_per_shard` blocks, none of which crosses files.
+
+        Raises:
+            CoCoMixError: there is no such split.
+        """
+        from cocomix.data.token_blocks import TokenShard
+
+        ranges = [
+            (file, start, min(start + blocks_per_shard, file.blocks))
+            for file in self._counts(split).files
+            for start in range(0, file.blocks, blocks_per_shard)
+        ]
+        return [TokenShard(f"{split}/{number:05d}", *rest, self) for number, rest in enumerate(ranges)]
+
+    def _counts(self, split: str) -> SplitMeta:
+        if split not in self.manifest.splits:
+            raise CoCoMixError(f"{self.path} has no split {split!r}; it has {', '.join(self.manifest.splits)}.")
+        return self.manifest.splits[split]
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """Load the tokenizer the blocks were made with.
+
+        Raises:
+            CoCoMixError: its files are missing or damaged.
+        """
+        from cocomix.runtime.hub import load_tokenizer
+
+        for name in self.manifest.files:
+            if name.startswith("tokenizer/"):
+                self.file(name)
+        return load_tokenizer(str(self.path / "tokenizer"))
+
+    def heldout_hashes(self) -> NDArray[np.uint64]:
+        """`document_hash` of every held-out document, sorted; empty where they are not known (token files)."""
+        if HELDOUT_HASHES not in self.manifest.files:
+            return np.empty(0, dtype="<u8")
+        hashes: NDArray[np.uint64] = np.load(self.file(HELDOUT_HASHES), allow_pickle=False)
+        return hashes
+
+    def check(self, findings: Findings) -> None:
+        """Look whether the blocks hold the tokenizer's tokens and begin as the manifest says, and at the tokenizer."""
+        for file in (file for split in self.manifest.splits.values() for file in split.files):
+            with findings.check(file.name, "shape, range of its tokens, beginning of its blocks", self._repair):
+                self._check_blocks(file)
+        with findings.check("tokenizer", "its fingerprint", self._repair):
+            from cocomix.data.tokenizer import tokenizer_fingerprint
+
+            if tokenizer_fingerprint(self.tokenizer()) != self.manifest.tokenizer_fingerprint:
+                raise CoCoMixError(f"{self.path / 'tokenizer'} is not the tokenizer the blocks were made with.")
+
+    def _check_blocks(self, file: TokensFile) -> None:
+        from cocomix.data.token_blocks import mapped_blocks
+
+        blocks = mapped_blocks(self, file)
+        if int(blocks.max()) >= self.manifest.vocab_size:
+            raise Damaged(f"{self.path / file.name} holds tokens beyond the vocabulary; {self._repair}.", file.name)
+        if self.manifest.bos_token_id is not None and bool((blocks[:, 0] != self.manifest.bos_token_id).any()):
+            raise Damaged(
+                f"{self.path / file.name} has blocks that do not begin with token {self.manifest.bos_token_id}, as the "
+                f"manifest says; {self._repair}.",
+                file.name,
+            )

@@ -1,0 +1,460 @@
+"""Units of encoding: bounded pieces of the input, each turned into tokens by itself, in any process, in any order.
+
+A unit is some small files, one file, or a range of one: bytes of JSON Lines, row groups of Parquet, documents of a
+token file, a shard of a data set on the Hub. Its tokens and a row about every document (long ones in pieces) are
+appended to a log in the staging folder, so that a kill at any moment loses a second of work. A log is named by
+everything that determines its content: whatever else of a command is changed before it is given again, it counts.
+"""
+
+import fcntl
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from cocomix.artifacts import fingerprint_json
+from cocomix.data.decoding import text_of
+from cocomix.data.document_hash import DocumentHash, draws_of
+from cocomix.data.documents import Source
+from cocomix.data.parquet import open_parquet
+from cocomix.data.reading import Piece, file_kind, is_compressed, opened, pieces, read_texts
+from cocomix.data.token_files import TokenFiles, token_files
+from cocomix.data.tokenizer import encode_batch, plain_encoder
+from cocomix.data.tokens import token_dtype
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = [
+    "ALGORITHM",
+    "ROW",
+    "Encoding",
+    "Part",
+    "Reading",
+    "Span",
+    "Unit",
+    "UnitLog",
+    "encode_unit",
+    "plan_units",
+    "unit_parts",
+]
+
+ALGORITHM = 1
+"""Raised whenever the same input would give other tokens or other documents."""
+MIN_UNIT_BYTES, MAX_UNIT_BYTES = 8 * 2**20, 128 * 2**20
+"""Of input; 8 MiB are some seconds of one core."""
+UNITS = 8192
+"""About how many units a large corpus is cut into, between these sizes."""
+_BATCH_DOCUMENTS = 1024
+_BATCH_CHARACTERS = 2_000_000
+
+ROW = np.dtype([("end", "<u8"), ("hash", "<u8"), ("bytes", "<u4"), ("invalid", "<u4"), ("last", "?")])
+"""About a `Part`; `end`: tokens of the unit up to its end."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A file or a range of one, see `read_texts`; `size` in bytes of input, `changed` as of `SourceFile`."""
+
+    where: str
+    size: int
+    changed: str = ""
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is encoded at a time.
+
+    Attributes:
+        source: number of the source.
+        kind: of the source.
+        validates: whether the source is one of the validation split's.
+        spans: to read, in order.
+    """
+
+    source: int
+    kind: str
+    validates: bool
+    spans: tuple[Span, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of input; 0 where it is not known."""
+        return sum(span.size for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are read; picklable.
+
+    Attributes:
+        text_column: field or column that holds the text.
+        hub: configuration, split and revision of data sets on the Hub.
+        token_dtype: of the tokens in token files; told from their content if it is None.
+        max_bytes: of training text, after which a unit may end.
+        seed: of the split, for `max_bytes`.
+        threshold: of the split, for `max_bytes`.
+    """
+
+    text_column: str
+    hub: dict[str, Any]
+    token_dtype: str | None
+    max_bytes: int | None
+    seed: int
+    threshold: int
+
+    def values(self) -> dict[str, Any]:
+        """What determines the documents of a unit, as JSON."""
+        values = asdict(self)
+        return {**values, "seed": 0, "threshold": 0} if self.max_bytes is None else values
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How units are encoded; picklable.
+
+    Attributes:
+        reading: how their documents are read.
+        folder: of the logs.
+        tokenizer: folder of the tokenizer.
+        tokenizer_fingerprint: of it.
+        eos_token_id: put after every document.
+        vocab_size: of the tokenizer; says the type of the tokens.
+    """
+
+    reading: Reading
+    folder: Path
+    tokenizer: Path
+    tokenizer_fingerprint: str
+    eos_token_id: int
+    vocab_size: int
+
+    def log(self, unit: Unit) -> "UnitLog":
+        """The log of a unit."""
+        of_unit = [unit.kind, unit.validates, [asdict(span) for span in unit.spans]]
+        of_tokens = [self.tokenizer_fingerprint, self.eos_token_id, self.vocab_size]
+        name = fingerprint_json([ALGORITHM, self.reading.values(), of_unit, of_tokens])[:32]
+        return UnitLog(self.folder / name, token_dtype(self.vocab_size))
+
+
+# ---- cutting the input into units ----------------------------------------------------------------------------------
+
+
+def plan_units(
+    sources: Sequence[Source], validates: Sequence[bool], text_column: str, token_files: TokenFiles | None
+) -> list[Unit]:
+    """Cut sources into units, in order; the same sources give the same units.
+
+    Args:
+        sources: what to read.
+        validates: of each, whether it is one of the validation split's.
+        text_column: as of `Reading`.
+        token_files: reads sources of kind `tokens`.
+
+    Raises:
+        CoCoMixError: a large Parquet file lacks the column, or a token file is none.
+    """
+    total = sum(file.size for source in sources for file in source.files)
+    target = min(max(MIN_UNIT_BYTES, total // UNITS), MAX_UNIT_BYTES)
+    units = []
+    for number, source in enumerate(sources):
+        waiting: list[Span] = []
+        spans = list(_spans(source, target, text_column, token_files))
+        for span in spans:
+            waiting.append(span)
+            if source.kind == "hub" or span is spans[-1] or sum(waited.size for waited in waiting) >= target:
+                units.append(Unit(number, source.kind, validates[number], tuple(waiting)))
+                waiting = []
+    return units
+
+
+def _spans(source: Source, target: int, text_column: str, token_files: TokenFiles | None) -> Iterator[Span]:
+    if source.kind == "documentation":
+        yield Span(source.name, 0)
+    elif source.kind == "hub":
+        shards = int(_hub_rows(source.name, source.hub).num_shards)
+        yield from (Span(source.name, 0, start=shard, stop=shards) for shard in range(shards))
+    for file in source.files:
+        whole = Span(file.where, file.size, file.changed)
+        kind = source.kind if source.kind == "tokens" else file_kind(file.where)
+        if kind == "tokens":
+            assert token_files is not None
+            for start, stop, size in token_files.ranges(file.where, target):
+                yield replace(whole, size=size, start=start, stop=stop)
+        elif file.size <= 2 * target or kind == "text" or is_compressed(file.where):
+            yield whole
+        elif kind == "json":
+            edges = [*range(0, file.size - target // 2, target), file.size]
+            yield from (replace(whole, size=stop - start, start=start, stop=stop) for start, stop in pairwise(edges))
+        else:
+            yield from _row_group_spans(whole, target, text_column)
+
+
+def _row_group_spans(whole: Span, target: int, text_column: str) -> Iterator[Span]:
+    with opened(whole.where) as stream:
+        metadata = open_parquet(whole.where, stream, text_column).metadata
+    share = whole.size / max(1, metadata.num_rows)
+    start, rows = 0, 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        if rows * share >= target or group == metadata.num_row_groups - 1:
+            yield replace(whole, size=int(rows * share), start=start, stop=group + 1)
+            start, rows = group + 1, 0
+
+
+# ---- the documents of a unit ---------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A document, or a piece of a long one.
+
+    Attributes:
+        content: its text; or of token files its tokens, with the end-of-document token.
+        bytes: UTF-8 bytes of its text.
+        hash: where the document ends here, its `DocumentHash`; else 0.
+        invalid: characters put in for bytes that were not UTF-8.
+        last: whether the document ends here.
+        read: bytes of input used up since the part before.
+    """
+
+    content: str | NDArray[Any]
+    bytes: int
+    hash: int
+    invalid: int
+    last: bool
+    read: int
+
+
+def unit_parts(unit: Unit, reading: Reading, token_files: TokenFiles | None = None) -> Iterator[Part]:
+    """The documents of a unit; texts of nothing but white space are left out.
+
+    With `max_bytes`, ends where the unit's training documents, or one document, have so many.
+
+    Args:
+        unit: what to read.
+        reading: how.
+        token_files: reads units of kind `tokens`.
+
+    Raises:
+        CoCoMixError: a source cannot be read.
+    """
+    limit = math.inf if reading.max_bytes is None or unit.validates else reading.max_bytes
+    digest, size, training, unread = DocumentHash(), 0, 0, 0
+    for content, text, last, invalid, read in _contents(unit, reading, token_files):
+        unread += read
+        if last and not size and (not text or text.isspace()) and isinstance(content, str):
+            continue
+        digest.update(text)
+        size += len(text)
+        last = last or size >= limit
+        yield Part(content, len(text), digest.value() if last else 0, invalid, last, unread)
+        unread = 0
+        if last:
+            if limit < math.inf:
+                draw = int(draws_of(np.array([digest.value()], dtype="<u8"), reading.seed)[0])
+                training += size if draw >= reading.threshold else 0
+                if max(training, size) >= limit:
+                    return
+            digest, size = DocumentHash(), 0
+
+
+def _contents(
+    unit: Unit, reading: Reading, token_files: TokenFiles | None
+) -> Iterator[tuple[str | NDArray[Any], bytes, bool, int, int]]:
+    """Content, text as UTF-8, whether the document ends, invalid characters, bytes of input."""
+    if unit.kind == "tokens":
+        assert token_files is not None
+        for span in unit.spans:
+            assert span.stop is not None
+            for tokens, text, last, read in token_files.documents(span.where, span.start, span.stop):
+                yield tokens, text, last, 0, read
+        return
+    for piece in _pieces(unit, reading):
+        yield piece.text, piece.text.encode(), piece.last, piece.invalid, piece.read
+
+
+def _pieces(unit: Unit, reading: Reading) -> Iterator[Piece]:
+    for span in unit.spans:
+        if unit.kind == "files":
+            yield from read_texts(span.where, reading.text_column, span.start, span.stop)
+        elif unit.kind == "hub":
+            yield from _hub_pieces(span, reading)
+        else:
+            from cocomix.data.documentation import documentation_entries, documentation_texts
+
+            for _, text in documentation_texts(documentation_entries()):
+                yield Piece(text)
+
+
+def _hub_pieces(span: Span, reading: Reading) -> Iterator[Piece]:
+    assert span.stop is not None
+    rows = _hub_rows(span.where, reading.hub).shard(num_shards=span.stop, index=span.start)
+    for number, row in enumerate(rows):
+        where = f"{span.where}, shard {span.start}, row {number}"
+        if reading.text_column not in row:
+            raise CoCoMixError(
+                f"{where}: there is no column {reading.text_column!r}; the columns are {', '.join(map(repr, row))}; "
+                "choose one with --text-column."
+            )
+        try:
+            text = text_of(row[reading.text_column], reading.text_column)
+        except CoCoMixError as error:
+            raise CoCoMixError(f"{where}: {error}") from error
+        *first, rest = pieces(text)
+        for part in first:
+            yield Piece(part, last=False)
+        yield Piece(rest)
+
+
+def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, streaming=True, **arguments)
+    except Exception as error:  # the Hub client raises errors of many unrelated kinds
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise CoCoMixError(
+            f"{name} is not a path here, and not a data set that the Hugging Face Hub gives ({reason}); check the "
+            "name, the configuration and the split."
+        ) from error
+
+
+# ---- encoding ------------------------------------------------------------------------------------------------------
+
+
+class UnitLog:
+    """Tokens and rows of a unit on the disk, appended while it is encoded.
+
+    One process at a time writes it; another waits, as after the kill of a command whose workers are still ending.
+
+    Attributes:
+        rows: parts that are kept, `ROW`.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.name, self.dtype = path.name, dtype
+        self.tokens_path, self._rows_path = path.with_suffix(".tokens"), path.with_suffix(".rows")
+        self._unfinished_path = path.with_suffix(".unfinished")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the unit is encoded."""
+        return self._rows_path.exists()
+
+    def rows(self) -> NDArray[Any]:
+        """About the parts that are kept, `ROW`."""
+        path = self._rows_path if self.finished else self._unfinished_path
+        return np.fromfile(path, dtype=ROW) if path.exists() else np.empty(0, dtype=ROW)
+
+    def tokens(self) -> NDArray[Any]:
+        """The tokens, as a memory map."""
+        if self.tokens_path.stat().st_size == 0:
+            return np.empty(0, dtype=self.dtype)
+        return np.memmap(self.tokens_path, dtype=self.dtype, mode="r")
+
+    def __enter__(self) -> "UnitLog":
+        self._tokens: IO[bytes] = self.tokens_path.open("ab")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._tokens, fcntl.LOCK_EX)
+        self._rows: IO[bytes] | None = None
+        if not self.finished:
+            self._rows = self._unfinished_path.open("ab")
+            self._cut_to_whole()
+        return self
+
+    def _cut_to_whole(self) -> None:
+        """Cut off what a kill, or a failure of power, left of the last parts."""
+        rows = self.rows()
+        whole = int(np.searchsorted(rows["end"], self._tokens.tell() // self.dtype.itemsize, side="right"))
+        self.kept = whole
+        self.end = int(rows["end"][whole - 1]) if whole else 0
+        self._tokens.truncate(self.end * self.dtype.itemsize)
+        os.truncate(self._unfinished_path, whole * ROW.itemsize)
+
+    def append(self, tokens: Sequence[NDArray[Any]], rows: list[tuple[Any, ...]]) -> None:
+        """Add parts: tokens of each, and its `ROW` but for `end`."""
+        assert self._rows is not None
+        ends = self.end + np.cumsum([len(part) for part in tokens])
+        self._tokens.write(b"".join(part.tobytes() for part in tokens))
+        self._tokens.flush()
+        os.fsync(self._tokens.fileno())
+        self._rows.write(np.array([(end, *row) for end, row in zip(ends, rows, strict=True)], dtype=ROW).tobytes())
+        self._rows.flush()
+        self.end = int(ends[-1])
+
+    def finish(self) -> None:
+        """Make it a finished one."""
+        assert self._rows is not None
+        os.fsync(self._rows.fileno())
+        self._unfinished_path.rename(self._rows_path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tokens.close()
+        if self._rows is not None:
+            self._rows.close()
+
+
+def encode_unit(encoding: Encoding, unit: Unit, advance: Callable[[float], None], stop: Callable[[], None]) -> None:
+    """Encode a unit, going on where its log ends.
+
+    Args:
+        encoding: how.
+        unit: what to read.
+        advance: called with bytes of input.
+        stop: called now and then; may raise.
+
+    Raises:
+        CoCoMixError: as `unit_parts`.
+    """
+    with encoding.log(unit) as log:
+        if log.finished:
+            advance(unit.size)
+            return
+        of_tokens = token_files(encoding.tokenizer, encoding.eos_token_id, encoding.reading.token_dtype)
+        parts = unit_parts(unit, encoding.reading, of_tokens)
+        read = sum(part.read for part in islice(parts, log.kept))
+        advance(read)
+        for batch in _batches(parts):
+            stop()
+            contents: list[Any] = [part.content for part in batch]
+            if unit.kind != "tokens":
+                end = [encoding.eos_token_id]
+                encoded = encode_batch(_encoder(encoding.tokenizer), contents)
+                contents = [of_part + end * part.last for part, of_part in zip(batch, encoded, strict=True)]
+            tokens = [np.asarray(of_part, dtype=log.dtype) for of_part in contents]
+            log.append(tokens, [(part.hash, part.bytes, part.invalid, part.last) for part in batch])
+            done = sum(part.read for part in batch)
+            read += done
+            advance(done)
+        advance(unit.size - read)  # blank lines; what of a Parquet file is not the text
+        log.finish()
+
+
+@lru_cache(maxsize=4)
+def _encoder(tokenizer: Path) -> Tokenizer:
+    return plain_encoder(tokenizer)
+
+
+def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    length = 0
+    for part in parts:
+        batch.append(part)
+        length += len(part.content)
+        if len(batch) >= _BATCH_DOCUMENTS or length >= _BATCH_CHARACTERS:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch

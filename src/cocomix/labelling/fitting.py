@@ -40,9 +40,9 @@ def fit_on_data(
     settings = settings or FitSettings()
     data = Tokens.open(data_path)
     origin = {
-        "tokens": tokens.fingerprint,
+        "tokens": data.manifest.fingerprint,
         "revision": teacher.revision,
-        "bos_token_id": tokens.bos_token_id,
+        "bos_token_id": data.manifest.bos_token_id,
     }
     if (made := Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings, **origin))) is not None:
         logger.info("%s is there already and was made with the same settings: nothing to do", output)
@@ -58,7 +58,7 @@ def fit_on_data(
             output,
             settings,
             teacher_name=teacher.model,
-            tokens_fingerprint=tokens.fingerprint,
+            tokens_fingerprint=data.manifest.fingerprint,
             revision=teacher.revision,
-            bos_token_id=tokens.bos_token_id,
+            bos_token_id=data.manifest.bos_token_id,
         )

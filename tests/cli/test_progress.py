@@ -10,6 +10,12 @@ from tests.workshop import BLOCK, Workshop
 pytestmark = pytest.mark.usefixtures("progress_at_once")
 
 
+def test_sae(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    sizes = ("--num-concepts", 16, "--k", 4, "--tokens", 4096, "--batch-size", 256)
+    said = cli("sae", workshop.data, "--teacher", workshop.teacher, "--layer", 1, *sizes, "-o", tmp_path / "sae").err
+    assert "fit dictionary: 0 of 4,096 tokens" in said
+
+
 def test_train(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     recipe = workshop.recipe_file(tmp_path / "r.yaml", "ntp", evaluation_blocks=3)
     said = cli("train", recipe, "-o", tmp_path / "run").err

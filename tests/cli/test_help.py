@@ -6,6 +6,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import typer
 import cocomix.cli
 from cocomix.cli import app
 from cocomix.cli.application import VERBS as PANELS
+from cocomix.cli.printing import Printed
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
@@ -48,6 +50,20 @@ def test_the_help_lists_every_verb_in_its_panel(cli: Cli, monkeypatch: pytest.Mo
 def test_a_verb_is_a_file_of_its_name() -> None:
     files = {path.stem for path in Path(cocomix.cli.__file__).parent.glob("*.py")}
     assert {verb.replace("-", "_") for verb in VERBS} == {name.rstrip("_") for name in files - {"__init__"} - HELPERS}
+
+
+def test_a_verb_is_added_by_its_file_and_a_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hello(name: str) -> Printed:
+        """Greet somebody."""
+        return Printed({"greeted": name}, f"hello {name}")
+
+    module = types.ModuleType("cocomix.cli.hello")
+    module.__all__, module.hello = ["hello"], hello  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cocomix.cli.hello", module)
+    monkeypatch.setitem(PANELS, "Begin", (*PANELS["Begin"], "hello"))
+    assert "Greet somebody." in cli("--help").out
+    assert cli("hello", "world").out == "hello world\n"
+    assert cli("hello", "world", "--json", "-q").out == '{"greeted": "world"}\n'
 
 
 ALL_HELP = """

@@ -31,8 +31,6 @@ VERBS: dict[str, tuple[str, ...]] = {
 """Every verb, by the panel of `cocomix --help` it stands in. `steer-eval` is the one public function of the module
 `cocomix.cli.steer_eval`; only `import` needs another name, `import_`, because Python keeps the word for itself."""
 
-_PANELS = {verb: panel for panel, verbs in VERBS.items() for verb in verbs}
-
 
 class _Commands(Mapping[str, Any]):
     """The verbs as Typer's commands, each made from its module when it is looked up."""
@@ -41,15 +39,17 @@ class _Commands(Mapping[str, Any]):
         return _command(verb)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_PANELS)
+        return (verb for verbs in VERBS.values() for verb in verbs)
 
     def __len__(self) -> int:
-        return len(_PANELS)
+        return sum(map(len, VERBS.values()))
 
 
 @cache
 def _command(verb: str) -> Any:
-    panel = _PANELS[verb]
+    panel = next((panel for panel, verbs in VERBS.items() if verb in verbs), None)
+    if panel is None:
+        raise KeyError(verb)
     module = import_module(f"cocomix.cli.{verb.replace('-', '_')}{'_' if keyword.iskeyword(verb) else ''}")
     (name,) = module.__all__
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich")

@@ -15,7 +15,7 @@ install() { # NAME COMMIT TARGET
     git -C "$place/clone" checkout --quiet "$2"
     echo "== $1: make $3, load before $(cut -d' ' -f1 /proc/loadavg)"
     (cd "$place/clone" && export PIP_CACHE_DIR="$place/pip" UV_CACHE_DIR="$place/uv" && TIMEFORMAT='%R s, CPU %U + %S s' \
-        && time make "$3" > /dev/null 2> "$place/errors" || cat "$place/errors")
+        && time make "$3" > /dev/null 2> "$place/errors" || tail -n 1 "$place/errors")
     python=$place/clone/.venv/bin/python
     echo "$("$python" -m pip list --format=freeze 2> /dev/null | wc -l) packages, $(du -sm "$place/clone/.venv" | cut -f1) MB, torch $("$python" -c 'import torch; print(torch.__version__)')"
 }

@@ -11,7 +11,7 @@ from cocomix.explorer.concept_markup import card_page, hit_list
 from cocomix.explorer.concepts import ConceptPage
 from cocomix.explorer.markup import message, table
 from cocomix.explorer.plots import AXES, curves, histogram
-from cocomix.explorer.reading import NextTokenShift, TextReading, TokenReading
+from cocomix.explorer.read_text import NextTokenShift, TextReading, TokenReading
 from cocomix.explorer.steer_markup import progress, suggestions, text_columns
 from cocomix.explorer.steer_state import SteerState, SteerTexts
 from cocomix.explorer.text_markup import legend, token_chips, token_detail

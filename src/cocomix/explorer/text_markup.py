@@ -3,7 +3,7 @@
 from collections import Counter
 
 from cocomix.explorer.markup import concept_button, empty, escaped, number, shown_token
-from cocomix.explorer.reading import TextReading, TokenReading
+from cocomix.explorer.read_text import TextReading, TokenReading
 from cocomix.interpret import visible
 
 __all__ = ["legend", "no_token", "token_chips", "token_detail"]

@@ -7,7 +7,7 @@ import gradio as gr
 from cocomix.explorer.concepts import resolve_concept
 from cocomix.explorer.look import block_script
 from cocomix.explorer.markup import message
-from cocomix.explorer.reading import TextReading, read_text
+from cocomix.explorer.read_text import TextReading, read_text
 from cocomix.explorer.subject import Subject
 from cocomix.explorer.text_markup import legend, no_token, token_chips, token_detail
 from cocomix.runtime.errors import CoCoMixError

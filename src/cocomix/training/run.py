@@ -27,6 +27,7 @@ from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoi
 from cocomix.training.corpora import Labels, labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.dry_run import Plan, describe_memory, describe_plan, plan_run
+from cocomix.training.input_checks import INPUTS, check_inputs, check_sources, inputs_of
 from cocomix.training.joined_blocks import JoinedBlocks, documents_apart, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.liveness import signed_in
@@ -39,7 +40,6 @@ from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
 from cocomix.training.sharded_checkpoints import is_sharded
 from cocomix.training.sharded_trainer import ShardedTrainer
-from cocomix.training.sources import INPUTS, check_inputs, check_sources, inputs_of
 from cocomix.training.streaming import StreamedRun
 from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer

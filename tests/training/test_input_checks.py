@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from cocomix.artifacts.output import partial_path
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
-from cocomix.training.sources import INPUTS
+from cocomix.training.input_checks import INPUTS
 from tests.training.test_resume import Killed, kill_at
 from tests.workshop import Workshop
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cocomix.evaluation.reliance import zero
-from cocomix.explorer.reading import read_text
+from cocomix.explorer.read_text import read_text
 from cocomix.runtime.errors import CoCoMixError
 
 TEXT = "list of the items and a string"

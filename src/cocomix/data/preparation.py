@@ -373,7 +373,7 @@ class _Preparation:
         for number, source in enumerate(self.sources):
             if not division.source_documents[number] and number in {member.source for member in division.members}:
                 raise CoCoMixError(f"{source.name} holds no documents: there is no text in it; give another source.")
-        if self.drawn and not all(division.documents.values()):
+        if self.drawn and division.single:
             raise CoCoMixError(
                 "the sources hold a single document, or copies of one, and copies are not divided between the splits; "
                 "give the validation text with --validation, or more documents."

@@ -85,6 +85,7 @@ class Division:
         source_bytes: of every source.
         invalid: characters put in for bytes that were not UTF-8.
         heldout: hashes of the documents that validate, sorted, each once.
+        single: whether all documents are copies of one.
         both: training documents that validate, too; only with sources of its own can a split have such.
     """
 
@@ -96,6 +97,7 @@ class Division:
     source_bytes: dict[int, int]
     invalid: int
     heldout: NDArray[np.uint64]
+    single: bool
     both: int
 
 
@@ -157,7 +159,7 @@ def _counted(members: Sequence[Member]) -> Division:
     tokens: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
     documents, sizes = Counter[str](), Counter[str]()
     source_documents, source_bytes = Counter[int](), Counter[int]()
-    invalid, heldout = 0, [np.empty(0, dtype="<u8")]
+    invalid, heldout, lowest, highest = 0, [np.empty(0, dtype="<u8")], ALL, 0
     for member in members:
         found = member.documents()
         for split, inside in ((TRAIN, ~found.validates), (VALIDATION, found.validates)):
@@ -168,8 +170,21 @@ def _counted(members: Sequence[Member]) -> Division:
         source_bytes[member.source] += int(found.bytes.sum())
         invalid += int(found.invalid.sum())
         heldout.append(found.hashes[found.validates])
+        if len(found.hashes):
+            lowest, highest = min(lowest, int(found.hashes.min())), max(highest, int(found.hashes.max()))
     hashes = np.unique(np.concatenate(heldout))
     both = 0
     if any(member.threshold == ALL for member in members):
         both = sum(int(np.isin(m.documents().hashes, hashes).sum()) for m in members if m.threshold != ALL)
-    return Division(tuple(members), tokens, documents, sizes, source_documents, source_bytes, invalid, hashes, both)
+    return Division(
+        members=tuple(members),
+        tokens=tokens,
+        documents=documents,
+        bytes=sizes,
+        source_documents=source_documents,
+        source_bytes=source_bytes,
+        invalid=invalid,
+        heldout=hashes,
+        single=lowest == highest,
+        both=both,
+    )

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import sysconfig
 import tempfile
 from collections import Counter
 from importlib.metadata import version
@@ -20,13 +21,20 @@ from benchmarks.streaming.store import BUCKET, FAULTS, Proxy, store
 
 _STOP, _LATER_STOP = 37, 165
 _WITH_CACHE = ("mosaicml-streaming", "litdata", "flat files")
-_REMOTE = tuple(name for name in CANDIDATES if name not in ("datasets, buffer 1", "datasets, text"))
+_REMOTE = tuple(name for name in CANDIDATES if name in (*_WITH_CACHE, "datasets, buffer 256", "lanes"))
 
 
 def main() -> None:
     """Measure one part and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {"resume": resume, "eviction": eviction, "faults": faults, "cost": cost, "dependencies": dependencies}
+    parts = {
+        "resume": resume,
+        "eviction": eviction,
+        "faults": faults,
+        "cost": cost,
+        "forks": forks,
+        "dependencies": dependencies,
+    }
     parser.add_argument("part", choices=parts)
     parser.add_argument("--work", type=Path, required=True, help="folder for corpora and caches")
     parser.add_argument("--output", type=Path, required=True, help="JSON")
@@ -45,7 +53,22 @@ def main() -> None:
     told.output.parent.mkdir(parents=True, exist_ok=True)
     old = json.loads(told.output.read_text())["results"] if told.only and told.output.exists() else {}
     found["results"] = {**old, **found["results"]}
-    told.output.write_text(json.dumps(found, indent=1, ensure_ascii=False).replace(str(told.work), "WORK") + "\n")
+    written = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    for place, shown in _places(told.work).items():
+        written = written.replace(place, shown)
+    told.output.write_text(written)
+
+
+def _places(work: Path) -> dict[str, str]:
+    """Folders of this machine, and what is written in their place."""
+    library = sysconfig.get_path("purelib")
+    return {
+        str(work): "WORK",
+        library: "LIBRARY",
+        os.path.realpath(library): "LIBRARY",
+        str(Path.cwd()): "REPOSITORY",
+        sys.base_prefix: "PYTHON",
+    }
 
 
 def resume(work: Path, names: list[str]) -> dict[str, Any]:
@@ -58,6 +81,7 @@ def _resume_one(name: str, work: Path) -> dict[str, Any]:
     epoch = SMALL.blocks // base.global_batch
     one = read(_with(base, steps=2 * epoch, save_at=(_STOP, _LATER_STOP)), scratch)
     two = read(_with(base, world=2, save_at=(_STOP,)), scratch)
+    none = read(_with(base, workers=0, save_at=(_STOP,)), scratch)
     again = read(_with(base, steps=_STOP), scratch)
     found: dict[str, Any] = {
         "uninterrupted": {"1 process": _whole(one, epoch), "2 processes": _whole(two, epoch)},
@@ -65,6 +89,7 @@ def _resume_one(name: str, work: Path) -> dict[str, Any]:
     }
     continued = {
         "same: 1 process, 2 workers": (one, _STOP, epoch, {}),
+        "same: 1 process, no workers": (none, _STOP, epoch, {"workers": 0}),
         "same, in the second epoch": (one, _LATER_STOP, 2 * epoch, {}),
         "same: 2 processes, 2 workers each": (two, _STOP, epoch, {"world": 2}),
         "2 workers, then 3": (one, _STOP, epoch, {"workers": 3}),
@@ -119,12 +144,17 @@ def eviction(work: Path, names: list[str]) -> dict[str, Any]:
             if name not in _WITH_CACHE:
                 continue
             found[name] = {"limit": limit, "data": BIG.blocks * BIG.block * 2}
-            for case, changes in {
+            cases: dict[str, dict[str, Any]] = {
                 "1 process": {"world": 1},
                 "2 processes": {"world": 2},
                 "no limit": {"limit": None},
-            }.items():
-                group = _remote(name, BIG, work, proxy, limit=limit, global_batch=64, steps=epoch)
+            }
+            if name == "mosaicml-streaming":  # whose default shuffles more blocks than there are
+                within = {"shuffle_block": 4 * BIG.shard_blocks}
+                cases |= {"1 process, shuffled within 4 files": within}
+                cases |= {"2 processes, shuffled within 4 files": {"world": 2, **within}}
+            for case, changes in cases.items():
+                group = _remote(name, BIG, work, proxy, limit=limit, global_batch=64, steps=epoch, timeout=150)
                 proxy.start("none")
                 run = read(_with(group, **changes), scratch)
                 found[name][case] = {"peak": run.peak, "requests": proxy.seen, **_whole(run, epoch)}
@@ -157,6 +187,21 @@ def _faulty(run: Run, proxy: Proxy) -> dict[str, Any]:
         "spoiled": proxy.spoiled,
         "seconds": round(max(out["seconds"].get("all", 0) for out in run.outputs), 1),
     }
+
+
+def forks(work: Path, names: list[str]) -> dict[str, Any]:
+    """Epochs of mosaicml-streaming from S3 without faults; with and without the S3 client that its workers inherit."""
+    write_corpus(SMALL, work / SMALL.name)
+    scratch, found = _scratch(work), {}
+    with store(_folders(work, SMALL)) as proxy:
+        for case, changes in {"as it is": {}, "client dropped before the fork": {"fresh_client": True}}.items():
+            found[case] = []
+            for _ in range(8):
+                proxy.start("none")
+                group = _with(_remote("mosaicml-streaming", SMALL, work, proxy, timeout=100), **changes)
+                found[case].append(_faulty(read(group, scratch), proxy))
+            _said(case, found[case])
+    return found
 
 
 def cost(work: Path, names: list[str]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Settings:
         block: tokens per block.
         epoch_steps: steps in one epoch.
         limit: bytes the cache may hold, if it is limited.
+        shuffle_block: mosaicml-streaming's `shuffle_block_size`, if it is not the default.
+        fresh_client: whether mosaicml-streaming's S3 client is dropped before workers are forked.
         names: files, for places that cannot be listed.
         seed: of the shuffling.
     """
@@ -43,6 +45,8 @@ class Settings:
     block: int
     epoch_steps: int
     limit: int | None = None
+    shuffle_block: int | None = None
+    fresh_client: bool = False
     names: tuple[str, ...] = ()
     seed: int = 7
 
@@ -96,6 +100,7 @@ class Mosaic(Reader):
     def __init__(self, settings: Settings, states: list[Any] | None) -> None:
         os.environ["S3_ENDPOINT_URL"] = os.environ.get("AWS_ENDPOINT_URL", "")
         streaming = import_mosaic()
+        files_at_once = {} if settings.shuffle_block is None else {"shuffle_block_size": settings.shuffle_block}
         self.data = streaming.StreamingDataset(
             remote=settings.place,
             local=settings.cache,
@@ -103,7 +108,11 @@ class Mosaic(Reader):
             shuffle_seed=settings.seed,
             batch_size=settings.batch,
             cache_limit=settings.limit,
+            **files_at_once,
         )
+        if settings.fresh_client:
+            for stream in self.data.streams:
+                stream._downloader.clean_up()  # its connection would be shared by all forked workers
         self.loader = streaming.StreamingDataLoader(
             self.data, batch_size=settings.batch, num_workers=settings.workers, drop_last=True
         )
@@ -124,7 +133,9 @@ class LitData(Reader):
 
     def __init__(self, settings: Settings, states: list[Any] | None) -> None:
         import litdata
+        from litdata.streaming import downloader
 
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the store of this benchmark has no TLS
         limit = {} if settings.limit is None else {"max_cache_size": f"{settings.limit}B"}
         self.data = litdata.StreamingDataset(
             input_dir=settings.place,
@@ -133,6 +144,8 @@ class LitData(Reader):
             seed=settings.seed,
             drop_last=True,
             item_loader=litdata.TokensLoader(block_size=settings.block),
+            # Without it, a state from S3 is refused wherever the cache is another folder.
+            force_override_state_dict=bool(states) and "://" in settings.place,
             **limit,
         )
         self.loader = litdata.StreamingDataLoader(
@@ -153,7 +166,7 @@ class LitData(Reader):
 class HuggingFace(Reader):
     """`datasets` streaming of tokens in Parquet, with torchdata's loader, as its documentation says."""
 
-    buffer = 256
+    buffer: int | None = 256
 
     def __init__(self, settings: Settings, states: list[Any] | None) -> None:
         from datasets import load_dataset
@@ -163,7 +176,9 @@ class HuggingFace(Reader):
         names = settings.names or ("*.parquet",)
         files = [f"{settings.place}/{name}" for name in names if name.endswith(".parquet")]
         data = load_dataset("parquet", data_files=files, split="train", streaming=True)
-        data = self._blocks(data, settings).shuffle(seed=settings.seed, buffer_size=self.buffer)
+        data = self._blocks(data, settings)
+        if self.buffer is not None:
+            data = data.shuffle(seed=settings.seed, buffer_size=self.buffer)
         self.data = split_dataset_by_node(data, settings.rank, settings.world).with_format("numpy")
         self.loader = StatefulDataLoader(
             self.data,
@@ -196,6 +211,12 @@ class HuggingFaceOrder(HuggingFace):
     """The same with only the order of files shuffled: a buffer of one."""
 
     buffer = 1
+
+
+class HuggingFaceUnshuffled(HuggingFace):
+    """The same, not shuffled at all."""
+
+    buffer = None
 
 
 class HuggingFaceText(HuggingFace):
@@ -292,6 +313,7 @@ CANDIDATES: dict[str, type[Reader]] = {
     "litdata": LitData,
     "datasets, buffer 256": HuggingFace,
     "datasets, buffer 1": HuggingFaceOrder,
+    "datasets, unshuffled": HuggingFaceUnshuffled,
     "datasets, text": HuggingFaceText,
     "lanes": Lanes,
     "flat files": Flat,
@@ -301,6 +323,7 @@ FORMATS = {
     "litdata": "litdata",
     "datasets, buffer 256": "parquet",
     "datasets, buffer 1": "parquet",
+    "datasets, unshuffled": "parquet",
     "datasets, text": "text",
     "lanes": "text",
     "flat files": "flat",

@@ -17,6 +17,7 @@ __all__ = ["BIG", "SMALL", "Size", "blocks_of_shard", "write_corpus"]
 
 _VOCABULARY = 4096
 _TRAINING_BYTES = 2_000_000
+_PARQUET_FILES = 128
 _DOCUMENT = 4_000  # characters, at most
 _BYTES_PER_TOKEN = 3.4  # of this tokenizer on Python sources, a little too high: rather too much text than too little
 
@@ -98,10 +99,12 @@ def _write_litdata(size: Size, folder: Path) -> None:
 
 
 def _write_parquet(size: Size, folder: Path) -> None:
+    """More files than elsewhere: `datasets` cannot load a state where a worker has fewer than ten."""
     folder.mkdir()
-    for shard in range(size.shards):
-        tokens = pa.array(list(blocks_of_shard(shard, size)), type=pa.list_(pa.uint16()))
-        pq.write_table(pa.table({"tokens": tokens}), folder / f"{shard:05d}.parquet", row_group_size=64)
+    blocks = np.concatenate([blocks_of_shard(shard, size) for shard in range(size.shards)])
+    for number, part in enumerate(np.array_split(blocks, _PARQUET_FILES)):
+        tokens = pa.array(list(part), type=pa.list_(pa.uint16()))
+        pq.write_table(pa.table({"tokens": tokens}), folder / f"{number:05d}.parquet", row_group_size=64)
 
 
 def _write_flat(size: Size, folder: Path) -> None:

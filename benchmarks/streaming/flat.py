@@ -88,6 +88,7 @@ class FlatBlocks(Dataset[torch.Tensor]):
         self.sizes = np.asarray([file["blocks"] for file in manifest["files"]])
         self.blocks = int(self.sizes.sum())
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._inner: dict[int, np.ndarray] = {}
         self._open: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -104,7 +105,9 @@ class FlatBlocks(Dataset[torch.Tensor]):
         last = min(first + self.window, len(order))
         begin, size = int(starts[first]), int(starts[last] - starts[first])
         number = epoch * len(order) + first  # tells the windows of all epochs apart
-        inner = begin + int(permuted(np.asarray([place - begin]), size, self.seed, 2, number)[0])
+        if number not in self._inner:  # of one window at a time
+            self._inner = {number: permuted(np.arange(size), size, self.seed, 2, number)}
+        inner = begin + int(self._inner[number][place - begin])
         file = int(np.searchsorted(starts, inner, side="right") - 1)
         return int(order[file]), inner - int(starts[file])
 

@@ -36,6 +36,8 @@ class Group:
         save_at: steps after which every process saves its state.
         states: files to resume from.
         limit: bytes that the cache may hold.
+        shuffle_block: mosaicml-streaming's.
+        fresh_client: see `Settings`.
         names: files, for places that cannot be listed.
         endpoint: of S3.
         timeout: seconds.
@@ -52,6 +54,8 @@ class Group:
     save_at: tuple[int, ...] = ()
     states: tuple[str, ...] = ()
     limit: int | None = None
+    shuffle_block: int | None = None
+    fresh_client: bool = False
     names: tuple[str, ...] = ()
     endpoint: str = ""
     timeout: float = 300
@@ -92,10 +96,13 @@ def read(group: Group, folder: Path) -> Run:
         block=group.size.block,
         epoch_steps=group.size.blocks // group.global_batch,
         limit=group.limit,
+        shuffle_block=group.shuffle_block,
+        fresh_client=group.fresh_client,
         names=group.names,
     )
     port = _free_port()
-    _clean_shared_memory()
+    if group.candidate == "mosaicml-streaming":
+        _clean_shared_memory()
     processes = []
     for rank in range(group.world):
         told = {

@@ -56,7 +56,8 @@ def _cpu() -> float:
     """CPU seconds of this process and its loader workers: what other programs on the machine change least."""
     process = psutil.Process()
     found = [process.cpu_times(), *(child.cpu_times() for child in process.children(recursive=True))]
-    return sum(times.user + times.system for times in found)
+    ended = process.cpu_times()  # of workers that ended with an epoch
+    return sum(each.user + each.system for each in found) + ended.children_user + ended.children_system
 
 
 def _import(name: str) -> None:

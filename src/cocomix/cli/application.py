@@ -93,7 +93,7 @@ def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., N
 
     signature = inspect.signature(verb)
     added: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
-    if signature.return_annotation is Printed:
+    if signature.return_annotation in (Printed, Printed | None):
         added = {"as_json": AsJson} | added
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, Output
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import Output
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["prepare"]
@@ -52,8 +52,7 @@ def prepare(
             metavar="I/N", help="Only encode share I of N, from 0, as one of N jobs; then run without, to finish."
         ),
     ] = None,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed | None:
     """Turn text into packed token blocks.
 
     A command that was stopped goes on where it was when it is given again.
@@ -83,10 +82,9 @@ def prepare(
     )
     if share is not None:
         encode_share(settings, output, *_parsed(share))
-        return
+        return None
     data = run(settings, output, workers=workers or len(os.sched_getaffinity(0)))
-    if json_output:
-        print_json(data.manifest.model_dump(mode="json"))
+    return Printed(data.manifest.model_dump(mode="json"))
 
 
 def _parsed(share: str) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import AsJson, DataFolder, Output
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import DataFolder, Output
+from cocomix.cli.printing import Printed
 
 __all__ = ["sae"]
 
@@ -22,8 +22,7 @@ def sae(
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam; by default from the number of latents.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Fit a sparse autoencoder to a teacher's layer.
 
     [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
@@ -39,5 +38,4 @@ def sae(
     choose_threads()
     source = TeacherConfig(model=teacher, layer=layer, revision=revision)
     dictionary = fit_on_data(data, source, output, settings)
-    if json_output:
-        print_json(dictionary.manifest.model_dump(mode="json"))
+    return Printed(dictionary.manifest.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""Label on a Ray cluster of two nodes here, kill a worker in the middle of a shard, and compare with one process.
+"""Label on a Ray cluster of two nodes here, kill a worker in the middle of a shard, and compare with other executors.
 
     python -m tests.ray_kill
 
@@ -16,27 +16,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import psutil
 import torch
 import typer
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import write_json
-from cocomix.concepts import ConceptTeacher, TeacherSource
+from cocomix.artifacts import file_sha256, write_json
 from cocomix.data import Tokens
-from cocomix.labelling import RaySettings
-from cocomix.labelling.labels import read_label_manifest
-from cocomix.labelling.writing import write_labels
-from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
+from cocomix.labelling import Executor, Inline, Job, Labels, Processes, RayExecutor, SlurmArray, label_data
+from tests.concepts.conftest import VOCAB
+from tests.journalled import PATIENCE_SECONDS, JournalledConfig, begun_by
+from tests.labelling.tiny import BLOCK, write_tokens
 
-__all__ = ["JournalledSource", "Killer", "begun_by", "journalled", "two_nodes"]
+__all__ = ["Killer", "two_nodes"]
 
-_PATIENCE_SECONDS = 300
+_SHARD = 4 * BLOCK  # tokens: one batch
 
 _SYSTEM = {
     "worker_register_timeout_seconds": 600,
@@ -62,38 +60,6 @@ def two_nodes() -> Iterator[str]:
         cluster.shutdown()
 
 
-def journalled(teacher: ConceptTeacher, journal: str) -> ConceptTeacher:
-    """The teacher; it notes the process that labels a batch, and waits half a second, and for a second process."""
-    original = teacher.label
-
-    def label(*arguments: Any, **options: Any) -> Any:
-        with open(journal, "a", encoding="utf-8") as stream:
-            stream.write(f"{os.getpid()}\n")
-        until = time.monotonic() + _PATIENCE_SECONDS
-        time.sleep(0.5)
-        while len(set(begun_by(Path(journal)))) < 2 and time.monotonic() < until:
-            time.sleep(0.02)
-        return original(*arguments, **options)
-
-    teacher.label = label  # type: ignore[method-assign]
-    return teacher
-
-
-def begun_by(journal: Path) -> list[int]:
-    """The processes that labelled batches, in order."""
-    return [int(line) for line in journal.read_text(encoding="utf-8").split()] if journal.exists() else []
-
-
-@dataclass(frozen=True)
-class JournalledSource(TeacherSource):
-    """Loads a teacher that keeps a journal."""
-
-    journal: str = ""
-
-    def load(self, device: torch.device | str | None = None) -> ConceptTeacher:
-        return journalled(super().load(device), self.journal)
-
-
 class Killer(threading.Thread):
     """Ends by SIGKILL the second process that notes a batch, in the middle of it.
 
@@ -110,7 +76,7 @@ class Killer(threading.Thread):
         self.killed: int | None = None
 
     def run(self) -> None:
-        until = time.monotonic() + _PATIENCE_SECONDS
+        until = time.monotonic() + PATIENCE_SECONDS
         while len(set(begun := begun_by(self.journal))) < 2:
             if time.monotonic() > until:
                 return
@@ -122,67 +88,66 @@ class Killer(threading.Thread):
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder of the summary.")] = Path("results/ray"),
-    documents: Annotated[int, typer.Option(help="Toy documents that are labelled.")] = 240,
+    blocks: Annotated[int, typer.Option(help="Blocks of 9 tokens that are labelled.")] = 100,
 ) -> None:
     """Kill and compare."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="cocomix-ray-") as place:
-        summary = _run(Path(place), documents)
-    command = f"python -m tests.ray_kill --documents {documents}"
+        summary = _run(Path(place), blocks)
+    command = f"python -m tests.ray_kill --blocks {blocks}"
     names = ("cocomix", "ray", "torch", "transformers")
     versions = {**{name: version(name) for name in names}, "python": sys.version.split()[0]}
     about = {"command": command, "date": time.strftime("%Y-%m-%d"), "versions": versions}
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "kill.json", about | summary)
     typer.echo((output / "kill.json").read_text(encoding="utf-8"))
-    if summary["differing"] or not summary["retried"]:
+    if any(summary["differing"].values()) or not summary["retried"]:
         raise SystemExit(1)
 
 
-def _run(place: Path, documents: int) -> dict[str, Any]:
-    workshop = Workshop(place / "workshop")
-    corpus = write_corpus(place / "corpus", documents=documents, seed=1)
-    tokenizer = str(workshop.data / "tokenizer")
-    data = prepare_toy(corpus, place / "data", tokenizer=tokenizer, vocab_size=None, tokens_per_file=48 * BLOCK)
-    journal = place / "journal"
-    source = JournalledSource(str(workshop.teacher), 1, str(workshop.dictionary), journal=str(journal))
-    one = _label(data, TeacherSource(source.model, 1, source.dictionary), place / "one", None)
+def _run(place: Path, blocks: int) -> dict[str, Any]:
+    draw = np.random.default_rng(0).integers(1, VOCAB, (blocks, BLOCK))
+    cuts = (blocks // 2, 9 * blocks // 10)
+    tokens = write_tokens(
+        place / "data", {"train": [draw[: cuts[0]], draw[cuts[0] : cuts[1]]], "validation": [draw[cuts[1] :]]}
+    )
+    journal, plain = place / "journal", JournalledConfig(journal=str(place / "other"), slow=False)
+    made = {"one process": _label(tokens, plain, place / "one", Inline())}
+    made["two processes"] = _label(tokens, plain, place / "two", Processes(2))
+    for index in (2, 0, 1):
+        found = _label(tokens, plain, place / "parts", SlurmArray(index, 3))
+    made["three parts of a Slurm array"] = found
     killer = Killer(journal)
     killer.start()
     with two_nodes() as address:
-        ray = _label(data, source, place / "ray", RaySettings(address, gpus=0))
-    batches, begun = len(one["files"]), begun_by(journal)
-    differing = [name for name in one["files"] if ray["files"].get(name) != one["files"][name]]
+        slow = plain.model_copy(update={"journal": str(journal), "slow": True})
+        made["Ray, a worker killed"] = _label(tokens, slow, place / "ray", RayExecutor(address, gpus=0))
+    begun = begun_by(journal)
+    shards = sum(-(-part // 4) for part in (cuts[0], cuts[1] - cuts[0], blocks - cuts[1]))
+    one = made["one process"]
     return {
         "nodes": len(set(killer.nodes.values())),
-        "shards": len(one["files"]),
-        "tokens": sum(len(data.split(split)) for split in data.manifest.splits) * BLOCK,
+        "shards": shards,
+        "tokens": blocks * BLOCK,
         "processes_that_labelled": len(set(begun)),
         "killed": killer.killed is not None,
         "shards_begun": len(begun),
-        "retried": len(begun) > batches,
-        "files": ray["files"],
-        "fingerprint": ray["fingerprint"],
-        "fingerprint_of_one_process": one["fingerprint"],
-        "differing": differing,
+        "retried": len(begun) > shards,
+        "files": one["files"],
+        "fingerprints": {name: values["fingerprint"] for name, values in made.items()},
+        "differing": {
+            name: [file for file in one["files"] if values["files"].get(file) != one["files"][file]]
+            for name, values in made.items()
+        },
     }
 
 
-def _label(data: Tokens, source: TeacherSource, output: Path, ray: RaySettings | None) -> dict[str, Any]:
-    write_labels(
-        source.load(),
-        {name: data.shards(name, 48) for name in data.manifest.splits},
-        output,
-        data_fingerprint=data.manifest.fingerprint,
-        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
-        block_size=BLOCK,
-        batch_tokens=1 << 20,
-        workers=2 if ray is not None else 1,
-        source=source,
-        ray=ray,
-    )
-    files = {str(path.relative_to(output)): file_sha256(path) for path in sorted(output.rglob("*.arrow"))}
-    return {"files": files, "fingerprint": read_label_manifest(output).fingerprint}
+def _label(tokens: Tokens, config: JournalledConfig, output: Path, executor: Executor) -> dict[str, Any]:
+    job = Job(batch_tokens=_SHARD, unit_tokens=_SHARD, executor=executor)
+    if label_data(tokens.path, config, output, job=job) is None:
+        return {}
+    files = {path.name: file_sha256(path) for path in sorted(output.glob("*.npy"))}
+    return {"files": files, "fingerprint": Labels.open(output).fingerprint}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ every hidden state; the dictionary, fitted on such contexts, takes it for grante
 and in the dictionary's eyes noise.
 """
 
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +14,13 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.artifacts.output import read_json
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, load_teacher, measure_fit
+from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, TeacherLabeller, load_teacher, measure_fit
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import VALIDATION, Tokens, begin_of_text
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
-from cocomix.labelling import ConceptLabelStore, LabelSettings
-from cocomix.labelling.fitting import fit_on_data
-from cocomix.labelling.labels import LabelBlocks
-from cocomix.labelling.pipeline import label_data, open_teacher
+from cocomix.labelling import LabelBlocks, Labels, LabelSettings, fit_on_data, label_data, open_labeller
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer
@@ -107,7 +103,7 @@ def gemma(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Gemma
 
 @pytest.fixture(scope="module")
 def labels(gemma: Gemma) -> Path:
-    label_data(gemma.begun.path, gemma.teacher, gemma.dictionary, gemma.begun.path / "labels")
+    label_data(gemma.begun.path, LabelSettings().config(gemma.teacher, gemma.dictionary), gemma.begun.path / "labels")
     return gemma.begun.path / "labels"
 
 
@@ -128,17 +124,18 @@ def rows(blocks: LabelBlocks) -> Tensor:
 def test_without_the_token_the_refusal_names_the_option(
     gemma: Gemma, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "cocomix")
+    config = LabelSettings().config(gemma.teacher, gemma.dictionary)
     with pytest.raises(CoCoMixError, match=r"does not describe the output of block 0 .* --prepend-bos, or use --force"):
-        label_data(gemma.plain.path, gemma.teacher, gemma.dictionary, tmp_path / "labels")
+        label_data(gemma.plain.path, config, tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
-    caplog.set_level(logging.INFO, "cocomix")
-    label_data(gemma.plain.path, gemma.teacher, gemma.dictionary, tmp_path / "labels", force=True)
+    label_data(gemma.plain.path, config, tmp_path / "labels", force=True)
     assert "begin with the begin-of-text token, which these blocks do not" in caplog.text
-    assert any("does not describe" in record.message for record in caplog.records if record.levelname == "WARNING")
+    assert any("does not describe" in entry.message for entry in caplog.records if entry.levelname == "WARNING")
 
 
 def test_with_the_token_every_position_but_its_own_is_labelled(gemma: Gemma, labels: Path) -> None:
-    store = ConceptLabelStore.open(labels)
+    store = Labels.open(labels)
     for split, meta in gemma.begun.manifest.splits.items():
         found = rows(store.split(split))
         assert found.shape == (meta.blocks, BLOCK, 4)
@@ -154,21 +151,22 @@ def test_labels_are_those_of_a_teacher_that_knows_of_no_such_token_but_at_it(gem
     expected = teacher.label(blocks, reduction="sum").ids
     assert (expected[:, 0] != IGNORE).any()
     expected[:, 0] = IGNORE
-    assert torch.equal(rows(ConceptLabelStore.open(labels).split(VALIDATION)).long(), expected)
+    assert torch.equal(rows(Labels.open(labels).split(VALIDATION)).long(), expected)
 
 
 def test_labels_made_while_training_are_the_stored_ones(
     gemma: Gemma, labels: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "cocomix")
-    opened = open_teacher(gemma.begun, gemma.teacher, gemma.dictionary, LabelSettings())
+    caplog.set_level("INFO", "cocomix")
+    labeller = open_labeller(gemma.begun, LabelSettings().config(gemma.teacher, gemma.dictionary)).labeller
+    assert isinstance(labeller, TeacherLabeller)
     assert "begin-of-text" not in caplog.text
     blocks = torch.stack([row["input_ids"] for row in gemma.begun.split(VALIDATION)])
-    made = OnlineLabels(opened.teacher, LabelSettings()).label(blocks)
-    assert torch.equal(made, rows(ConceptLabelStore.open(labels).split(VALIDATION)).long())
+    made = OnlineLabels(labeller.teacher, LabelSettings()).label(blocks)
+    assert torch.equal(made, rows(Labels.open(labels).split(VALIDATION)).long())
     padded = torch.cat([torch.full((len(blocks), 2), 3), blocks[:, :-2]], dim=1)  # on the left
     mask = torch.ones_like(padded).index_fill_(1, torch.tensor([0, 1]), 0)
-    assert (opened.teacher.label(padded, mask).ids[:, :3] == IGNORE).all()
+    assert (labeller.teacher.label(padded, mask).ids[:, :3] == IGNORE).all()
 
 
 def test_a_dictionary_of_contexts_without_the_token_asks_for_data_without(gemma: Gemma, tmp_path: Path) -> None:
@@ -181,11 +179,11 @@ def test_a_dictionary_of_contexts_without_the_token_asks_for_data_without(gemma:
     with pytest.raises(
         CoCoMixError, match=r"without the begin-of-text token, .* prepare the data without --prepend-bos"
     ):
-        open_teacher(gemma.begun, gemma.teacher, dictionary, LabelSettings())
+        open_labeller(gemma.begun, LabelSettings().config(gemma.teacher, dictionary))
     sink_dictionary(teacher, begin, prepend_bos=None).save(tmp_path / "silent")
     silent = DictionaryConfig(path=str(tmp_path / "silent"))
     with pytest.raises(CoCoMixError, match=r"\); check the layer and the SAE, or use --force"):
-        open_teacher(gemma.plain, gemma.teacher, silent, LabelSettings())
+        open_labeller(gemma.plain, LabelSettings().config(gemma.teacher, silent))
 
 
 def test_the_fit_is_that_of_the_text(gemma: Gemma) -> None:

@@ -12,8 +12,7 @@ from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.interop import export_run
-from cocomix.labelling.fitting import fit_on_data
-from cocomix.labelling.pipeline import distill_data, label_data
+from cocomix.labelling import LabelSettings, distill_data, fit_on_data, label_data
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
 
@@ -70,7 +69,7 @@ class Workshop:
     def labels(self) -> Path:
         output = self.folder / "labels"
         source = TeacherConfig(model=str(self.teacher), layer=1)
-        label_data(self.data, source, DictionaryConfig(path=str(self.dictionary)), output)
+        label_data(self.data, LabelSettings().config(source, DictionaryConfig(path=str(self.dictionary))), output)
         return output
 
     @cached_property

@@ -17,7 +17,7 @@ from cocomix.artifacts.uploads import made_at, push
 from cocomix.data import Tokens
 from cocomix.data.documents import resolve_sources
 from cocomix.data.reading import read_texts
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
 from tests.command_line import Cli
@@ -139,19 +139,19 @@ def test_a_copy_takes_shards_when_they_are_read_and_checks_them(workshop: Worksh
     shard = data.shards("train", 40)[1]
     assert (shard.read() == here.shards("train", 40)[1].read()).all()
     assert copies(cache) == ["train-00001.npy"]
-    labels, stored = ConceptLabelStore.open(Path("memory://b/data/labels")), ConceptLabelStore.open(workshop.labels)
+    labels, stored = Labels.open(Path("memory://b/data/labels")), Labels.open(workshop.labels)
     assert labels.manifest == stored.manifest
     assert (labels.split("train")[0]["concept_labels"] == stored.split("train")[0]["concept_labels"]).all()
-    assert copies(cache) == ["train-00001.npy", "train/00000.arrow"]
+    assert copies(cache) == ["train-00000.counts.npy", "train-00000.ids.npy", "train-00001.npy"]
 
-    for damaged in ("/b/data/train-00000.npy", "/b/data/labels/validation/00000.arrow"):
+    for damaged in ("/b/data/train-00000.npy", "/b/data/labels/validation-00000.ids.npy"):
         content = memory.cat_file(damaged)
         memory.pipe_file(damaged, content[:-200] + bytes(200))
     with pytest.raises(Damaged, match=r"memory://b/data/train-00000\.npy has changed"):
         data.shards("train", 40)[0].read()
-    with pytest.raises(CoCoMixError, match=r"labels/validation/00000\.arrow is not the file that its manifest"):
+    with pytest.raises(Damaged, match=r"memory://b/data/labels/validation-00000\.ids\.npy has changed"):
         labels.split("validation").fetch()
-    assert copies(cache) == ["train-00001.npy", "train/00000.arrow"]
+    assert copies(cache) == ["train-00000.counts.npy", "train-00000.ids.npy", "train-00001.npy"]
     assert not list(cache.rglob("*.tmp"))
 
     memory.rm_file("/b/data/train-00000.npy")
@@ -336,8 +336,9 @@ def test_from_text_to_a_trained_model_with_everything_on_s3(
 
     made_with = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary, "-q")
     cli("label", data, *made_with)
-    assert ConceptLabelStore.open(f"{data}/labels").manifest.fingerprint == fingerprint(workshop.labels)
-    cli.refuses("label", data, *made_with, says="s3://corpora/books/labels already exists")
+    assert Labels.open(f"{data}/labels").manifest.fingerprint == fingerprint(workshop.labels)
+    assert "nothing to do" in cli("label", data, *made_with[:-1]).err
+    cli.refuses("label", data, *made_with, "--set", "k=2", says="s3://corpora/books/labels already exists")
     cli.refuses("label", data, *made_with, "--shard", "0/2", "-o", "s3://corpora/x", says="cocomix push")
 
     cache.rename(tmp_path / "first")  # another machine
@@ -366,4 +367,4 @@ def test_from_text_to_a_trained_model_with_everything_on_s3(
 
 
 def fingerprint(labels: Path) -> str:
-    return ConceptLabelStore.open(labels).manifest.fingerprint
+    return Labels.open(labels).manifest.fingerprint

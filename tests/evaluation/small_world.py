@@ -8,10 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.data import PrepareSettings, Tokens, prepare
-from cocomix.labelling import ConceptLabelStore, LabelSettings, write_labels
+from cocomix.labelling import Labels, label_data
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model.backbone import plain_model
 from tests.evaluation.conftest import CONCEPTS, TOPK, backbone
+from tests.given_teacher import GivenConfig, given
 
 WORDS = ("list", "of", "the", "items", "and", "a", "string", "returns", "value", "café", "key", "index", "file")
 
@@ -19,7 +20,7 @@ WORDS = ("list", "of", "the", "items", "and", "a", "string", "returns", "value",
 @dataclass(frozen=True)
 class World:
     data: Tokens
-    labels: ConceptLabelStore
+    labels: Labels
     tokenizer: PreTrainedTokenizerFast
 
     def student(self, mixing: str = "interleave", context: int = 16) -> CoCoMixForCausalLM:
@@ -52,13 +53,6 @@ def build_world(folder: Path) -> World:
     model = plain_model(backbone(vocab_size=data.manifest.vocab_size))
     weights = [torch.randn(shape) for shape in ((16, CONCEPTS), (CONCEPTS,), (CONCEPTS, 16), (16,))]
     teacher = ConceptTeacher(model, ConceptDictionary.from_tensors(*weights, k=8, normalize="layer_norm"), 1)
-    write_labels(
-        teacher,
-        {name: data.shards(name, 50) for name in data.manifest.splits},
-        folder / "labels",
-        LabelSettings(k=3),
-        data_fingerprint=data.manifest.fingerprint,
-        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
-        block_size=data.manifest.block_size,
-    )
-    return World(data, ConceptLabelStore.open(folder / "labels"), data.tokenizer())
+    labels = label_data(data.path, GivenConfig(name=given(teacher), k=3), folder / "labels")
+    assert labels is not None
+    return World(data, labels, data.tokenizer())

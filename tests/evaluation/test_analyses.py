@@ -14,8 +14,7 @@ from cocomix.evaluation.analyses import (
     label_use,
     recall_by_frequency,
 )
-from cocomix.labelling import ConceptLabelStore, LabelSettings
-from cocomix.labelling.pipeline import label_data
+from cocomix.labelling import Labels, LabelSettings, label_data
 from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.evaluation.conftest import CONCEPTS, Rows, cocomix_model, token_blocks
@@ -65,7 +64,7 @@ def test_label_use_by_hand(workshop: Workshop) -> None:
     assert (found.entropy, found.effective_concepts, found.never_used) == pytest.approx((math.log(2), 2.0, 0.5))
     with pytest.raises(CoCoMixError, match="no label"):
         label_use(torch.zeros(3, dtype=torch.int64))
-    store = ConceptLabelStore.open(workshop.labels)
+    store = Labels.open(workshop.labels)
     counts = sum(label_counts(store.split(name), store.num_concepts) for name in ("train", "validation"))
     statistics = store.manifest.statistics
     assert int(counts.sum()) == statistics.labels
@@ -73,18 +72,18 @@ def test_label_use_by_hand(workshop: Workshop) -> None:
 
 
 @pytest.fixture(scope="module")
-def active_labels(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> ConceptLabelStore:
+def active_labels(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Labels:
     output = tmp_path_factory.mktemp("labels") / "active"
     source, dictionary = (
         TeacherConfig(model=str(workshop.teacher), layer=1),
         DictionaryConfig(path=str(workshop.dictionary)),
     )
-    label_data(workshop.data, source, dictionary, output, LabelSettings(selection="activation", k=6))
-    return ConceptLabelStore.open(output)
+    label_data(workshop.data, LabelSettings(selection="activation", k=6).config(source, dictionary), output)
+    return Labels.open(output)
 
 
-def test_label_overlap_is_that_of_sets(workshop: Workshop, active_labels: ConceptLabelStore) -> None:
-    store = ConceptLabelStore.open(workshop.labels)
+def test_label_overlap_is_that_of_sets(workshop: Workshop, active_labels: Labels) -> None:
+    store = Labels.open(workshop.labels)
     assert label_overlap(store, store) == 1.0
     same = total = 0
     for first, second in zip(store.split("train"), active_labels.split("train"), strict=True):

@@ -14,7 +14,7 @@ from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import prepare_sweep
-from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.labelling import Labels, LabelSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
@@ -78,8 +78,8 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
     after = manifests(output)
     assert after.keys() - before.keys() == {"runs/active/seed0"}
     assert all(after[name] == time for name, time in before.items())
-    own = ConceptLabelStore.open(label_folder(output, LabelSettings(selection="activation"))).manifest
-    assert own.settings.selection == "activation"
+    own = Labels.open(label_folder(output, LabelSettings(selection="activation"))).manifest
+    assert own.labels["kind"] == "activation"
 
     # An arm whose recipe changed is not taken for the one that was trained.
     arms["mixed"] = {"base": "cocomix.yaml", "model": {"concept_loss_weight": 0.5}}

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cocomix import labelling
 from cocomix.concepts import (
     ActivationLabeller,
     AttributionLabeller,
@@ -26,9 +27,7 @@ from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.evaluation import Run
 from cocomix.interop import from_reference_state_dict
 from cocomix.interpret import generate, parse_steer
-from cocomix.labelling import TeacherProbabilities
-from cocomix.labelling.labels import ConceptLabelStore, LabelSettings
-from cocomix.labelling.pipeline import distill_data, label_data
+from cocomix.labelling import LabelSettings, TeacherProbabilities, distill_data, label_data
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig
 from tests.frozen import cases, material
@@ -161,7 +160,7 @@ class World:
 
     def stored_labels(self, name: str) -> dict[str, Labels]:
         """Labels of the training corpus as they are read back, by split."""
-        store = ConceptLabelStore.open(self.place("labels" if name == "attribution" else f"labels_{name}"))
+        store = labelling.Labels.open(self.place("labels" if name == "attribution" else f"labels_{name}"))
         found = {}
         for split in ("train", "validation"):
             blocks = store.split(split)
@@ -200,13 +199,9 @@ class World:
             dictionary.save(output)
         elif name in ("labels", "labels_random"):
             settings = cases.STORED_LABELS["random" if name == "labels_random" else "attribution"]
-            label_data(
-                self.place("training"),
-                self._teacher_config,
-                DictionaryConfig(path=str(self.place("dictionary"))),
-                output,
-                LabelSettings(score_dtype="float32", **settings),
-            )
+            dictionary = DictionaryConfig(path=str(self.place("dictionary")))
+            config = LabelSettings(**settings).config(self._teacher_config, dictionary)
+            label_data(self.place("training"), config, output, scores="float32")
         elif name == "probabilities":
             distill_data(self.place("training"), self._teacher_config, output, top_k=8)
         else:

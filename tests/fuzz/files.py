@@ -15,7 +15,7 @@ from cocomix.concepts import ConceptDictionary
 from cocomix.data import PrepareSettings, StreamedData, Tokens, prepare
 from cocomix.data.reading import read_texts
 from cocomix.evaluation import Run
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.training.recipe import RunConfig, load_recipe
 from tests.fuzz.cases import Target, World
 from tests.fuzz.mutations import VALUES, WORDS, Draw, spoilt_bytes, spoilt_json, spoilt_safetensors, spoilt_value
@@ -100,12 +100,13 @@ def _read_data(folder: Path) -> None:
 
 
 def _read_labels(folder: Path) -> None:
-    store = ConceptLabelStore.open(folder)
+    store = Labels.open(folder)
     for split in store.manifest.splits:
         labels = store.split(split)
         for index in (0, len(labels) - 1):
             if 0 <= index < len(labels):
-                assert labels[index]["concept_labels"].shape == (labels.block_size, labels.k)
+                shape = (store.manifest.block_size, store.manifest.k)
+                assert labels[index]["concept_labels"].shape == shape
 
 
 def _shards(world: World) -> Path:
@@ -143,7 +144,7 @@ FILES = (
         **_spoils(lambda world: world.workshop.labels, "manifest.json", spoilt_json, _read_labels),
     ),
     Target(
-        "label shards", share=3, **_spoils(lambda world: world.workshop.labels, "*/*.arrow", spoilt_bytes, _read_labels)
+        "label shards", share=3, **_spoils(lambda world: world.workshop.labels, "*.npy", spoilt_bytes, _read_labels)
     ),
     Target(
         "run manifests",

@@ -15,7 +15,7 @@ from cocomix.artifacts.output import partial_path, read_json, write_json
 from cocomix.evaluation import Run
 from cocomix.integrity import verify
 from cocomix.interpret import build_atlas
-from cocomix.labelling import ConceptLabelStore, TeacherProbabilities
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.checkpoints import MARK
@@ -60,7 +60,7 @@ def test_whole_artefacts(workshop: Workshop, atlas: Path) -> None:
         found = verify(path)
         assert found.kind == kind
         assert found.broken == ()
-        assert found.format_version == (2 if path == workshop.data else 1)
+        assert found.format_version == (2 if path in (workshop.data, workshop.labels, workshop.probabilities) else 1)
         assert found.to_json()["whole"]
     assert states(workshop.labels)["teacher"] == states(workshop.labels)["dictionary"] == "ok"
     assert states(workshop.cocomix_run)["labels"] == states(workshop.cocomix_run)["data"] == "ok"
@@ -96,11 +96,16 @@ def empty_table(folder: Path) -> None:
     [
         ("data", lambda p: flip(p / "train-00001.npy", -400), "train-00001.npy", "cocomix prepare"),
         ("data", lambda p: flip(p / "tokenizer/tokenizer.json", 600), "tokenizer/tokenizer.json", ""),
-        ("labels", lambda p: flip(p / "train/00001.arrow", -400), "train/00001", "delete"),
-        ("labels", lambda p: (p / "train/00001.arrow").unlink(), "train/00001", "only that"),
-        ("labels", damage_manifest("manifest.json", "layer", 2), "fingerprint", "label again"),
-        ("probabilities", lambda p: flip(p / "validation/00000.arrow", -400), "validation/00000", "delete"),
-        ("probabilities", damage_manifest("manifest.json", "top_k", 4), "fingerprint", "distill again"),
+        ("labels", lambda p: flip(p / "train-00001.ids.npy", -400), "train-00001.ids.npy", "delete"),
+        ("labels", lambda p: (p / "train-00001.ids.npy").unlink(), "train-00001.ids.npy", "only that"),
+        ("labels", damage_manifest("manifest.json", "num_concepts", 99), "fingerprint", "cocomix label"),
+        (
+            "probabilities",
+            lambda p: flip(p / "validation-00000.log_probs.npy", -100),
+            "validation-00000.log_probs.npy",
+            "delete",
+        ),
+        ("probabilities", damage_manifest("manifest.json", "top_k", 4), "fingerprint", "cocomix distill"),
         ("dictionary", lambda p: flip(p / "sae_weights.safetensors"), "sae_weights.safetensors", "changed"),
         ("dictionary", lambda p: (p / "cfg.json").write_bytes(b"{}"), "cfg.json", "bytes"),
         ("cocomix_run", lambda p: flip(p / "model.safetensors"), "model.safetensors", "train the run again"),
@@ -128,7 +133,7 @@ def test_a_damaged_atlas(atlas: Path, tmp_path: Path) -> None:
 def test_a_source_that_was_exchanged(workshop: Workshop, tmp_path: Path) -> None:
     path = copy(workshop.labels, tmp_path)
     manifest = read_json(path / "manifest.json")
-    manifest["teacher"]["name"] = str(workshop.ntp_run)
+    manifest["labels"]["teacher"]["model"] = str(workshop.ntp_run)
     write_json(path / "manifest.json", manifest)
     (found,) = verify(path).broken
     assert found.what == "teacher"
@@ -165,57 +170,17 @@ def test_what_is_not_ours_is_refused(tmp_path: Path, shape: str) -> None:
 
 
 def test_on_the_command_line(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
-    assert "concept labels, format 1" in cli("verify", workshop.labels).out
+    assert "concept labels, format 2" in cli("verify", workshop.labels).err
     printed = json.loads(cli("verify", workshop.labels, "--json").out)
     assert printed["whole"]
     path = copy(workshop.labels, tmp_path)
-    for shard in ("train/00000", "train/00001"):
-        flip(path / f"{shard}.arrow", -400)
+    for file in ("train-00000", "train-00001"):
+        flip(path / f"{file}.ids.npy", -400)
     result = cli("verify", path, "--json", status=1)
     assert not json.loads(result.out)["whole"]
-    assert f"{path / 'train/00000'}.arrow has changed" in result.err
+    assert f"{path / 'train-00000'}.ids.npy has changed" in result.err
     assert "(1 more)" in result.err
     cli.refuses("verify", tmp_path, says="nothing that cocomix writes")
-
-
-# --- one shard made again ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", ["label", "distill"])
-def test_only_the_deleted_shard_is_made_again(cli: Cli, workshop: Workshop, tmp_path: Path, verb: str) -> None:
-    original = workshop.labels if verb == "label" else workshop.probabilities
-    path = copy(original, tmp_path)
-    source = ["--dictionary", workshop.dictionary] if verb == "label" else ["--top-k", 8]
-    command = (verb, workshop.data, "--teacher", workshop.teacher, *source, "-o", path)
-    cli.refuses(*command, says="already exists")
-    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.arrow")}
-    (path / "train/00002.arrow").unlink()
-    flip(path / "validation/00000.arrow", -400)
-    with pytest.raises(CoCoMixError, match="make only"):
-        (ConceptLabelStore if verb == "label" else TeacherProbabilities).open(path)
-    assert "lacks train/00002; only that is made again" in cli(*command).err
-    assert not verify(path).broken
-    after = {file: file.stat().st_mtime_ns for file in path.rglob("*.arrow")}
-    changed = {str(file.relative_to(path)) for file in after if before.get(file) != after[file]}
-    assert changed == {"train/00002.arrow", "validation/00000.arrow"}
-    for file in sorted(path.rglob("*.arrow")):
-        assert file.read_bytes() == (original / file.relative_to(path)).read_bytes()
-    manifests = [read_json(folder / "manifest.json") for folder in (path, original)]
-    for manifest in manifests:
-        manifest.get("statistics", manifest).pop("tokens_per_second")
-    assert manifests[0] == manifests[1]
-    assert {file.name for file in path.iterdir()} == {file.name for file in original.iterdir()}
-    assert not partial_path(path).exists()
-
-
-def test_a_shard_is_not_made_again_by_another_command(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
-    path = copy(workshop.labels, tmp_path)
-    (path / "train/00002.arrow").unlink()
-    command = ("label", workshop.data, "--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
-    cli.refuses(*command, "--set", "k=2", "-o", path, says="lacks train/00002, which this command cannot make again")
-    assert (path / "manifest.json").is_file()
-    assert not (path / "plan.json").exists()
-    assert not partial_path(path).exists()
 
 
 # --- names that lead out ----------------------------------------------------------------------------------------------
@@ -228,7 +193,7 @@ def test_manifests_name_no_files_elsewhere(workshop: Workshop, tmp_path: Path, n
     manifest["splits"]["train"][0]["name"] = name
     write_json(labels / "manifest.json", manifest)
     with pytest.raises(CoCoMixError, match="damaged"):
-        ConceptLabelStore.open(labels)
+        Labels.open(labels)
 
 
 def test_a_run_that_names_a_file_elsewhere(workshop: Workshop, tmp_path: Path) -> None:

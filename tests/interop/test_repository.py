@@ -99,7 +99,7 @@ def test_the_model_card(exported: Path, workshop: Workshop) -> None:
         f"{manifest['tokens']:,} in {manifest['steps']} steps",
         f"| teacher | {workshop.teacher.name}, block 1 |",
         f"{labels['statistics']['distinct_concepts']} of {CONCEPTS}",
-        labels["dictionary"]["fingerprint"],
+        labels["made_from"]["dictionary"],
         manifest["data"]["fingerprint"],
         "trust_remote_code=True",
         "Weights: mit.",

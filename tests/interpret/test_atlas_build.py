@@ -13,7 +13,7 @@ from cocomix.evaluation import Run
 from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_rows, build_atlas, default_atlas_folder
 from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effect, measure_effects
 from cocomix.interpret.atlas_tally import Tally
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
 from tests.interpret.test_atlas_naming import says, server
@@ -35,7 +35,7 @@ def dump(folder: Path) -> list[str]:
 def read_by_hand(run: Run):
     """Every position of the first blocks: (split, block, position, {concept: logit}, {label: score})."""
     data, model = Tokens.open(run.manifest.data.path), run.model()
-    store = ConceptLabelStore.open(run.manifest.labels.path)
+    store = Labels.open(run.manifest.labels.path)
     left = ATLAS.tokens // BLOCK
     for split in ("validation", "train"):
         blocks, labels = data.split(split), store.split(split)

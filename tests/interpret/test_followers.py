@@ -8,13 +8,13 @@ import pytest
 from cocomix.data import Tokens
 from cocomix.interpret import followers
 from cocomix.interpret.followers import follower_scores
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 
 
 @pytest.fixture(scope="module")
 def world(workshop):
-    return Tokens.open(workshop.data), ConceptLabelStore.open(workshop.labels)
+    return Tokens.open(workshop.data), Labels.open(workshop.labels)
 
 
 def counted(data, store, blocks):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import cocomix.cli
-import cocomix.labelling.pipeline
+import cocomix.labelling.make_labels
 from cocomix.concepts.releases import import_sae_lens
 from cocomix.data import preparation
 from cocomix.evaluation import run_evaluation
@@ -24,7 +24,7 @@ from cocomix.training import trainer
 
 __all__ = ["IMPORTED", "Ended", "run"]
 
-IMPORTED = (cocomix.labelling.pipeline, preparation, run_evaluation, atlas_build, trainer, import_sae_lens())
+IMPORTED = (cocomix.labelling.make_labels, preparation, run_evaluation, atlas_build, trainer, import_sae_lens())
 """What the verbs import when they are called."""
 _POLL_SECONDS = 0.0005
 

@@ -16,8 +16,7 @@ from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.sources import TeacherConfig
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.labelling import LabelSettings
-from cocomix.labelling.pipeline import distill_data
+from cocomix.labelling import LabelSettings, distill_data
 from cocomix.model import account
 from cocomix.model.distillation_head import TopTargets
 from cocomix.runtime.errors import CoCoMixError
@@ -264,9 +263,9 @@ def test_what_does_not_fit_is_refused(workshop: Workshop, tmp_path: Path) -> Non
     other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280)
     for changes, match in (
         ({"distillation": {}, **source(workshop), "data": str(other.path)}, "tokenizer is not the one"),
-        ({"distillation": {"targets": str(workshop.probabilities)}, "data": str(other.path)}, "another vocabulary"),
-        ({"distillation": {"targets": str(workshop.labels)}}, "something else than teacher probabilities"),
-        ({"distillation": {"targets": str(tmp_path / "no")}}, "no finished teacher probabilities"),
+        ({"distillation": {"targets": str(workshop.probabilities)}, "data": str(other.path)}, "tokenizer"),
+        ({"distillation": {"targets": str(workshop.labels)}}, "not teacher_probabilities"),
+        ({"distillation": {"targets": str(tmp_path / "no")}}, "does not exist"),
         ({"distillation": {}, "teacher": {"model": str(workshop.teacher), "layer": 9}}, "layer 9 is out of range"),
         (
             {"distillation": {"targets": str(workshop.probabilities)}, "teacher": {"model": "other", "layer": 1}},

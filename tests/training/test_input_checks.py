@@ -30,7 +30,7 @@ def copies(workshop: Workshop, tmp_path: Path) -> tuple[Path, Path, Path]:
     shutil.copytree(workshop.dictionary, dictionary)
     labels = Path(shutil.copytree(workshop.labels, tmp_path / "labels"))
     manifest = json.loads((labels / "manifest.json").read_text())
-    manifest["teacher"]["name"], manifest["dictionary"]["name"] = str(teacher), str(dictionary)
+    manifest["labels"]["teacher"]["model"], manifest["labels"]["dictionary"]["path"] = str(teacher), str(dictionary)
     (labels / "manifest.json").write_text(json.dumps(manifest))
     return teacher, dictionary, labels
 
@@ -70,7 +70,7 @@ def test_probabilities_of_a_teacher_of_the_same_name(workshop: Workshop, tmp_pat
     teacher = Path(shutil.copytree(workshop.teacher, tmp_path / "teacher"))
     stored = Path(shutil.copytree(workshop.probabilities, tmp_path / "stored"))
     manifest = json.loads((stored / "manifest.json").read_text())
-    manifest["teacher"]["name"] = str(teacher)
+    manifest["teacher"] = str(teacher)
     (stored / "manifest.json").write_text(json.dumps(manifest))
     change(teacher / "model.safetensors")
     values = {"teacher": {"model": str(teacher), "layer": 1}, "distillation": {"targets": str(stored)}}

@@ -3,15 +3,18 @@
 import torch
 
 from cocomix.data import Tokens
-from cocomix.labelling import ConceptLabelStore, TeacherProbabilities
+from cocomix.labelling import Concatenated, Labels, TeacherProbabilities
 from cocomix.training.joined_blocks import joined_blocks
 from tests.workshop import BLOCK, Workshop
 
 
 def test_rows_have_everything_stored_of_their_tokens(workshop: Workshop) -> None:
     data, recipe = Tokens.open(workshop.data), workshop.recipe("cocomix")
-    labels, probabilities = ConceptLabelStore.open(workshop.labels), TeacherProbabilities.open(workshop.probabilities)
-    blocks = joined_blocks(recipe, data, (labels, None, probabilities), "validation", None)
+    labels = Labels.open(workshop.labels)
+    probabilities = TeacherProbabilities.open(workshop.probabilities)
+    blocks = joined_blocks(
+        recipe, data, (Concatenated([labels]), None, Concatenated([probabilities])), "validation", None
+    )
     assert len(blocks) == len(data.split("validation"))
     row = blocks[3]
     assert {name: tuple(value.shape) for name, value in row.items()} == {

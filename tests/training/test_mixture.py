@@ -13,8 +13,7 @@ from cocomix.artifacts.output import read_json
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.labelling import ConceptLabelStore, MixedLabels, MixedProbabilities, TeacherProbabilities
-from cocomix.labelling.pipeline import distill_data, label_data
+from cocomix.labelling import Concatenated, Labels, LabelSettings, TeacherProbabilities, distill_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.corpora import mixture_order
@@ -35,7 +34,7 @@ def other(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_labels(workshop: Workshop, other: Path) -> Path:
     output = other.parent / "labels"
     source = TeacherConfig(model=str(workshop.teacher), layer=1)
-    label_data(other, source, DictionaryConfig(path=str(workshop.dictionary)), output)
+    label_data(other, LabelSettings().config(source, DictionaryConfig(path=str(workshop.dictionary))), output)
     return output
 
 
@@ -93,8 +92,8 @@ def test_a_run_on_a_mixture(
 def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_labels: Path) -> None:
     settings = recipe(workshop, other, other_labels)
     data = MixedData([Tokens.open(workshop.data), Tokens.open(other)], [3, 1])
-    stores = [ConceptLabelStore.open(workshop.labels), ConceptLabelStore.open(other_labels)]
-    rows = joined_blocks(settings, data, [MixedLabels(stores)], TRAIN, None)
+    stores = [Labels.open(workshop.labels), Labels.open(other_labels)]
+    rows = joined_blocks(settings, data, [Concatenated(stores)], TRAIN, None)
     first = len(data.parts[0].split(TRAIN))
     for part, store, start in ((data.parts[0], stores[0], 0), (data.parts[1], stores[1], first)):
         for index in (0, len(part.split(TRAIN)) - 1):
@@ -117,12 +116,11 @@ def test_corpora_that_do_not_fit_are_refused(workshop: Workshop, other: Path, tm
 
 
 def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Path, tmp_path: Path) -> None:
-    store = ConceptLabelStore.open(workshop.labels)
-    values = json.loads((other_labels / "manifest.json").read_text())
-    values["dictionary"]["fingerprint"] = "0" * 64
-    changed = ConceptLabelStore(tmp_path, type(store.manifest).model_validate(values))
-    with pytest.raises(CoCoMixError, match="differ in their dictionary"):
-        MixedLabels([store, changed])
+    store = Labels.open(workshop.labels)
+    made = Labels.open(other_labels).manifest
+    changed = Labels(tmp_path, made.model_copy(update={"labeller": {**made.labeller, "dictionary": "0" * 64}}))
+    with pytest.raises(CoCoMixError, match="dictionary"):
+        Concatenated([store, changed])
 
 
 def test_stored_probabilities_by_corpus(workshop: Workshop, other: Path, tmp_path: Path) -> None:
@@ -135,13 +133,13 @@ def test_stored_probabilities_by_corpus(workshop: Workshop, other: Path, tmp_pat
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["kd_loss"] > 0
     parts = [TeacherProbabilities.open(workshop.probabilities), TeacherProbabilities.open(tmp_path / "stored")]
-    joined = MixedProbabilities(parts)
+    joined = Concatenated(parts)
     assert read_json(run / "manifest.json")["teaching"]["fingerprint"] == joined.fingerprint
     blocks, last = joined.split(TRAIN), len(parts[0].split(TRAIN)) + 2
     assert torch.equal(blocks[last]["teacher_ids"], parts[1].split(TRAIN)[2]["teacher_ids"])
     distill_data(other, teacher, tmp_path / "fewer", top_k=4)
-    with pytest.raises(CoCoMixError, match=r"differ in their number of probabilities \(4 and 8\)"):
-        MixedProbabilities([parts[0], TeacherProbabilities.open(tmp_path / "fewer")])
+    with pytest.raises(CoCoMixError, match="number of probabilities"):
+        Concatenated([parts[0], TeacherProbabilities.open(tmp_path / "fewer")])
 
 
 @pytest.mark.parametrize(

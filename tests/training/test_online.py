@@ -13,7 +13,7 @@ from cocomix.artifacts.output import read_json
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, load_teacher
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
-from cocomix.labelling import ConceptLabelStore, LabelSettings
+from cocomix.labelling import Labels, LabelSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.metrics import MetricsFile
@@ -100,12 +100,12 @@ def test_stopped_and_resumed_it_equals_the_run_on_stored_labels(
 def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = train(workshop.recipe("cocomix", **online(workshop, tokens=3 * 8 * BLOCK)), tmp_path / "run")
     assert caplog.messages == []
-    stored = ConceptLabelStore.open(workshop.labels).manifest
+    stored = Labels.open(workshop.labels).manifest
     manifest = Run.open(run).manifest
     assert manifest.labels is None
     assert manifest.online_labels is not None
-    assert manifest.online_labels.teacher == stored.teacher.fingerprint
-    assert manifest.online_labels.dictionary == stored.dictionary.fingerprint
+    assert manifest.online_labels.teacher == stored.made_from["weights"]
+    assert manifest.online_labels.dictionary == stored.made_from["dictionary"]
     names = load_file(run / "model.safetensors").keys()
     expected = load_file(workshop.cocomix_run / "model.safetensors").keys()
     assert names == expected  # nothing of the teacher
@@ -115,7 +115,7 @@ def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path, caplog: py
 
 def test_labels_of_batches_and_blocks_are_the_stored_ones(workshop: Workshop, labels: OnlineLabels) -> None:
     blocks = Tokens.open(workshop.data).split("validation")
-    stored = ConceptLabelStore.open(workshop.labels).split("validation")
+    stored = Labels.open(workshop.labels).split("validation")
     expected = torch.stack([stored[index]["concept_labels"] for index in range(len(blocks))])
     found = labels.blocks(blocks)
     assert len(found) == len(blocks)

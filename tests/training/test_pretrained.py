@@ -9,7 +9,7 @@ import torch
 
 from cocomix.artifacts.output import read_json
 from cocomix.data import Tokens
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 from cocomix.training import dry_run, plan_run, train
@@ -31,7 +31,7 @@ def pretrained(workshop: Workshop, **model: Any) -> dict[str, Any]:
 def test_training_goes_on_where_the_pretrained_model_was(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     recipe = workshop.recipe(objective, model=pretrained(workshop), tokens=2 * 8 * BLOCK)
     data = Tokens.open(workshop.data)
-    labels = ConceptLabelStore.open(workshop.labels) if objective == "cocomix" else None
+    labels = Labels.open(workshop.labels) if objective == "cocomix" else None
     plain = load_causal_lm(workshop.teacher)
     blocks = data.split("validation")[0]["input_ids"][None]
     started = build_student(recipe, plan_run(recipe, data, labels).config).eval()

@@ -273,7 +273,7 @@ def test_a_saved_recipe_reads_back_equal(
 
 def sources(recipe: Path | None = None, **changes: Any) -> Any:
     given: dict[str, Any] = {"teacher": None, "dictionary": None, "sae_id": None, "layer": None, "assignments": ()}
-    return label_sources(recipe, **{**given, "layer_of": lambda path: 7, **changes})
+    return label_sources(recipe, **{**given, "layer_of": lambda path: 7, **changes})[0]
 
 
 LABELLED = MINIMAL + (
@@ -288,8 +288,9 @@ def test_label_sources_from_a_recipe_and_options(tmp_path: Path) -> None:
     assert found.teacher == TeacherConfig(model="t", layer=5, revision="abc")
     assert found.dictionary == DictionaryConfig(path="release", sae_id="hook", fingerprint="f")
     assert found.dictionary.name == "release/hook"
-    assert found.settings.k == 3
-    assert sources(path, assignments=["k=2", "sign=abs"]).settings.k == 2
+    assert found.k == 3
+    changed = sources(path, assignments=["k=2", "sign=abs"])
+    assert (changed.k, changed.sign) == (2, "abs")
     # Another teacher has other revisions, another dictionary another layer and no sae_id.
     assert sources(path, teacher="u").teacher == TeacherConfig(model="u", layer=5)
     assert sources(path, teacher="u", revision="def").teacher.revision == "def"
@@ -300,7 +301,7 @@ def test_label_sources_from_a_recipe_and_options(tmp_path: Path) -> None:
 
 def test_label_sources_without_a_recipe() -> None:
     found = sources(teacher="t", dictionary="d")
-    assert (found.teacher.layer, found.settings.k) == (7, 4)
+    assert (found.teacher.layer, found.k) == (7, 4)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cocomix import CoCoMixForCausalLM
 from cocomix.artifacts.output import read_json
 from cocomix.data import VALIDATION, Tokens
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.model import account
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import plan_run, train
@@ -73,7 +73,7 @@ def test_manifest(workshop: Workshop) -> None:
         "tokenizer_fingerprint": data.tokenizer_fingerprint,
         "block_size": BLOCK,
     }
-    labels = ConceptLabelStore.open(workshop.labels).manifest
+    labels = Labels.open(workshop.labels).manifest
     assert manifest["labels"] == {"path": str(workshop.labels), "fingerprint": labels.fingerprint}
     assert (manifest["objective"], manifest["mixing"], manifest["name"]) == ("cocomix", "interleave", "mixed")
     assert (manifest["tokens"], manifest["steps"]) == (12 * 8 * BLOCK, 12)

@@ -1,5 +1,6 @@
 """Folders that are whole or absent, here and at URLs."""
 
+from cocomix.artifacts.arrays import mapped_array
 from cocomix.artifacts.artifact import Artifact, open_artifact, verify
 from cocomix.artifacts.faults import (
     AlreadyExists,
@@ -64,6 +65,7 @@ __all__ = [
     "is_there",
     "locked",
     "made_at",
+    "mapped_array",
     "open_artifact",
     "partial_path",
     "read_json",

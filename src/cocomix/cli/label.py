@@ -6,19 +6,34 @@ from typing import Annotated
 
 import typer
 
+from cocomix.cli.job_options import (
+    Address,
+    BatchTokens,
+    CpusPerWorker,
+    Engine,
+    Finish,
+    GpusPerWorker,
+    Part,
+    Retries,
+    UnitTokens,
+    Where,
+    Workers,
+    asked_of,
+    executor_of,
+)
 from cocomix.cli.options import AsJson, DataFolder
 from cocomix.cli.printing import print_json
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["label"]
 
 
-class Engine(Enum):
-    """What runs the workers of `cocomix label`."""
+class Scores(Enum):
+    """In which type scores are kept."""
 
-    processes = "processes"
-    ray = "ray"
+    none = "none"
+    float16 = "float16"
+    float32 = "float32"
 
 
 def label(
@@ -34,25 +49,19 @@ def label(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign, seed or dtype."),
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes: one per GPU, or sharing the cores. With Ray, tasks at once.")
-    ] = 1,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Label part I of N, from 0; parts share a folder and may run at once."),
+    scores: Annotated[
+        Scores | None, typer.Option(help="Type in which scores are kept, default float16; none halves the room.")
     ] = None,
-    finish: Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all labelled.")] = False,
-    engine: Annotated[Engine, typer.Option(help="Where the workers are.")] = Engine.processes,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: start one here."),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(help="GPUs of a Ray task, also 0.5; default: 1 if the cluster has any.")
-    ] = None,
-    cpus_per_worker: Annotated[int, typer.Option(help="CPU cores of a Ray task.")] = 1,
-    retries: Annotated[int, typer.Option(help="How often Ray tries a shard again whose worker died.")] = 3,
+    batch_tokens: BatchTokens = 4096,
+    unit_tokens: UnitTokens = None,
+    workers: Workers = None,
+    shard: Part = None,
+    finish: Finish = False,
+    engine: Where = Engine.processes,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = 1,
+    retries: Retries = 2,
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
     ] = False,
@@ -60,50 +69,48 @@ def label(
 ) -> None:
     """Label tokens with the concepts that matter next.
 
-    An interrupted run goes on at the next shard when the same command is given again.
+    A command that was stopped goes on with what is left when it is given again.
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
-    from cocomix.cli.label_sources import label_sources
-    from cocomix.concepts import dictionary_layer
-    from cocomix.labelling import RaySettings, ShardPart, finish_labels
-    from cocomix.labelling.pipeline import label_data
+    from cocomix.labelling import Labels, recognised
 
-    folder, reporter = output or data / "labels", ConsoleReporter()
-    if finish:
-        if shard is not None:
-            raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
-        finished = finish_labels(folder, reporter)
-        if json_output:
-            print_json(finished.model_dump(mode="json"))
-        return
-    on_ray = engine is Engine.ray
-    if not on_ray and (address is not None or gpus_per_worker is not None):
-        raise CoCoMixError("--address and --gpus-per-worker are for a Ray cluster; add --engine ray.")
-    part = None if shard is None else ShardPart.parse(shard)
-    ray = RaySettings(address, gpus_per_worker, cpus_per_worker, retries) if on_ray else None
-    sources = label_sources(
-        recipe,
+    folder = output or data / "labels"
+    asked = asked_of(
+        recipe=recipe,
         teacher=teacher,
         dictionary=dictionary,
         sae_id=sae_id,
         layer=layer,
         revision=revision,
-        assignments=assignments or (),
-        layer_of=dictionary_layer,
-    )
-    manifest = label_data(
-        data,
-        sources.teacher,
-        sources.dictionary,
-        folder,
-        sources.settings,
-        force=force,
+        set=assignments,
+        scores=scores and scores.value,
         batch_tokens=batch_tokens,
-        workers=workers,
-        ray=ray,
-        part=part,
-        reporter=reporter,
     )
+    found = recognised(Labels, folder, data, asked)
+    if finish and shard is not None:
+        raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
+    if finish and found is None:
+        from cocomix.labelling import finish as complete
+
+        found = complete(Labels, folder)
+    if found is None:
+        from cocomix.cli.label_sources import label_sources
+        from cocomix.concepts import dictionary_layer
+        from cocomix.labelling import Job, label_data
+
+        executor = executor_of(workers, shard, engine, address, gpus_per_worker, cpus_per_worker)
+        config, kept = label_sources(
+            recipe,
+            teacher=teacher,
+            dictionary=dictionary,
+            sae_id=sae_id,
+            layer=layer,
+            revision=revision,
+            assignments=assignments or (),
+            layer_of=dictionary_layer,
+        )
+        job = Job(batch_tokens, unit_tokens, executor, retries, asked)
+        found = label_data(data, config, folder, scores=scores.value if scores else kept, force=force, job=job)
     if json_output:
-        print_json({"finished": False} if manifest is None else manifest.model_dump(mode="json"))
+        print_json({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

@@ -2,26 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.labelling import LabelSettings
+from cocomix.concepts import DictionaryConfig, LabellerConfig, TeacherConfig
+from cocomix.labelling import LabelSettings, Scores
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["LabelSources", "label_sources"]
-
-
-class LabelSources(NamedTuple):
-    """What `cocomix label` works from."""
-
-    teacher: TeacherConfig
-    dictionary: DictionaryConfig
-    settings: LabelSettings
+__all__ = ["label_sources"]
 
 
 def label_sources(
@@ -34,7 +26,7 @@ def label_sources(
     assignments: Sequence[str],
     revision: str | None = None,
     layer_of: Callable[[DictionaryConfig], int],
-) -> LabelSources:
+) -> tuple[LabellerConfig, Scores]:
     """Put together where labels come from: a recipe, and options that override it.
 
     Args:
@@ -46,6 +38,9 @@ def label_sources(
         assignments: `field=value` for the label settings.
         revision: commit of a model on the hub; overrides the recipe's.
         layer_of: finds the layer a dictionary folder was fitted on, where none is given.
+
+    Returns:
+        The labeller's settings, and the type in which its scores are kept.
 
     Raises:
         CoCoMixError: teacher or dictionary is given by neither, or a setting is unknown.
@@ -75,4 +70,4 @@ def label_sources(
         source = TeacherConfig(model=model, layer=layer_of(used) if layer is None else layer, revision=revision)
     except ValidationError as error:
         raise CoCoMixError(f"label settings: {describe_validation_error(error)}.") from None
-    return LabelSources(source, used, settings)
+    return settings.config(source, used), settings.score_dtype

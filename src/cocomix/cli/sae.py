@@ -29,7 +29,7 @@ def sae(
     """
     from cocomix.concepts import FitSettings
     from cocomix.concepts.sources import TeacherConfig
-    from cocomix.labelling.fitting import fit_on_data
+    from cocomix.labelling import fit_on_data
     from cocomix.runtime.threads import choose_threads
 
     settings = FitSettings(

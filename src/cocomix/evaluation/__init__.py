@@ -23,6 +23,7 @@ from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import REPORT_FILE, recorded_sections, reliance_section, summary, write_report
 from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run
+from cocomix.evaluation.teacher_flops import run_labels
 
 __all__ = [
     "DOCUMENTS_FILE",
@@ -60,6 +61,7 @@ __all__ = [
     "reach",
     "recorded_sections",
     "reliance_section",
+    "run_labels",
     "summary",
     "write_report",
 ]

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from cocomix.data import TRAIN
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference
-from cocomix.labelling import ConceptLabelStore
-from cocomix.labelling.labels import LabelBlocks
+from cocomix.labelling import LabelBlocks, Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.console import progress
@@ -160,7 +159,7 @@ def label_use(counts: Tensor) -> LabelUse:
     return LabelUse(len(counts), total, entropy, math.exp(entropy), float((counts == 0).double().mean()))
 
 
-def label_overlap(one: ConceptLabelStore, other: ConceptLabelStore, limit_blocks: int | None = None) -> float:
+def label_overlap(one: Labels, other: Labels, limit_blocks: int | None = None) -> float:
     """Share of `one`'s labels that `other` chose at the same position, over positions that both labelled.
 
     Args:
@@ -171,8 +170,7 @@ def label_overlap(one: ConceptLabelStore, other: ConceptLabelStore, limit_blocks
     Raises:
         CoCoMixError: they are of other data or another dictionary, or share no labelled position.
     """
-    a, b = one.manifest, other.manifest
-    if (a.data_fingerprint, a.dictionary.fingerprint) != (b.data_fingerprint, b.dictionary.fingerprint):
+    if not comparable(one, other):
         raise CoCoMixError(
             f"the labels in {one.path} and {other.path} are of different data or dictionaries; compare labels that "
             "share both."
@@ -189,6 +187,12 @@ def label_overlap(one: ConceptLabelStore, other: ConceptLabelStore, limit_blocks
     return same / total
 
 
-def distinct_stores(stores: Sequence[ConceptLabelStore]) -> list[ConceptLabelStore]:
+def comparable(one: Labels, other: Labels) -> bool:
+    """Whether two sets of labels are of the same data and dictionary."""
+    a, b = one.manifest.made_from, other.manifest.made_from
+    return all(a.get(role) == b.get(role) for role in ("tokens", "dictionary"))
+
+
+def distinct_stores(stores: Sequence[Labels]) -> list[Labels]:
     """Each set of labels once, in the order given."""
     return list({store.manifest.fingerprint: store for store in stores}.values())

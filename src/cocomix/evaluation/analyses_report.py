@@ -18,6 +18,7 @@ from cocomix.evaluation.analyses import (
     CompressionNorms,
     FrequencyRecall,
     LabelUse,
+    comparable,
     compression_norms,
     distinct_stores,
     label_counts,
@@ -33,7 +34,7 @@ from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_
 from cocomix.evaluation.report import reliance_section
 from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
 from cocomix.evaluation.teacher_flops import label_words
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.extras import require_extra
@@ -75,7 +76,7 @@ def analyse_runs(
     reliances: dict[str, Reliance] = {}
     norms: dict[str, CompressionNorms] = {}
     recalls: dict[str, tuple[FrequencyRecall, ...]] = {}
-    stores: list[ConceptLabelStore] = []
+    stores: list[Labels] = []
     for run in runs:
         name = f"{run.manifest.name}, seed {run.manifest.seed}"
         if name in norms:
@@ -138,20 +139,18 @@ def analyse_runs(
     return values
 
 
-def _store_name(store: ConceptLabelStore) -> str:
+def _store_name(store: Labels) -> str:
     """How its labels were chosen, and which they are where two were chosen alike."""
-    chosen = label_words(store.manifest.settings) or "attribution"
-    return f"{chosen}, k {store.manifest.settings.k} ({store.manifest.fingerprint[:8]})"
+    chosen = label_words(store.manifest) or "attribution"
+    return f"{chosen}, k {store.manifest.k} ({store.manifest.fingerprint[:8]})"
 
 
-def _overlaps(stores: dict[str, ConceptLabelStore]) -> list[tuple[str, str, float]]:
+def _overlaps(stores: dict[str, Labels]) -> list[tuple[str, str, float]]:
     """Of every two sets of labels of the same data and dictionary: the share of the one's labels in the other."""
     found = []
     for one, first in stores.items():
         for other, second in stores.items():
-            a, b = first.manifest, second.manifest
-            alike = (a.data_fingerprint, a.dictionary.fingerprint) == (b.data_fingerprint, b.dictionary.fingerprint)
-            if one != other and alike:
+            if one != other and comparable(first, second):
                 found.append((one, other, label_overlap(first, second, _LABEL_BLOCKS)))
     return found
 

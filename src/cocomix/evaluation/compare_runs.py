@@ -130,7 +130,7 @@ def _kind(arm: Arm) -> str:
     labels = run_labels(arm.runs[0])
     if labels is None:
         return words
-    chosen = label_words(labels.settings)
+    chosen = label_words(labels.manifest)
     return f"{words}, labels: {chosen}" if chosen else words
 
 

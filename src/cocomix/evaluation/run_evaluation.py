@@ -17,7 +17,7 @@ from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 
@@ -201,7 +201,7 @@ def open_run_labels(
     path: Path | None = None,
     *,
     without: str,
-) -> ConceptLabelStore | None:
+) -> Labels | None:
     """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
 
     Args:
@@ -226,6 +226,7 @@ def open_run_labels(
         if not is_there(path):
             logger.warning(f"the run's labels are no longer at {path}, so {without} are left out.")
             return None
-    store = ConceptLabelStore.open(path)
-    store.check(data.manifest.fingerprint, data.manifest.tokenizer_fingerprint, num_concepts)
+    store = Labels.open(path)
+    store.require_tokens(data)
+    store.require_concepts(num_concepts)
     return store

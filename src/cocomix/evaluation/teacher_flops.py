@@ -1,20 +1,11 @@
 """What a run got from its teacher: which labels, and what they and work inside training cost in FLOPs, by formula."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
-from transformers import AutoConfig, PreTrainedModel
-
-from cocomix.concepts.decoder import decoder_blocks
 from cocomix.evaluation.opened_run import Run
-from cocomix.labelling import ConceptLabelStore, LabelManifest, LabelSettings, TeacherProbabilities
-from cocomix.labelling.labels import LabelShard
-from cocomix.model.accounting import build_model
+from cocomix.labelling import Labels, LabelsManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.flops import block_flops
 
 __all__ = ["TeacherCost", "label_words", "run_labels", "teacher_cost"]
 
@@ -38,7 +29,7 @@ class TeacherCost:
 
 
 def teacher_cost(run: Run) -> TeacherCost | None:
-    """The teacher's cost for a run; `None` where it cannot be known, because what it made or it itself is gone."""
+    """The teacher's cost for a run; `None` where it cannot be known, because what it made is gone."""
     manifest = run.manifest
     in_training = manifest.teacher_flops_per_token
     if in_training is None:
@@ -47,72 +38,34 @@ def teacher_cost(run: Run) -> TeacherCost | None:
         in_training = 0.0
     stored = []
     if manifest.labels is not None:
-        labels = run_labels(run)
-        teacher = None if labels is None else _teacher(labels.teacher.name)
-        if labels is None or teacher is None:
+        if (labels := run_labels(run)) is None:
             return None
-        stored.append((_labelling_flops(teacher, labels), _training_tokens(labels.splits, labels.block_size)))
+        stored.append((labels.manifest.flops_per_token, labels.manifest.tokens("train")))
     if manifest.teaching is not None and manifest.teaching.path is not None:
         try:
-            found = TeacherProbabilities.open(Path(manifest.teaching.path)).manifest
+            found = TeacherProbabilities.open(manifest.teaching.path).manifest
         except CoCoMixError:
             return None
-        teacher = _teacher(found.teacher.name)
-        if teacher is None:
-            return None
-        stored.append((_forward_flops(teacher, found.block_size), _training_tokens(found.splits, found.block_size)))
+        stored.append((found.flops_per_token, found.tokens("train")))
     return TeacherCost(in_training, tuple(stored))
 
 
-def run_labels(run: Run) -> LabelManifest | None:
-    """What the stored labels of a run are; `None` where it had none or they are no longer there."""
+def run_labels(run: Run) -> Labels | None:
+    """The stored labels of a run; `None` where it had none, or they are no longer there or are others."""
     reference = run.manifest.labels
     if reference is None:
         return None
     try:
-        found = ConceptLabelStore.open(Path(reference.path)).manifest
+        found = Labels.open(Path(reference.path))
     except CoCoMixError:
         return None
     return found if found.fingerprint == reference.fingerprint else None
 
 
-def label_words(settings: LabelSettings) -> str:
+def label_words(labels: LabelsManifest) -> str:
     """How labels were chosen where that is not the default, e.g. `sign logprob`; empty for the default."""
-    default = LabelSettings().model_dump()
-    chosen = settings.model_dump(include={"selection", "activation", "gradient", "sign"})
-    return " ".join(f"{name} {value}" for name, value in chosen.items() if value != default[name])
-
-
-def _training_tokens(splits: Mapping[str, tuple[LabelShard, ...]], block_size: int) -> int:
-    return sum(shard.blocks for shard in splits["train"]) * block_size
-
-
-def _teacher(name: str) -> PreTrainedModel | None:
-    """The teacher's shape, without weights; `None` where it is no longer to be found."""
-    try:
-        config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    with torch.device("meta"):
-        return build_model(config)
-
-
-def _forward_flops(teacher: PreTrainedModel, block_size: int) -> float:
-    head = 2.0 * int(teacher.get_output_embeddings().weight.numel())
-    return float(block_flops(decoder_blocks(teacher), teacher.config, block_size)) + head
-
-
-def _labelling_flops(teacher: PreTrainedModel, labels: LabelManifest) -> float:
-    """FLOPs per token of `cocomix label`.
-
-    Attribution runs the whole teacher forward, and backward from the loss to the hooked block with respect to
-    activations alone, which costs what the forward pass of that part costs; the dictionary multiplies the hidden state
-    with its C directions, and with `activation: pre` the gradient too. Other selections stop at the hooked block.
-    """
-    blocks = nn.ModuleList(list(decoder_blocks(teacher))[: labels.layer + 1])
-    below = float(block_flops(blocks, teacher.config, labels.block_size))
-    dictionary = 2.0 * labels.num_concepts * int(teacher.config.hidden_size)
-    if labels.settings.selection != "attribution":
-        return below + dictionary
-    whole = _forward_flops(teacher, labels.block_size)
-    return whole + (whole - below) + dictionary * (2 if labels.settings.activation == "pre" else 1)
+    default = {"kind": "attribution", "activation": "latent", "gradient": "sequence", "sign": "loss"}
+    chosen = {name: labels.labels.get(name, value) for name, value in default.items()}
+    return " ".join(
+        f"{'selection' if name == 'kind' else name} {value}" for name, value in chosen.items() if value != default[name]
+    )

@@ -9,9 +9,7 @@ from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import prepare
 from cocomix.experiments.plan import Job, LoadedPlan
-from cocomix.labelling import LabelSettings
-from cocomix.labelling.fitting import fit_on_data
-from cocomix.labelling.pipeline import distill_data, label_data
+from cocomix.labelling import LabelSettings, distill_data, fit_on_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 
@@ -57,7 +55,8 @@ def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
         if isinstance(labels, Path) and not labels.exists():
             logger.info(f"labels: {labels.name}, first for {job.arm}")
             how = job.recipe.attribution or LabelSettings()
-            label_data(data, teacher, dictionary, labels, how, force=plan.dictionary.force)
+            config = how.config(teacher, dictionary)
+            label_data(data, config, labels, scores=how.score_dtype, force=plan.dictionary.force)
 
 
 def _claim(loaded: LoadedPlan) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cocomix.concepts import ConceptTeacher
-from cocomix.evaluation import Run
+from cocomix.evaluation import Run, run_labels
 from cocomix.evaluation.run_evaluation import open_run_data
-from cocomix.interpret.run_teacher import open_run_teacher, run_labels
+from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
 
@@ -57,6 +57,7 @@ def open_teacher_side(run: Run, teacher: str | None, dictionary: str | None) -> 
 def _refuse_download(run: Run) -> None:
     """Refuse a teacher that the recipe or the labels name but that is not on this machine."""
     source, store = load_recipe(run.path / "recipe.yaml").teacher, run_labels(run)
-    name = source.model if source is not None else None if store is None else store.manifest.teacher.name
+    made = {} if store is None else store.manifest.labels.get("teacher", {})
+    name = source.model if source is not None else made.get("model")
     if name is not None and not Path(name).exists():
         raise CoCoMixError(f"it is {name}, which is no folder here; give --teacher to load it.")

@@ -6,7 +6,7 @@ from cocomix.concepts import ConceptDictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.data import Tokens
 from cocomix.integrity.findings import Findings
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["check_data_source", "check_dictionary_source", "check_label_source", "check_teacher_source"]
@@ -52,5 +52,5 @@ def check_label_source(name: str, fingerprint: str, checklist: Findings) -> None
         checklist.skip("labels", f"{name} is not on this machine")
         return
     with checklist.check("labels", f"fingerprint of {name}", "label again"):
-        if ConceptLabelStore.open(name).manifest.fingerprint != fingerprint:
+        if Labels.open(name).manifest.fingerprint != fingerprint:
             raise CoCoMixError(f"{name} are no longer the labels this was made with; bring those back to compare.")

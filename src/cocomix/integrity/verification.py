@@ -10,9 +10,8 @@ from cocomix.artifacts.output import PLAN, read_json
 from cocomix.artifacts.remote import cache_folder, download_folder, url_of
 from cocomix.integrity.findings import Findings, Verification
 from cocomix.integrity.models import check_checkpoint, check_dictionary, check_run, check_unfinished_run
-from cocomix.integrity.shards import check_data, check_labels, check_probabilities, check_unfinished_shards
+from cocomix.integrity.shards import check_stored
 from cocomix.integrity.tables import check_atlas
-from cocomix.labelling.labels import read_label_manifest
 from cocomix.runtime.console import Reporter, SilentReporter
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.checkpoints import MARK
@@ -25,9 +24,11 @@ class _Kind(NamedTuple):
     check: Callable[[Path, Findings], None]
 
 
-_DATA = _Kind("prepared data", check_data)
-_LABELS = _Kind("concept labels", check_labels)
-_PROBABILITIES = _Kind("teacher probabilities", check_probabilities)
+_STORED = {
+    "tokens": _Kind("prepared data", check_stored),
+    "labels": _Kind("concept labels", check_stored),
+    "teacher_probabilities": _Kind("teacher probabilities", check_stored),
+}
 _RUN = _Kind("run", check_run)
 _BY_FILE = {
     "atlas.json": _Kind("concept atlas", check_atlas),
@@ -35,7 +36,7 @@ _BY_FILE = {
     "cfg.json": _Kind("dictionary", check_dictionary),
     MARK: _Kind("checkpoint", check_checkpoint),
     "checkpoints": _Kind("unfinished run", check_unfinished_run),
-    PLAN: _Kind("unfinished shards", check_unfinished_shards),
+    PLAN: _Kind("unfinished shards", check_stored),
     "trainer_state.json": _Kind("checkpoint", check_checkpoint),
 }
 
@@ -84,14 +85,10 @@ def _recognise(path: Path) -> tuple[_Kind, int]:
     if (path / "manifest.json").is_file():
         values = read_json(path / "manifest.json")
         found = values.get("kind") if isinstance(values, dict) else None
-        if found == "tokens":
-            return _DATA, int(values["version"])
+        if found in _STORED:
+            return _STORED[found], int(values["version"])
         if found == "run":
             return _RUN, _version(path / "manifest.json")
-        if found == "teacher_probabilities":
-            return _PROBABILITIES, _version(path / "manifest.json")
-        if found is None and isinstance(values, dict) and "dictionary" in values:
-            return _LABELS, read_label_manifest(path).format_version
     raise CoCoMixError(
         f"{path} is nothing that cocomix writes: it has neither manifest.json, fit.json, atlas.json nor checkpoints."
     )

@@ -167,17 +167,17 @@ def _concept_rows(record: RunRecord) -> Rows:
     """The teacher, its dictionary and the labels, as far as they are recorded; empty for a run without a teacher."""
     recipe, rows = record.recipe, []
     for labels in record.labels:
-        settings, counts = labels.settings, labels.statistics
+        made, counts, hashes = labels.labels, labels.statistics, labels.made_from
+        if "teacher" in made:
+            rows.append(("teacher", f"{public_name(made['teacher']['model'])}, block {made['teacher']['layer']}"))
+            rows.append(("fingerprint of the teacher", hashes["weights"]))
+        if "dictionary" in made:
+            rows.append(("dictionary", _dictionary_name(made["dictionary"]["path"], made["dictionary"]["sae_id"])))
+            rows.append(("fingerprint of the dictionary", hashes["dictionary"]))
+        others = {name: value for name, value in made.items() if name in ("activation", "gradient", "sign", "seed")}
+        how = ", ".join(f"{name}: {value}" for name, value in others.items())
         rows += [
-            ("teacher", f"{public_name(labels.teacher.name)}, block {labels.layer}"),
-            ("fingerprint of the teacher", labels.teacher.fingerprint),
-            ("dictionary", f"{public_name(labels.dictionary.name)} ({labels.dictionary.kind})"),
-            ("fingerprint of the dictionary", labels.dictionary.fingerprint),
-            (
-                "labels",
-                f"{settings.k} per token by {settings.selection} (activation: {settings.activation}, gradient: "
-                f"{settings.gradient}, sign: {settings.sign})",
-            ),
+            ("labels", f"{labels.k} per token by {made['kind']}" + (f" ({how})" if how else "")),
             ("labelled tokens", f"{counts.labelled_positions:,}, {counts.masked_positions:,} without a label"),
             ("concepts that occur", f"{counts.distinct_concepts:,} of {labels.num_concepts:,}"),
         ]
@@ -186,14 +186,16 @@ def _concept_rows(record: RunRecord) -> Rows:
         if recipe.teacher.revision is not None:
             rows.append(("revision of the teacher", recipe.teacher.revision))
     if not record.labels and recipe.dictionary is not None:
-        rows.append(
-            ("dictionary", " ".join(filter(None, (public_name(recipe.dictionary.path), recipe.dictionary.sae_id))))
-        )
+        rows.append(("dictionary", _dictionary_name(recipe.dictionary.path, recipe.dictionary.sae_id)))
     if not rows and recipe.has_concepts:
         rows.append(("teacher and dictionary", "their records were not where the run found them"))
     if recipe.distillation is not None:
         rows.append(("distillation", f"KL to the teacher's next token, weight {recipe.distillation.weight}"))
     return rows
+
+
+def _dictionary_name(path: str, sae_id: str | None) -> str:
+    return " ".join(filter(None, (public_name(path), sae_id)))
 
 
 def _results(record: RunRecord) -> str:

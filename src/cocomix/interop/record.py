@@ -8,7 +8,7 @@ from cocomix.artifacts.output import read_json
 from cocomix.data import Tokens, TokensManifest
 from cocomix.evaluation import EVALUATION_FILE, Downstream, Run
 from cocomix.evaluation.downstream import read_downstream
-from cocomix.labelling.labels import LabelManifest, read_label_manifest
+from cocomix.labelling import Labels, LabelsManifest
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import RunConfig, load_recipe
 
@@ -38,7 +38,7 @@ class RunRecord(NamedTuple):
     final: dict[str, float]
     versions: dict[str, str]
     data: tuple[TokensManifest, ...]
-    labels: tuple[LabelManifest, ...]
+    labels: tuple[LabelsManifest, ...]
     evaluation: dict[str, Any] | None
     downstream: Downstream | None
 
@@ -52,7 +52,7 @@ def read_record(run: Run) -> RunRecord:
     manifest = read_json(run.path / "manifest.json")
     recipe = load_recipe(run.path / "recipe.yaml")
     data = [_found(Tokens.open, path) for path in recipe.data_folders]
-    labels = [_found(read_label_manifest, path) for path in recipe.label_folders]
+    labels = [_found(Labels.open, path) for path in recipe.label_folders]
     evaluated = run.path / EVALUATION_FILE
     return RunRecord(
         run,
@@ -61,7 +61,7 @@ def read_record(run: Run) -> RunRecord:
         manifest["final"],
         manifest.get("versions", {}),
         tuple(opened.manifest for opened in data if opened is not None and _is_of(run, opened.manifest.fingerprint)),
-        tuple(found for found in labels if found is not None and _is_of(run, found.fingerprint)),
+        tuple(found.manifest for found in labels if found is not None and _is_of(run, found.fingerprint)),
         read_json(evaluated) if evaluated.is_file() else None,
         read_downstream(run.path),
     )

@@ -11,8 +11,7 @@ from cocomix.data import TRAIN, VALIDATION, DocumentBlocks, TokenBlocks, Tokens
 from cocomix.evaluation.inference import batches, count_blocks, inference
 from cocomix.interpret.atlas_cards import AtlasSettings
 from cocomix.interpret.atlas_tally import Tally
-from cocomix.labelling import ConceptLabelStore
-from cocomix.labelling.labels import LabelBlocks
+from cocomix.labelling import LabelBlocks, Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
@@ -33,9 +32,7 @@ class AtlasBlocks(Dataset[dict[str, torch.Tensor]]):
         CoCoMixError: the data holds no block, or the labels cover others.
     """
 
-    def __init__(
-        self, data: Tokens, labels: ConceptLabelStore | None, tokens: int, *, document_masks: bool = False
-    ) -> None:
+    def __init__(self, data: Tokens, labels: Labels | None, tokens: int, *, document_masks: bool = False) -> None:
         self.block_size = data.manifest.block_size
         self._parts: list[tuple[str, TokenBlocks | DocumentBlocks, LabelBlocks | None]] = []
         for split in (VALIDATION, TRAIN):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cocomix.data import TRAIN, Tokens
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["follower_scores"]
@@ -19,7 +19,7 @@ _COUNTED_TOKENS = 4_000_000
 _BLOCKS_AT_ONCE = 256
 
 
-def follower_scores(data: Tokens, labels: ConceptLabelStore, concepts: Sequence[int]) -> Tensor:
+def follower_scores(data: Tokens, labels: Labels, concepts: Sequence[int]) -> Tensor:
     """How much more often than elsewhere a token follows a label of each concept.
 
     log((n + 1) / (e + 1)) with n, how often the token follows the label in the training split (its first 4 million

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.data import Tokens
 from cocomix.evaluation import inference
 from cocomix.interpret.prompts import concept_model, encode, visible
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
@@ -130,7 +130,7 @@ def inspect_text(
 
 
 def describe_concepts(
-    store: ConceptLabelStore,
+    store: Labels,
     data: Tokens,
     concepts: Sequence[int],
     *,
@@ -158,8 +158,8 @@ def describe_concepts(
     Raises:
         CoCoMixError: the labels are not those of this data, or a concept does not exist.
     """
-    meta, known = data.manifest, store.manifest.num_concepts
-    store.check(data_fingerprint=meta.fingerprint, tokenizer_fingerprint=meta.tokenizer_fingerprint, num_concepts=known)
+    known = store.num_concepts
+    store.require_tokens(data)
     for concept in concepts:
         if not 0 <= concept < known:
             raise CoCoMixError(f"concept {concept} does not exist: the labels have concepts 0 to {known - 1}.")

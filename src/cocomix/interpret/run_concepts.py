@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cocomix.data import Tokens
-from cocomix.evaluation import Run
+from cocomix.evaluation import Run, run_labels
 from cocomix.interpret.inspection import ConceptDescription, describe_concepts
-from cocomix.labelling import ConceptLabelStore
 
 __all__ = ["describe_run_concepts"]
 
@@ -21,7 +20,7 @@ def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, Concep
     Returns:
         Descriptions by index; empty where the run's data or labels are no longer where it found them.
     """
-    labels = run.manifest.labels
-    if labels is None or not Path(labels.path).is_dir() or not Path(run.manifest.data.path).is_dir():
+    labels = run_labels(run)
+    if labels is None or not Path(run.manifest.data.path).is_dir():
         return {}
-    return describe_concepts(ConceptLabelStore.open(labels.path), Tokens.open(run.manifest.data.path), concepts)
+    return describe_concepts(labels, Tokens.open(run.manifest.data.path), concepts)

@@ -10,16 +10,16 @@ import torch
 from cocomix.artifacts.output import staged_directory
 from cocomix.concepts import ConceptTeacher
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, positions_of_rows
-from cocomix.evaluation import Run
+from cocomix.evaluation import Run, run_labels
 from cocomix.evaluation.run_evaluation import open_run_data
 from cocomix.interpret.followers import follower_scores
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.run_concepts import describe_run_concepts
-from cocomix.interpret.run_teacher import open_run_teacher, run_labels
+from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.steer_effects import SteerEvalSettings, check_measurable, measure_steering
 from cocomix.interpret.steer_report import SteerReport, write_steer_report
 from cocomix.interpret.survey import ConceptSurvey, choose_concepts, survey_concepts
-from cocomix.labelling import ConceptLabelStore
+from cocomix.labelling import Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
@@ -116,7 +116,7 @@ def _survey(
     return survey_concepts(student, teacher, input_ids, window=window, position_ids=positions)
 
 
-def _frequency(survey: ConceptSurvey, store: ConceptLabelStore | None, rows: Sequence[int]) -> torch.Tensor:
+def _frequency(survey: ConceptSurvey, store: Labels | None, rows: Sequence[int]) -> torch.Tensor:
     """How many of the blocks' tokens each concept labels; without labels, at how many it is mixed in. [n_concepts]"""
     if store is None:
         return survey.mixed
@@ -125,10 +125,10 @@ def _frequency(survey: ConceptSurvey, store: ConceptLabelStore | None, rows: Seq
     return torch.bincount(labels[labels >= 0], minlength=len(survey.mixed))
 
 
-def _labels(run: Run, data: Tokens) -> ConceptLabelStore | None:
+def _labels(run: Run, data: Tokens) -> Labels | None:
     """The run's labels, if they are still there and belong to the data."""
     store = run_labels(run)
-    return store if store is not None and store.manifest.data_fingerprint == data.manifest.fingerprint else None
+    return store if store is not None and store.manifest.made_from["tokens"] == data.manifest.fingerprint else None
 
 
 def _prompts(blocks: TokenBlocks, settings: SteerEvalSettings) -> torch.Tensor:

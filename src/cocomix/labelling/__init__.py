@@ -1,24 +1,67 @@
-"""Stored labels: concept labels and teacher probabilities of prepared data, made shard by shard."""
+"""Labelling: concept labels and teacher probabilities of token blocks, computed shard by shard.
 
-from cocomix.labelling.finishing import finish_labels
-from cocomix.labelling.labels import ConceptLabelStore, LabelManifest, LabelSettings
-from cocomix.labelling.mixed_labels import MixedLabels
-from cocomix.labelling.mixed_probabilities import MixedProbabilities
-from cocomix.labelling.probabilities import TeacherProbabilities, write_probabilities
-from cocomix.labelling.ray_engine import RaySettings
-from cocomix.labelling.sharing import ShardPart
-from cocomix.labelling.writing import write_labels
+The names are imported when they are first used, so that a finished folder is recognised without PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cocomix.labelling.executors import Inline, Processes, SlurmArray
+    from cocomix.labelling.fitting import fit_on_data
+    from cocomix.labelling.label_settings import LabelSettings
+    from cocomix.labelling.make_labels import distill_data, label_data
+    from cocomix.labelling.map_shards import Executor
+    from cocomix.labelling.opening import OpenedLabeller, open_decoder, open_labeller
+    from cocomix.labelling.ray_executor import RayExecutor
+    from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
+    from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest, Scores
+    from cocomix.labelling.stored_probabilities import ProbabilityDtype, TeacherProbabilities
+    from cocomix.labelling.storing import Job, finish, recognised
 
 __all__ = [
-    "ConceptLabelStore",
-    "LabelManifest",
+    "Concatenated",
+    "Executor",
+    "Inline",
+    "Job",
+    "LabelBlocks",
     "LabelSettings",
-    "MixedLabels",
-    "MixedProbabilities",
-    "RaySettings",
-    "ShardPart",
+    "Labels",
+    "LabelsManifest",
+    "OpenedLabeller",
+    "ProbabilityDtype",
+    "Processes",
+    "RayExecutor",
+    "Scores",
+    "SlurmArray",
+    "StoredArrays",
     "TeacherProbabilities",
-    "finish_labels",
-    "write_labels",
-    "write_probabilities",
+    "distill_data",
+    "finish",
+    "fit_on_data",
+    "label_data",
+    "open_decoder",
+    "open_labeller",
+    "recognised",
 ]
+
+_MODULES = {
+    "executors": ("Inline", "Processes", "SlurmArray"),
+    "fitting": ("fit_on_data",),
+    "label_settings": ("LabelSettings",),
+    "make_labels": ("distill_data", "label_data"),
+    "map_shards": ("Executor",),
+    "opening": ("OpenedLabeller", "open_decoder", "open_labeller"),
+    "ray_executor": ("RayExecutor",),
+    "stored_arrays": ("Concatenated", "StoredArrays"),
+    "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest", "Scores"),
+    "stored_probabilities": ("ProbabilityDtype", "TeacherProbabilities"),
+    "storing": ("Job", "finish", "recognised"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

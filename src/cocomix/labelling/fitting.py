@@ -15,7 +15,7 @@ from cocomix.concepts import (
     load_teacher,
 )
 from cocomix.data import TRAIN, VALIDATION, Tokens
-from cocomix.labelling.pipeline import check_data_tokenizer
+from cocomix.labelling.opening import check_data_tokenizer
 from cocomix.runtime.device import default_device
 
 __all__ = ["fit_on_data"]

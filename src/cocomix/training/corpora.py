@@ -1,17 +1,17 @@
 """The data and labels a recipe names: of one corpus, of a mixture, or of a stream."""
 
 from pathlib import Path
-from typing import Any
 
 from cocomix.data import TRAIN, MixedData, StreamedData, Tokens, tokenizer_fingerprint
-from cocomix.labelling import ConceptLabelStore, LabelSettings, MixedLabels
+from cocomix.labelling import Concatenated, Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder
 from cocomix.training.recipe import MixtureConfig, RunConfig, StreamConfig
 
-__all__ = ["Labels", "labels_to_match", "mixture_order", "open_data", "open_labels"]
+__all__ = ["StoredLabels", "labels_to_match", "mixture_order", "open_data", "open_labels"]
 
-Labels = ConceptLabelStore | MixedLabels
+StoredLabels = Concatenated[Labels]
+"""Labels of one corpus, or of every corpus of a mixture."""
 
 
 def open_data(recipe: RunConfig) -> Tokens:
@@ -54,50 +54,44 @@ def mixture_order(data: Tokens, seed: int) -> MixtureOrder | None:
     return order
 
 
-def open_labels(recipe: RunConfig, data: Tokens) -> Labels | None:
+def open_labels(recipe: RunConfig, data: Tokens) -> StoredLabels | None:
     """The labels that a recipe's model learns from, where it learns from stored ones.
 
     Raises:
         CoCoMixError: they are of other data, or made otherwise than the recipe says.
     """
-    if not recipe.has_concepts:
+    if not recipe.has_concepts or not recipe.label_folders:
         return None
-    if isinstance(data, MixedData):
-        paths = recipe.label_folders
-        stores = [_of_data(recipe, path, part) for path, part in zip(paths, data.parts, strict=True)] if paths else []
-        return MixedLabels(stores) if stores else None
-    return _of_data(recipe, recipe.labels, data) if isinstance(recipe.labels, Path) else None
+    corpora = data.parts if isinstance(data, MixedData) else (data,)
+    paths = zip(recipe.label_folders, corpora, strict=True)
+    return Concatenated([_of_data(recipe, path, part) for path, part in paths])
 
 
-def labels_to_match(recipe: RunConfig) -> ConceptLabelStore | None:
+def labels_to_match(recipe: RunConfig) -> Labels | None:
     """The labels that tell a matched baseline the number of concepts, where the recipe does not."""
     folders = recipe.label_folders
     if recipe.baseline is None or not folders or recipe.model.num_concepts is not None:
         return None
-    return ConceptLabelStore.open(folders[0])
+    return Labels.open(folders[0])
 
 
-def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> ConceptLabelStore:
-    labels = ConceptLabelStore.open(path)
+def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> Labels:
+    labels = Labels.open(path)
     for split in labels.manifest.splits:
         labels.split(split).fetch()
-    labels.check(data.manifest.fingerprint, data.manifest.tokenizer_fingerprint, labels.manifest.num_concepts)
-    made_with = labels.manifest
-    for section, wanted, found in (
-        ("teacher.model", recipe.teacher and recipe.teacher.model, made_with.teacher.name),
-        ("teacher.layer", recipe.teacher and recipe.teacher.layer, made_with.layer),
-        ("dictionary.path", recipe.dictionary and recipe.dictionary.name, made_with.dictionary.name),
-        *_attribution_fields(recipe, made_with.settings),
+    labels.require_tokens(data)
+    made = labels.manifest.labels
+    wanted = {} if recipe.attribution is None else recipe.attribution.chosen
+    for section, asked, found in (
+        ("teacher.model", recipe.teacher and recipe.teacher.model, made.get("teacher", {}).get("model")),
+        ("teacher.layer", recipe.teacher and recipe.teacher.layer, made.get("teacher", {}).get("layer")),
+        ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made.get("dictionary", {}).get("path")),
+        ("dictionary.sae_id", recipe.dictionary and recipe.dictionary.sae_id, made.get("dictionary", {}).get("sae_id")),
+        *((f"attribution.{name}", value, made.get(name)) for name, value in wanted.items()),
     ):
-        if wanted is not None and wanted != found:
+        if asked is not None and asked != found:
             raise CoCoMixError(
-                f"the recipe's {section} is {wanted!r} but the labels in {path} were made with {found!r}; "
+                f"the recipe's {section} is {asked!r} but the labels in {path} were made with {found!r}; "
                 "make new labels or correct the recipe."
             )
     return labels
-
-
-def _attribution_fields(recipe: RunConfig, found: LabelSettings) -> list[tuple[str, Any, Any]]:
-    """Name, wanted and found value of every label setting the recipe has."""
-    wanted = {} if recipe.attribution is None else recipe.attribution.model_dump()
-    return [(f"attribution.{name}", value, getattr(found, name)) for name, value in wanted.items()]

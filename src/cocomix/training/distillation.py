@@ -22,8 +22,7 @@ from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.data import MixedData, Tokens
-from cocomix.labelling import MixedProbabilities, TeacherProbabilities
-from cocomix.labelling.pipeline import open_decoder
+from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
 from cocomix.model.distillation_head import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
@@ -101,7 +100,7 @@ class Teaching:
 
     lessons: Mapping[str, Callable[[Batch], Any]] = field(default_factory=dict)
     weight: float = 0.0
-    stored: TeacherProbabilities | MixedProbabilities | None = None
+    stored: Concatenated[TeacherProbabilities] | None = None
     hidden_size: int | None = None
     flops_per_token: float = 0.0
     reference: dict[str, Any] | None = None
@@ -109,9 +108,7 @@ class Teaching:
     @property
     def stores(self) -> tuple[TeacherProbabilities, ...]:
         """The folders of `stored`."""
-        if isinstance(self.stored, MixedProbabilities):
-            return self.stored.parts
-        return () if self.stored is None else (self.stored,)
+        return () if self.stored is None else self.stored.parts
 
     def told(self, objective: Objective) -> Objective:
         """The objective with the teacher's part in it."""
@@ -136,7 +133,7 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
     stored, reference, flops = None, {}, 0.0
     if distillation is not None and recipe.target_folders:
         stored = _open_stored(recipe, data)
-        complete = stored.complete
+        complete = stored.first.complete
         lessons["teacher_targets"] = lambda batch: TopTargets(
             batch["teacher_ids"], batch["teacher_log_probs"], complete
         )
@@ -163,17 +160,17 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
     )
 
 
-def _open_stored(recipe: RunConfig, data: Tokens) -> TeacherProbabilities | MixedProbabilities:
+def _open_stored(recipe: RunConfig, data: Tokens) -> Concatenated[TeacherProbabilities]:
     """The distributions of one corpus, or of every corpus of a mixture."""
     corpora = data.parts if isinstance(data, MixedData) else (data,)
     stores = [_of_corpus(recipe, path, part) for path, part in zip(recipe.target_folders, corpora, strict=True)]
-    return MixedProbabilities(stores) if isinstance(data, MixedData) else stores[0]
+    return Concatenated(stores)
 
 
 def _of_corpus(recipe: RunConfig, path: Path | str, data: Tokens) -> TeacherProbabilities:
     stored = TeacherProbabilities.open(path)
-    stored.check(data.manifest.fingerprint, data.manifest.tokenizer_fingerprint)
-    wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher.name
+    stored.require_tokens(data)
+    wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher
     if wanted is not None and wanted != found:
         raise CoCoMixError(
             f"the recipe's teacher.model is {wanted!r} but the probabilities in {path} are of {found!r}; distill again "

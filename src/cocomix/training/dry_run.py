@@ -8,12 +8,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from cocomix.data import Tokens
+from cocomix.labelling import Labels
 from cocomix.model import Accounting, account
 from cocomix.model.accounting import build_model
 from cocomix.model.memory import STATE_BYTES, activation_bytes
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
-from cocomix.training.corpora import Labels
 from cocomix.training.online import OnlineLabels
 from cocomix.training.pretrained import check_pretrained
 from cocomix.training.recipe import RunConfig

@@ -10,9 +10,9 @@ from cocomix.concepts import ConceptDictionary, Dictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import Tokens
-from cocomix.labelling import ConceptLabelStore, MixedLabels
+from cocomix.labelling import Labels, StoredArrays
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.corpora import Labels
+from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
@@ -23,7 +23,7 @@ INPUTS = "inputs.json"
 """In the folder of an unfinished run: fingerprints of what it was begun with."""
 
 
-def check_sources(recipe: RunConfig, labels: Labels | None, teaching: Teaching) -> None:
+def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teaching) -> None:
     """Refuse stored labels and probabilities of another teacher or dictionary than the recipe's.
 
     What the recipe does not name is not looked for, and neither is what is not on this machine: a model on the hub is
@@ -38,14 +38,14 @@ def check_sources(recipe: RunConfig, labels: Labels | None, teaching: Teaching) 
     Raises:
         CoCoMixError: naming what differs.
     """
-    stores = labels.parts if isinstance(labels, MixedLabels) else () if labels is None else (labels,)
-    made = [(store.path, store.manifest.teacher.fingerprint) for store in stores]
-    made += [(stored.path, stored.manifest.teacher.fingerprint) for stored in teaching.stores]
+    stores = () if labels is None else labels.parts
+    every: list[StoredArrays[Any]] = [*stores, *teaching.stores]
+    made = [(store.path, store.manifest.made_from.get("weights")) for store in every]
     teacher = None
     if recipe.teacher is not None and made:
         teacher = (teaching.reference or {}).get("teacher") or _teacher_here(recipe.teacher)
     for path, fingerprint in made:
-        if teacher not in (None, fingerprint):
+        if None not in (teacher, fingerprint) and teacher != fingerprint:
             assert recipe.teacher is not None
             raise CoCoMixError(
                 f"{path} was made with other weights than the recipe's teacher.model {recipe.teacher.model} has now; "
@@ -77,7 +77,9 @@ def check_inputs(folder: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def inputs_of(data: Tokens, labels: Labels | None, online: OnlineLabels | None, teaching: Teaching) -> dict[str, Any]:
+def inputs_of(
+    data: Tokens, labels: StoredLabels | None, online: OnlineLabels | None, teaching: Teaching
+) -> dict[str, Any]:
     """Fingerprints of what a run reads, for `check_inputs`: changed ones would make it another run half-way."""
     return {
         "data": data.manifest.fingerprint,
@@ -87,10 +89,10 @@ def inputs_of(data: Tokens, labels: Labels | None, online: OnlineLabels | None, 
     }
 
 
-def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[ConceptLabelStore]) -> None:
+def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:
     here = _dictionary_here(dictionary)
     for store in stores:
-        recorded = store.manifest.dictionary.fingerprint
+        recorded = store.manifest.made_from.get("dictionary")
         for wanted, what in ((dictionary.fingerprint, "dictionary.fingerprint"), (here, "dictionary.path")):
             if wanted not in (None, recorded):
                 raise CoCoMixError(

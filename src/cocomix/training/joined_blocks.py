@@ -7,8 +7,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from cocomix.data import DocumentBlocks, MixedData, Tokens
-from cocomix.labelling import MixedProbabilities, TeacherProbabilities
-from cocomix.training.corpora import Labels
+from cocomix.labelling import Concatenated
 from cocomix.training.recipe import RunConfig
 
 __all__ = ["JoinedBlocks", "documents_apart", "joined_blocks"]
@@ -39,7 +38,7 @@ def documents_apart(recipe: RunConfig, data: Tokens, blocks: Dataset[Any]) -> Da
 def joined_blocks(
     recipe: RunConfig,
     data: Tokens,
-    beside: Iterable[Labels | TeacherProbabilities | MixedProbabilities | None],
+    beside: Iterable[Concatenated[Any] | None],
     name: str,
     limit: int | None,
 ) -> Dataset[Any]:

@@ -12,7 +12,7 @@ from cocomix.artifacts.remote import shown
 from cocomix.data import MixedData, StreamedData, Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
-from cocomix.training.corpora import Labels
+from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
 from cocomix.training.dry_run import Plan
 from cocomix.training.order import MixtureOrder
@@ -30,7 +30,7 @@ def run_manifest(
     folder: Path,
     plan: Plan,
     data: Tokens,
-    labels: Labels | None,
+    labels: StoredLabels | None,
     teaching: Teaching,
     trainer: CoCoMixTrainer,
     final: dict[str, float],
@@ -145,7 +145,7 @@ def _pretrained(recipe: RunConfig) -> dict[str, str | None] | None:
     return {"model": recipe.model.pretrained, "revision": recipe.model.revision}
 
 
-def _labels(recipe: RunConfig, labels: Labels) -> dict[str, str]:
+def _labels(recipe: RunConfig, labels: StoredLabels) -> dict[str, str]:
     return {"path": " + ".join(map(shown, recipe.label_folders)), "fingerprint": labels.fingerprint}
 
 

@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cocomix.artifacts.output import fingerprint_json
-from cocomix.concepts import ConceptTeacher, drop_without_target
+from cocomix.concepts import ConceptTeacher, TeacherLabeller, drop_without_target
 from cocomix.data import Tokens
-from cocomix.labelling import LabelSettings
-from cocomix.labelling.pipeline import open_teacher
-from cocomix.labelling.writing import labels_identity
+from cocomix.labelling import LabelSettings, open_labeller
 from cocomix.runtime.console import progress
 from cocomix.training.recipe import RunConfig
 
@@ -110,18 +108,13 @@ class OnlineLabels:
 
     def reference(self, data: Tokens) -> dict[str, str]:
         """Fingerprints for the run's manifest: of the labels, of the teacher and of its dictionary."""
-        identity = labels_identity(
-            self.teacher,
-            self.settings,
-            data_fingerprint=data.manifest.fingerprint,
-            tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
-            block_size=data.manifest.block_size,
-        )
-        return {
-            "fingerprint": fingerprint_json(identity),
-            "teacher": identity["teacher"],
-            "dictionary": identity["dictionary"],
+        made = {
+            name: value
+            for name, value in self.labeller.fingerprint().items()
+            if name not in ("configuration", "versions")
         }
+        fingerprint = fingerprint_json({"tokens": data.manifest.fingerprint, "k": self.settings.k, **made})
+        return {"fingerprint": fingerprint, "teacher": made["weights"], "dictionary": made["dictionary"]}
 
     def _add(self, batch: Mapping[str, Tensor]) -> Batch:
         labels = self.label(batch["input_ids"], batch.get("attention_mask"))
@@ -166,10 +159,11 @@ def open_online_labels(recipe: RunConfig, data: Tokens, device: torch.device) ->
     """Load and try a recipe's teacher and dictionary.
 
     Raises:
-        CoCoMixError: as `open_teacher`.
+        CoCoMixError: as `open_labeller`.
     """
     assert recipe.teacher is not None  # the recipe was refused otherwise
     assert recipe.dictionary is not None
     settings = recipe.attribution or LabelSettings()
-    opened = open_teacher(data, recipe.teacher, recipe.dictionary, settings, device=device)
-    return OnlineLabels(opened.teacher, settings)
+    labeller = open_labeller(data, settings.config(recipe.teacher, recipe.dictionary), device=device).labeller
+    assert isinstance(labeller, TeacherLabeller)
+    return OnlineLabels(labeller.teacher, settings)

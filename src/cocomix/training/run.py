@@ -18,13 +18,14 @@ from transformers.trainer_callback import PrinterCallback
 from cocomix.artifacts.output import explained_full_disk, partial_path, staged_directory, write_json
 from cocomix.artifacts.remote import is_there, shown
 from cocomix.data import StreamedData, Tokens
+from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
-from cocomix.training.corpora import Labels, labels_to_match, mixture_order, open_data, open_labels
+from cocomix.training.corpora import labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.dry_run import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.input_checks import INPUTS, check_inputs, check_sources, inputs_of
@@ -58,7 +59,8 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     data = open_data(recipe) if all(map(is_there, recipe.data_folders)) else None
     labels: Labels | None = None
     if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
-        labels = open_labels(recipe, data) or labels_to_match(recipe)
+        stored = open_labels(recipe, data)
+        labels = stored.first if stored else labels_to_match(recipe)
     plan = plan_run(recipe, data, labels)
     return {**describe_plan(recipe, plan), **describe_memory(recipe, plan)}
 
@@ -98,7 +100,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
-    plan = plan_run(recipe, data, online or labels or labels_to_match(recipe), teaching.hidden_size)
+    labelled = labels.first if labels else labels_to_match(recipe)
+    plan = plan_run(recipe, data, online or labelled, teaching.hidden_size)
     with _staged(output, arguments) as folder, signed_in(folder) if first else nullcontext():
         if first:
             check_inputs(folder, inputs_of(data, labels, online, teaching))

@@ -1,0 +1,287 @@
+"""The two functions that are computed of every shard of tokens: concept labels, and a teacher's distributions."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cocomix.artifacts import partial_path
+from cocomix.concepts import (
+    ConceptLabeller,
+    FittedLabeller,
+    LabellerConfig,
+    TeacherConfig,
+    build_labeller,
+    load_teacher,
+)
+from cocomix.concepts.decoder import FrozenDecoder
+from cocomix.concepts.fingerprints import model_fingerprint, package_versions
+from cocomix.data import Tokens
+from cocomix.labelling.map_shards import Arrays
+from cocomix.labelling.opening import open_decoder, open_labeller
+from cocomix.labelling.stored_arrays import Layout
+from cocomix.labelling.stored_labels import TABLES, Labels, Scores, encode_labels, label_layouts
+from cocomix.labelling.stored_probabilities import (
+    ProbabilityDtype,
+    TeacherProbabilities,
+    probability_layouts,
+    top_probabilities,
+)
+from cocomix.labelling.storing import Job, made, store
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["distill_data", "label_data"]
+
+_DISTILL_ALGORITHM = "1"
+"""Raised whenever the same teacher and settings would give other distributions than before."""
+
+
+def label_data(
+    data: Path | str,
+    config: LabellerConfig,
+    output: Path,
+    *,
+    scores: Scores = "float16",
+    force: bool = False,
+    job: Job | None = None,
+) -> Labels | None:
+    """Label every token of a data set with concepts (`cocomix label`), or those of one job's part of its shards.
+
+    Args:
+        data: folder written by `cocomix prepare`.
+        config: settings of the labeller.
+        output: folder to write.
+        scores: type in which scores are kept; `none` halves the room on the disk.
+        force: go on with a dictionary or a dtype that `open_labeller` would refuse.
+        job: how the work is done.
+
+    Returns:
+        The labels; None while shards are left to other jobs.
+
+    Raises:
+        CoCoMixError: as `open_labeller` and `store`.
+    """
+    job, tokens = job or Job(), Tokens.open(data)
+    block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
+    labels = config.model_dump(mode="json")
+    identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
+    if (whole := made(Labels, output, identity)) is not None:
+        return whole
+    begun = partial_path(output) / TABLES
+    labeller, agreement = open_labeller(
+        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force
+    )
+    fingerprint, count = labeller.fingerprint(), labeller.num_concepts
+    tables = labeller.tables() if isinstance(labeller, FittedLabeller) else {}
+    made_with = {name: value for name, value in fingerprint.items() if name not in (*labels, "configuration")}
+    made_with["code"] = _code_version()
+    function = _LabelFunction(
+        label_layouts(block_size, config.k, count, scores),
+        block_size,
+        batch,
+        made_with,
+        labeller,
+        config,
+        tokens.manifest.bos_token_id,
+        tables,
+    )
+    about = {
+        "made_from": _made_from(tokens, fingerprint),
+        "labels": labels,
+        "labeller": fingerprint,
+        "num_concepts": count,
+        "scores": scores,
+        "agreement_with_float32": agreement,
+        "flops_per_token": labeller.flops_per_token(block_size),
+    }
+    files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
+    return store(Labels, output, tokens, function, {**identity, "made_with": made_with}, about, job, files)
+
+
+def distill_data(
+    data: Path | str,
+    teacher: TeacherConfig,
+    output: Path,
+    *,
+    top_k: int,
+    dtype: ProbabilityDtype = "float32",
+    job: Job | None = None,
+) -> TeacherProbabilities | None:
+    """Store a teacher's next-token distributions on a data set (`cocomix distill`), or on one job's part of its shards.
+
+    Args:
+        data: folder written by `cocomix prepare` with the teacher's tokenizer.
+        teacher: the language model; its layer plays no part.
+        output: folder to write.
+        top_k: probabilities kept per position; with the size of the vocabulary, the whole distribution.
+        dtype: what the teacher runs in.
+        job: how the work is done.
+
+    Returns:
+        The distributions; None while shards are left to other jobs.
+
+    Raises:
+        CoCoMixError: `top_k` is out of range; as `open_decoder` and `store`.
+    """
+    job, tokens = job or Job(), Tokens.open(data)
+    vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
+    if not 1 <= top_k <= vocab_size:
+        raise CoCoMixError(f"top_k={top_k} must be between 1 and the {vocab_size} tokens of the vocabulary.")
+    batch, source = job.batch(block_size), teacher.model_dump(mode="json", exclude={"layer"})
+    identity = {
+        "tokens": tokens.manifest.fingerprint,
+        "teacher": source,
+        "top_k": top_k,
+        "dtype": dtype,
+        "blocks_per_batch": batch,
+    }
+    if (whole := made(TeacherProbabilities, output, identity)) is not None:
+        return whole
+    decoder = open_decoder(tokens, teacher.model_copy(update={"layer": 0}))
+    fingerprint = _decoder_fingerprint(decoder)
+    made_with = {**fingerprint, "code": _code_version()}
+    layouts = probability_layouts(block_size, top_k, vocab_size)
+    function = _DistillFunction(layouts, block_size, batch, made_with, decoder, teacher, top_k, vocab_size, dtype)
+    about = {
+        "made_from": _made_from(tokens, fingerprint),
+        "teacher": teacher.model,
+        "vocab_size": vocab_size,
+        "top_k": top_k,
+        "dtype": dtype,
+        "flops_per_token": decoder.flops_per_token(block_size, up_to="head"),
+    }
+    return store(TeacherProbabilities, output, tokens, function, {**identity, "made_with": made_with}, about, job)
+
+
+@dataclass
+class _BlockFunction(ABC):
+    """A function of token blocks that needs a model; see `cocomix.labelling.map_shards.ShardFunction`.
+
+    Attributes:
+        layouts: of the arrays it returns.
+        block_size: tokens per block.
+        batch: blocks of a forward pass.
+        made_with: fingerprints that the model must have wherever it is loaded.
+        model: if it is loaded; it does not travel to workers.
+    """
+
+    verb: ClassVar[str]
+
+    layouts: Mapping[str, Layout]
+    block_size: int
+    batch: int
+    made_with: Mapping[str, str]
+    model: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "model": None}
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.layouts)
+
+    def setup(self, device: torch.device) -> None:
+        if self.model is not None:
+            return
+        self.model = self.load(device)
+        found = {**self.fingerprint(), "code": _code_version()}
+        differing = [name for name, value in self.made_with.items() if found.get(name) != value]
+        if differing:
+            raise CoCoMixError(
+                f"a worker finds another {', '.join(differing)} than the process that started it; bring all nodes to "
+                "the same versions and files."
+            )
+
+    def __call__(self, tokens: NDArray[Any]) -> Arrays:
+        rows = torch.from_numpy(tokens.astype(np.int64))
+        batches = [self.arrays(batch) for batch in torch.split(rows, self.batch)]
+        return {name: np.concatenate([arrays[name] for arrays in batches]) for name in self.layouts}
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Any:
+        """Load the model."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """Of the loaded model."""
+
+    @abstractmethod
+    def arrays(self, input_ids: Tensor) -> Arrays:
+        """The arrays of one batch, int64 [batch, block_size]."""
+
+
+@dataclass
+class _LabelFunction(_BlockFunction):
+    """Concept labels."""
+
+    verb = "label"
+
+    config: LabellerConfig
+    bos_token_id: int | None
+    tables: Mapping[str, Tensor]
+
+    def load(self, device: torch.device) -> ConceptLabeller:
+        return build_labeller(self.config, device=device, bos_token_id=self.bos_token_id, tables=self.tables)
+
+    def fingerprint(self) -> dict[str, str]:
+        found: dict[str, str] = self.model.fingerprint()
+        return found
+
+    def arrays(self, input_ids: Tensor) -> Arrays:
+        return encode_labels(self.model.label(input_ids, k=self.config.k), self.layouts)
+
+
+@dataclass
+class _DistillFunction(_BlockFunction):
+    """A teacher's likeliest next tokens."""
+
+    verb = "distill"
+
+    teacher: TeacherConfig
+    top_k: int
+    vocab_size: int
+    dtype: ProbabilityDtype
+
+    def load(self, device: torch.device) -> FrozenDecoder:
+        return FrozenDecoder(load_teacher(self.teacher.model, revision=self.teacher.revision, device=device), 0)
+
+    def fingerprint(self) -> dict[str, str]:
+        return _decoder_fingerprint(self.model)
+
+    def arrays(self, input_ids: Tensor) -> Arrays:
+        found = top_probabilities(self.model, input_ids, self.top_k, self.vocab_size, self.dtype)
+        arrays = zip(self.layouts.items(), found, strict=True)
+        return {name: tensor.numpy().astype(layout.dtype) for (name, layout), tensor in arrays}
+
+
+def _decoder_fingerprint(decoder: FrozenDecoder) -> dict[str, str]:
+    return {
+        "weights": model_fingerprint(decoder.model),
+        "algorithm": _DISTILL_ALGORITHM,
+        "versions": package_versions(),
+    }
+
+
+def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """Hashes of what something was made from, by role."""
+    models = {role: fingerprint[role] for role in ("weights", "dictionary", "table") if role in fingerprint}
+    return {"tokens": tokens.manifest.fingerprint, "tokenizer": tokens.manifest.tokenizer_fingerprint, **models}
+
+
+@cache
+def _code_version() -> str:
+    """A hash of the source that computes: an unfinished folder must not be gone on with by another version of it."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(path for room in ("concepts", "labelling") for path in (package / room).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

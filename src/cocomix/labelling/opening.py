@@ -1,0 +1,122 @@
+"""Teachers and labellers, loaded for a data set and tried on it."""
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.concepts import (
+    SAMPLE_TOKENS,
+    ConceptLabeller,
+    FittedLabeller,
+    LabellerConfig,
+    TeacherConfig,
+    TeacherLabeller,
+    TeacherLabellerConfig,
+    build_labeller,
+    check_labeller,
+    check_tokenizer,
+    first_blocks,
+    load_teacher,
+)
+from cocomix.concepts.decoder import FrozenDecoder
+from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, tokenizer_fingerprint
+from cocomix.runtime.device import default_device
+from cocomix.runtime.hub import NoTokenizer, load_tokenizer
+
+__all__ = ["OpenedLabeller", "check_data_tokenizer", "open_decoder", "open_labeller"]
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE_BATCH = 4096  # tokens of a batch of the sample that a labeller learns from
+
+
+class OpenedLabeller(NamedTuple):
+    """A labeller that was tried on the data.
+
+    Attributes:
+        labeller: ready to label.
+        agreement: share of positions with the labels of the same teacher in float32; None where it runs in float32, or
+            there is none.
+    """
+
+    labeller: ConceptLabeller
+    agreement: float | None
+
+
+def open_labeller(
+    tokens: Tokens,
+    config: LabellerConfig,
+    *,
+    device: torch.device | None = None,
+    tables: dict[str, Tensor] | None = None,
+    force: bool = False,
+) -> OpenedLabeller:
+    """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
+
+    Args:
+        tokens: the data set.
+        config: settings of the labeller.
+        device: where to put its models; the best one by default.
+        tables: what its first pass learned before.
+        force: warn where it would refuse.
+
+    Raises:
+        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; or as `check_labeller`.
+    """
+    labeller = build_labeller(
+        config, device=device or default_device(), bos_token_id=tokens.manifest.bos_token_id, tables=tables
+    )
+    if isinstance(labeller, TeacherLabeller) and isinstance(config, TeacherLabellerConfig):
+        check_data_tokenizer(labeller.teacher.decoder.model, config.teacher, tokens)
+    if isinstance(labeller, FittedLabeller) and not labeller.tables():
+        labeller = labeller.fit(_sample(tokens.split(TRAIN), labeller.sample_tokens))
+    sample = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS)
+    has_bos = tokens.tokenizer().bos_token_id is not None
+    check = check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
+    return OpenedLabeller(labeller, check.agreement)
+
+
+def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
+    """Load a teacher without a dictionary.
+
+    Args:
+        tokens: prepared with the teacher's tokenizer.
+        teacher: the language model, and the block whose output is read.
+        device: where to put it; the best one by default.
+
+    Raises:
+        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.
+    """
+    model = load_teacher(teacher.model, revision=teacher.revision, device=device or default_device())
+    check_data_tokenizer(model, teacher, tokens)
+    return FrozenDecoder(model, teacher.layer)
+
+
+def _sample(blocks: TokenBlocks, tokens: int) -> Iterator[Tensor]:
+    """About so many tokens from the beginning of a split, in batches [batch, block_size]."""
+    size, count = max(1, _SAMPLE_BATCH // blocks.block_size), min(len(blocks), max(1, tokens // blocks.block_size))
+    logger.info("learning from the first %d tokens", count * blocks.block_size)
+    for start in range(0, count, size):
+        yield torch.from_numpy(blocks.rows(start, min(start + size, count)).astype("int64"))
+
+
+def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, tokens: Tokens) -> None:
+    """Refuse a teacher that reads another tokenizer than the data's."""
+    check_tokenizer(
+        int(model.get_input_embeddings().weight.shape[0]),
+        tokenizer_fingerprint=tokens.manifest.tokenizer_fingerprint,
+        vocab_size=tokens.manifest.vocab_size,
+        teacher_tokenizer_fingerprint=_tokenizer_of(teacher),
+    )
+
+
+def _tokenizer_of(teacher: TeacherConfig) -> str | None:
+    """Fingerprint of the tokenizer that comes with a teacher; None where none does."""
+    try:
+        return tokenizer_fingerprint(load_tokenizer(teacher.model, teacher.revision))
+    except NoTokenizer:
+        return None

@@ -1,0 +1,230 @@
+"""Concept labels on disk, beside the tokens they belong to (see `cocomix.labelling.stored_arrays`).
+
+    LABELS/
+      manifest.json             `LabelsManifest`
+      train-00000.ids.npy       [blocks, block_size, k] uint16 (up to 65,536 concepts) or uint32: best first
+      train-00000.counts.npy    [blocks, block_size] uint8: labels of the position; the places after them hold 0
+      train-00000.scores.npy    [blocks, block_size, k] float16 or float32, if scores are kept
+
+Scores are what the labeller ranks by; for attribution, gradients of the *summed* next-token loss (nats) times the
+activation, so that they do not depend on how blocks were batched. In memory, places without a label hold `IGNORE`.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from cocomix.artifacts import Findings
+from cocomix.labelling.map_shards import Arrays
+from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest, id_dtype
+from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cocomix.concepts import ConceptLabels, LabellerConfig
+
+__all__ = ["LabelBlocks", "LabelStatistics", "Labels", "LabelsManifest", "Scores", "encode_labels", "label_layouts"]
+
+Scores = Literal["none", "float16", "float32"]
+IGNORE = -100  # of `cocomix.concepts`, whose import would load PyTorch
+TABLES = "tables.safetensors"
+"""What a labeller learned in a first pass, if it had one."""
+_CHUNK = 2**12  # blocks that are looked at together
+
+
+class LabelStatistics(BaseModel):
+    """Counts over all splits.
+
+    Attributes:
+        labelled_positions: positions with at least one label.
+        masked_positions: positions without.
+        labels: of all positions together.
+        distinct_concepts: concepts that occur at least once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labelled_positions: int
+    masked_positions: int
+    labels: int
+    distinct_concepts: int
+
+
+class LabelsManifest(StoredManifest):
+    """What the labels are of and how they were made.
+
+    Attributes:
+        labels: settings of the labeller, as in a recipe: `kind`, `k`, teacher and dictionary, if it has them.
+        labeller: its fingerprint, part by part (`ConceptLabeller.fingerprint`).
+        num_concepts: ids are below it.
+        scores: type of the stored scores.
+        agreement_with_float32: share of positions of a sample whose label sets equalled those of the same teacher in
+            float32; None where it ran in float32, or there is no teacher.
+        statistics: counts.
+    """
+
+    labels: dict[str, Any]
+    labeller: dict[str, str]
+    num_concepts: int
+    scores: Scores
+    agreement_with_float32: float | None = None
+    statistics: LabelStatistics
+
+    @property
+    def k(self) -> int:
+        """Labels per position, at most."""
+        return int(self.labels["k"])
+
+    def contents(self) -> Any:
+        """See `StoredManifest`; names and versions do not count."""
+        made = {name: value for name, value in self.labeller.items() if name not in ("configuration", "versions")}
+        return {"of": super().contents(), "k": self.k, "num_concepts": self.num_concepts, "labeller": made}
+
+    def config(self) -> "LabellerConfig":
+        """The settings of the labeller as its kind's class."""
+        from cocomix.concepts import labeller_config
+
+        return labeller_config(self.labels)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """See `StoredManifest`."""
+        return label_layouts(self.block_size, self.k, self.num_concepts, self.scores)
+
+
+def label_layouts(block_size: int, k: int, num_concepts: int, scores: Scores) -> dict[str, Layout]:
+    """The arrays in which labels are stored."""
+    every = (block_size, k)
+    layouts = {"ids": Layout(id_dtype(num_concepts), every), "counts": Layout(np.dtype("u1"), (block_size,))}
+    return layouts if scores == "none" else {**layouts, "scores": Layout(np.dtype(scores).newbyteorder("<"), every)}
+
+
+class Labels(StoredArrays[LabelsManifest]):
+    """A finished folder of labels."""
+
+    kind = "labels"
+    manifest_type = LabelsManifest
+    made_by = "cocomix label"
+
+    @property
+    def num_concepts(self) -> int:
+        """Label ids are below it."""
+        return self.manifest.num_concepts
+
+    @property
+    def how_made(self) -> dict[str, Any]:
+        """See `StoredArrays`."""
+        return {"number of labels": self.manifest.k, **self.manifest.labeller}
+
+    def split(self, name: str) -> "LabelBlocks":
+        """See `StoredArrays`."""
+        return LabelBlocks(self, name)
+
+    def tables(self) -> "dict[str, Tensor]":
+        """What the labeller learned in a first pass, if it had one."""
+        from safetensors.torch import load_file
+
+        return load_file(self.file(TABLES)) if TABLES in self.manifest.files else {}
+
+    def require_concepts(self, num_concepts: int) -> None:
+        """Refuse a model with another number of concepts.
+
+        Raises:
+            CoCoMixError: it has.
+        """
+        if self.num_concepts != num_concepts:
+            raise CoCoMixError(
+                f"the labels in {self.path} name {self.num_concepts} concepts, but the model has {num_concepts}; set "
+                f"num_concepts to {self.num_concepts}."
+            )
+
+    @classmethod
+    def counted(cls, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """See `StoredArrays`: the statistics."""
+        used = np.zeros(manifest["num_concepts"], dtype=bool)
+        positions = labelled = labels = 0
+        for file in (file["name"] for split in manifest["splits"].values() for file in split):
+            ids, counts = (np.load(folder / f"{file}.{name}.npy", mmap_mode="r") for name in ("ids", "counts"))
+            for chunk, present in _present(ids, counts):
+                used[chunk[present]] = True
+                labels += int(present.sum())
+                labelled += int(present[..., 0].sum())
+                positions += present[..., 0].size
+        counts = {"labels": labels, "labelled_positions": labelled, "masked_positions": positions - labelled}
+        return {"statistics": {**counts, "distinct_concepts": int(used.sum())}}
+
+    def check(self, findings: Findings) -> None:
+        """See `Artifact`; also the teacher and the dictionary, if there are any."""
+        from cocomix.concepts import ConceptDictionary, load_teacher
+        from cocomix.concepts.fingerprints import model_fingerprint
+
+        super().check(findings)
+        made, recorded = self.manifest.labels, self.manifest.made_from
+        if "weights" in recorded and "teacher" in made:
+            name = str(made["teacher"]["model"])
+            self.check_source(
+                findings, "teacher", name, recorded["weights"], lambda: model_fingerprint(load_teacher(name))
+            )
+        if "dictionary" in recorded and "dictionary" in made:
+            path = str(made["dictionary"]["path"])
+            found = lambda: ConceptDictionary.from_sae_lens(path).fingerprint()  # noqa: E731
+            self.check_source(findings, "dictionary", path, recorded["dictionary"], found)
+
+    def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """See `StoredArrays`."""
+        for ids, present in _present(arrays["ids"], arrays["counts"]):
+            if int(ids[present].max(initial=0)) >= self.num_concepts:
+                raise CoCoMixError(f"{self.path} holds concepts that do not exist; {self._repair}.")
+        if int(arrays["counts"].max(initial=0)) > self.manifest.k:
+            raise CoCoMixError(f"{self.path} holds positions with more than {self.manifest.k} labels; {self._repair}.")
+
+
+class LabelBlocks(StoredBlocks[LabelsManifest]):
+    """The labels of one split, block by block."""
+
+    def __getitem__(self, index: int) -> dict[str, "Tensor"]:
+        """`concept_labels`: int64 [block_size, k] of the block's tokens, `IGNORE` where there is no label."""
+        import torch
+
+        ids = self.row(index, "ids").astype(np.int64)
+        ids[np.arange(ids.shape[-1]) >= self.row(index, "counts")[:, None]] = IGNORE
+        return {"concept_labels": torch.from_numpy(ids)}
+
+    def scores(self, index: int) -> "Tensor":
+        """Scores of one block, float32 [block_size, k], 0 where there is no label.
+
+        Raises:
+            CoCoMixError: they were not kept.
+        """
+        import torch
+
+        if self.store.manifest.scores == "none":
+            raise CoCoMixError(f"the labels in {self.store.path} have no scores; label with --scores float16.")
+        return torch.from_numpy(self.row(index, "scores").astype(np.float32))
+
+
+def encode_labels(labels: "ConceptLabels", layouts: Mapping[str, Layout]) -> Arrays:
+    """Labels [blocks, block_size, k] as they are stored."""
+    ids = labels.ids.cpu().numpy()
+    present = ids != IGNORE
+    counts = present.sum(-1)
+    assert bool((present == (np.arange(ids.shape[-1]) < counts[..., None])).all()), "labels come first, then none"
+    arrays = {"ids": np.where(present, ids, 0), "counts": counts}
+    if "scores" in layouts:
+        assert labels.scores is not None
+        limit = float(np.finfo(layouts["scores"].dtype).max)
+        arrays["scores"] = labels.scores.clamp(-limit, limit).cpu().numpy()
+    return {name: array.astype(layouts[name].dtype) for name, array in arrays.items()}
+
+
+def _present(ids: NDArray[Any], counts: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Ids [blocks, block_size, k] in chunks of blocks, and which of them are labels."""
+    places = np.arange(ids.shape[-1])
+    for start in range(0, len(ids), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        yield ids[rows], places < counts[rows][..., None]

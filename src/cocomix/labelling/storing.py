@@ -1,0 +1,250 @@
+"""Making a folder of stored arrays: claim it, compute what is missing with `map_shards`, describe it, finish it.
+
+However a command was stopped, the same command goes on with what is left. Jobs that share a folder (`SlurmArray`) may
+be started in any order, at once and more than once; the one that finds everything there finishes the folder, and if it
+is killed meanwhile, the next one does, or `finish`.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar
+
+from cocomix.artifacts import (
+    PLAN,
+    AlreadyExists,
+    Staging,
+    aside_path,
+    partial_path,
+    read_json,
+    shown,
+    url_of,
+    write_json,
+)
+from cocomix.data import Tokens
+from cocomix.labelling.executors import Inline, SlurmArray
+from cocomix.labelling.map_shards import PARTS, Executor, Report, ShardFunction, map_shards
+from cocomix.labelling.stored_arrays import StoredArrays, StoredFile
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["Job", "finish", "made", "recognised", "store"]
+
+logger = logging.getLogger(__name__)
+
+NOTES = "notes.json"
+
+A = TypeVar("A", bound=StoredArrays[Any])
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the work is done. Nothing of it determines the results but `batch_tokens`, and that by rounding alone.
+
+    Attributes:
+        batch_tokens: tokens of a forward pass.
+        unit_tokens: tokens of a shard, which are computed and saved together; by default 2²⁰ with an accelerator and
+            2¹⁶ without, about a minute of GPT-2's work. An unfinished folder keeps those it was begun with.
+        executor: where the work is done.
+        retries: how often a shard that failed is tried again.
+        asked: options of the command line, for the manifest.
+    """
+
+    batch_tokens: int = 4096
+    unit_tokens: int | None = None
+    executor: Executor = field(default_factory=Inline)
+    retries: int = 2
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def batch(self, block_size: int) -> int:
+        """Blocks of a forward pass."""
+        return max(1, self.batch_tokens // block_size)
+
+    def shard(self, block_size: int) -> int:
+        """Blocks of a shard: whole batches, so that batches are the same however the blocks are cut into shards."""
+        from cocomix.runtime.device import default_device
+
+        tokens = self.unit_tokens or (2**16 if default_device().type == "cpu" else 2**20)
+        batch = self.batch(block_size)
+        return max(1, tokens // (batch * block_size)) * batch
+
+
+def recognised(kind: type[A], output: Path, data: Path | str, asked: Mapping[str, Any]) -> A | None:
+    """The finished folder, if a command with these options made it of this data set; else None. Needs no PyTorch."""
+    try:
+        found = kind.open(output)
+        same = (
+            found.manifest.asked == asked
+            and found.manifest.made_from["tokens"] == Tokens.open(data).manifest.fingerprint
+        )
+    except CoCoMixError:
+        return None
+    if not same or _missing(found):
+        return None
+    logger.info("nothing to do: %s is finished, and was made by the same command", shown(output))
+    return found
+
+
+def made(kind: type[A], output: Path, identity: Mapping[str, Any]) -> A | None:
+    """The finished folder, if there is one and it was made as `identity` tells.
+
+    One that lacks files, because damaged ones were deleted, becomes an unfinished one.
+
+    Raises:
+        AlreadyExists: it was made otherwise; the settings are named.
+    """
+    found = kind.made(output, identity)
+    if found is None:
+        return None
+    if not (missing := _missing(found)):
+        logger.info("nothing to do: %s is finished, and was made with these settings", shown(output))
+        return found
+    plan = {"kind": kind.kind, "version": kind.version, "identity": found.manifest.identity}
+    write_json(output / PLAN, plan)
+    output.rename(partial_path(output))
+    logger.warning("%s lacks %s, which is made again", output, ", ".join(missing))
+    return None
+
+
+def _missing(found: StoredArrays[Any]) -> list[str]:
+    """Files of a finished folder that are not there; one at a URL is taken at its word."""
+    return [] if found.url else [name for name in found.manifest.files if not (found.path / name).is_file()]
+
+
+def store(
+    kind: type[A],
+    output: Path,
+    tokens: Tokens,
+    function: ShardFunction,
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any],
+    job: Job,
+    files: Mapping[str, Callable[[Path], None]] | None = None,
+) -> A | None:
+    """Compute what is missing of a folder, and finish it.
+
+    Args:
+        kind: of the folder.
+        output: to write.
+        tokens: of which it is computed.
+        function: that computes it.
+        identity: everything that determines the result.
+        about: what the manifest says that only the kind knows.
+        job: how the work is done.
+        files: what else belongs into the folder → writes it.
+
+    Returns:
+        The finished folder; None where shards are left to other jobs.
+
+    Raises:
+        CoCoMixError: shards failed; what was begun is of something else; another process writes it.
+    """
+    shared = isinstance(job.executor, SlurmArray)
+    if shared and url_of(output) is not None:
+        raise CoCoMixError(f"{shown(output)} is no folder that jobs can share; make one and `cocomix push` it.")
+    block_size = tokens.manifest.block_size
+    splits = {
+        name: [{"name": file.name.removesuffix(".npy"), "blocks": file.blocks} for file in split.files]
+        for name, split in tokens.manifest.splits.items()
+    }
+    manifest = {"block_size": block_size, "splits": splits, "asked": dict(job.asked), **about}
+    notes: dict[str, Any] = {"columns": function.columns, "shard_blocks": job.shard(block_size), "manifest": manifest}
+    try:
+        with kind.create(output, identity=identity, resume=True, shared=shared) as staging:
+            notes = _noted(staging.path, notes)
+            for name, write in (files or {}).items():
+                if not (staging.path / name).is_file():
+                    write(aside := aside_path(staging.path / name))
+                    aside.replace(staging.path / name)
+            shards = [shard for split in splits for shard in tokens.shards(split, notes["shard_blocks"])]
+            report = map_shards(function, shards, output=staging.path, executor=job.executor, retries=job.retries)
+            finished = _complete(kind, staging, report, notes["manifest"], shared=shared)
+    except (AlreadyExists, FileNotFoundError):
+        if shared and (found := kind.made(output, identity)) is not None:
+            return found  # other jobs did the rest meanwhile, and finished
+        raise
+    return kind.open(output) if finished else None
+
+
+def finish(kind: type[A], output: Path) -> A:
+    """Finish a folder of which everything is computed, without what it was computed with.
+
+    Raises:
+        CoCoMixError: nothing was begun there; shards have no result (they are named).
+    """
+    folder = partial_path(output)
+    if not folder.is_dir():
+        return kind.open(output)
+    if not (folder / PARTS / NOTES).is_file():
+        raise CoCoMixError(f"there is nothing to finish in {folder}; give the command that began it again.")
+    identity, notes = read_json(folder / PLAN)["identity"], read_json(folder / PARTS / NOTES)
+    blocks, manifest = notes["shard_blocks"], notes["manifest"]
+    files = [StoredFile.model_validate(file) for split in manifest["splits"].values() for file in split]
+    shards: list[Any] = [
+        _Range(file, start, min(start + blocks, file.blocks))
+        for file in files
+        for start in range(0, file.blocks, blocks)
+    ]
+    nothing: Any = SimpleNamespace(verb="finish", columns=notes["columns"], block_size=manifest["block_size"])
+    with kind.create(output, identity=identity, resume=True) as staging:
+        report = map_shards(nothing, shards, output=staging.path, executor=_Nowhere())
+        _complete(kind, staging, report, manifest, shared=False)
+    return kind.open(output)
+
+
+def _noted(folder: Path, notes: dict[str, Any]) -> dict[str, Any]:
+    """The notes of the command that began an unfinished folder: how its tokens are cut, and what its manifest says."""
+    path = folder / PARTS / NOTES
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, notes)
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+class _Range(NamedTuple):
+    """A shard whose tokens are not needed."""
+
+    file: StoredFile
+    start: int
+    stop: int
+
+
+class _Nowhere(Executor):
+    """Computes nothing."""
+
+    def run(self, function: Any, work: Any) -> Generator[Any, None, None]:
+        yield from ()
+
+
+def _complete(
+    kind: type[A], staging: Staging[Any], report: Report, manifest: Mapping[str, Any], *, shared: bool
+) -> bool:
+    """Finish a folder if nothing is left; whether that was done.
+
+    Raises:
+        CoCoMixError: shards failed, or have no result although no other job is to compute them.
+    """
+    some = ", ".join([*report.left[:3], *(["…"] if len(report.left) > 3 else [])])
+    if report.failed:
+        why = "; ".join(f"{name}: {error}" for name, error in list(report.failed.items())[:3])
+        raise CoCoMixError(
+            f"{len(report.failed):,} shards failed ({why}). The others are kept; the same command tries these again."
+        )
+    if report.left and not shared:
+        raise CoCoMixError(f"{len(report.left):,} shards have no result ({some}); give the commands of their parts.")
+    if report.left:
+        logger.info("this part is done; %s shards are left to others (%s)", f"{len(report.left):,}", some)
+        return False
+    with staging.alone() as mine:
+        if not mine:
+            logger.info("this part is done, and another job finishes %s", staging.output)
+            return False
+        counted = {
+            **manifest,
+            **kind.counted(staging.path, manifest),
+            "tokens_per_second": report.tokens / report.seconds,
+        }
+        staging.finish(kind.manifest_type.model_validate(counted), scratch=[PARTS])
+    return True

@@ -1,0 +1,147 @@
+"""`cocomix label` and `distill` with a trained teacher and its dictionary."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cocomix.concepts import FitSettings, TeacherConfig, labeller_config
+from cocomix.data import Tokens
+from cocomix.labelling import Labels, TeacherProbabilities, fit_on_data, label_data, layer_of_dictionary
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import train
+from tests.command_line import Cli
+from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
+
+
+def label(
+    workshop: Workshop, output: Path, data: Path | None = None, *, force: bool = False, **settings: Any
+) -> Labels:
+    source = {"model": str(workshop.teacher), "layer": 1}
+    values = {"kind": "attribution", "teacher": source, "dictionary": {"path": str(workshop.dictionary)}, **settings}
+    found = label_data(data or workshop.data, labeller_config(values), output, force=force)
+    assert found is not None
+    return found
+
+
+def test_labels_cover_the_data(workshop: Workshop) -> None:
+    data, labels = Tokens.open(workshop.data), Labels.open(workshop.labels)
+    manifest = labels.manifest
+    assert manifest.made_from["tokens"] == data.manifest.fingerprint
+    assert (manifest.num_concepts, manifest.labels["teacher"]["layer"]) == (CONCEPTS, 1)
+    assert manifest.labels["teacher"]["model"] == str(workshop.teacher)
+    assert manifest.labels["dictionary"]["path"] == str(workshop.dictionary)
+    assert manifest.agreement_with_float32 is None
+    for name, meta in data.manifest.splits.items():
+        split = labels.split(name)
+        assert len(split) == meta.blocks
+        rows = torch.stack([split[index]["concept_labels"] for index in range(len(split))])
+        assert rows.shape == (meta.blocks, BLOCK, 4)
+        assert (rows[:, -1] == -100).all()  # no next token, no label
+        assert (rows[:, :-1, 0] >= 0).float().mean() > 0.8
+        assert int(rows.max()) < CONCEPTS
+
+
+def test_a_control_of_the_current_token_is_labelled_with_too(workshop: Workshop, tmp_path: Path) -> None:
+    found = label(workshop, tmp_path / "labels", kind="token_lookup", sample_tokens=1000)
+    assert found.tables().keys() == {"ids", "means"}
+    tokens, blocks = Tokens.open(workshop.data).split("train"), found.split("train")
+    seen: dict[int, list[int]] = {}
+    for index in range(len(blocks)):
+        labels = blocks[index]["concept_labels"].tolist()[:-1]
+        for token, ids in zip(tokens[index]["input_ids"].tolist()[:-1], labels, strict=True):
+            assert seen.setdefault(token, ids) == ids
+
+
+def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = label(workshop, tmp_path / "labels", dtype="float16", force=True).manifest.agreement_with_float32
+    assert agreement is not None
+    assert 0.9 < agreement <= 1
+    monkeypatch.setattr("cocomix.labelling.opening.measure_agreement", lambda *arguments: 0.98)
+    with pytest.raises(CoCoMixError, match=r"98\.0%"):
+        label(workshop, tmp_path / "refused", dtype="float16")
+    assert {path.name for path in tmp_path.iterdir()} == {"labels"}
+
+
+def test_other_tokenizer_wrong_layer_and_width_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280).path
+    with pytest.raises(CoCoMixError, match="tokenizer"):
+        label(workshop, tmp_path / "labels", other)
+    with pytest.raises(CoCoMixError, match="tokenizer"):
+        fit_on_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "sae")
+    wide = train(workshop.recipe("ntp", model={"backbone": {"n_embd": 32}}, tokens=128), tmp_path / "wide")
+    with pytest.raises(CoCoMixError, match="16"):
+        label(workshop, tmp_path / "labels", teacher={"model": str(wide), "layer": 1})
+    with pytest.raises(CoCoMixError, match="layer"):
+        label(workshop, tmp_path / "labels", teacher={"model": str(workshop.teacher), "layer": 3})
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_teacher_without_a_tokenizer_is_checked_by_its_size(workshop: Workshop, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copy(workshop.teacher / name, bare / name)
+    settings = FitSettings(num_concepts=32, k=4, tokens=512, batch_size=256)
+    fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
+    assert layer_of_dictionary(str(tmp_path / "sae")) == 1
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def sources(workshop: Workshop) -> tuple[Any, ...]:
+    return ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
+
+
+def test_the_command_makes_the_labels_of_the_function(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    command = ("label", workshop.data, *sources(workshop), "-o", tmp_path / "labels")
+    for number in range(2):
+        found = json.loads(cli(*command, "--shard", f"{number}/2", "--unit-tokens", 1, "--json").out)
+    assert found["fingerprint"] == Labels.open(workshop.labels).fingerprint
+    cli("label", workshop.data, "-o", tmp_path / "labels", "--finish")
+    cli.refuses(*command, "--finish", "--shard", "0/2", says="--finish")
+    cli.refuses(*command[:-1], tmp_path / "other", "--workers", "0", says="--workers 0")
+    cli.refuses(*command[:-1], tmp_path / "other", "--workers", "1:2", says="--engine ray")
+    cli.refuses(*command[:-1], tmp_path / "other", "--address", "auto", says="--engine ray")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("verb", ["label", "distill"])
+def test_a_finished_command_given_again_answers_at_once(
+    workshop: Workshop, tmp_path: Path, cli: Cli, verb: str
+) -> None:
+    """After 11.8 s of loading it said that the output exists, exit status 1."""
+    source = sources(workshop) if verb == "label" else ("--teacher", workshop.teacher, "--top-k", 4)
+    command = (verb, workshop.data, *source, "-o", tmp_path / "out")
+    first = json.loads(cli(*command, "--json").out)
+    assert first["asked"]
+    script = (
+        "import sys, cocomix.cli as cli\n"
+        f"sys.argv = ['cocomix', *{[str(argument) for argument in command]!r}]\n"
+        "try:\n    cli.main()\nfinally:\n    print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert done.stdout == "[]\n"
+    other = ("--set", "sign=abs") if verb == "label" else ("--top-k", 5)
+    cli.refuses(*command, *other, says="labels.sign" if verb == "label" else "top_k")
+    kind = Labels if verb == "label" else TeacherProbabilities
+    assert kind.open(tmp_path / "out").fingerprint == first["fingerprint"]
+
+
+def test_scores_are_kept_as_asked(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    cli("label", workshop.data, *sources(workshop), "--scores", "none", "-o", tmp_path / "none")
+    cli("label", workshop.data, *sources(workshop), "--scores", "float32", "-o", tmp_path / "wide")
+    none, wide, default = (Labels.open(path) for path in (tmp_path / "none", tmp_path / "wide", workshop.labels))
+    assert [labels.manifest.scores for labels in (none, wide, default)] == ["none", "float32", "float16"]
+    assert not list(none.path.glob("*.scores.npy"))
+    assert torch.equal(none.split("train")[0]["concept_labels"], default.split("train")[0]["concept_labels"])

@@ -4,7 +4,8 @@
 #   sbatch --array=0-7 recipes/launch/label_slurm.sh DATA --teacher MODEL --dictionary SAE --output LABELS
 #
 # DATA, LABELS and local models lie on a file system that all nodes see. Tasks may run in any order, be requeued and
-# run twice. The last one completes LABELS; should none have seen all files of the others, this does:
+# run twice. The last one completes LABELS; should it be killed at that, or not have seen all files of the others, any of
+# them does when it runs again, or this:
 #
 #   cocomix label DATA --output LABELS --finish
 #

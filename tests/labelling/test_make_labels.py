@@ -12,7 +12,7 @@ import torch
 
 from cocomix.concepts import FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
-from cocomix.labelling import Labels, TeacherProbabilities, fit_on_data, label_data, layer_of_dictionary
+from cocomix.labelling import Labels, TeacherProbabilities, fit_on_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from tests.command_line import Cli

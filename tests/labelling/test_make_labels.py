@@ -64,7 +64,7 @@ def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
     agreement = label(workshop, tmp_path / "labels", dtype="float16", force=True).manifest.agreement_with_float32
     assert agreement is not None
     assert 0.9 < agreement <= 1
-    monkeypatch.setattr("cocomix.labelling.opening.measure_agreement", lambda *arguments: 0.98)
+    monkeypatch.setattr("cocomix.concepts.labeller_check.measure_agreement", lambda *arguments: 0.98)
     with pytest.raises(CoCoMixError, match=r"98\.0%"):
         label(workshop, tmp_path / "refused", dtype="float16")
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
@@ -90,8 +90,8 @@ def test_a_teacher_without_a_tokenizer_is_checked_by_its_size(workshop: Workshop
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         shutil.copy(workshop.teacher / name, bare / name)
     settings = FitSettings(num_concepts=32, k=4, tokens=512, batch_size=256)
-    fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
-    assert layer_of_dictionary(str(tmp_path / "sae")) == 1
+    dictionary = fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
+    assert dictionary.manifest.kind == "dictionary"
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

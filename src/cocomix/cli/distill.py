@@ -18,8 +18,8 @@ from cocomix.cli.job_options import (
     asked_of,
     executor_of,
 )
-from cocomix.cli.options import AsJson, DataFolder, Output
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import DataFolder, Output
+from cocomix.cli.printing import Printed
 
 __all__ = ["distill"]
 
@@ -40,8 +40,7 @@ def distill(
     gpus_per_worker: GpusPerWorker = None,
     cpus_per_worker: CpusPerWorker = 1,
     retries: Retries = 2,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Store a teacher's likeliest next tokens.
 
     A command that was stopped goes on with what is left when it is given again.
@@ -60,5 +59,4 @@ def distill(
         job = Job(batch_tokens, unit_tokens, executor, retries, asked)
         source = TeacherConfig(model=teacher, layer=0, revision=revision)
         found = distill_data(data, source, output, top_k=top_k, dtype="bfloat16" if bf16 else "float32", job=job)
-    if json_output:
-        print_json({"finished": False} if found is None else found.manifest.model_dump(mode="json"))
+    return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

@@ -21,8 +21,8 @@ from cocomix.cli.job_options import (
     asked_of,
     executor_of,
 )
-from cocomix.cli.options import AsJson, DataFolder
-from cocomix.cli.printing import print_json
+from cocomix.cli.options import DataFolder
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["label"]
@@ -65,8 +65,7 @@ def label(
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
     ] = False,
-    json_output: AsJson = False,
-) -> None:
+) -> Printed:
     """Label tokens with the concepts that matter next.
 
     A command that was stopped goes on with what is left when it is given again.
@@ -112,5 +111,4 @@ def label(
         )
         job = Job(batch_tokens, unit_tokens, executor, retries, asked)
         found = label_data(data, config, folder, scores=scores.value if scores else kept, force=force, job=job)
-    if json_output:
-        print_json({"finished": False} if found is None else found.manifest.model_dump(mode="json"))
+    return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

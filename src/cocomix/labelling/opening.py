@@ -31,7 +31,7 @@ __all__ = ["OpenedLabeller", "check_data_tokenizer", "open_decoder", "open_label
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_BATCH = 4096  # tokens of a batch of the sample that a labeller learns from
+_BATCH_TOKENS = 4096  # of the sample that a labeller learns from
 
 
 class OpenedLabeller(NamedTuple):
@@ -44,7 +44,7 @@ class OpenedLabeller(NamedTuple):
     """
 
     labeller: ConceptLabeller
-    agreement: float | None
+    agreement: float | None = None
 
 
 def open_labeller(
@@ -68,16 +68,21 @@ def open_labeller(
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; or as `check_labeller`.
     """
     labeller = build_labeller(
-        config, device=device or default_device(), bos_token_id=tokens.manifest.bos_token_id, tables=tables
+        config,
+        device=device or default_device(),
+        bos_token_id=tokens.manifest.bos_token_id,
+        tables=tables,
+        force=force,
     )
-    if isinstance(labeller, TeacherLabeller) and isinstance(config, TeacherLabellerConfig):
+    if isinstance(config, TeacherLabellerConfig) and isinstance(labeller, TeacherLabeller):
         check_data_tokenizer(labeller.teacher.decoder.model, config.teacher, tokens)
     if isinstance(labeller, FittedLabeller) and not labeller.tables():
         labeller = labeller.fit(_sample(tokens.split(TRAIN), labeller.sample_tokens))
-    sample = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS)
-    has_bos = tokens.tokenizer().bos_token_id is not None
-    check = check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
-    return OpenedLabeller(labeller, check.agreement)
+    if not isinstance(config, TeacherLabellerConfig):
+        return OpenedLabeller(labeller)
+    sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
+    found = check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
+    return OpenedLabeller(labeller, found.agreement)
 
 
 def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
@@ -96,27 +101,23 @@ def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device
     return FrozenDecoder(model, teacher.layer)
 
 
-def _sample(blocks: TokenBlocks, tokens: int) -> Iterator[Tensor]:
-    """About so many tokens from the beginning of a split, in batches [batch, block_size]."""
-    size, count = max(1, _SAMPLE_BATCH // blocks.block_size), min(len(blocks), max(1, tokens // blocks.block_size))
-    logger.info("learning from the first %d tokens", count * blocks.block_size)
-    for start in range(0, count, size):
-        yield torch.from_numpy(blocks.rows(start, min(start + size, count)).astype("int64"))
-
-
 def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, tokens: Tokens) -> None:
     """Refuse a teacher that reads another tokenizer than the data's."""
+    try:
+        fingerprint = tokenizer_fingerprint(load_tokenizer(teacher.model, teacher.revision))
+    except NoTokenizer:
+        fingerprint = None
     check_tokenizer(
         int(model.get_input_embeddings().weight.shape[0]),
         tokenizer_fingerprint=tokens.manifest.tokenizer_fingerprint,
         vocab_size=tokens.manifest.vocab_size,
-        teacher_tokenizer_fingerprint=_tokenizer_of(teacher),
+        teacher_tokenizer_fingerprint=fingerprint,
     )
 
 
-def _tokenizer_of(teacher: TeacherConfig) -> str | None:
-    """Fingerprint of the tokenizer that comes with a teacher; None where none does."""
-    try:
-        return tokenizer_fingerprint(load_tokenizer(teacher.model, teacher.revision))
-    except NoTokenizer:
-        return None
+def _sample(blocks: TokenBlocks, tokens: int) -> Iterator[Tensor]:
+    """About so many tokens from the beginning of a split, in batches [batch, block_size]."""
+    size, count = max(1, _BATCH_TOKENS // blocks.block_size), min(len(blocks), max(1, tokens // blocks.block_size))
+    logger.info("learning from the first %s tokens", f"{count * blocks.block_size:,}")
+    for start in range(0, count, size):
+        yield torch.from_numpy(blocks.rows(start, min(start + size, count)).astype("int64"))

@@ -22,7 +22,7 @@ from benchmarks.page import render_page
 from benchmarks.plot import draw
 from benchmarks.ratios import Section
 from benchmarks.settings import Settings
-from cocomix.artifacts.output import read_json, write_json, write_text
+from cocomix.artifacts import read_json, write_json, write_text
 from cocomix.runtime.allocator import keep_freed_memory
 
 SECTIONS: dict[str, Callable[[Settings], Section]] = {

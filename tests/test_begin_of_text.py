@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, TeacherLabeller, load_teacher, measure_fit
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import VALIDATION, Tokens, begin_of_text

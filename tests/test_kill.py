@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 
 STAGES = ("prepare", "label", "checkpoint", "train", "eval")
 

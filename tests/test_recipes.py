@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.data import Tokens
 from cocomix.training import plan_run, train
 from cocomix.training.recipe import load_recipe

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 
+from cocomix.artifacts import MANIFEST, file_entry, read_json, write_json
 from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PrepareSettings, Tokens, prepare
@@ -38,6 +39,15 @@ def write_corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:
 def prepare_toy(corpus: Path, output: Path, **changes: Any) -> Tokens:
     settings = {"vocab_size": VOCAB, "block_size": BLOCK, "tokens_per_file": 40 * BLOCK, "validation_fraction": 0.2}
     return prepare(PrepareSettings(sources=(str(corpus),), **{**settings, **changes}), output)
+
+
+def resealed(folder: Path) -> Path:
+    """An artefact that a test changed, with a manifest of the files it has now."""
+    manifest = read_json(folder / MANIFEST)
+    found = {name: folder / name for name in manifest["files"] if (folder / name).is_file()}
+    manifest["files"] = {name: file_entry(path).model_dump() for name, path in found.items()}
+    write_json(folder / MANIFEST, manifest)
+    return folder
 
 
 class Workshop:

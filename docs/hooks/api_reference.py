@@ -16,7 +16,6 @@ ROOMS = (
     "cocomix.evaluation",
     "cocomix.interpret",
     "cocomix.interop",
-    "cocomix.integrity",
     "cocomix.experiments",
     "cocomix.explorer",
 )

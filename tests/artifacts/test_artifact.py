@@ -19,12 +19,12 @@ from cocomix.artifacts import (
     NotAnArtifact,
     WrongKind,
     WrongVersion,
+    file_sha256,
     open_artifact,
     read_json,
     verify,
     write_json,
 )
-from cocomix.artifacts.hashing import file_sha256
 from tests.artifacts.conftest import Poem, make_poem
 
 

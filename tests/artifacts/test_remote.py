@@ -1,43 +1,24 @@
 """Data and labels at URLs: in memory, in a folder by file://, and on an S3 server of this machine."""
 
 import json
-import os
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
-from cocomix.artifacts import Damaged, NotAnArtifact
-from cocomix.artifacts.output import partial_path, staged_directory
-from cocomix.artifacts.remote import ORIGIN, cache_place, explained, listing, local_folder, redacted, url_of
-from cocomix.artifacts.uploads import made_at, push
+from cocomix.artifacts import Damaged, NotAnArtifact, RemoteFolder, explained, redacted
 from cocomix.data import Tokens
 from cocomix.data.documents import resolve_sources
 from cocomix.data.reading import read_texts
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
+from tests.artifacts.conftest import forget_connections
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, prepare_toy, write_corpus
 
 SIZES = ("--vocab-size", VOCAB, "--block-size", BLOCK, "--validation-fraction", 0.2, "--tokens-per-file", 40 * BLOCK)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("COCOMIX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield system
-    system.store.clear()
 
 
 def copies(cache: Path) -> list[str]:
@@ -47,43 +28,6 @@ def copies(cache: Path) -> list[str]:
 
 
 # ---- URLs ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "url"),
-    [
-        ("s3://bucket/data/", "s3://bucket/data"),
-        (Path("s3://bucket/data"), "s3://bucket/data"),
-        (Path("S3://bucket/data") / "labels", "s3://bucket/data/labels"),
-        ("hf://datasets/user/name@main/data", "hf://datasets/user/name@main/data"),
-        ("file:///tmp/x", "file:///tmp/x"),
-        (Path("file:///tmp/x"), "file:///tmp/x"),
-        ("abfs://container@account/data", "abfs://container@account/data"),
-        ("data/books", None),
-        ("/data/a:b/c", None),
-        ("docs:", None),
-        ("C:/data", None),
-    ],
-)
-def test_what_is_a_url(given: str | Path, url: str | None) -> None:
-    assert url_of(given) == url
-
-
-@pytest.mark.parametrize(
-    ("given", "says", "secret"),
-    [
-        ("s3://AKIA:hunter2@bucket/data", r"s3://\*\*\*@bucket/data holds an access key", "hunter2"),
-        (Path("s3://AKIA:hunter2@bucket/data"), "holds an access key", "hunter2"),
-        ("https://hunter2@host/data.jsonl", "holds an access key", "hunter2"),
-        ("https://host/d.jsonl?X-Amz-Signature=hunter2&a=b", r"X-Amz-Signature=\*\*\*&a=b holds an access", "hunter2"),
-        ("s3://", "s3:// is no folder that can be used", "hunter2"),
-        ("s3://bucket/../other", "is no folder that can be used", "hunter2"),
-    ],
-)
-def test_urls_that_are_refused(given: str | Path, says: str, secret: str) -> None:
-    with pytest.raises(CoCoMixError, match=says) as refused:
-        url_of(given)
-    assert secret not in str(refused.value)
 
 
 def test_what_libraries_say_is_one_sentence_without_secrets() -> None:
@@ -130,9 +74,10 @@ def test_data_that_cannot_be_opened(url: str, says: str, memory: Any, cli: Cli) 
 
 
 def test_a_copy_takes_shards_when_they_are_read_and_checks_them(workshop: Workshop, cache: Path, memory: Any) -> None:
-    push(workshop.data, "memory://b/data")
-    push(workshop.labels, "memory://b/data/labels")
-    data, here = Tokens.open("memory://b/data"), Tokens.open(workshop.data)
+    here = Tokens.open(workshop.data)
+    here.push("memory://b/data")
+    Labels.open(workshop.labels).push("memory://b/data/labels")
+    data = Tokens.open("memory://b/data")
     assert data.manifest == here.manifest
     assert data.tokenizer().get_vocab() == here.tokenizer().get_vocab()
     assert copies(cache) == []
@@ -168,7 +113,7 @@ def test_a_copy_never_mixes_two_versions(tmp_path: Path, cache: Path, memory: An
         corpus = write_corpus(tmp_path / f"corpus{seed}", documents=30, seed=seed)
         prepared = prepare_toy(corpus, tmp_path / f"data{seed}")
         memory.store.clear()
-        push(prepared.path, "memory://b/data")
+        prepared.push("memory://b/data")
         opened.append(Tokens.open("memory://b/data"))
         assert (opened[-1].shards("train", 40)[0].read() == prepared.shards("train", 40)[0].read()).all()
     assert opened[0].path != opened[1].path
@@ -205,70 +150,6 @@ def test_sources_are_streamed(tmp_path: Path, memory: Any, cli: Cli) -> None:
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def test_an_output_is_uploaded_with_its_manifest_last(cache: Path, memory: Any, monkeypatch: Any) -> None:
-    order, original = [], type(memory).put_file
-    monkeypatch.setattr(type(memory), "put_file", lambda self, a, b, **k: (order.append(b), original(self, a, b, **k)))
-    with staged_directory(Path("memory://b/out")) as folder:
-        assert folder == partial_path(Path("memory://b/out"))
-        assert listing("memory://b/out") == {".cocomix-upload": 0}
-        (folder / "manifest.json").write_text("{}")
-        (folder / "train").mkdir()
-        (folder / "train" / "00000.arrow").write_text("x")
-    assert [name.rsplit("/", 1)[1] for name in order] == ["00000.arrow", "manifest.json"]
-    assert listing("memory://b/out") == {"manifest.json": 2, "train/00000.arrow": 1}
-    assert not made_at("memory://b/out").exists()
-    copy = local_folder("memory://b/out", "manifest.json")
-    assert copy.is_relative_to(cache_place("memory://b/out", "copies"))
-    assert {path.name for path in copy.iterdir()} == {"manifest.json", "train", ORIGIN}
-    with pytest.raises(CoCoMixError, match="memory://b/out already exists"), staged_directory(Path("memory://b/out")):
-        raise AssertionError
-    memory.pipe_file("/b/other/file", b"x")
-    with pytest.raises(CoCoMixError, match="holds something else"), staged_directory(Path("memory://b/other")):
-        raise AssertionError
-
-
-def test_nothing_stays_of_an_output_that_failed(cache: Path, memory: Any) -> None:
-    with pytest.raises(KeyError), staged_directory(Path("memory://b/out")):
-        raise KeyError
-    assert listing("memory://b/out") == {}
-    assert not made_at("memory://b/out").exists()
-    assert not partial_path(Path("memory://b/out")).exists()
-
-
-def test_an_upload_that_breaks_off_is_made_up_for(cache: Path, memory: Any, monkeypatch: Any, cli: Cli) -> None:
-    original, url = type(memory).put_file, "memory://b/out"
-
-    def broken(self: Any, source: str, target: str, **options: Any) -> None:
-        if target.endswith("1.arrow"):
-            raise OSError("connection lost")
-        original(self, source, target, **options)
-
-    def write() -> None:
-        with staged_directory(Path(url)) as folder:
-            for name in ("0.arrow", "1.arrow", "manifest.json"):
-                (folder / name).write_text(name)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(type(memory), "put_file", broken)
-        says = r"connection lost\); .*; the output is whole in .*: `cocomix push .*out memory://b/out` uploads it"
-        with pytest.raises(CoCoMixError, match=says):
-            write()
-    assert "manifest.json" not in listing(url)
-    with pytest.raises(CoCoMixError, match=r"has no manifest\.json: it is something else, or its upload was interr"):
-        local_folder(url, "manifest.json")
-    with (
-        pytest.raises(CoCoMixError, match="was made before, but its upload was interrupted"),
-        staged_directory(Path(url)),
-    ):
-        raise AssertionError
-    assert json.loads(cli("push", made_at(url), url, "--json").out) == {"url": url}
-    assert sorted(listing(url)) == ["0.arrow", "1.arrow", "manifest.json"]
-    assert not made_at(url).exists()
-    cli.refuses("push", cache, "memory://b/else", says="holds no finished artefact")
-    cli.refuses("push", local_folder(url, "manifest.json"), url, says="already exists")
-    cli.refuses("push", local_folder(url, "manifest.json"), "b/else", says="is no URL")
-
-
 def test_verbs_that_need_a_folder_here(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cli.refuses("eval", "s3://b/run", says="s3://b/run: a run that is read must be on this machine")
@@ -289,38 +170,6 @@ def test_file_urls_are_folders(workshop: Workshop, tmp_path: Path, cli: Cli) -> 
 
 
 # ---- everything on S3 ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
-        "AWS_ACCESS_KEY_ID": "of-the-tests",
-        "AWS_SECRET_ACCESS_KEY": "hunter2-hunter2",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    forget_connections()
-    system = fsspec.filesystem("s3")
-    system.mkdir("corpora")
-    yield system
-    server.stop()
-    forget_connections()
-
-
-def forget_connections() -> None:
-    """fsspec keeps file systems with the settings of their first use."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow
@@ -346,7 +195,7 @@ def test_from_text_to_a_trained_model_with_everything_on_s3(
     recipe = workshop.recipe_file(tmp_path / "r.yaml", "cocomix", **places)
     run = json.loads(cli("train", recipe, "--output", "s3://corpora/run", "--json").out)
     assert (run["data"]["path"], run["labels"]["path"]) == (data, f"{data}/labels")
-    assert "model.safetensors" in listing("s3://corpora/run")
+    assert "model.safetensors" in RemoteFolder("s3://corpora/run").files()
     assert b"data: s3://corpora/books\n" in s3.cat_file("corpora/run/recipe.yaml")
     for url in (data, f"{data}/labels"):
         found = json.loads(cli("verify", url, "--json").out)

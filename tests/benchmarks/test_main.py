@@ -6,7 +6,7 @@ import pytest
 from benchmarks.__main__ import SECTIONS, main
 from benchmarks.ratios import Ratio
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 
 
 @pytest.fixture(scope="module")

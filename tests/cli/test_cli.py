@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import cocomix.cli
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.data import Tokens
 from tests.command_line import Cli
 from tests.workshop import BLOCK, CONCEPTS, VOCAB, Workshop, prepare_toy, write_corpus
@@ -273,7 +273,7 @@ def test_nan_loss_stops(cli: Cli, here: Path, workshop: Workshop) -> None:
 def test_use_refuses(cli: Cli, here: Path, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = workshop.cocomix_run
     cli.refuses("eval", "nowhere", says="nowhere")
-    cli.refuses("eval", workshop.data, says="manifest.json")
+    cli.refuses("eval", workshop.data, says=str(workshop.data))
     cli.refuses("eval", workshop.ntp_run, "--labels", workshop.labels, says="no concepts")
     cli.refuses("generate", run, "the", "--steer", f"{CONCEPTS}=5", says=str(CONCEPTS))
     cli.refuses("generate", run, "the", "--steer", "-1=5", says="")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.artifacts.output import partial_path, read_json
+from cocomix.artifacts import partial_path, read_json
 from tests.command_line import Cli
 from tests.workshop import Workshop
 

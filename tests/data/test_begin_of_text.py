@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from cocomix.artifacts import verify
 from cocomix.data import MixedData, PrepareSettings, Tokens, begin_of_text, document_positions, prepare
 from cocomix.data.tokenizer import encode_batch, plain_encoder, tokenizer_fingerprint, train_tokenizer
-from cocomix.integrity import verify
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer
 from tests.command_line import Cli

@@ -11,6 +11,7 @@ from transformers import GPT2Config, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.model.backbone import plain_model
+from cocomix.training import Run
 
 VOCAB, CONCEPTS, TOPK, BLOCK = 31, 24, 6, 10
 
@@ -61,9 +62,13 @@ WriteRun = Callable[..., Path]
 
 def manifest(name: str, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "format_version": 1,
         "kind": "run",
+        "version": Run.version,
         "cocomix_version": "0.1.0",
+        "fingerprint": "f" * 64,
+        "identity": {},
+        "made_from": {},
+        "files": {},
         "name": name,
         "objective": "ntp",
         "mixing": None,

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.comparison import COLUMNS, REACH_COLUMNS, SETTING_COLUMNS
-from cocomix.evaluation.opened_run import CurvePoint, Run
 from cocomix.evaluation.reach import Reach, mean_curve, reach
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import CurvePoint, Run
 
 COCOMIX = {
     "objective": "cocomix",

@@ -1,6 +1,6 @@
 import pytest
 
-from cocomix.artifacts.output import write_json
+from cocomix.artifacts import write_json
 from cocomix.evaluation import Run, compare
 from cocomix.evaluation.downstream import DOWNSTREAM_FILE, PAPER_TASKS, Downstream, HarnessConditions, TaskResult
 from tests.evaluation.test_compare import COCOMIX

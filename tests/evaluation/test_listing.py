@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.artifacts.output import read_json, write_json
+from cocomix.artifacts import MANIFEST, read_json, write_json
 from cocomix.evaluation.listing import list_runs
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.checkpoints import MARK
 from cocomix.training.liveness import SIGN, signed_in
 from tests.command_line import Cli
 from tests.workshop import Workshop
@@ -26,7 +25,7 @@ def begun(workshop: Workshop, folder: Path, *, steps: int = 9, checkpoint: int |
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 1')
     if checkpoint is not None:
         (folder / "checkpoints" / f"checkpoint-{checkpoint}").mkdir(parents=True)
-        (folder / "checkpoints" / f"checkpoint-{checkpoint}" / MARK).touch()
+        (folder / "checkpoints" / f"checkpoint-{checkpoint}" / MANIFEST).touch()
     return folder
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.page import Code, Image, Page, Paragraph, Points, Section, SideBySide, Table, Tokens
 from cocomix.evaluation.reliance import Reliance
 from cocomix.evaluation.report import reliance_section, summary, write_report
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 from tests.evaluation.test_compare import COCOMIX
 
 HOSTILE = "<script>alert('x')</script>\"&$1$"

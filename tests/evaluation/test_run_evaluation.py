@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.perplexity import evaluate
 from cocomix.evaluation.run_evaluation import evaluate_run, reliance_of_runs
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 from tests.evaluation.conftest import cocomix_model
 from tests.evaluation.small_world import World, build_world
 from tests.workshop import Workshop

@@ -1,10 +1,9 @@
-import json
-
 import pytest
 import torch
 
-from cocomix.evaluation.opened_run import CurvePoint, Run
+from cocomix.artifacts import Damaged, NotAnArtifact, write_json
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import CurvePoint, Run
 from tests.evaluation.conftest import cocomix_model, manifest
 
 
@@ -39,43 +38,26 @@ def test_a_run_without_weights_is_refused(write_run):
         Run.open(write_run("ntp", [5.0])).model()
 
 
-def test_missing_foreign_and_unfinished_folders(tmp_path, write_run):
-    with pytest.raises(CoCoMixError, match="does not exist or is not a folder"):
-        Run.open(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CoCoMixError, match="not a folder"):
-        Run.open(tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CoCoMixError, match=r"is not a run: it has no manifest\.json"):
-        Run.open(tmp_path / "empty")
+def test_unfinished_folders(tmp_path):
     (tmp_path / "half.partial").mkdir()
     for path in (tmp_path / "half", tmp_path / "half.partial"):
-        with pytest.raises(CoCoMixError, match=r"run half is unfinished .* cocomix train RECIPE --output .*half\."):
+        with pytest.raises(NotAnArtifact, match=r"half.* is not finished; run the same `cocomix train`"):
             Run.open(path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "field"),
     [
-        ({"kind": "labels"}, "does not describe a run"),
-        ({"format_version": 2}, "format version 2"),
-        ({"tokens": "many"}, "damaged at 'tokens'"),
-        ({"seconds": 0}, "damaged at 'seconds'"),
-        ({"final": {}}, "damaged at 'final.eval_loss'"),
-        ({"data": None}, "damaged at 'data'"),
+        ({"tokens": "many"}, "tokens"),
+        ({"seconds": 0}, "seconds"),
+        ({"final": {}}, "final.eval_loss"),
+        ({"data": None}, "data"),
     ],
 )
-def test_damaged_manifests_are_named(write_run, changes, message):
+def test_damaged_manifests_are_named(write_run, changes, field):
     path = write_run("ntp", [5.0])
-    (path / "manifest.json").write_text(json.dumps(manifest("ntp", **changes)))
-    with pytest.raises(CoCoMixError, match=message):
-        Run.open(path)
-
-
-def test_manifest_that_is_not_json(write_run):
-    path = write_run("ntp", [5.0])
-    (path / "manifest.json").write_text("{")
-    with pytest.raises(CoCoMixError, match=r"manifest.json is not valid JSON"):
+    write_json(path / "manifest.json", manifest("ntp", **changes))
+    with pytest.raises(Damaged, match=field):
         Run.open(path)
 
 

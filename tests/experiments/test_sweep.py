@@ -1,6 +1,7 @@
 """A plan of small arms: once through, extended, with an arm that fails; and the shipped plan at its smallest."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import BeingWritten, read_json
 from cocomix.evaluation import DOCUMENTS_FILE, Run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.experiments import load_plan, run_sweep
@@ -104,6 +105,25 @@ def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Pa
     assert states["mixed"] == states["ntp"] == ("finished", None)
     assert "n_positions" in states["broken"][1]
     assert not (output / "report").exists()
+
+
+def test_a_second_sweep_in_the_folder_is_refused(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_plan(write_plan(tmp_path / "plans", workshop, seeds=[0]), tmp_path / "out")
+    refused = []
+
+    def again(loaded: Any, job: Any) -> None:
+        for sweep in (lambda: prepare_sweep(loaded), lambda: run_sweep(loaded, jobs, board)):
+            with pytest.raises(BeingWritten) as caught:
+                sweep()
+            refused.append(caught.value.pid)
+        raise CoCoMixError("enough")
+
+    monkeypatch.setattr("cocomix.experiments.runner._run_here", again)
+    jobs, board = prepare_sweep(loaded)
+    run_sweep(loaded, jobs[:1], board)
+    assert refused == [os.getpid()] * 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 import cocomix.experiments.tour
 import cocomix.experiments.tour_report
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.experiments.tour import DemoSizes, run_demo

@@ -6,7 +6,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cocomix.evaluation.opened_run import CurvePoint
 from cocomix.explorer.concept_markup import card_page, hit_list
 from cocomix.explorer.concepts import ConceptPage
 from cocomix.explorer.markup import message, table
@@ -18,6 +17,7 @@ from cocomix.explorer.text_markup import legend, token_chips, token_detail
 from cocomix.interpret import PredictedConcept, SteeringCandidate
 from cocomix.interpret.atlas_cards import ConceptCard, ConceptHit, Context, Histogram
 from cocomix.model import ConceptEdit
+from cocomix.training import CurvePoint
 
 EVIL = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"'&${7*7}{{7*7}}`"
 

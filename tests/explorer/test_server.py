@@ -73,7 +73,7 @@ def test_the_verb(cli, roomy, monkeypatch, tmp_path):
     monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
     cli.refuses("explore", roomy.ntp_run, says="has no concepts")
     cli.refuses("explore", roomy.cocomix_run, "--host", "0.0.0.0", says="a password is needed")
-    cli.refuses("explore", roomy.cocomix_run, "--atlas", tmp_path, says="holds no concept atlas")
+    cli.refuses("explore", roomy.cocomix_run, "--atlas", tmp_path, says=str(tmp_path))
     cli.refuses("explore", tmp_path / "none", says="does not exist")
     served = {}
     monkeypatch.setattr("cocomix.explorer.serve", lambda subject, **options: served.update(subject=subject, **options))

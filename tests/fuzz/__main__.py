@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from cocomix.artifacts.output import staged_directory, write_json, write_text
+from cocomix.artifacts import whole_folder, write_json, write_text
 from tests.fuzz.cases import SECONDS, Outcome, run_target
 from tests.fuzz.files import FILES
 from tests.fuzz.numbers import NUMBERS
@@ -36,7 +36,7 @@ def main() -> int:
     logging.disable_progress_bar()
     shares = sum(target.share for target in TARGETS)
     started, outcomes = time.perf_counter(), []
-    with tempfile.TemporaryDirectory() as scratch, staged_directory(arguments.output) as folder:
+    with tempfile.TemporaryDirectory() as scratch, whole_folder(arguments.output) as folder:
         workshop = Workshop(Path(scratch) / "workshop")
         for number, target in enumerate(TARGETS):
             cases = -(-arguments.cases * target.share // shares)

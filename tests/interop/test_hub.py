@@ -109,7 +109,7 @@ def test_the_verb(cli: Cli, stand_in: Hub, workshop: Workshop, tmp_path: Path) -
     assert stand_in.calls[-2][1]["private"] is False
     assert "README.md" in stand_in.calls[-1][1]["files"]
     cli.refuses("export", workshop.ntp_run, "-o", output, says="already exists")
-    cli.refuses("export", workshop.data, "-o", tmp_path / "no", says="not a run")
+    cli.refuses("export", workshop.data, "-o", tmp_path / "no", says=str(workshop.data))
     cli.refuses("export", workshop.ntp_run, "-o", tmp_path / "no", "--public", says="--push")
     stand_in.failures["whoami"] = LocalTokenNotFoundError("no token")
     cli.refuses("export", workshop.ntp_run, "-o", tmp_path / "no", "--push", "me/first", says="hf auth login")

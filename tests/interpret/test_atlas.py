@@ -1,4 +1,3 @@
-import json
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -6,17 +5,19 @@ from contextlib import closing
 
 import pytest
 
+from cocomix.artifacts import Damaged
 from cocomix.evaluation import Run
 from cocomix.interpret import ConceptAtlas
+from cocomix.interpret.atlas_store import DATABASE
 from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
-from tests.workshop import CONCEPTS
+from tests.workshop import CONCEPTS, resealed
 
 
 def test_what_an_atlas_is_of(atlas, atlas_folder, workshop):
     assert (atlas.num_concepts, atlas.run_name, atlas.settings) == (CONCEPTS, "mixed", ATLAS)
     with ConceptAtlas.open(str(atlas_folder), Run.open(workshop.cocomix_run)) as same:
-        assert same.record == atlas.record
+        assert same.manifest == atlas.manifest
 
 
 @pytest.mark.parametrize("concept", [-1, CONCEPTS, 10**30])
@@ -68,7 +69,7 @@ def test_punctuation_is_looked_for_as_it_stands(atlas_folder, tmp_path):
     with closing(sqlite3.connect(tmp_path / "atlas" / "atlas.sqlite")) as database:
         database.execute("UPDATE texts SET terms = 'list, (, ::' WHERE rowid = 7")
         database.commit()
-    with ConceptAtlas.open(tmp_path / "atlas") as atlas:
+    with ConceptAtlas.open(resealed(tmp_path / "atlas")) as atlas:
         assert [hit.id for hit in atlas.search("::")] == [7]
 
 
@@ -105,7 +106,7 @@ def test_reading_leaves_the_file_as_it_was(atlas, atlas_folder):
     with pytest.raises(CoCoMixError, match="cannot be read"):
         atlas._rows("DELETE FROM concepts", ())
     assert (atlas_folder / "atlas.sqlite").read_bytes() == before
-    assert sorted(path.name for path in atlas_folder.iterdir()) == ["atlas.json", "atlas.sqlite", "tokenizer"]
+    assert sorted(path.name for path in atlas_folder.iterdir()) == ["atlas.sqlite", "manifest.json", "tokenizer"]
 
 
 def test_a_closed_atlas_says_so(atlas_folder):
@@ -136,34 +137,15 @@ def test_an_atlas_of_another_run(atlas_folder, workshop, tmp_path):
         assert atlas.run_name == "mixed"
 
 
-def test_folders_that_are_no_atlas(atlas_folder, tmp_path):
-    with pytest.raises(CoCoMixError, match="holds no concept atlas"):
-        ConceptAtlas.open(tmp_path)
+def test_a_database_that_is_not_the_one_that_was_written(atlas_folder, tmp_path):
     copy = tmp_path / "atlas"
     shutil.copytree(atlas_folder, copy)
-    record = json.loads((copy / "atlas.json").read_text())
-    for wrong, says in (
-        ("{", "not valid JSON"),
-        ("[]", "atlas format None"),
-        (json.dumps({**record, "format_version": 99}), "atlas format 99"),
-        (json.dumps({**record, "blocks": "many"}), r"damaged \(1 fields\)"),
-    ):
-        (copy / "atlas.json").write_text(wrong)
-        with pytest.raises(CoCoMixError, match=says):
-            ConceptAtlas.open(copy)
-    (copy / "atlas.json").write_text(json.dumps(record))
-    (copy / "atlas.sqlite").write_bytes(b"no database" * 1000)
-    with ConceptAtlas.open(copy) as atlas, pytest.raises(CoCoMixError, match="cannot be read"):
-        atlas.card(0)
-    (copy / "atlas.sqlite").unlink()
-    with pytest.raises(CoCoMixError, match=r"lacks atlas\.sqlite"):
-        ConceptAtlas.open(copy)
-
-
-def test_an_atlas_with_a_concept_missing(atlas_folder, tmp_path):
-    shutil.copytree(atlas_folder, tmp_path / "atlas")
-    with closing(sqlite3.connect(tmp_path / "atlas" / "atlas.sqlite")) as database:
+    with closing(sqlite3.connect(copy / DATABASE)) as database:
         database.execute("DELETE FROM concepts WHERE id = 5")
         database.commit()
-    with ConceptAtlas.open(tmp_path / "atlas") as atlas, pytest.raises(CoCoMixError, match="lacks concept 5"):
-        atlas.card(5)
+    with ConceptAtlas.open(copy) as atlas, pytest.raises(Damaged, match=DATABASE):
+        atlas.card(0)
+    assert [finding.what for finding in ConceptAtlas.open(copy).verify().broken] == [DATABASE, "tables"]
+    (copy / DATABASE).unlink()
+    with ConceptAtlas.open(copy) as atlas, pytest.raises(Damaged, match=DATABASE):
+        atlas.card(0)

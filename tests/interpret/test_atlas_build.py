@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.artifacts.output import partial_path
+from cocomix.artifacts import partial_path
 from cocomix.data import DocumentBlocks, Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_rows, build_atlas, default_atlas_folder
@@ -17,7 +17,7 @@ from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
 from tests.interpret.test_atlas_naming import says, server
-from tests.workshop import BLOCK, CONCEPTS, Workshop
+from tests.workshop import BLOCK, CONCEPTS, Workshop, resealed
 
 CPU = torch.device("cpu")
 
@@ -58,8 +58,8 @@ def read_by_hand(run: Run):
 def test_cards_equal_what_the_model_predicts(atlas: ConceptAtlas, run: Run) -> None:
     positions = list(read_by_hand(run))
     assert {split for split, *_ in positions} == {"validation", "train"}
-    assert len(positions) == atlas.record.tokens == 100 * BLOCK
-    assert atlas.record.labelled_positions == sum(bool(labels) for *_, labels in positions)
+    assert len(positions) == atlas.manifest.tokens == 100 * BLOCK
+    assert atlas.manifest.labelled_positions == sum(bool(labels) for *_, labels in positions)
     norms = run.model().mixer.compression.weight.detach().norm(dim=1)
     for concept in range(CONCEPTS):
         card = atlas.card(concept)
@@ -113,7 +113,7 @@ def test_effects_of_the_most_frequent_concepts_are_measured(atlas: ConceptAtlas,
     frequent = [hit.id for hit in atlas.top(5, by="predicted_count")]
     measured = [concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None]
     assert sorted(frequent) == measured
-    assert atlas.record.effects == 5
+    assert atlas.manifest.effects == 5
     blocks = Tokens.open(run.manifest.data.path).split("validation")
     ids = torch.stack([blocks[index]["input_ids"] for index in range(4)])
     concept, model = frequent[0], run.model()
@@ -210,8 +210,8 @@ def test_a_stopped_atlas_goes_on_and_ends_the_same(run, tmp_path, monkeypatch, p
     build_atlas(run, stopped, settings, device=CPU)
     assert sum(reads) == (100 - 32 if place == "reading" else 0)
     assert dump(stopped) == dump(whole)
-    assert (stopped / "atlas.json").read_bytes() == (whole / "atlas.json").read_bytes()
-    assert sorted(path.name for path in stopped.iterdir()) == ["atlas.json", "atlas.sqlite", "tokenizer"]
+    assert (stopped / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+    assert sorted(path.name for path in stopped.iterdir()) == ["atlas.sqlite", "manifest.json", "tokenizer"]
     assert not partial_path(stopped).exists()
 
 
@@ -237,7 +237,7 @@ def test_an_atlas_without_labels(run, tmp_path, caplog):
     assert caplog.messages == [
         f"the run's labels are no longer at {tmp_path / 'gone'}, so label contexts and recall are left out."
     ]
-    assert (record.labels_fingerprint, record.label_concepts, record.labelled_positions) == (None, 0, 0)
+    assert (record.made_from.get("labels"), record.label_concepts, record.labelled_positions) == (None, 0, 0)
     with ConceptAtlas.open(default_atlas_folder(copy), Run.open(copy)) as atlas:
         assert default_atlas_folder(copy) == tmp_path / "run_atlas"
         card = atlas.card(atlas.top(1)[0].id)
@@ -251,7 +251,7 @@ def test_a_model_that_mixes_nothing_in(run, tmp_path):
     shutil.copytree(run.path, copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "mixing": "none"}))
-    opened = Run.open(copy)
+    opened = Run.open(resealed(copy))
     assert build_atlas(opened, tmp_path / "atlas", ATLAS, device=CPU).effects == 0
     with ConceptAtlas.open(tmp_path / "atlas") as atlas:
         card = atlas.card(0)

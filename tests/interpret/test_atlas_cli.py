@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from cocomix.artifacts.output import read_json
-from cocomix.interpret import AtlasRecord, ConceptAtlas
+from cocomix.artifacts import read_json
+from cocomix.interpret import AtlasManifest, ConceptAtlas
 from tests.command_line import Cli
 from tests.workshop import CONCEPTS, Workshop
 
@@ -13,8 +13,8 @@ from tests.workshop import CONCEPTS, Workshop
 def test_an_atlas_is_made_and_read(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     run, output = workshop.cocomix_run, tmp_path / "atlas"
     made = cli("atlas", run, "--tokens", 400, "--effects", 2, "-o", output, "--json")
-    assert json.loads(made.out) == read_json(output / "atlas.json")
-    assert AtlasRecord.model_validate_json(made.out).settings.tokens == 400
+    assert json.loads(made.out) == read_json(output / "manifest.json")
+    assert AtlasManifest.model_validate_json(made.out).settings.tokens == 400
     assert "effects measured" in made.err
     with ConceptAtlas.open(output) as atlas:
         concept = atlas.top(1)[0].id
@@ -35,7 +35,7 @@ def test_an_atlas_is_made_and_read(cli: Cli, workshop: Workshop, tmp_path: Path)
 def test_what_cannot_be_made_or_found(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     run = workshop.cocomix_run
     cli.refuses("atlas", workshop.ntp_run, "-o", tmp_path / "a", says="has no concepts")
-    cli.refuses("atlas", run, "--search", "a", "-o", tmp_path / "none", says="holds no concept atlas")
+    cli.refuses("atlas", run, "--search", "a", "-o", tmp_path / "none", says="make it with `cocomix atlas`")
     cli.refuses("atlas", tmp_path / "gone", says="does not exist")
     cli.refuses("atlas", run, "-o", tmp_path / "a", "--tokens", 0, says="tokens")
     cli.refuses("atlas", run, "-o", tmp_path / "a", "--name-endpoint", "nowhere", says="no address of an endpoint")

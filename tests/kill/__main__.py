@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cocomix.artifacts.output import write_json, write_text
+from cocomix.artifacts import write_json, write_text
 from tests.kill.processes import run
 from tests.kill.stages import Stage, World, contents, litter
 

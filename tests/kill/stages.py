@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import partial_path
+from cocomix.artifacts import file_sha256, partial_path
 from cocomix.training.checkpoints import WRITING
 from tests.workshop import TOY_BACKBONE, write_corpus
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cocomix.artifacts.output import write_json, write_text
+from cocomix.artifacts import write_json, write_text
 from cocomix.cli import main as cli
 from cocomix.runtime.stopping import STATUS
 from cocomix.training.recipe import save_recipe

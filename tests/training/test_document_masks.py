@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.concepts import IGNORE
 from cocomix.data import DocumentBlocks
 from cocomix.evaluation import Run, compare, evaluate_run

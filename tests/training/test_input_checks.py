@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.artifacts.output import partial_path
+from cocomix.artifacts import PLAN, MadeFromSomethingElse, partial_path
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
-from cocomix.training.input_checks import INPUTS
 from tests.training.test_resume import Killed, kill_at
 from tests.workshop import Workshop
 
@@ -63,7 +62,7 @@ def test_a_teacher_or_dictionary_of_the_same_name(
     change(teacher / "model.safetensors")
     with pytest.raises(CoCoMixError, match=r"labels was made with other weights than the recipe's teacher.model"):
         train(recipe(workshop, teacher, dictionary, **given), output)
-    assert (partial_path(output) / INPUTS).is_file()
+    assert (partial_path(output) / PLAN).is_file()
 
 
 def test_probabilities_of_a_teacher_of_the_same_name(workshop: Workshop, tmp_path: Path) -> None:
@@ -90,10 +89,8 @@ def test_inputs_that_change_half_way(
     weights = load_file(teacher / "model.safetensors")
     last = max(name for name in weights if name.endswith("ln_f.bias"))
     save_file({**weights, last: weights[last] + torch.tensor(0.001)}, teacher / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        CoCoMixError, match="begun with other teacher or dictionary of online labels than are there now"
-    ):
+    with pytest.raises(MadeFromSomethingElse, match=r"online_labels\.teacher"):
         train(online, tmp_path / "run")
     shutil.copy(workshop.teacher / "model.safetensors", teacher / "model.safetensors")
     run = train(online, tmp_path / "run")
-    assert not (run / INPUTS).exists()
+    assert not (run / PLAN).exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation import Run, evaluate_run

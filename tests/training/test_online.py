@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import file_sha256, read_json
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, load_teacher
 from cocomix.data import Tokens
 from cocomix.evaluation import Run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.data import Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch.testing import assert_close
 
-from cocomix.artifacts.output import partial_path
+from cocomix.artifacts import partial_path
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.stopping import STATUS
 from cocomix.training import train

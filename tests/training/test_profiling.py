@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cocomix.artifacts.output import partial_path
+from cocomix.artifacts import partial_path
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.objectives import OBJECTIVES, Divisors

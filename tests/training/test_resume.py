@@ -1,6 +1,7 @@
 """A run that was stopped, anywhere, ends as if it had not been."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,14 @@ from typing import Any
 import pytest
 
 import cocomix.training.run
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import partial_path
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.artifacts import (
+    MANIFEST,
+    AlreadyExists,
+    BeingWritten,
+    MadeFromSomethingElse,
+    file_sha256,
+    partial_path,
+)
 from cocomix.training import train
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.metrics import MetricsFile, keep_metrics_until
@@ -113,7 +119,7 @@ def test_killed_while_a_checkpoint_is_written(
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         original(self, model, trial)
         if self.state.global_step == 8:
-            (folder / "complete").unlink()
+            (folder / MANIFEST).unlink()
             (folder / "optimizer.pt").write_bytes(b"torn")
             raise Killed
 
@@ -144,8 +150,9 @@ def test_an_unfinished_run_of_another_recipe_is_refused(
         with pytest.raises(Killed):
             train(recipe(workshop), output)
     before = sorted(partial_path(output).rglob("*"))
-    with pytest.raises(CoCoMixError, match=r"unfinished run of another recipe.*--output"):
+    with pytest.raises(MadeFromSomethingElse) as refused:
         train(recipe(workshop, training={"max_steps": 15}), output)
+    assert refused.value.keys == ("recipe.training.max_steps",)
     assert sorted(partial_path(output).rglob("*")) == before
     shutil.rmtree(partial_path(output))
     train(recipe(workshop, tokens=128, training={}), output)
@@ -154,10 +161,39 @@ def test_an_unfinished_run_of_another_recipe_is_refused(
 def test_a_folder_that_is_in_the_way_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    with pytest.raises(CoCoMixError, match="already exists"):
+    with pytest.raises(AlreadyExists):
         train(recipe(workshop), tmp_path / "run")
     assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
     assert not (tmp_path / "run.partial").exists()
+
+
+def test_a_second_command_does_not_write_into_a_run(
+    workshop: Workshop, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, refused = tmp_path / "run", []
+
+    def again(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            with pytest.raises(BeingWritten) as caught:
+                train(recipe(workshop), output)
+            refused.append(caught.value.pid)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "on_step_end", again, raising=False)
+        train(recipe(workshop), output)
+    assert refused == [os.getpid()]
+    assert_same_run(output, whole["cocomix"])
+
+
+def test_a_finished_run_is_not_trained_again(workshop: Workshop, tmp_path: Path) -> None:
+    short = recipe(workshop, "ntp", training={"max_steps": 2})
+    output = train(short, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert train(short, output) == output
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    with pytest.raises(AlreadyExists) as refused:
+        train(recipe(workshop, "ntp", training={"max_steps": 3}), output)
+    assert refused.value.keys == ("recipe.training.max_steps",)
 
 
 def test_seconds_go_on_counting(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

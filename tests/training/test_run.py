@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from cocomix import CoCoMixForCausalLM
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.data import VALIDATION, Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import Labels
@@ -72,6 +72,8 @@ def test_manifest(workshop: Workshop) -> None:
         "fingerprint": data.fingerprint,
         "tokenizer_fingerprint": data.tokenizer_fingerprint,
         "block_size": BLOCK,
+        "mixture": None,
+        "stream": None,
     }
     labels = Labels.open(workshop.labels).manifest
     assert manifest["labels"] == {"path": str(workshop.labels), "fingerprint": labels.fingerprint}

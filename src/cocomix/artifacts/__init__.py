@@ -27,7 +27,7 @@ from cocomix.artifacts.findings import Finding, Findings
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
 from cocomix.artifacts.lock import locked
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, differing, file_entry
-from cocomix.artifacts.staging import PLAN, Staging, made_at, partial_path, seal
+from cocomix.artifacts.staging import PLAN, Staging, made_at, partial_path, seal, whole_folder
 from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
 from cocomix.artifacts.urls import is_there, redacted, require_local, shown, url_of
 
@@ -77,6 +77,7 @@ __all__ = [
     "tensor_sha256",
     "url_of",
     "verify",
+    "whole_folder",
     "write_json",
     "write_text",
 ]

@@ -1,6 +1,5 @@
 """`Artifact`: a folder that is whole or absent, here or at a URL, with a manifest of what it is and was made from."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,27 @@ from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, Wron
 from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.lock import refuse_writer
 from cocomix.artifacts.manifests import MANIFEST, M, ManifestFile, differing
-from cocomix.artifacts.staging import PLAN, THREADS, Staging, made_at, partial_path, publish, staged
+from cocomix.artifacts.staging import (
+    PLAN,
+    THREADS,
+    Staging,
+    as_json,
+    check_plan,
+    lock_path,
+    made_at,
+    partial_path,
+    publish,
+    staged,
+)
 from cocomix.artifacts.store import RemoteFolder, cache_folder, copy_place
 from cocomix.artifacts.uploading import claimed
 from cocomix.artifacts.urls import shown, url_of
 from cocomix.artifacts.verified import VerifiedFiles
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.processes import is_first_process
 
 __all__ = ["Artifact", "open_artifact", "verify"]
 
@@ -88,19 +101,36 @@ class Artifact(Generic[M]):
             MadeFromSomethingElse: what was left is of another identity; the keys are named.
             CoCoMixError: nothing can be written there, or the disk is full.
         """
-        settings = {"resume": resume, "shared": shared, "any_identity": any_identity}
-        return staged(output, cls.kind, cls.version, dict(identity), cls.records, **settings)
+        made: AbstractContextManager[Staging[M]] = staged(
+            output,
+            cls.kind,
+            cls.version,
+            identity,
+            cls.records,
+            resume=resume,
+            shared=shared,
+            any_identity=any_identity,
+        )
+        return made
 
     @classmethod
     def made(cls, output: Path | str, identity: Mapping[str, Any]) -> Self | None:
-        """The artefact at `output` if it is finished and of this identity; `None` if there is nothing.
+        """The artefact at `output` if it is finished and of this identity; `None` if it has to be made.
 
         To be asked before anything heavy is loaded. An upload that was interrupted is made up for.
 
+        Args:
+            output: as for `create`.
+            identity: as for `create`, or as much of it as is known; other keys are not compared.
+
         Raises:
+            BeingWritten: another process makes it.
             AlreadyExists: something else is there; the settings that differ are named.
+            MadeFromSomethingElse: what an interrupted command left there is of another identity.
         """
         place, url = made_at(output), url_of(output)
+        if is_first_process():  # of several that make it together the first holds the lock
+            refuse_writer(lock_path(output), shown(output))
         found: Self | None = None
         if url is not None:
             with suppress(NotAnArtifact):
@@ -108,6 +138,7 @@ class Artifact(Generic[M]):
         if found is None and (place / MANIFEST).is_file():
             found = cls.open(place)
         if found is None:
+            check_plan(output, identity)
             return None
         if keys := found.differing(identity):
             made = f"{shown(output)} already exists and was made with another {', '.join(keys)}"
@@ -199,8 +230,8 @@ class Artifact(Generic[M]):
         return f"restore it from a copy, or make the folder again with `{self.made_by}`"
 
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the settings in which `identity` differs from the one this was made with."""
-        return differing(self.manifest.identity, json.loads(json.dumps(dict(identity), allow_nan=False)))
+        """Names of the settings in which `identity` differs from the one this was made with, among those it has."""
+        return differing({key: self.manifest.identity.get(key) for key in identity}, as_json(identity))
 
     # ---- looking after -----------------------------------------------------------------------------------------------
 
@@ -211,14 +242,17 @@ class Artifact(Generic[M]):
         """
         if self.url is not None:
             return self._verify_remote(self.url)
-        findings = Findings(str(self.path), self.kind, self.version)
+        findings, files = Findings(str(self.path), self.kind, self.version), self.manifest.files
 
-        def hashed(name: str) -> None:
+        def hashed(name: str) -> int:
             with findings.check(name, "size and hash", self._repair):
                 self._hash(name)
+            return files[name].size
 
-        with ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(hashed, self.manifest.files))
+        size = sum(entry.size for entry in files.values())
+        with progress(f"verify {self.kind}", size, "bytes") as advance, ThreadPoolExecutor(THREADS) as threads:
+            for done in threads.map(hashed, files):
+                advance(done)
         findings.found.sort(key=lambda finding: finding.what)
         with findings.check("fingerprint", "of everything it is made of", self._repair):
             if self.manifest.computed_fingerprint() != self.manifest.fingerprint:

@@ -1,8 +1,9 @@
 """What a verification found, one line per thing that was looked at."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from cocomix.runtime.errors import CoCoMixError
@@ -68,6 +69,24 @@ class Findings:
     def skip(self, what: str, why: str) -> None:
         """Note that something was not within reach."""
         self.found.append(Finding(what, "not checked", why))
+
+    def source(self, role: str, place: str, recorded: str, current: Callable[[], str]) -> None:
+        """Note whether what an artefact was made from, where that is here, still has the recorded fingerprint.
+
+        Args:
+            role: of the source, as in `Manifest.made_from`.
+            place: where it was; any name.
+            recorded: its fingerprint then.
+            current: gives its fingerprint now.
+        """
+        if not Path(place).exists():
+            self.skip(role, f"{place} is not on this machine")
+            return
+        with self.check(role, f"fingerprint of {place}", "get it again"):
+            if current() != recorded:
+                raise CoCoMixError(
+                    f"{place} is no longer what this was made from; bring that back, or make this again."
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON; `whole` if nothing is broken."""

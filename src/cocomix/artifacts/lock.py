@@ -20,7 +20,7 @@ import psutil
 
 from cocomix.artifacts.faults import BeingWritten
 
-__all__ = ["being_written", "locked", "process_lives", "this_process"]
+__all__ = ["being_written", "locked", "process_lives", "refuse_writer", "this_process"]
 
 logger = logging.getLogger(__name__)
 _held: set[int] = set()
@@ -94,6 +94,16 @@ def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
                 path.unlink()
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+def refuse_writer(path: Path, output: str) -> None:
+    """Refuse an output that a process writes now and does not share, without holding its lock.
+
+    Raises:
+        BeingWritten: naming it.
+    """
+    if path.is_file():
+        os.close(_acquire(path, output, shared=True))
 
 
 def _acquire(path: Path, output: str, shared: bool) -> int:

@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic
@@ -20,14 +20,27 @@ from typing import Any, Generic
 from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse, Unreachable
 from cocomix.artifacts.files import aside_path, explained_full_disk, flush, flush_folder, read_json, write_json
 from cocomix.artifacts.lock import locked, this_process
-from cocomix.artifacts.manifests import MANIFEST, M, differing, file_entry
+from cocomix.artifacts.manifests import MANIFEST, M, Manifest, differing, file_entry
 from cocomix.artifacts.store import cache_place, copy_place
 from cocomix.artifacts.uploading import Claim, claimed
-from cocomix.artifacts.urls import shown, url_of
+from cocomix.artifacts.urls import require_local, shown, url_of
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated
 
-__all__ = ["PLAN", "THREADS", "Staging", "made_at", "partial_path", "publish", "seal", "staged"]
+__all__ = [
+    "PLAN",
+    "THREADS",
+    "Staging",
+    "as_json",
+    "check_plan",
+    "lock_path",
+    "made_at",
+    "partial_path",
+    "publish",
+    "seal",
+    "staged",
+    "whole_folder",
+]
 
 PLAN = "plan.json"
 """Within a staging folder that can be gone on with: the kind, the identity, and the process that began it."""
@@ -46,6 +59,11 @@ def partial_path(output: Path | str) -> Path:
     return _beside(made_at(output), ".partial")
 
 
+def lock_path(output: Path | str) -> Path:
+    """The lock file of an output, `NAME.lock` beside the place where it is made."""
+    return _beside(made_at(output), ".lock")
+
+
 def _beside(place: Path, suffix: str) -> Path:
     if place.name in ("", ".."):  # `.` and `..` have no name of their own
         place = place.resolve()
@@ -61,22 +79,27 @@ class Staging(Generic[M]):
         finished: whether it did.
     """
 
-    def __init__(self, path: Path, output: Path, finish: Callable[[M, Sequence[str]], None]) -> None:
+    def __init__(self, path: Path, output: Path, finish: Callable[[M | None, Sequence[str]], M | None]) -> None:
         self.path = path
         self.output = output
         self.finished = False
         self._finish = finish
 
-    def finish(self, manifest: M, scratch: Sequence[str] = ()) -> None:
+    def finish(self, manifest: M, scratch: Sequence[str] = ()) -> M:
         """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.
 
         Args:
             manifest: with the fields of its kind, and `made_from`; the rest is filled in.
             scratch: files and folders in it that only serve to go on after an interruption. They are removed after the
                 folder was renamed, so that a command killed before loses nothing.
+
+        Returns:
+            The manifest that was written.
         """
-        self._finish(manifest, scratch)
+        written = self._finish(manifest, scratch)
+        assert written is not None
         self.finished = True
+        return written
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -97,7 +120,7 @@ def staged(
     output: Path | str,
     kind: str,
     format_version: int,
-    identity: dict[str, Any],
+    identity: Mapping[str, Any],
     records: Callable[[str], bool],
     *,
     resume: bool = False,
@@ -107,17 +130,21 @@ def staged(
     """`Artifact.create`, which says what the arguments mean, for a kind of a version that `records` some files."""
     place, url, kept = made_at(output), url_of(output), resume or shared
     folder = _beside(place, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
-    identity = json.loads(json.dumps(identity, allow_nan=False))  # tuples are lists in JSON
+    identity = as_json(identity)
 
-    def finish(manifest: M, scratch: Sequence[str]) -> None:
+    def finish(manifest: M | None, scratch: Sequence[str]) -> M | None:
         for left in folder.rglob(".*.tmp"):  # half written by killed processes
             left.unlink(missing_ok=True)
         skipped = (PLAN, *scratch)
-        seal(
-            folder,
-            manifest.model_copy(update={"kind": kind, "version": format_version, "identity": identity}),
-            lambda name: records(name) and not any(name == entry or name.startswith(f"{entry}/") for entry in skipped),
-        )
+        if manifest is None:
+            flush_folder(folder)
+        else:
+            manifest = manifest.model_copy(update={"kind": kind, "version": format_version, "identity": identity})
+            manifest = seal(
+                folder,
+                manifest,
+                lambda name: records(name) and not f"{name}/".startswith(tuple(f"{entry}/" for entry in skipped)),
+            )
         if place.exists():
             place.rmdir()
         folder.rename(place)
@@ -126,11 +153,12 @@ def staged(
         flush(place.parent)
         if claim is not None:
             publish(place, claim)
+        return manifest
 
     with ExitStack() as held:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(_beside(place, ".lock"), shown(output), shared=shared))
+            held.enter_context(locked(lock_path(output), shown(output), shared=shared))
             _refuse_existing(output, place, identity)
             if not kept:  # what killed processes left: the lock is ours
                 for left in place.parent.glob(glob.escape(_beside(place, ".partial-").name) + "*"):
@@ -138,13 +166,12 @@ def staged(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CoCoMixError(f"cannot write to {place.parent}: {error.strerror}; choose another --output.") from error
-        staging = Staging(folder, Path(output), finish)
+        staging: Staging[M] = Staging(folder, Path(output), finish)
         try:
             claim = None if url is None else held.enter_context(claimed(url))
             with explained_full_disk(folder):
                 if kept:
-                    wanted = {"kind": kind, "version": format_version}
-                    _claim_staging(folder, wanted if any_identity else {**wanted, "identity": identity})
+                    _claim_staging(output, kind, format_version, None if any_identity else identity)
                 yield staging
             if not (staging.finished or shared):
                 raise RuntimeError(f"the output {output} was left without finish()")
@@ -155,6 +182,24 @@ def staged(
         finally:
             if not kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Make a folder that is whole or absent but no artefact: pages, and models for other programs.
+
+    Yields:
+        The folder to write to, which becomes `output` at the end.
+
+    Raises:
+        CoCoMixError: as `Artifact.create`.
+    """
+    require_local(output, "this output")
+    staged_folder: AbstractContextManager[Staging[Manifest]] = staged(output, "", 0, {}, lambda name: True)
+    with staged_folder as staging:
+        yield staging.path
+        staging._finish(None, ())
+        staging.finished = True
 
 
 def publish(folder: Path, claim: Claim) -> None:
@@ -194,20 +239,21 @@ def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) 
     raise AlreadyExists(f"{place} already exists{of}; remove it or choose another --output.", keys)
 
 
-def _claim_staging(folder: Path, wanted: dict[str, Any]) -> None:
+def _claim_staging(output: Path | str, kind: str, format_version: int, identity: Mapping[str, Any] | None) -> None:
     """Record in `PLAN` what a staging folder is of, or check that it was begun as the same.
 
     Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
 
     Raises:
-        MadeFromSomethingElse: it was begun with another identity (the keys are named), or holds something else.
+        MadeFromSomethingElse: it was begun with another identity, or holds something else.
     """
+    folder, wanted = partial_path(output), {"kind": kind, "version": format_version}
     plan = folder / PLAN
     if not plan.exists():
         others = [path for path in folder.iterdir() if not (path.name.startswith(".") and path.suffix == ".tmp")]
         if others and not plan.exists():  # it may have come between
             raise MadeFromSomethingElse(f"{folder} holds something else; remove it or choose another --output.")
-        write_json(aside := aside_path(plan), {**wanted, "process": this_process()})
+        write_json(aside := aside_path(plan), {**wanted, "identity": identity, "process": this_process()})
         try:
             os.link(aside, plan)
         except OSError:  # another job was faster, or the file system has no hard links
@@ -215,12 +261,29 @@ def _claim_staging(folder: Path, wanted: dict[str, Any]) -> None:
                 aside.replace(plan)
         aside.unlink(missing_ok=True)
     found = read_json(plan)
-    keys = differing({name: found.get(name) for name in wanted}, wanted)
-    if keys:
-        names = tuple(key.removeprefix("identity.") for key in keys)
+    if keys := differing({name: found.get(name) for name in wanted}, wanted):
+        raise MadeFromSomethingElse(f"{folder} was begun as {found.get('kind')}; remove it.", keys)
+    check_plan(output, identity or {})
+
+
+def check_plan(output: Path | str, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with what an interrupted command of another identity left, if it goes by that.
+
+    Raises:
+        MadeFromSomethingElse: naming the keys, of those in `identity`, that differ.
+    """
+    plan = partial_path(output) / PLAN
+    begun = read_json(plan)["identity"] if plan.is_file() else None
+    if begun is not None and (keys := differing({key: begun.get(key) for key in identity}, as_json(identity))):
         raise MadeFromSomethingElse(
-            f"{folder} was begun with another {', '.join(names)}; remove it or choose another --output.", names
+            f"{plan.parent} was begun with another {', '.join(keys)}; remove it or choose another --output.", keys
         )
+
+
+def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as it is read back: tuples are lists in JSON."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(identity), allow_nan=False))
+    return values
 
 
 def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name: True) -> M:

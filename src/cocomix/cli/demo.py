@@ -22,7 +22,7 @@ def demo(
 
     [dim]Example: cocomix demo --fast[/dim]
     """
-    from cocomix.artifacts.remote import require_local
+    from cocomix.artifacts import require_local
     from cocomix.experiments.tour import run_demo
     from cocomix.runtime.threads import choose_threads
 

@@ -21,8 +21,9 @@ def push(
 
     [dim]Example: cocomix push data/books s3://corpora/books[/dim]
     """
-    from cocomix.artifacts.uploads import push as run
+    import cocomix.interpret  # noqa: F401  # it imports every room that has artefacts
+    from cocomix.artifacts import open_artifact
 
-    written = run(folder, url)
+    written = open_artifact(folder).push(url)
     logger.info(f"{folder} is at {written}")
     return Printed({"url": written})

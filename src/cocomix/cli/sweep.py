@@ -34,7 +34,7 @@ def sweep(
 
     [dim]Example: cocomix sweep recipes/paper_cpu.yaml --fast[/dim]
     """
-    from cocomix.artifacts.remote import require_local
+    from cocomix.artifacts import require_local
     from cocomix.experiments import load_plan, run_sweep
     from cocomix.experiments.runner import prepare_sweep
 

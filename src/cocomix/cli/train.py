@@ -1,5 +1,6 @@
 """The verb `train`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,7 @@ def train(
 
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
-    from cocomix.artifacts.output import read_json
-    from cocomix.artifacts.remote import local_folder
+    from cocomix.artifacts import MANIFEST, RemoteFolder, read_json, url_of
     from cocomix.runtime.threads import choose_threads
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
@@ -40,4 +40,5 @@ def train(
         return Printed(plan, values_table(plan))
     choose_threads()
     folder = run(config, output or Path("runs") / recipe.stem, profile_steps=profile)
-    return Printed(read_json(local_folder(folder, "manifest.json") / "manifest.json"))
+    url = url_of(folder)
+    return Printed(read_json(folder / MANIFEST) if url is None else json.loads(RemoteFolder(url).read(MANIFEST)))

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.printing import Printed, table
-from cocomix.runtime.console import ConsoleReporter
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["verify"]
@@ -22,12 +21,12 @@ def verify(
 
     [dim]Example: cocomix verify data/books/labels[/dim]
     """
-    from cocomix.artifacts.remote import shown
-    from cocomix.integrity import verify as run
+    import cocomix.interpret  # noqa: F401  # it imports every room that has artefacts
+    from cocomix.artifacts import verify as run
 
-    found = run(path, ConsoleReporter())
-    logger.info(f"{found.kind}, format {found.format_version}, in {shown(found.path)}")
-    rows = [(finding.what, finding.state, finding.detail) for finding in found.findings]
+    found = run(path)
+    logger.info(f"{found.kind}, format {found.version}, in {found.path}")
+    rows = [(finding.what, finding.state, finding.detail) for finding in found.found]
     more = f" ({len(found.broken) - 1} more)" if len(found.broken) > 1 else ""
     error = CoCoMixError(f"{found.broken[0].detail}{more}") if found.broken else None
     text = table(rows, state=1) if logger.isEnabledFor(logging.INFO) else None

@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix.artifacts.hashing import tensor_sha256
-from cocomix.artifacts.output import fingerprint_json
+from cocomix.artifacts import fingerprint_json, tensor_sha256
 
 __all__ = ["configuration_fingerprint", "model_fingerprint", "package_versions"]
 

@@ -5,7 +5,6 @@ from cocomix.evaluation.comparison import Comparison, ComparisonRow
 from cocomix.evaluation.document_losses import DOCUMENTS_FILE
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
-from cocomix.evaluation.opened_run import CurvePoint, Run, RunManifest
 from cocomix.evaluation.page import (
     Block,
     Code,
@@ -24,6 +23,7 @@ from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_
 from cocomix.evaluation.report import REPORT_FILE, recorded_sections, reliance_section, summary, write_report
 from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run
 from cocomix.evaluation.teacher_flops import run_labels
+from cocomix.training import CurvePoint, Run, RunManifest
 
 __all__ = [
     "DOCUMENTS_FILE",

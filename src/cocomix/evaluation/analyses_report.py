@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocomix.artifacts.output import staged_directory, write_json, write_text
+from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.data import TRAIN, VALIDATION
 from cocomix.evaluation.analyses import (
     UNUSED_NORM,
@@ -28,7 +28,6 @@ from cocomix.evaluation.analyses import (
 )
 from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress
 from cocomix.evaluation.formatting import NOTHING, percent, signed
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Section, Table
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import reliance_section
@@ -38,6 +37,7 @@ from cocomix.labelling import Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.extras import require_extra
+from cocomix.training import Run
 
 __all__ = ["analyse_runs"]
 
@@ -113,7 +113,7 @@ def analyse_runs(
         "labels": {name: asdict(each) for name, each in uses.items()},
         "label_overlap": [{"of": one, "in": other, "share": share} for one, other, share in overlaps],
     }
-    with staged_directory(output) as folder:
+    with whole_folder(output) as folder:
         write_json(folder / "analyses.json", values)
         images: list[Block] = []
         for name, each in norms.items():

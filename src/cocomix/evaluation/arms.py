@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from cocomix.evaluation.formatting import si
-from cocomix.evaluation.opened_run import CurvePoint, Run, RunManifest
 from cocomix.evaluation.reach import mean_curve
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import CurvePoint, Run, RunManifest
 
 __all__ = ["Arm", "choose_baseline", "group"]
 

@@ -16,11 +16,11 @@ from cocomix.evaluation.comparison import Comparison, ComparisonRow, Saving
 from cocomix.evaluation.document_losses import DocumentLosses, read_document_losses
 from cocomix.evaluation.downstream_table import downstream_table
 from cocomix.evaluation.formatting import si
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
 from cocomix.evaluation.teacher_flops import TeacherCost, label_words, run_labels, teacher_cost
 from cocomix.runtime.extras import require_extra
+from cocomix.training import Run
 
 __all__ = ["compare"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from cocomix.evaluation.downstream_table import DownstreamTable
 from cocomix.evaluation.formatting import NOTHING, duration, markdown_table, markdown_text, percent, si, signed
-from cocomix.evaluation.opened_run import CurvePoint
 from cocomix.evaluation.reach import Reach
 from cocomix.evaluation.statistics import Interval, PairedTest
+from cocomix.training import CurvePoint
 
 __all__ = [
     "COLUMNS",

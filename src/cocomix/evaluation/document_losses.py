@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
-from cocomix.artifacts.output import read_json, write_json
+from cocomix.artifacts import read_json, write_json
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["DOCUMENTS_FILE", "DocumentLosses", "DocumentTally", "read_document_losses", "write_document_losses"]

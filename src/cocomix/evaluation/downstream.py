@@ -20,10 +20,10 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cocomix.artifacts.output import read_json, write_json
+from cocomix.artifacts import read_json, write_json
 from cocomix.evaluation.inference import inference
-from cocomix.evaluation.opened_run import Run
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 
 if TYPE_CHECKING:
     from cocomix.evaluation.harness import CountingModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cocomix.evaluation.comparison import Comparison
-from cocomix.evaluation.opened_run import CurvePoint
+from cocomix.training import CurvePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

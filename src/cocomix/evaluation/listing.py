@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cocomix.artifacts.output import partial_path
-from cocomix.evaluation.opened_run import Run
+from cocomix.artifacts import MANIFEST, partial_path
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.checkpoints import MARK, checkpoint_step
+from cocomix.training import Run
+from cocomix.training.checkpoints import checkpoint_step
 from cocomix.training.liveness import liveness
 from cocomix.training.recipe import load_recipe
 
@@ -105,7 +105,7 @@ def _unfinished(path: Path, folder: Path, now: float) -> RunSummary:
     alive = liveness(path)
     step = int(rows[-1].get("step", 0)) if rows else 0
     if alive.state != "running":
-        marks = (path / "checkpoints").glob(f"checkpoint-*/{MARK}")
+        marks = (path / "checkpoints").glob(f"checkpoint-*/{MANIFEST}")
         step = max((checkpoint_step(mark.parent) for mark in marks), default=0)
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
     tokens = int(rows[-1].get("tokens", 0)) if rows else 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cocomix.evaluation.opened_run import CurvePoint
+from cocomix.training import CurvePoint
 
 __all__ = ["Reach", "mean_curve", "reach"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from cocomix.artifacts.output import staged_directory, write_json, write_text
+from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.evaluation.comparison import (
     COLUMNS,
     DOCUMENT_COLUMNS,
@@ -16,12 +16,12 @@ from cocomix.evaluation.comparison import (
 )
 from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves, drawn_names
 from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
 from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
 from cocomix.evaluation.run_evaluation import reliance_of_runs
 from cocomix.runtime.extras import require_extra
+from cocomix.training import Run
 
 __all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]
 
@@ -73,7 +73,7 @@ def write_report(
     """
     require_extra("report", "matplotlib", "scipy", purpose="a report")
     images: list[Block] = []
-    with staged_directory(output) as folder:
+    with whole_folder(output) as folder:
         for axis in AXES:
             light = draw_curves(comparison, axis, LIGHT)
             (folder / f"{axis.file}.png").write_bytes(light)

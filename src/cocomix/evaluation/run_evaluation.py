@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from cocomix.artifacts.output import read_json, write_json
-from cocomix.artifacts.remote import is_there
+from cocomix.artifacts import is_there, read_json, write_json
 from cocomix.data import VALIDATION, DocumentBlocks, MixedData, Tokens, begin_of_text
 from cocomix.evaluation.document_losses import DocumentTally, write_document_losses
 from cocomix.evaluation.inference import MapDataset
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.perplexity import Evaluation, evaluate
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
 from cocomix.labelling import Labels
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 
 __all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels", "reliance_of_runs"]
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cocomix.evaluation.opened_run import Run
 from cocomix.labelling import Labels, LabelsManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 
 __all__ = ["TeacherCost", "label_words", "run_labels", "teacher_cost"]
 

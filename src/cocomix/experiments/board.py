@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from cocomix.artifacts.output import partial_path, read_json
+from cocomix.artifacts import partial_path, read_json
 from cocomix.experiments.plan import Job
 
 __all__ = ["Board", "Entry", "Status"]

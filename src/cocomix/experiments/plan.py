@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cocomix.artifacts.output import fingerprint_json
+from cocomix.artifacts import fingerprint_json
 from cocomix.concepts import FitSettings
 from cocomix.data import PrepareSettings
 from cocomix.labelling import LabelSettings

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cocomix.artifacts import locked
 from cocomix.evaluation import (
     DOCUMENTS_FILE,
     Comparison,
@@ -71,6 +73,7 @@ def prepare_sweep(loaded: LoadedPlan) -> tuple[list[Job], Board]:
     """Check every recipe of a plan and make the shared parts.
 
     Raises:
+        BeingWritten: another process sweeps in this folder.
         CoCoMixError: a recipe is wrong, a part cannot be made, or the folder holds another plan's parts or runs.
     """
     require_extra("report", "matplotlib", "scipy", purpose="a sweep")
@@ -81,7 +84,8 @@ def prepare_sweep(loaded: LoadedPlan) -> tuple[list[Job], Board]:
                 f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
                 "--output."
             )
-    make_shared_parts(loaded, jobs)
+    with _alone(loaded):
+        make_shared_parts(loaded, jobs)
     return jobs, Board(jobs)
 
 
@@ -96,7 +100,26 @@ def run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, *, workers: int
 
     Returns:
         The outcome; failed runs are in it, not raised, and do not stop the others.
+
+    Raises:
+        BeingWritten: another process sweeps in this folder.
     """
+    with _alone(loaded):
+        return _run_sweep(loaded, jobs, board, workers)
+
+
+@contextmanager
+def _alone(loaded: LoadedPlan) -> Iterator[None]:
+    """Let one process at a time sweep in a folder."""
+    try:
+        loaded.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoCoMixError(f"cannot write to {loaded.output}: {error.strerror}; name another --output.") from error
+    with locked(loaded.output / "sweep.lock", str(loaded.output)):
+        yield
+
+
+def _run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, workers: int) -> SweepResult:
     recipes = loaded.output / "recipes"
     recipes.mkdir(exist_ok=True)
     for job in jobs:

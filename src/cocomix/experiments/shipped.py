@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cocomix.artifacts.output import write_text
+from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipes_folder import recipes_folder
 

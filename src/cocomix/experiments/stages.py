@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.artifacts.output import read_json, write_json
+from cocomix.artifacts import read_json, write_json
 from cocomix.concepts import FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import prepare
@@ -66,10 +66,6 @@ def _claim(loaded: LoadedPlan) -> None:
         parts["teacher"]["recipe"] = loaded.teacher_recipe().model_dump(mode="json")
     record = loaded.output / "shared.json"
     if not record.exists():
-        try:
-            loaded.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CoCoMixError(f"cannot write to {loaded.output}: {error.strerror}; name another --output.") from error
         write_json(record, parts)
         return
     found = read_json(record)

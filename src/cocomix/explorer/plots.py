@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cocomix.evaluation.formatting import duration, si
-from cocomix.evaluation.opened_run import CurvePoint
 from cocomix.explorer.markup import escaped, number
+from cocomix.training import CurvePoint
 
 __all__ = ["AXES", "curves", "histogram"]
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from cocomix.artifacts import file_sha256
-from cocomix.artifacts.output import staged_directory
+from cocomix.artifacts import file_sha256, whole_folder
 from cocomix.concepts import ConceptDictionary, Dictionary, DictionaryManifest
 from cocomix.data.tokenizer import vocabulary_size
 from cocomix.interop.openai_sae import read_openai_autoencoder
@@ -31,7 +30,7 @@ def import_released(
         CoCoMixError: as `read_reference_folder`; or the tokenizer has more tokens than the model.
     """
     model = read_reference_folder(folder, given)
-    with staged_directory(output) as target:
+    with whole_folder(output) as target:
         if tokenizer is not None:
             loaded = load_tokenizer(tokenizer)
             if vocabulary_size(loaded) > model.config.vocab_size:
@@ -58,7 +57,7 @@ def export_to_released(source: Path, output: Path) -> CoCoMixForCausalLM:
     model = load_causal_lm(source)
     if not isinstance(model, CoCoMixForCausalLM):
         raise CoCoMixError(f"{source} holds a plain {model.config.model_type}, which transformers loads as it is.")
-    with staged_directory(output) as target:
+    with whole_folder(output) as target:
         write_reference_folder(model, target)
     return model
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cocomix.artifacts.output import read_json
+from cocomix.artifacts import read_json
 from cocomix.data import Tokens, TokensManifest
 from cocomix.evaluation import EVALUATION_FILE, Downstream, Run
 from cocomix.evaluation.downstream import read_downstream
@@ -49,7 +49,6 @@ def read_record(run: Run) -> RunRecord:
     Raises:
         CoCoMixError: a file of the run itself is damaged.
     """
-    manifest = read_json(run.path / "manifest.json")
     recipe = load_recipe(run.path / "recipe.yaml")
     data = [_found(Tokens.open, path) for path in recipe.data_folders]
     labels = [_found(Labels.open, path) for path in recipe.label_folders]
@@ -58,8 +57,8 @@ def read_record(run: Run) -> RunRecord:
         run,
         recipe,
         read_json(run.path / "config.json"),
-        manifest["final"],
-        manifest.get("versions", {}),
+        run.manifest.final.model_dump(),
+        run.manifest.versions,
         tuple(opened.manifest for opened in data if opened is not None and _is_of(run, opened.manifest.fingerprint)),
         tuple(found.manifest for found in labels if found is not None and _is_of(run, found.fingerprint)),
         read_json(evaluated) if evaluated.is_file() else None,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.artifacts.output import read_json, write_json, write_text
+from cocomix.artifacts import read_json, write_json, write_text
 from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cocomix.artifacts.output import explained_full_disk, read_json, staged_directory, write_json, write_text
+from cocomix.artifacts import explained_full_disk, read_json, whole_folder, write_json, write_text
 from cocomix.evaluation import Run
 from cocomix.interop.card import model_card
 from cocomix.interop.source_files import AUTO_MAP, write_source_files
@@ -55,9 +55,9 @@ def export_run(
     run = Run.open(path)
     config = read_json(run.path / "config.json")
     files = sorted(file for pattern in _COPIED for file in run.path.glob(pattern))
-    hashes = read_json(run.path / "manifest.json").get("files") or {}
+    hashes = {name: entry.sha256 for name, entry in run.manifest.files.items()}
     _check_complete(run, files, hashes)
-    with staged_directory(output) as folder, explained_full_disk(folder):
+    with whole_folder(output) as folder, explained_full_disk(folder):
         size = sum(file.stat().st_size for file in files)
         with progress("copying weights and tokenizer", size, "bytes") as advance:
             for file in files:

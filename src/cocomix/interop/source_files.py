@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from cocomix.artifacts.output import write_text
+from cocomix.artifacts import write_text
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
 __all__ = ["AUTO_MAP", "LICENSE_FILE", "source_files", "write_source_files"]

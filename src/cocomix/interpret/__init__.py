@@ -1,7 +1,7 @@
 """Reading the concepts a model predicts, and steering what it says with them."""
 
 from cocomix.interpret.atlas_build import build_atlas
-from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings, ConceptCard, ConceptHit, Context, Histogram
+from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings, ConceptCard, ConceptHit, Context, Histogram
 from cocomix.interpret.atlas_effects import measure_effect
 from cocomix.interpret.atlas_naming import NameEndpoint
 from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
@@ -30,7 +30,7 @@ from cocomix.interpret.teacher_steering import teacher_steering
 
 __all__ = [
     "FACTOR_LIMIT",
-    "AtlasRecord",
+    "AtlasManifest",
     "AtlasSettings",
     "ConceptAtlas",
     "ConceptCard",

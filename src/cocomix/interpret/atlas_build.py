@@ -4,23 +4,20 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import PLAN, claim_partial, explained_full_disk, staged_directory, write_json
-from cocomix.evaluation.opened_run import Run
 from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
-from cocomix.interpret.atlas_cards import AtlasRecord, AtlasSettings
+from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings
 from cocomix.interpret.atlas_naming import NameEndpoint
 from cocomix.interpret.atlas_pass import AtlasBlocks, read_blocks
 from cocomix.interpret.atlas_rows import AtlasWriter
-from cocomix.interpret.atlas_store import DATABASE, FORMAT_VERSION, RECORD, TOKENIZER, run_fingerprint
-from cocomix.interpret.concept_atlas import default_atlas_folder
+from cocomix.interpret.atlas_store import DATABASE, TOKENIZER
+from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
 from cocomix.interpret.prompts import concept_model
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 
 __all__ = ["build_atlas"]
 
@@ -40,7 +37,7 @@ def build_atlas(
     labels: Path | None = None,
     endpoint: NameEndpoint | None = None,
     commit_tokens: int = _COMMIT_TOKENS,
-) -> AtlasRecord:
+) -> AtlasManifest:
     """Make the atlas of a run.
 
     A stopped run of this function goes on from its last commit, with the same result as if it had not been stopped.
@@ -57,7 +54,7 @@ def build_atlas(
         commit_tokens: tokens between two commits of the pass; changes no result.
 
     Returns:
-        The record, also written to `output/atlas.json`.
+        Its manifest.
 
     Raises:
         CoCoMixError: the run has no concepts; run, data and labels do not belong together; `output` exists, or its
@@ -68,20 +65,21 @@ def build_atlas(
     model = concept_model(run.model())
     prepared = open_run_data(run, data)
     store = open_run_labels(run, prepared, model.config.num_concepts, labels, without="label contexts and recall")
-    identity = {
-        "format_version": FORMAT_VERSION,
-        "run_fingerprint": run_fingerprint(run),
-        "data_fingerprint": prepared.manifest.fingerprint,
-        "labels_fingerprint": None if store is None else store.manifest.fingerprint,
-        "tokenizer_fingerprint": prepared.manifest.tokenizer_fingerprint,
-        "num_concepts": model.config.num_concepts,
-        "settings": settings.model_dump(mode="json"),
+    made_from = {
+        "run": run.manifest.fingerprint,
+        "tokens": prepared.manifest.fingerprint,
+        "tokenizer": prepared.manifest.tokenizer_fingerprint,
+        **({} if store is None else {"labels": store.manifest.fingerprint}),
     }
+    identity = {"made_from": made_from, "settings": settings.model_dump(mode="json")}
+    if endpoint is None and (found := ConceptAtlas.made(output, identity)) is not None:
+        logger.info(f"{output} is this atlas, finished: nothing to do")
+        return found.manifest
     blocks = AtlasBlocks(prepared, store, settings.tokens, document_masks=run.manifest.document_masks)
     tokenizer = prepared.tokenizer()
     model.to(device)
-    with staged_directory(output, resume=True) as folder, explained_full_disk(folder):
-        claim_partial(folder, identity, output)
+    with ConceptAtlas.create(output, identity=identity, resume=True) as staging:
+        folder = staging.path
         tally = read_blocks(
             model,
             blocks,
@@ -99,9 +97,10 @@ def build_atlas(
                 writer.ask_for_names(endpoint)
             endpoint_names = writer.finish()
         tokenizer.save_pretrained(str(folder / TOKENIZER))
-        record = AtlasRecord(
-            **identity,
-            cocomix_version=version("cocomix"),
+        manifest = AtlasManifest(
+            made_from=made_from,
+            settings=settings,
+            num_concepts=model.config.num_concepts,
             run=run.manifest.name,
             blocks=len(blocks),
             tokens=len(blocks) * blocks.block_size,
@@ -111,17 +110,14 @@ def build_atlas(
             label_concepts=int((tally.labels > 0).sum()),
             effects=effects,
             endpoint_names=endpoint_names,
-            database_sha256=file_sha256(folder / DATABASE),
             histogram_edges=tuple(tally.edges.tolist()),
         )
-        write_json(folder / RECORD, record.model_dump(mode="json"))
-        (folder / _STATE).unlink()
-        (folder / PLAN).unlink()
+        manifest = staging.finish(manifest, scratch=(_STATE,))
     logger.info(
-        f"atlas of {record.run} in {output}: {record.predicted_concepts:,} of {record.num_concepts:,} concepts "
-        f"predicted and {record.label_concepts:,} labels in {record.tokens:,} tokens; {effects:,} effects measured"
+        f"atlas of {manifest.run} in {output}: {manifest.predicted_concepts:,} of {manifest.num_concepts:,} concepts "
+        f"predicted and {manifest.label_concepts:,} labels in {manifest.tokens:,} tokens; {effects:,} effects measured"
     )
-    return record
+    return manifest
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["AtlasRecord", "AtlasSettings", "ConceptCard", "ConceptHit", "Context", "Histogram", "TokenChanges"]
+from cocomix.artifacts import Manifest
+
+__all__ = ["AtlasManifest", "AtlasSettings", "ConceptCard", "ConceptHit", "Context", "Histogram", "TokenChanges"]
 
 TokenChanges = tuple[tuple[str, float], ...]
 """Tokens, each with its change in nats."""
@@ -137,21 +139,11 @@ class AtlasSettings(BaseModel):
         return max(1, self.effect_tokens // block_size)
 
 
-class AtlasRecord(BaseModel):
-    """`atlas.json`: what an atlas is of and how it was made."""
+class AtlasManifest(Manifest):
+    """What an atlas is of and how it was made: from a `run`, `tokens`, their `tokenizer` and, if given, `labels`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int
-    cocomix_version: str
     run: str
     """Name of the run."""
-    run_fingerprint: str
-    """SHA-256 over the run's weights and configuration, see `run_fingerprint`."""
-    data_fingerprint: str
-    labels_fingerprint: str | None
-    """`None`: made without labels."""
-    tokenizer_fingerprint: str
     num_concepts: int
     settings: AtlasSettings
     blocks: int
@@ -170,7 +162,5 @@ class AtlasRecord(BaseModel):
     """Concepts whose effect was measured."""
     endpoint_names: int
     """Concepts named by a language model."""
-    database_sha256: str | None = None
-    """SHA-256 of `atlas.sqlite`; `None` in atlases from before it was recorded."""
     histogram_edges: tuple[float, ...]
     """Edges of every concept's histogram, bins + 1."""

@@ -1,12 +1,11 @@
 """The file behind an atlas: its tables, how rows are written and how texts are cut out of blocks.
 
 ATLAS/
-atlas.json     what it is of and how it was made (`AtlasRecord`)
-atlas.sqlite   concepts   one row per concept
-contexts   where a concept shows: block and position, no text
-blocks     the tokens of the blocks that contexts lie in (uint32, little-endian)
-texts      full-text index (FTS5) over name, terms and the strongest contexts; rowid = concept
-tokenizer/     turns the blocks' tokens into text
+manifest.json   what it is of and how it was made (`AtlasManifest`)
+atlas.sqlite    tables: concepts (a row per concept); contexts (where a concept shows: block and position, no
+text); blocks (the tokens of the blocks that contexts lie in, uint32, little-endian); texts
+(full-text index, FTS5, over name, terms and the strongest contexts; rowid = concept)
+tokenizer/      turns the blocks' tokens into text
 """
 
 import json
@@ -18,31 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import fingerprint_json
-from cocomix.evaluation.opened_run import Run
 from cocomix.interpret.atlas_cards import TokenChanges
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "DATABASE",
-    "FORMAT_VERSION",
     "LABEL",
     "PREDICTED",
-    "RECORD",
     "TOKENIZER",
     "Cut",
     "create_tables",
     "cut",
     "pack_changes",
     "pack_tokens",
-    "run_fingerprint",
     "unpack_changes",
     "unpack_tokens",
 ]
 
-FORMAT_VERSION = 1
-DATABASE, RECORD, TOKENIZER = "atlas.sqlite", "atlas.json", "tokenizer"
+DATABASE, TOKENIZER = "atlas.sqlite", "tokenizer"
 PREDICTED, LABEL = 0, 1
 """Kinds of contexts."""
 
@@ -147,15 +139,3 @@ def pack_changes(changes: TokenChanges) -> str:
 def unpack_changes(stored: str | None) -> TokenChanges | None:
     """The inverse of `pack_changes`; `None` stays `None`."""
     return None if stored is None else tuple((token, nats) for token, nats in json.loads(stored))
-
-
-def run_fingerprint(run: Run) -> str:
-    """SHA-256 (hex) over the contents of a run's weights and configuration; its name and place do not matter.
-
-    Raises:
-        CoCoMixError: the run holds no weights.
-    """
-    weights = sorted(run.path.glob("*.safetensors"))
-    if not weights:
-        raise CoCoMixError(f"{run.path} holds no weights (*.safetensors); train the run again.")
-    return fingerprint_json({path.name: file_sha256(path) for path in (*weights, run.path / "config.json")})

@@ -11,19 +11,17 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.artifacts.output import partial_path, read_json
-from cocomix.data import begin_of_text, positions_of_rows
-from cocomix.evaluation.opened_run import Run
+from cocomix.artifacts import Artifact, Damaged, Findings, MadeFromSomethingElse
+from cocomix.data import begin_of_text, positions_of_rows, tokenizer_fingerprint
 from cocomix.interpret.atlas_cards import (
-    AtlasRecord,
+    AtlasManifest,
     AtlasSettings,
     ConceptCard,
     ConceptHit,
@@ -34,18 +32,16 @@ from cocomix.interpret.atlas_cards import (
 from cocomix.interpret.atlas_effects import measure_effect
 from cocomix.interpret.atlas_store import (
     DATABASE,
-    FORMAT_VERSION,
     LABEL,
     PREDICTED,
-    RECORD,
     TOKENIZER,
     cut,
-    run_fingerprint,
     unpack_changes,
     unpack_tokens,
 )
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer
+from cocomix.training import Run
 
 __all__ = ["ConceptAtlas", "Ranking", "default_atlas_folder"]
 
@@ -62,76 +58,66 @@ def default_atlas_folder(run: Path) -> Path:
     return run.with_name(f"{run.name}_atlas")
 
 
-class ConceptAtlas:
-    """A finished atlas, open for reading. Any number of threads may use one object; each has its own connection.
+class ConceptAtlas(Artifact[AtlasManifest]):
+    """A finished atlas, open for reading. Any number of threads may use one object; each has its own connection."""
 
-    Attributes:
-        path: its folder.
-        record: what it is of and how it was made.
-    """
+    kind = "atlas"
+    manifest_type = AtlasManifest
+    made_by = "cocomix atlas"
 
-    def __init__(self, path: Path, record: AtlasRecord) -> None:
-        self.path = path
-        self.record = record
+    def __init__(self, path: Path, manifest: AtlasManifest, url: str | None = None) -> None:
+        super().__init__(path, manifest, url)
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
 
     @classmethod
-    def open(cls, folder: Path | str, run: Run | None = None) -> "ConceptAtlas":
-        """Open an atlas.
-
-        Args:
-            folder: written by `cocomix atlas`.
-            run: the run it must be of; its weights are hashed and compared.
+    def open(cls, path: Path | str, run: Run | None = None) -> Self:
+        """Open an atlas, and refuse one of another run than `run`.
 
         Raises:
-            CoCoMixError: it is missing, unfinished, of another format, damaged, or of another run.
+            MadeFromSomethingElse: it is of another run.
+            CoCoMixError: as `Artifact.open`.
         """
-        folder = Path(folder)
-        if not (folder / RECORD).is_file():
-            if partial_path(folder).is_dir():
-                raise CoCoMixError(
-                    f"the atlas in {folder} is not finished; run the same `cocomix atlas` again to continue."
-                )
-            raise CoCoMixError(f"{folder} holds no concept atlas (no {RECORD}); make one with `cocomix atlas RUN`.")
-        raw = read_json(folder / RECORD)
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION:
-            raise CoCoMixError(
-                f"{folder} has atlas format {version}, but this version of cocomix reads format {FORMAT_VERSION}; "
-                "make the atlas again."
+        atlas = super().open(path)
+        if run is not None and run.manifest.fingerprint != atlas.manifest.made_from["run"]:
+            raise MadeFromSomethingElse(
+                f"the atlas in {path} is of another run ({atlas.run_name}), not of the one in {run.path}; make an "
+                "atlas of this run with `cocomix atlas`.",
+                ("run",),
             )
-        try:
-            record = AtlasRecord.model_validate(raw)
-        except ValidationError as error:
-            raise CoCoMixError(
-                f"{folder / RECORD} is damaged ({error.error_count()} fields); make the atlas again."
-            ) from error
-        if not (folder / DATABASE).is_file():
-            raise CoCoMixError(f"{folder} lacks {DATABASE}; make the atlas again.")
-        if run is not None and run_fingerprint(run) != record.run_fingerprint:
-            raise CoCoMixError(
-                f"the atlas in {folder} is of another run ({record.run}), not of the one in {run.path}; make an atlas "
-                "of this run with `cocomix atlas`."
-            )
-        return cls(folder, record)
+        return atlas
+
+    def check(self, findings: Findings) -> None:
+        """Check the tables, the tokenizer, and the run where it lies beside its atlas."""
+        with findings.check("tables", "SQLite's own check, and a row per concept", self._repair):
+            (state,) = self._rows("PRAGMA integrity_check", ())[0].values()
+            counts = [self._rows(f"SELECT count(*) AS n FROM {name}", ())[0]["n"] for name in ("concepts", "texts")]
+            if state != "ok" or counts != [self.num_concepts] * 2:
+                raise Damaged(f"{self.path / DATABASE} is damaged ({state}, {counts} rows); {self._repair}.", DATABASE)
+        with findings.check("tokenizer", "its fingerprint", self._repair):
+            if tokenizer_fingerprint(self.tokenizer) != self.manifest.made_from["tokenizer"]:
+                raise Damaged(f"{self.path / TOKENIZER} is not the tokenizer of the run's data.", TOKENIZER)
+        path, recorded = self.path.resolve(), self.manifest.made_from["run"]
+        if path.name.endswith("_atlas"):
+            run = path.with_name(path.name.removesuffix("_atlas"))
+            findings.source("run", str(run), recorded, lambda: Run.open(run).manifest.fingerprint)
 
     @property
     def num_concepts(self) -> int:
         """C: concepts are 0 … C − 1."""
-        return self.record.num_concepts
+        return self.manifest.num_concepts
 
     @property
     def run_name(self) -> str:
         """Name of the run the atlas is of."""
-        return self.record.run
+        return self.manifest.run
 
     @property
     def settings(self) -> AtlasSettings:
         """How the atlas was made."""
-        return self.record.settings
+        return self.manifest.settings
 
     def card(self, concept: int) -> ConceptCard:
         """Everything known of one concept.
@@ -148,13 +134,13 @@ class ConceptAtlas:
             predicted_count=predicted,
             positive_count=row["positive_count"],
             label_count=labels,
-            frequency=predicted / self.record.tokens,
+            frequency=predicted / self.manifest.tokens,
             recall=row["hits"] / labels if labels else None,
             compression_norm=row["compression_norm"],
             mean_logit=row["mean_logit"],
             max_logit=row["max_logit"],
             histogram=Histogram(
-                self.record.histogram_edges, tuple(np.frombuffer(row["histogram"], dtype="<i8").tolist())
+                self.manifest.histogram_edges, tuple(np.frombuffer(row["histogram"], dtype="<i8").tolist())
             ),
             predicted_contexts=tuple(self._contexts(concept, PREDICTED)),
             label_contexts=tuple(self._contexts(concept, LABEL)),
@@ -247,7 +233,7 @@ class ConceptAtlas:
         amount = self._concept(concept)["effect_amount"]
         # A model that mixes nothing in has no amounts, and `measure_effect` refuses it in words.
         blocks, positions = self._effect_blocks(), None
-        if self.record.document_masks:
+        if self.manifest.document_masks:
             positions = positions_of_rows(blocks, self.tokenizer.eos_token_id, begin_of_text(self.tokenizer))
         return measure_effect(
             model, self.tokenizer, blocks, concept, amount or 0.0, self.settings.effect_top, positions
@@ -297,7 +283,7 @@ class ConceptAtlas:
 
     def _effect_blocks(self) -> Tensor:
         """The blocks that effects are measured on. [blocks, block_size], int64"""
-        count = self.settings.effect_blocks(self.record.tokens // self.record.blocks)
+        count = self.settings.effect_blocks(self.manifest.tokens // self.manifest.blocks)
         rows = self._rows("SELECT tokens FROM blocks WHERE id < ? ORDER BY id", (count,))
         return torch.tensor([unpack_tokens(row["tokens"]) for row in rows])
 
@@ -313,7 +299,7 @@ class ConceptAtlas:
             raise CoCoMixError(f"the atlas in {self.path} has been closed; open it again.")
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            address = f"{(self.path / DATABASE).resolve().as_uri()}?mode=ro"
+            address = f"{self.file(DATABASE).resolve().as_uri()}?mode=ro"
             connection = sqlite3.connect(address, uri=True, check_same_thread=False)  # `close` may be another thread's
             connection.row_factory = sqlite3.Row
             self._local.connection = connection

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cocomix.artifacts.output import write_json, write_text
+from cocomix.artifacts import write_json, write_text
 from cocomix.evaluation.figures import LIGHT, dress
 from cocomix.evaluation.formatting import signed
 from cocomix.interpret.inspection import ConceptDescription

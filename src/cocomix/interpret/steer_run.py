@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cocomix.artifacts.output import staged_directory
+from cocomix.artifacts import whole_folder
 from cocomix.concepts import ConceptTeacher
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, positions_of_rows
 from cocomix.evaluation import Run, run_labels
@@ -55,7 +55,7 @@ def evaluate_run_steering(
     """
     require_extra("report", "matplotlib", "scipy", purpose="a report")
     settings = settings or SteerEvalSettings()
-    with staged_directory(output) as folder:
+    with whole_folder(output) as folder:
         student = concept_model(run.model(), mixing=True).to(default_device())
         data = open_run_data(run)
         opened = open_run_teacher(run, data, teacher=teacher, dictionary=dictionary)

@@ -8,7 +8,7 @@ They are plain `.npy` files, which `np.load(file, mmap_mode="r")` reads. Opening
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -157,15 +157,6 @@ class StoredArrays(Artifact[M]):
             return
         with findings.check("data", f"fingerprint of {around}", "prepare it again"):
             self.require_tokens(Tokens.open(around))
-
-    def check_source(self, findings: Findings, role: str, name: str, recorded: str, found: Callable[[], str]) -> None:
-        """Check that what this was made with is still what `name` names, if that is a path on this machine."""
-        if not Path(name).exists():
-            findings.skip(role, f"{name} is not on this machine")
-            return
-        with findings.check(role, f"fingerprint of {name}", "get it again"):
-            if found() != recorded:
-                raise CoCoMixError(f"{name} is no longer the {role} this was made with; bring that one back.")
 
     @classmethod
     def check_unfinished(cls, folder: Path, findings: Findings) -> None:

@@ -167,13 +167,11 @@ class Labels(StoredArrays[LabelsManifest]):
         made, recorded = self.manifest.labels, self.manifest.made_from
         if "weights" in recorded and "teacher" in made:
             name = str(made["teacher"]["model"])
-            self.check_source(
-                findings, "teacher", name, recorded["weights"], lambda: model_fingerprint(load_teacher(name))
-            )
+            findings.source("teacher", name, recorded["weights"], lambda: model_fingerprint(load_teacher(name)))
         if "dictionary" in recorded and "dictionary" in made:
             path = str(made["dictionary"]["path"])
             found = lambda: ConceptDictionary.from_sae_lens(path).fingerprint()  # noqa: E731
-            self.check_source(findings, "dictionary", path, recorded["dictionary"], found)
+            findings.source("dictionary", path, recorded["dictionary"], found)
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """See `StoredArrays`."""

@@ -94,7 +94,7 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
         super().check(findings)
         name, recorded = self.manifest.teacher, self.manifest.made_from["weights"]
-        self.check_source(findings, "teacher", name, recorded, lambda: model_fingerprint(load_teacher(name)))
+        findings.source("teacher", name, recorded, lambda: model_fingerprint(load_teacher(name)))
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """See `StoredArrays`."""

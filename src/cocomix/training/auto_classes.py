@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cocomix.artifacts.output import read_json, write_json, write_text
+from cocomix.artifacts import read_json, write_json, write_text
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
 __all__ = ["write_auto_classes"]

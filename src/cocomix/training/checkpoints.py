@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or are not used.
+"""Crash-safe checkpoints: written to a temporary folder, hashed, renamed; incomplete ones are skipped on resume.
 
-A checkpoint is written in the folder `writing`, sealed with the SHA-256 of each of its files, flushed to the disk and
-renamed to `checkpoint-STEP`. So a stop leaves no half of one under that name; what a failing disk or a careless copy
-does to it later is found by its hashes, and the checkpoint before is used.
+A checkpoint is written in the folder `writing`, sealed with a manifest of its files, flushed to the disk and renamed to
+`checkpoint-STEP`. So a stop leaves no half of one under that name; what a failing disk or a careless copy does to it
+later is found by its hashes, and the checkpoint before is used.
 
 The Trainer's optimizer, scheduler and random states are files of `torch.save`; it reads them with `weights_only=True`,
 which builds tensors and plain containers and runs nothing.
@@ -13,59 +13,76 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from pydantic import Field
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.output import flush_folder, read_json, write_json
+from cocomix.artifacts import Artifact, Damaged, Manifest, NotAnArtifact, seal
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
-    "MARK",
     "WRITING",
-    "checkpoint_fault",
+    "Checkpoint",
+    "CheckpointManifest",
     "checkpoint_step",
+    "checkpoints_in",
     "drop_old_checkpoints",
     "explained_checkpoint",
     "last_complete_checkpoint",
-    "seal_checkpoint",
 ]
 
 logger = logging.getLogger(__name__)
 
-MARK = "complete"
-"""File that ends a checkpoint: hashes of the others, and the meters' state."""
 WRITING = "writing"
 """Folder beside the checkpoints in which the next one is written."""
 
 
-def seal_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write the mark of a checkpoint and flush all of it to the disk.
+class CheckpointManifest(Manifest):
+    """What the Trainer's own files do not hold.
 
-    Args:
-        folder: with all files written.
-        state: what else the mark keeps, as JSON.
+    Attributes:
+        seconds: of training so far.
+        meter: state of the loss meter.
+        skipped: steps left out because of gradients that were not finite: all, and in a row.
+        tokens_per_step: all processes together.
+        stream: how far a stream was read.
     """
-    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(folder / MARK, {**state, "files": files})
-    flush_folder(folder)
+
+    seconds: float = Field(ge=0)
+    meter: Any = None
+    skipped: tuple[int, int] = (0, 0)
+    tokens_per_step: int = 0
+    stream: Any = None
 
 
-def checkpoint_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; `None` for a whole one. Reads all of it."""
-    if not (folder / MARK).is_file():
-        return "was not written to its end"
-    try:
-        files = read_json(folder / MARK)["files"]
-        for name, sha256 in files.items():
-            if not (folder / name).is_file():
-                return f"lacks {name}"
-            if file_sha256(folder / name) != sha256:
-                return f"has a damaged {name}"
-    except (CoCoMixError, KeyError, TypeError, AttributeError):
-        return f"has a damaged {MARK}"
-    return None
+class Checkpoint(Artifact[CheckpointManifest]):
+    """A checkpoint of an unfinished run."""
+
+    kind = "checkpoint"
+    manifest_type = CheckpointManifest
+    made_by = "cocomix train"
+
+    @property
+    def _repair(self) -> str:
+        return "remove it: the same `cocomix train` then goes on from the checkpoint before"
+
+    @classmethod
+    def seal(cls, folder: Path, manifest: CheckpointManifest) -> None:
+        """Make a folder with all files written a checkpoint, and flush it to the disk."""
+        seal(folder, manifest.model_copy(update={"kind": cls.kind, "version": cls.version}))
+
+    @classmethod
+    def require_whole(cls, folder: Path) -> Self:
+        """Open a checkpoint; reads all of it.
+
+        Raises:
+            CoCoMixError: it was not written to its end, or a file is damaged.
+        """
+        checkpoint = cls.open(folder)
+        for fault in checkpoint.verify().broken:
+            raise Damaged(fault.detail, fault.what)
+        return checkpoint
 
 
 @contextmanager
@@ -96,12 +113,14 @@ def checkpoint_step(folder: Path) -> int:
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint under `folder`; torn ones that are newer are removed, each with a warning."""
     shutil.rmtree(folder / WRITING, ignore_errors=True)
-    for path in reversed(_by_step(folder)):
-        fault = checkpoint_fault(path)
-        if fault is None:
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            Checkpoint.require_whole(path)
+        except (NotAnArtifact, Damaged) as fault:
+            logger.warning(f"{fault} It is removed now.")
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             return path
-        logger.warning(f"{path} {fault} and is removed; training goes on from the checkpoint before.")
-        shutil.rmtree(path, ignore_errors=True)
     return None
 
 
@@ -114,10 +133,11 @@ def drop_old_checkpoints(folder: Path, keep: int | None, best: str | None) -> No
         best: path of one that stays in any case.
     """
     if keep:
-        for path in _by_step(folder)[:-keep]:
+        for path in checkpoints_in(folder)[:-keep]:
             if best is None or path.resolve() != Path(best).resolve():
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _by_step(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints under `folder`, whole or not, by rising step."""
     return sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=checkpoint_step)

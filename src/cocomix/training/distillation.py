@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocomix.artifacts.remote import shown
+from cocomix.artifacts import shown
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.fingerprints import model_fingerprint

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.artifacts import MANIFEST
-from cocomix.artifacts.output import read_json, write_json
 from cocomix.concepts import ConceptDictionary, Dictionary, load_teacher
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
@@ -17,10 +16,7 @@ from cocomix.training.distillation import Teaching
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["INPUTS", "check_inputs", "check_sources", "inputs_of"]
-
-INPUTS = "inputs.json"
-"""In the folder of an unfinished run: fingerprints of what it was begun with."""
+__all__ = ["check_sources", "inputs_of"]
 
 
 def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teaching) -> None:
@@ -55,37 +51,15 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
         _check_dictionary(recipe.dictionary, stores)
 
 
-def check_inputs(folder: Path, inputs: dict[str, Any]) -> None:
-    """Note what a run is begun with, or refuse to go on with something else.
-
-    Args:
-        folder: of the unfinished run.
-        inputs: fingerprints by name, as JSON; `None` where there is none.
-
-    Raises:
-        CoCoMixError: naming what differs.
-    """
-    if not (folder / INPUTS).is_file():
-        write_json(folder / INPUTS, inputs)
-        return
-    begun = read_json(folder / INPUTS)
-    differing = [name for name, value in inputs.items() if begun.get(name) != value]
-    if differing:
-        raise CoCoMixError(
-            f"{folder} was begun with other {' and '.join(differing)} than are there now; bring those back, or remove "
-            "it and train from the start."
-        )
-
-
 def inputs_of(
     data: Tokens, labels: StoredLabels | None, online: OnlineLabels | None, teaching: Teaching
 ) -> dict[str, Any]:
-    """Fingerprints of what a run reads, for `check_inputs`: changed ones would make it another run half-way."""
+    """Fingerprints of what a run reads, for its identity: changed ones would make it another run half-way."""
     return {
         "data": data.manifest.fingerprint,
         "labels": None if labels is None else labels.fingerprint,
-        "teacher or dictionary of online labels": None if online is None else online.reference(data)["fingerprint"],
-        "teacher or its probabilities": teaching.reference,
+        "online_labels": None if online is None else online.reference(data),
+        "teaching": teaching.reference,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from cocomix.artifacts.output import write_json
+from cocomix.artifacts import write_json
 from cocomix.runtime.stopping import Terminated
 
 __all__ = ["SIGN", "Liveness", "liveness", "signed_in"]

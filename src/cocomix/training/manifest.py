@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedConfig
 
-from cocomix.artifacts.hashing import file_sha256
-from cocomix.artifacts.remote import shown
+from cocomix.artifacts import Manifest, shown
 from cocomix.data import MixedData, StreamedData, Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
@@ -19,28 +19,151 @@ from cocomix.training.order import MixtureOrder
 from cocomix.training.recipe import RunConfig, StreamConfig
 from cocomix.training.trainer import CoCoMixTrainer
 
-__all__ = ["run_manifest"]
+__all__ = ["RunManifest", "is_model_file", "run_manifest"]
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
+
+
+class _Part(BaseModel):
+    """A part of the manifest; what else is recorded for people to read is kept, too."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class CorpusReference(_Part):
+    """One corpus of a mixture: its folder, the share it was given, and the training blocks drawn from it."""
+
+    path: str
+    share: float
+    blocks: int
+
+
+class StreamReference(_Part):
+    """The stream a run was trained on: the fingerprint of the data held out from it, which is what evaluations read."""
+
+    heldout: str
+
+
+class DataReference(_Part):
+    """The prepared data a run was trained and validated on; of a mixture, with its corpora; of a stream, held out."""
+
+    path: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    block_size: int
+    mixture: tuple[CorpusReference, ...] | None = None
+    stream: StreamReference | None = None
+
+    @property
+    def folder_fingerprint(self) -> str:
+        """Of what lies at `path`: of a stream, what is held out."""
+        return self.fingerprint if self.stream is None else self.stream.heldout
+
+
+class LabelReference(_Part):
+    """The labels a run was trained with."""
+
+    path: str
+    fingerprint: str
+
+
+class OnlineLabelReference(_Part):
+    """Labels that were made while the run trained: fingerprints of them, of the teacher and of its dictionary."""
+
+    fingerprint: str
+    teacher: str
+    dictionary: str
+
+
+class TeachingReference(_Part):
+    """What a run was distilled from: stored distributions, or (no path) a teacher that ran while training."""
+
+    path: str | None = None
+    fingerprint: str | None = None
+
+
+class ParameterCounts(_Part):
+    """Parameters, all and active."""
+
+    total: int
+    active: int
+
+
+class TokenFlops(_Part):
+    """FLOPs per token."""
+
+    forward: float
+    training: float
+
+
+class FinalMetrics(_Part):
+    """The last evaluation of a run, nats per token."""
+
+    eval_loss: float = Field(ge=0, lt=700)
+
+
+class RunManifest(Manifest):
+    """`manifest.json` of a run: what it is and what it cost.
+
+    `seconds` is the training wall clock with evaluation left out (labelling is in it where `online_labels` is given),
+    `tokens` the training tokens seen,
+    `evaluation_blocks` the validation blocks its evaluations read. `teacher_flops_per_token` is what a teacher spent
+    inside training (online labels, distillation). With `document_masks`, documents packed into one block do not see
+    each other. Runs of one name and different seeds are one arm of a comparison.
+    """
+
+    name: str
+    objective: str
+    arm: str | None = None
+    mixing: str | None
+    data: DataReference
+    pretrained: dict[str, str | None] | None = None
+    document_masks: bool = False
+    labels: LabelReference | None
+    online_labels: OnlineLabelReference | None = None
+    teaching: TeachingReference | None = None
+    parameters: ParameterCounts
+    flops_per_token: TokenFlops
+    teacher_flops_per_token: float | None = None
+    learning_rate: float | None = None
+    concept_loss_weight: float | None = None
+    tokens: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    seconds: float = Field(gt=0, allow_inf_nan=False)
+    training_dtype: str
+    evaluation_dtype: str
+    evaluation_blocks: int
+    seed: int
+    device: str
+    final: FinalMetrics
+    skipped_steps: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def contents(self) -> Any:
+        """The model alone: neither its name nor its place nor what was recorded on the way makes it another run."""
+        return {name: entry.sha256 for name, entry in self.files.items() if is_model_file(name)}
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a run's file is its weights or its configuration."""
+    return name.endswith(".safetensors") or name == "config.json"
 
 
 def run_manifest(
     recipe: RunConfig,
     output: Path,
-    folder: Path,
     plan: Plan,
     data: Tokens,
     labels: StoredLabels | None,
     teaching: Teaching,
     trainer: CoCoMixTrainer,
     final: dict[str, float],
-) -> dict[str, Any]:
-    """What a comparison needs to know of a finished run, and the hashes of its files.
+) -> RunManifest:
+    """What a comparison needs to know of a finished run.
 
     Args:
         recipe: what was asked for.
         output: the run folder to be.
-        folder: where it is now, with everything in it but its manifest.
         plan: model and cost.
         data: what it was trained on.
         labels: with which labels.
@@ -50,10 +173,8 @@ def run_manifest(
     """
     arguments, online = trainer.args, trainer.online_labels
     dtype = _DTYPES[trainer.accelerator.mixed_precision]
-    return {
-        "format_version": 1,
-        "kind": "run",
-        "cocomix_version": version("cocomix"),
+    values = {
+        "made_from": _made_from(data, labels, teaching),
         "name": recipe.name or output.name,
         "objective": recipe.objective,
         "arm": recipe.arm,
@@ -93,8 +214,18 @@ def run_manifest(
         "device": str(arguments.device.type),
         "final": {name: value for name, value in final.items() if name.startswith("eval_")},
         "skipped_steps": trainer.skipped_steps,
-        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if _is_kept(path)},
         "versions": {"torch": torch.__version__, "transformers": version("transformers")},
+    }
+    return RunManifest.model_validate(values)
+
+
+def _made_from(data: Tokens, labels: StoredLabels | None, teaching: Teaching) -> dict[str, str]:
+    found = {"tokens": data.manifest.fingerprint, "tokenizer": data.manifest.tokenizer_fingerprint}
+    if labels is not None:
+        found["labels"] = labels.fingerprint
+    taught = teaching.reference or {}
+    return found | {
+        role: taught[key] for role, key in (("probabilities", "fingerprint"), ("teacher", "teacher")) if key in taught
     }
 
 
@@ -147,11 +278,6 @@ def _pretrained(recipe: RunConfig) -> dict[str, str | None] | None:
 
 def _labels(recipe: RunConfig, labels: StoredLabels) -> dict[str, str]:
     return {"path": " + ".join(map(shown, recipe.label_folders)), "fingerprint": labels.fingerprint}
-
-
-def _is_kept(path: Path) -> bool:
-    """Whether a file is the run's for good: curves hold seconds, and later verbs write results beside them."""
-    return path.is_file() and path.suffix in (".safetensors", ".json", ".yaml", ".py", ".txt")
 
 
 def _concept_loss_weight(config: PreTrainedConfig) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from cocomix.artifacts.output import write_text
+from cocomix.artifacts import write_text
 from cocomix.runtime.console import progress
 
 __all__ = ["MetricsFile", "ProgressBar", "SaveAndStop", "keep_metrics_until"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cocomix.artifacts.output import fingerprint_json
+from cocomix.artifacts import fingerprint_json
 from cocomix.concepts import ConceptTeacher, TeacherLabeller, drop_without_target
 from cocomix.data import Tokens
 from cocomix.labelling import LabelSettings, open_labeller

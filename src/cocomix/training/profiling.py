@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import TrainerCallback
 
-from cocomix.artifacts.output import write_text
+from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["StepProfiler"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from cocomix.artifacts.output import write_text
+from cocomix.artifacts import write_text
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.labelling import LabelSettings
 from cocomix.model.configuration import CompressionInit, HiddenLoss, Mixing, Prediction

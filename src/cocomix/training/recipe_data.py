@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag
 
-from cocomix.artifacts.remote import shown, url_of
+from cocomix.artifacts import shown, url_of
 from cocomix.runtime.section import Section
 
 __all__ = ["CorpusConfig", "DataConfig", "Folder", "MixtureConfig", "StreamConfig"]

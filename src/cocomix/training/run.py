@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.artifacts.output import explained_full_disk, partial_path, staged_directory, write_json
-from cocomix.artifacts.remote import is_there, shown
+from cocomix.artifacts import Staging, explained_full_disk, is_there, partial_path, shown
 from cocomix.data import StreamedData, Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
@@ -28,17 +27,18 @@ from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoi
 from cocomix.training.corpora import labels_to_match, mixture_order, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.dry_run import Plan, describe_memory, describe_plan, plan_run
-from cocomix.training.input_checks import INPUTS, check_inputs, check_sources, inputs_of
+from cocomix.training.input_checks import check_sources, inputs_of
 from cocomix.training.joined_blocks import JoinedBlocks, documents_apart, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
-from cocomix.training.liveness import signed_in
-from cocomix.training.manifest import run_manifest
+from cocomix.training.liveness import SIGN, signed_in
+from cocomix.training.manifest import RunManifest, run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
 from cocomix.training.objectives import OBJECTIVES
 from cocomix.training.online import open_online_labels
+from cocomix.training.opened_run import Run
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
-from cocomix.training.recipe import RunConfig, load_recipe, save_recipe
+from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.sharded_checkpoints import is_sharded
 from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.streaming import StreamedRun
@@ -73,7 +73,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
 
     Args:
         recipe: what to train, on what.
-        output: the run folder; must not exist.
+        output: the run folder; if it is there and was trained by this recipe on these data, there is nothing to do.
         profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
 
     Returns:
@@ -81,19 +81,24 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
         `training.report_to` says otherwise, TensorBoard files.
 
     Raises:
-        CoCoMixError: recipe, data and labels do not fit; an unfinished run of another recipe is in the way; the loss
-            is no longer finite.
+        AlreadyExists: another run, or something else, is in `output`.
+        MadeFromSomethingElse: an unfinished run of another recipe, or of other data, is in the way.
+        BeingWritten: another process trains this run.
+        CoCoMixError: recipe, data and labels do not fit; the loss is no longer finite.
         Terminated: SIGTERM arrived; a checkpoint was written first.
     """
     check_deepspeed(recipe.training, os.environ, torch.accelerator.is_available())
     sharding = sharding_asked(recipe.training, os.environ)
     data = open_data(recipe)
+    asked = {"recipe": _whatever_launch(recipe), "data": data.manifest.fingerprint}
+    if Run.made(output, asked) is not None:
+        logger.info(f"{shown(output)} is this run, finished: nothing to do")
+        return output
     train_blocks = None if isinstance(data, StreamedData) else len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
     arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, train_blocks)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
-    _check_unfinished(recipe, output)
     labels, online = open_labels(recipe, data), None
     if recipe.has_concepts and recipe.labels == "online":
         online = open_online_labels(recipe, data, arguments.device)
@@ -102,9 +107,10 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
         check_sources(recipe, labels, teaching)
     labelled = labels.first if labels else labels_to_match(recipe)
     plan = plan_run(recipe, data, online or labelled, teaching.hidden_size)
-    with _staged(output, arguments) as folder, signed_in(folder) if first else nullcontext():
+    identity = {**asked, **inputs_of(data, labels, online, teaching)}
+    folder = partial_path(output)
+    with _staged(output, identity, arguments) as staging, signed_in(folder) if first else nullcontext():
         if first:
-            check_inputs(folder, inputs_of(data, labels, online, teaching))
             save_recipe(recipe, folder / "recipe.yaml")
         set_seed(arguments.seed)
         model = build_student(recipe, plan.config)
@@ -158,48 +164,38 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
             final = _final_evaluation(trainer)
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
-        if first:
-            (folder / INPUTS).unlink()
-            manifest = run_manifest(recipe, output, folder, plan, data, labels, teaching, trainer, final)
-            write_json(folder / "manifest.json", manifest)
-            for corpus in manifest["data"].get("mixture", ()):
-                got = corpus["blocks"] * data.manifest.block_size / manifest["tokens"]
-                logger.info(f"{corpus['path']}: {got:.2%} of the training tokens, {corpus['share']:.2%} asked for")
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        arguments.distributed_state.wait_for_everyone()  # until all have written
+        if staging is not None:
+            manifest = run_manifest(recipe, output, plan, data, labels, teaching, trainer, final)
+            staging.finish(manifest, scratch=("checkpoints", SIGN))
+            for corpus in manifest.data.mixture or ():
+                got = corpus.blocks * data.manifest.block_size / manifest.tokens
+                logger.info(f"{corpus.path}: {got:.2%} of the training tokens, {corpus.share:.2%} asked for")
     logger.info(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
     return output
 
 
 @contextmanager
-def _staged(output: Path, arguments: TrainingArguments) -> Iterator[Path]:
-    """The folder the run is built in; of several processes the first makes it, and renames it when all are done."""
+def _staged(
+    output: Path, identity: dict[str, Any], arguments: TrainingArguments
+) -> Iterator[Staging[RunManifest] | None]:
+    """The run while it is made; of several processes the first begins it and finishes it, the others get `None`."""
     wait = arguments.distributed_state.wait_for_everyone
     if arguments.process_index == 0:
-        with staged_directory(output, resume=True) as folder:
+        with Run.create(output, identity=identity, resume=True) as staging:
             wait()
-            yield folder
-            wait()
+            yield staging
     else:
         wait()
-        yield partial_path(output)
-        wait()
+        yield None
     wait()
 
 
-def _check_unfinished(recipe: RunConfig, output: Path) -> None:
-    """Refuse to go on with an unfinished run of another recipe."""
-    unfinished = partial_path(output) / "recipe.yaml"
-    if unfinished.is_file() and _whatever_launch(load_recipe(unfinished)) != _whatever_launch(recipe):
-        raise CoCoMixError(
-            f"{unfinished.parent} holds an unfinished run of another recipe; remove it or choose another --output."
-        )
-
-
-def _whatever_launch(recipe: RunConfig) -> RunConfig:
+def _whatever_launch(recipe: RunConfig) -> dict[str, Any]:
     """The recipe without what another number of processes may change; `resume_meters` checks the tokens of a step."""
     shape = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
     training = {name: value for name, value in recipe.training.items() if name not in shape}
-    return recipe.model_copy(update={"training": training})
+    return recipe.model_copy(update={"training": training}).model_dump(mode="json")
 
 
 def _warn_of_repeated_labelling(trainer: CoCoMixTrainer) -> None:

@@ -26,11 +26,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel
 
-from cocomix.artifacts.output import read_json, staged_directory, write_json
+from cocomix.artifacts import read_json, whole_folder, write_json
 from cocomix.model.accounting import build_model
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.auto_classes import write_auto_classes
-from cocomix.training.checkpoints import checkpoint_fault
+from cocomix.training.checkpoints import Checkpoint
 from cocomix.training.sharding import repeated_names
 
 __all__ = ["consolidate", "is_sharded", "load_optimizer", "load_weights", "save_optimizer", "save_weights"]
@@ -119,15 +119,13 @@ def consolidate(checkpoint: Path, output: Path) -> Path:
         )
     if not is_sharded(checkpoint):
         raise CoCoMixError(f"{checkpoint} is no sharded checkpoint; a model.safetensors in it is whole already.")
-    fault = checkpoint_fault(checkpoint)
-    if fault is not None:
-        raise CoCoMixError(f"{checkpoint} {fault}; use another checkpoint.")
+    Checkpoint.require_whole(checkpoint)
     model = build_model(AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False), None)
     weights = _weights(model)
     with _without_a_word():
         load(weights, storage_reader=HuggingFaceStorageReader(str(checkpoint / _WEIGHTS)), no_dist=True)
     model.load_state_dict(weights, strict=False)
-    with staged_directory(output) as folder:
+    with whole_folder(output) as folder:
         model.save_pretrained(str(folder))
         write_auto_classes(folder)
     return output

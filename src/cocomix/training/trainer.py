@@ -19,19 +19,19 @@ from transformers import Trainer, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from cocomix.artifacts.output import explained_full_disk, read_json
+from cocomix.artifacts import explained_full_disk
 from cocomix.model import CoCoMixConfig
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
-    MARK,
     WRITING,
+    Checkpoint,
+    CheckpointManifest,
     checkpoint_step,
     drop_old_checkpoints,
     explained_checkpoint,
     last_complete_checkpoint,
-    seal_checkpoint,
 )
 from cocomix.training.collating import COLUMNS, collate_blocks
 from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers
@@ -305,13 +305,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         with self.clock.paused(self.args.device), explained_full_disk(Path(self.args.output_dir)):
             if not self._weights_are_finite():
                 self._stop("the weights became infinite or not a number")
-            state = {
-                "seconds": self.clock.seconds,
-                "meter": self._meter.state(self.accelerator),
-                "skipped": [self.skipped_steps, self._skipped_in_a_row],
-                "tokens_per_step": self.tokens_per_step,
-                "stream": None if self.stream is None else self.stream.state(self.accelerator),
-            }
+            state = CheckpointManifest(
+                seconds=self.clock.seconds,
+                meter=self._meter.state(self.accelerator),
+                skipped=(self.skipped_steps, self._skipped_in_a_row),
+                tokens_per_step=self.tokens_per_step,
+                stream=None if self.stream is None else self.stream.state(self.accelerator),
+            )
             folder = Path(self.args.output_dir)
             if self.args.should_save:
                 shutil.rmtree(folder / WRITING, ignore_errors=True)  # of a save that failed and was caught
@@ -329,7 +329,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         weights = self.model.parameters()
         return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
 
-    def _publish(self, folder: Path, state: dict[str, Any]) -> None:
+    def _publish(self, folder: Path, state: CheckpointManifest) -> None:
         """Give the checkpoint in the writing folder its name."""
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         written, whole = folder / WRITING / name, folder / name
@@ -337,7 +337,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if self.state.best_model_checkpoint == str(written):
             self.state.best_model_checkpoint = str(whole)
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-        seal_checkpoint(written, state)
+        Checkpoint.seal(written, state)
         shutil.rmtree(whole, ignore_errors=True)
         written.rename(whole)
         written.parent.rmdir()
@@ -349,20 +349,19 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         Raises:
             CoCoMixError: its steps were of another size, as they are with another number of processes.
         """
-        mark = read_json(checkpoint / MARK)
-        written = mark.get("tokens_per_step", self.tokens_per_step)
-        if written != self.tokens_per_step:
+        state = Checkpoint.open(checkpoint).manifest
+        if state.tokens_per_step != self.tokens_per_step:
             raise CoCoMixError(
-                f"{checkpoint} was written with {written:,} tokens per step and this launch has "
+                f"{checkpoint} was written with {state.tokens_per_step:,} tokens per step and this launch has "
                 f"{self.tokens_per_step:,}; set training.per_device_train_batch_size or "
                 "training.gradient_accumulation_steps so that they agree."
             )
-        self.clock.elapsed = float(mark["seconds"])
+        self.clock.elapsed = state.seconds
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
-        self.skipped_steps, self._skipped_in_a_row = mark["skipped"]
-        self._meter.restore(mark["meter"], self.accelerator)
+        self.skipped_steps, self._skipped_in_a_row = state.skipped
+        self._meter.restore(state.meter, self.accelerator)
         if self.stream is not None:
-            self.stream.restore(mark["stream"])
+            self.stream.restore(state.stream)
 
 
 def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:

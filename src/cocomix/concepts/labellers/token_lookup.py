@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cocomix.artifacts.hashing import tensor_sha256
-from cocomix.artifacts.output import fingerprint_json
+from cocomix.artifacts import fingerprint_json, tensor_sha256
 from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.labeller import IGNORE, ConceptLabels
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.artifacts.output import partial_path, read_json, write_json
+from cocomix.artifacts import MANIFEST, Damaged, partial_path, read_json, verify, write_json
 from cocomix.evaluation import Run
-from cocomix.integrity import verify
 from cocomix.interpret import build_atlas
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
-from cocomix.training.checkpoints import MARK
 from tests.command_line import Cli
 from tests.interpret.conftest import ATLAS
 from tests.training.test_resume import Killed, kill_at, recipe
@@ -43,24 +41,23 @@ def copy(source: Path, folder: Path) -> Path:
 
 
 def states(path: Path) -> dict[str, str]:
-    return {finding.what: finding.state for finding in verify(path).findings}
+    return {finding.what: finding.state for finding in verify(path).found}
 
 
 def test_whole_artefacts(workshop: Workshop, atlas: Path) -> None:
     kinds = {
-        workshop.data: "prepared data",
-        workshop.labels: "concept labels",
-        workshop.probabilities: "teacher probabilities",
+        workshop.data: "tokens",
+        workshop.labels: "labels",
+        workshop.probabilities: "teacher_probabilities",
         workshop.dictionary: "dictionary",
         workshop.cocomix_run: "run",
         workshop.ntp_run: "run",
-        atlas: "concept atlas",
+        atlas: "atlas",
     }
     for path, kind in kinds.items():
         found = verify(path)
         assert found.kind == kind
-        assert found.broken == ()
-        assert found.format_version == (2 if path in (workshop.data, workshop.labels, workshop.probabilities) else 1)
+        assert not found.broken
         assert found.to_json()["whole"]
     assert states(workshop.labels)["teacher"] == states(workshop.labels)["dictionary"] == "ok"
     assert states(workshop.cocomix_run)["labels"] == states(workshop.cocomix_run)["data"] == "ok"
@@ -108,7 +105,7 @@ def empty_table(folder: Path) -> None:
         ("probabilities", damage_manifest("manifest.json", "top_k", 4), "fingerprint", "cocomix distill"),
         ("dictionary", lambda p: flip(p / "sae_weights.safetensors"), "sae_weights.safetensors", "changed"),
         ("dictionary", lambda p: (p / "cfg.json").write_bytes(b"{}"), "cfg.json", "bytes"),
-        ("cocomix_run", lambda p: flip(p / "model.safetensors"), "model.safetensors", "train the run again"),
+        ("cocomix_run", lambda p: flip(p / "model.safetensors"), "model.safetensors", "cocomix train"),
         ("cocomix_run", lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json", "missing"),
         ("cocomix_run", lambda p: flip(p / "recipe.yaml"), "recipe.yaml", "changed"),
     ],
@@ -146,14 +143,14 @@ def test_unfinished_runs_and_checkpoints(workshop: Workshop, tmp_path: Path, mon
         with pytest.raises(Killed):
             train(recipe(workshop), tmp_path / "run")
     partial = partial_path(tmp_path / "run")
-    assert states(partial) == {"checkpoint-4": "ok", "checkpoint-8": "ok", "the run": "not checked"}
+    assert states(partial) == {"checkpoint-4": "ok", "checkpoint-8": "ok", "the rest": "not checked"}
     flip(partial / "checkpoints/checkpoint-8/optimizer.pt")
     (found,) = verify(partial).broken
-    assert "checkpoint-8 has a damaged optimizer.pt; remove it" in found.detail
+    assert "checkpoint-8/optimizer.pt has changed since it was written; remove it" in found.detail
     assert verify(partial / "checkpoints/checkpoint-8").broken
     assert not verify(partial / "checkpoints/checkpoint-4").broken
-    (partial / "checkpoints/checkpoint-4" / MARK).unlink()
-    assert verify(partial / "checkpoints/checkpoint-4").broken
+    (partial / "checkpoints/checkpoint-4" / MANIFEST).unlink()
+    assert "checkpoint-4" in verify(partial).broken[0].detail
 
 
 @pytest.mark.parametrize("shape", ["empty", "other", "file"])
@@ -170,7 +167,7 @@ def test_what_is_not_ours_is_refused(tmp_path: Path, shape: str) -> None:
 
 
 def test_on_the_command_line(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
-    assert "concept labels, format 2" in cli("verify", workshop.labels).err
+    assert "labels, format 2" in cli("verify", workshop.labels).err
     printed = json.loads(cli("verify", workshop.labels, "--json").out)
     assert printed["whole"]
     path = copy(workshop.labels, tmp_path)
@@ -200,6 +197,6 @@ def test_a_run_that_names_a_file_elsewhere(workshop: Workshop, tmp_path: Path) -
     run = copy(workshop.ntp_run, tmp_path)
     (tmp_path / "secret").write_text("x")
     manifest = read_json(run / "manifest.json")
-    write_json(run / "manifest.json", {**manifest, "files": {"../secret": "0"}})
-    (found,) = verify(run).broken
-    assert "lies outside" in found.detail
+    write_json(run / "manifest.json", {**manifest, "files": {"../secret": manifest["files"]["config.json"]}})
+    with pytest.raises(Damaged, match="secret"):
+        verify(run)

@@ -203,8 +203,7 @@ class _Preparation:
                 shutil.rmtree(folder)
             raise
         except (KeyboardInterrupt, Terminated):
-            if self.read:
-                logger.warning("%s MB of the input are encoded and kept in %s", f"{self.read:,.1f}", folder)
+            logger.warning("%s MB of the input are encoded and kept", f"{self.read:,.1f}")
             raise
 
     # ---- encoding ----------------------------------------------------------------------------------------------------

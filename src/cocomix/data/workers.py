@@ -83,6 +83,7 @@ class Workers:
             self._stopped.set()
             wait([future for future in futures if not future.cancelled()])
             self._stopped.clear()
+            advance(self._progress.value - told)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:

@@ -1,5 +1,6 @@
 """YAML as recipes and plans are written in it: plain values only, numbers such as 1e-3, no key twice."""
 
+import math
 import re
 from collections.abc import Hashable
 from typing import Any
@@ -11,8 +12,18 @@ from cocomix.runtime.errors import CoCoMixError
 __all__ = ["dump_yaml", "parse_yaml"]
 
 
+MAX_VALUES = 100_000
+"""More values than any recipe or plan has; aliases of aliases double them with every line."""
+
+
 class _Loader(yaml.SafeLoader):
     """Takes 1e-3 for a number, as YAML 1.2 and people do; YAML 1.1 asks for a dot. Refuses a key that stands twice."""
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        number = super().construct_yaml_float(node)
+        if math.isinf(number) and "inf" not in node.value.lower():
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is too large a number", node.start_mark)
+        return float(number)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -26,6 +37,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the texts that `_Loader` would take for numbers."""
 
 
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
@@ -34,16 +46,41 @@ def parse_yaml(text: str, where: str) -> Any:
     """YAML as recipes are written in it; `where` it stands is for the refusal.
 
     Raises:
-        CoCoMixError: it is no YAML, or a key stands twice.
+        CoCoMixError: it is no YAML, a key stands twice, or it expands to too much.
     """
     try:
         loader = _Loader(text)
         try:
-            return loader.get_single_data()
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _expanded_size(node) > MAX_VALUES:
+                raise CoCoMixError(f"{where} has aliases that stand for more than {MAX_VALUES:,} values; write less.")
+            return loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise CoCoMixError(f"{where} is not valid YAML: it is nested too deeply, or within itself.") from None
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, CoCoMixError):
+            raise
+        raise CoCoMixError(f"{where} holds a number that cannot be read ({error}).") from None
+
+
+def _expanded_size(root: yaml.Node) -> int:
+    """How many values a document holds once every alias is written out, as it is when it is saved again."""
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            parts = () if isinstance(node, yaml.ScalarNode) else inner
+            sizes[id(node)] = 1 + sum(map(size_of, parts))
+        return sizes[id(node)]
+
+    return size_of(root)
 
 
 def dump_yaml(values: dict[str, Any]) -> str:

@@ -86,6 +86,10 @@ def executor_of(
         )
     else:
         executor = Inline() if fewest in ("", "1") else Processes(int(fewest))
+        if isinstance(executor, Inline):
+            from cocomix.runtime.threads import choose_threads
+
+            choose_threads()
     return executor if shard is None else SlurmArray.parse(shard, executor)
 
 

@@ -20,14 +20,13 @@ from cocomix.concepts import (
     FittedLabeller,
     LabellerConfig,
     TeacherConfig,
-    build_labeller,
     load_teacher,
 )
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.fingerprints import model_fingerprint, package_versions
 from cocomix.data import Tokens
 from cocomix.labelling.map_shards import Arrays
-from cocomix.labelling.opening import open_decoder, open_labeller
+from cocomix.labelling.opening import load_labeller, open_decoder, open_labeller
 from cocomix.labelling.stored_arrays import Layout
 from cocomix.labelling.stored_labels import TABLES, Labels, Scores, encode_labels, label_layouts
 from cocomix.labelling.stored_probabilities import (
@@ -91,7 +90,7 @@ def label_data(
         made_with,
         labeller,
         config,
-        tokens.manifest.bos_token_id,
+        str(data),
         tables,
     )
     about = {
@@ -226,11 +225,12 @@ class _LabelFunction(_BlockFunction):
     verb = "label"
 
     config: LabellerConfig
-    bos_token_id: int | None
+    data: str
+    """Folder or URL of the tokens, for their tokenizer."""
     tables: Mapping[str, Tensor]
 
     def load(self, device: torch.device) -> ConceptLabeller:
-        return build_labeller(self.config, device=device, bos_token_id=self.bos_token_id, tables=self.tables)
+        return load_labeller(Tokens.open(self.data), self.config, device=device, tables=self.tables, force=True)
 
     def fingerprint(self) -> dict[str, str]:
         found: dict[str, str] = self.model.fingerprint()

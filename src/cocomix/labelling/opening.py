@@ -1,15 +1,16 @@
 """Teachers and labellers, loaded for a data set and tried on it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.concepts import (
     SAMPLE_TOKENS,
+    AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
     LabellerConfig,
@@ -25,12 +26,14 @@ from cocomix.concepts import (
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, tokenizer_fingerprint
 from cocomix.runtime.device import default_device
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
-__all__ = ["OpenedLabeller", "check_data_tokenizer", "open_decoder", "open_labeller"]
+__all__ = ["OpenedLabeller", "check_data_tokenizer", "load_labeller", "open_decoder", "open_labeller"]
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit
 _BATCH_TOKENS = 4096  # of the sample that a labeller learns from
 
 
@@ -67,22 +70,65 @@ def open_labeller(
     Raises:
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; or as `check_labeller`.
     """
-    labeller = build_labeller(
-        config,
-        device=device or default_device(),
-        bos_token_id=tokens.manifest.bos_token_id,
-        tables=tables,
-        force=force,
-    )
-    if isinstance(config, TeacherLabellerConfig) and isinstance(labeller, TeacherLabeller):
-        check_data_tokenizer(labeller.teacher.decoder.model, config.teacher, tokens)
+    labeller = load_labeller(tokens, config, device=device or default_device(), tables=tables, force=force)
     if isinstance(labeller, FittedLabeller) and not labeller.tables():
         labeller = labeller.fit(_sample(tokens.split(TRAIN), labeller.sample_tokens))
     if not isinstance(config, TeacherLabellerConfig):
         return OpenedLabeller(labeller)
     sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
-    found = check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
+    if isinstance(labeller, AlignedTeacher):
+        found = check_labeller(labeller.inner, labeller.teacher_blocks(sample), k=config.k, force=force)
+    else:
+        found = check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
     return OpenedLabeller(labeller, found.agreement)
+
+
+def load_labeller(
+    tokens: Tokens,
+    config: LabellerConfig,
+    *,
+    device: torch.device,
+    tables: Mapping[str, Tensor] | None = None,
+    force: bool = False,
+) -> ConceptLabeller:
+    """Load a labeller for a data set; one whose teacher has another tokenizer is aligned by bytes (`AlignedTeacher`).
+
+    Args:
+        tokens: the data set.
+        config: settings of the labeller.
+        device: where to put its models.
+        tables: what its first pass learned before.
+        force: as of `build_labeller`.
+
+    Raises:
+        CoCoMixError: nothing can be loaded, or the tokenizers differ and labels cannot be carried over.
+    """
+    if not isinstance(config, TeacherLabellerConfig):
+        return build_labeller(
+            config, device=device, bos_token_id=tokens.manifest.bos_token_id, tables=tables, force=force
+        )
+    found = _tokenizer_of(config.teacher)
+    same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
+    bos_token_id = tokens.manifest.bos_token_id if same else None  # the teacher's texts begin as its tokenizer has it
+    labeller = build_labeller(config, device=device, bos_token_id=bos_token_id, tables=tables, force=force)
+    assert isinstance(labeller, TeacherLabeller)
+    model = labeller.teacher.decoder.model
+    if found is None or same:
+        check_data_tokenizer(model, config.teacher, tokens)
+        return labeller
+    if isinstance(labeller, FittedLabeller):
+        raise CoCoMixError(
+            f"labels of kind {config.kind} are learned from the data's own tokens, but {config.teacher.model} has "
+            "another tokenizer; prepare the data with the teacher's tokenizer, or choose another kind."
+        )
+    fingerprints = {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)}
+    return AlignedTeacher(
+        labeller,
+        tokens.tokenizer(),
+        found,
+        max_length=int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW),
+        tokenizers=fingerprints,
+    )
 
 
 def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
@@ -103,16 +149,21 @@ def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device
 
 def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, tokens: Tokens) -> None:
     """Refuse a teacher that reads another tokenizer than the data's."""
-    try:
-        fingerprint = tokenizer_fingerprint(load_tokenizer(teacher.model, teacher.revision))
-    except NoTokenizer:
-        fingerprint = None
+    found = _tokenizer_of(teacher)
     check_tokenizer(
         int(model.get_input_embeddings().weight.shape[0]),
         tokenizer_fingerprint=tokens.manifest.tokenizer_fingerprint,
         vocab_size=tokens.manifest.vocab_size,
-        teacher_tokenizer_fingerprint=fingerprint,
+        teacher_tokenizer_fingerprint=None if found is None else tokenizer_fingerprint(found),
     )
+
+
+def _tokenizer_of(teacher: TeacherConfig) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that comes with a teacher; None where none does."""
+    try:
+        return load_tokenizer(teacher.model, teacher.revision)
+    except NoTokenizer:
+        return None
 
 
 def _sample(blocks: TokenBlocks, tokens: int) -> Iterator[Tensor]:

@@ -93,8 +93,9 @@ class World:
         yield Stage("train teacher", ("train", recipe), needed=True)
         fit = ("--layer", "1", "--num-concepts", "48", "--k", "8", "--tokens", "40000", "--batch-size", "256")
         yield Stage("sae", ("sae", data, "--teacher", teacher, *fit, "--learning-rate", "5e-3"), needed=True)
-        yield Stage("label", ("label", data, "--teacher", teacher, "--dictionary", sae), needed=True)
-        yield Stage("distill", ("distill", data, "--teacher", teacher, "--top-k", "8"))
+        pieces = ("--batch-tokens", "160", "--unit-tokens", "320")  # several shards to a token file
+        yield Stage("label", ("label", data, "--teacher", teacher, "--dictionary", sae, *pieces), needed=True)
+        yield Stage("distill", ("distill", data, "--teacher", teacher, "--top-k", "8", *pieces))
         student = {"objective": "cocomix", "data": data, "labels": labels}
         recipe = str(self._recipe("student", **student))
         yield Stage("train", ("train", recipe), needed=True)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import FitSettings, TeacherConfig, labeller_config
+from cocomix.concepts import IGNORE, FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
-from cocomix.labelling import Labels, TeacherProbabilities, fit_on_data, label_data
+from cocomix.labelling import Labels, TeacherProbabilities, distill_data, fit_on_data, label_data, open_labeller
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from tests.command_line import Cli
@@ -70,10 +70,24 @@ def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
 
 
+def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_path: Path) -> None:
+    other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280)
+    found = label(workshop, tmp_path / "labels", other.path, force=True)
+    made = found.manifest.labeller
+    assert made["student_tokenizer"] == other.manifest.tokenizer_fingerprint
+    assert made["teacher_tokenizer"] == Tokens.open(workshop.data).manifest.tokenizer_fingerprint
+    config = labeller_config(found.manifest.labels)
+    labeller = open_labeller(other, config, force=True).labeller
+    blocks = torch.stack([other.split("train")[index]["input_ids"] for index in range(4)])
+    stored = torch.stack([found.split("train")[index]["concept_labels"] for index in range(4)])
+    assert torch.equal(labeller.label(blocks, k=config.k).ids, stored)
+    assert 0.5 < (stored != IGNORE).any(dim=-1).float().mean() < 1
+
+
 def test_other_tokenizer_wrong_layer_and_width_are_refused(workshop: Workshop, tmp_path: Path) -> None:
     other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280).path
     with pytest.raises(CoCoMixError, match="tokenizer"):
-        label(workshop, tmp_path / "labels", other)
+        distill_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "labels", top_k=8)
     with pytest.raises(CoCoMixError, match="tokenizer"):
         fit_on_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "sae")
     wide = train(workshop.recipe("ntp", model={"backbone": {"n_embd": 32}}, tokens=128), tmp_path / "wide")

@@ -1,13 +1,26 @@
 """What long verbs say where standard error is no terminal: how far they are, and how long it will take."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import Cli
-from tests.workshop import BLOCK, Workshop
+from tests.workshop import BLOCK, VOCAB, Workshop
 
 pytestmark = pytest.mark.usefixtures("progress_at_once")
+
+
+def test_prepare(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    said = cli("prepare", workshop.corpus, "--vocab-size", VOCAB, "--block-size", BLOCK, "-o", tmp_path / "data").err
+    assert "reading and encoding: 0 of 0 MB" in said
+    assert re.search(r"packing: 0 of [\d,]+ tokens \(0%\)", said)
+
+
+def test_label(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    made_with = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary)
+    said = cli("label", workshop.data, *made_with, "-o", tmp_path / "labels").err
+    assert re.search(r"label: 0 of [\d,]+ tokens \(0%\)", said)
 
 
 def test_sae(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
@@ -34,3 +47,8 @@ def test_atlas(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     said = cli("atlas", workshop.cocomix_run, "--tokens", 400, "--effects", 2, "-o", tmp_path / "atlas").err
     for phase in ("reading: 0 of 400 tokens", "describing: ", "measuring effects: 0 of 2 concepts"):
         assert phase in said
+
+
+def test_verify_and_push(cli: Cli, workshop: Workshop) -> None:
+    assert re.search(r"verify tokens: [\d,]+ of [\d,]+ bytes", cli("verify", workshop.data).err)
+    assert "upload: 0 of " in cli("push", workshop.data, "memory://test-progress/data").err

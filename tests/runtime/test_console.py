@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cocomix.runtime import console
-from cocomix.runtime.console import ConsoleReporter, progress, set_up_logging
+from cocomix.runtime.console import progress, set_up_logging
 
 logger = logging.getLogger("cocomix.some_room.some_module")
 
@@ -158,10 +158,3 @@ def test_progress_ends_on_an_error(monkeypatch: pytest.MonkeyPatch, on_a_termina
     assert on_a_terminal or threading.active_count() == before
     with progress("again", 10, "tokens") as advance:
         advance(1)
-
-
-def test_reporters_still_speak(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging()
-    ConsoleReporter().say("hello [/x]")
-    ConsoleReporter().warn("careful")
-    assert capsys.readouterr() == ("", "hello [/x]\nwarning: careful\n")

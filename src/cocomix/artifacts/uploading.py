@@ -10,6 +10,7 @@ from cocomix.artifacts.faults import AlreadyExists, Unreachable
 from cocomix.artifacts.lock import being_written, process_lives, this_process
 from cocomix.artifacts.manifests import MANIFEST
 from cocomix.artifacts.store import RemoteFolder
+from cocomix.runtime.console import progress
 
 __all__ = ["MARKER", "Claim", "claimed"]
 
@@ -64,8 +65,10 @@ class Claim:
         sizes = {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }
-        for name in sorted(sizes.keys() - {MANIFEST}):
-            self.remote.upload(name, folder / name)
+        with progress("upload", sum(sizes.values()), "bytes") as advance:
+            for name in sorted(sizes.keys() - {MANIFEST}):
+                self.remote.upload(name, folder / name)
+                advance(sizes[name])
         self.check()
         there = self.remote.files()
         for name in sorted(sizes.keys() - {MANIFEST}):

@@ -12,15 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from cocomix.runtime.processes import is_first_process
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ConsoleReporter", "Reporter", "SilentReporter", "is_terminal", "progress", "set_up_logging", "terminal"]
+__all__ = ["is_terminal", "progress", "set_up_logging", "terminal"]
 
 Advance = Callable[[float], None]
 
@@ -94,7 +94,7 @@ def progress(
     if not logger.isEnabledFor(logging.INFO):
         yield lambda amount: None
     elif is_terminal() and _standard_error in _package.handlers:
-        with _bar(terminal(), description, total, unit, done) as advance:
+        with _bar(description, total, unit, done) as advance:
             yield advance
     else:
         pace = _Pace(description, total, unit, done, clock)
@@ -182,7 +182,7 @@ def terminal() -> "Console":
 
 
 @contextmanager
-def _bar(console: "Console", description: str, total: float | None, unit: str, done: float = 0) -> Iterator[Advance]:
+def _bar(description: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
     """A bar with the speed and the time left, taken down at the end."""
     from rich import progress as rich_progress
     from rich.markup import escape
@@ -191,7 +191,7 @@ def _bar(console: "Console", description: str, total: float | None, unit: str, d
     class Speed(rich_progress.ProgressColumn):
         def render(self, task: rich_progress.Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="progress.data.speed")
+            return Text(_rate(speed, unit) if speed else "", style="progress.data.speed")
 
     columns = (
         rich_progress.SpinnerColumn(),
@@ -201,53 +201,6 @@ def _bar(console: "Console", description: str, total: float | None, unit: str, d
         Speed(),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(escape(description), total=total, completed=done)  # type: ignore[arg-type]  # any number
+    with rich_progress.Progress(*columns, console=terminal(), transient=True) as bar:
+        task = bar.add_task(escape(description), total=total, completed=int(done))
         yield lambda amount: bar.advance(task, amount)
-
-
-class Reporter(Protocol):
-    """Receives one-line messages and progress."""
-
-    def say(self, message: str) -> None:
-        """Report one finished step or fact, one line."""
-        ...
-
-    def warn(self, message: str) -> None:
-        """Report something the user should know but that does not stop the work."""
-        ...
-
-    def progress(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Advance]:
-        """Open a progress bar; the yielded function advances it by a number of `unit`s."""
-        ...
-
-
-class SilentReporter:
-    """Says nothing: the default for library callers."""
-
-    def say(self, message: str) -> None:
-        """Drop the message."""
-
-    def warn(self, message: str) -> None:
-        """Drop the message."""
-
-    @contextmanager
-    def progress(self, description: str, total: float | None, unit: str) -> Iterator[Advance]:
-        """Yield a function that does nothing."""
-        yield lambda amount: None
-
-
-class ConsoleReporter:
-    """Logs what it is told."""
-
-    def say(self, message: str) -> None:
-        """Log the message."""
-        logger.info(message)
-
-    def warn(self, message: str) -> None:
-        """Log the message as a warning."""
-        logger.warning(message)
-
-    def progress(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Advance]:
-        """Show progress, see `progress`."""
-        return progress(description, total, unit)

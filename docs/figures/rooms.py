@@ -25,19 +25,20 @@ HOLDS = {
 }
 WAY = (
     ("cli/label.py", "reads the options"),
-    ("labelling/make_labels.py", "opens data, teacher, dictionary"),
-    ("labelling/storing.py", "stages the output"),
-    ("labelling/map_shards.py", "gives shards to workers"),
+    ("labelling/make_labels.py", "the function that labels a shard"),
+    ("labelling/map_shards.py", "calls it for every shard, keeps the parts"),
     ("concepts/labellers/attribution.py", "tokens → concept ids"),
-    ("concepts/teacher.py", "runs the teacher"),
-    ("labelling/stored_labels.py", "writes and reads ids"),
-    ("training/corpora.py", "opens labels for a run"),
-    ("training/joined_blocks.py", "tokens beside labels"),
-    ("training/trainer.py", "a step"),
-    ("model/modeling.py", "the student"),
+    ("concepts/teacher.py", "runs the teacher and its backward pass"),
+    ("concepts/scoring.py", "the k largest scores"),
+    ("labelling/stored_labels.py", "ids and counts as they are stored"),
+    ("labelling/stored_arrays.py", "their files; rows of them"),
+    ("training/joined_blocks.py", "a block's tokens beside its labels"),
+    ("training/objectives.py", "a batch into the model"),
+    ("model/modeling.py", "the student's forward pass"),
     ("model/concept_head.py", "the concept loss"),
 )
-"""Files that a label passes from `cocomix label` to the loss, in order."""
+"""Files that make, store, read or use a label, in order. Those that only hand it on are left out: labelling/storing.py and
+executors.py, artifacts/arrays.py, training/corpora.py, collating.py and trainer.py."""
 COLOURS = {
     "cli": "#f3f5f8",
     "labelling": "#fdf0d9",

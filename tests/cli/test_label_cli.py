@@ -15,8 +15,8 @@ def test_parts_and_finish(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     output = tmp_path / "labels"
     made_with = ("--teacher", workshop.teacher, "--dictionary", workshop.dictionary, "--output", output)
     assert json.loads(cli("label", workshop.data, *made_with, "--shard", "1/2", "--json").out) == {"finished": False}
-    assert "shards are" in cli("label", workshop.data, *made_with, "--shard", "1/2").err
-    cli.refuses("label", workshop.data, "--finish", "-o", output, says="run the parts that are missing again")
+    assert "blocks are" in cli("label", workshop.data, *made_with, "--shard", "1/2").err
+    cli.refuses("label", workshop.data, "--finish", "-o", output, says="give the commands of their parts")
     (partial_path(output) / "finishing.json").write_text("{}")  # by a job that was killed
     assert "--finish does if it was stopped" in cli("label", workshop.data, *made_with, "--shard", "0/2").err
     manifest = json.loads(cli("label", workshop.data, "--finish", "-o", output, "--json").out)
@@ -27,12 +27,12 @@ def test_parts_and_finish(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--shard", "2/2"), "the last of 2 is 1/2"),
+        (("--shard", "2/2"), "2/2"),
         (("--shard", "1/2", "--finish"), "give one of them"),
-        (("--finish",), "there is nothing to finish"),
+        (("--finish",), "does not exist"),
         (("--address", "auto"), "add --engine ray"),
         (("--gpus-per-worker", "1"), "add --engine ray"),
-        (("--engine", "ray", "--cpus-per-worker", "0"), "a Ray task cannot take"),
+        (("--engine", "ray", "--cpus-per-worker", "0"), "cpus"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(cli: Cli, tmp_path: Path, options: Any, says: str) -> None:

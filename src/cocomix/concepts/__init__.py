@@ -32,7 +32,7 @@ from cocomix.concepts.labellers import (
 )
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer, open_concept_teacher
 from cocomix.concepts.teacher import ConceptTeacher, TeacherSource, check_tokenizer, load_teacher
-from cocomix.concepts.tokens import TokenBlocksLike, TokenShardLike, first_blocks, spread_blocks
+from cocomix.concepts.token_rows import TokenBlocksLike, TokenShardLike, first_blocks, spread_blocks
 
 __all__ = [
     "IGNORE",

@@ -27,7 +27,7 @@ from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, F
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.releases import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher
-from cocomix.concepts.tokens import TokenBlocksLike
+from cocomix.concepts.token_rows import TokenBlocksLike
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import available_memory
 from cocomix.runtime.errors import CoCoMixError

@@ -126,6 +126,18 @@ def test_want_of_maps_is_never_called_damage(tokens: Tokens, monkeypatch: pytest
     assert tokens.split("train")[0]["input_ids"].tolist() == [0, 1, 2, 3]  # the failure is not remembered
 
 
+def test_want_of_files_before_the_first_use_is_not_damage(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is hashed when it is first used; that it cannot be opened then says nothing about it either."""
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("cocomix.artifacts.artifact.file_sha256", fail)
+    with pytest.raises(CoCoMixError, match="ulimit -n") as error:
+        tokens.split("train")[0]
+    assert not isinstance(error.value, Damaged)
+
+
 def test_damaged_files_are_named(tokens: Tokens) -> None:
     path = tokens.path / "train-00001.npy"
     whole = path.read_bytes()

@@ -12,6 +12,7 @@ from cocomix.artifacts.faults import (
     Unreachable,
     WrongKind,
     WrongVersion,
+    unreadable,
 )
 from cocomix.artifacts.files import (
     aside_path,
@@ -75,6 +76,7 @@ __all__ = [
     "seal",
     "shown",
     "tensor_sha256",
+    "unreadable",
     "url_of",
     "verify",
     "whole_folder",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
-from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, WrongKind, WrongVersion
+from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, WrongKind, WrongVersion, unreadable
 from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
@@ -206,6 +206,7 @@ class Artifact(Generic[M]):
 
         Raises:
             Damaged: it is missing, or not the one that the manifest describes.
+            CoCoMixError: the system cannot read it.
         """
         path, entry, where = inside(self.path, name), self.manifest.files[name], f"{self.url or self.path}/{name}"
         try:
@@ -219,7 +220,7 @@ class Artifact(Generic[M]):
         except FileNotFoundError:
             fault = "is missing"
         except OSError as error:
-            fault = f"cannot be read ({error.strerror})"
+            raise unreadable(path, error) from error
         if self.url is not None:
             path.unlink(missing_ok=True)
         raise Damaged(f"{where} {fault}; {self._repair}.", name)

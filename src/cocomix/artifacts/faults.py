@@ -3,6 +3,9 @@
 What identifies the fault is in attributes that have defaults, so that the errors pickle: workers raise them.
 """
 
+import errno
+from pathlib import Path
+
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "Unreachable",
     "WrongKind",
     "WrongVersion",
+    "unreadable",
 ]
 
 
@@ -65,3 +69,17 @@ class BeingWritten(CoCoMixError):
         super().__init__(message)
         self.host = host
         self.pid = pid
+
+
+_REMEDIES = {
+    errno.ENOMEM: "the system has no memory or no map left (vm.max_map_count, ulimit -v); end other work and try again",
+    errno.EMFILE: "this process has too many files open; raise `ulimit -n`",
+    errno.ENFILE: "the system has too many files open; end other work and try again",
+    errno.EACCES: "check its permissions",
+}
+
+
+def unreadable(path: Path, error: OSError) -> CoCoMixError:
+    """The error for a file that the system could not open, read or map: that says nothing about what is in it."""
+    remedy = _REMEDIES.get(error.errno or 0, "check the disk or the network file system")
+    return CoCoMixError(f"cannot read {path}: {error.strerror or error}; {remedy}.")

@@ -4,7 +4,6 @@ A file is a one-dimensional little-endian array of uint16 (vocabularies of up to
 tokens a block, one block after another: `np.load(file, mmap_mode="r").reshape(-1, block_size)`.
 """
 
-import errno
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cocomix.artifacts import Damaged
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.artifacts import Damaged, unreadable
 
 if TYPE_CHECKING:
     from cocomix.data.tokens import SplitMeta, Tokens, TokensFile
@@ -29,13 +27,6 @@ __all__ = ["TokenBlocks", "TokenShard"]
 _OPEN_MAPS = 32
 """Files a process keeps mapped. Linux allows 65,530 maps a process, and a corpus of 1T tokens has some 4,000 files of
 the default size; mapping one again costs about 0.1 ms."""
-_NOT_DAMAGE = {
-    errno.ENOMEM: "the system has no memory or no map left (vm.max_map_count, ulimit -v); end other work and try again",
-    errno.EMFILE: "this process has too many files open; raise `ulimit -n`",
-    errno.ENFILE: "the system has too many files open; end other work and try again",
-    errno.EACCES: "check its permissions",
-    errno.EIO: "the disk or the network file system failed; check it",
-}
 
 
 @dataclass(frozen=True)
@@ -139,9 +130,7 @@ def _mapped(key: _Key) -> NDArray[Any]:
     try:
         flat = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        if error.errno in _NOT_DAMAGE:
-            raise CoCoMixError(f"cannot map {path}: {error.strerror}; {_NOT_DAMAGE[error.errno]}.") from error
-        raise
+        raise unreadable(path, error) from error
     except ValueError as error:  # a header that is none, or a file shorter than it says
         raise Damaged(f"{path} is no .npy file ({error}); run cocomix prepare again.", name) from error
     expected = key.file.blocks * block_size

@@ -135,8 +135,10 @@ def test_a_finished_command_given_again_answers_at_once(
     """After 11.8 s of loading it said that the output exists, exit status 1."""
     source = sources(workshop) if verb == "label" else ("--teacher", workshop.teacher, "--top-k", 4)
     command = (verb, workshop.data, *source, "-o", tmp_path / "out")
-    first = json.loads(cli(*command, "--json").out)
+    made = cli(*command, "--json")
+    first = json.loads(made.out)
     assert first["asked"]
+    assert "tokens/s" in made.err
     script = (
         "import sys, cocomix.cli as cli\n"
         f"sys.argv = ['cocomix', *{[str(argument) for argument in command]!r}]\n"

@@ -126,6 +126,20 @@ def test_an_unfinished_folder_keeps_its_shards(tokens: Tokens, tmp_path: Path, i
     assert len(done) == ALL - 1
 
 
+def test_an_unfinished_folder_keeps_its_number_of_threads(
+    tokens: Tokens, tmp_path: Path, interrupted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums depend on it in their last bits, and it may be chosen by a measurement that comes out otherwise."""
+    interrupted(1)
+    with pytest.raises(KeyboardInterrupt):
+        label(tokens, tmp_path / "out")
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    label(tokens, tmp_path / "out")
+    assert chosen == [1]
+
+
 @pytest.mark.parametrize("tokens_each", [1, BLOCK, 3 * BLOCK, 10 * BLOCK])
 def test_a_shard_is_a_whole_number_of_batches(tokens_each: int) -> None:
     job = Job(batch_tokens=2 * BLOCK, unit_tokens=tokens_each)

@@ -105,6 +105,11 @@ class StoredArrays(Artifact[M]):
         raise NotImplementedError
 
     @property
+    def summary(self) -> str:
+        """What is in it, in a few words."""
+        raise NotImplementedError
+
+    @property
     def how_made(self) -> dict[str, Any]:
         """What must be equal of folders that are used as one."""
         raise NotImplementedError

@@ -117,6 +117,13 @@ class Labels(StoredArrays[LabelsManifest]):
         return self.manifest.num_concepts
 
     @property
+    def summary(self) -> str:
+        """See `StoredArrays`."""
+        counts = self.manifest.statistics
+        positions = counts.labelled_positions + counts.masked_positions
+        return f"labelled {positions:,} tokens with {counts.distinct_concepts:,} of {self.num_concepts:,} concepts"
+
+    @property
     def how_made(self) -> dict[str, Any]:
         """See `StoredArrays`."""
         return {"number of labels": self.manifest.k, **self.manifest.labeller}

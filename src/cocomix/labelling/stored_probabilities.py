@@ -78,6 +78,12 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
         return self.manifest.top_k == self.manifest.vocab_size
 
     @property
+    def summary(self) -> str:
+        """See `StoredArrays`."""
+        positions = sum(map(self.manifest.tokens, self.manifest.splits))
+        return f"stored the {self.manifest.top_k:,} likeliest next tokens of {positions:,} positions"
+
+    @property
     def how_made(self) -> dict[str, Any]:
         """See `StoredArrays`."""
         made = self.manifest

@@ -140,6 +140,8 @@ def store(
     Raises:
         CoCoMixError: shards failed; what was begun is of something else; another process writes it.
     """
+    import torch
+
     shared = isinstance(job.executor, SlurmArray)
     if shared and url_of(output) is not None:
         raise CoCoMixError(f"{shown(output)} is no folder that jobs can share; make one and `cocomix push` it.")
@@ -150,9 +152,11 @@ def store(
     }
     manifest = {"block_size": block_size, "splits": splits, "asked": dict(job.asked), **about}
     notes: dict[str, Any] = {"columns": function.columns, "shard_blocks": job.shard(block_size), "manifest": manifest}
+    notes["threads"] = torch.get_num_threads()
     try:
         with kind.create(output, identity=identity, resume=True, shared=shared) as staging:
             notes = _noted(staging.path, notes)
+            torch.set_num_threads(notes["threads"])  # sums depend on it in their last bits
             for name, write in (files or {}).items():
                 if not (staging.path / name).is_file():
                     write(aside := aside_path(staging.path / name))
@@ -164,7 +168,7 @@ def store(
         if shared and (found := kind.made(output, identity)) is not None:
             return found  # other jobs did the rest meanwhile, and finished
         raise
-    return kind.open(output) if finished else None
+    return _opened(kind, output) if finished else None
 
 
 def finish(kind: type[A], output: Path) -> A:
@@ -190,7 +194,15 @@ def finish(kind: type[A], output: Path) -> A:
     with kind.create(output, identity=identity, resume=True) as staging:
         report = map_shards(nothing, shards, output=staging.path, executor=_Nowhere())
         _complete(kind, staging, report, manifest, shared=False)
-    return kind.open(output)
+    return _opened(kind, output)
+
+
+def _opened(kind: type[A], output: Path) -> A:
+    """A folder that was just finished; says what is in it."""
+    found = kind.open(output)
+    speed = f" ({found.manifest.tokens_per_second:,.0f} tokens/s)" if found.manifest.tokens_per_second else ""
+    logger.info("%s in %s%s", found.summary, shown(output), speed)
+    return found
 
 
 def _noted(folder: Path, notes: dict[str, Any]) -> dict[str, Any]:

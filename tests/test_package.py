@@ -152,7 +152,7 @@ def test_nothing_is_unpickled(path: Path) -> None:
     for call in re.findall(r"torch\.load\([^)]*\)", text):
         assert "weights_only=True" in call, call
     assert not re.search(r"^\s*(import|from) (pickle|cloudpickle|dill|joblib|shelve|marshal)\b", text, re.MULTILINE)
-    assert "yaml.load(" not in text
+    assert all("SafeLoader" in call for call in re.findall(r"yaml\.load\(.*", text))
     assert "allow_pickle=True" not in text
     assert not re.search(r"\b(eval|exec)\(", re.sub(r"\.eval\(", "", text))
 

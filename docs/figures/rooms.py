@@ -37,8 +37,8 @@ WAY = (
     ("model/modeling.py", "the student's forward pass"),
     ("model/concept_head.py", "the concept loss"),
 )
-"""Files that make, store, read or use a label, in order. Those that only hand it on are left out: labelling/storing.py and
-executors.py, artifacts/arrays.py, training/corpora.py, collating.py and trainer.py."""
+"""Files that make, store, read or use a label, in order. Those that only hand it on are left out: labelling/storing.py
+and executors.py, artifacts/arrays.py, training/corpora.py, collating.py and trainer.py."""
 COLOURS = {
     "cli": "#f3f5f8",
     "labelling": "#fdf0d9",

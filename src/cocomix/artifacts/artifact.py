@@ -347,5 +347,6 @@ def _manifest_file(path: Path | str, made_by: str) -> ManifestFile:
     if folder.name.endswith(".partial") or (not there and partial_path(path).is_dir()):
         raise NotAnArtifact(f"{shown(path)} is not finished; run the same `{made_by}` again to go on with it.")
     if there or (url is None and folder.exists()):
-        raise NotAnArtifact(f"{shown(path)} has no {MANIFEST}: it is something else, or its upload was interrupted.")
+        what = "nothing that cocomix wrote" if url is None else "something else, or its upload was interrupted"
+        raise NotAnArtifact(f"{shown(path)} has no {MANIFEST}: it is {what}; give another one.")
     raise NotAnArtifact(f"{shown(path)} does not exist; make it with `{made_by}`, or give another folder.")

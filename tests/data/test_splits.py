@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cocomix.data.document_hash import DocumentHash, draws_of, threshold_of
 from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide
-from cocomix.data.units import UnitLog
+from cocomix.data.unit_log import UnitLog
 
 DTYPE = np.dtype("<u2")
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions, positions_of_rows
     from cocomix.data.documents import DOCUMENTATION
     from cocomix.data.mixture import MixedData
-    from cocomix.data.preparation import PrepareSettings, encode_share, prepare
+    from cocomix.data.preparation import encode_share, prepare
+    from cocomix.data.prepare_settings import PrepareSettings
     from cocomix.data.splits import TRAIN, VALIDATION
     from cocomix.data.stream_blocks import StreamBlocks
     from cocomix.data.streamed import StreamedData
@@ -22,7 +23,8 @@ _MODULES = {
     "document_blocks": ("NO_TARGET", "DocumentBlocks", "document_positions", "positions_of_rows"),
     "documents": ("DOCUMENTATION",),
     "mixture": ("MixedData",),
-    "preparation": ("PrepareSettings", "encode_share", "prepare"),
+    "preparation": ("encode_share", "prepare"),
+    "prepare_settings": ("PrepareSettings",),
     "splits": ("TRAIN", "VALIDATION"),
     "stream_blocks": ("StreamBlocks",),
     "streamed": ("StreamedData",),

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cocomix.data.preparation import PrepareSettings, encode_share
+from cocomix.data.preparation import encode_share
+from cocomix.data.prepare_settings import PrepareSettings
 from cocomix.runtime.extras import require_extra
 
 try:

@@ -16,19 +16,18 @@ from dataclasses import asdict, replace
 from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from cocomix.artifacts import PLAN, aside_path, file_entry, fingerprint_json
 from cocomix.data.document_hash import draws_of, threshold_of
 from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
+from cocomix.data.prepare_settings import PrepareSettings, check_settings
 from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide
 from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import (
-    check_vocab_size,
     set_begin_of_text,
     tokenizer_fingerprint,
     tokenizer_identity,
@@ -45,61 +44,13 @@ from cocomix.runtime.stopping import Terminated
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PrepareSettings", "encode_share", "prepare"]
+__all__ = ["encode_share", "prepare"]
 
 logger = getLogger(__name__)
 
 _WORK = "work"
 _MUCH_VALIDATION = 3.0
 """How many times the share that was asked for is worth a warning."""
-
-
-class PrepareSettings(BaseModel):
-    """What to prepare and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sources: tuple[str, ...]
-    """Files (.txt, .md, .jsonl, .json, each also .gz or .zst; .parquet), folders, URLs, Hub data set names or `docs:`;
-    or token files (see `cocomix.data.token_files`) and nothing else."""
-    validation_sources: tuple[str, ...] = ()
-    """Sources of the validation split; when given, all of `sources` trains and `validation_fraction` is not used."""
-    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Expected share of the documents that validates, drawn by seed and content; at least enough for one block."""
-    text_column: str = "text"
-    """Field of JSON Lines or column of Parquet and Hub data sets that holds the text."""
-    tokenizer: str | None = None
-    """An existing tokenizer: a folder, a GGUF file or a Hub name; either this or `vocab_size`."""
-    vocab_size: int | None = None
-    """Train a byte-level BPE with this many entries on the training documents; either this or `tokenizer`."""
-    tokenizer_training_bytes: int = Field(default=100_000_000, gt=0)
-    """UTF-8 bytes of training text, from the beginning, that the BPE is trained on at most; they are held in memory."""
-    token_dtype: str | None = Field(default=None, pattern=r"^(u?int(16|32|64))$")
-    """Type of the tokens in token files; by default told from their content."""
-    block_size: int = Field(default=1024, ge=2)
-    """Tokens per block."""
-    prepend_bos: bool = False
-    """Begin every block with the tokenizer's begin-of-text token, which takes one of its places, as SAELens' option of
-    this name does; for teachers and dictionaries that were made for such contexts, Gemma's among them."""
-    tokens_per_file: int = Field(default=2**28, ge=1)
-    """Tokens per file, rounded down to whole blocks."""
-    seed: int = 0
-    """Seed of the split by document."""
-    max_bytes: int | None = Field(default=None, gt=0)
-    """Stop with the document that reaches this many UTF-8 bytes of training text; a document is cut there itself."""
-    hf_config: str | None = None
-    """Configuration of data sets on the Hugging Face Hub."""
-    hf_split: str = "train"
-    """Split of data sets on the Hugging Face Hub that is read."""
-    hf_revision: str | None = None
-    """Commit, tag or branch of data sets on the Hugging Face Hub."""
-    tokenizer_revision: str | None = None
-    """Commit, tag or branch of a tokenizer on the Hugging Face Hub."""
-
-    @property
-    def hub(self) -> dict[str, Any]:
-        """What `datasets.load_dataset` is told."""
-        return {"name": self.hf_config, "split": self.hf_split, "revision": self.hf_revision}
 
 
 def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) -> Tokens:
@@ -167,7 +118,7 @@ class _Preparation:
     """One call of `prepare`: settings, sources, and what the result is known by."""
 
     def __init__(self, settings: PrepareSettings) -> None:
-        _check(settings)
+        check_settings(settings)
         self.settings = settings
         resolved = resolve_sources((*settings.sources, *settings.validation_sources), settings.hub)
         train, heldout = resolved[: len(settings.sources)], resolved[len(settings.sources) :]
@@ -408,19 +359,3 @@ def _report(manifest: TokensManifest, seconds: float) -> None:
         )
     tokens = sum(split.tokens for split in manifest.splits.values())
     logger.info(f"prepared {tokens:,} tokens in {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s)")
-
-
-def _check(settings: PrepareSettings) -> None:
-    if not settings.sources:
-        raise CoCoMixError("there is no source to read; give a file, a folder, a Hugging Face data set name or docs:.")
-    if (settings.tokenizer is None) == (settings.vocab_size is None):
-        given = "neither of them" if settings.tokenizer is None else "both"
-        raise CoCoMixError(
-            f"give either --tokenizer, to use an existing one, or --vocab-size, to train one; {given} was given."
-        )
-    if settings.vocab_size is not None:
-        check_vocab_size(settings.vocab_size)
-    if not settings.validation_sources and settings.validation_fraction == 0:
-        raise CoCoMixError(
-            "there would be no validation split: --validation-fraction is 0 and no --validation is given; give one."
-        )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocomix.data.document_hash import draws_of
-from cocomix.data.units import UnitLog
+from cocomix.data.unit_log import UnitLog
 
 __all__ = ["ALL", "TRAIN", "VALIDATION", "Division", "Documents", "Member", "divide"]
 

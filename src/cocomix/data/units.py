@@ -6,17 +6,13 @@ appended to a log in the staging folder, so that a kill at any moment loses a se
 everything that determines its content: whatever else of a command is changed before it is given again, it counts.
 """
 
-import fcntl
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,17 +27,16 @@ from cocomix.data.reading import Piece, file_kind, is_compressed, opened, pieces
 from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import encode_batch, plain_encoder
 from cocomix.data.tokens import token_dtype
+from cocomix.data.unit_log import UnitLog
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "ALGORITHM",
-    "ROW",
     "Encoding",
     "Part",
     "Reading",
     "Span",
     "Unit",
-    "UnitLog",
     "encode_unit",
     "plan_units",
     "unit_parts",
@@ -55,9 +50,6 @@ UNITS = 8192
 """About how many units a large corpus is cut into, between these sizes."""
 _BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 2_000_000
-
-ROW = np.dtype([("end", "<u8"), ("hash", "<u8"), ("bytes", "<u4"), ("invalid", "<u4"), ("last", "?")])
-"""About a `Part`; `end`: tokens of the unit up to its end."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,7 @@ class Encoding:
     eos_token_id: int
     vocab_size: int
 
-    def log(self, unit: Unit) -> "UnitLog":
+    def log(self, unit: Unit) -> UnitLog:
         """The log of a unit."""
         of_unit = [unit.kind, unit.validates, [asdict(span) for span in unit.spans]]
         of_tokens = [self.tokenizer_fingerprint, self.eos_token_id, self.vocab_size]
@@ -330,80 +322,6 @@ def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
 
 
 # ---- encoding ------------------------------------------------------------------------------------------------------
-
-
-class UnitLog:
-    """Tokens and rows of a unit on the disk, appended while it is encoded.
-
-    One process at a time writes it; another waits, as after the kill of a command whose workers are still ending.
-
-    Attributes:
-        rows: parts that are kept, `ROW`.
-    """
-
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.name, self.dtype = path.name, dtype
-        self.tokens_path, self._rows_path = path.with_suffix(".tokens"), path.with_suffix(".rows")
-        self._unfinished_path = path.with_suffix(".unfinished")
-
-    @property
-    def finished(self) -> bool:
-        """Whether the unit is encoded."""
-        return self._rows_path.exists()
-
-    def rows(self) -> NDArray[Any]:
-        """About the parts that are kept, `ROW`."""
-        path = self._rows_path if self.finished else self._unfinished_path
-        return np.fromfile(path, dtype=ROW) if path.exists() else np.empty(0, dtype=ROW)
-
-    def tokens(self) -> NDArray[Any]:
-        """The tokens, as a memory map."""
-        if self.tokens_path.stat().st_size == 0:
-            return np.empty(0, dtype=self.dtype)
-        return np.memmap(self.tokens_path, dtype=self.dtype, mode="r")
-
-    def __enter__(self) -> "UnitLog":
-        self._tokens: IO[bytes] = self.tokens_path.open("ab")
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._tokens, fcntl.LOCK_EX)
-        self._rows: IO[bytes] | None = None
-        if not self.finished:
-            self._rows = self._unfinished_path.open("ab")
-            self._cut_to_whole()
-        return self
-
-    def _cut_to_whole(self) -> None:
-        """Cut off what a kill, or a failure of power, left of the last parts."""
-        rows = self.rows()
-        whole = int(np.searchsorted(rows["end"], self._tokens.tell() // self.dtype.itemsize, side="right"))
-        self.kept = whole
-        self.end = int(rows["end"][whole - 1]) if whole else 0
-        self._tokens.truncate(self.end * self.dtype.itemsize)
-        os.truncate(self._unfinished_path, whole * ROW.itemsize)
-
-    def append(self, tokens: Sequence[NDArray[Any]], rows: list[tuple[Any, ...]]) -> None:
-        """Add parts: tokens of each, and its `ROW` but for `end`."""
-        assert self._rows is not None
-        ends = self.end + np.cumsum([len(part) for part in tokens])
-        self._tokens.write(b"".join(part.tobytes() for part in tokens))
-        self._tokens.flush()
-        os.fsync(self._tokens.fileno())
-        self._rows.write(np.array([(end, *row) for end, row in zip(ends, rows, strict=True)], dtype=ROW).tobytes())
-        self._rows.flush()
-        self.end = int(ends[-1])
-
-    def finish(self) -> None:
-        """Make it a finished one."""
-        assert self._rows is not None
-        os.fsync(self._rows.fileno())
-        self._unfinished_path.rename(self._rows_path)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._tokens.close()
-        if self._rows is not None:
-            self._rows.close()
 
 
 def encode_unit(encoding: Encoding, unit: Unit, advance: Callable[[float], None], stop: Callable[[], None]) -> None:

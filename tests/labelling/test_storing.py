@@ -1,5 +1,6 @@
 """How `label_data` and `distill_data` go on, share, finish, refuse; that their results depend on none of it."""
 
+import pickle
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from cocomix.artifacts import AlreadyExists, BeingWritten, MadeFromSomethingElse
 from cocomix.concepts import ConceptLabels, LabellerConfig, TeacherConfig, register_labeller
 from cocomix.data import Tokens
 from cocomix.labelling import (
+    Executor,
     Inline,
     Job,
     Labels,
@@ -27,6 +29,7 @@ from cocomix.labelling import (
     make_labels,
     storing,
 )
+from cocomix.labelling.executors import attempt
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_model
 
@@ -165,6 +168,23 @@ def test_a_killed_process_does_not_stop_the_work(tokens: Tokens, tmp_path: Path)
     assert (tmp_path / "killed").exists()
     label(tokens, tmp_path / "whole")
     assert contents(found.path) == contents(tmp_path / "whole")
+
+
+def test_a_worker_needs_nothing_of_the_data_but_its_shards(
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of a cluster share no folder with the process that calls them."""
+
+    class Elsewhere(Executor):
+        def run(self, function: Any, work: Any) -> Any:
+            there = pickle.loads(pickle.dumps(function))  # noqa: S301 (what executors do with our own object)
+            with monkeypatch.context() as patched:
+                patched.setattr(Tokens, "open", lambda *arguments: pytest.fail("the data is opened"))
+                there.setup(torch.device("cpu"))
+            while (task := work.take()) is not None:
+                yield attempt(there, task)
+
+    assert label(tokens, tmp_path / "out", Elsewhere()).fingerprint == label(tokens, tmp_path / "one").fingerprint
 
 
 def test_parts_in_any_order_make_the_folder_of_one_job_and_the_last_finishes_it(tokens: Tokens, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Engine(Enum):
 
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")]
 UnitTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens computed between two savings; default: 1M on a GPU, 64k on a CPU.")
+    int | None, typer.Option(min=1, help="Tokens computed between two savings; default: 1M on a GPU, 32k on a CPU.")
 ]
 Workers = Annotated[
     str | None,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cocomix.artifacts import partial_path
 from cocomix.concepts import (
+    AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
     LabellerConfig,
@@ -26,7 +27,7 @@ from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.fingerprints import model_fingerprint, package_versions
 from cocomix.data import Tokens
 from cocomix.labelling.map_shards import Arrays
-from cocomix.labelling.opening import load_labeller, open_decoder, open_labeller
+from cocomix.labelling.opening import SentTokens, load_labeller, open_decoder, open_labeller
 from cocomix.labelling.stored_arrays import Layout
 from cocomix.labelling.stored_labels import TABLES, Labels, Scores, encode_labels, label_layouts
 from cocomix.labelling.stored_probabilities import (
@@ -90,8 +91,9 @@ def label_data(
         made_with,
         labeller,
         config,
-        str(data),
+        SentTokens(tokens.manifest, tokens.tokenizer() if isinstance(labeller, AlignedTeacher) else None),
         tables,
+        force,
     )
     about = {
         "made_from": _made_from(tokens, fingerprint),
@@ -225,12 +227,12 @@ class _LabelFunction(_BlockFunction):
     verb = "label"
 
     config: LabellerConfig
-    data: str
-    """Folder or URL of the tokens, for their tokenizer."""
+    tokens: SentTokens
     tables: Mapping[str, Tensor]
+    force: bool
 
     def load(self, device: torch.device) -> ConceptLabeller:
-        return load_labeller(Tokens.open(self.data), self.config, device=device, tables=self.tables, force=True)
+        return load_labeller(self.tokens, self.config, device=device, tables=self.tables, force=self.force)
 
     def fingerprint(self) -> dict[str, str]:
         found: dict[str, str] = self.model.fingerprint()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,12 +25,12 @@ from cocomix.concepts import (
     load_teacher,
 )
 from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, tokenizer_fingerprint
+from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, TokensManifest, tokenizer_fingerprint
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
-__all__ = ["OpenedLabeller", "check_data_tokenizer", "load_labeller", "open_decoder", "open_labeller"]
+__all__ = ["OpenedLabeller", "SentTokens", "check_data_tokenizer", "load_labeller", "open_decoder", "open_labeller"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,26 @@ def open_labeller(
     return OpenedLabeller(labeller, found.agreement)
 
 
+@dataclass(frozen=True)
+class SentTokens:
+    """What a worker is sent of a data set, so that it needs no folder of it.
+
+    Attributes:
+        manifest: of the data set.
+        sent: its tokenizer, if the labeller needs it.
+    """
+
+    manifest: TokensManifest
+    sent: PreTrainedTokenizerFast | None = None
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """As `Tokens.tokenizer`."""
+        assert self.sent is not None
+        return self.sent
+
+
 def load_labeller(
-    tokens: Tokens,
+    tokens: Tokens | SentTokens,
     config: LabellerConfig,
     *,
     device: torch.device,
@@ -147,7 +166,7 @@ def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device
     return FrozenDecoder(model, teacher.layer)
 
 
-def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, tokens: Tokens) -> None:
+def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, tokens: Tokens | SentTokens) -> None:
     """Refuse a teacher that reads another tokenizer than the data's."""
     found = _tokenizer_of(teacher)
     check_tokenizer(

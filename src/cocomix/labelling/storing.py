@@ -45,7 +45,7 @@ class Job:
     Attributes:
         batch_tokens: tokens of a forward pass.
         unit_tokens: tokens of a shard, which are computed and saved together; by default 2²⁰ with an accelerator and
-            2¹⁶ without, about a minute of GPT-2's work. An unfinished folder keeps those it was begun with.
+            2¹⁵ without, half a minute of GPT-2's work. An unfinished folder keeps those it was begun with.
         executor: where the work is done.
         retries: how often a shard that failed is tried again.
         asked: options of the command line, for the manifest.
@@ -65,7 +65,7 @@ class Job:
         """Blocks of a shard: whole batches, so that batches are the same however the blocks are cut into shards."""
         from cocomix.runtime.device import default_device
 
-        tokens = self.unit_tokens or (2**16 if default_device().type == "cpu" else 2**20)
+        tokens = self.unit_tokens or (2**15 if default_device().type == "cpu" else 2**20)
         batch = self.batch(block_size)
         return max(1, tokens // (batch * block_size)) * batch
 

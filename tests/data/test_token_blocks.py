@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cocomix.artifacts import Damaged
-from cocomix.data import SplitMeta, TokenBlocks, Tokens, TokensFile, TokensManifest, token_blocks, token_dtype
+from cocomix.artifacts import Damaged, arrays
+from cocomix.data import SplitMeta, TokenBlocks, Tokens, TokensFile, TokensManifest, token_dtype
 from cocomix.runtime.errors import CoCoMixError
 
 
@@ -110,7 +110,7 @@ def open_maps(folder: Path) -> int:
 def test_few_files_are_mapped_at_once(tmp_path: Path) -> None:
     blocks = write(tmp_path / "data", 4 * 200, blocks_per_file=1).split("train")
     assert [int(row["input_ids"][0]) for row in blocks] == list(range(0, 800, 4))
-    assert 0 < open_maps(tmp_path) <= token_blocks._OPEN_MAPS
+    assert 0 < open_maps(tmp_path) <= arrays._OPEN_MAPS
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.ENFILE])

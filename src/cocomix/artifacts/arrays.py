@@ -1,6 +1,5 @@
 """Memory maps of an artefact's `.npy` files, of which a process keeps a bounded number."""
 
-import errno
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,21 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocomix.artifacts.artifact import Artifact
-from cocomix.artifacts.faults import Damaged
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.artifacts.faults import Damaged, unreadable
 
 __all__ = ["mapped_array"]
 
 _OPEN_MAPS = 64
 """Files that a process keeps mapped. Linux allows 65,530 maps a process, and a corpus of 1T tokens has some 4,000 files
 of the default size; mapping one again costs about 0.1 ms."""
-_NOT_DAMAGE = {
-    errno.ENOMEM: "the system has no memory or no map left (vm.max_map_count, ulimit -v); end other work and try again",
-    errno.EMFILE: "this process has too many files open; raise `ulimit -n`",
-    errno.ENFILE: "the system has too many files open; end other work and try again",
-    errno.EACCES: "check its permissions",
-    errno.EIO: "the disk or the network file system failed; check it",
-}
 
 
 def mapped_array(artifact: Artifact[Any], name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -58,9 +49,7 @@ def _mapped(key: _Key, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        if error.errno in _NOT_DAMAGE:
-            raise CoCoMixError(f"cannot map {path}: {error.strerror}; {_NOT_DAMAGE[error.errno]}.") from error
-        raise
+        raise unreadable(path, error) from error
     except ValueError as error:  # a header that is none, or a file shorter than it says
         raise Damaged(f"{path} is no .npy file ({error}); {remedy}.", key.name) from error
     if array.dtype != dtype or array.shape != shape:

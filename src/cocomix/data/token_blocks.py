@@ -7,9 +7,7 @@ tokens a block, one block after another: `np.load(file, mmap_mode="r").reshape(-
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cocomix.artifacts import Damaged, unreadable
+from cocomix.artifacts import mapped_array
 
 if TYPE_CHECKING:
     from cocomix.data.tokens import SplitMeta, Tokens, TokensFile
 
 __all__ = ["TokenBlocks", "TokenShard"]
-
-_OPEN_MAPS = 32
-"""Files a process keeps mapped. Linux allows 65,530 maps a process, and a corpus of 1T tokens has some 4,000 files of
-the default size; mapping one again costs about 0.1 ms."""
 
 
 @dataclass(frozen=True)
@@ -112,32 +106,5 @@ def mapped_blocks(tokens: "Tokens", file: "TokensFile") -> NDArray[Any]:
         Damaged: the file is missing or not the one that was written.
         CoCoMixError: the system cannot open or map another file.
     """
-    # The hash is part of the key: another corpus may be put at the same path while this process lives.
-    return _mapped(_Key(tokens.path, file, tokens.manifest.files[file.name].sha256, tokens))
-
-
-@dataclass(frozen=True)
-class _Key:
-    folder: Path
-    file: "TokensFile"
-    sha256: str
-    tokens: "Tokens" = field(compare=False)
-
-
-@lru_cache(maxsize=_OPEN_MAPS)
-def _mapped(key: _Key) -> NDArray[Any]:
-    name, path, block_size = key.file.name, key.tokens.file(key.file.name), key.tokens.manifest.block_size
-    try:
-        flat = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except ValueError as error:  # a header that is none, or a file shorter than it says
-        raise Damaged(f"{path} is no .npy file ({error}); run cocomix prepare again.", name) from error
-    expected = key.file.blocks * block_size
-    if flat.dtype != key.tokens.dtype or flat.shape != (expected,):
-        raise Damaged(
-            f"{path} holds {flat.dtype} {list(flat.shape)} and not {key.tokens.dtype} [{expected}], as the manifest "
-            "says; run cocomix prepare again.",
-            name,
-        )
-    return np.asarray(flat).reshape(-1, block_size)
+    flat = mapped_array(tokens, file.name, tokens.dtype, (file.blocks * tokens.manifest.block_size,))
+    return flat.reshape(-1, tokens.manifest.block_size)

@@ -133,8 +133,8 @@ def staged(
     identity = as_json(identity)
 
     def finish(manifest: M | None, scratch: Sequence[str]) -> M | None:
-        for left in folder.rglob(".*.tmp"):  # half written by killed processes
-            left.unlink(missing_ok=True)
+        for left in list(folder.rglob(".*.tmp")):  # half written by killed processes
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         skipped = (PLAN, *scratch)
         if manifest is None:
             flush_folder(folder)

@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from logging import getLogger
@@ -182,8 +182,11 @@ class _Preparation:
             made = self._trained_tokenizer(reading) if settings.tokenizer is None else self._given_tokenizer()
             aside = aside_path(place)
             made.save_pretrained(aside)
-            with suppress(OSError):  # another job that shares the work was faster
+            try:
                 aside.rename(place)
+            except OSError:
+                if not place.exists():  # otherwise another job that shares the work was faster
+                    raise
         from cocomix.runtime.hub import load_tokenizer  # takes seconds
 
         tokenizer = load_tokenizer(str(place))

@@ -35,7 +35,7 @@ class Cli:
             main()
         out, err = self.capsys.readouterr()
         assert caught.value.code == status, err
-        assert "Traceback" not in err
+        assert "Traceback" not in err, err
         return Result(status, out, err)
 
     def refuses(self, *arguments: Any, says: str) -> str:

@@ -20,7 +20,7 @@ from cocomix.training.order import BlockOrder, StepBatches
 
 __all__ = ["PaddedBlocks", "ordered_loader", "told_by_workers"]
 
-_SENTENCE = re.compile(r"DataLoader worker.*^cocomix\.errors\.CoCoMixError: (.*)$", re.DOTALL | re.MULTILINE)
+_SENTENCE = re.compile(r"DataLoader worker.*^cocomix(?:\.\w+)+: (.*)$", re.DOTALL | re.MULTILINE)
 
 
 class PaddedBlocks(Dataset[dict[str, Tensor]]):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,9 @@ def test_dry_run_and_the_cost_in_the_header(
     path: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data here: the recipe alone
-    monkeypatch.setattr("cocomix.training.dry_run.activation_bytes", lambda *_, **__: 0)  # has tests of its own
+    monkeypatch.setattr(
+        import_module("cocomix.training.dry_run"), "activation_bytes", lambda *_, **__: 0
+    )  # has tests of its own
     plan = json.loads(cli("train", path, "--dry-run", "--json").out)
     recipe = load_recipe(path)
     assert plan["active parameters"] > 0

@@ -35,7 +35,7 @@ def test_from_text_to_a_report(cli: Cli, workshop: Workshop, tmp_path: Path) -> 
         cli("label", data, "--teacher", workshop.teacher, "--dictionary", sae, "-o", labels, "--json").out
     )
     assert manifest == read_json(labels / "manifest.json")
-    assert manifest["layer"] == 1  # as `sae` noted it
+    assert manifest["labels"]["teacher"]["layer"] == 1  # as `sae` noted it
 
     places = {"data": str(data), "labels": str(labels)}
     for name in ("ntp", "cocomix"):
@@ -232,7 +232,7 @@ def test_sae_and_label_refuse(cli: Cli, here: Path, workshop: Workshop) -> None:
     cli.refuses("sae", other, *teacher, "--layer", 1, *SAE, "-o", "out", says="tokenizer")
     dictionary = ("--dictionary", workshop.dictionary)
     cli.refuses("label", workshop.data, "--teacher", "wide", *dictionary, "-o", "out", says="16")
-    cli.refuses("label", other, *teacher, *dictionary, "-o", "out", says="tokenizer")
+    cli.refuses("distill", other, *teacher, "-o", "out", says="tokenizer")
     cli.refuses("label", workshop.data, *teacher, *dictionary, "--layer", 5, "-o", "out", says="layer")
     poor = ("--dictionary", "poor", "-o", "out")
     assert "FVU" in cli.refuses("label", workshop.data, *teacher, *poor, says="--force")

@@ -114,7 +114,7 @@ def test_sampling_is_decided_by_the_seed_and_leaves_the_random_state(world):
 
 
 def test_several_prompts_with_edits_of_their_rows_equal_one_by_one(world):
-    model, prompts = world.student(), ["list of", "the", "a string returns"]
+    model, prompts = world.student(), ["list of", "the", "a string"]
     edits = [ConceptEdit(2, "set", 9.0, start=1), ConceptEdit(5, "set", 12.0, rows=(1,))]
     together = greedy(world, model, prompt=prompts, edits=edits)
     alone = [

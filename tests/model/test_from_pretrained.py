@@ -76,7 +76,7 @@ def test_weights_are_copied_in_their_dtype() -> None:
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(CoCoMixError, match=r"cannot load a causal language model from .*nothing"):
+    with pytest.raises(CoCoMixError, match="nothing does not exist"):
         started(tmp_path / "nothing")
     with pytest.raises(CoCoMixError, match=f"insert_layer={LAYERS} is out of range"):
         from_pretrained_backbone(plain("gpt2"), LAYERS, **SIZES)

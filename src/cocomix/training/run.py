@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.artifacts import Staging, explained_full_disk, is_there, partial_path, shown
+from cocomix.artifacts import Staging, explained_full_disk, is_there, partial_path, shown, url_of
 from cocomix.data import StreamedData, Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
@@ -91,7 +91,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     sharding = sharding_asked(recipe.training, os.environ)
     data = open_data(recipe)
     asked = {"recipe": _whatever_launch(recipe), "data": data.manifest.fingerprint}
-    if Run.made(output, asked) is not None:
+    if url_of(output) is None and Run.made(output, asked) is not None:  # at a URL, a finished run is refused below
         logger.info(f"{shown(output)} is this run, finished: nothing to do")
         return output
     train_blocks = None if isinstance(data, StreamedData) else len(data.split("train"))

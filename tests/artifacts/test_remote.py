@@ -205,9 +205,7 @@ def test_from_text_to_a_trained_model_with_everything_on_s3(
     assert b"hunter2" not in said
     assert b"of-the-tests" not in said
 
-    cli.refuses(
-        "prepare", "s3://corpora/text", *SIZES, "--output", "s3://nobody/x", says="bucket does not exist"
-    )
+    cli.refuses("prepare", "s3://corpora/text", *SIZES, "--output", "s3://nobody/x", says="bucket does not exist")
     cli.refuses("prepare", "s3://nobody/text", *SIZES, "--output", "s3://corpora/y", says="s3://nobody/text does not")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -140,7 +140,7 @@ def _steering_section(run: Run) -> Section:
     columns = []
     for heading, factor in (("untouched", 1.0), (f"× {_FACTOR:g}", _FACTOR), (f"× {-_FACTOR:g}", -_FACTOR)):
         edits = [ConceptEdit(chosen.concept, "scale", factor)]
-        text = generate(model, tokenizer, _PROMPT, max_new_tokens=48, edits=edits, temperature=0.7, seed=0)[0]
+        text = generate(model, tokenizer, _PROMPT, max_new_tokens=40, edits=edits, temperature=0.7, seed=0)[0]
         columns.append((f"concept {chosen.concept} {heading}", _PROMPT + text))
         logger.info(f"\nConcept {chosen.concept} {heading}: {_PROMPT}{text}")
     return Section(

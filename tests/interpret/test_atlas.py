@@ -27,7 +27,7 @@ def test_a_concept_that_does_not_exist(atlas, concept):
             ask(concept)
 
 
-@pytest.mark.xfail(reason="written for another division of the toy corpus into splits")
+@pytest.mark.xfail(reason="fails since tokens are split by content; the cause is not traced yet")
 def test_search_finds_names_terms_and_contexts(atlas):
     for concept in range(CONCEPTS):
         card = atlas.card(concept)

@@ -55,7 +55,7 @@ def read_by_hand(run: Run):
         left -= min(left, len(blocks))
 
 
-@pytest.mark.xfail(reason="written for another division of the toy corpus into splits")
+@pytest.mark.xfail(reason="fails since tokens are split by content; the cause is not traced yet")
 def test_cards_equal_what_the_model_predicts(atlas: ConceptAtlas, run: Run) -> None:
     positions = list(read_by_hand(run))
     assert {split for split, *_ in positions} == {"validation", "train"}
@@ -129,7 +129,7 @@ def test_effects_of_the_most_frequent_concepts_are_measured(atlas: ConceptAtlas,
     assert atlas.measure_effect(model, other)[0]
 
 
-@pytest.mark.xfail(reason="written for another division of the toy corpus into splits")
+@pytest.mark.xfail(reason="fails since tokens are split by content; the cause is not traced yet")
 def test_documents_are_kept_apart_where_the_run_keeps_them_apart(run: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -88,11 +88,15 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("words", [("--help",), ("train", "--help")])
 def test_help_takes_less_than_a_second(words: tuple[str, ...]) -> None:
-    """Of CPU time, since a busy machine stretches the clock's."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "cocomix", *words], capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    """Of CPU time, the least of three runs: a busy machine stretches both clocks, and the first run may compile."""
+
+    def cpu_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "cocomix", *words], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_seconds() for _ in range(3)) < 1
 
 
 @pytest.mark.parametrize(

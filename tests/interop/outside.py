@@ -30,7 +30,7 @@ tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
 prompt = tokenizer(text, return_tensors="pt")
 greedy = {"max_new_tokens": 4, "do_sample": False}
 cached = model.generate(**prompt, **greedy, return_dict_in_generate=True)
-edit = sys.modules[type(model).__module__].ConceptEdit(3, "scale", 50.0)
+edit = sys.modules[type(model).__module__].ConceptEdit(3, "add", 50.0)
 with torch.no_grad():
     logits, steered = model(**prompt).logits, model(**prompt, concept_edits=[edit]).logits
 model.save_pretrained(Path(result).with_name("saved_again"))

@@ -44,7 +44,7 @@ def test_it_works_without_cocomix(exported: Path, workshop: Workshop, tmp_path: 
     run = Run.open(workshop.cocomix_run)
     model, tokenizer = run.model(), run.tokenizer()
     prompt = tokenizer(TEXT, return_tensors="pt")
-    edits = [ConceptEdit(3, "scale", 50.0)]
+    edits = [ConceptEdit(3, "add", 50.0)]
     with torch.no_grad():
         assert torch.equal(tensors["logits"], model(**prompt).logits)
         assert torch.equal(tensors["steered"], model(**prompt, concept_edits=edits).logits)

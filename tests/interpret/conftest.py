@@ -10,7 +10,7 @@ from tests.evaluation.small_world import World, build_world
 from tests.workshop import BLOCK, Workshop
 
 ATLAS = AtlasSettings(
-    tokens=100 * BLOCK, contexts=3, window=6, bins=8, effects=5, effect_tokens=4 * BLOCK, effect_top=4
+    tokens=150 * BLOCK, contexts=3, window=6, bins=8, effects=5, effect_tokens=4 * BLOCK, effect_top=4
 )
 
 

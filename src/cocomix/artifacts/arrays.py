@@ -32,7 +32,7 @@ def mapped_array(artifact: Artifact[Any], name: str, dtype: np.dtype[Any], shape
         CoCoMixError: the system cannot open or map another file.
     """
     # The hash is part of the key: another artefact may be put at the same path while this process lives.
-    return _mapped(_Key(artifact.path, name, artifact.manifest.files[name].sha256, artifact), dtype, shape)
+    return _mapped(_Key(artifact.path, name, artifact.entry(name).sha256, artifact), dtype, shape)
 
 
 @dataclass(frozen=True)

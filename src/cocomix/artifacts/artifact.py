@@ -13,7 +13,7 @@ from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.lock import refuse_writer
-from cocomix.artifacts.manifests import MANIFEST, M, ManifestFile, differing
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, differing
 from cocomix.artifacts.staging import (
     PLAN,
     THREADS,
@@ -185,9 +185,7 @@ class Artifact(Generic[M]):
             Damaged: it is missing, or not the one that the manifest describes.
             Unreachable: it cannot be fetched.
         """
-        if name not in self.manifest.files:
-            raise Damaged(f"{self.path / MANIFEST} lists no {name}; {self._repair}.", name)
-        path, sha256 = inside(self.path, name), self.manifest.files[name].sha256
+        path, sha256 = inside(self.path, name), self.entry(name).sha256
         if self._verified.holds(path, sha256):
             return path
         with self._verified.alone(name):  # meanwhile another process may have fetched or hashed it
@@ -200,6 +198,30 @@ class Artifact(Generic[M]):
                     RemoteFolder(self.url).download(name, path)
                     self._hash(name)
         return path
+
+    def entry(self, name: str) -> FileEntry:
+        """Size and hash of a file.
+
+        Raises:
+            Damaged: the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise Damaged(f"{self.path / MANIFEST} lists no {name}; {self._repair}.", name)
+        return self.manifest.files[name]
+
+    def fetch(self) -> None:
+        """Have every file on this machine before long work begins: fetch those of a URL, look at the sizes of others.
+
+        Raises:
+            Damaged: a file is missing or has another size.
+            Unreachable: it cannot be fetched.
+        """
+        for name, entry in self.manifest.files.items():
+            path = inside(self.path, name) if self.url is None else self.file(name)
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry.size:
+                fault = "is missing" if size is None else f"has {size:,} bytes instead of {entry.size:,}"
+                raise Damaged(f"{path} {fault}; {self._repair}.", name)
 
     def _hash(self, name: str) -> None:
         """Hash a file; one of a local copy that is not as it should be is removed.
@@ -343,7 +365,7 @@ def _manifest_file(path: Path | str, made_by: str) -> ManifestFile:
         return ManifestFile(content, url or str(folder))
     there = set(RemoteFolder(url).files()) if url is not None else {file.name for file in folder.glob("*")}
     if there & {"meta.json", "fit.json", "atlas.json"}:
-        raise WrongVersion(f"{shown(path)} is of an older cocomix; use `cocomix convert`, or make it again.")
+        raise WrongVersion(f"{shown(path)} is of an older cocomix; make it again, or read it with the version that wrote it.")
     if folder.name.endswith(".partial") or (not there and partial_path(path).is_dir()):
         raise NotAnArtifact(f"{shown(path)} is not finished; run the same `{made_by}` again to go on with it.")
     if there or (url is None and folder.exists()):

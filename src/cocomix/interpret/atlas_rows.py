@@ -81,7 +81,7 @@ class AtlasWriter:
             return
         norms, amounts = self._norms(), self._effect_amounts()
         stored = {block for (block,) in self._database.execute("SELECT id FROM blocks")}
-        for block in range(len(self._effect_blocks())):
+        for block in range(len(self._effect_blocks()[0])):
             self._store_block(block, stored)
         with progress("describing", total, "concepts") as advance:
             advance(done)

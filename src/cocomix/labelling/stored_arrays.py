@@ -206,12 +206,6 @@ class StoredBlocks(Generic[M]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def fetch(self) -> None:
-        """Have all files on this machine, if they are those of a URL."""
-        for file in self._files:
-            for name in self.store.manifest.layouts:
-                self.store.file(f"{file.name}.{name}.npy")
-
     def row(self, index: int, name: str) -> NDArray[Any]:
         """One block of an array, a read-only view."""
         if not 0 <= index < len(self):

@@ -23,8 +23,7 @@ def open_data(recipe: RunConfig) -> Tokens:
     """
     parts = [Tokens.open(path) for path in recipe.data_folders]
     for part in parts:
-        for name in part.manifest.files if part.url is not None else ():
-            part.file(name)  # fetch it now rather than in the middle of training
+        part.fetch()
         if tokenizer_fingerprint(part.tokenizer()) != part.manifest.tokenizer_fingerprint:
             raise CoCoMixError(
                 f"{part.path / 'tokenizer'} is not the tokenizer the blocks beside it were made with; copy that one "
@@ -77,8 +76,7 @@ def labels_to_match(recipe: RunConfig) -> Labels | None:
 
 def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> Labels:
     labels = Labels.open(path)
-    for split in labels.manifest.splits:
-        labels.split(split).fetch()
+    labels.fetch()
     labels.require_tokens(data)
     made = labels.manifest.labels
     wanted = {} if recipe.attribution is None else recipe.attribution.chosen

@@ -169,6 +169,7 @@ def _open_stored(recipe: RunConfig, data: Tokens) -> Concatenated[TeacherProbabi
 
 def _of_corpus(recipe: RunConfig, path: Path | str, data: Tokens) -> TeacherProbabilities:
     stored = TeacherProbabilities.open(path)
+    stored.fetch()
     stored.require_tokens(data)
     wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher
     if wanted is not None and wanted != found:

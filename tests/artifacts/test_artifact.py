@@ -84,14 +84,14 @@ def test_another_version(tmp_path: Path, manifest: dict[str, int]) -> None:
     make_poem(tmp_path / "out")
     file = tmp_path / "out" / "manifest.json"
     write_json(file, {**read_json(file), **manifest})
-    with pytest.raises(WrongVersion, match="convert"):
+    with pytest.raises(WrongVersion, match="make it again"):
         Poem.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["meta.json", "fit.json", "atlas.json"])
 def test_a_folder_of_an_older_version(tmp_path: Path, name: str) -> None:
     write_json(tmp_path / name, {})
-    with pytest.raises(WrongVersion, match="convert"):
+    with pytest.raises(WrongVersion, match="make it again"):
         Poem.open(tmp_path)
 
 

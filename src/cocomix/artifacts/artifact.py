@@ -365,7 +365,7 @@ def _manifest_file(path: Path | str, made_by: str) -> ManifestFile:
         return ManifestFile(content, url or str(folder))
     there = set(RemoteFolder(url).files()) if url is not None else {file.name for file in folder.glob("*")}
     if there & {"meta.json", "fit.json", "atlas.json"}:
-        raise WrongVersion(f"{shown(path)} is of an older cocomix; make it again, or read it with the version that wrote it.")
+        raise WrongVersion(f"{shown(path)} is of an older cocomix: make it again, or use that version.")
     if folder.name.endswith(".partial") or (not there and partial_path(path).is_dir()):
         raise NotAnArtifact(f"{shown(path)} is not finished; run the same `{made_by}` again to go on with it.")
     if there or (url is None and folder.exists()):

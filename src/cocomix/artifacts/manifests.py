@@ -82,7 +82,7 @@ class ManifestFile(NamedTuple):
         """
         values = self._values()
         if "format_version" in values:
-            raise WrongVersion(f"{self.folder} is of an older cocomix; make it again, or read it with the version that wrote it.")
+            raise WrongVersion(f"{self.folder} is of an older cocomix: make it again, or use that version.")
         kind, version = values.get("kind"), values.get("version")
         if not isinstance(kind, str) or not isinstance(version, int):
             raise WrongKind(f"{self.folder}/{MANIFEST} is not of cocomix: it names no kind and version.")
@@ -102,7 +102,7 @@ class ManifestFile(NamedTuple):
         if found_version != version:
             raise WrongVersion(
                 f"{self.folder} holds {kind} of format {found_version}, and this version of cocomix reads format "
-                f"{version}; make it again, or read it with the version that wrote it."
+                f"{version}; make it again, or use the version that wrote it."
             )
         values = self._values()
         for name in Manifest.model_fields:

@@ -15,21 +15,19 @@ from cocomix.artifacts.faults import (
     unreadable,
 )
 from cocomix.artifacts.files import (
-    aside_path,
     explained_full_disk,
-    flush,
-    flush_folder,
     inside,
     read_json,
     write_json,
     write_text,
+    written_aside,
 )
-from cocomix.artifacts.findings import Finding, Findings
+from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
 from cocomix.artifacts.lock import locked
-from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, differing, file_entry
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, file_entry
 from cocomix.artifacts.staging import PLAN, Staging, made_at, partial_path, seal, whole_folder
-from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
+from cocomix.artifacts.store import RemoteFolder, explained, file_system, retried
 from cocomix.artifacts.urls import is_there, redacted, require_local, shown, url_of
 
 __all__ = [
@@ -40,7 +38,6 @@ __all__ = [
     "BeingWritten",
     "Damaged",
     "FileEntry",
-    "Finding",
     "Findings",
     "MadeFromSomethingElse",
     "Manifest",
@@ -51,17 +48,12 @@ __all__ = [
     "Unreachable",
     "WrongKind",
     "WrongVersion",
-    "aside_path",
-    "cache_folder",
-    "differing",
     "explained",
     "explained_full_disk",
     "file_entry",
     "file_sha256",
     "file_system",
     "fingerprint_json",
-    "flush",
-    "flush_folder",
     "inside",
     "is_there",
     "locked",
@@ -82,4 +74,5 @@ __all__ = [
     "whole_folder",
     "write_json",
     "write_text",
+    "written_aside",
 ]

@@ -1,9 +1,9 @@
 """`Artifact`: a folder that is whole or absent, here or at a URL, with a manifest of what it is and was made from."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
@@ -13,21 +13,10 @@ from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.lock import refuse_writer
-from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, differing
-from cocomix.artifacts.staging import (
-    PLAN,
-    THREADS,
-    Staging,
-    as_json,
-    check_plan,
-    lock_path,
-    made_at,
-    partial_path,
-    publish,
-    staged,
-)
-from cocomix.artifacts.store import RemoteFolder, cache_folder, copy_place
-from cocomix.artifacts.uploading import claimed
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, as_json, differing_settings
+from cocomix.artifacts.staging import PLAN, THREADS, Staging, begin, check_plan, made_at, partial_path, staged
+from cocomix.artifacts.store import NotThere, RemoteFolder, cache_folder, copy_place
+from cocomix.artifacts.uploading import Claim
 from cocomix.artifacts.urls import shown, url_of
 from cocomix.artifacts.verified import VerifiedFiles
 from cocomix.runtime.console import progress
@@ -73,6 +62,7 @@ class Artifact(Generic[M]):
     # ---- making ------------------------------------------------------------------------------------------------------
 
     @classmethod
+    @contextmanager
     def create(
         cls,
         output: Path | str,
@@ -81,8 +71,8 @@ class Artifact(Generic[M]):
         resume: bool = False,
         shared: bool = False,
         any_identity: bool = False,
-    ) -> AbstractContextManager[Staging[M]]:
-        """Make an artefact: a context manager that gives a folder to write to, and whose `finish` makes it the output.
+    ) -> Iterator[Staging[M]]:
+        """Make an artefact: gives a folder to write to, which `Staging.finish` makes the output.
 
         A lock beside the output is held all the while. On an error nothing appears.
 
@@ -101,17 +91,12 @@ class Artifact(Generic[M]):
             MadeFromSomethingElse: what was left is of another identity; the keys are named.
             CoCoMixError: nothing can be written there, or the disk is full.
         """
-        made: AbstractContextManager[Staging[M]] = staged(
-            output,
-            cls.kind,
-            cls.version,
-            identity,
-            cls.records,
-            resume=resume,
-            shared=shared,
-            any_identity=any_identity,
-        )
-        return made
+        about, identity = {"kind": cls.kind, "version": cls.version}, as_json(identity)
+        kept = resume or shared
+        with staged(output, {**about, "identity": identity}, cls.records, kept=kept, shared=shared) as staging:
+            if kept:
+                begin(staging.path, about, None if any_identity else identity)
+            yield staging
 
     @classmethod
     def made(cls, output: Path | str, identity: Mapping[str, Any]) -> Self | None:
@@ -130,7 +115,7 @@ class Artifact(Generic[M]):
         """
         place, url = made_at(output), url_of(output)
         if is_first_process():  # of several that make it together the first holds the lock
-            refuse_writer(lock_path(output), shown(output))
+            refuse_writer(made_at(output, ".lock"), shown(output))
         found: Self | None = None
         if url is not None:
             with suppress(NotAnArtifact):
@@ -138,7 +123,7 @@ class Artifact(Generic[M]):
         if found is None and (place / MANIFEST).is_file():
             found = cls.open(place)
         if found is None:
-            check_plan(output, identity)
+            check_plan(partial_path(output), identity)
             return None
         if keys := found.differing(identity):
             made = f"{shown(output)} already exists and was made with another {', '.join(keys)}"
@@ -254,7 +239,7 @@ class Artifact(Generic[M]):
 
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the settings in which `identity` differs from the one this was made with, among those it has."""
-        return differing({key: self.manifest.identity.get(key) for key in identity}, as_json(identity))
+        return differing_settings(self.manifest.identity, as_json(identity))
 
     # ---- looking after -----------------------------------------------------------------------------------------------
 
@@ -317,11 +302,8 @@ class Artifact(Generic[M]):
             raise CoCoMixError(f"{url} is no URL; give one such as s3://BUCKET/FOLDER, or copy the folder yourself.")
         for name in self.manifest.files:
             self.file(name)
-        with claimed(place) as claim:
-            if self.path == made_at(place):
-                publish(self.path, claim)
-            else:
-                claim.publish(self.path)
+        with closing(Claim(place)) as claim:
+            (claim.publish_made if self.path == made_at(place) else claim.publish)(self.path)
         return place
 
 
@@ -332,7 +314,7 @@ def open_artifact(path: Path | str) -> Artifact[Any]:
         NotAnArtifact: there is none, or it is not finished.
         WrongKind: it is of no kind that is known.
     """
-    return _kind(_manifest_file(path, "a cocomix command").kind()[0], path).open(path)
+    return _kind(_manifest_file(path, "a cocomix command").kind, path).open(path)
 
 
 def verify(path: Path | str) -> Findings:
@@ -358,9 +340,8 @@ def _kind(kind: str, path: Path | str) -> type[Artifact[Any]]:
 
 
 def _manifest_file(path: Path | str, made_by: str) -> ManifestFile:
-    """The manifest of a folder or URL, unread."""
     url, folder = url_of(path), Path(path)
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(FileNotFoundError, NotADirectoryError, NotThere):
         content = (folder / MANIFEST).read_bytes() if url is None else RemoteFolder(url).read(MANIFEST)
         return ManifestFile(content, url or str(folder))
     there = set(RemoteFolder(url).files()) if url is not None else {file.name for file in folder.glob("*")}

@@ -13,15 +13,16 @@ from cocomix.artifacts.faults import OutsideFolder
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
-    "aside_path",
     "check_name",
     "explained_full_disk",
+    "file_names",
     "flush",
     "flush_folder",
     "inside",
     "read_json",
     "write_json",
     "write_text",
+    "written_aside",
 ]
 
 
@@ -49,17 +50,26 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text aside, flush it to the disk and rename it over `path`, also where several processes do so."""
-    aside = aside_path(path)
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Write a file aside, flush it to the disk and rename it over `path`, also where several processes do so.
+
+    Yields:
+        A name of its own beside `path`, to write to; on an error it is removed.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield aside
+        flush(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; the file appears when it is whole."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,11 +91,6 @@ def read_json(path: Path) -> Any:
         raise CoCoMixError(f"{path} is not valid JSON ({error}); rebuild the folder it belongs to.") from error
 
 
-def aside_path(path: Path) -> Path:
-    """A name of its own for every call, beside `path`, under which its content is written before it is renamed."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-
-
 def flush(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder. A file that another process took away is left out."""
     try:
@@ -102,6 +107,11 @@ def flush_folder(folder: Path) -> None:
     """Flush everything under `folder`, so that a rename after it cannot be kept without the content."""
     for path in (*folder.rglob("*"), folder):
         flush(path)
+
+
+def file_names(folder: Path) -> list[str]:
+    """POSIX names of all files below a folder, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager

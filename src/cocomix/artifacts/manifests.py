@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,7 +11,16 @@ from cocomix.artifacts.faults import Damaged, WrongKind, WrongVersion
 from cocomix.artifacts.files import check_name
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json
 
-__all__ = ["MANIFEST", "FileEntry", "Manifest", "ManifestFile", "differing", "file_entry"]
+__all__ = [
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "ManifestFile",
+    "as_json",
+    "differing",
+    "differing_settings",
+    "file_entry",
+]
 
 MANIFEST = "manifest.json"
 
@@ -66,27 +75,34 @@ class Manifest(BaseModel):
 M = TypeVar("M", bound=Manifest)
 
 
-class ManifestFile(NamedTuple):
-    """A `manifest.json` as it was found: its bytes, and the folder or URL, for messages."""
+class ManifestFile:
+    """A `manifest.json` as it was found.
 
-    content: bytes
-    folder: str
+    Attributes:
+        content: its bytes.
+        kind: that it names.
 
-    def kind(self) -> tuple[str, int]:
-        """Kind and version that it names.
+    Raises:
+        Damaged: it is not a JSON object.
+        WrongKind: it names no kind: another program's.
+        WrongVersion: it is of an older cocomix, whose manifests have `format_version`.
+    """
 
-        Raises:
-            Damaged: it is not a JSON object.
-            WrongKind: it names none: another program's.
-            WrongVersion: it is of an older cocomix, whose manifests have `format_version`.
-        """
-        values = self._values()
+    def __init__(self, content: bytes, folder: str) -> None:
+        self.content = content
+        self._folder = folder
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise self._damaged("not a JSON object")
         if "format_version" in values:
-            raise WrongVersion(f"{self.folder} is of an older cocomix: make it again, or use that version.")
-        kind, version = values.get("kind"), values.get("version")
-        if not isinstance(kind, str) or not isinstance(version, int):
-            raise WrongKind(f"{self.folder}/{MANIFEST} is not of cocomix: it names no kind and version.")
-        return kind, version
+            raise WrongVersion(f"{folder} is of an older cocomix: make it again, or use that version.")
+        kind = values.get("kind")
+        if not isinstance(kind, str) or not isinstance(values.get("version"), int):
+            raise WrongKind(f"{folder}/{MANIFEST} is not of cocomix: it names no kind and version.")
+        self.kind, self._values = kind, values
 
     def parse(self, kind: str, version: int, manifest_type: type[M]) -> M:
         """Read it as a manifest of some kind and version.
@@ -96,35 +112,31 @@ class ManifestFile(NamedTuple):
             WrongVersion: it is of another version.
             Damaged: it is not what this version writes (the field is named).
         """
-        found, found_version = self.kind()
-        if found != kind:
-            raise WrongKind(f"{self.folder} holds {found}, not {kind}; give another folder.")
-        if found_version != version:
+        found = self._values["version"]
+        if self.kind != kind:
+            raise WrongKind(f"{self._folder} holds {self.kind}, not {kind}; give another folder.")
+        if found != version:
             raise WrongVersion(
-                f"{self.folder} holds {kind} of format {found_version}, and this version of cocomix reads format "
-                f"{version}; make it again, or use the version that wrote it."
+                f"{self._folder} holds {kind} of format {found}, and this version of cocomix reads format {version}; "
+                "make it again, or use the version that wrote it."
             )
-        values = self._values()
         for name in Manifest.model_fields:
-            if name not in values:
+            if name not in self._values:
                 raise self._damaged(f"it has no {name}")
         try:
-            return manifest_type.model_validate(values)
+            return manifest_type.model_validate(self._values)
         except ValidationError as error:
             first = error.errors()[0]
             raise self._damaged(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
-    def _values(self) -> dict[str, Any]:
-        try:
-            values = json.loads(self.content)
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(f"not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise self._damaged("not a JSON object")
-        return values
-
     def _damaged(self, reason: str) -> Damaged:
-        return Damaged(f"{self.folder}/{MANIFEST} is damaged ({reason}); make the folder again.", MANIFEST)
+        return Damaged(f"{self._folder}/{MANIFEST} is damaged ({reason}); make the folder again.", MANIFEST)
+
+
+def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as it is read back: tuples are lists in JSON."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(identity), allow_nan=False))
+    return values
 
 
 def differing(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -137,3 +149,8 @@ def differing(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, 
         elif one != other:
             names.append(key)
     return tuple(names)
+
+
+def differing_settings(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of `given`, as for `differing`, in which `found` differs; what `given` does not name is not compared."""
+    return differing({key: found.get(key) for key in given}, given)

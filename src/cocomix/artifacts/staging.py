@@ -12,17 +12,17 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic
 
-from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse, Unreachable
-from cocomix.artifacts.files import aside_path, explained_full_disk, flush, flush_folder, read_json, write_json
+from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse
+from cocomix.artifacts.files import explained_full_disk, file_names, flush, flush_folder, read_json, write_json
 from cocomix.artifacts.lock import locked, this_process
-from cocomix.artifacts.manifests import MANIFEST, M, Manifest, differing, file_entry
-from cocomix.artifacts.store import cache_place, copy_place
-from cocomix.artifacts.uploading import Claim, claimed
+from cocomix.artifacts.manifests import MANIFEST, M, as_json, differing, differing_settings, file_entry
+from cocomix.artifacts.store import cache_place
+from cocomix.artifacts.uploading import Claim
 from cocomix.artifacts.urls import require_local, shown, url_of
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated
@@ -31,12 +31,10 @@ __all__ = [
     "PLAN",
     "THREADS",
     "Staging",
-    "as_json",
+    "begin",
     "check_plan",
-    "lock_path",
     "made_at",
     "partial_path",
-    "publish",
     "seal",
     "staged",
     "whole_folder",
@@ -48,26 +46,18 @@ THREADS = min(8, os.cpu_count() or 1)
 """That hash files; hashlib lets other threads run meanwhile."""
 
 
-def made_at(output: Path | str) -> Path:
-    """Where an output is made on this machine: itself, or the place in the cache from which it is uploaded."""
+def made_at(output: Path | str, suffix: str = "") -> Path:
+    """Where an output is made on this machine, itself or a place in the cache; with a suffix, that name beside it."""
     url = url_of(output)
-    return Path(output) if url is None else cache_place(url, "outgoing")
+    place = Path(output) if url is None else cache_place(url, "outgoing")
+    if suffix and place.name in ("", ".."):  # `.` and `..` have no name of their own
+        place = place.resolve()
+    return place.with_name(place.name + suffix) if suffix else place
 
 
 def partial_path(output: Path | str) -> Path:
     """The staging folder of an output that can be gone on with, `NAME.partial`; of a URL it is in the cache."""
-    return _beside(made_at(output), ".partial")
-
-
-def lock_path(output: Path | str) -> Path:
-    """The lock file of an output, `NAME.lock` beside the place where it is made."""
-    return _beside(made_at(output), ".lock")
-
-
-def _beside(place: Path, suffix: str) -> Path:
-    if place.name in ("", ".."):  # `.` and `..` have no name of their own
-        place = place.resolve()
-    return place.with_name(place.name + suffix)
+    return made_at(output, ".partial")
 
 
 class Staging(Generic[M]):
@@ -79,11 +69,15 @@ class Staging(Generic[M]):
         finished: whether it did.
     """
 
-    def __init__(self, path: Path, output: Path, finish: Callable[[M | None, Sequence[str]], M | None]) -> None:
+    def __init__(
+        self, path: Path, output: Path, about: Mapping[str, Any], records: Callable[[str], bool], claim: Claim | None
+    ) -> None:
         self.path = path
         self.output = output
         self.finished = False
-        self._finish = finish
+        self._about = about
+        self._records = records
+        self._claim = claim
 
     def finish(self, manifest: M, scratch: Sequence[str] = ()) -> M:
         """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.
@@ -96,10 +90,24 @@ class Staging(Generic[M]):
         Returns:
             The manifest that was written.
         """
-        written = self._finish(manifest, scratch)
-        assert written is not None
-        self.finished = True
+        _remove(list(self.path.rglob(".*.tmp")))  # half written by killed processes
+        scratch = (PLAN, *scratch)
+        below = tuple(f"{name}/" for name in scratch)
+        filled = manifest.model_copy(update=self._about)
+        written = seal(self.path, filled, lambda name: self._records(name) and not f"{name}/".startswith(below))
+        self._put_in_place(scratch)
         return written
+
+    def _put_in_place(self, scratch: Sequence[str] = ()) -> None:
+        place = made_at(self.output)
+        if place.exists():
+            place.rmdir()
+        self.path.rename(place)
+        _remove([place / name for name in scratch])
+        flush(place.parent)
+        if self._claim is not None:
+            self._claim.publish_made(place)
+        self.finished = True
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -109,7 +117,7 @@ class Staging(Generic[M]):
             Whether this one may: no other is at it, and the output is not there yet.
         """
         try:
-            with locked(_beside(made_at(self.output), ".finishing.lock"), shown(self.output)):
+            with locked(made_at(self.output, ".finishing.lock"), shown(self.output)):
                 yield self.path.is_dir()
         except BeingWritten:
             yield False
@@ -118,60 +126,37 @@ class Staging(Generic[M]):
 @contextmanager
 def staged(
     output: Path | str,
-    kind: str,
-    format_version: int,
-    identity: Mapping[str, Any],
-    records: Callable[[str], bool],
+    about: Mapping[str, Any],
+    records: Callable[[str], bool] = lambda name: True,
     *,
-    resume: bool = False,
+    kept: bool = False,
     shared: bool = False,
-    any_identity: bool = False,
-) -> Iterator[Staging[M]]:
-    """`Artifact.create`, which says what the arguments mean, for a kind of a version that `records` some files."""
-    place, url, kept = made_at(output), url_of(output), resume or shared
-    folder = _beside(place, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
-    identity = as_json(identity)
+) -> Iterator[Staging[Any]]:
+    """Lock an output and give a staging folder for it, which is removed on an error unless it is `kept`.
 
-    def finish(manifest: M | None, scratch: Sequence[str]) -> M | None:
-        for left in list(folder.rglob(".*.tmp")):  # half written by killed processes
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        skipped = (PLAN, *scratch)
-        if manifest is None:
-            flush_folder(folder)
-        else:
-            manifest = manifest.model_copy(update={"kind": kind, "version": format_version, "identity": identity})
-            manifest = seal(
-                folder,
-                manifest,
-                lambda name: records(name) and not f"{name}/".startswith(tuple(f"{entry}/" for entry in skipped)),
-            )
-        if place.exists():
-            place.rmdir()
-        folder.rename(place)
-        for name in (place / entry for entry in skipped):
-            shutil.rmtree(name) if name.is_dir() else name.unlink(missing_ok=True)
-        flush(place.parent)
-        if claim is not None:
-            publish(place, claim)
-        return manifest
-
+    Args:
+        output: to make; see `Artifact.create`, and its errors.
+        about: fields of the manifest: kind, version and identity.
+        records: whether the manifest lists a file, by its name.
+        kept: take what an interrupted command left, and leave it again on an error.
+        shared: other processes may write at the same time; leaving the block without `finish` is no error.
+    """
+    place, url = made_at(output), url_of(output)
+    folder = made_at(output, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
     with ExitStack() as held:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(lock_path(output), shown(output), shared=shared))
-            _refuse_existing(output, place, identity)
+            held.enter_context(locked(made_at(output, ".lock"), shown(output), shared=shared))
+            _refuse_existing(output, place, about["identity"])
             if not kept:  # what killed processes left: the lock is ours
-                for left in place.parent.glob(glob.escape(_beside(place, ".partial-").name) + "*"):
-                    shutil.rmtree(left)
+                _remove(list(place.parent.glob(glob.escape(made_at(output, ".partial-").name) + "*")))
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CoCoMixError(f"cannot write to {place.parent}: {error.strerror}; choose another --output.") from error
-        staging: Staging[M] = Staging(folder, Path(output), finish)
         try:
-            claim = None if url is None else held.enter_context(claimed(url))
+            claim = None if url is None else held.enter_context(closing(Claim(url)))
+            staging = Staging[Any](folder, Path(output), about, records, claim)
             with explained_full_disk(folder):
-                if kept:
-                    _claim_staging(output, kind, format_version, None if any_identity else identity)
                 yield staging
             if not (staging.finished or shared):
                 raise RuntimeError(f"the output {output} was left without finish()")
@@ -195,31 +180,10 @@ def whole_folder(output: Path) -> Iterator[Path]:
         CoCoMixError: as `Artifact.create`.
     """
     require_local(output, "this output")
-    staged_folder: AbstractContextManager[Staging[Manifest]] = staged(output, "", 0, {}, lambda name: True)
-    with staged_folder as staging:
+    with staged(output, {"identity": {}}) as staging:
         yield staging.path
-        staging._finish(None, ())
-        staging.finished = True
-
-
-def publish(folder: Path, claim: Claim) -> None:
-    """Upload a finished folder from the cache and keep it there as the local copy of what was uploaded.
-
-    Raises:
-        Unreachable: the upload failed; the folder is kept.
-    """
-    url = claim.remote.url
-    try:
-        claim.publish(folder)
-    except Unreachable as error:
-        raise Unreachable(
-            f"{str(error).rstrip('.')}; the output is whole in {folder}: run the same command again, or `cocomix push "
-            f"{folder} {url}`, to upload it."
-        ) from error
-    copy = copy_place(url, (folder / MANIFEST).read_bytes())
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(copy, ignore_errors=True)
-    folder.rename(copy)
+        flush_folder(staging.path)
+        staging._put_in_place()
 
 
 def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) -> None:
@@ -239,51 +203,49 @@ def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) 
     raise AlreadyExists(f"{place} already exists{of}; remove it or choose another --output.", keys)
 
 
-def _claim_staging(output: Path | str, kind: str, format_version: int, identity: Mapping[str, Any] | None) -> None:
+def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | None) -> None:
     """Record in `PLAN` what a staging folder is of, or check that it was begun as the same.
 
     Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
 
+    Args:
+        folder: the staging folder.
+        about: kind and version of the artefact.
+        identity: of what is made; `None` if every identity may go on with it.
+
     Raises:
         MadeFromSomethingElse: it was begun with another identity, or holds something else.
     """
-    folder, wanted = partial_path(output), {"kind": kind, "version": format_version}
     plan = folder / PLAN
     if not plan.exists():
         others = [path for path in folder.iterdir() if not (path.name.startswith(".") and path.suffix == ".tmp")]
         if others and not plan.exists():  # it may have come between
             raise MadeFromSomethingElse(f"{folder} holds something else; remove it or choose another --output.")
-        write_json(aside := aside_path(plan), {**wanted, "identity": identity, "process": this_process()})
+        ours = folder / f".{uuid.uuid4().hex}.tmp"
+        write_json(ours, {**about, "identity": identity, "process": this_process()})
         try:
-            os.link(aside, plan)
+            os.link(ours, plan)
         except OSError:  # another job was faster, or the file system has no hard links
             if not plan.exists():
-                aside.replace(plan)
-        aside.unlink(missing_ok=True)
+                ours.replace(plan)
+        ours.unlink(missing_ok=True)
     found = read_json(plan)
-    if keys := differing({name: found.get(name) for name in wanted}, wanted):
+    if keys := differing_settings(found, about):
         raise MadeFromSomethingElse(f"{folder} was begun as {found.get('kind')}; remove it.", keys)
-    check_plan(output, identity or {})
+    check_plan(folder, identity or {})
 
 
-def check_plan(output: Path | str, identity: Mapping[str, Any]) -> None:
+def check_plan(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to go on with what an interrupted command of another identity left, if it goes by that.
 
     Raises:
         MadeFromSomethingElse: naming the keys, of those in `identity`, that differ.
     """
-    plan = partial_path(output) / PLAN
-    begun = read_json(plan)["identity"] if plan.is_file() else None
-    if begun is not None and (keys := differing({key: begun.get(key) for key in identity}, as_json(identity))):
+    begun = read_json(folder / PLAN)["identity"] if (folder / PLAN).is_file() else None
+    if begun is not None and (keys := differing_settings(begun, as_json(identity))):
         raise MadeFromSomethingElse(
-            f"{plan.parent} was begun with another {', '.join(keys)}; remove it or choose another --output.", keys
+            f"{folder} was begun with another {', '.join(keys)}; remove it or choose another --output.", keys
         )
-
-
-def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as it is read back: tuples are lists in JSON."""
-    values: dict[str, Any] = json.loads(json.dumps(dict(identity), allow_nan=False))
-    return values
 
 
 def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name: True) -> M:
@@ -297,14 +259,17 @@ def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name
     Returns:
         The manifest that was written.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    listed = [name for name in names if name != MANIFEST and records(name)]
-
+    names = [name for name in file_names(folder) if name != MANIFEST and records(name)]
     with ThreadPoolExecutor(THREADS) as threads:
-        entries = threads.map(lambda name: manifest.files.get(name) or file_entry(folder / name), listed)
-        files = dict(zip(listed, entries, strict=True))
+        entries = threads.map(lambda name: manifest.files.get(name) or file_entry(folder / name), names)
+        files = dict(zip(names, entries, strict=True))
     filled = manifest.model_copy(update={"files": files, "cocomix_version": version("cocomix")})
     filled = filled.model_copy(update={"fingerprint": filled.computed_fingerprint()})
     write_json(folder / MANIFEST, filled.model_dump(mode="json"))
     flush_folder(folder)
     return filled
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

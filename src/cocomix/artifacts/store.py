@@ -14,11 +14,20 @@ from urllib.parse import quote
 import fsspec
 
 from cocomix.artifacts.faults import Unreachable
-from cocomix.artifacts.files import aside_path, check_name
+from cocomix.artifacts.files import check_name, written_aside
 from cocomix.artifacts.urls import redacted
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["RemoteFolder", "cache_folder", "cache_place", "copy_place", "explained", "file_system", "retried"]
+__all__ = [
+    "NotThere",
+    "RemoteFolder",
+    "cache_folder",
+    "cache_place",
+    "copy_place",
+    "explained",
+    "file_system",
+    "retried",
+]
 
 T = TypeVar("T")
 _ATTEMPTS = 5
@@ -163,23 +172,16 @@ class RemoteFolder:
         """The content of a small file.
 
         Raises:
-            FileNotFoundError: it is not there.
+            NotThere: there is none.
         """
-        try:
-            content: bytes = self._do(name, self._system.cat_file)
-        except NotThere as error:
-            raise FileNotFoundError(str(error)) from error
+        content: bytes = self._do(name, self._system.cat_file)
         return content
 
     def download(self, name: str, file: Path) -> None:
         """Copy a file here; it appears when it is whole."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = aside_path(file)
-        try:
+        with written_aside(file) as aside:
             self._do(name, lambda path: self._system.get_file(path, str(aside)))
-            aside.replace(file)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def upload(self, name: str, file: Path) -> None:
         """Copy a file there."""

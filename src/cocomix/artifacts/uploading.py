@@ -1,25 +1,25 @@
 """Uploads of finished folders: the URL is claimed by a marker, the manifest comes last, the later writer is refused."""
 
 import json
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cocomix.artifacts.faults import AlreadyExists, Unreachable
+from cocomix.artifacts.files import file_names
 from cocomix.artifacts.lock import being_written, process_lives, this_process
 from cocomix.artifacts.manifests import MANIFEST
-from cocomix.artifacts.store import RemoteFolder
+from cocomix.artifacts.store import NotThere, RemoteFolder, copy_place
 from cocomix.runtime.console import progress
 
-__all__ = ["MARKER", "Claim", "claimed"]
+__all__ = ["MARKER", "Claim"]
 
 MARKER = ".cocomix-upload"
 """At a URL, while something is made for it: JSON, the process that makes it and a token of its own."""
 
 
 class Claim:
-    """The right to write to a URL, as far as object stores can give one.
+    """The right to write to a URL, as far as object stores can give one; `close` gives it back.
 
     S3, GCS and memory create a file only where there is none in one step. On other stores two writers may both believe
     so for a moment; then the one whose marker was overwritten is refused before it uploads anything.
@@ -62,35 +62,46 @@ class Claim:
             Unreachable: the upload failed.
         """
         self.check()
-        sizes = {
-            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-        }
+        sizes = {name: (folder / name).stat().st_size for name in file_names(folder) if name != MANIFEST}
         with progress("upload", sum(sizes.values()), "bytes") as advance:
-            for name in sorted(sizes.keys() - {MANIFEST}):
+            for name, size in sizes.items():
                 self.remote.upload(name, folder / name)
-                advance(sizes[name])
+                advance(size)
         self.check()
         there = self.remote.files()
-        for name in sorted(sizes.keys() - {MANIFEST}):
-            if there.get(name) != sizes[name]:
+        for name, size in sizes.items():
+            if there.get(name) != size:
                 raise Unreachable(f"{self.remote.url}/{name} did not arrive whole; upload it again.")
         manifest = (folder / MANIFEST).read_bytes()
         if not self.remote.create(MANIFEST, manifest) and self.remote.read(MANIFEST) != manifest:
             self.check()
 
+    def publish_made(self, folder: Path) -> None:
+        """Upload a folder that was made in the cache, and keep it there as the local copy of what was uploaded.
+
+        Raises:
+            Unreachable: the upload failed; the folder is kept.
+        """
+        url = self.remote.url
+        try:
+            self.publish(folder)
+        except Unreachable as error:
+            raise Unreachable(
+                f"{str(error).rstrip('.')}; the output is whole in {folder}: run the same command again, or `cocomix "
+                f"push {folder} {url}`, to upload it."
+            ) from error
+        copy = copy_place(url, (folder / MANIFEST).read_bytes())
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(copy, ignore_errors=True)
+        folder.rename(copy)
+
+    def close(self) -> None:
+        """Remove the marker, if it is ours."""
+        if self._found() == self._marker:
+            self.remote.remove(MARKER)
+
     def _found(self) -> bytes:
         try:
             return self.remote.read(MARKER)
-        except FileNotFoundError:
+        except NotThere:
             return b""
-
-
-@contextmanager
-def claimed(url: str) -> Iterator[Claim]:
-    """Claim a URL while the block runs."""
-    claim = Claim(url)
-    try:
-        yield claim
-    finally:
-        if claim._found() == claim._marker:
-            claim.remote.remove(MARKER)

@@ -6,7 +6,6 @@ and its bytes depend neither on how many there are nor on how the work was inter
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cocomix.artifacts import FileEntry, aside_path, file_entry
+from cocomix.artifacts import FileEntry, file_entry, written_aside
 from cocomix.data.splits import VALIDATION, Member
 
 __all__ = ["BlockShape", "FilePlan", "file_plans", "pack_file"]
@@ -104,20 +103,13 @@ def pack_file(
     if path.exists():
         advance(plan.blocks * shape.block_size)
         return file_entry(path)
-    aside = aside_path(path)
-    try:
-        with aside.open("wb") as stream:
-            for data in chain([_header(plan.blocks * shape.block_size, dtype)], _blocks(plan, shape, dtype)):
-                stop()
-                stream.write(data)
-                digest.update(data)
-                size += len(data)
-                advance(len(data) / dtype.itemsize)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as aside, aside.open("wb") as stream:
+        for data in chain([_header(plan.blocks * shape.block_size, dtype)], _blocks(plan, shape, dtype)):
+            stop()
+            stream.write(data)
+            digest.update(data)
+            size += len(data)
+            advance(len(data) / dtype.itemsize)
     return FileEntry(size=size, sha256=digest.hexdigest())
 
 

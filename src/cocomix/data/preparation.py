@@ -10,6 +10,7 @@ something as it is.
 import math
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cocomix.artifacts import PLAN, aside_path, file_entry, fingerprint_json
+from cocomix.artifacts import PLAN, file_entry, fingerprint_json
 from cocomix.data.document_hash import draws_of, threshold_of
 from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
@@ -180,7 +181,7 @@ class _Preparation:
         place = work / f"tokenizer-{fingerprint_json(made_of)[:16]}"
         if not place.exists():
             made = self._trained_tokenizer(reading) if settings.tokenizer is None else self._given_tokenizer()
-            aside = aside_path(place)
+            aside = work / f".tokenizer-{uuid.uuid4().hex}.tmp"
             made.save_pretrained(aside)
             try:
                 aside.rename(place)

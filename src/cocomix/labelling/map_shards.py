@@ -12,24 +12,23 @@ folder in any order, at once and more than once, and a job that is started again
 """
 
 import logging
-import os
 import shutil
 import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cocomix.artifacts import aside_path
+from cocomix.artifacts import written_aside
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
@@ -323,22 +322,8 @@ def _name(shard: "TokenShard") -> str:
     return f"{_file(shard)}[{shard.start}:{shard.stop}]"
 
 
-@contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name, flush it and rename it when the block ends without an error."""
-    aside = aside_path(path)
-    try:
-        with aside.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _write_part(path: Path, arrays: Arrays) -> None:
-    with _appearing(path) as stream:
+    with written_aside(path) as aside, aside.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # uncompressed, with a checksum of every array
 
 
@@ -357,7 +342,7 @@ def _join_column(path: Path, parts: Sequence[Path], column: str, blocks: int) ->
     Raises:
         _DamagedPart: one cannot be read.
     """
-    with _appearing(path) as stream:
+    with written_aside(path) as aside, aside.open("wb") as stream:
         for number, part in enumerate(parts):
             array = _read_part(part, column)
             if number == 0:

@@ -16,12 +16,12 @@ from cocomix.artifacts import (
     PLAN,
     AlreadyExists,
     Staging,
-    aside_path,
     partial_path,
     read_json,
     shown,
     url_of,
     write_json,
+    written_aside,
 )
 from cocomix.data import Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
@@ -159,8 +159,8 @@ def store(
             torch.set_num_threads(notes["threads"])  # sums depend on it in their last bits
             for name, write in (files or {}).items():
                 if not (staging.path / name).is_file():
-                    write(aside := aside_path(staging.path / name))
-                    aside.replace(staging.path / name)
+                    with written_aside(staging.path / name) as aside:
+                        write(aside)
             shards = [shard for split in splits for shard in tokens.shards(split, notes["shard_blocks"])]
             report = map_shards(function, shards, output=staging.path, executor=job.executor, retries=job.retries)
             finished = _complete(kind, staging, report, notes["manifest"], shared=shared)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import Output
+from cocomix.cli.options import BatchBlocks, Output
 from cocomix.cli.printing import Printed, values_table
 
 __all__ = ["analyse"]
@@ -16,7 +16,7 @@ def analyse(
         list[Path], typer.Argument(metavar="RUN...", help="Run folders; those without concepts are left out.")
     ],
     output: Output,
-    batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
+    batch_size: BatchBlocks = 8,
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first validation blocks.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled concepts.")] = 0,
 ) -> Printed:

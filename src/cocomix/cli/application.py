@@ -4,6 +4,7 @@ import inspect
 import keyword
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, wraps
 from importlib import import_module
 from typing import Annotated, Any
@@ -75,14 +76,30 @@ Verbose = Annotated[
 def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., None]:
     """A verb that takes `--quiet`, `--verbose` and, if it gives a result, `--json`.
 
-    Its result is printed, by the first process of a launcher alone; its errors end in a sentence and an exit status.
+    A parameter whose type is a dataclass becomes an option for every field. The verb's result is printed, by the first
+    process of a launcher alone; its errors end in a sentence and an exit status.
     """
+    signature = inspect.signature(verb)
+    groups: dict[str, Any] = {
+        name: given.annotation for name, given in signature.parameters.items() if is_dataclass(given.annotation)
+    }
+    parameters = []
+    for name, given in signature.parameters.items():
+        if name in groups:
+            parameters += [_option(field.name, field.type, field.default) for field in fields(groups[name])]
+        else:
+            parameters.append(_option(name, given.annotation, given.default))
+    if signature.return_annotation in (Printed, Printed | None):
+        parameters.append(_option("as_json", AsJson, False))
+    parameters += [_option("quiet", Quiet, False), _option("verbose", Verbose, False)]
 
     @wraps(verb)
     def run(*, quiet: bool, verbose: bool, as_json: bool = False, **values: Any) -> None:
         set_up_logging(quiet=quiet)
         _let_libraries_speak(verbose)
         try:
+            for name, group in groups.items():
+                values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
             result = verb(**values)
             if result is not None and is_first_process():
                 result.print(as_json=as_json)
@@ -91,17 +108,14 @@ def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., N
         except BaseException as error:
             exit_after(error, verbose=verbose)
 
-    signature = inspect.signature(verb)
-    added: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
-    if signature.return_annotation in (Printed, Printed | None):
-        added = {"as_json": AsJson} | added
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in added.items()
-    ]
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *parameters])  # type: ignore[attr-defined]
-    run.__annotations__ = verb.__annotations__ | added
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _let_libraries_speak(speak: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import RunFolder
+from cocomix.cli.options import OtherData, OtherLabels, RunFolder
 from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
@@ -20,8 +20,8 @@ def atlas(
     concept: Annotated[int | None, typer.Option(metavar="ID", help="Show a card of a finished atlas.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read, validation first.")] = 200_000,
     effects: Annotated[int, typer.Option(help="Concepts whose effect is measured, most frequent first.")] = 64,
-    data: Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels of that data.")] = None,
+    data: OtherData = None,
+    labels: OtherLabels = None,
     name_endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Let a language model name concepts, by chat completion.")
     ] = None,

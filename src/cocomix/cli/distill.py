@@ -4,21 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.job_options import (
-    Address,
-    BatchTokens,
-    CpusPerWorker,
-    Engine,
-    GpusPerWorker,
-    Part,
-    Retries,
-    UnitTokens,
-    Where,
-    Workers,
-    asked_of,
-    executor_of,
-)
-from cocomix.cli.options import DataFolder, Output
+from cocomix.cli.job_options import JobOptions, asked_of
+from cocomix.cli.options import DataFolder, Output, Revision, Teacher
 from cocomix.cli.printing import Printed
 
 __all__ = ["distill"]
@@ -26,20 +13,13 @@ __all__ = ["distill"]
 
 def distill(
     data: DataFolder,
-    teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
+    teacher: Teacher,
     output: Output,
     top_k: Annotated[int, typer.Option(help="Probabilities kept per token; 4 bytes each.")] = 64,
-    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
+    revision: Revision = None,
     bf16: Annotated[bool, typer.Option(help="Run the teacher in bfloat16 instead of float32.")] = False,
-    batch_tokens: BatchTokens = 4096,
-    unit_tokens: UnitTokens = None,
-    workers: Workers = None,
-    shard: Part = None,
-    engine: Where = Engine.processes,
-    address: Address = None,
-    gpus_per_worker: GpusPerWorker = None,
-    cpus_per_worker: CpusPerWorker = 1,
-    retries: Retries = 2,
+    *,
+    options: JobOptions,
 ) -> Printed:
     """Store a teacher's likeliest next tokens.
 
@@ -49,14 +29,14 @@ def distill(
     """
     from cocomix.labelling import TeacherProbabilities, recognised
 
-    asked = asked_of(teacher=teacher, top_k=top_k, revision=revision, bf16=bf16, batch_tokens=batch_tokens)
+    asked = asked_of(teacher=teacher, top_k=top_k, revision=revision, bf16=bf16, batch_tokens=options.batch_tokens)
     found = recognised(TeacherProbabilities, output, data, asked)
     if found is None:
         from cocomix.concepts import TeacherConfig
-        from cocomix.labelling import Job, distill_data
+        from cocomix.labelling import distill_data
 
-        executor = executor_of(workers, shard, engine, address, gpus_per_worker, cpus_per_worker)
-        job = Job(batch_tokens, unit_tokens, executor, retries, asked)
         source = TeacherConfig(model=teacher, layer=0, revision=revision)
-        found = distill_data(data, source, output, top_k=top_k, dtype="bfloat16" if bf16 else "float32", job=job)
+        found = distill_data(
+            data, source, output, top_k=top_k, dtype="bfloat16" if bf16 else "float32", job=options.job(asked)
+        )
     return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import RunFolder
+from cocomix.cli.options import BatchBlocks, OtherData, OtherLabels, RunFolder
 from cocomix.cli.printing import Printed, values_table
 from cocomix.runtime.errors import CoCoMixError
 
@@ -14,9 +14,9 @@ __all__ = ["evaluate"]
 
 def evaluate(
     run: RunFolder,
-    data: Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels of that data.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Blocks per forward pass.")] = 8,
+    data: OtherData = None,
+    labels: OtherLabels = None,
+    batch_size: BatchBlocks = 8,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 instead of float32.")] = False,
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first blocks.")] = None,
     per_document: Annotated[bool, typer.Option("--per-document", help="Keep losses by document for compare.")] = False,

@@ -1,96 +1,83 @@
 """Options of the verbs that compute something of every shard of a data set, and the job they describe."""
 
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
-    from cocomix.labelling import Executor
+    from cocomix.labelling import Executor, Job
 
-__all__ = [
-    "Address",
-    "BatchTokens",
-    "CpusPerWorker",
-    "Engine",
-    "Finish",
-    "GpusPerWorker",
-    "Part",
-    "Retries",
-    "UnitTokens",
-    "Where",
-    "Workers",
-    "asked_of",
-    "executor_of",
-]
+__all__ = ["JobOptions", "asked_of"]
 
 
-class Engine(Enum):
-    """Where the workers are."""
+@dataclass(frozen=True)
+class JobOptions:
+    """How the work is done; every field is an option."""
 
-    processes = "processes"
-    ray = "ray"
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")] = 4096
+    unit_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens computed between two savings; default: 1M on a GPU, 32k on a CPU.")
+    ] = None
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processes, one per GPU or sharing the cores; default 1. With Ray, also MIN:MAX; default: as many "
+            "as the cluster has room for.",
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Compute part I of N, from 0; parts share a folder and may run at once."),
+    ] = None
+    engine: Annotated[Literal["processes", "ray"], typer.Option(help="Where the workers are.")] = "processes"
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: start one here."),
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of a Ray worker, also 0.5; default: 1 if the cluster has any.")
+    ] = None
+    cpus_per_worker: Annotated[int, typer.Option(help="CPU cores of a Ray worker.")] = 1
+    retries: Annotated[int, typer.Option(min=0, help="How often a shard that failed is tried again.")] = 2
 
+    def job(self, asked: Mapping[str, Any]) -> "Job":
+        """The job that the options describe; `asked` are those that determine the result.
 
-BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")]
-UnitTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens computed between two savings; default: 1M on a GPU, 32k on a CPU.")
-]
-Workers = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N",
-        help="Processes, one per GPU or sharing the cores; default 1. With Ray, also MIN:MAX; default: as many "
-        "as the cluster has room for.",
-    ),
-]
-Part = Annotated[
-    str | None,
-    typer.Option(metavar="I/N", help="Compute part I of N, from 0; parts share a folder and may run at once."),
-]
-Finish = Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all computed.")]
-Where = Annotated[Engine, typer.Option(help="Where the workers are.")]
-Address = Annotated[
-    str | None, typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: start one here.")
-]
-GpusPerWorker = Annotated[
-    float | None, typer.Option(help="GPUs of a Ray worker, also 0.5; default: 1 if the cluster has any.")
-]
-CpusPerWorker = Annotated[int, typer.Option(help="CPU cores of a Ray worker.")]
-Retries = Annotated[int, typer.Option(min=0, help="How often a shard that failed is tried again.")]
+        Raises:
+            CoCoMixError: they do not go together.
+        """
+        from cocomix.labelling import Job, SlurmArray
 
+        executor = self._executor()
+        if self.shard is not None:
+            executor = SlurmArray.parse(self.shard, executor)
+        return Job(self.batch_tokens, self.unit_tokens, executor, self.retries, asked)
 
-def executor_of(
-    workers: str | None, shard: str | None, engine: Engine, address: str | None, gpus: float | None, cpus: int
-) -> "Executor":
-    """Where the options have a job computed.
+    def _executor(self) -> "Executor":
+        from cocomix.labelling import Inline, Processes, RayExecutor
 
-    Raises:
-        CoCoMixError: they do not go together.
-    """
-    from cocomix.labelling import Inline, Processes, RayExecutor, SlurmArray
+        fewest, _, most = (self.workers or "").partition(":")
+        if self.workers is not None and not (fewest.isdecimal() and (most.isdecimal() or ":" not in self.workers)):
+            raise CoCoMixError(f"--workers {self.workers} is no number, nor two of the form MIN:MAX.")
+        if self.engine == "ray":
+            concurrency = (int(fewest), int(most or fewest)) if self.workers else (1, None)
+            return RayExecutor(self.address, concurrency, self.gpus_per_worker, self.cpus_per_worker)
+        if self.address is not None or self.gpus_per_worker is not None or most:
+            raise CoCoMixError(
+                "--address, --gpus-per-worker and --workers MIN:MAX are for a Ray cluster; add --engine ray."
+            )
+        if fewest not in ("", "1"):
+            return Processes(int(fewest))
+        from cocomix.runtime.threads import choose_threads
 
-    fewest, _, most = (workers or "").partition(":")
-    if workers is not None and not (fewest.isdecimal() and (most.isdecimal() or ":" not in workers)):
-        raise CoCoMixError(f"--workers {workers} is no number, nor two of the form MIN:MAX.")
-    executor: Executor
-    if engine is Engine.ray:
-        concurrency = (int(fewest), int(most or fewest)) if workers else (1, None)
-        executor = RayExecutor(address, concurrency, gpus, cpus)
-    elif address is not None or gpus is not None or most:
-        raise CoCoMixError(
-            "--address, --gpus-per-worker and --workers MIN:MAX are for a Ray cluster; add --engine ray."
-        )
-    else:
-        executor = Inline() if fewest in ("", "1") else Processes(int(fewest))
-        if isinstance(executor, Inline):
-            from cocomix.runtime.threads import choose_threads
-
-            choose_threads()
-    return executor if shard is None else SlurmArray.parse(shard, executor)
+        choose_threads()
+        return Inline()
 
 
 def asked_of(**options: Any) -> dict[str, Any]:

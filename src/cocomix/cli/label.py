@@ -1,39 +1,16 @@
 """The verb `label`."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from cocomix.cli.job_options import (
-    Address,
-    BatchTokens,
-    CpusPerWorker,
-    Engine,
-    Finish,
-    GpusPerWorker,
-    Part,
-    Retries,
-    UnitTokens,
-    Where,
-    Workers,
-    asked_of,
-    executor_of,
-)
-from cocomix.cli.options import DataFolder
+from cocomix.cli.job_options import JobOptions, asked_of
+from cocomix.cli.options import DataFolder, Revision
 from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["label"]
-
-
-class Scores(Enum):
-    """In which type scores are kept."""
-
-    none = "none"
-    float16 = "float16"
-    float32 = "float32"
 
 
 def label(
@@ -43,28 +20,22 @@ def label(
     dictionary: Annotated[str | None, typer.Option(help="SAELens release, or folder of an autoencoder.")] = None,
     sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None,
     layer: Annotated[int | None, typer.Option(help="Block it describes; default: as `cocomix sae` noted.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
+    revision: Revision = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default DATA/labels.")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign, seed or dtype."),
     ] = None,
     scores: Annotated[
-        Scores | None, typer.Option(help="Type in which scores are kept, default float16; none halves the room.")
+        Literal["none", "float16", "float32"] | None,
+        typer.Option(help="Type in which scores are kept, default float16; none halves the room."),
     ] = None,
-    batch_tokens: BatchTokens = 4096,
-    unit_tokens: UnitTokens = None,
-    workers: Workers = None,
-    shard: Part = None,
-    finish: Finish = False,
-    engine: Where = Engine.processes,
-    address: Address = None,
-    gpus_per_worker: GpusPerWorker = None,
-    cpus_per_worker: CpusPerWorker = 1,
-    retries: Retries = 2,
+    finish: Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all computed.")] = False,
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
     ] = False,
+    *,
+    options: JobOptions,
 ) -> Printed:
     """Label tokens with the concepts that matter next.
 
@@ -83,11 +54,11 @@ def label(
         layer=layer,
         revision=revision,
         set=assignments,
-        scores=scores and scores.value,
-        batch_tokens=batch_tokens,
+        scores=scores,
+        batch_tokens=options.batch_tokens,
     )
     found = recognised(Labels, folder, data, asked)
-    if finish and shard is not None:
+    if finish and options.shard is not None:
         raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
     if finish and found is None:
         from cocomix.labelling import finish as complete
@@ -96,9 +67,9 @@ def label(
     if found is None:
         from cocomix.cli.label_sources import label_sources
         from cocomix.concepts import dictionary_layer
-        from cocomix.labelling import Job, label_data
+        from cocomix.labelling import label_data
 
-        executor = executor_of(workers, shard, engine, address, gpus_per_worker, cpus_per_worker)
+        job = options.job(asked)
         config, kept = label_sources(
             recipe,
             teacher=teacher,
@@ -109,6 +80,5 @@ def label(
             assignments=assignments or (),
             layer_of=dictionary_layer,
         )
-        job = Job(batch_tokens, unit_tokens, executor, retries, asked)
-        found = label_data(data, config, folder, scores=scores.value if scores else kept, force=force, job=job)
+        found = label_data(data, config, folder, scores=scores or kept, force=force, job=job)
     return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

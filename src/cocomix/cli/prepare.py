@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
@@ -13,7 +14,10 @@ from cocomix.runtime.errors import CoCoMixError
 __all__ = ["prepare"]
 
 
-def prepare(
+@dataclass(frozen=True)
+class _Settings:
+    """Every field is an option, and one of `PrepareSettings`."""
+
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -21,28 +25,35 @@ def prepare(
             help="Text files, JSONL or Parquet, folders of these, a Hub data set name, or docs: for the documentation "
             "on this machine.",
         ),
-    ],
-    output: Output,
-    tokenizer: Annotated[str | None, typer.Option(help="Existing tokenizer: Hub name, folder or GGUF file.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Train a byte-level BPE of this size instead.")] = None,
-    block_size: Annotated[int, typer.Option(help="Tokens per block.")] = 1024,
+    ]
+    tokenizer: Annotated[str | None, typer.Option(help="Existing tokenizer: Hub name, folder or GGUF file.")] = None
+    vocab_size: Annotated[int | None, typer.Option(help="Train a byte-level BPE of this size instead.")] = None
+    block_size: Annotated[int, typer.Option(help="Tokens per block.")] = 1024
     prepend_bos: Annotated[
         bool, typer.Option("--prepend-bos", help="Begin every block with the begin-of-text token, as for Gemma.")
-    ] = False,
-    tokens_per_file: Annotated[int, typer.Option(min=1, help="Tokens per file.")] = 2**28,
-    validation: Annotated[list[str] | None, typer.Option(help="Source of the validation split; repeatable.")] = None,
-    validation_fraction: Annotated[float, typer.Option(help="Share of documents that validates.")] = 0.01,
-    text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    ] = False
+    tokens_per_file: Annotated[int, typer.Option(min=1, help="Tokens per file.")] = 2**28
+    validation_sources: Annotated[
+        list[str] | None, typer.Option("--validation", help="Source of the validation split; repeatable.")
+    ] = None
+    validation_fraction: Annotated[float, typer.Option(help="Share of documents that validates.")] = 0.01
+    text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text"
     token_dtype: Annotated[
         str | None,
         typer.Option(help="Type of the tokens in token files, e.g. uint32; default: told from their content."),
-    ] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Stop after this many bytes of training text.")] = None,
-    hf_config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
-    hf_split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
-    hf_revision: Annotated[str | None, typer.Option(help="Commit of a Hub data set.")] = None,
-    tokenizer_revision: Annotated[str | None, typer.Option(help="Commit of a Hub tokenizer.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
+    ] = None
+    max_bytes: Annotated[int | None, typer.Option(help="Stop after this many bytes of training text.")] = None
+    hf_config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
+    hf_split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
+    hf_revision: Annotated[str | None, typer.Option(help="Commit of a Hub data set.")] = None
+    tokenizer_revision: Annotated[str | None, typer.Option(help="Commit of a Hub tokenizer.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0
+
+
+def prepare(
+    *,
+    output: Output,
+    options: _Settings,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that read and encode; default: one a core.")
     ] = None,
@@ -62,23 +73,8 @@ def prepare(
     from cocomix.data import PrepareSettings, encode_share
     from cocomix.data import prepare as run
 
-    settings = PrepareSettings(
-        sources=tuple(sources),
-        validation_sources=tuple(validation or ()),
-        validation_fraction=validation_fraction,
-        text_column=text_column,
-        token_dtype=token_dtype,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        block_size=block_size,
-        prepend_bos=prepend_bos,
-        tokens_per_file=tokens_per_file,
-        max_bytes=max_bytes,
-        hf_config=hf_config,
-        hf_split=hf_split,
-        hf_revision=hf_revision,
-        tokenizer_revision=tokenizer_revision,
-        seed=seed,
+    settings = PrepareSettings.model_validate(
+        asdict(options) | {"validation_sources": options.validation_sources or ()}
     )
     if share is not None:
         encode_share(settings, output, *_parsed(share))

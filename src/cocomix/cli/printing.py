@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Printed", "print_json", "table", "values_table"]
+__all__ = ["Printed", "table", "values_table"]
 
 _COLOURS = {
     "red": ("broken", "damaged", "fail", "failed"),
@@ -41,16 +41,11 @@ class Printed:
     def print(self, *, as_json: bool) -> None:
         """Print it."""
         if as_json:
-            print_json(self.json)
+            typer.echo(json.dumps(self.json, ensure_ascii=False))
         elif isinstance(self.text, str):
             typer.echo(self.text)
         elif self.text is not None:
             Console().print(self.text)
-
-
-def print_json(value: Any) -> None:
-    """One JSON object (or list) on standard output, for scripts."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def values_table(values: Mapping[str, Any]) -> Table:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import DataFolder, Output
+from cocomix.cli.options import DataFolder, Output, Revision, Teacher
 from cocomix.cli.printing import Printed
 
 __all__ = ["sae"]
@@ -12,7 +12,7 @@ __all__ = ["sae"]
 
 def sae(
     data: DataFolder,
-    teacher: Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")],
+    teacher: Teacher,
     layer: Annotated[int, typer.Option(help="0-based index of the block whose output is described.")],
     output: Output,
     num_concepts: Annotated[int, typer.Option(help="Latents of the autoencoder (C).")] = 2048,
@@ -20,7 +20,7 @@ def sae(
     tokens: Annotated[int, typer.Option(help="Hidden states to train on.")] = 500_000,
     batch_size: Annotated[int, typer.Option(help="Hidden states per step.")] = 1024,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam; by default from the number of latents.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")] = None,
+    revision: Revision = None,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
 ) -> Printed:
     """Fit a sparse autoencoder to a teacher's layer.

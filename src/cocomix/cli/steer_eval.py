@@ -1,5 +1,6 @@
 """The verb `steer-eval`."""
 
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal, TypeVar
 
 import typer
@@ -14,30 +15,38 @@ __all__ = ["steer_eval"]
 Number = TypeVar("Number", int, float)
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """Every field is an option, and one of `SteerEvalSettings`."""
+
+    concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None
+    num_concepts: Annotated[int, typer.Option(help="How many to choose.")] = 16
+    choice: Annotated[
+        Literal["persistent", "frequent"],
+        typer.Option(help="Those that last over passages rather than single tokens, or that label most tokens."),
+    ] = "persistent"
+    turn: Annotated[
+        Literal["add", "scale"],
+        typer.Option(help="Add the logit's usual value so many times, or multiply the logit, as the paper does."),
+    ] = "add"
+    factors: Annotated[str, typer.Option(metavar="X,Y,…", help="How far to turn; below 0: down.")] = (
+        "-10,-5,-2,-1,0,1,2,5,10"
+    )
+    prompts: Annotated[int, typer.Option(help="Validation prompts per concept.")] = 8
+    prompt_tokens: Annotated[int, typer.Option(help="Their length.")] = 16
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each.")] = 32
+    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0
+    batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32
+    seed: Annotated[int, typer.Option(help="Decides samples, controls and intervals.")] = 0
+
+
 def steer_eval(
+    *,
     run: RunFolder,
     output: Output,
     teacher: Annotated[str | None, typer.Option(help="Teacher; default: of the run's recipe or labels.")] = None,
     dictionary: Annotated[str | None, typer.Option(help="Folder of its dictionary; default: likewise.")] = None,
-    concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None,
-    num_concepts: Annotated[int, typer.Option(help="How many to choose.")] = 16,
-    choice: Annotated[
-        Literal["persistent", "frequent"],
-        typer.Option(help="Those that last over passages rather than single tokens, or that label most tokens."),
-    ] = "persistent",
-    turn: Annotated[
-        Literal["add", "scale"],
-        typer.Option(help="Add the logit's usual value so many times, or multiply the logit, as the paper does."),
-    ] = "add",
-    factors: Annotated[
-        str, typer.Option(metavar="X,Y,…", help="How far to turn; below 0: down.")
-    ] = "-10,-5,-2,-1,0,1,2,5,10",
-    prompts: Annotated[int, typer.Option(help="Validation prompts per concept.")] = 8,
-    prompt_tokens: Annotated[int, typer.Option(help="Their length.")] = 16,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each.")] = 32,
-    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32,
-    seed: Annotated[int, typer.Option(help="Decides samples, controls and intervals.")] = 0,
+    options: _Settings,
 ) -> Printed:
     """Measure which concepts steer, how, and at what cost.
 
@@ -46,19 +55,9 @@ def steer_eval(
     from cocomix.evaluation import Run
     from cocomix.interpret import SteerEvalSettings, evaluate_run_steering
 
-    settings = SteerEvalSettings(
-        concepts=tuple(_numbers(concepts, "--concepts", int)) if concepts is not None else (),
-        num_concepts=num_concepts,
-        choice=choice,
-        turn=turn,
-        factors=tuple(_numbers(factors, "--factors", float)),
-        prompts=prompts,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        temperature=temperature,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    concepts = tuple(_numbers(options.concepts, "--concepts", int)) if options.concepts is not None else ()
+    factors = tuple(_numbers(options.factors, "--factors", float))
+    settings = SteerEvalSettings(**asdict(options) | {"concepts": concepts, "factors": factors})
     report = evaluate_run_steering(Run.open(run), output, settings, teacher=teacher, dictionary=dictionary)
     return Printed(report.to_json(), values_table(report.summary()))
 

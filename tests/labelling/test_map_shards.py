@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_no_part(folder: Path, whole: dict[str, bytes], monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cocomix.labelling.map_shards.os.fsync", full)
+        patched.setattr("cocomix.artifacts.files.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             compute(folder)
     assert not [path for path in folder.rglob("*") if path.suffix in (".npz", ".tmp")]

@@ -27,7 +27,7 @@ def a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_a_library_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     logger.info("hello")
     logger.warning("careful")
-    with progress("work", 10, "tokens", first=0) as advance:
+    with progress("work", 10, "tokens") as advance:
         advance(3)
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
@@ -86,14 +86,21 @@ class _Lines(logging.Handler):
             self.enough.set()
 
 
-def _lines(total: float | None, *, done: float = 0, advanced: float = 0, wanted: int = 2) -> list[str]:
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_FIRST_LINE_SECONDS", 0.1)
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.01)
+
+
+def _lines(
+    monkeypatch: pytest.MonkeyPatch, total: float | None, *, done: float = 0, advanced: float = 0, wanted: int = 2
+) -> list[str]:
     logging.getLogger("cocomix").setLevel(logging.INFO)
     logging.getLogger("cocomix").addHandler(handler := _Lines(wanted))
     handler.now = 10.0
     times = iter([0.0])
-    with progress(
-        "label", total, "tokens", done=done, first=0.1, interval=0.01, clock=lambda: next(times, handler.now)
-    ) as advance:
+    monkeypatch.setattr(console, "monotonic", lambda: next(times, handler.now))
+    with progress("label", total, "tokens", done=done) as advance:
         advance(advanced)
         assert handler.enough.wait(30)
     return handler.lines
@@ -110,9 +117,11 @@ def _lines(total: float | None, *, done: float = 0, advanced: float = 0, wanted:
         (0, 0, 0, ["0 of 0 tokens", "70 s so far"]),
     ],
 )
-def test_a_line_a_minute(total: float | None, done: float, advanced: float, lines: list[str]) -> None:
+def test_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, total: float | None, done: float, advanced: float, lines: list[str]
+) -> None:
     """Without a terminal, where nothing was shown at all."""
-    found = _lines(total, done=done, advanced=advanced)
+    found = _lines(monkeypatch, total, done=done, advanced=advanced)
     assert len(found) == 2
     for line, wanted in zip(found, lines, strict=True):
         assert line.startswith("label: ")
@@ -123,7 +132,7 @@ def test_a_line_a_minute(total: float | None, done: float, advanced: float, line
 def test_a_line_mentions_a_busy_machine(monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("psutil.getloadavg", lambda: (load, 0.0, 0.0))
-    assert all(line.endswith("the machine is busy: load 9 on 2 cores") == busy for line in _lines(100))
+    assert all(line.endswith("the machine is busy: load 9 on 2 cores") == busy for line in _lines(monkeypatch, 100))
 
 
 def test_short_work_logs_no_line(capsys: pytest.CaptureFixture[str]) -> None:

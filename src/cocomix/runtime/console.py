@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from cocomix.runtime.processes import is_first_process
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["is_terminal", "progress", "set_up_logging", "terminal"]
 
 Advance = Callable[[float], None]
+_FIRST_LINE_SECONDS, _LINE_SECONDS = 10.0, 60.0
+"""Until the first log line of `progress`, and between the others."""
 
 logger = logging.getLogger(__name__)
 _package = logging.getLogger("cocomix")
@@ -71,9 +73,6 @@ def progress(
     unit: str,
     *,
     done: float = 0,
-    first: float = 10.0,
-    interval: float = 60.0,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
     """Show how far work is while the block runs: a bar on a terminal, else a log line a minute.
 
@@ -84,9 +83,6 @@ def progress(
         total: amount of the whole work in `unit`s; None where it is not known.
         unit: what is counted, e.g. `"tokens"`.
         done: amount that was done before, of resumed work; not counted in the rate.
-        first: seconds until the first log line.
-        interval: seconds between log lines.
-        clock: the time in seconds.
 
     Yields:
         A function that adds an amount to what is done.
@@ -97,10 +93,17 @@ def progress(
         with _bar(description, total, unit, done) as advance:
             yield advance
     else:
-        pace = _Pace(description, total, unit, done, clock)
+        pace = _Pace(description, total, unit, done)
         ended = threading.Event()
+
+        def speak() -> None:
+            wait = _FIRST_LINE_SECONDS
+            while not ended.wait(wait):
+                logger.info(pace.line())
+                wait = _LINE_SECONDS
+
         # A thread, so that a step of several minutes does not look like a hung process.
-        speaker = threading.Thread(target=_speak, args=(pace, ended, first, interval), daemon=True)
+        speaker = threading.Thread(target=speak, daemon=True)
         speaker.start()
         try:
             yield pace.advance
@@ -112,19 +115,17 @@ def progress(
 class _Pace:
     """Amount done, rate since the start and time left."""
 
-    def __init__(
-        self, description: str, total: float | None, unit: str, done: float, clock: Callable[[], float]
-    ) -> None:
-        self.description, self.total, self.unit, self.clock = description, total, unit, clock
+    def __init__(self, description: str, total: float | None, unit: str, done: float) -> None:
+        self.description, self.total, self.unit = description, total, unit
         self.before = self.done = done
-        self.started = clock()
+        self.started = monotonic()
 
     def advance(self, amount: float) -> None:
         self.done += amount
 
     def line(self) -> str:
         """E.g. `label: 1,200 of 4,000 tokens (30%), 20 tokens/s, 2 min left`."""
-        passed = self.clock() - self.started
+        passed = monotonic() - self.started
         rate = (self.done - self.before) / passed if passed > 0 else 0.0
         if self.total is not None:
             parts = [f"{self.done:,.0f} of {self.total:,.0f} {self.unit} ({self.done / max(self.total, 1e-9):.0%})"]
@@ -137,13 +138,6 @@ class _Pace:
             if self.total is not None:
                 parts.append(f"{_duration(max(self.total - self.done, 0) / rate)} left")
         return f"{self.description}: {', '.join(parts)}{_busy()}"
-
-
-def _speak(pace: _Pace, ended: threading.Event, first: float, interval: float) -> None:
-    wait = first
-    while not ended.wait(wait):
-        logger.info(pace.line())
-        wait = interval
 
 
 def _busy() -> str:

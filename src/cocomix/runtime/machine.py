@@ -8,7 +8,6 @@ import sqlite3
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -62,10 +61,9 @@ def examine(folder: Path | None = None) -> list[Line]:
     Args:
         folder: where outputs would go; the current one by default.
     """
-    hub = _Later(_hub)
     packages = [_needed(name) for name in _NEEDED] + [_optional(name, extra) for name, extra in _OPTIONAL.items()]
     lines = [_python(), *packages, _device(), _memory(), _bfloat16(), _attention(), _allocator(), _load(), _threads()]
-    return [*lines, _disk(folder or Path.cwd()), _full_text_search(), hub.result()]
+    return [*lines, _disk(folder or Path.cwd()), _full_text_search(), _hub()]
 
 
 def _python() -> Line:
@@ -195,33 +193,23 @@ def _full_text_search() -> Line:
 def _hub() -> Line:
     if constants.HF_HUB_OFFLINE:
         return Line("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+    faults: list[str | None] = []
+    # In a thread, because looking up a name has no time limit of its own.
+    asking = threading.Thread(target=lambda: faults.append(_fault_of_hub()), daemon=True)
+    asking.start()
+    asking.join(_HUB_SECONDS)
+    fault = faults[0] if faults else f"within {_HUB_SECONDS:.0f} s"
+    if fault is None:
+        return Line("hub", "ok", f"{constants.ENDPOINT} answers")
+    advice = "use folders instead of hub names, and set HF_HUB_OFFLINE=1 to save waiting"
+    return Line("hub", "warn", f"{constants.ENDPOINT} does not answer ({fault})", advice)
+
+
+def _fault_of_hub() -> str | None:
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS):
-            pass
+            return None
     except urllib.error.HTTPError:
-        pass  # it answers
+        return None  # it answers
     except OSError as error:
-        return _unreachable(str(error))
-    return Line("hub", "ok", f"{constants.ENDPOINT} answers")
-
-
-def _unreachable(why: str) -> Line:
-    return Line(
-        "hub",
-        "warn",
-        f"{constants.ENDPOINT} does not answer ({why})",
-        "use folders instead of hub names, and set HF_HUB_OFFLINE=1 to save waiting",
-    )
-
-
-class _Later:
-    """A line that is waited for no longer than a hub may take; looking up a name has no time limit of its own."""
-
-    def __init__(self, look: Callable[[], Line]) -> None:
-        self._lines: list[Line] = []
-        self._thread = threading.Thread(target=lambda: self._lines.append(look()), daemon=True)
-        self._thread.start()
-
-    def result(self) -> Line:
-        self._thread.join(_HUB_SECONDS)
-        return self._lines[0] if self._lines else _unreachable(f"within {_HUB_SECONDS:.0f} s")
+        return str(error)

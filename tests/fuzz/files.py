@@ -30,15 +30,15 @@ def _jsonl(draw: Draw) -> bytes:
 
 
 def corpus(world: World, draw: Draw) -> None:
-    """A corpus file of any kind gives documents with text, in order, or a refusal."""
+    """A corpus file of any kind gives documents, in order and in pieces, or a refusal."""
     suffix = draw(st.sampled_from([".jsonl", ".json", ".txt", ".jsonl.gz", ".jsonl.zst", ".parquet"]))
     path = world.scratch / f"corpus{suffix}"
     path.write_bytes(_jsonl(draw))
     found = world.refusal_or_result(lambda: list(read_texts(str(path), "text")))
     path.unlink()
-    for document in found or ():
-        assert document.text
-        document.text.encode()
+    for piece in found or ():
+        assert piece.text or piece.last
+        piece.text.encode()
 
 
 def preparation(world: World, draw: Draw) -> None:

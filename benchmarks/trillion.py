@@ -31,12 +31,12 @@ from benchmarks.machine import describe_machine
 from cocomix.data import PrepareSettings, SplitMeta, Tokens, TokensFile, TokensManifest, prepare
 from cocomix.data import units as units_module
 from cocomix.data.document_hash import DocumentHash
-from cocomix.data.documentation import documentation_entries, documentation_texts
+from cocomix.data.documentation import documentation_texts
 from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
 from cocomix.data.permutation import permuted
 from cocomix.data.splits import Member, divide
-from cocomix.data.units import Encoding, Reading, encode_unit, plan_units
+from cocomix.data.units import Encoding, encode_unit, plan_units
 from cocomix.runtime.hub import load_tokenizer
 
 TRILLION = 10**12
@@ -48,7 +48,7 @@ BEFORE = {"files": 476_000, "open_seconds": 10.0, "open_mb": 424, "verify_hours"
 
 def corpus(path: Path, megabytes: int) -> int:
     """English documentation of this machine as JSON Lines, repeated with a number in front; bytes of text."""
-    texts = [text for _, text in documentation_texts(documentation_entries()) if text]
+    texts = [text for _, text in documentation_texts() if text]
     size, number = 0, 0
     with path.open("w", encoding="utf-8") as stream:
         while size < megabytes * 10**6:
@@ -77,15 +77,16 @@ def measure_prepare(folder: Path, megabytes: int) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     loaded = load_tokenizer(str(tokenizer))
     (folder / "logs").mkdir()
-    reading = Reading("text", {}, None, None, 0, 2**64 // 100)
-    encoding = Encoding(reading, folder / "logs", tokenizer, "", int(loaded.eos_token_id), len(loaded))
+    encoding = Encoding(
+        PrepareSettings(sources=()), 2**64 // 100, folder / "logs", tokenizer, "", int(loaded.eos_token_id), len(loaded)
+    )
     units = plan_units(resolve_sources([str(folder / "corpus.jsonl")]), [False], "text", None)
     started = cpu_seconds()
     for unit in units:
         encode_unit(encoding, unit, lambda amount: None, lambda: None)
     encode = cpu_seconds() - started
     started = cpu_seconds()
-    members = [Member(encoding.log(unit), 0, reading.threshold, 0) for unit in units]
+    members = [Member(encoding.log(unit), 0, encoding.threshold, 0) for unit in units]
     division = divide(members, drawn=True, max_bytes=None, needed=BLOCK)
     shape = BlockShape(BLOCK, None, 2**28)
     for split, of_units in division.tokens.items():
@@ -228,9 +229,8 @@ def measure_resume(folder: Path, units: int) -> dict[str, Any]:
     for number in range(units):
         (folder / "many" / f"{number:05d}.jsonl").write_text(json.dumps({"text": f"document {number}"}) + "\n")
     sources = resolve_sources([str(folder / "many")])
-    reading = Reading("text", {}, None, None, 0, 2**64 // 100)
     (folder / "resumed").mkdir()
-    encoding = Encoding(reading, folder / "resumed", folder, "", 0, 32_768)
+    encoding = Encoding(PrepareSettings(sources=()), 2**64 // 100, folder / "resumed", folder, "", 0, 32_768)
 
     units_module.MIN_UNIT_BYTES = units_module.MAX_UNIT_BYTES = 1
     planned = plan_units(sources, [False], "text", None)
@@ -250,7 +250,7 @@ def measure_resume(folder: Path, units: int) -> dict[str, Any]:
         encode_unit(encoding, unit, lambda amount: None, lambda: None)
     found = cpu_seconds() - started
     started = cpu_seconds()
-    members = [Member(encoding.log(unit), 0, reading.threshold, 0) for unit in planned]
+    members = [Member(encoding.log(unit), 0, encoding.threshold, 0) for unit in planned]
     divide(members, drawn=True, max_bytes=None, needed=BLOCK)
     divided = cpu_seconds() - started
     size = TRILLION // BLOCK

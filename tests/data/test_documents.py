@@ -4,8 +4,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from cocomix.data import PrepareSettings
 from cocomix.data.documents import resolve_sources
-from cocomix.data.units import Reading, plan_units, unit_parts
+from cocomix.data.units import plan_units, unit_parts
 from cocomix.runtime.errors import CoCoMixError
 from tests.data.conftest import write_jsonl
 
@@ -13,9 +14,9 @@ from tests.data.conftest import write_jsonl
 def read(*names: Path | str, column: str = "text") -> list[str]:
     """The documents of sources."""
     sources = resolve_sources(map(str, names), HUB)
-    reading = Reading(column, HUB, None, None, 0, 0)
+    settings = PrepareSettings(sources=(), text_column=column, hf_config="en", hf_split="test", hf_revision="abc")
     units = plan_units(sources, [False] * len(sources), column, None)
-    return [str(part.content) for unit in units for part in unit_parts(unit, reading)]
+    return [str(part.content) for unit in units for part in unit_parts(unit, settings, 0)]
 
 
 HUB = {"name": "en", "split": "test", "revision": "abc"}

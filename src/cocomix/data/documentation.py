@@ -15,11 +15,10 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["DocumentationEntry", "documentation_entries", "documentation_identity", "documentation_texts"]
+__all__ = ["documentation_identity", "documentation_texts"]
 
 MIN_DOCSTRING_CHARACTERS = 160
 """Shorter docstrings say little more than the name they belong to (our choice)."""
@@ -55,20 +54,6 @@ _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-@dataclass(frozen=True)
-class DocumentationEntry:
-    """One document of the stream: a Python source file, or one help topic."""
-
-    name: str
-    """Path below the folder of its library, with forward slashes (the same on every machine), and the help topic."""
-    path: Path
-    """The source file."""
-    size: int
-    """Bytes to read from the disk; 0 for a help topic, whose text is here already."""
-    text: str | None = None
-    """The help topic's text; None for a source file, which is read when its turn comes."""
-
-
 def documentation_identity() -> str:
     """SHA-256 (hex) over the names and versions of Python and of the installed packages."""
     folders = [Path(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib")]
@@ -76,8 +61,10 @@ def documentation_identity() -> str:
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
-def documentation_entries(roots: list[Path] | None = None) -> list[DocumentationEntry]:
-    """List what there is to read, in the order of the stream.
+def documentation_texts(roots: list[Path] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield name and documentation of every document in the order of the stream; empty where a source has none.
+
+    A name is the path below the folder of its library, the same on every machine; for a help topic, its title follows.
 
     Args:
         roots: folders of packages; by default the standard library and the installed packages of this interpreter.
@@ -85,17 +72,23 @@ def documentation_entries(roots: list[Path] | None = None) -> list[Documentation
     if roots is None:
         paths = sysconfig.get_paths()
         roots = [Path(paths[kind]) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    entries: dict[str, DocumentationEntry] = {}
+    found: dict[str, Path | str] = {}  # a source file, or the text of a help topic
     for root in dict.fromkeys(root.resolve() for root in roots):
         for path in _sources(root):
             name = path.relative_to(root).as_posix()
             if name == _TOPICS:
-                found = [DocumentationEntry(f"{name}:{topic}", path, 0, text) for topic, text in _topics(path)]
+                for topic, text in _topics(path):
+                    found.setdefault(f"{name}:{topic}", text)
             else:
-                found = [DocumentationEntry(name, path, path.stat().st_size)]
-            for entry in found:
-                entries.setdefault(entry.name, entry)
-    return sorted(entries.values(), key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
+                found.setdefault(name, path)
+    seen: set[bytes] = set()
+    for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        document = found[name]
+        if isinstance(document, str):
+            yield name, _fresh_paragraphs(document, seen)
+        else:
+            texts = [_fresh_paragraphs(text, seen) for text in _docstrings(document) if _is_prose(text)]
+            yield name, "\n\n".join(filter(None, texts))
 
 
 def _sources(root: Path) -> Iterator[Path]:
@@ -106,23 +99,11 @@ def _sources(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def documentation_texts(entries: Iterable[DocumentationEntry]) -> Iterator[tuple[DocumentationEntry, str]]:
-    """Yield every entry and its documentation, empty where there is none; sources that do not parse have none."""
-    seen: set[bytes] = set()
-    for entry in entries:
-        if entry.text is not None:
-            yield entry, _fresh_paragraphs(entry.text, seen)
-            continue
-        tree = _parse(entry)
-        texts = [] if tree is None else [_fresh_paragraphs(text, seen) for text in _docstrings(tree) if _is_prose(text)]
-        yield entry, "\n\n".join(text for text in texts if text)
-
-
-def _parse(entry: DocumentationEntry) -> ast.Module | None:
-    if entry.size > MAX_SOURCE_BYTES:
-        return None
+def _parsed(path: Path) -> ast.Module | None:
     try:
-        source = entry.path.read_bytes()
+        if path.stat().st_size > MAX_SOURCE_BYTES:
+            return None
+        source = path.read_bytes()
         if b'"""' not in source and b"'''" not in source:
             return None
         with warnings.catch_warnings():
@@ -132,9 +113,10 @@ def _parse(entry: DocumentationEntry) -> ast.Module | None:
         return None
 
 
-def _docstrings(tree: ast.Module) -> Iterator[str]:
-    """Docstrings of the module and of every class and function in it, in source order."""
-    stack: list[ast.AST] = [tree]
+def _docstrings(path: Path) -> Iterator[str]:
+    """Docstrings of a module and of every class and function in it, in source order; none where it does not parse."""
+    tree = _parsed(path)
+    stack: list[ast.AST] = [] if tree is None else [tree]
     while stack:
         node = stack.pop()
         if isinstance(node, _DOCUMENTED):

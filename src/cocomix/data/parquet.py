@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ROWS", "open_parquet", "row_batches", "row_text"]
+__all__ = ["ROWS", "open_parquet", "row_batches"]
 
 ROWS = 64
 """Rows decoded at once (our choice: what they hold stays small beside a model)."""
@@ -64,20 +64,6 @@ def row_batches(
             yield batch.column(0).cast(pa.large_binary()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise _unreadable(where, error) from error
-
-
-def row_text(where: str, number: int, value: bytes | None, text_column: str) -> str:
-    """One row's text, with lone surrogates for bytes that are not UTF-8: `clean_text` takes them out.
-
-    Raises:
-        CoCoMixError: it holds none.
-    """
-    if value is None:
-        raise CoCoMixError(
-            f"{where}, row {number}: {text_column!r} holds null, not text; name the column of the text with "
-            "--text-column, or remove the row."
-        )
-    return value.decode("utf-8", "surrogateescape")
 
 
 def _is_text(type_: pa.DataType) -> bool:

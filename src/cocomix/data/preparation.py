@@ -36,7 +36,7 @@ from cocomix.data.tokenizer import (
     vocabulary_size,
 )
 from cocomix.data.tokens import HELDOUT_HASHES, SourceMeta, SplitMeta, Tokens, TokensFile, TokensManifest
-from cocomix.data.units import ALGORITHM, Encoding, Reading, Unit, encode_unit, plan_units, unit_parts
+from cocomix.data.units import ALGORITHM, Encoding, Unit, encode_unit, plan_units, unit_parts
 from cocomix.data.workers import Workers
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
@@ -142,6 +142,7 @@ class _Preparation:
             "algorithm": ALGORITHM,
         }
         self.units: list[Unit] = []
+        self.bos: int | None = None
         self.read = 0.0
         """Megabytes of input that are encoded and kept."""
 
@@ -162,25 +163,23 @@ class _Preparation:
 
     def encoding(self, folder: Path) -> Encoding:
         """Get the tokenizer, and cut the input into units."""
+        from cocomix.runtime.hub import load_tokenizer  # takes seconds
+
         settings, work = self.settings, folder / _WORK
         (work / "units").mkdir(parents=True, exist_ok=True)
         for source in self.sources:
             if source.ignored:
                 logger.info("%s: left out %s files of other kinds", source.name, f"{source.ignored:,}")
-        reading = Reading(
-            settings.text_column,
-            settings.hub,
-            settings.token_dtype,
-            settings.max_bytes,
-            settings.seed,
-            self.threshold,
-        )
         made_of = {
             name: value for name, value in self.identity.items() if name not in ("block_size", "tokens_per_file")
         }
         place = work / f"tokenizer-{fingerprint_json(made_of)[:16]}"
         if not place.exists():
-            made = self._trained_tokenizer(reading) if settings.tokenizer is None else self._given_tokenizer()
+            if settings.tokenizer is None:
+                made, name = self._trained_tokenizer(), "trained here"
+            else:
+                made, name = load_tokenizer(settings.tokenizer, settings.tokenizer_revision), settings.tokenizer
+            set_begin_of_text(made, settings.prepend_bos, name)
             aside = work / f".tokenizer-{uuid.uuid4().hex}.tmp"
             made.save_pretrained(aside)
             try:
@@ -188,36 +187,28 @@ class _Preparation:
             except OSError:
                 if not place.exists():  # otherwise another job that shares the work was faster
                     raise
-        from cocomix.runtime.hub import load_tokenizer  # takes seconds
-
         tokenizer = load_tokenizer(str(place))
         eos = int(tokenizer.eos_token_id)
+        self.bos = int(tokenizer.bos_token_id) if settings.prepend_bos else None
         self.units = self._planned(token_files(place, eos, settings.token_dtype))
         fingerprint, size = tokenizer_fingerprint(tokenizer), vocabulary_size(tokenizer)
-        return Encoding(reading, work / "units", place, fingerprint, eos, size)
+        return Encoding(settings, self.threshold, work / "units", place, fingerprint, eos, size)
 
     def _planned(self, of_tokens: TokenFiles | None) -> list[Unit]:
         return plan_units(self.sources, self.validates, self.settings.text_column, of_tokens)
 
-    def _given_tokenizer(self) -> "PreTrainedTokenizerFast":
-        from cocomix.runtime.hub import load_tokenizer  # takes seconds
-
-        tokenizer = load_tokenizer(str(self.settings.tokenizer), self.settings.tokenizer_revision)
-        set_begin_of_text(tokenizer, self.settings.prepend_bos, str(self.settings.tokenizer))
-        return tokenizer
-
-    def _trained_tokenizer(self, reading: Reading) -> "PreTrainedTokenizerFast":
+    def _trained_tokenizer(self) -> "PreTrainedTokenizerFast":
         """Train a BPE on the head of the training documents."""
         wanted, limit = self.settings.vocab_size, self.settings.tokenizer_training_bytes
         assert wanted is not None
         documents: list[tuple[int, list[str]]] = []  # draw and pieces of each
         pieces, held, size = list[str](), 0, 0
         units = (unit for unit in self._planned(None) if not unit.validates)
-        for part in (part for unit in units for part in unit_parts(unit, reading)):
+        for part in (part for unit in units for part in unit_parts(unit, self.settings, self.threshold)):
             pieces.append(str(part.content))
             held += part.bytes
             if part.last or size + held >= limit:
-                draw = int(draws_of(np.array([part.hash], dtype="<u8"), reading.seed)[0]) if part.last else ALL
+                draw = int(draws_of(np.array([part.hash], dtype="<u8"), self.settings.seed)[0]) if part.last else ALL
                 documents.append((draw, pieces))
                 size += held if draw >= self.threshold else 0
                 pieces, held = [], 0
@@ -230,7 +221,6 @@ class _Preparation:
         tokenizer = train_tokenizer((text for draw, texts in documents if draw >= cutoff for text in texts), wanted)
         if (reached := vocabulary_size(tokenizer)) < wanted:
             logger.warning("the training text is enough for a vocabulary of %s, not %s", f"{reached:,}", f"{wanted:,}")
-        set_begin_of_text(tokenizer, self.settings.prepend_bos, "trained here")
         return tokenizer
 
     def encode(self, encoding: Encoding, pool: Workers, share: slice = slice(None)) -> list[Member]:
@@ -263,11 +253,7 @@ class _Preparation:
     def pack(self, folder: Path, encoding: Encoding, members: list[Member], pool: Workers) -> TokensManifest:
         """Divide the documents and write the blocks of both splits."""
         settings = self.settings
-        from cocomix.runtime.hub import load_tokenizer  # takes seconds
-
-        tokenizer = load_tokenizer(str(encoding.tokenizer))
-        bos = int(tokenizer.bos_token_id) if settings.prepend_bos else None
-        shape = BlockShape(settings.block_size, bos, settings.tokens_per_file)
+        shape = BlockShape(settings.block_size, self.bos, settings.tokens_per_file)
         division = divide(members, drawn=self.drawn, max_bytes=settings.max_bytes, needed=shape.taken)
         self._check_division(division, shape)
         plans = {
@@ -299,7 +285,7 @@ class _Preparation:
             tokenizer_name=settings.tokenizer or f"byte-level BPE of {encoding.vocab_size:,} trained here",
             vocab_size=encoding.vocab_size,
             eos_token_id=encoding.eos_token_id,
-            bos_token_id=bos,
+            bos_token_id=self.bos,
             block_size=settings.block_size,
             seed=settings.seed,
             sources=tuple(self._source_metas(division)),

@@ -1,16 +1,11 @@
 """The settings of `cocomix prepare`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cocomix.data.tokenizer import (
-    check_vocab_size,
-)
+from cocomix.data.tokenizer import check_vocab_size
 from cocomix.runtime.errors import CoCoMixError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["PrepareSettings", "check_settings"]
 

@@ -4,6 +4,9 @@ Everything streams: a piece of about a megabyte, a line or a few rows are held a
 Data sets of the Hugging Face Hub are read by `datasets` (see `cocomix.data.units`). Files are not, because its readers
 (5.2) hold a whole plain-text document or JSON array in memory, read a line of any length, end a truncated .zst file
 without a word, turn numbers into texts, and name neither file nor line in errors.
+
+Bytes are decoded with `surrogateescape`, so that bytes that are not UTF-8 and lone surrogates, which JSON can spell,
+are the same thing when `clean_text` looks.
 """
 
 import codecs
@@ -18,19 +21,20 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from cocomix.artifacts import explained, file_system, retried, url_of
-from cocomix.data.decoding import clean_text, text_of
-from cocomix.data.parquet import open_parquet, row_batches, row_text
+from cocomix.data.parquet import open_parquet, row_batches
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "MAX_LINE_BYTES",
     "SUPPORTED_SUFFIXES",
     "Piece",
+    "clean_text",
     "file_kind",
     "is_compressed",
     "opened",
     "pieces",
     "read_texts",
+    "text_of",
 ]
 
 PIECE_CHARACTERS = 1_000_000
@@ -43,6 +47,8 @@ SUPPORTED_SUFFIXES = ".txt, .md, .jsonl, .json (each also with .gz or .zst) and 
 _CHUNK_BYTES = 1 << 18  # also bounds what is unpacked at once
 _KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
+_MAX_INVALID_SHARE = 0.1
+_INVALID = re.compile("[\ud800-\udfff]")
 _PARAGRAPH_BREAK = re.compile(r"(?<=[^\W_])(?=\r?\n\r?\n)")
 _WORD_END = re.compile(r"(?<=[^\W_])(?=\s)")
 
@@ -100,7 +106,11 @@ def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = 
         stream: Any = raw if codec is None else pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
         position = start
         try:
-            for text, last in _texts(where, io.BufferedReader(stream, _CHUNK_BYTES), text_column, start, stop):
+            buffered = io.BufferedReader(stream, _CHUNK_BYTES)
+            texts = _json_texts(where, buffered, text_column, start, stop)
+            if file_kind(where) == "text":
+                texts = _plain_text(where, buffered)
+            for text, last in texts:
                 reached = raw.tell() if stop is None else min(raw.tell(), stop)
                 yield from _cleaned(text, last, max(0, reached - position), where)
                 position = max(position, reached)
@@ -108,12 +118,6 @@ def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = 
             if codec is None:
                 raise
             raise CoCoMixError(f"{where} is truncated or damaged ({error}); fetch or compress it again.") from error
-
-
-def _texts(where: str, stream: BinaryIO, text_column: str, start: int, stop: int | None) -> _Texts:
-    if file_kind(where) == "text":
-        return _plain_text(where, stream)
-    return _json_texts(where, stream, text_column, start, stop)
 
 
 def _cleaned(text: str, last: bool, read: int, where: str) -> Iterator[Piece]:
@@ -147,6 +151,45 @@ def _cut(text: str, start: int, end: int) -> int:
             if cuts:
                 return cuts[-1]
     return end
+
+
+def clean_text(text: str, where: str) -> tuple[str, int]:
+    """The text with U+FFFD for what has no UTF-8 form, and how often that was put in.
+
+    Raises:
+        CoCoMixError: there is so much of it that the file is no UTF-8 text.
+    """
+    if text.isascii():
+        return text, 0
+    text, invalid = _INVALID.subn("\ufffd", text)
+    if invalid > max(16, _MAX_INVALID_SHARE * len(text)):
+        raise CoCoMixError(
+            f"{where} is not a UTF-8 text file ({invalid:,} of {len(text):,} characters cannot be decoded); "
+            "convert it to UTF-8 or leave it out."
+        )
+    return text, invalid
+
+
+def text_of(value: object, text_column: str, where: str = "") -> str:
+    """`value`, if it is a text.
+
+    Args:
+        value: from JSON, Parquet or a data set of the Hub; bytes may hold what is not UTF-8.
+        text_column: where it stood.
+        where: begins the message, such as `"books.parquet, row 3: "`.
+
+    Raises:
+        CoCoMixError: it is none.
+    """
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        return value
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+    raise CoCoMixError(
+        f"{where}{text_column!r} holds {names.get(type(value), 'an object')}, not text; name the column of the text "
+        "with --text-column, or remove the row."
+    )
 
 
 # ---- kinds of files ------------------------------------------------------------------------------------------------
@@ -235,7 +278,7 @@ def _parquet_texts(where: str, raw: BinaryIO, text_column: str, start: int, stop
     for values in row_batches(where, file, text_column, list(groups)):
         for value in values:
             number += 1
-            yield from _cleaned(row_text(where, number, value, text_column), True, 0, where)
+            yield from _cleaned(text_of(value, text_column, f"{where}, row {number}: "), True, 0, where)
 
 
 # ---- opening -------------------------------------------------------------------------------------------------------

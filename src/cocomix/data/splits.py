@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ class Member:
         return Documents(rows["end"][last].astype(np.int64), hashes, sizes, invalid, validates & (self.threshold > 0))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Division:
     """Which documents are in which split, and how many.
 
@@ -90,15 +90,15 @@ class Division:
     """
 
     members: tuple[Member, ...]
-    tokens: dict[str, list[int]]
-    documents: dict[str, int]
-    bytes: dict[str, int]
-    source_documents: dict[int, int]
-    source_bytes: dict[int, int]
-    invalid: int
-    heldout: NDArray[np.uint64]
-    single: bool
-    both: int
+    tokens: dict[str, list[int]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
+    documents: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    source_documents: Counter[int] = field(default_factory=Counter)
+    source_bytes: Counter[int] = field(default_factory=Counter)
+    invalid: int = 0
+    heldout: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype="<u8"))
+    single: bool = False
+    both: int = 0
 
 
 def divide(members: Sequence[Member], *, drawn: bool, max_bytes: int | None, needed: int) -> Division:
@@ -156,35 +156,23 @@ def _moved(members: Sequence[Member], needed: int, order: int) -> int:
 
 
 def _counted(members: Sequence[Member]) -> Division:
-    tokens: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
-    documents, sizes = Counter[str](), Counter[str]()
-    source_documents, source_bytes = Counter[int](), Counter[int]()
-    invalid, heldout, lowest, highest = 0, [np.empty(0, dtype="<u8")], ALL, 0
+    division = Division(tuple(members))
+    heldout, lowest, highest = [division.heldout], ALL, 0
     for member in members:
         found = member.documents()
         for split, inside in ((TRAIN, ~found.validates), (VALIDATION, found.validates)):
-            tokens[split].append(int(found.tokens[inside].sum()))
-            documents[split] += int(inside.sum())
-            sizes[split] += int(found.bytes[inside].sum())
-        source_documents[member.source] += len(found.ends)
-        source_bytes[member.source] += int(found.bytes.sum())
-        invalid += int(found.invalid.sum())
+            division.tokens[split].append(int(found.tokens[inside].sum()))
+            division.documents[split] += int(inside.sum())
+            division.bytes[split] += int(found.bytes[inside].sum())
+        division.source_documents[member.source] += len(found.ends)
+        division.source_bytes[member.source] += int(found.bytes.sum())
+        division.invalid += int(found.invalid.sum())
         heldout.append(found.hashes[found.validates])
         if len(found.hashes):
             lowest, highest = min(lowest, int(found.hashes.min())), max(highest, int(found.hashes.max()))
-    hashes = np.unique(np.concatenate(heldout))
-    both = 0
+    division.heldout = np.unique(np.concatenate(heldout))
+    division.single = lowest == highest
     if any(member.threshold == ALL for member in members):
-        both = sum(int(np.isin(m.documents().hashes, hashes).sum()) for m in members if m.threshold != ALL)
-    return Division(
-        members=tuple(members),
-        tokens=tokens,
-        documents=documents,
-        bytes=sizes,
-        source_documents=source_documents,
-        source_bytes=source_bytes,
-        invalid=invalid,
-        heldout=hashes,
-        single=lowest == highest,
-        both=both,
-    )
+        training = (member.documents().hashes for member in members if member.threshold != ALL)
+        division.both = sum(int(np.isin(hashes, division.heldout).sum()) for hashes in training)
+    return division

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset, get_worker_info
 
-from cocomix.data.decoding import clean_text
-from cocomix.data.parquet import open_parquet, row_batches, row_text
+from cocomix.data.parquet import open_parquet, row_batches
 from cocomix.data.permutation import permuted
-from cocomix.data.reading import pieces
+from cocomix.data.reading import clean_text, pieces, text_of
 from cocomix.data.stream_shards import RowGroup, open_shard
 from cocomix.data.tokenizer import encode_batch
 from cocomix.runtime.errors import CoCoMixError
@@ -86,7 +85,7 @@ class StreamSource:
             file = open_parquet(group.url, stream, self.text_column)
             for values in row_batches(where, file, self.text_column, [group.number]):
                 wanted = range(max(row, first_row), row + len(values))
-                rows = [row_text(where, at, values[at - row], self.text_column) for at in wanted]
+                rows = [text_of(values[at - row], self.text_column, f"{where}, row {at}: ") for at in wanted]
                 texts = [clean_text(text, where)[0] for text in rows]
                 for at, tokens in zip(wanted, self._encoded(texts), strict=True):
                     if len(tokens):

@@ -118,16 +118,13 @@ def begin_of_text(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     return int(own[0]) if len(own) > len(plain) and own[0] == tokenizer.bos_token_id else None
 
 
-def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, name: str) -> int | None:
+def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, name: str) -> None:
     """Have a tokenizer begin texts as the blocks begin that are made with it, saved copies of it included.
 
     Args:
         tokenizer: changed in place; its fingerprint stays.
         prepend_bos: whether a text begins with the begin-of-text token.
         name: of the tokenizer, for the message.
-
-    Returns:
-        The token, `None` without `prepend_bos`.
 
     Raises:
         CoCoMixError: it has none.
@@ -139,7 +136,6 @@ def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, n
         )
     if prepend_bos != (begin_of_text(tokenizer) is not None):
         tokenizer.add_bos_token = prepend_bos
-    return int(tokenizer.bos_token_id) if prepend_bos else None
 
 
 def plain_encoder(tokenizer: "PreTrainedTokenizerFast | Path") -> Tokenizer:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cocomix.artifacts import fingerprint_json
-from cocomix.data.decoding import text_of
 from cocomix.data.document_hash import DocumentHash, draws_of
 from cocomix.data.documents import Source
 from cocomix.data.parquet import open_parquet
-from cocomix.data.reading import Piece, file_kind, is_compressed, opened, pieces, read_texts
+from cocomix.data.prepare_settings import PrepareSettings
+from cocomix.data.reading import Piece, file_kind, is_compressed, opened, pieces, read_texts, text_of
 from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import encode_batch, plain_encoder
 from cocomix.data.tokens import token_dtype
@@ -34,7 +34,6 @@ __all__ = [
     "ALGORITHM",
     "Encoding",
     "Part",
-    "Reading",
     "Span",
     "Unit",
     "encode_unit",
@@ -86,37 +85,12 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How documents are read; picklable.
-
-    Attributes:
-        text_column: field or column that holds the text.
-        hub: configuration, split and revision of data sets on the Hub.
-        token_dtype: of the tokens in token files; told from their content if it is None.
-        max_bytes: of training text, after which a unit may end.
-        seed: of the split, for `max_bytes`.
-        threshold: of the split, for `max_bytes`.
-    """
-
-    text_column: str
-    hub: dict[str, Any]
-    token_dtype: str | None
-    max_bytes: int | None
-    seed: int
-    threshold: int
-
-    def values(self) -> dict[str, Any]:
-        """What determines the documents of a unit, as JSON."""
-        values = asdict(self)
-        return {**values, "seed": 0, "threshold": 0} if self.max_bytes is None else values
-
-
-@dataclass(frozen=True)
 class Encoding:
     """How units are encoded; picklable.
 
     Attributes:
-        reading: how their documents are read.
+        settings: how their documents are read.
+        threshold: of the split, for `max_bytes`.
         folder: of the logs.
         tokenizer: folder of the tokenizer.
         tokenizer_fingerprint: of it.
@@ -124,7 +98,8 @@ class Encoding:
         vocab_size: of the tokenizer; says the type of the tokens.
     """
 
-    reading: Reading
+    settings: PrepareSettings
+    threshold: int
     folder: Path
     tokenizer: Path
     tokenizer_fingerprint: str
@@ -133,9 +108,18 @@ class Encoding:
 
     def log(self, unit: Unit) -> UnitLog:
         """The log of a unit."""
+        settings, limited = self.settings, self.settings.max_bytes is not None
+        reading = {
+            "text_column": settings.text_column,
+            "hub": settings.hub,
+            "token_dtype": settings.token_dtype,
+            "max_bytes": settings.max_bytes,
+            "seed": settings.seed if limited else 0,
+            "threshold": self.threshold if limited else 0,
+        }
         of_unit = [unit.kind, unit.validates, [asdict(span) for span in unit.spans]]
         of_tokens = [self.tokenizer_fingerprint, self.eos_token_id, self.vocab_size]
-        name = fingerprint_json([ALGORITHM, self.reading.values(), of_unit, of_tokens])[:32]
+        name = fingerprint_json([ALGORITHM, reading, of_unit, of_tokens])[:32]
         return UnitLog(self.folder / name, token_dtype(self.vocab_size))
 
 
@@ -150,7 +134,7 @@ def plan_units(
     Args:
         sources: what to read.
         validates: of each, whether it is one of the validation split's.
-        text_column: as of `Reading`.
+        text_column: field or column that holds the text.
         token_files: reads sources of kind `tokens`.
 
     Raises:
@@ -227,22 +211,25 @@ class Part(NamedTuple):
     read: int
 
 
-def unit_parts(unit: Unit, reading: Reading, token_files: TokenFiles | None = None) -> Iterator[Part]:
+def unit_parts(
+    unit: Unit, settings: PrepareSettings, threshold: int, token_files: TokenFiles | None = None
+) -> Iterator[Part]:
     """The documents of a unit; texts of nothing but white space are left out.
 
     With `max_bytes`, ends where the unit's training documents, or one document, have so many.
 
     Args:
         unit: what to read.
-        reading: how.
+        settings: how.
+        threshold: of the split, for `max_bytes`.
         token_files: reads units of kind `tokens`.
 
     Raises:
         CoCoMixError: a source cannot be read.
     """
-    limit = math.inf if reading.max_bytes is None or unit.validates else reading.max_bytes
+    limit = math.inf if settings.max_bytes is None or unit.validates else settings.max_bytes
     digest, size, training, unread = DocumentHash(), 0, 0, 0
-    for content, text, last, invalid, read in _contents(unit, reading, token_files):
+    for content, text, last, invalid, read in _contents(unit, settings, token_files):
         unread += read
         if last and not size and (not text or text.isspace()) and isinstance(content, str):
             continue
@@ -253,59 +240,53 @@ def unit_parts(unit: Unit, reading: Reading, token_files: TokenFiles | None = No
         unread = 0
         if last:
             if limit < math.inf:
-                draw = int(draws_of(np.array([digest.value()], dtype="<u8"), reading.seed)[0])
-                training += size if draw >= reading.threshold else 0
+                draw = int(draws_of(np.array([digest.value()], dtype="<u8"), settings.seed)[0])
+                training += size if draw >= threshold else 0
                 if max(training, size) >= limit:
                     return
             digest, size = DocumentHash(), 0
 
 
 def _contents(
-    unit: Unit, reading: Reading, token_files: TokenFiles | None
+    unit: Unit, settings: PrepareSettings, token_files: TokenFiles | None
 ) -> Iterator[tuple[str | NDArray[Any], bytes, bool, int, int]]:
     """Content, text as UTF-8, whether the document ends, invalid characters, bytes of input."""
-    if unit.kind == "tokens":
-        assert token_files is not None
-        for span in unit.spans:
+    for span in unit.spans:
+        if unit.kind == "tokens":
+            assert token_files is not None
             assert span.stop is not None
             for tokens, text, last, read in token_files.documents(span.where, span.start, span.stop):
                 yield tokens, text, last, 0, read
-        return
-    for piece in _pieces(unit, reading):
-        yield piece.text, piece.text.encode(), piece.last, piece.invalid, piece.read
+            continue
+        for piece in _pieces(unit.kind, span, settings):
+            yield piece.text, piece.text.encode(), piece.last, piece.invalid, piece.read
 
 
-def _pieces(unit: Unit, reading: Reading) -> Iterator[Piece]:
-    for span in unit.spans:
-        if unit.kind == "files":
-            yield from read_texts(span.where, reading.text_column, span.start, span.stop)
-        elif unit.kind == "hub":
-            yield from _hub_pieces(span, reading)
-        else:
-            from cocomix.data.documentation import documentation_entries, documentation_texts
+def _pieces(kind: str, span: Span, settings: PrepareSettings) -> Iterator[Piece]:
+    if kind == "files":
+        yield from read_texts(span.where, settings.text_column, span.start, span.stop)
+    elif kind == "hub":
+        for text in _hub_texts(span, settings):
+            *first, rest = pieces(text)
+            yield from (Piece(part, last=False) for part in first)
+            yield Piece(rest)
+    else:
+        from cocomix.data.documentation import documentation_texts
 
-            for _, text in documentation_texts(documentation_entries()):
-                yield Piece(text)
+        yield from (Piece(text) for _, text in documentation_texts())
 
 
-def _hub_pieces(span: Span, reading: Reading) -> Iterator[Piece]:
+def _hub_texts(span: Span, settings: PrepareSettings) -> Iterator[str]:
     assert span.stop is not None
-    rows = _hub_rows(span.where, reading.hub).shard(num_shards=span.stop, index=span.start)
+    rows = _hub_rows(span.where, settings.hub).shard(num_shards=span.stop, index=span.start)
     for number, row in enumerate(rows):
         where = f"{span.where}, shard {span.start}, row {number}"
-        if reading.text_column not in row:
+        if settings.text_column not in row:
             raise CoCoMixError(
-                f"{where}: there is no column {reading.text_column!r}; the columns are {', '.join(map(repr, row))}; "
-                "choose one with --text-column."
+                f"{where}: there is no column {settings.text_column!r}; the columns are "
+                f"{', '.join(map(repr, row))}; choose one with --text-column."
             )
-        try:
-            text = text_of(row[reading.text_column], reading.text_column)
-        except CoCoMixError as error:
-            raise CoCoMixError(f"{where}: {error}") from error
-        *first, rest = pieces(text)
-        for part in first:
-            yield Piece(part, last=False)
-        yield Piece(rest)
+        yield text_of(row[settings.text_column], settings.text_column, f"{where}: ")
 
 
 def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
@@ -340,8 +321,8 @@ def encode_unit(encoding: Encoding, unit: Unit, advance: Callable[[float], None]
         if log.finished:
             advance(unit.size)
             return
-        of_tokens = token_files(encoding.tokenizer, encoding.eos_token_id, encoding.reading.token_dtype)
-        parts = unit_parts(unit, encoding.reading, of_tokens)
+        of_tokens = token_files(encoding.tokenizer, encoding.eos_token_id, encoding.settings.token_dtype)
+        parts = unit_parts(unit, encoding.settings, encoding.threshold, of_tokens)
         read = sum(part.read for part in islice(parts, log.kept))
         advance(read)
         for batch in _batches(parts):

@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, TypeVar
@@ -31,7 +30,6 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
-        self._exit = ExitStack()
 
     def __enter__(self) -> "Workers":
         return self

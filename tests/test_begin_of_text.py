@@ -14,13 +14,22 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.artifacts import read_json
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, FitSettings, TeacherLabeller, load_teacher, measure_fit
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import (
+    AttributionConfig,
+    ConceptDictionary,
+    ConceptTeacher,
+    DictionaryConfig,
+    FitSettings,
+    TeacherConfig,
+    TeacherLabeller,
+    load_teacher,
+    measure_fit,
+)
 from cocomix.data import VALIDATION, Tokens, begin_of_text
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
-from cocomix.labelling import LabelBlocks, Labels, LabelSettings, fit_on_data, label_data, open_labeller
+from cocomix.labelling import LabelBlocks, Labels, fit_on_data, label_data, open_labeller
 from cocomix.model.concept_head import IGNORE
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer
@@ -101,9 +110,13 @@ def gemma(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Gemma
     )
 
 
+def made_by(gemma: Gemma) -> AttributionConfig:
+    return AttributionConfig(teacher=gemma.teacher, dictionary=gemma.dictionary)
+
+
 @pytest.fixture(scope="module")
 def labels(gemma: Gemma) -> Path:
-    label_data(gemma.begun.path, LabelSettings().config(gemma.teacher, gemma.dictionary), gemma.begun.path / "labels")
+    label_data(gemma.begun.path, made_by(gemma), gemma.begun.path / "labels")
     return gemma.begun.path / "labels"
 
 
@@ -125,7 +138,7 @@ def test_without_the_token_the_refusal_names_the_option(
     gemma: Gemma, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "cocomix")
-    config = LabelSettings().config(gemma.teacher, gemma.dictionary)
+    config = made_by(gemma)
     with pytest.raises(CoCoMixError, match=r"does not describe the output of block 0 .* --prepend-bos, or use --force"):
         label_data(gemma.plain.path, config, tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
@@ -158,11 +171,11 @@ def test_labels_made_while_training_are_the_stored_ones(
     gemma: Gemma, labels: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "cocomix")
-    labeller = open_labeller(gemma.begun, LabelSettings().config(gemma.teacher, gemma.dictionary)).labeller
+    labeller = open_labeller(gemma.begun, made_by(gemma)).labeller
     assert isinstance(labeller, TeacherLabeller)
     assert "begin-of-text" not in caplog.text
     blocks = torch.stack([row["input_ids"] for row in gemma.begun.split(VALIDATION)])
-    made = OnlineLabels(labeller.teacher, LabelSettings()).label(blocks)
+    made = OnlineLabels(labeller, made_by(gemma), torch.device("cpu")).label(blocks)
     assert torch.equal(made, rows(Labels.open(labels).split(VALIDATION)).long())
     padded = torch.cat([torch.full((len(blocks), 2), 3), blocks[:, :-2]], dim=1)  # on the left
     mask = torch.ones_like(padded).index_fill_(1, torch.tensor([0, 1]), 0)
@@ -179,11 +192,11 @@ def test_a_dictionary_of_contexts_without_the_token_asks_for_data_without(gemma:
     with pytest.raises(
         CoCoMixError, match=r"without the begin-of-text token, .* prepare the data without --prepend-bos"
     ):
-        open_labeller(gemma.begun, LabelSettings().config(gemma.teacher, dictionary))
+        open_labeller(gemma.begun, AttributionConfig(teacher=gemma.teacher, dictionary=dictionary))
     sink_dictionary(teacher, begin, prepend_bos=None).save(tmp_path / "silent")
     silent = DictionaryConfig(path=str(tmp_path / "silent"))
     with pytest.raises(CoCoMixError, match=r"\); check the layer and the SAE, or use --force"):
-        open_labeller(gemma.plain, LabelSettings().config(gemma.teacher, silent))
+        open_labeller(gemma.plain, AttributionConfig(teacher=gemma.teacher, dictionary=silent))
 
 
 def test_the_fit_is_that_of_the_text(gemma: Gemma) -> None:

@@ -174,7 +174,7 @@ def read_recipe(block: Block) -> None:
         return
     demo = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
     part = yaml.safe_load(block.code)
-    whole = merged({**demo, "labels": None if "mixture" in str(part.get("data")) else "labels"}, part)
+    whole = merged({**demo, "labels": None if isinstance(part.get("data"), dict) else "labels"}, part)
     RunConfig.model_validate({**whole, "data": part.get("data", "data")})
 
 

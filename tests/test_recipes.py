@@ -30,7 +30,9 @@ TOY_OTHERS = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-ON_THE_HUB = [path.stem for path in RECIPES if (teacher := load_recipe(path).teacher) is not None and teacher.revision]
+ON_THE_HUB = [
+    path.stem for path in RECIPES if (labels := load_recipe(path).labels) and labels.teacher and labels.teacher.revision
+]
 GPU_HOUR = 0.30 * 989e12 * 3600  # FLOPs, as docs/recipes.md assumes them
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 
@@ -96,14 +98,16 @@ def test_dictionaries_are_what_saelens_lists() -> None:
     seen = set()
     for stem in ON_THE_HUB:
         recipe = load_recipe(recipes_folder() / f"{stem}.yaml")
-        assert recipe.teacher is not None
-        assert recipe.dictionary is not None
-        release, sae_id = recipe.dictionary.path, recipe.dictionary.sae_id
+        assert recipe.labels is not None
+        teacher, dictionary = recipe.labels.teacher, recipe.labels.dictionary
+        assert teacher is not None
+        assert dictionary is not None
+        release, sae_id = dictionary.path, dictionary.sae_id
         seen.add(release)
         assert sae_id in {sae["id"] for sae in registry[release]["saes"]}
-        model = recipe.teacher.model.removeprefix("openai-community/")
+        model = teacher.model.removeprefix("openai-community/")
         assert registry[release]["model"].removesuffix("-small") == model
-        assert f"{recipe.teacher.layer}" in re.findall(r"\d+", sae_id or "")
+        assert f"{teacher.layer}" in re.findall(r"\d+", sae_id or "")
         (size,) = {size for size in sizes if re.search(rf"(?<!\d){size}\b", f"{release} {sae_id}".replace("_", " "))}
         assert recipe.model.num_concepts == sizes[size]
     assert len(seen) == 4
@@ -130,7 +134,7 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
     overrides += ["training.per_device_train_batch_size=2", "training.bf16=false"]
     overrides += ["training.gradient_accumulation_steps=1", "training.dataloader_num_workers=0", f"tokens={4 * BLOCK}"]
     # The labels at hand come from the toy teacher, which is 16 wide.
-    overrides += ["teacher=null", "dictionary=null", "attribution=null", "model.teacher_hidden_size=null"]
+    overrides += ["teacher=null", "model.teacher_hidden_size=null"]
     if recipe.predicts_hidden or recipe.distillation is not None:
         overrides.append(f"teacher={{model: {workshop.teacher}, layer: 1}}")
     if recipe.distillation is not None and recipe.distillation.targets != "online":

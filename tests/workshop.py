@@ -9,11 +9,10 @@ import torch
 import yaml
 
 from cocomix.artifacts import MANIFEST, file_entry, read_json, write_json
-from cocomix.concepts import FitSettings
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import AttributionConfig, DictionaryConfig, FitSettings, TeacherConfig
 from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.interop import export_run
-from cocomix.labelling import LabelSettings, distill_data, fit_on_data, label_data
+from cocomix.labelling import distill_data, fit_on_data, label_data
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
 
@@ -79,7 +78,9 @@ class Workshop:
     def labels(self) -> Path:
         output = self.folder / "labels"
         source = TeacherConfig(model=str(self.teacher), layer=1)
-        label_data(self.data, LabelSettings().config(source, DictionaryConfig(path=str(self.dictionary))), output)
+        label_data(
+            self.data, AttributionConfig(teacher=source, dictionary=DictionaryConfig(path=str(self.dictionary))), output
+        )
         return output
 
     @cached_property

@@ -15,7 +15,7 @@ def reference_pages() -> dict[str, str]:
     """Path below the documentation's folder → Markdown."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from cocomix.cli import app
-    from cocomix.concepts import FitSettings
+    from cocomix.concepts import FitSettings, labeller_config_type
     from cocomix.data import PrepareSettings
     from cocomix.experiments import SweepPlan
     from cocomix.training.arguments import DEFAULTS
@@ -23,6 +23,11 @@ def reference_pages() -> dict[str, str]:
 
     parts = [
         Part("A recipe", "What `cocomix train` reads.", RunConfig),
+        *(
+            Part(f"Labels: {kind}", f"`labels: {{kind: {kind}}}` in a recipe, and `--set` of `cocomix label`.", config)
+            for kind in ("attribution", "activation", "random", "token_lookup")
+            for config in [labeller_config_type(kind)]
+        ),
         Part("A plan", "What `cocomix sweep` reads.", SweepPlan),
         Part("Preparing data", "`prepare:` in a plan, and the options of `cocomix prepare`.", PrepareSettings),
         Part("Fitting a dictionary", "The options of `cocomix sae`, and part of `dictionary:` in a plan.", FitSettings),

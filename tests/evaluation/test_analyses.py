@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import ActivationConfig, DictionaryConfig, TeacherConfig
 from cocomix.evaluation import Run
 from cocomix.evaluation.analyses import (
     compression_norms,
@@ -14,7 +14,7 @@ from cocomix.evaluation.analyses import (
     label_use,
     recall_by_frequency,
 )
-from cocomix.labelling import Labels, LabelSettings, label_data
+from cocomix.labelling import Labels, label_data
 from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.evaluation.conftest import CONCEPTS, Rows, cocomix_model, token_blocks
@@ -78,7 +78,7 @@ def active_labels(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) 
         TeacherConfig(model=str(workshop.teacher), layer=1),
         DictionaryConfig(path=str(workshop.dictionary)),
     )
-    label_data(workshop.data, LabelSettings(selection="activation", k=6).config(source, dictionary), output)
+    label_data(workshop.data, ActivationConfig(k=6, teacher=source, dictionary=dictionary), output)
     return Labels.open(output)
 
 

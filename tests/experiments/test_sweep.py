@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from cocomix.artifacts import BeingWritten, read_json
+from cocomix.concepts import ActivationConfig
 from cocomix.evaluation import DOCUMENTS_FILE, Run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import prepare_sweep
-from cocomix.labelling import Labels, LabelSettings
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
@@ -71,15 +72,15 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
 
     # A third arm and nothing else is new; its labels are its own.
     arms = {"ntp": "ntp.yaml", "mixed": "cocomix.yaml"}
-    arms["active"] = {"base": "cocomix.yaml", "seeds": [0], "attribution": {"selection": "activation"}}
+    arms["active"] = {"base": "cocomix.yaml", "seeds": [0], "labels": {"kind": "activation"}}
     write_plan(tmp_path / "plans", workshop, arms=arms)
     text = cli("sweep", plan, "--output", output, "-q").out
     assert "| active |" in text
-    assert "cocomix, labels: selection activation" in text
+    assert "cocomix, labels: kind activation" in text
     after = manifests(output)
     assert after.keys() - before.keys() == {"runs/active/seed0"}
     assert all(after[name] == time for name, time in before.items())
-    own = Labels.open(label_folder(output, LabelSettings(selection="activation"))).manifest
+    own = Labels.open(label_folder(output, ActivationConfig())).manifest
     assert own.labels["kind"] == "activation"
 
     # An arm whose recipe changed is not taken for the one that was trained.

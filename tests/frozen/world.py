@@ -20,14 +20,15 @@ from cocomix.concepts import (
     ConceptDictionary,
     ConceptTeacher,
     RandomLabeller,
+    labeller_config,
 )
-from cocomix.concepts.lengths import label_sequences
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts.token_rows import pad_right
 from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.evaluation import Run
 from cocomix.interop import from_reference_state_dict
 from cocomix.interpret import generate, parse_steer
-from cocomix.labelling import LabelSettings, TeacherProbabilities, distill_data, label_data
+from cocomix.labelling import TeacherProbabilities, distill_data, label_data
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig
 from tests.frozen import cases, material
@@ -154,8 +155,8 @@ class World:
     def ragged_labels(self, kind: str) -> Labels:
         """Labels of sequences of different lengths, one after another: [1, positions, k]."""
         rows = [material.token_rows(1, length, 61, seed=50 + length)[0] for length in (3, 17, 1, 9, 24)]
-        found = label_sequences(AttributionLabeller(self.teacher(kind)), rows, batch_tokens=40, k=4)
-        ids, scores = (torch.cat([getattr(one, name) for one in found]) for name in ("ids", "scores"))
+        found = AttributionLabeller(self.teacher(kind)).label(*pad_right(rows), k=4)
+        ids, scores = (torch.cat([part[row, : len(rows[row])] for row in range(len(rows))]) for part in found)
         return Labels(ids[None].numpy().astype(np.int32), scores[None].numpy())
 
     def stored_labels(self, name: str) -> dict[str, Labels]:
@@ -200,7 +201,9 @@ class World:
         elif name in ("labels", "labels_random"):
             settings = cases.STORED_LABELS["random" if name == "labels_random" else "attribution"]
             dictionary = DictionaryConfig(path=str(self.place("dictionary")))
-            config = LabelSettings(**settings).config(self._teacher_config, dictionary)
+            settings = {"kind": settings.get("selection", "attribution"), **settings}
+            settings.pop("selection", None)
+            config = labeller_config({**settings, "teacher": self._teacher_config, "dictionary": dictionary})
             label_data(self.place("training"), config, output, scores="float32")
         elif name == "probabilities":
             distill_data(self.place("training"), self._teacher_config, output, top_k=8)

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.artifacts import read_json
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, load_teacher
+from cocomix.concepts import AttributionLabeller, ConceptDictionary, ConceptTeacher, RandomLabeller, load_teacher
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.sources import TeacherConfig
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.labelling import LabelSettings, distill_data
+from cocomix.labelling import distill_data
 from cocomix.model import account
 from cocomix.model.distillation_head import TopTargets
 from cocomix.runtime.errors import CoCoMixError
@@ -220,19 +220,20 @@ def test_the_teachers_flops(workshop: Workshop, tmp_path: Path) -> None:
     decoder = FrozenDecoder(model, 1)
     assert decoder.flops_per_token(BLOCK, up_to="head") == whole
     assert decoder.flops_per_token(BLOCK, up_to="layer") == pytest.approx(below)
-    labeller = ConceptTeacher(model, ConceptDictionary.from_sae_lens(workshop.dictionary), 1)
-    encoding = 2 * labeller.n_concepts * labeller.decoder.d_model
-    for settings, expected in (
-        ({}, whole + (whole - below) + encoding),
-        ({"activation": "pre"}, whole + (whole - below) + 2 * encoding),
-        ({"selection": "random"}, below + encoding),
+    teacher = ConceptTeacher(model, ConceptDictionary.from_sae_lens(workshop.dictionary), 1)
+    encoding = 2 * teacher.n_concepts * teacher.decoder.d_model
+    labelling = whole + (whole - below) + encoding
+    for labeller, expected in (
+        (AttributionLabeller(teacher), labelling),
+        (AttributionLabeller(teacher, activation="pre"), labelling + encoding),
+        (RandomLabeller(teacher), below + encoding),
     ):
-        assert LabelSettings(**settings).labeller(labeller).flops_per_token(BLOCK) == pytest.approx(expected)
+        assert labeller.flops_per_token(BLOCK) == pytest.approx(expected)
     changes = {"tokens": 8 * BLOCK, **source(workshop)}
     online = {"labels": "online", "dictionary": {"path": str(workshop.dictionary)}, "distillation": {}}
     both = train(workshop.recipe("cocomix", **online, **changes), tmp_path / "both")
     found = read_json(both / "manifest.json")["teacher_flops_per_token"]
-    assert found == pytest.approx(whole + LabelSettings().labeller(labeller).flops_per_token(BLOCK))
+    assert found == pytest.approx(whole + labelling)
 
 
 def test_a_pause_run_loads_evaluates_and_refuses_what_needs_concepts(workshop: Workshop, tmp_path: Path) -> None:

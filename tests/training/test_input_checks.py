@@ -17,8 +17,8 @@ from tests.workshop import Workshop
 
 
 def recipe(workshop: Workshop, model: Path, folder: Path, **changes: Any) -> Any:
-    sources = {"teacher": {"model": str(model), "layer": 1}, "dictionary": {"path": str(folder)}}
-    return workshop.recipe("cocomix", **{**sources, **changes})
+    labels = {"kind": "attribution", "teacher": {"model": str(model), "layer": 1}, "dictionary": {"path": str(folder)}}
+    return workshop.recipe("cocomix", **{**changes, "labels": {**labels, **changes.get("labels", {})}})
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_teacher_or_dictionary_of_the_same_name(
 ) -> None:
     teacher, dictionary, labels = copies
     output = tmp_path / "run"
-    given = {"labels": str(labels)}
+    given = {"labels": {"path": str(labels)}}
     with monkeypatch.context() as patched:
         kill_at(patched, 5)
         with pytest.raises(Killed):  # whole ones are trained on
@@ -53,14 +53,14 @@ def test_a_teacher_or_dictionary_of_the_same_name(
     change(dictionary / "sae_weights.safetensors")  # `cocomix verify` finds it: training reads what `sae` noted
     (dictionary / "manifest.json").unlink()
     with pytest.raises(
-        CoCoMixError, match=r"labels was made with another dictionary than the recipe's dictionary.path"
+        CoCoMixError, match=r"labels was made with another dictionary than the recipe's labels\.dictionary\.path"
     ):
         train(recipe(workshop, teacher, dictionary, **given), output)
     pinned = {"path": str(dictionary), "fingerprint": "0" * 64}
-    with pytest.raises(CoCoMixError, match=r"than the recipe's dictionary.fingerprint names"):
-        train(recipe(workshop, teacher, dictionary, **given, dictionary=pinned), tmp_path / "pinned")
+    with pytest.raises(CoCoMixError, match=r"than the recipe's labels\.dictionary\.fingerprint names"):
+        train(recipe(workshop, teacher, dictionary, labels={"path": str(labels), "dictionary": pinned}), tmp_path / "p")
     change(teacher / "model.safetensors")
-    with pytest.raises(CoCoMixError, match=r"labels was made with other weights than the recipe's teacher.model"):
+    with pytest.raises(CoCoMixError, match=r"labels was made with other weights .* labels\.teacher\.model"):
         train(recipe(workshop, teacher, dictionary, **given), output)
     assert (partial_path(output) / PLAN).is_file()
 
@@ -81,7 +81,7 @@ def test_inputs_that_change_half_way(
     workshop: Workshop, copies: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, dictionary, _ = copies
-    online = recipe(workshop, teacher, dictionary, labels="online", tokens=6 * 8 * 16)
+    online = recipe(workshop, teacher, dictionary, labels={"path": None}, tokens=6 * 8 * 16)
     with monkeypatch.context() as patched:
         kill_at(patched, 5)
         with pytest.raises(Killed):
@@ -89,7 +89,7 @@ def test_inputs_that_change_half_way(
     weights = load_file(teacher / "model.safetensors")
     last = max(name for name in weights if name.endswith("ln_f.bias"))
     save_file({**weights, last: weights[last] + torch.tensor(0.001)}, teacher / "model.safetensors", {"format": "pt"})
-    with pytest.raises(MadeFromSomethingElse, match=r"online_labels\.teacher"):
+    with pytest.raises(MadeFromSomethingElse, match=r"online_labels\.weights"):
         train(online, tmp_path / "run")
     shutil.copy(workshop.teacher / "model.safetensors", teacher / "model.safetensors")
     run = train(online, tmp_path / "run")

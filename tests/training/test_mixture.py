@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from cocomix.artifacts import read_json
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import AttributionConfig, DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.labelling import Concatenated, Labels, LabelSettings, TeacherProbabilities, distill_data, label_data
+from cocomix.labelling import Concatenated, Labels, TeacherProbabilities, distill_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.corpora import mixture_order
@@ -34,7 +34,9 @@ def other(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_labels(workshop: Workshop, other: Path) -> Path:
     output = other.parent / "labels"
     source = TeacherConfig(model=str(workshop.teacher), layer=1)
-    label_data(other, LabelSettings().config(source, DictionaryConfig(path=str(workshop.dictionary))), output)
+    label_data(
+        other, AttributionConfig(teacher=source, dictionary=DictionaryConfig(path=str(workshop.dictionary))), output
+    )
     return output
 
 

@@ -1,4 +1,4 @@
-"""`labels: online` trains on the labels that `cocomix label` would have written."""
+"""Labels made while training are those that `cocomix label` would have written."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,25 @@ import torch
 from safetensors.torch import load_file
 
 from cocomix.artifacts import file_sha256, read_json
-from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryFit, load_teacher
+from cocomix.concepts import (
+    AttributionConfig,
+    AttributionLabeller,
+    ConceptDictionary,
+    ConceptTeacher,
+    DictionaryFit,
+    determining,
+    load_teacher,
+)
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
-from cocomix.labelling import Labels, LabelSettings
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.online import OnlineLabels
-from cocomix.training.recipe import RunConfig
+from cocomix.training.recipe import RunConfig, load_recipe
 from tests.many.launches import launched
-from tests.workshop import BLOCK, CONCEPTS, Workshop
+from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
 
 # More than one epoch of 289 blocks in steps of 4 micro-batches, with dropout, so that any extra random draw shows.
 LONG = {
@@ -34,12 +42,12 @@ class Killed(Exception):
 
 
 def online(workshop: Workshop, **changes: Any) -> dict[str, Any]:
-    return {
-        "labels": "online",
-        "teacher": {"model": str(workshop.teacher), "layer": 1},
-        "dictionary": {"path": str(workshop.dictionary)},
-        **changes,
-    }
+    return {"labels": made(workshop), **changes}
+
+
+def made(workshop: Workshop, kind: str = "attribution", **settings: Any) -> dict[str, Any]:
+    teacher, dictionary = {"model": str(workshop.teacher), "layer": 1}, {"path": str(workshop.dictionary)}
+    return {"path": None, "kind": kind, "teacher": teacher, "dictionary": dictionary, **settings}
 
 
 def recipe(workshop: Workshop, **changes: Any) -> RunConfig:
@@ -62,7 +70,8 @@ def cached(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def labels(workshop: Workshop) -> OnlineLabels:
     dictionary = ConceptDictionary.from_sae_lens(workshop.dictionary)
-    return OnlineLabels(ConceptTeacher(load_teacher(workshop.teacher), dictionary, 1), LabelSettings())
+    labeller = AttributionLabeller(ConceptTeacher(load_teacher(workshop.teacher), dictionary, 1))
+    return OnlineLabels(labeller, AttributionConfig(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -90,7 +99,7 @@ def test_stopped_and_resumed_it_equals_the_run_on_stored_labels(
         patched.setattr(MetricsFile, "on_step_end", stop, raising=False)
         with pytest.raises(Killed):
             train(wanted, tmp_path / "run")
-    assert "labels: online labels the data again in every epoch" in caplog.text
+    assert "made again in every epoch" in caplog.text
     run = train(wanted, tmp_path / "run")
     assert curve(run) == curve(cached)
     assert file_sha256(run / "model.safetensors") == file_sha256(cached / "model.safetensors")
@@ -103,13 +112,25 @@ def test_what_the_run_folder_says(workshop: Workshop, tmp_path: Path, caplog: py
     manifest = Run.open(run).manifest
     assert manifest.labels is None
     assert manifest.online_labels is not None
-    assert manifest.online_labels.teacher == stored.made_from["weights"]
-    assert manifest.online_labels.dictionary == stored.made_from["dictionary"]
+    assert manifest.online_labels.labels == {**stored.labels}
+    assert manifest.online_labels.labeller == determining(stored.labeller)
     names = load_file(run / "model.safetensors").keys()
     expected = load_file(workshop.cocomix_run / "model.safetensors").keys()
     assert names == expected  # nothing of the teacher
-    assert "labels: online" in (run / "recipe.yaml").read_text()
+    assert load_recipe(run / "recipe.yaml").online_labels is not None
     assert read_json(run / "manifest.json")["seconds"] > 0
+
+
+def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_path: Path) -> None:
+    other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280)
+    wanted = workshop.recipe("cocomix", data=str(other.path), labels=made(workshop), tokens=2 * 8 * BLOCK)
+    manifest = Run.open(train(wanted, tmp_path / "run")).manifest
+    assert manifest.online_labels is not None
+    fingerprints = {"student": other.manifest.tokenizer_fingerprint}
+    fingerprints["teacher"] = Tokens.open(workshop.data).manifest.tokenizer_fingerprint
+    found = manifest.online_labels.labeller
+    assert {name: found[f"{name}_tokenizer"] for name in fingerprints} == fingerprints
+    assert (manifest.final.eval_concept_loss or 0) > 0
 
 
 def test_labels_of_batches_and_blocks_are_the_stored_ones(workshop: Workshop, labels: OnlineLabels) -> None:
@@ -178,7 +199,7 @@ def test_a_dictionary_that_does_not_fit_and_a_dtype_that_changes_labels_are_refu
             train(recipe(workshop, **online(workshop)), tmp_path / "run")
     monkeypatch.setattr("cocomix.concepts.labeller_check.measure_agreement", lambda *arguments: 0.5)
     with pytest.raises(CoCoMixError, match=r"in bfloat16 the teacher gives 50\.0% of the positions"):
-        train(recipe(workshop, **online(workshop, attribution={"dtype": "bfloat16"})), tmp_path / "run")
+        train(recipe(workshop, labels=made(workshop, dtype="bfloat16")), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 

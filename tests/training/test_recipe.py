@@ -1,3 +1,4 @@
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 
 import cocomix
 from cocomix.cli.label_sources import label_sources
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import DictionaryConfig, RandomConfig, TeacherConfig
 from cocomix.experiments.plan import load_plan
+from cocomix.model.configuration import CoCoMixConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import training_arguments
 from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe
+from cocomix.training.recipe_labels import LabelsConfig
 from cocomix.training.recipes_folder import MissingRecipe
 
 SOURCE = Path(cocomix.__file__).parent
@@ -43,7 +46,7 @@ def test_defaults() -> None:
     config = RunConfig.model_validate(yaml.safe_load(MINIMAL))
     assert (config.model.concept_topk, config.model.concept_loss_weight) == (32, 0.1)
     assert config.model.mixing == "interleave"
-    assert config.attribution is None
+    assert config.labels is None
 
 
 def test_a_recipe_is_frozen(tmp_path: Path) -> None:
@@ -64,12 +67,17 @@ def test_a_recipe_is_frozen(tmp_path: Path) -> None:
         ("objective: sleep", "objective"),
         ("evaluation_blocks: 0", "evaluation_blocks"),
         ("training: 3", "training"),
-        ("attribution: {sign: sideways}", r"attribution\.sign"),
-        ("attribution: {k: 0}", r"attribution\.k"),
+        ("labels: {kind: attribution, sign: sideways}", r"labels\.sign"),
+        ("labels: {kind: random, k: 0}", r"labels\.k"),
+        ("labels: {kind: randon}", "randon"),
+        ("labels: {k: 3}", "kind"),
+        ("labels: {}", "labels"),
+        ("labels: {kind: random, sign: abs}", r"labels\.sign is not a known field"),
         ("tokens: 5\ntraining: {max_steps: 3}", "exclude each other"),
         ("tokens: 5\ntraining: {num_train_epochs: 3}", "exclude each other"),
         ("objective: cocomix", "needs labels"),
-        ("objective: cocomix\nlabels: online", "labels: online needs teacher: and dictionary:"),
+        ("objective: cocomix\nlabels: {kind: activation}", "labels: teacher and dictionary"),
+        ("objective: cocomix\nlabels: online", "labels: teacher and dictionary"),
         ("objective: cocomix\nlabels: x\nbaseline: matched", "baseline: matched needs objective: ntp"),
         ("distillation: {}", r"distillation\.targets: online needs teacher:"),
         ("distillation: {weight: 0}", r"distillation\.weight"),
@@ -150,6 +158,13 @@ def test_arms_have_names(tmp_path: Path, overrides: tuple[str, ...], arm: str) -
         ("modle.mixing=add", "model"),
         ("tokenz=5", "tokens"),
         ("teacher={modle: x, model: y, layer: 1}", "teacher.model"),
+        ("labels={kind: attribution, sgin: abs}", "labels.sign"),
+        ("labels={kind: random, tacher: {model: x, layer: 1}}", "labels.teacher"),
+        ("labels={kind: random, teacher: {modle: x, model: y, layer: 1}}", "labels.teacher.model"),
+        ("labels={path: x, pth: y, kind: random}", "labels.path"),
+        ("sign=abs", "labels.sign"),
+        ("selection=random", "labels.kind"),
+        ("sae=x", "labels.dictionary"),
     ],
 )
 def test_a_misspelt_field_is_answered_with_the_right_one(tmp_path: Path, override: str, meant: str) -> None:
@@ -203,6 +218,20 @@ def test_base_is_merged_key_by_key(tmp_path: Path) -> None:
     assert config.tokens == 20
 
 
+def test_settings_of_labels_are_laid_over_their_folder(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", MINIMAL + "labels: x\n")
+    arm = write(tmp_path / "b.yaml", "base: a.yaml\nlabels: {kind: random}\n")
+    for found in (
+        load_recipe(arm, ["labels.k=3"]),
+        load_recipe(tmp_path / "a.yaml", ["labels.kind=random", "labels.k=3"]),
+    ):
+        assert found.labels == LabelsConfig(path=Path("x"), labeller=RandomConfig(k=3))
+        assert (found.label_folders, found.online_labels) == ((Path("x"),), None)
+    folder = load_recipe(arm, ["labels=y"]).labels
+    assert folder == LabelsConfig(path=Path("y"))
+    assert load_recipe(arm, ["labels.path=null"]).online_labels == RandomConfig()
+
+
 def test_circles_and_missing_bases_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     write(tmp_path / "b.yaml", "base: a.yaml\n")
@@ -241,6 +270,81 @@ def test_overrides_that_make_no_sense(tmp_path: Path, override: str) -> None:
     refused(write(tmp_path / "r.yaml", MINIMAL), re.split("[.=]", override)[0] or "--set", (override,))
 
 
+OLD = {
+    "data": "d",
+    "model": {"backbone": {"model_type": "gpt2"}},
+    "teacher": {"model": "t", "layer": 2},
+    "dictionary": {"path": "p"},
+}
+MADE = {"teacher": {"model": "t", "layer": 2}, "dictionary": {"path": "p"}}
+
+
+@pytest.mark.parametrize(
+    ("old", "labels"),
+    [
+        ({"labels": "online"}, {"kind": "attribution", **MADE}),
+        ({"labels": "x"}, {"path": "x", "kind": "attribution", **MADE}),
+        (
+            {"labels": "x", "attribution": {"sign": "abs", "k": 3, "score_dtype": "float32"}},
+            {"path": "x", "kind": "attribution", "sign": "abs", "k": 3, **MADE},
+        ),
+        (
+            {"labels": "online", "attribution": {"selection": "random", "seed": 4, "sign": "abs", "dtype": "float16"}},
+            {"kind": "random", "seed": 4, "dtype": "float16", **MADE},
+        ),
+        ({"labels": "x", "attribution": {"selection": "activation"}}, {"path": "x", "kind": "activation", **MADE}),
+        ({"labels": {"path": "x", "kind": "attribution", "sign": "abs"}, "attribution": {"selection": "activation"}},
+         {"path": "x", "kind": "activation", **MADE}),
+        ({"labels": "x", "dictionary": None, "attribution": None}, "x"),
+        ({"objective": "ntp", "labels": None}, None),
+    ],
+)  # fmt: skip
+def test_the_old_spelling_of_labels_is_read_as_the_new(old: dict[str, Any], labels: Any) -> None:
+    found = RunConfig.model_validate({**OLD, **old})
+    new = {"data": OLD["data"], "model": OLD["model"], **old_rest(old), "labels": labels}
+    assert found == RunConfig.model_validate(new)
+    assert found.teacher is None or labels == "x"
+
+
+def old_rest(old: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe keeps beside `labels`: without a dictionary the teacher cannot be meant for labels."""
+    rest = {name: value for name, value in old.items() if name not in ("labels", "dictionary", "attribution")}
+    return rest if old.get("dictionary", 1) is not None else {**rest, "teacher": OLD["teacher"]}
+
+
+def test_the_old_teacher_stays_for_distillation_and_hidden_states() -> None:
+    for change in ({"distillation": {}}, {"model": {**OLD["model"], "prediction": "hidden"}}):
+        found = RunConfig.model_validate({**OLD, "labels": "online", **change})
+        assert found.teacher == TeacherConfig(model="t", layer=2)
+        assert found.labels is not None
+        assert found.labels.teacher == found.teacher
+
+
+def test_a_saved_recipe_holds_the_new_spelling(tmp_path: Path) -> None:
+    save_recipe(RunConfig.model_validate({**OLD, "labels": "online", "attribution": {"k": 3}}), tmp_path / "r.yaml")
+    values = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    assert not {"dictionary", "attribution"} & values.keys()
+    assert (values["labels"]["kind"], values["labels"]["k"], values["labels"]["path"]) == ("attribution", 3, None)
+
+
+def test_a_mixture_with_labels_of_its_own_says_once_how_they_are_made() -> None:
+    corpora = [{"path": name, "weight": 1, "labels": f"{name}/labels"} for name in "ab"]
+    found = RunConfig.model_validate({**OLD, "data": {"mixture": corpora}})
+    assert found.label_folders == (Path("a/labels"), Path("b/labels"))
+    assert found.online_labels is None
+    assert found.labels is not None
+    assert found.labels.dictionary == DictionaryConfig(path="p")
+
+
+def test_settings_of_the_model_have_the_defaults_of_its_configuration() -> None:
+    """`insert_layer` was 0 in recipes and 3 in `CoCoMixConfig`."""
+    defaults = inspect.signature(CoCoMixConfig).parameters
+    for name, field in StudentConfig.model_fields.items():
+        if name in defaults and name not in ("backbone", "num_concepts"):
+            assert field.default == defaults[name].default, name
+    assert StudentConfig(backbone="x").insert_layer == 3
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     rate=st.floats(1e-12, 1.0),
@@ -257,10 +361,14 @@ def test_a_saved_recipe_reads_back_equal(
             "name": name,
             "objective": "cocomix",
             "data": "data/é x",
-            "labels": "labels",
-            "teacher": {"model": "m", "layer": 3, "revision": "1e5"},
-            "dictionary": {"path": "p", "sae_id": "0"},
-            "attribution": {"k": 3, "sign": "abs"},
+            "labels": {
+                "path": "labels",
+                "kind": "attribution",
+                "teacher": {"model": "m", "layer": 3, "revision": "1e5"},
+                "dictionary": {"path": "p", "sae_id": "0"},
+                "k": 3,
+                "sign": "abs",
+            },
             "model": {"backbone": {"model_type": "gpt2", "x": rate}, "concept_loss_weight": weight},
             "tokens": tokens,
             "training": {"learning_rate": rate, "lr_scheduler_kwargs": kwargs},
@@ -273,12 +381,12 @@ def test_a_saved_recipe_reads_back_equal(
 
 def sources(recipe: Path | None = None, **changes: Any) -> Any:
     given: dict[str, Any] = {"teacher": None, "dictionary": None, "sae_id": None, "layer": None, "assignments": ()}
-    return label_sources(recipe, **{**given, "layer_of": lambda path: 7, **changes})[0]
+    return label_sources(recipe, **{**given, "layer_of": lambda path: 7, **changes})
 
 
 LABELLED = MINIMAL + (
-    "teacher: {model: t, layer: 5, revision: abc}\n"
-    "dictionary: {path: release, sae_id: hook, fingerprint: f}\nattribution: {k: 3}\n"
+    "labels: {path: x, kind: attribution, k: 3, sign: abs, teacher: {model: t, layer: 5, revision: abc},\n"
+    "  dictionary: {path: release, sae_id: hook, fingerprint: f}}\n"
 )
 
 
@@ -289,8 +397,12 @@ def test_label_sources_from_a_recipe_and_options(tmp_path: Path) -> None:
     assert found.dictionary == DictionaryConfig(path="release", sae_id="hook", fingerprint="f")
     assert found.dictionary.name == "release/hook"
     assert found.k == 3
-    changed = sources(path, assignments=["k=2", "sign=abs"])
-    assert (changed.k, changed.sign) == (2, "abs")
+    changed = sources(path, assignments=["k=2", "sign=logprob"])
+    assert (changed.k, changed.sign) == (2, "logprob")
+    other = sources(path, assignments=["kind=random", "seed=4"])
+    assert (other.kind, other.k, other.seed, other.teacher) == ("random", 3, 4, found.teacher)
+    with pytest.raises(CoCoMixError, match=r"did you mean kind\?"):
+        sources(path, assignments=["selection=random"])
     # Another teacher has other revisions, another dictionary another layer and no sae_id.
     assert sources(path, teacher="u").teacher == TeacherConfig(model="u", layer=5)
     assert sources(path, teacher="u", revision="def").teacher.revision == "def"

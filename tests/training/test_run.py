@@ -205,11 +205,17 @@ def test_labels_of_other_data_are_refused(workshop: Workshop, tmp_path_factory: 
     refused(workshop.recipe("cocomix", data=str(other.path)), folder / "runs" / "x", "labels")
 
 
+def made(kind: str = "attribution", **settings: Any) -> dict[str, Any]:
+    return {"path": "LABELS", "kind": kind, **settings}
+
+
 @pytest.mark.parametrize(
     ("section", "match"),
     [
-        ({"teacher": {"model": "someone/else", "layer": 1}}, "teacher.model is 'someone/else'"),
-        ({"teacher": {"model": "TEACHER", "layer": 0}}, "teacher.layer is 0"),
+        ({"labels": made(teacher={"model": "someone/else", "layer": 1})}, "labels.teacher.model is 'someone/else'"),
+        ({"labels": made(teacher={"model": "TEACHER", "layer": 0})}, "labels.teacher.layer is 0"),
+        ({"labels": made("activation")}, "labels.kind is 'activation'"),
+        ({"labels": made(sign="abs")}, "labels.sign is 'abs'"),
         ({"dictionary": {"path": "elsewhere"}}, "dictionary.path is 'elsewhere'"),
         ({"model": {"num_concepts": CONCEPTS - 1}}, f"num_concepts is {CONCEPTS - 1} .* {CONCEPTS} concepts"),
         ({"model": {"insert_layer": 3}}, "insert_layer"),
@@ -221,7 +227,7 @@ def test_labels_of_other_data_are_refused(workshop: Workshop, tmp_path_factory: 
         ({"model": {"backbone": {"model_type": "no-such-model"}}}, "no-such-model"),
         ({"model": {"backbone": {"n_head": 3}}}, "model: .*divisible"),
         ({"model": {"attn_implementation": "telepathy"}}, "telepathy"),
-        ({"attribution": {"k": 3}}, "attribution.k"),
+        ({"attribution": {"k": 3}}, r"labels\.k"),
         ({"data": "nowhere"}, "nowhere"),
         ({"labels": "nowhere"}, "nowhere"),
         ({"training": {"learning_rat": 1.0}}, r"training\.learning_rat is not a field"),
@@ -229,7 +235,7 @@ def test_labels_of_other_data_are_refused(workshop: Workshop, tmp_path_factory: 
     ],
 )
 def test_what_does_not_fit_is_refused(workshop: Workshop, tmp_path: Path, section: dict[str, Any], match: str) -> None:
-    text = json.dumps(section).replace("TEACHER", str(workshop.teacher))
+    text = json.dumps(section).replace("TEACHER", str(workshop.teacher)).replace("LABELS", str(workshop.labels))
     refused(workshop.recipe("cocomix", **json.loads(text)), tmp_path / "run", match)
 
 

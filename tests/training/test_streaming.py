@@ -154,7 +154,7 @@ def test_a_worker_refuses_in_one_sentence(cli: Cli, workshop: Workshop, tmp_path
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"labels": "somewhere"}, "a stream has no stored labels; use labels: online"),
+        ({"labels": "somewhere"}, "a stream has no stored labels"),
         ({"distillation": {"targets": "somewhere"}}, "a stream has no stored probabilities"),
         ({"tokens": None}, "has no end: set tokens or training.max_steps"),
         ({"data": {"stream": [], "heldout": "x"}}, "data.stream.stream: Tuple should have at least 1 item"),

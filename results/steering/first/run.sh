@@ -14,7 +14,7 @@ $cocomix sae "$out/data" --teacher "$out/teacher" --layer 1 --num-concepts 2048 
   --output "$out/dictionary"
 $cocomix label "$out/data" --teacher "$out/teacher" --dictionary "$out/dictionary" --output "$out/labels"
 $cocomix train recipes/demo.yaml --set data="$out/data" --set labels="$out/labels" --set tokens=1300000 \
-  --set teacher=null --set dictionary=null --set name=CoCoMix --output "$out/run" --quiet
+  --set name=CoCoMix --output "$out/run" --quiet
 $cocomix eval "$out/run" --json --quiet > "$out/evaluation.json"
 $cocomix steer-eval "$out/run" --choice frequent --turn scale --prompts 16 --batch-size 64 --output "$out/steering"
 $cocomix atlas "$out/run" --effects 128 --output "$out/atlas"

@@ -19,7 +19,7 @@ prepared data 24000000 "$corpus/corpus-00001.jsonl.gz"
 $cocomix sae "$out/dictionary_data" --teacher "$out/teacher" --layer 3 --num-concepts 1024 --k 16 --tokens 2000000 \
   --output "$out/dictionary"
 for run in activation logprob; do
-  labels=selection=activation
+  labels=kind=activation
   [ "$run" = activation ] || labels=sign=logprob
   sed -e "s#OUT#$out#g; s#\.\./\.\./\.\./recipes#$PWD/recipes#g" "$here/$run.yaml" > "$out/$run.yaml"
   $cocomix label "$out/data" --teacher "$out/teacher" --dictionary "$out/dictionary" --layer 3 --set "$labels" \

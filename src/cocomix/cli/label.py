@@ -15,7 +15,7 @@ __all__ = ["label"]
 
 def label(
     data: DataFolder,
-    recipe: Annotated[Path | None, typer.Option(help="Take teacher, dictionary and attribution from a recipe.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take from a recipe how labels are made.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Causal language model: Hub name, folder or GGUF file.")] = None,
     dictionary: Annotated[str | None, typer.Option(help="SAELens release, or folder of an autoencoder.")] = None,
     sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None,
@@ -24,12 +24,12 @@ def label(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default DATA/labels.")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="k, selection, activation, gradient, sign, seed or dtype."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, seed, dtype …"),
     ] = None,
     scores: Annotated[
-        Literal["none", "float16", "float32"] | None,
-        typer.Option(help="Type in which scores are kept, default float16; none halves the room."),
-    ] = None,
+        Literal["none", "float16", "float32"],
+        typer.Option(help="Type in which scores are kept; none halves the room."),
+    ] = "float16",
     finish: Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all computed.")] = False,
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
@@ -70,7 +70,7 @@ def label(
         from cocomix.labelling import label_data
 
         job = options.job(asked)
-        config, kept = label_sources(
+        config = label_sources(
             recipe,
             teacher=teacher,
             dictionary=dictionary,
@@ -80,5 +80,5 @@ def label(
             assignments=assignments or (),
             layer_of=dictionary_layer,
         )
-        found = label_data(data, config, folder, scores=scores or kept, force=force, job=job)
+        found = label_data(data, config, folder, scores=scores, force=force, job=job)
     return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

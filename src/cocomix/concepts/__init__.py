@@ -1,6 +1,5 @@
 """Concepts: the dictionary (a sparse autoencoder), the frozen teacher, and attribution."""
 
-from cocomix.concepts.agreement import label_agreement, measure_agreement, require_agreement
 from cocomix.concepts.aligned import AlignedTeacher
 from cocomix.concepts.check import measure_fit, require_fit
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
@@ -16,30 +15,45 @@ from cocomix.concepts.labeller import (
     LabellerConfig,
     build_labeller,
     compare_fingerprints,
+    determining,
     drop_without_target,
     labeller_config,
+    labeller_config_type,
     labeller_kinds,
     register_labeller,
 )
-from cocomix.concepts.labeller_check import SAMPLE_TOKENS, LabellerCheck, check_labeller
+from cocomix.concepts.labeller_check import (
+    SAMPLE_TOKENS,
+    LabellerCheck,
+    check_labeller,
+    label_agreement,
+    measure_agreement,
+    require_agreement,
+)
 from cocomix.concepts.labellers import (
+    ActivationConfig,
     ActivationLabeller,
+    AttributionConfig,
     AttributionLabeller,
+    RandomConfig,
     RandomLabeller,
     TeacherLabeller,
     TeacherLabellerConfig,
+    TokenLookupConfig,
     TokenLookupLabeller,
 )
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer, open_concept_teacher
-from cocomix.concepts.teacher import ConceptTeacher, TeacherSource, check_tokenizer, load_teacher
-from cocomix.concepts.token_rows import TokenBlocksLike, TokenShardLike, first_blocks, spread_blocks
+from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
+from cocomix.concepts.token_rows import TokenBlocksLike, first_blocks, spread_blocks
 
 __all__ = [
     "IGNORE",
     "SAMPLE_TOKENS",
+    "ActivationConfig",
     "ActivationLabeller",
     "AlignedTeacher",
     "AnyLabellerConfig",
+    "AttributionConfig",
     "AttributionLabeller",
     "ConceptDictionary",
     "ConceptLabeller",
@@ -54,19 +68,20 @@ __all__ = [
     "FittedLabeller",
     "LabellerCheck",
     "LabellerConfig",
+    "RandomConfig",
     "RandomLabeller",
     "SparseCodes",
     "TeacherConfig",
     "TeacherLabeller",
     "TeacherLabellerConfig",
-    "TeacherSource",
     "TokenBlocksLike",
+    "TokenLookupConfig",
     "TokenLookupLabeller",
-    "TokenShardLike",
     "build_labeller",
     "check_labeller",
     "check_tokenizer",
     "compare_fingerprints",
+    "determining",
     "dictionary_layer",
     "drop_without_target",
     "first_blocks",
@@ -74,6 +89,7 @@ __all__ = [
     "fit_identity",
     "label_agreement",
     "labeller_config",
+    "labeller_config_type",
     "labeller_kinds",
     "load_teacher",
     "measure_agreement",

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.labeller import IGNORE, ConceptLabeller, ConceptLabels
-from cocomix.concepts.lengths import pad_right
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
+from cocomix.concepts.token_rows import pad_right
 
 __all__ = ["AlignedTeacher", "aligned_positions"]
 

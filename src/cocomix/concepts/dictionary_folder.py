@@ -16,6 +16,7 @@ from cocomix.artifacts import Artifact, Findings, Manifest
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
+from cocomix.runtime.section import Section
 
 __all__ = ["Dictionary", "DictionaryFit", "DictionaryManifest", "FitReport", "FitSettings"]
 
@@ -51,7 +52,7 @@ class DictionaryFit(BaseModel):
         return f"FVU {self.fvu:.3f}, cross-entropy recovered {recovered}"
 
 
-class FitSettings(BaseModel):
+class FitSettings(Section):
     """How a dictionary is fitted.
 
     Attributes:
@@ -65,8 +66,6 @@ class FitSettings(BaseModel):
         forward_tokens: tokens per forward pass of the teacher.
         seed: of the initial weights and the order of the blocks.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_concepts: int = Field(default=2048, ge=2)
     k: int = Field(default=16, ge=1)

@@ -29,8 +29,10 @@ __all__ = [
     "LabellerKind",
     "build_labeller",
     "compare_fingerprints",
+    "determining",
     "drop_without_target",
     "labeller_config",
+    "labeller_config_type",
     "labeller_kinds",
     "register_labeller",
 ]
@@ -84,6 +86,10 @@ class LabellerConfig(Section):
     """Name of the kind."""
     k: int = Field(default=4, ge=1)
     """Labels per position (K_attr; paper: 4)."""
+
+    def missing(self) -> tuple[str, ...]:
+        """Names of settings without which the labeller cannot be built, such as a recipe for several may leave out."""
+        return ()
 
 
 class ConceptLabeller(Protocol):
@@ -191,7 +197,16 @@ def labeller_config(values: Mapping[str, Any] | LabellerConfig) -> LabellerConfi
     """
     if isinstance(values, LabellerConfig):
         return values
-    return _labeller_class(values.get("kind")).config_type.model_validate(values)
+    return labeller_config_type(values.get("kind")).model_validate(values)
+
+
+def labeller_config_type(kind: Any) -> type[LabellerConfig]:
+    """The class of a kind's settings.
+
+    Raises:
+        CoCoMixError: there is no such kind.
+    """
+    return _labeller_class(kind).config_type
 
 
 AnyLabellerConfig = Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(labeller_config)]
@@ -225,6 +240,11 @@ def build_labeller(
             raise CoCoMixError(f"a labeller of kind {config.kind!r} learns no tables, but some were given.")
         return labeller.with_tables(tables)
     return labeller
+
+
+def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """The parts of a fingerprint that determine the labels."""
+    return {name: value for name, value in fingerprint.items() if name not in WARN_ONLY}
 
 
 class FingerprintChange(NamedTuple):

@@ -1,7 +1,6 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
-__all__ = ["ConceptTeacher", "Reduction", "TeacherSource", "check_tokenizer", "load_teacher"]
+__all__ = ["ConceptTeacher", "Reduction", "check_tokenizer", "load_teacher"]
 
 logger = logging.getLogger(__name__)
 
@@ -247,39 +246,6 @@ class ConceptTeacher:
     def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         device = self.decoder.device
         return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
-
-
-@dataclass(frozen=True)
-class TeacherSource:
-    """Where a teacher and its dictionary are loaded from, for processes that load them themselves.
-
-    Attributes:
-        model: hub name, folder or GGUF file of a causal LM.
-        layer: 0-based index of the hooked block.
-        dictionary: SAELens release, or folder of an autoencoder.
-        sae_id: which autoencoder of a release.
-        revision: commit, tag or branch of a hub model.
-        bos_token_id: what the texts begin with.
-    """
-
-    model: str
-    layer: int
-    dictionary: str
-    sae_id: str | None = None
-    revision: str | None = None
-    bos_token_id: int | None = None
-
-    def load(self, device: torch.device | str | None = None) -> ConceptTeacher:
-        """Load both in float32, to the CPU if no device is given.
-
-        Raises:
-            CoCoMixError: as `load_teacher`, `ConceptDictionary.from_sae_lens` and `ConceptTeacher`.
-        """
-        dictionary = ConceptDictionary.from_sae_lens(self.dictionary, self.sae_id)
-        model = load_teacher(self.model, revision=self.revision, device=device)
-        return ConceptTeacher(
-            model, dictionary, self.layer, name=self.model, bos_token_id=self.bos_token_id, force=True
-        )  # the process that sends this has checked it
 
 
 def _reduce(gradient: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:

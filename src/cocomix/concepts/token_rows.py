@@ -1,13 +1,12 @@
 """What this room asks of prepared tokens, whoever prepared them."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["TokenBlocksLike", "TokenShardLike", "first_blocks", "spread_blocks"]
+__all__ = ["TokenBlocksLike", "first_blocks", "pad_right", "spread_blocks"]
 
 
 class TokenBlocksLike(Protocol):
@@ -34,19 +33,10 @@ def spread_blocks(blocks: TokenBlocksLike, tokens: int) -> Tensor:
     return torch.stack([blocks[place * len(blocks) // count]["input_ids"] for place in range(count)])
 
 
-class TokenShardLike(Protocol):
-    """A shard of prepared tokens."""
-
-    @property
-    def name(self) -> str:
-        """Split and number, `train/00000`."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Rows."""
-        ...
-
-    def read(self) -> NDArray[Any]:
-        """Token ids [num_blocks, block_size], any integer dtype."""
-        ...
+def pad_right(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """One batch: tokens [batch, longest], and the mask [batch, longest] (1 = token), None if nothing is padded."""
+    tokens = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=tokens.device)
+    if bool((lengths == tokens.shape[1]).all()):
+        return tokens, None
+    return tokens, (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()

@@ -2,18 +2,17 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cocomix.data.tokenizer import check_vocab_size
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section
 
 __all__ = ["PrepareSettings", "check_settings"]
 
 
-class PrepareSettings(BaseModel):
+class PrepareSettings(Section):
     """What to prepare and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str, ...]
     """Files (.txt, .md, .jsonl, .json, each also .gz or .zst; .parquet), folders, URLs, Hub data set names or `docs:`;

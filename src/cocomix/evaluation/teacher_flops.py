@@ -66,6 +66,4 @@ def label_words(labels: LabelsManifest) -> str:
     """How labels were chosen where that is not the default, e.g. `sign logprob`; empty for the default."""
     default = {"kind": "attribution", "activation": "latent", "gradient": "sequence", "sign": "loss"}
     chosen = {name: labels.labels.get(name, value) for name, value in default.items()}
-    return " ".join(
-        f"{'selection' if name == 'kind' else name} {value}" for name, value in chosen.items() if value != default[name]
-    )
+    return " ".join(f"{name} {value}" for name, value in chosen.items() if value != default[name])

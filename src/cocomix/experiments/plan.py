@@ -22,14 +22,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cocomix.artifacts import fingerprint_json
-from cocomix.concepts import FitSettings
+from cocomix.concepts import AttributionConfig, FitSettings, LabellerConfig
 from cocomix.data import PrepareSettings
-from cocomix.labelling import LabelSettings
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import describe_validation_error
+from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
 from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe, merged
 from cocomix.training.recipes_folder import missing_recipe
@@ -37,11 +36,10 @@ from cocomix.training.recipes_folder import missing_recipe
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+_DEFAULT = AttributionConfig()
 
 
-class TeacherPlan(_Section):
+class TeacherPlan(Section):
     """The teacher of all arms: a model that exists, or a recipe by which the sweep trains it."""
 
     layer: int = Field(ge=0)
@@ -68,12 +66,12 @@ class DictionaryPlan(FitSettings):
     sae_id: str | None = None
     """Which autoencoder of the release."""
     fingerprint: str | None = None
-    """Pins it, as `dictionary.fingerprint` of a recipe."""
+    """Pins it, as `labels.dictionary.fingerprint` of a recipe."""
     force: bool = False
     """Use the dictionary although it describes the layer badly, as after `--fast`."""
 
 
-class SweepPlan(_Section):
+class SweepPlan(Section):
     """A plan as its file gives it. Paths of recipes are relative to the file."""
 
     version: RecipeVersion = 1
@@ -150,6 +148,12 @@ class LoadedPlan:
         return None if teacher is None else teacher.model or str(self.output / "teacher")
 
     @property
+    def teacher_source(self) -> dict[str, Any] | None:
+        """What recipes say of the teacher."""
+        plan = self.plan.teacher
+        return None if plan is None else {"model": self.teacher_model, "layer": plan.layer, "revision": plan.revision}
+
+    @property
     def dictionary_path(self) -> str | None:
         """Where the dictionary is or will be."""
         dictionary = self.plan.dictionary
@@ -201,17 +205,17 @@ class LoadedPlan:
 
     def _complete(self, name: str, file: Path, values: dict[str, Any], seed: int) -> RunConfig:
         """The arm's recipe, pointed at what the sweep makes."""
-        plain = self._recipe(name, file, values, self._data())
         overrides = [*self._data(), _set("name", name), _set("training.seed", seed)]
-        if self.teacher_model is not None and self.plan.teacher is not None:
-            teacher = self.plan.teacher
-            source = {"model": self.teacher_model, "layer": teacher.layer, "revision": teacher.revision}
+        source = self.teacher_source
+        if source is not None:
             overrides.append(_set("teacher", source))
             overrides.append("model.teacher_hidden_size=null")
-        if self.dictionary_path is not None and self.plan.dictionary is not None:
-            overrides.append(_set("dictionary", self.dictionary_source))
-            if plain.has_concepts and isinstance(plain.labels, Path):
-                overrides.append(_set("labels", str(label_folder(self.output, plain.attribution))))
+        plain = self._recipe(name, file, values, overrides)
+        if plain.has_concepts and plain.labels is not None and self.plan.dictionary is not None:
+            made = plain.labels.labeller or _DEFAULT
+            labels = {**made.model_dump(mode="json"), "dictionary": self.dictionary_source}
+            labels["path"] = str(label_folder(self.output, made)) if plain.label_folders else None
+            overrides.append(_set("labels", {**labels, "teacher": source or labels["teacher"]}))
         if not plain.has_concepts:
             overrides.append("labels=null")
         targets = None if plain.distillation is None else plain.distillation.targets
@@ -263,12 +267,10 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
     return LoadedPlan(plan, path, output.resolve())
 
 
-def label_folder(output: Path, settings: LabelSettings | None) -> Path:
-    """Where the labels of these settings go: arms that choose labels alike share them."""
-    values = (settings or LabelSettings()).model_dump(mode="json")
-    if values == LabelSettings().model_dump(mode="json"):
-        return output / "labels" / "default"
-    return output / "labels" / fingerprint_json(values)[:12]
+def label_folder(output: Path, made: LabellerConfig) -> Path:
+    """Where labels that are made so go: arms that choose labels alike share them, whatever their recipes' teacher."""
+    values, default = (each.model_dump(mode="json", exclude={"teacher", "dictionary"}) for each in (made, _DEFAULT))
+    return output / "labels" / ("default" if values == default else fingerprint_json(values)[:12])
 
 
 def _set(field: str, value: Any) -> str:

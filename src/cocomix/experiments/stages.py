@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cocomix.artifacts import read_json, write_json
-from cocomix.concepts import FitSettings
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import FitSettings, TeacherConfig
 from cocomix.data import prepare
 from cocomix.experiments.plan import Job, LoadedPlan
-from cocomix.labelling import LabelSettings, distill_data, fit_on_data, label_data
+from cocomix.labelling import distill_data, fit_on_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 
@@ -49,14 +48,11 @@ def make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
         logger.info("dictionary")
         settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
         fit_on_data(data, teacher, Path(loaded.dictionary_path), settings)
-    dictionary = DictionaryConfig.model_validate(loaded.dictionary_source)
     for job in jobs:
         labels = job.recipe.labels
-        if isinstance(labels, Path) and not labels.exists():
-            logger.info(f"labels: {labels.name}, first for {job.arm}")
-            how = job.recipe.attribution or LabelSettings()
-            config = how.config(teacher, dictionary)
-            label_data(data, config, labels, scores=how.score_dtype, force=plan.dictionary.force)
+        if labels is not None and labels.path is not None and labels.labeller is not None and not labels.path.exists():
+            logger.info(f"labels: {labels.path.name}, first for {job.arm}")
+            label_data(data, labels.labeller, labels.path, force=plan.dictionary.force)
 
 
 def _claim(loaded: LoadedPlan) -> None:

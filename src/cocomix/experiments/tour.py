@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cocomix.artifacts import read_json, write_json
-from cocomix.concepts import FitSettings
+from cocomix.concepts import AttributionConfig, FitSettings
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PrepareSettings, prepare
 from cocomix.experiments.tour_report import write_demo_report
-from cocomix.labelling import LabelSettings, fit_on_data, label_data
+from cocomix.labelling import fit_on_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.extras import require_extra
 from cocomix.training import train
@@ -85,7 +85,8 @@ def run_demo(directory: Path, *, fast: bool = False) -> Path:
     _stage(4, "labels", "for every token, the 4 concepts that matter for what comes next")
     if not (directory / "labels").exists():
         dictionary = DictionaryConfig(path=str(directory / "dictionary"))
-        label_data(directory / "data", LabelSettings().config(teacher, dictionary), directory / "labels", force=True)
+        made = AttributionConfig(teacher=teacher, dictionary=dictionary)
+        label_data(directory / "data", made, directory / "labels", force=True)
     for number, (name, file) in enumerate(ARMS.items(), start=5):
         _stage(number, name, "a student, trained from scratch on the same tokens in the same order")
         output = _run_folder(directory, name)

@@ -56,8 +56,8 @@ def open_teacher_side(run: Run, teacher: str | None, dictionary: str | None) -> 
 
 def _refuse_download(run: Run) -> None:
     """Refuse a teacher that the recipe or the labels name but that is not on this machine."""
-    source, store = load_recipe(run.path / "recipe.yaml").teacher, run_labels(run)
-    made = {} if store is None else store.manifest.labels.get("teacher", {})
-    name = source.model if source is not None else made.get("model")
+    labels, store = load_recipe(run.path / "recipe.yaml").labels, run_labels(run)
+    made = {} if store is None else store.manifest.labels.get("teacher") or {}
+    name = labels.teacher.model if labels is not None and labels.teacher is not None else made.get("model")
     if name is not None and not Path(name).exists():
         raise CoCoMixError(f"it is {name}, which is no folder here; give --teacher to load it.")

@@ -158,7 +158,7 @@ def _sources(record: RunRecord) -> Iterable[str]:
 
 
 def _settings(record: RunRecord) -> str:
-    recipe = record.recipe.model_dump(mode="json", include={"objective", "baseline", "attribution", "training"})
+    recipe = record.recipe.model_dump(mode="json", include={"objective", "baseline", "labels", "training"})
     text = yaml.safe_dump({name: value for name, value in recipe.items() if value is not None}, sort_keys=False)
     return f"What the recipe set, beside the defaults of cocomix:\n\n```yaml\n{text}```"
 
@@ -168,10 +168,10 @@ def _concept_rows(record: RunRecord) -> Rows:
     recipe, rows = record.recipe, []
     for labels in record.labels:
         made, counts, hashes = labels.labels, labels.statistics, labels.made_from
-        if "teacher" in made:
+        if made.get("teacher"):
             rows.append(("teacher", f"{public_name(made['teacher']['model'])}, block {made['teacher']['layer']}"))
             rows.append(("fingerprint of the teacher", hashes["weights"]))
-        if "dictionary" in made:
+        if made.get("dictionary"):
             rows.append(("dictionary", _dictionary_name(made["dictionary"]["path"], made["dictionary"]["sae_id"])))
             rows.append(("fingerprint of the dictionary", hashes["dictionary"]))
         others = {name: value for name, value in made.items() if name in ("activation", "gradient", "sign", "seed")}
@@ -181,12 +181,14 @@ def _concept_rows(record: RunRecord) -> Rows:
             ("labelled tokens", f"{counts.labelled_positions:,}, {counts.masked_positions:,} without a label"),
             ("concepts that occur", f"{counts.distinct_concepts:,} of {labels.num_concepts:,}"),
         ]
-    if not rows and recipe.teacher is not None:
-        rows.append(("teacher", f"{public_name(recipe.teacher.model)}, block {recipe.teacher.layer}"))
-        if recipe.teacher.revision is not None:
-            rows.append(("revision of the teacher", recipe.teacher.revision))
-    if not record.labels and recipe.dictionary is not None:
-        rows.append(("dictionary", _dictionary_name(recipe.dictionary.path, recipe.dictionary.sae_id)))
+    named = recipe.labels
+    teacher = recipe.teacher if named is None or named.teacher is None else named.teacher
+    if not rows and teacher is not None:
+        rows.append(("teacher", f"{public_name(teacher.model)}, block {teacher.layer}"))
+        if teacher.revision is not None:
+            rows.append(("revision of the teacher", teacher.revision))
+    if not record.labels and named is not None and named.dictionary is not None:
+        rows.append(("dictionary", _dictionary_name(named.dictionary.path, named.dictionary.sae_id)))
     if not rows and recipe.has_concepts:
         rows.append(("teacher and dictionary", "their records were not where the run found them"))
     if recipe.distillation is not None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cocomix.concepts import (
+    AttributionConfig,
     ConceptLabeller,
     ConceptTeacher,
     DictionaryConfig,
@@ -14,10 +15,9 @@ from cocomix.concepts import (
 )
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, run_labels
-from cocomix.labelling import LabelSettings
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.recipe import RunConfig, load_recipe
+from cocomix.training.recipe import load_recipe
 
 __all__ = ["RunTeacher", "open_run_teacher"]
 
@@ -53,21 +53,28 @@ def open_run_teacher(
         CoCoMixError: teacher or dictionary cannot be found out or loaded, do not fit one another or the data, or the
             dictionary is not the one of the run's labels.
     """
-    recipe = load_recipe(run.path / "recipe.yaml")
+    named = load_recipe(run.path / "recipe.yaml").labels
     store = run_labels(run)
-    made = None if store is None else store.manifest.config()
-    if made is not None and not isinstance(made, TeacherLabellerConfig):
-        raise CoCoMixError(f"the labels in {run.manifest.name} are of kind {made.kind!r}, which has no teacher.")
-    described, source = _dictionary(run, recipe, made, dictionary), _teacher(run, recipe, made, teacher)
-    if made is None:
-        config = (recipe.attribution or LabelSettings()).config(source, described)
-    else:
-        config = made.model_copy(update={"teacher": source, "dictionary": described})
+    config = store.manifest.config() if store is not None else None if named is None else named.labeller
+    if config is not None and not isinstance(config, TeacherLabellerConfig):
+        raise CoCoMixError(f"the labels of the run {run.manifest.name} are of kind {config.kind!r}: without a teacher.")
+    config = config or AttributionConfig()
+    layer = None if config.teacher is None else config.teacher.layer
+    known, described = config.teacher, config.dictionary
+    if named is not None:  # the recipe names places, which may have moved since labels were made
+        known, described = named.teacher or known, named.dictionary or described
+    config = config.model_copy(
+        update={
+            "teacher": _teacher(run, known, layer, teacher),
+            "dictionary": _dictionary(run, described, dictionary),
+        }
+    )
     labeller = build_labeller(
         config,
         device=default_device(),
         bos_token_id=data.manifest.bos_token_id,
         tables=None if store is None else store.tables(),
+        force=True,  # what the run was labelled with was tried then
     )
     assert isinstance(labeller, TeacherLabeller)
     opened = labeller.teacher
@@ -85,22 +92,18 @@ def open_run_teacher(
     return RunTeacher(opened, labeller, config.k)
 
 
-def _teacher(run: Run, recipe: RunConfig, made: TeacherLabellerConfig | None, name: str | None) -> TeacherConfig:
+def _teacher(run: Run, known: TeacherConfig | None, layer: int | None, name: str | None) -> TeacherConfig:
     """Where the teacher is; its layer is the labels' or the recipe's."""
-    known = recipe.teacher or (None if made is None else made.teacher)
     if known is None:
         raise CoCoMixError(
             f"which block the concepts of the run {run.manifest.name} describe is known neither from its recipe nor "
             "from its labels; put the label folder back to where it was."
         )
-    if name is None:
-        return known
-    return TeacherConfig(model=name, layer=known.layer if made is None else made.teacher.layer)
+    return known if name is None else TeacherConfig(model=name, layer=known.layer if layer is None else layer)
 
 
-def _dictionary(run: Run, recipe: RunConfig, made: TeacherLabellerConfig | None, path: str | None) -> DictionaryConfig:
+def _dictionary(run: Run, known: DictionaryConfig | None, path: str | None) -> DictionaryConfig:
     """Where the dictionary is."""
-    known = recipe.dictionary or (None if made is None else made.dictionary)
     if path is not None:
         return DictionaryConfig(path=path)
     if known is None:

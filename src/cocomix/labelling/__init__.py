@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data
-    from cocomix.labelling.label_settings import LabelSettings
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
     from cocomix.labelling.opening import OpenedLabeller, open_decoder, open_labeller
@@ -25,7 +24,6 @@ __all__ = [
     "Inline",
     "Job",
     "LabelBlocks",
-    "LabelSettings",
     "Labels",
     "LabelsManifest",
     "OpenedLabeller",
@@ -48,7 +46,6 @@ __all__ = [
 _MODULES = {
     "executors": ("Inline", "Processes", "SlurmArray"),
     "fitting": ("fit_on_data",),
-    "label_settings": ("LabelSettings",),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
     "opening": ("OpenedLabeller", "open_decoder", "open_labeller"),

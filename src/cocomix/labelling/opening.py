@@ -1,7 +1,7 @@
 """Teachers and labellers, loaded for a data set and tried on it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,9 +23,10 @@ from cocomix.concepts import (
     check_tokenizer,
     first_blocks,
     load_teacher,
+    spread_blocks,
 )
 from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, TokensManifest, tokenizer_fingerprint
+from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
@@ -73,7 +74,11 @@ def open_labeller(
     """
     labeller = load_labeller(tokens, config, device=device or default_device(), tables=tables, force=force)
     if isinstance(labeller, FittedLabeller) and not labeller.tables():
-        labeller = labeller.fit(_sample(tokens.split(TRAIN), labeller.sample_tokens))
+        if TRAIN not in tokens.manifest.splits:
+            raise CoCoMixError(f"labels of kind {config.kind!r} learn from training blocks, which a stream has not.")
+        logger.info("learning from %s tokens of the training split", f"{labeller.sample_tokens:,}")
+        blocks = spread_blocks(tokens.split(TRAIN), labeller.sample_tokens)
+        labeller = labeller.fit(torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])))
     if not isinstance(config, TeacherLabellerConfig):
         return OpenedLabeller(labeller)
     sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
@@ -122,7 +127,7 @@ def load_labeller(
     Raises:
         CoCoMixError: nothing can be loaded, or the tokenizers differ and labels cannot be carried over.
     """
-    if not isinstance(config, TeacherLabellerConfig):
+    if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
         return build_labeller(
             config, device=device, bos_token_id=tokens.manifest.bos_token_id, tables=tables, force=force
         )
@@ -183,11 +188,3 @@ def _tokenizer_of(teacher: TeacherConfig) -> PreTrainedTokenizerFast | None:
         return load_tokenizer(teacher.model, teacher.revision)
     except NoTokenizer:
         return None
-
-
-def _sample(blocks: TokenBlocks, tokens: int) -> Iterator[Tensor]:
-    """About so many tokens from the beginning of a split, in batches [batch, block_size]."""
-    size, count = max(1, _BATCH_TOKENS // blocks.block_size), min(len(blocks), max(1, tokens // blocks.block_size))
-    logger.info("learning from the first %s tokens", f"{count * blocks.block_size:,}")
-    for start in range(0, count, size):
-        yield torch.from_numpy(blocks.rows(start, min(start + size, count)).astype("int64"))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LabelBlocks", "LabelStatistics", "Labels", "LabelsManifest", "Scores", "encode_labels", "label_layouts"]
 
 Scores = Literal["none", "float16", "float32"]
-IGNORE = -100  # of `cocomix.concepts`, whose import would load PyTorch
+IGNORE, WARN_ONLY = -100, ("configuration", "versions")  # of `cocomix.concepts`, whose import would load PyTorch
 TABLES = "tables.safetensors"
 """What a labeller learned in a first pass, if it had one."""
 _CHUNK = 2**12  # blocks that are looked at together
@@ -82,7 +82,7 @@ class LabelsManifest(StoredManifest):
 
     def contents(self) -> Any:
         """See `StoredManifest`; names and versions do not count."""
-        made = {name: value for name, value in self.labeller.items() if name not in ("configuration", "versions")}
+        made = {name: value for name, value in self.labeller.items() if name not in WARN_ONLY}
         return {"of": super().contents(), "k": self.k, "num_concepts": self.num_concepts, "labeller": made}
 
     def config(self) -> "LabellerConfig":
@@ -126,7 +126,8 @@ class Labels(StoredArrays[LabelsManifest]):
     @property
     def how_made(self) -> dict[str, Any]:
         """See `StoredArrays`."""
-        return {"number of labels": self.manifest.k, **self.manifest.labeller}
+        made = {name: value for name, value in self.manifest.labeller.items() if name not in WARN_ONLY}
+        return {"number of labels": self.manifest.k, **made}
 
     def split(self, name: str) -> "LabelBlocks":
         """See `StoredArrays`."""
@@ -172,10 +173,10 @@ class Labels(StoredArrays[LabelsManifest]):
 
         super().check(findings)
         made, recorded = self.manifest.labels, self.manifest.made_from
-        if "weights" in recorded and "teacher" in made:
+        if "weights" in recorded and made.get("teacher"):
             name = str(made["teacher"]["model"])
             findings.source("teacher", name, recorded["weights"], lambda: model_fingerprint(load_teacher(name)))
-        if "dictionary" in recorded and "dictionary" in made:
+        if "dictionary" in recorded and made.get("dictionary"):
             path = str(made["dictionary"]["path"])
             found = lambda: ConceptDictionary.from_sae_lens(path).fingerprint()  # noqa: E731
             findings.source("dictionary", path, recorded["dictionary"], found)

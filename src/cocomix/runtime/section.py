@@ -10,13 +10,21 @@ __all__ = ["Section", "describe_validation_error", "meant"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, without unknown fields."""
+    """Settings, such as a part of a recipe: frozen, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
 
+    @classmethod
+    def field_names(cls) -> Iterator[str]:
+        """Dotted names of all fields, those of sections inside this section too, as they are written."""
+        for name, info in cls.model_fields.items():
+            yield name
+            for inner in _sections(info.annotation):
+                yield from (f"{name}.{field}" for field in inner.field_names())
+
 
 def describe_validation_error(
-    error: ValidationError, root: type[BaseModel] | None = None, other_words: Mapping[str, str] | None = None
+    error: ValidationError, root: type[Section] | None = None, other_words: Mapping[str, str] | None = None
 ) -> str:
     """Pydantic's findings as one clause, field by field.
 
@@ -25,7 +33,7 @@ def describe_validation_error(
         root: that class, to name the field that an unknown one may have meant.
         other_words: field by what else people call it.
     """
-    names = [] if root is None else list(_fields(root))
+    names = [] if root is None else list(root.field_names())
     parts = []
     for finding in error.errors():
         field = ".".join(str(part) for part in finding["loc"])
@@ -51,17 +59,9 @@ def meant(field: str, names: list[str], other_words: Mapping[str, str] | None = 
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields, those of sections inside a section too."""
-    for name, info in section.model_fields.items():
-        yield f"{prefix}{name}"
-        for inner in _sections(info.annotation):
-            yield from _fields(inner, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def _sections(annotation: Any) -> Iterator[type[Section]]:
     """The settings classes in a field's type, e.g. in `TeacherConfig | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in get_args(annotation):
         yield from _sections(part)

@@ -1,7 +1,10 @@
 """The data and labels a recipe names: of one corpus, of a mixture, or of a stream."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from cocomix.concepts import LabellerConfig
 from cocomix.data import TRAIN, MixedData, StreamedData, Tokens, tokenizer_fingerprint
 from cocomix.labelling import Concatenated, Labels
 from cocomix.runtime.errors import CoCoMixError
@@ -79,17 +82,22 @@ def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> Labels:
     labels.fetch()
     labels.require_tokens(data)
     made = labels.manifest.labels
-    wanted = {} if recipe.attribution is None else recipe.attribution.chosen
-    for section, asked, found in (
-        ("teacher.model", recipe.teacher and recipe.teacher.model, made.get("teacher", {}).get("model")),
-        ("teacher.layer", recipe.teacher and recipe.teacher.layer, made.get("teacher", {}).get("layer")),
-        ("dictionary.path", recipe.dictionary and recipe.dictionary.path, made.get("dictionary", {}).get("path")),
-        ("dictionary.sae_id", recipe.dictionary and recipe.dictionary.sae_id, made.get("dictionary", {}).get("sae_id")),
-        *((f"attribution.{name}", value, made.get(name)) for name, value in wanted.items()),
-    ):
+    wanted = None if recipe.labels is None else recipe.labels.labeller
+    for name, asked, found in _asked_and_found(wanted, made):
         if asked is not None and asked != found:
             raise CoCoMixError(
-                f"the recipe's {section} is {asked!r} but the labels in {path} were made with {found!r}; "
-                "make new labels or correct the recipe."
+                f"the recipe's labels.{name} is {asked!r} but the labels in {path} were made with {found!r}; make new "
+                "labels or correct the recipe."
             )
     return labels
+
+
+def _asked_and_found(asked: LabellerConfig | None, made: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, wanted and found value of every setting of labels that a recipe gives."""
+    values = {} if asked is None else asked.model_dump(mode="json", exclude_unset=True)
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            yield name, value, made.get(name)
+            continue
+        for part in set(value) - {"revision", "fingerprint"}:  # the contents themselves are compared elsewhere
+            yield f"{name}.{part}", value[part], (made.get(name) or {}).get(part)

@@ -1,6 +1,6 @@
 """What a run is made from is what its recipe means, and stays so: contents are compared, not names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
     """Refuse stored labels and probabilities of another teacher or dictionary than the recipe's.
 
     What the recipe does not name is not looked for, and neither is what is not on this machine: a model on the hub is
-    told by its name and, in `teacher.revision`, its commit. The teacher is loaded for this, which takes seconds for
-    small models; `teacher: null` leaves it out.
+    told by its name and, in `revision`, its commit. A teacher is loaded for this, which takes seconds for small models.
 
     Args:
         recipe: the recipe.
@@ -34,21 +33,12 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
     Raises:
         CoCoMixError: naming what differs.
     """
-    stores = () if labels is None else labels.parts
-    every: list[StoredArrays[Any]] = [*stores, *teaching.stores]
-    made = [(store.path, store.manifest.made_from.get("weights")) for store in every]
-    teacher = None
-    if recipe.teacher is not None and made:
-        teacher = (teaching.reference or {}).get("teacher") or _teacher_here(recipe.teacher)
-    for path, fingerprint in made:
-        if None not in (teacher, fingerprint) and teacher != fingerprint:
-            assert recipe.teacher is not None
-            raise CoCoMixError(
-                f"{path} was made with other weights than the recipe's teacher.model {recipe.teacher.model} has now; "
-                "bring those back, or make it again."
-            )
-    if recipe.dictionary is not None and stores:
-        _check_dictionary(recipe.dictionary, stores)
+    stores: tuple[Labels, ...] = () if labels is None else labels.parts
+    if recipe.labels is not None and stores:
+        _check_teacher(recipe.labels.teacher, "labels.teacher", stores, None)
+        if recipe.labels.dictionary is not None:
+            _check_dictionary(recipe.labels.dictionary, stores)
+    _check_teacher(recipe.teacher, "teacher", teaching.stores, (teaching.reference or {}).get("teacher"))
 
 
 def inputs_of(
@@ -58,20 +48,40 @@ def inputs_of(
     return {
         "data": data.manifest.fingerprint,
         "labels": None if labels is None else labels.fingerprint,
-        "online_labels": None if online is None else online.reference(data),
+        "online_labels": None if online is None else online.reference(data)["labeller"],
         "teaching": teaching.reference,
     }
+
+
+def _check_teacher(
+    teacher: TeacherConfig | None, section: str, stores: Sequence[StoredArrays[Any]], known: str | None
+) -> None:
+    """Refuse what was made with other weights than a teacher has; `known` is their fingerprint, if it is known."""
+    recorded = [(store.path, store.manifest.made_from["weights"]) for store in stores if _has_weights(store)]
+    if teacher is None or not recorded:
+        return
+    here = known or _teacher_here(teacher)
+    for path, fingerprint in recorded:
+        if here not in (None, fingerprint):
+            raise CoCoMixError(
+                f"{path} was made with other weights than the recipe's {section}.model {teacher.model} has now; bring "
+                "those back, or make it again."
+            )
+
+
+def _has_weights(store: StoredArrays[Any]) -> bool:
+    return "weights" in store.manifest.made_from
 
 
 def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:
     here = _dictionary_here(dictionary)
     for store in stores:
         recorded = store.manifest.made_from.get("dictionary")
-        for wanted, what in ((dictionary.fingerprint, "dictionary.fingerprint"), (here, "dictionary.path")):
+        for wanted, what in ((dictionary.fingerprint, "fingerprint"), (here, "path")):
             if wanted not in (None, recorded):
                 raise CoCoMixError(
-                    f"{store.path} was made with another dictionary than the recipe's {what} names now; bring that one "
-                    "back, or label again."
+                    f"{store.path} was made with another dictionary than the recipe's labels.dictionary.{what} names "
+                    "now; bring that one back, or label again."
                 )
 
 

@@ -68,11 +68,11 @@ class LabelReference(_Part):
 
 
 class OnlineLabelReference(_Part):
-    """Labels that were made while the run trained: fingerprints of them, of the teacher and of its dictionary."""
+    """Labels that were made while the run trained: how, as in a recipe, and the labeller's fingerprint by its parts."""
 
     fingerprint: str
-    teacher: str
-    dictionary: str
+    labels: dict[str, Any]
+    labeller: dict[str, str]
 
 
 class TeachingReference(_Part):

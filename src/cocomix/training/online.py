@@ -1,57 +1,61 @@
-"""Labels made inside training, batch by batch, by the frozen teacher (`labels: online`).
+"""Labels made inside training, batch by batch (`labels: {kind: …}` without a path).
 
-For runs that see every token once and whose labels would not be used again: nothing is stored, and the labels are those
-that `cocomix label` would have written (the same call of the same teacher; only rounding depends on the batch). Every
-process labels its own rows. The teacher is not part of the model: it is neither wrapped, nor trained, nor saved.
+For runs that see every token once and whose labels would not be used again: no label is stored, and they are those that
+`cocomix label` would have written (the same call of the same labeller; only rounding depends on the batch). Every
+process labels its own rows. A teacher is not part of the model: it is neither wrapped, nor trained, nor saved.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cocomix.artifacts import fingerprint_json
-from cocomix.concepts import ConceptTeacher, TeacherLabeller, drop_without_target
+from cocomix.concepts import ConceptLabeller, FittedLabeller, LabellerConfig, determining, drop_without_target
 from cocomix.data import Tokens
-from cocomix.labelling import LabelSettings, open_labeller
+from cocomix.labelling import open_labeller
 from cocomix.runtime.console import progress
-from cocomix.training.recipe import RunConfig
 
 __all__ = ["OnlineLabels", "open_online_labels"]
 
-_BATCH_TOKENS = 4096  # tokens per forward pass of the teacher, as in `cocomix label`
+TABLES = "labels/tables.safetensors"
+"""In the folder of a run: what a labeller with a first pass learned."""
+_BATCH_TOKENS = 4096  # tokens labelled at once, as in `cocomix label`
 
 Batch = dict[str, Tensor]
 
 
 class OnlineLabels:
-    """A teacher that labels batches.
+    """A labeller at work on batches.
 
-    On an accelerator, batches are labelled ahead of the student: a thread runs the teacher on a stream of its own while
-    the student trains. On the CPU, both would share the cores, so that labels are made when they are asked for.
+    On an accelerator, batches are labelled ahead of the student: a thread runs the labeller on a stream of its own
+    while the student trains. On the CPU, both would share the cores, so that labels are made when they are asked for.
 
     Args:
-        teacher: model, dictionary and layer, on the device that trains.
-        settings: how labels are chosen.
+        labeller: its models are on the device that trains.
+        config: its settings.
+        device: that trains.
 
     Attributes:
         ahead: whether batches are labelled ahead.
     """
 
-    def __init__(self, teacher: ConceptTeacher, settings: LabelSettings) -> None:
-        self.teacher = teacher
-        self.settings = settings
-        self.labeller = settings.labeller(teacher)
-        self.ahead = teacher.decoder.device.type not in ("cpu", "mps")
+    def __init__(self, labeller: ConceptLabeller, config: LabellerConfig, device: torch.device) -> None:
+        self.labeller = labeller
+        self.config = config
+        self.device = device
+        self.ahead = device.type not in ("cpu", "mps")
 
     @property
     def num_concepts(self) -> int:
-        """Number of concepts in the teacher's dictionary."""
-        return self.teacher.n_concepts
+        """Number of concepts that labels name."""
+        return self.labeller.num_concepts
 
     def flops_per_token(self, block_size: int) -> float:
         """What labelling costs."""
@@ -62,9 +66,9 @@ class OnlineLabels:
         size = max(1, _BATCH_TOKENS // input_ids.shape[1])
         rows = torch.split(input_ids, size)
         masks = [None] * len(rows) if attention_mask is None else torch.split(attention_mask, size)
-        with torch.inference_mode(False):  # the teacher differentiates
+        with torch.inference_mode(False):  # a teacher differentiates
             ids = [
-                self.labeller.label(part, mask, k=self.settings.k).ids.cpu()
+                self.labeller.label(part, mask, k=self.config.k).ids.cpu()
                 for part, mask in zip(rows, masks, strict=True)
             ]
         return torch.cat(ids)
@@ -96,7 +100,7 @@ class OnlineLabels:
             for batch in batches:
                 yield self._add(batch)
             return
-        stream = _SideStream(self.teacher.decoder.device)
+        stream = _SideStream(self.device)
         waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="labels") as thread:
             for batch in batches:
@@ -106,15 +110,18 @@ class OnlineLabels:
             while waiting:
                 yield waiting.popleft().result()
 
-    def reference(self, data: Tokens) -> dict[str, str]:
-        """Fingerprints for the run's manifest: of the labels, of the teacher and of its dictionary."""
-        made = {
-            name: value
-            for name, value in self.labeller.fingerprint().items()
-            if name not in ("configuration", "versions")
-        }
-        fingerprint = fingerprint_json({"tokens": data.manifest.fingerprint, "k": self.settings.k, **made})
-        return {"fingerprint": fingerprint, "teacher": made["weights"], "dictionary": made["dictionary"]}
+    def reference(self, data: Tokens) -> dict[str, Any]:
+        """For the run's manifest: fingerprint of the labels, settings, and the labeller's fingerprint by its parts."""
+        made = determining(self.labeller.fingerprint())
+        fingerprint = fingerprint_json({"tokens": data.manifest.fingerprint, "k": self.config.k, **made})
+        return {"fingerprint": fingerprint, "labels": self.config.model_dump(mode="json"), "labeller": made}
+
+    def save_tables(self, folder: Path) -> None:
+        """Keep what the labeller learned from the data, so that a run that goes on labels as it began."""
+        tables = self.labeller.tables() if isinstance(self.labeller, FittedLabeller) else {}
+        if tables:
+            (folder / TABLES).parent.mkdir(exist_ok=True)
+            save_file(tables, folder / TABLES)
 
     def _add(self, batch: Mapping[str, Tensor]) -> Batch:
         labels = self.label(batch["input_ids"], batch.get("attention_mask"))
@@ -155,15 +162,17 @@ class _SideStream:
             return function(batch)
 
 
-def open_online_labels(recipe: RunConfig, data: Tokens, device: torch.device) -> OnlineLabels:
-    """Load and try a recipe's teacher and dictionary.
+def open_online_labels(config: LabellerConfig, data: Tokens, device: torch.device, folder: Path) -> OnlineLabels:
+    """Load a recipe's labeller and try it.
+
+    Args:
+        config: its settings.
+        data: of the run.
+        device: that trains.
+        folder: of the unfinished run, if there is one: what the labeller learned before is read from there.
 
     Raises:
         CoCoMixError: as `open_labeller`.
     """
-    assert recipe.teacher is not None  # the recipe was refused otherwise
-    assert recipe.dictionary is not None
-    settings = recipe.attribution or LabelSettings()
-    labeller = open_labeller(data, settings.config(recipe.teacher, recipe.dictionary), device=device).labeller
-    assert isinstance(labeller, TeacherLabeller)
-    return OnlineLabels(labeller.teacher, settings)
+    tables = load_file(folder / TABLES) if (folder / TABLES).is_file() else None
+    return OnlineLabels(open_labeller(data, config, device=device, tables=tables).labeller, config, device)

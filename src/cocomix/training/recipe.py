@@ -5,19 +5,20 @@ overrides key by key, so that an ablation is as short as its difference. Precede
 """
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cocomix.artifacts import write_text
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.labelling import LabelSettings
-from cocomix.model.configuration import CompressionInit, HiddenLoss, Mixing, Prediction
+from cocomix.concepts import LabellerConfig, TeacherConfig
+from cocomix.model.configuration import CoCoMixConfig, CompressionInit, HiddenLoss, Mixing, Prediction
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
 from cocomix.training.recipe_data import CorpusConfig, DataConfig, Folder, MixtureConfig, StreamConfig
+from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
 from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = [
@@ -51,10 +52,16 @@ OTHER_WORDS = {
     "batch_size": "training.per_device_train_batch_size",
     "steps": "training.max_steps",
     "epochs": "training.num_train_epochs",
-    "sae": "dictionary",
+    "sae": "labels.dictionary",
+    "selection": "labels.kind",
     "kd": "distillation",
 }
 """What other codes and the paper call fields of a recipe, to be told from an unknown field."""
+
+
+def _default(name: str) -> Any:
+    """The default of `CoCoMixConfig`, so that a setting has one."""
+    return signature(CoCoMixConfig).parameters[name].default
 
 
 class StudentConfig(Section):
@@ -68,25 +75,25 @@ class StudentConfig(Section):
     be the data's. For a start at its own loss use `mixing: add`, `compression_init: zero` and `add_mean: false`."""
     revision: str | None = None
     """Commit, tag or branch of `pretrained`, or of a `backbone` on the hub; pin a commit to be able to repeat a run."""
-    insert_layer: int = Field(default=0, ge=0)
+    insert_layer: int = Field(default=_default("insert_layer"), ge=0)
     """0-based index of the block whose input predicts and is mixed with the concepts."""
     num_concepts: int | None = Field(default=None, ge=1)
     """C; by default the number of the labels' dictionary."""
-    concept_topk: int = Field(default=32, ge=1)
+    concept_topk: int = Field(default=_default("concept_topk"), ge=1)
     """K_concept, logits kept for the continuous concept (paper: 32)."""
-    concept_loss_weight: float = Field(default=0.1, ge=0.0)
+    concept_loss_weight: float = Field(default=_default("concept_loss_weight"), ge=0.0)
     """λ (paper: 0.1)."""
-    mixing: Mixing = "interleave"
+    mixing: Mixing = _default("mixing")
     """How concepts and hidden states are mixed, or `pause`: a learned vector in their place; see `CoCoMixConfig`."""
-    prediction: Prediction = "concepts"
+    prediction: Prediction = _default("prediction")
     """What is predicted: concepts, or the `hidden` state of `teacher`, which then runs while training."""
-    hidden_loss: HiddenLoss = "l2"
+    hidden_loss: HiddenLoss = _default("hidden_loss")
     """With `prediction: hidden`: how a predicted state is compared with the teacher's."""
     teacher_hidden_size: int | None = Field(default=None, ge=1)
     """With `prediction: hidden`: width of the teacher's hidden states; by default the teacher's."""
-    compression_init: CompressionInit = "normal"
+    compression_init: CompressionInit = _default("compression_init")
     """How large the compression of concepts starts; see `CoCoMixConfig`."""
-    add_mean: bool = True
+    add_mean: bool = _default("add_mean")
     """With `mixing: add`: whether what is added carries the hidden state's mean; see `CoCoMixConfig`."""
     head_chunk_size: int | None = Field(default=None, ge=1)
     """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
@@ -124,18 +131,14 @@ class RunConfig(Section):
     model of this recipe."""
     data: DataConfig
     """Folder written by `cocomix prepare`, a `mixture` of such folders, or a `stream` of Parquet shards."""
-    labels: Literal["online"] | Folder | None = None
-    """Folder written by `cocomix label`, or `online`: made while training, which takes part of its seconds. Needed by
-    `cocomix` unless λ is 0; not read where no concepts are predicted (`ntp`, pause, hidden
-    states). In a mixture every corpus has its own."""
+    labels: LabelsConfig | None = None
+    """Folder written by `cocomix label`; or how labels are made (`kind`, `teacher`, `dictionary`, `k` …), which is done
+    while training; or both, with `path`. Needed by `cocomix` unless λ is 0; not read where no concepts are predicted
+    (`ntp`, pause, hidden states). In a mixture every corpus has its own folder."""
     distillation: DistillationConfig | None = None
     """Adds knowledge distillation to any objective."""
     teacher: TeacherConfig | None = None
-    """Where labels, distillation and hidden states come from; for what lies in a folder optional, a check."""
-    dictionary: DictionaryConfig | None = None
-    """Likewise."""
-    attribution: LabelSettings | None = None
-    """How labels are picked from the teacher. Read by `cocomix label` and with `labels: online`; else a check."""
+    """Where distillation and hidden states come from; with stored probabilities optional, a check."""
     model: StudentConfig
     document_masks: bool = False
     """Documents packed into one block do not see each other; positions start again at each, and its first token is no
@@ -150,6 +153,11 @@ class RunConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict)
     """Any field of `transformers.TrainingArguments`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _new_spelling(cls, values: Any) -> Any:
+        return with_new_spelling(values) if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "RunConfig":
         if self.baseline is not None and self.model.pretrained is not None:
@@ -157,7 +165,7 @@ class RunConfig(Section):
         if self.baseline is not None and self.objective != "ntp" and self.model.mixing != "pause":
             raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
         if isinstance(self.data, MixtureConfig):
-            if isinstance(self.labels, Path):
+            if self.labels is not None and self.labels.path is not None:
                 raise ValueError("labels: a folder belongs to one corpus; give every corpus of data.mixture its own")
             if self.distillation is not None and self.distillation.targets != "online":
                 raise ValueError("distillation.targets: a folder belongs to one corpus; give every corpus its targets")
@@ -166,16 +174,16 @@ class RunConfig(Section):
                 if any(given) != all(given):
                     raise ValueError(f"data.mixture: give {field} to every corpus or to none")
         if isinstance(self.data, StreamConfig):
-            if isinstance(self.labels, Path):
-                raise ValueError("labels: a stream has no stored labels; use labels: online")
+            if self.labels is not None and self.labels.path is not None:
+                raise ValueError("labels: a stream has no stored labels; give kind: and the rest of how they are made")
             if self.distillation is not None and self.distillation.targets != "online":
                 raise ValueError("distillation.targets: a stream has no stored probabilities; use online")
             if self.tokens is None and self.training.get("max_steps") is None:
                 raise ValueError("data.stream has no end: set tokens or training.max_steps")
         if self.has_concepts and self.labels is None and not self.label_folders and self.model.concept_loss_weight > 0:
-            raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or labels: online")
-        if self.has_concepts and self.labels == "online" and (self.teacher is None or self.dictionary is None):
-            raise ValueError("labels: online needs teacher: and dictionary:")
+            raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or {kind: …}")
+        if self.has_concepts and self.online_labels is not None and (missing := self.online_labels.missing()):
+            raise ValueError(f"labels: {' and '.join(missing)} needed to make them while training")
         if self.predicts_hidden and self.model.mixing == "pause":
             raise ValueError("model.prediction: hidden and model.mixing: pause exclude each other")
         if self.predicts_hidden and self.teacher is None and self.model.concept_loss_weight > 0:
@@ -198,11 +206,16 @@ class RunConfig(Section):
     @property
     def label_folders(self) -> tuple[Path, ...]:
         """Where the labels of the corpora are; empty where none are stored."""
-        if isinstance(self.labels, Path):
-            return (self.labels,)
-        if self.labels is None and isinstance(self.data, MixtureConfig):
+        if self.labels is not None and self.labels.path is not None:
+            return (self.labels.path,)
+        if isinstance(self.data, MixtureConfig):
             return tuple(corpus.labels for corpus in self.data.mixture if corpus.labels is not None)
         return ()
+
+    @property
+    def online_labels(self) -> LabellerConfig | None:
+        """How labels are made while training; `None` where they are stored, or there are none."""
+        return None if self.labels is None or self.label_folders else self.labels.labeller
 
     @property
     def target_folders(self) -> tuple[Path, ...]:
@@ -302,15 +315,20 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, key by key in mappings that both have."""
     result = dict(base)
     for key, value in over.items():
-        both_mappings = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both_mappings else value
+        below = _as_mapping(key, result.get(key))
+        both_mappings = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = merged(below, value) if both_mappings else value
     return result
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        inner = values.get(key)
-        if not isinstance(inner, dict):
-            inner = values[key] = {}
-        values = inner
+        inner = _as_mapping(key, values.get(key))
+        values[key] = inner if isinstance(inner, dict) else {}
+        values = values[key]
     values[keys[-1]] = value
+
+
+def _as_mapping(key: str, value: Any) -> Any:
+    """A section that may be given as one word, as the mapping that this is short for: `labels: FOLDER`."""
+    return {"path": value} if key == "labels" and isinstance(value, str) and value != "online" else value

@@ -100,8 +100,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
     labels, online = open_labels(recipe, data), None
-    if recipe.has_concepts and recipe.labels == "online":
-        online = open_online_labels(recipe, data, arguments.device)
+    if recipe.has_concepts and recipe.online_labels is not None:
+        online = open_online_labels(recipe.online_labels, data, arguments.device, partial_path(output))
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
@@ -112,6 +112,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     with _staged(output, identity, arguments) as staging, signed_in(folder) if first else nullcontext():
         if first:
             save_recipe(recipe, folder / "recipe.yaml")
+            if online is not None:
+                online.save_tables(folder)
         set_seed(arguments.seed)
         model = build_student(recipe, plan.config)
         stored = (labels, teaching.stored)
@@ -203,7 +205,7 @@ def _warn_of_repeated_labelling(trainer: CoCoMixTrainer) -> None:
     steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, blocks)
     if trainer.tokens_seen(steps) > blocks * trainer.block_size:
         logger.warning(
-            "labels: online labels the data again in every epoch; for several, `cocomix label` once is cheaper."
+            "labels made while training are made again in every epoch; for several, `cocomix label` once is cheaper."
         )
 
 

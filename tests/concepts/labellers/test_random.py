@@ -5,7 +5,6 @@ import torch
 
 from cocomix.concepts import ConceptTeacher, RandomLabeller
 from cocomix.concepts.labellers.random import context_hashes
-from cocomix.concepts.lengths import label_sequences
 
 from ..conftest import VOCAB, make_dictionary, make_model
 
@@ -56,9 +55,6 @@ def test_batches_padding_and_company_change_no_label(labeller, input_ids):
         mask = torch.nn.functional.pad(torch.ones_like(input_ids), pad)
         ids = labeller.label(padded, mask, k=3).ids
         assert torch.equal(ids[:, pad[0] : pad[0] + input_ids.shape[1]], together)
-    sequences = [input_ids[0], input_ids[1, :5], input_ids[2, :8]]
-    for sequence, labels in zip(sequences, label_sequences(labeller, sequences, k=3), strict=True):
-        assert torch.equal(labels.ids, labeller.label(sequence[None], k=3).ids[0])
 
 
 def test_seeds_draw_differently_and_each_the_same_again(labeller, input_ids):

@@ -10,6 +10,7 @@ from cocomix.concepts.fingerprints import configuration_fingerprint, model_finge
 from cocomix.concepts.labeller import ConceptLabels, LabellerConfig
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, open_concept_teacher
 from cocomix.concepts.teacher import ConceptTeacher
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["TeacherLabeller", "TeacherLabellerConfig"]
 
@@ -17,12 +18,16 @@ __all__ = ["TeacherLabeller", "TeacherLabellerConfig"]
 class TeacherLabellerConfig(LabellerConfig):
     """Settings of a labeller with a teacher and a dictionary."""
 
-    teacher: TeacherConfig
-    """The frozen language model."""
-    dictionary: DictionaryConfig
+    teacher: TeacherConfig | None = None
+    """The frozen language model. A recipe may leave it and the dictionary to the options of `cocomix label`."""
+    dictionary: DictionaryConfig | None = None
     """The sparse autoencoder on its hidden state."""
     dtype: NumberFormat = "float32"
     """`bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32."""
+
+    def missing(self) -> tuple[str, ...]:
+        """`teacher` and `dictionary`, where they are not given."""
+        return tuple(name for name in ("teacher", "dictionary") if getattr(self, name) is None)
 
 
 class TeacherLabeller:
@@ -54,6 +59,8 @@ class TeacherLabeller:
         force: bool = False,
     ) -> Self:
         """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
+        if missing := config.missing():
+            raise CoCoMixError(f"labels of kind {config.kind!r} are made with a {' and a '.join(missing)}; name them.")
         teacher = open_concept_teacher(
             config.teacher, config.dictionary, device=device, bos_token_id=bos_token_id, force=force
         )

@@ -201,40 +201,43 @@ class Artifact(Generic[M]):
             Damaged: a file is missing or has another size.
             Unreachable: it cannot be fetched.
         """
-        for name, entry in self.manifest.files.items():
-            path = inside(self.path, name) if self.url is None else self.file(name)
-            size = path.stat().st_size if path.is_file() else None
-            if size != entry.size:
-                fault = "is missing" if size is None else f"has {size:,} bytes instead of {entry.size:,}"
-                raise Damaged(f"{path} {fault}; {self._repair}.", name)
+        for name in self.manifest.files:
+            if self.url is not None:
+                self.file(name)
+            elif (fault := self._size_fault(name)) is not None:
+                raise self._damaged(name, fault)
 
     def _hash(self, name: str) -> None:
-        """Hash a file; one of a local copy that is not as it should be is removed.
+        """Hash a file, and note that it is right; one of a local copy that is not is removed.
 
         Raises:
             Damaged: it is missing, or not the one that the manifest describes.
             CoCoMixError: the system cannot read it.
         """
-        path, entry, where = inside(self.path, name), self.manifest.files[name], f"{self.url or self.path}/{name}"
+        path, sha256 = inside(self.path, name), self.manifest.files[name].sha256
         try:
-            size = path.stat().st_size
-            if size == entry.size and file_sha256(path) == entry.sha256:
-                self._verified.note(path, entry.sha256)
+            fault = self._size_fault(name)
+            if fault is None and file_sha256(path) == sha256:
+                self._verified.note(path, sha256)
                 return
-            fault = "has changed since it was written"
-            if size != entry.size:
-                fault = f"has {size:,} bytes instead of {entry.size:,}"
-        except FileNotFoundError:
-            fault = "is missing"
         except OSError as error:
             raise unreadable(path, error) from error
         if self.url is not None:
             path.unlink(missing_ok=True)
-        raise Damaged(f"{where} {fault}; {self._repair}.", name)
+        raise self._damaged(name, fault or "has changed since it was written")
+
+    def _size_fault(self, name: str) -> str | None:
+        path, wanted = inside(self.path, name), self.manifest.files[name].size
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        return None if size == wanted else f"has {size:,} bytes instead of {wanted:,}"
+
+    def _damaged(self, name: str, fault: str) -> Damaged:
+        return Damaged(f"{self.url or self.path}/{name} {fault}; {self._repair}.", name)
 
     @property
     def _repair(self) -> str:
-        """What to do about damage, for messages."""
         return f"restore it from a copy, or make the folder again with `{self.made_by}`"
 
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Generic
 
 from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse
 from cocomix.artifacts.files import explained_full_disk, file_names, flush, flush_folder, read_json, write_json
-from cocomix.artifacts.lock import locked, this_process
+from cocomix.artifacts.lock import locked
 from cocomix.artifacts.manifests import MANIFEST, M, as_json, differing, differing_settings, file_entry
 from cocomix.artifacts.store import cache_place
 from cocomix.artifacts.uploading import Claim
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 PLAN = "plan.json"
-"""Within a staging folder that can be gone on with: the kind, the identity, and the process that began it."""
+"""Within a staging folder that can be gone on with: the kind and the identity of what is made."""
 THREADS = min(8, os.cpu_count() or 1)
 """That hash files; hashlib lets other threads run meanwhile."""
 
@@ -132,10 +132,10 @@ def staged(
     kept: bool = False,
     shared: bool = False,
 ) -> Iterator[Staging[Any]]:
-    """Lock an output and give a staging folder for it, which is removed on an error unless it is `kept`.
+    """Lock an output and give a staging folder for it; see `Artifact.create` for the errors.
 
     Args:
-        output: to make; see `Artifact.create`, and its errors.
+        output: to make.
         about: fields of the manifest: kind, version and identity.
         records: whether the manifest lists a file, by its name.
         kept: take what an interrupted command left, and leave it again on an error.
@@ -204,7 +204,7 @@ def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) 
 
 
 def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | None) -> None:
-    """Record in `PLAN` what a staging folder is of, or check that it was begun as the same.
+    """Record in `PLAN` what a staging folder is of, or refuse it if it was begun as something else.
 
     Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
 
@@ -212,9 +212,6 @@ def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | 
         folder: the staging folder.
         about: kind and version of the artefact.
         identity: of what is made; `None` if every identity may go on with it.
-
-    Raises:
-        MadeFromSomethingElse: it was begun with another identity, or holds something else.
     """
     plan = folder / PLAN
     if not plan.exists():
@@ -222,7 +219,7 @@ def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | 
         if others and not plan.exists():  # it may have come between
             raise MadeFromSomethingElse(f"{folder} holds something else; remove it or choose another --output.")
         ours = folder / f".{uuid.uuid4().hex}.tmp"
-        write_json(ours, {**about, "identity": identity, "process": this_process()})
+        write_json(ours, {**about, "identity": identity})
         try:
             os.link(ours, plan)
         except OSError:  # another job was faster, or the file system has no hard links

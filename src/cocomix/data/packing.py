@@ -62,14 +62,7 @@ class FilePlan:
 
 
 def file_plans(split: str, members: Sequence[Member], tokens: Sequence[int], shape: BlockShape) -> list[FilePlan]:
-    """Plan the files of a split; the last tokens, which fill no block, go nowhere.
-
-    Args:
-        split: its name.
-        members: all units, in order.
-        tokens: of the split, in each.
-        shape: of the blocks.
-    """
+    """Plan the files of a split, of which the units hold `tokens`; the last ones, which fill no block, go nowhere."""
     ends = np.cumsum(tokens)
     blocks = int(ends[-1]) // shape.taken if len(ends) else 0
     plans = []
@@ -86,18 +79,7 @@ def file_plans(split: str, members: Sequence[Member], tokens: Sequence[int], sha
 def pack_file(
     folder: Path, shape: BlockShape, plan: FilePlan, advance: Callable[[float], None], stop: Callable[[], None]
 ) -> FileEntry:
-    """Write a file of blocks, whole or not at all, unless it is there.
-
-    Args:
-        folder: where.
-        shape: of the blocks.
-        plan: which tokens.
-        advance: called with tokens of the file.
-        stop: called now and then; may raise.
-
-    Returns:
-        Its size and hash.
-    """
+    """Write a file of blocks, whole or not at all, unless it is there; `advance` is called with its tokens."""
     dtype = plan.members[0].log.dtype
     path, digest, size = folder / plan.name, hashlib.sha256(), 0
     if path.exists():

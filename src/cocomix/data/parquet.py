@@ -16,15 +16,10 @@ _BUFFER_BYTES = 1 << 20
 
 
 def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFile:
-    """Read a file's footer and see that it has the column, and that this holds text.
-
-    Args:
-        where: names the file in errors.
-        stream: the file, opened for reading bytes; must stay open.
-        text_column: holds the text.
+    """Read the footer of a file, named `where`, and see that it has the column; `stream` must stay open.
 
     Raises:
-        CoCoMixError: it is no Parquet file, is truncated, or lacks the column.
+        CoCoMixError: it is no Parquet file, is truncated, or lacks the column, or this holds no text.
     """
     try:
         file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
@@ -47,13 +42,7 @@ def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFi
 def row_batches(
     where: str, file: pq.ParquetFile, text_column: str, row_groups: Sequence[int] | None = None
 ) -> Iterator[list[bytes | None]]:
-    """The column's values, undecoded, some rows at a time.
-
-    Args:
-        where: names the file in errors.
-        file: from `open_parquet`.
-        text_column: holds the text.
-        row_groups: read only these; all by default.
+    """The column's values, undecoded, some rows at a time; of all row groups by default.
 
     Raises:
         CoCoMixError: the rows cannot be read.

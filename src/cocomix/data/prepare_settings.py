@@ -58,11 +58,7 @@ class PrepareSettings(Section):
 
 
 def check_settings(settings: PrepareSettings) -> None:
-    """Refuse settings that contradict each other.
-
-    Raises:
-        CoCoMixError: they do, or something is missing.
-    """
+    """Refuse settings that contradict each other, or lack something."""
     if not settings.sources:
         raise CoCoMixError("there is no source to read; give a file, a folder, a Hugging Face data set name or docs:.")
     if (settings.tokenizer is None) == (settings.vocab_size is None):

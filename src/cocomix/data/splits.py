@@ -79,10 +79,7 @@ class Division:
     Attributes:
         members: the units, in order.
         tokens: of every split, in each unit.
-        documents: of every split.
-        bytes: of every split; of text.
-        source_documents: of every source.
-        source_bytes: of every source.
+        documents: of every split, as `bytes` of text; and both of every source.
         invalid: characters put in for bytes that were not UTF-8.
         heldout: hashes of the documents that validate, sorted, each once.
         single: whether all documents are copies of one.

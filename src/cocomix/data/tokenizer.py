@@ -59,11 +59,7 @@ def tokenizer_identity(name: str | None, revision: str | None) -> Any:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a vocabulary that is too small for a byte-level BPE.
-
-    Raises:
-        CoCoMixError: it is smaller than `MIN_VOCAB_SIZE`.
-    """
+    """Refuse a vocabulary that is too small for a byte-level BPE."""
     if vocab_size < MIN_VOCAB_SIZE:
         raise CoCoMixError(
             f"a vocabulary of {vocab_size:,} is too small: 256 bytes, the end token and at least one merge need "
@@ -119,15 +115,10 @@ def begin_of_text(tokenizer: "PreTrainedTokenizerFast") -> int | None:
 
 
 def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, name: str) -> None:
-    """Have a tokenizer begin texts as the blocks begin that are made with it, saved copies of it included.
-
-    Args:
-        tokenizer: changed in place; its fingerprint stays.
-        prepend_bos: whether a text begins with the begin-of-text token.
-        name: of the tokenizer, for the message.
+    """Have a tokenizer, and saved copies of it, begin texts with the begin-of-text token or not; its fingerprint stays.
 
     Raises:
-        CoCoMixError: it has none.
+        CoCoMixError: it has no such token.
     """
     if prepend_bos and tokenizer.bos_token_id is None:
         raise CoCoMixError(

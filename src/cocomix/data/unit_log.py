@@ -21,9 +21,6 @@ class UnitLog:
     """Tokens and rows of a unit on the disk, appended while it is encoded.
 
     One process at a time writes it; another waits, as after the kill of a command whose workers are still ending.
-
-    Attributes:
-        rows: parts that are kept, `ROW`.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:

@@ -67,7 +67,7 @@ class Unit:
     """What is encoded at a time.
 
     Attributes:
-        source: number of the source.
+        source: its number among all sources.
         kind: of the source.
         validates: whether the source is one of the validation split's.
         spans: to read, in order.
@@ -92,10 +92,7 @@ class Encoding:
         settings: how their documents are read.
         threshold: of the split, for `max_bytes`.
         folder: of the logs.
-        tokenizer: folder of the tokenizer.
-        tokenizer_fingerprint: of it.
-        eos_token_id: put after every document.
-        vocab_size: of the tokenizer; says the type of the tokens.
+        tokenizer: folder of the tokenizer, whose fingerprint, end-of-document token and size follow.
     """
 
     settings: PrepareSettings
@@ -130,12 +127,6 @@ def plan_units(
     sources: Sequence[Source], validates: Sequence[bool], text_column: str, token_files: TokenFiles | None
 ) -> list[Unit]:
     """Cut sources into units, in order; the same sources give the same units.
-
-    Args:
-        sources: what to read.
-        validates: of each, whether it is one of the validation split's.
-        text_column: field or column that holds the text.
-        token_files: reads sources of kind `tokens`.
 
     Raises:
         CoCoMixError: a large Parquet file lacks the column, or a token file is none.
@@ -216,13 +207,7 @@ def unit_parts(
 ) -> Iterator[Part]:
     """The documents of a unit; texts of nothing but white space are left out.
 
-    With `max_bytes`, ends where the unit's training documents, or one document, have so many.
-
-    Args:
-        unit: what to read.
-        settings: how.
-        threshold: of the split, for `max_bytes`.
-        token_files: reads units of kind `tokens`.
+    With `max_bytes`, ends where the unit's training documents, or one document, have so many; `threshold` tells them.
 
     Raises:
         CoCoMixError: a source cannot be read.
@@ -306,17 +291,7 @@ def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def encode_unit(encoding: Encoding, unit: Unit, advance: Callable[[float], None], stop: Callable[[], None]) -> None:
-    """Encode a unit, going on where its log ends.
-
-    Args:
-        encoding: how.
-        unit: what to read.
-        advance: called with bytes of input.
-        stop: called now and then; may raise.
-
-    Raises:
-        CoCoMixError: as `unit_parts`.
-    """
+    """Encode a unit, going on where its log ends; `advance` is called with bytes of input, `stop` now and then."""
     with encoding.log(unit) as log:
         if log.finished:
             advance(unit.size)

@@ -21,11 +21,7 @@ _POLL_SECONDS = 0.5
 
 
 class Workers:
-    """A context in which functions are run by so many processes, started when they are first needed.
-
-    Args:
-        count: processes; with 1, this one does the work.
-    """
+    """A context in which functions are run by `count` processes, started when they are first needed; 1 is this one."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -49,7 +45,7 @@ class Workers:
         Args:
             function: picklable. Gets an item, a function to report progress to, and one to call now and then, which
                 raises where the work is no longer wanted.
-            items: picklable.
+            items: picklable, too.
             advance: called with the progress of all processes.
 
         Raises:

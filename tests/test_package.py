@@ -20,8 +20,7 @@ from transformers import AutoConfig
 import cocomix
 from cocomix.runtime import allocator
 from cocomix.runtime.device import default_device
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop

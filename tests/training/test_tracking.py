@@ -32,7 +32,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     found = importlib.util.find_spec
-    monkeypatch.setattr("cocomix.runtime.extras.find_spec", lambda name: found("json"))
+    monkeypatch.setattr("cocomix.runtime.errors.find_spec", lambda name: found("json"))
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
     Recorder.sent = []
     return Recorder

@@ -24,7 +24,7 @@ def demo(
     """
     from cocomix.artifacts import require_local
     from cocomix.experiments.tour import run_demo
-    from cocomix.runtime.threads import choose_threads
+    from cocomix.runtime.device import choose_threads
 
     require_local(directory, "the demo's folder")
     choose_threads()

@@ -74,7 +74,7 @@ class JobOptions:
             )
         if fewest not in ("", "1"):
             return Processes(int(fewest))
-        from cocomix.runtime.threads import choose_threads
+        from cocomix.runtime.device import choose_threads
 
         choose_threads()
         return Inline()

@@ -30,7 +30,7 @@ def sae(
     from cocomix.concepts import FitSettings
     from cocomix.concepts.sources import TeacherConfig
     from cocomix.labelling import fit_on_data
-    from cocomix.runtime.threads import choose_threads
+    from cocomix.runtime.device import choose_threads
 
     settings = FitSettings(
         num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed

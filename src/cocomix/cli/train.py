@@ -29,7 +29,7 @@ def train(
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
     from cocomix.artifacts import MANIFEST, RemoteFolder, read_json, url_of
-    from cocomix.runtime.threads import choose_threads
+    from cocomix.runtime.device import choose_threads
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
     from cocomix.training.recipe import load_recipe

@@ -14,7 +14,7 @@ from typing import Any
 
 from cocomix.data.preparation import encode_share
 from cocomix.data.prepare_settings import PrepareSettings
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import require_extra
 
 try:
     from datatrove.pipeline.base import PipelineStep

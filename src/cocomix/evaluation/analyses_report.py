@@ -35,8 +35,7 @@ from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
 from cocomix.evaluation.teacher_flops import label_words
 from cocomix.labelling import Labels
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
 
 __all__ = ["analyse_runs"]

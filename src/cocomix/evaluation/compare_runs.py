@@ -19,7 +19,7 @@ from cocomix.evaluation.formatting import si
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
 from cocomix.evaluation.teacher_flops import TeacherCost, label_words, run_labels, teacher_cost
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import require_extra
 from cocomix.training import Run
 
 __all__ = ["compare"]

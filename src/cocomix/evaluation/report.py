@@ -20,7 +20,7 @@ from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Secti
 from cocomix.evaluation.reach import reach
 from cocomix.evaluation.reliance import Reliance
 from cocomix.evaluation.run_evaluation import reliance_of_runs
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import require_extra
 from cocomix.training import Run
 
 __all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]

@@ -29,8 +29,7 @@ from cocomix.experiments.plan import Job, LoadedPlan
 from cocomix.experiments.stages import make_shared_parts
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import train
 from cocomix.training.recipe import load_recipe, save_recipe
 

@@ -11,8 +11,7 @@ from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.data import PrepareSettings, prepare
 from cocomix.experiments.tour_report import write_demo_report
 from cocomix.labelling import fit_on_data, label_data
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig, load_recipe
 from cocomix.training.recipes_folder import recipes_folder

@@ -22,8 +22,7 @@ from cocomix.interpret.survey import ConceptSurvey, choose_concepts, survey_conc
 from cocomix.labelling import Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
 __all__ = ["evaluate_run_steering"]
 

@@ -1,6 +1,8 @@
-"""The error a user can do something about."""
+"""The error a user can do something about, and the one of a package that is missing."""
 
-__all__ = ["CoCoMixError"]
+from importlib.util import find_spec
+
+__all__ = ["CoCoMixError", "require_extra"]
 
 
 class CoCoMixError(ValueError):
@@ -9,3 +11,19 @@ class CoCoMixError(ValueError):
     The message is one sentence that says what was wrong, where, and what to do. The command line prints it without a
     traceback and exits with status 1; library callers may catch it as a `ValueError`.
     """
+
+
+def require_extra(extra: str, *packages: str, purpose: str) -> None:
+    """Refuse work whose packages are not installed.
+
+    Args:
+        extra: which of cocomix's extras brings them.
+        packages: names as they are imported.
+        purpose: what needs them, e.g. `"a report"`.
+
+    Raises:
+        CoCoMixError: one of them is missing.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise CoCoMixError(f"{purpose} needs {' and '.join(missing)}; run: pip install 'cocomix[{extra}]'.")

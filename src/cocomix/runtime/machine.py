@@ -20,8 +20,7 @@ from packaging.specifiers import SpecifierSet
 from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
 
 from cocomix.runtime.allocator import keep_freed_memory
-from cocomix.runtime.device import available_memory, default_device
-from cocomix.runtime.threads import WORTH_IT, products_per_second, usable_cores
+from cocomix.runtime.device import WORTH_IT, available_memory, default_device, products_per_second, usable_cores
 
 __all__ = ["Line", "examine"]
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.extras import require_extra
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
 __all__ = ["TENSORBOARD", "trackers"]
 

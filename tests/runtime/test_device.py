@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cocomix.runtime import threads
+from cocomix.runtime import device
 from cocomix.runtime.console import set_up_logging
-from cocomix.runtime.threads import choose_threads, products_per_second
+from cocomix.runtime.device import choose_threads, products_per_second
 
 
 @pytest.fixture(autouse=True)
 def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(threads, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(device, "default_device", lambda: torch.device("cpu"))
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     set_up_logging()
@@ -29,7 +29,7 @@ BUSY, FREE = {4: 10.0, 2: 20.0, 1: 300.0}, {4: 100.0, 2: 60.0, 1: 110.0}
 def test_the_fastest_is_chosen_and_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speeds: dict[int, float], chosen: int
 ) -> None:
-    monkeypatch.setattr(threads, "products_per_second", speeds.__getitem__)
+    monkeypatch.setattr(device, "products_per_second", speeds.__getitem__)
     choose_threads()
     assert torch.get_num_threads() == chosen
     assert (f"{chosen} of 4 threads" in capsys.readouterr().err) == (chosen != 4)
@@ -38,7 +38,7 @@ def test_the_fastest_is_chosen_and_said(
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "WORLD_SIZE"])
 def test_what_a_person_or_a_launcher_set_stays(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "4")
-    monkeypatch.setattr(threads, "products_per_second", BUSY.__getitem__)
+    monkeypatch.setattr(device, "products_per_second", BUSY.__getitem__)
     choose_threads()
     assert torch.get_num_threads() == 4
 

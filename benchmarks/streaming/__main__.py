@@ -21,7 +21,7 @@ from benchmarks.streaming.store import BUCKET, FAULTS, Proxy, store
 
 _STOP, _LATER_STOP = 37, 165
 _WITH_CACHE = ("mosaicml-streaming", "litdata", "flat files")
-_REMOTE = tuple(name for name in CANDIDATES if name in (*_WITH_CACHE, "datasets, buffer 256", "lanes"))
+_REMOTE = tuple(name for name in CANDIDATES if name in (*_WITH_CACHE, "datasets, buffer 256"))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -233,50 +233,6 @@ class HuggingFaceText(HuggingFace):
         return data.map(packed, batched=True, batch_size=64, remove_columns=["text"])
 
 
-class Lanes(Reader):
-    """This library's present streams: text in Parquet, read in 8 lanes and tokenised while reading."""
-
-    def __init__(self, settings: Settings, states: list[Any] | None) -> None:
-        from cocomix.data.stream_blocks import Mark, StreamBlocks, StreamSource
-        from cocomix.data.stream_shards import find_shards
-        from cocomix.training.streaming import WorkedStream
-
-        patterns = [f"{settings.place}/{name}" for name in settings.names if name.endswith(".parquet")]
-        shards = find_shards(patterns or [f"{settings.place}/*.parquet"], "text")
-        groups = tuple(group for shard in shards for group in shard.row_groups)
-        source = StreamSource(groups, "text", _encoder(settings), 0, None, settings.block, 8, settings.seed)
-        blocks = StreamBlocks(source, 10**9)
-        self.marks = [Mark(0, lane, 0, 0) for lane in range(source.lanes)]
-        if states:
-            self.marks = [Mark(*max(marks, key=lambda mark: mark[0])) for marks in zip(*states, strict=True)]
-            blocks.start_at(self.marks)
-        self.next = sum(mark.block for mark in self.marks) + settings.rank
-        self.settings = settings
-        arguments = SimpleNamespace(
-            world_size=settings.world,
-            dataloader_num_workers=settings.workers,
-            train_batch_size=settings.batch,
-            dataloader_multiprocessing_context=None,
-        )
-        self.blocks = WorkedStream(blocks, arguments) if settings.workers else blocks  # type: ignore[arg-type]
-
-    def batches(self) -> Iterator[np.ndarray]:
-        from cocomix.data.stream_blocks import Mark
-
-        while True:
-            rows = []
-            for _ in range(self.settings.batch):
-                row = self.blocks[self.next]
-                lane, *mark = (int(number) for number in row["reached"])
-                self.marks[lane] = Mark(*mark)
-                rows.append(np.asarray(row["input_ids"], dtype=np.uint16))
-                self.next += self.settings.world
-            yield np.stack(rows)
-
-    def state(self) -> Any:
-        return [list(mark) for mark in self.marks]
-
-
 class Flat(Reader):
     """The prototype of `benchmarks.streaming.flat`, with PyTorch's own loader."""
 
@@ -308,6 +264,7 @@ def _encoder(settings: Settings) -> Any:
     return Tokenizer.from_file(os.environ["BENCHMARK_TOKENIZER"])
 
 
+# The lanes of the results, text tokenised by this library while training, were last in commit f41e0c6.
 CANDIDATES: dict[str, type[Reader]] = {
     "mosaicml-streaming": Mosaic,
     "litdata": LitData,
@@ -315,7 +272,6 @@ CANDIDATES: dict[str, type[Reader]] = {
     "datasets, buffer 1": HuggingFaceOrder,
     "datasets, unshuffled": HuggingFaceUnshuffled,
     "datasets, text": HuggingFaceText,
-    "lanes": Lanes,
     "flat files": Flat,
 }
 FORMATS = {
@@ -325,6 +281,5 @@ FORMATS = {
     "datasets, buffer 1": "parquet",
     "datasets, unshuffled": "parquet",
     "datasets, text": "text",
-    "lanes": "text",
     "flat files": "flat",
 }

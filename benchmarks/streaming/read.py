@@ -69,8 +69,6 @@ def _import(name: str) -> None:
     elif name.startswith("datasets"):
         import datasets  # noqa: F401
         import torchdata.stateful_dataloader  # noqa: F401
-    elif name == "lanes":
-        import cocomix.training.streaming  # noqa: F401
     else:
         import benchmarks.streaming.flat  # noqa: F401
 

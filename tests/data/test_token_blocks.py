@@ -1,6 +1,7 @@
 import errno
 import pickle
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_few_files_are_mapped_at_once(tmp_path: Path) -> None:
     blocks = write(tmp_path / "data", 4 * 200, blocks_per_file=1).split("train")
     assert [int(row["input_ids"][0]) for row in blocks] == list(range(0, 800, 4))
     assert 0 < open_maps(tmp_path) <= arrays._OPEN_MAPS
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads what Linux tells of maps")
+def test_only_what_is_read_here_and_there_is_not_read_ahead(tmp_path: Path) -> None:
+    tokens = write(tmp_path / "data", 4)
+    here_and_there, in_order = tokens.split("train", scattered=True), tokens.split("train")
+    assert torch.equal(here_and_there[0]["input_ids"], in_order[0]["input_ids"])
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags: ")
+    flags = [after.split("\n")[0].split() for before, after in pairwise(maps) if str(tmp_path) in before]
+    assert sorted("rr" in found for found in flags) == [False, True]
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.ENFILE])

@@ -126,11 +126,6 @@ ARMS: dict[str, dict[str, Any]] = {
         "labels": None,
         "data": {"mixture": [{"path": "@training", "weight": 3}, {"path": "@second", "weight": 1}]},
     },
-    "stream": {
-        "objective": "ntp",
-        "labels": None,
-        "data": {"stream": ["@shards"], "heldout": "@training", "lanes": 4},
-    },
 }
 """Changes of `BASE`, merged key by key."""
 

@@ -205,13 +205,9 @@ class World:
             settings.pop("selection", None)
             config = labeller_config({**settings, "teacher": self._teacher_config, "dictionary": dictionary})
             label_data(self.place("training"), config, output, scores="float32")
-        elif name == "probabilities":
-            distill_data(self.place("training"), self._teacher_config, output, top_k=8)
         else:
-            assert name == "shards", name
-            texts = material.documents(90, seed=62)
-            for number in range(3):
-                material.write_parquet(output / f"{number}.parquet", texts[number * 30 : (number + 1) * 30])
+            assert name == "probabilities", name
+            distill_data(self.place("training"), self._teacher_config, output, top_k=8)
 
     @property
     def _teacher_config(self) -> TeacherConfig:

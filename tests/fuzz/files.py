@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
 from cocomix.concepts import ConceptDictionary
-from cocomix.data import PrepareSettings, StreamedData, Tokens, prepare
+from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.data.reading import read_texts
 from cocomix.evaluation import Run
 from cocomix.labelling import Labels
@@ -109,26 +107,7 @@ def _read_labels(folder: Path) -> None:
                 assert labels[index]["concept_labels"].shape == shape
 
 
-def _shards(world: World) -> Path:
-    """A stream's shards beside its held-out data."""
-    folder = world.scratch / "whole"
-    shutil.copytree(world.workshop.data, folder / "heldout")
-    for number in range(2):
-        texts = [f"the list of items {row}" for row in range(number, 40)]
-        pq.write_table(pa.table({"text": texts}), folder / f"{number}.parquet", row_group_size=8)
-    return folder
-
-
-def _read_stream(folder: Path) -> None:
-    heldout = Tokens.open(folder / "heldout")
-    shards = [str(path) for path in sorted(folder.glob("*.parquet"))]
-    blocks = StreamedData(heldout, shards, text_column="text", lanes=3).blocks(12, seed=0)
-    for place in range(12):
-        assert len(blocks[place]["input_ids"]) == heldout.manifest.block_size
-
-
 FILES = (
-    Target("stream shards", share=2, **_spoils(_shards, "*.parquet", spoilt_bytes, _read_stream)),
     Target("corpus files", corpus, 6),
     Target("preparation", preparation, 3),
     Target("recipes", recipe, 6),

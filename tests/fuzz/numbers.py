@@ -3,15 +3,12 @@
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cocomix.data import DocumentBlocks, StreamedData, Tokens
-from cocomix.data.stream_blocks import Mark
-from cocomix.training.order import MixtureOrder, StepBatches
+from cocomix.data import DocumentBlocks
+from cocomix.training.order import MixtureOrder, StepBatches, WindowedOrder
 from tests.fuzz.cases import Target, World
 from tests.fuzz.mutations import Draw
 from tests.model.factories import CONCEPTS, LAYERS, MAIN_BACKBONES, MIXINGS, VOCAB, student
@@ -93,47 +90,25 @@ def mixture(world: World, draw: Draw) -> None:
     assert order.taken(start, start + order.size) == tuple(np.bincount(corpora, minlength=len(sizes)).tolist())
 
 
-def stream(world: World, draw: Draw) -> None:
-    """Lanes hold every document of a pass in order, and any block is the same wherever reading starts."""
-    texts = draw(st.lists(st.sampled_from(["", " ", "list", "a value of the key", "café items " * 9]), max_size=30))
-    folder = world.scratch / "shards"
-    folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    size, rows = draw(st.integers(1, 7)), draw(st.integers(1, 12))
-    for number, start in enumerate(range(0, len(texts), rows)):
-        shard = folder / f"{number:02d}.parquet"
-        pq.write_table(pa.table({"text": texts[start : start + rows]}), shard, row_group_size=size)
-    heldout = Tokens.open(world.workshop.data)
-    lanes, seed = draw(st.integers(1, 9)), draw(st.integers(0, 2**62))
-    data = world.refusal_or_result(lambda: StreamedData(heldout, [str(folder)], text_column="text", lanes=lanes))
-    if data is None:
-        assert not texts
-        return
-    count = draw(st.integers(1, 60))
-    blocks = data.blocks(count, seed)
-    read = world.refusal_or_result(lambda: [blocks[place] for place in range(count)])
-    if read is None:
-        assert not any(text.strip() for text in texts)
-        return
-    marks = [Mark(0, lane, 0, 0) for lane in range(data.lanes)]
-    stop = draw(st.integers(0, count - 1))
-    for row in read[:stop]:
-        marks[row["reached"][0]] = Mark(*row["reached"][1:].tolist())
-    resumed = data.blocks(count, seed)
-    resumed.start_at(marks)
-    for place in [draw(st.integers(0, count - 1)), *range(stop, count)]:
-        assert torch.equal(resumed[place]["input_ids"], read[place]["input_ids"])
-    source, tokens = blocks.source, []
-    for turn in range(0, len(source.row_groups), data.lanes):
-        tokens += [token for _, document in source.documents(turn, 0) for token in document.tolist()]
-    first = [token for row in read[:: data.lanes] for token in row["input_ids"].tolist()]
-    assert first[: len(tokens)] == tokens[: len(first)]
+def windows(world: World, draw: Draw) -> None:
+    """Every epoch has each block once, any stretch of it is computed alone, and a window reads its files only."""
+    files = tuple(draw(st.lists(st.integers(1, 30), min_size=1, max_size=9)))
+    order = WindowedOrder(files, draw(st.integers(1, 10)), draw(st.integers(0, 2**62)), draw(st.integers(0, 3)))
+    epoch, start = draw(st.integers(0, 10**6)), draw(st.integers(0, order.size - 1))
+    whole = order.blocks(epoch, 0, order.size)
+    assert sorted(whole.tolist()) == list(range(order.size))
+    stop = draw(st.integers(start, order.size))
+    assert order.blocks(epoch, start, stop).tolist() == whole[start:stop].tolist()
+    now, coming = order.windows(epoch, start)
+    assert np.searchsorted(np.cumsum(files), whole[start], side="right") in now
+    assert len(now) <= order.window
+    if start + 1 < order.size and order.windows(epoch, start + 1)[0] != now:
+        assert order.windows(epoch, start + 1)[0] == coming
 
 
 NUMBERS = (
     Target("models", model, 3),
     Target("document masks", documents, 2),
     Target("mixtures", mixture, 3),
-    Target("streams", stream, 2),
+    Target("windows", windows, 2),
 )

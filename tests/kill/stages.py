@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -10,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from cocomix.artifacts import file_sha256, partial_path
@@ -69,6 +68,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        os.environ["COCOMIX_CACHE"] = str(folder / "cache")  # of the commands
         self.corpus = write_corpus(folder / "corpus", documents=_CORPUS_FILES)
 
     def made(self, stage: str) -> Path:
@@ -101,22 +101,12 @@ class World:
         yield Stage("train", ("train", recipe), needed=True)
         often = str(self._recipe("often", training={"save_steps": 1}, **student))
         yield Stage("checkpoint", ("train", often), in_checkpoint=True)
-        streamed = {"stream": [str(self._shards())], "heldout": data, "lanes": 4}
-        sources = {"teacher": {"model": teacher, "layer": 1}, "dictionary": {"path": sae}}
-        recipe = str(self._recipe("streamed", objective="cocomix", data=streamed, labels="online", **sources))
-        yield Stage("train stream", ("train", recipe))
+        far = {"path": f"file://{data}", "cache_gb": 5e-5, "window_files": 2}
+        recipe = str(self._recipe("far", objective="cocomix", data=far, labels=f"file://{labels}"))
+        yield Stage("train from a URL", ("train", recipe))
         run = self.made("train")
         yield Stage("eval", ("eval",), flag=None, start_from=run)
         yield Stage("atlas", ("atlas", str(run), "--tokens", "4000", "--effects", "8"))
-
-    def _shards(self) -> Path:
-        """The corpus as Parquet shards."""
-        folder = self.folder / "shards"
-        folder.mkdir()
-        texts = [path.read_text(encoding="utf-8") for path in sorted(self.corpus.iterdir())]
-        for number in range(3):
-            pq.write_table(pa.table({"text": texts[number::3]}), folder / f"{number}.parquet", row_group_size=9)
-        return folder
 
     def _recipe(self, name: str, training: dict[str, Any] | None = None, **values: Any) -> Path:
         """Write a recipe with dropout, several passes and accumulation: all that a resumed run could get wrong."""

@@ -16,7 +16,7 @@ from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import Concatenated, Labels, TeacherProbabilities, distill_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
-from cocomix.training.corpora import mixture_order
+from cocomix.training.corpora import block_order
 from cocomix.training.joined_blocks import joined_blocks
 from cocomix.training.recipe import RunConfig
 from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
@@ -83,7 +83,7 @@ def test_a_run_on_a_mixture(
     assert parts[0]["blocks"] == pytest.approx(72, abs=15)
     assert f"{other}: {parts[1]['blocks'] / 96:.2%} of the training tokens, 25.00% asked for" in caplog.messages
     data = MixedData([Tokens.open(workshop.data), Tokens.open(other)], [3, 1])
-    order = mixture_order(data, manifest["seed"])
+    order = block_order(settings, data, manifest["seed"])
     assert order is not None
     drawn = order.blocks(0, 0, 96)
     assert parts[0]["blocks"] == int((drawn < len(data.parts[0].split(TRAIN))).sum())
@@ -114,7 +114,7 @@ def test_corpora_that_do_not_fit_are_refused(workshop: Workshop, other: Path, tm
     with pytest.raises(CoCoMixError, match="differ in their tokenizer"):
         MixedData([data, prepare_toy(corpus, tmp_path / "c", vocab_size=280)], [1, 1])
     with pytest.raises(CoCoMixError, match=r"share below 1/10,000"):
-        mixture_order(MixedData([data, Tokens.open(other)], [1, 1e-6]), 0)
+        block_order(workshop.recipe("ntp"), MixedData([data, Tokens.open(other)], [1, 1e-6]), 0)
 
 
 def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cocomix.data.permutation import permuted
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.order import PERIOD, MixtureOrder, ShuffledOrder, StepBatches
+from cocomix.training.order import PERIOD, MixtureOrder, ShuffledOrder, StepBatches, WindowedOrder
 
 SEEDS = st.integers(0, 2**40)
 
@@ -57,7 +57,10 @@ def test_permutations_are_spread_evenly() -> None:
 def test_any_stretch_is_computed_by_itself(size: int, seed: int, epoch: int, data: st.DataObject) -> None:
     weights = tuple(data.draw(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=3)))
     mixture = MixtureOrder(tuple(data.draw(st.integers(1, 200)) for _ in weights), weights, seed)
-    for order in (ShuffledOrder(size, seed), mixture):
+    files = tuple(data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=9)))
+    windowed = WindowedOrder(files, data.draw(st.integers(1, 4)), seed)
+    bounded = MixtureOrder((windowed.size, 9), (2, 1), seed, (windowed, WindowedOrder((4, 5), 1, seed, 1)))
+    for order in (ShuffledOrder(size, seed), mixture, windowed, bounded):
         start, stop = sorted((data.draw(st.integers(0, order.size)), data.draw(st.integers(0, order.size))))
         whole = order.blocks(epoch, 0, order.size)
         np.testing.assert_array_equal(order.blocks(epoch, start, stop), whole[start:stop])
@@ -142,3 +145,22 @@ def test_passed_over_batches_are_not_computed() -> None:
     assert next(islice(sampler, 100_000, None)) == [400_000, 400_001, 400_002, 400_003]
     assert computed == [400_000]
     assert next(iter(sampler)) == [0, 1, 2, 3]  # once
+
+
+def test_a_window_by_its_definition() -> None:
+    """File by file: an order of all files, and of the blocks of every two of them."""
+    files, order = (3, 1, 4, 2, 5), WindowedOrder((3, 1, 4, 2, 5), 2, seed=8)
+    blocks = [list(range(sum(files[:number]), sum(files[: number + 1]))) for number in range(len(files))]
+    for epoch in (0, 1):
+        expected: list[int] = []
+        turns = permuted(np.arange(5), 5, 8, "files 0", epoch).tolist()
+        for window in range(3):
+            members = turns[2 * window : 2 * window + 2]
+            pool = [block for file in members for block in blocks[file]]
+            places = permuted(np.arange(len(pool)), len(pool), 8, "window 0", 3 * epoch + window)
+            assert order.windows(epoch, len(expected))[0] == tuple(members)
+            expected += [pool[place] for place in places]
+            if window < 2:
+                assert order.windows(epoch, len(expected) - 1)[1] == order.windows(epoch, len(expected))[0]
+        assert order.blocks(epoch, 0, order.size).tolist() == expected
+    assert order.windows(0, 14)[1] == order.windows(1, 0)[0]

@@ -90,6 +90,19 @@ def test_what_is_wrong_is_named(tmp_path: Path, extra: str, match: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ("{stream: [x], heldout: y}", r"data: text is no longer tokenized .*`cocomix push`.*cache_gb"),
+        ("{path: x, cache_gb: 0}", r"data\.corpus\.cache_gb"),
+        ("{cache_gb: 3}", r"data\.corpus\.path is missing"),
+        ("{path: 's3://a:b@bucket/data', cache_gb: 3}", "holds an access key"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_named(tmp_path: Path, data: str, match: str) -> None:
+    refused(write(tmp_path / "r.yaml", MINIMAL.replace("data: data/x", f"data: {data}")), match)
+
+
+@pytest.mark.parametrize(
     ("model", "match"),
     [
         ("{backbone: {model_type: gpt2}, insert_layer: -1}", r"model\.insert_layer"),

@@ -73,7 +73,6 @@ def test_manifest(workshop: Workshop) -> None:
         "tokenizer_fingerprint": data.tokenizer_fingerprint,
         "block_size": BLOCK,
         "mixture": None,
-        "stream": None,
     }
     labels = Labels.open(workshop.labels).manifest
     assert manifest["labels"] == {"path": str(workshop.labels), "fingerprint": labels.fingerprint}

@@ -14,6 +14,7 @@ from cocomix.artifacts.faults import (
     WrongVersion,
     unreadable,
 )
+from cocomix.artifacts.file_cache import FileCache
 from cocomix.artifacts.files import (
     explained_full_disk,
     inside,
@@ -27,7 +28,7 @@ from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha2
 from cocomix.artifacts.lock import locked
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, file_entry
 from cocomix.artifacts.staging import PLAN, Staging, made_at, partial_path, seal, whole_folder
-from cocomix.artifacts.store import RemoteFolder, explained, file_system, retried
+from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
 from cocomix.artifacts.urls import is_there, redacted, require_local, shown, url_of
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Artifact",
     "BeingWritten",
     "Damaged",
+    "FileCache",
     "FileEntry",
     "Findings",
     "MadeFromSomethingElse",
@@ -48,6 +50,7 @@ __all__ = [
     "Unreachable",
     "WrongKind",
     "WrongVersion",
+    "cache_folder",
     "explained",
     "explained_full_disk",
     "file_entry",

@@ -1,7 +1,7 @@
 """`Artifact`: a folder that is whole or absent, here or at a URL, with a manifest of what it is and was made from."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
 from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, WrongKind, WrongVersion, unreadable
+from cocomix.artifacts.file_cache import FileCache
 from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
@@ -41,6 +42,7 @@ class Artifact(Generic[M]):
         path: the folder on this machine; of a URL, its local copy, which may lack files: use `file`.
         manifest: what it is.
         url: where it came from; `None` for a folder.
+        cache: where some of its files are kept instead, see `keep_in`.
     """
 
     kind: ClassVar[str]
@@ -52,7 +54,9 @@ class Artifact(Generic[M]):
         self.path = path
         self.manifest = manifest
         self.url = url
+        self.cache: FileCache | None = None
         self._verified = VerifiedFiles(path)
+        self._bounded: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -170,6 +174,9 @@ class Artifact(Generic[M]):
             Damaged: it is missing, or not the one that the manifest describes.
             Unreachable: it cannot be fetched.
         """
+        if self.cached(name):
+            assert self.url is not None and self.cache is not None  # noqa: PT018
+            return self.cache.file(self.url, name, self.entry(name))
         path, sha256 = inside(self.path, name), self.entry(name).sha256
         if self._verified.holds(path, sha256):
             return path
@@ -180,7 +187,7 @@ class Artifact(Generic[M]):
                 except Damaged:
                     if self.url is None:
                         raise
-                    RemoteFolder(self.url).download(name, path)
+                    RemoteFolder(self.url).download(name, path, self.manifest.files[name].size)
                     self._hash(name)
         return path
 
@@ -194,18 +201,31 @@ class Artifact(Generic[M]):
             raise Damaged(f"{self.path / MANIFEST} lists no {name}; {self._repair}.", name)
         return self.manifest.files[name]
 
-    def fetch(self) -> None:
+    def fetch(self, *, later: Collection[str] = ()) -> None:
         """Have every file on this machine before long work begins: fetch those of a URL, look at the sizes of others.
+
+        Args:
+            later: files of a URL that are not fetched yet.
 
         Raises:
             Damaged: a file is missing or has another size.
             Unreachable: it cannot be fetched.
         """
         for name in self.manifest.files:
-            if self.url is not None:
+            if self.url is None:
+                if (fault := self._size_fault(name)) is not None:
+                    raise self._damaged(name, fault)
+            elif name not in later:
                 self.file(name)
-            elif (fault := self._size_fault(name)) is not None:
-                raise self._damaged(name, fault)
+
+    def keep_in(self, cache: FileCache, names: Iterable[str]) -> None:
+        """Keep the files of these names in a cache of bounded size, from which they may vanish, if this is at a URL."""
+        if self.url is not None:
+            self.cache, self._bounded = cache, frozenset(names)
+
+    def cached(self, name: str) -> bool:
+        """Whether a file is kept in `cache`."""
+        return name in self._bounded
 
     def _hash(self, name: str) -> None:
         """Hash a file, and note that it is right; one of a local copy that is not is removed.

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import fsspec
 
-from cocomix.artifacts.faults import Unreachable
+from cocomix.artifacts.faults import Damaged, Unreachable
 from cocomix.artifacts.files import check_name, written_aside
 from cocomix.artifacts.urls import redacted
 from cocomix.runtime.errors import CoCoMixError
@@ -46,6 +46,8 @@ _LASTING = (
 )
 _LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)
 """What another attempt does not mend."""
+_S3_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+"""For botocore: no attempts of its own, nor of s3fs (its `retries`), of which each would be multiplied by ours."""
 
 
 def retried(action: Callable[[], T]) -> T:
@@ -100,14 +102,19 @@ def _sentence(error: BaseException) -> str:
     return redacted(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
 
 
-def file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path within it.
+
+    Args:
+        url: the URL.
+        options: for its library.
 
     Raises:
         CoCoMixError: the kind of URL is unknown, or the package for it is missing.
     """
     scheme = url.split(":")[0]
-    options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+    if scheme in ("file", "local"):
+        options["auto_mkdir"] = True
     try:
         system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -147,7 +154,10 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._system, self._path = file_system(url)
+        on_s3 = url.startswith(("s3:", "s3a:"))
+        self._system, self._path = file_system(url, **(_S3_ONCE if on_s3 else {}))
+        if on_s3:
+            self._system.retries = 1
 
     def files(self) -> dict[str, int]:
         """Names and sizes in bytes of all files below it; none if it does not exist.
@@ -177,11 +187,35 @@ class RemoteFolder:
         content: bytes = self._do(name, self._system.cat_file)
         return content
 
-    def download(self, name: str, file: Path) -> None:
-        """Copy a file here; it appears when it is whole."""
+    def download(self, name: str, file: Path, size: int | None = None) -> None:
+        """Copy a file here; it appears when it is whole. See `get`."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(file) as aside:
-            self._do(name, lambda path: self._system.get_file(path, str(aside)))
+            self.get(name, aside, size)
+
+    def get(self, name: str, file: Path, size: int | None = None) -> None:
+        """Copy a file here.
+
+        Args:
+            name: of the file.
+            file: where to; what is there, also of a failed attempt, is written over.
+            size: bytes that it should have.
+
+        Raises:
+            Damaged: it has another size there. Where only fewer bytes arrive, that is a fault of the network.
+        """
+
+        def attempt(path: str) -> None:
+            self._system.get_file(path, str(file))
+            arrived = file.stat().st_size
+            if size is None or arrived == size:
+                return
+            self._system.invalidate_cache()
+            if self._system.info(path).get("size") == arrived:
+                raise Damaged(f"{self.url}/{name} has {arrived:,} bytes instead of {size:,}; restore it.", name)
+            raise OSError(f"{arrived:,} of {size:,} bytes arrived")
+
+        self._do(name, attempt)
 
     def upload(self, name: str, file: Path) -> None:
         """Copy a file there."""

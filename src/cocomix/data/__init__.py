@@ -10,11 +10,10 @@ if TYPE_CHECKING:
     from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions, positions_of_rows
     from cocomix.data.documents import DOCUMENTATION
     from cocomix.data.mixture import MixedData
+    from cocomix.data.overlap import warn_of_overlap
     from cocomix.data.preparation import encode_share, prepare
     from cocomix.data.prepare_settings import PrepareSettings
     from cocomix.data.splits import TRAIN, VALIDATION
-    from cocomix.data.stream_blocks import StreamBlocks
-    from cocomix.data.streamed import StreamedData
     from cocomix.data.token_blocks import TokenBlocks, TokenShard
     from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
     from cocomix.data.tokens import SourceMeta, SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
@@ -23,11 +22,10 @@ _MODULES = {
     "document_blocks": ("NO_TARGET", "DocumentBlocks", "document_positions", "positions_of_rows"),
     "documents": ("DOCUMENTATION",),
     "mixture": ("MixedData",),
+    "overlap": ("warn_of_overlap",),
     "preparation": ("encode_share", "prepare"),
     "prepare_settings": ("PrepareSettings",),
     "splits": ("TRAIN", "VALIDATION"),
-    "stream_blocks": ("StreamBlocks",),
-    "streamed": ("StreamedData",),
     "token_blocks": ("TokenBlocks", "TokenShard"),
     "tokenizer": ("begin_of_text", "tokenizer_fingerprint", "train_tokenizer"),
     "tokens": ("SourceMeta", "SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"),
@@ -44,8 +42,6 @@ __all__ = [
     "PrepareSettings",
     "SourceMeta",
     "SplitMeta",
-    "StreamBlocks",
-    "StreamedData",
     "TokenBlocks",
     "TokenShard",
     "Tokens",
@@ -59,6 +55,7 @@ __all__ = [
     "token_dtype",
     "tokenizer_fingerprint",
     "train_tokenizer",
+    "warn_of_overlap",
 ]
 
 

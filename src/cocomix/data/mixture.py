@@ -70,15 +70,15 @@ class MixedData(Tokens):
             start += size
         return chosen
 
-    def split(self, name: str) -> TokenBlocks:
-        """The blocks of all corpora, one corpus after the other.
+    def split(self, name: str, *, scattered: bool = False) -> TokenBlocks:
+        """The blocks of all corpora, one corpus after the other; see `Tokens.split`.
 
         Raises:
             CoCoMixError: there is no such split.
         """
         counts = self._counts(name)
         files = [(part, file) for part in self.parts for file in part.manifest.splits[name].files]
-        return TokenBlocks(files, counts, self.manifest.block_size)
+        return TokenBlocks(files, counts, self.manifest.block_size, scattered=scattered)
 
 
 def _joined(splits: Sequence[SplitMeta]) -> SplitMeta:

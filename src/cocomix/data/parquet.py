@@ -29,12 +29,12 @@ def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFi
     if text_column not in schema.names:
         raise CoCoMixError(
             f"{where}: there is no column {text_column!r}; the columns are {', '.join(map(repr, schema.names))}; "
-            "choose one with --text-column (in a recipe text_column)."
+            "choose one with --text-column."
         )
     if not _is_text(schema.field(text_column).type):
         raise CoCoMixError(
             f"{where}: column {text_column!r} holds {schema.field(text_column).type}, not text; choose another "
-            "with --text-column (in a recipe text_column)."
+            "with --text-column."
         )
     return file
 

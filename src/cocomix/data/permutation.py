@@ -20,7 +20,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, and far from any simple fraction o
 _Words = NDArray[np.uint64]
 
 
-def permuted(places: Indices, size: int, seed: int, stream: int, passes: Indices | int) -> Indices:
+def permuted(places: Indices, size: int, seed: int, stream: int | str, passes: Indices | int) -> Indices:
     """Where places in passes over `size` things point to.
 
     Args:

@@ -62,10 +62,19 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         files: the files, in order, each with the folder it is in.
         counts: documents, tokens, bytes and blocks of the split.
         block_size: tokens a block.
+        scattered: the blocks are read here and there rather than one after another, see `mapped_array`.
     """
 
-    def __init__(self, files: "Sequence[tuple[Tokens, TokensFile]]", counts: "SplitMeta", block_size: int) -> None:
+    def __init__(
+        self,
+        files: "Sequence[tuple[Tokens, TokensFile]]",
+        counts: "SplitMeta",
+        block_size: int,
+        *,
+        scattered: bool = False,
+    ) -> None:
         self.counts = counts
+        self.scattered = scattered
         self.block_size = block_size
         self._files = tuple(files)
         self._starts = [0, *accumulate(file.blocks for _, file in files)]
@@ -94,17 +103,18 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         while start < stop:
             number = bisect_right(self._starts, start) - 1
             first, end = self._starts[number], min(stop, self._starts[number + 1])
-            parts.append(mapped_blocks(*self._files[number])[start - first : end - first])
+            parts.append(mapped_blocks(*self._files[number], self.scattered)[start - first : end - first])
             start = end
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def mapped_blocks(tokens: "Tokens", file: "TokensFile") -> NDArray[Any]:
+def mapped_blocks(tokens: "Tokens", file: "TokensFile", scattered: bool = False) -> NDArray[Any]:
     """The blocks of one file [blocks, block_size], uint16 or uint32, as a read-only view of its memory map.
 
     Raises:
         Damaged: the file is missing or not the one that was written.
         CoCoMixError: the system cannot open or map another file.
     """
-    flat = mapped_array(tokens, file.name, tokens.dtype, (file.blocks * tokens.manifest.block_size,))
+    shape = (file.blocks * tokens.manifest.block_size,)
+    flat = mapped_array(tokens, file.name, tokens.dtype, shape, scattered=scattered)
     return flat.reshape(-1, tokens.manifest.block_size)

@@ -135,8 +135,12 @@ class Tokens(Artifact[TokensManifest]):
         """Type of the stored tokens, uint16 or uint32."""
         return token_dtype(self.manifest.vocab_size)
 
-    def split(self, name: str) -> "TokenBlocks":
+    def split(self, name: str, *, scattered: bool = False) -> "TokenBlocks":
         """The blocks of `train` or `validation`.
+
+        Args:
+            name: of the split.
+            scattered: they will be read here and there rather than one after another.
 
         Raises:
             CoCoMixError: there is no such split.
@@ -144,7 +148,8 @@ class Tokens(Artifact[TokensManifest]):
         from cocomix.data.token_blocks import TokenBlocks  # imports PyTorch, which takes seconds
 
         counts = self._counts(name)
-        return TokenBlocks([(self, file) for file in counts.files], counts, self.manifest.block_size)
+        files = [(self, file) for file in counts.files]
+        return TokenBlocks(files, counts, self.manifest.block_size, scattered=scattered)
 
     def shards(self, split: str, blocks_per_shard: int) -> "list[TokenShard]":
         """A split cut into ranges of at most `blocks_per_shard` blocks, none of which crosses files.

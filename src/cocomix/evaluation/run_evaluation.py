@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from cocomix.artifacts import is_there, read_json, write_json
-from cocomix.data import VALIDATION, DocumentBlocks, MixedData, Tokens, begin_of_text
+from cocomix.data import VALIDATION, DocumentBlocks, MixedData, Tokens, begin_of_text, warn_of_overlap
 from cocomix.evaluation.document_losses import DocumentTally, write_document_losses
 from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.perplexity import Evaluation, evaluate
@@ -185,11 +186,14 @@ def open_run_data(run: Run, path: Path | None = None) -> Tokens:
             f"{data.path} was prepared with another tokenizer than the run {run.manifest.name}; prepare it with the "
             f"tokenizer in {run.path}."
         )
-    if path is None and data.manifest.fingerprint != trained_on.folder_fingerprint:
+    if path is None and data.manifest.fingerprint != trained_on.fingerprint:
         raise CoCoMixError(
             f"{data.path} has changed since the run {run.manifest.name} was trained on it; name it with --data to "
             "evaluate on it all the same."
         )
+    if path is not None:
+        with suppress(CoCoMixError):  # the data of the run need not be there
+            warn_of_overlap([Tokens.open(folder) for folder in own], [data])
     return data
 
 

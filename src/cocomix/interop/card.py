@@ -9,7 +9,6 @@ from cocomix.evaluation import PAPER_TASKS, Run
 from cocomix.evaluation.formatting import duration, markdown_table, markdown_text, percent, si, signed
 from cocomix.interop.record import RunRecord, public_name, read_record
 from cocomix.model import CoCoMixConfig
-from cocomix.training.recipe_data import StreamConfig
 
 __all__ = ["model_card"]
 
@@ -129,13 +128,9 @@ def _training_rows(record: RunRecord) -> Rows:
     if manifest.data.mixture is not None:
         shares = [f"{percent(part.share)} {public_name(part.path)}" for part in manifest.data.mixture]
         rows.append(("mixture", ", ".join(shares)))
-    kind = "text"
-    if isinstance(record.recipe.data, StreamConfig):
-        rows += [("text, streamed", public_name(pattern)) for pattern in record.recipe.data.stream]
-        kind = "text held out"
-    rows += [(kind, text) for text in _sources(record)]
+    rows += [("text", text) for text in _sources(record)]
     if not record.data:
-        rows.append((kind, "not recorded with the run"))
+        rows.append(("text", "not recorded with the run"))
     rows += [("tokenizer", public_name(meta.tokenizer_name)) for meta in record.data[:1]]
     rows += [
         ("tokens", f"{manifest.tokens:,} in {manifest.steps:,} steps"),

@@ -26,7 +26,7 @@ class RunRecord(NamedTuple):
         config: the model's `config.json`.
         final: the last evaluation, by the names of its metrics.
         versions: of PyTorch and transformers.
-        data: of every corpus that is still where the run found it and still the same; of a stream, what is held out.
+        data: of every corpus that is still where the run found it and still the same.
         labels: of every label folder, likewise.
         evaluation: what `cocomix eval` measured, if it did.
         downstream: benchmark results, if there are any.
@@ -75,7 +75,7 @@ def public_name(name: str) -> str:
 def _is_of(run: Run, fingerprint: str) -> bool:
     """Whether the run was made with data or labels of this fingerprint; of a mixture's parts none are recorded."""
     manifest = run.manifest
-    recorded = {manifest.data.folder_fingerprint, None if manifest.labels is None else manifest.labels.fingerprint}
+    recorded = {manifest.data.fingerprint, None if manifest.labels is None else manifest.labels.fingerprint}
     return manifest.data.mixture is not None or fingerprint in recorded
 
 

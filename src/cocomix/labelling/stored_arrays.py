@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,12 @@ class StoredArrays(Artifact[M]):
         """SHA-256 (hex) of everything they are made of."""
         return self.manifest.fingerprint
 
-    def split(self, name: str) -> "StoredBlocks[M]":
+    def split(self, name: str, *, scattered: bool = False) -> "StoredBlocks[M]":
         """One split, as a map-style data set of its blocks.
+
+        Args:
+            name: of the split.
+            scattered: its blocks will be read here and there rather than one after another.
 
         Raises:
             CoCoMixError: there is no such split.
@@ -126,15 +130,15 @@ class StoredArrays(Artifact[M]):
         """
         return tuple(key for key in super().differing(identity) if key.split(".")[0] in identity)
 
-    def array(self, file: str, name: str) -> NDArray[Any]:
-        """One array of a token file's blocks, a read-only view of its memory map.
+    def array(self, file: str, name: str, *, scattered: bool = False) -> NDArray[Any]:
+        """One array of a token file's blocks, a read-only view of its memory map (see `mapped_array`).
 
         Raises:
             Damaged: it is missing, or not the one that was written.
         """
         blocks = {member.name: member.blocks for files in self.manifest.splits.values() for member in files}[file]
         layout = self.manifest.layouts[name]
-        return mapped_array(self, f"{file}.{name}.npy", layout.dtype, (blocks, *layout.shape))
+        return mapped_array(self, f"{file}.{name}.npy", layout.dtype, (blocks, *layout.shape), scattered=scattered)
 
     def require_tokens(self, tokens: Tokens) -> None:
         """Refuse tokens that this was not made from.
@@ -191,27 +195,38 @@ class StoredBlocks(Generic[M]):
     Args:
         store: the folder.
         split: of the tokens.
+        scattered: see `StoredArrays.split`.
+
+    Attributes:
+        read: the arrays that belong to an item.
 
     Raises:
         CoCoMixError: there is no such split.
     """
 
-    def __init__(self, store: StoredArrays[M], split: str) -> None:
+    read: ClassVar[tuple[str, ...]]
+
+    def __init__(self, store: StoredArrays[M], split: str, *, scattered: bool = False) -> None:
         if split not in store.manifest.splits:
             raise CoCoMixError(f"{store.path} has no split {split!r}, only {', '.join(store.manifest.splits)}.")
-        self.store = store
+        self.store, self.scattered = store, scattered
         self._files = store.manifest.splits[split]
         self._starts = [0, *accumulate(file.blocks for file in self._files)]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def files(self) -> list[list[str]]:
+        """The files that are read, for each token file."""
+        return [[f"{file.name}.{name}.npy" for name in self.read] for file in self._files]
+
     def row(self, index: int, name: str) -> NDArray[Any]:
         """One block of an array, a read-only view."""
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         number = bisect_right(self._starts, index) - 1
-        row: NDArray[Any] = self.store.array(self._files[number].name, name)[index - self._starts[number]]
+        array = self.store.array(self._files[number].name, name, scattered=self.scattered)
+        row: NDArray[Any] = array[index - self._starts[number]]
         return row
 
 
@@ -257,9 +272,10 @@ class Concatenated(Generic[S]):
             return self.first.fingerprint
         return fingerprint_json([part.fingerprint for part in self.parts])
 
-    def split(self, name: str) -> "ConcatDataset[Any]":
-        """The blocks of one split."""
+    def split(self, name: str, *, scattered: bool = False) -> "ConcatDataset[Any]":
+        """The blocks of one split, see `StoredArrays.split`."""
         from torch.utils.data import ConcatDataset
 
-        blocks: list[Any] = [part.split(name) for part in self.parts]  # map-style data sets, though no subclasses
+        # map-style data sets, though no subclasses
+        blocks: list[Any] = [part.split(name, scattered=scattered) for part in self.parts]
         return ConcatDataset(blocks)

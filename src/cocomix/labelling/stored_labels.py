@@ -129,9 +129,9 @@ class Labels(StoredArrays[LabelsManifest]):
         made = {name: value for name, value in self.manifest.labeller.items() if name not in WARN_ONLY}
         return {"number of labels": self.manifest.k, **made}
 
-    def split(self, name: str) -> "LabelBlocks":
+    def split(self, name: str, *, scattered: bool = False) -> "LabelBlocks":
         """See `StoredArrays`."""
-        return LabelBlocks(self, name)
+        return LabelBlocks(self, name, scattered=scattered)
 
     def tables(self) -> "dict[str, Tensor]":
         """What the labeller learned in a first pass, if it had one."""
@@ -192,6 +192,8 @@ class Labels(StoredArrays[LabelsManifest]):
 
 class LabelBlocks(StoredBlocks[LabelsManifest]):
     """The labels of one split, block by block."""
+
+    read = ("ids", "counts")
 
     def __getitem__(self, index: int) -> dict[str, "Tensor"]:
         """`concept_labels`: int64 [block_size, k] of the block's tokens, `IGNORE` where there is no label."""

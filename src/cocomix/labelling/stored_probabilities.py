@@ -89,9 +89,9 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
         made = self.manifest
         return {"teacher": made.made_from["weights"], "number of probabilities": made.top_k, "dtype": made.dtype}
 
-    def split(self, name: str) -> "ProbabilityBlocks":
+    def split(self, name: str, *, scattered: bool = False) -> "ProbabilityBlocks":
         """See `StoredArrays`."""
-        return ProbabilityBlocks(self, name)
+        return ProbabilityBlocks(self, name, scattered=scattered)
 
     def check(self, findings: Findings) -> None:
         """See `Artifact`; also the teacher."""
@@ -110,6 +110,8 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
 class ProbabilityBlocks(StoredBlocks[ProbabilitiesManifest]):
     """The distributions of one split, block by block."""
+
+    read = ("ids", "log_probs")
 
     def __getitem__(self, index: int) -> dict[str, "Tensor"]:
         """`teacher_ids` int64 and `teacher_log_probs` float16, [block_size, K] each."""

@@ -46,20 +46,19 @@ class CheckpointManifest(Manifest):
         meter: state of the loss meter.
         skipped: steps left out because of gradients that were not finite: all, and in a row.
         tokens_per_step: all processes together.
-        stream: how far a stream was read.
     """
 
     seconds: float = Field(ge=0)
     meter: Any = None
     skipped: tuple[int, int] = (0, 0)
     tokens_per_step: int = 0
-    stream: Any = None
 
 
 class Checkpoint(Artifact[CheckpointManifest]):
     """A checkpoint of an unfinished run."""
 
     kind = "checkpoint"
+    version = 3
     manifest_type = CheckpointManifest
     made_by = "cocomix train"
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from cocomix.concepts import drop_without_target
@@ -25,12 +24,10 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
-            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K]; from a
-            stream also `reached` [5].
+            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K].
 
     Returns:
-        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are, and `reached`, which stays on the
-        host as an array.
+        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are.
     """
     batch: dict[str, Any] = {
         name: torch.stack([torch.as_tensor(row[name], dtype=COLUMNS[name]) for row in rows])
@@ -40,6 +37,4 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch.setdefault("labels", batch["input_ids"])
     if "concept_labels" in batch:
         batch["concept_labels"] = drop_without_target(batch["concept_labels"], batch["labels"])
-    if "reached" in rows[0]:
-        batch["reached"] = np.stack([row["reached"] for row in rows])
     return batch

@@ -1,17 +1,18 @@
-"""The data and labels a recipe names: of one corpus, of a mixture, or of a stream."""
+"""The data and labels a recipe names: of one corpus or of a mixture."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cocomix.artifacts import Artifact
 from cocomix.concepts import LabellerConfig
-from cocomix.data import TRAIN, MixedData, StreamedData, Tokens, tokenizer_fingerprint
+from cocomix.data import TRAIN, MixedData, Tokens, tokenizer_fingerprint, warn_of_overlap
 from cocomix.labelling import Concatenated, Labels
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.order import MixtureOrder
-from cocomix.training.recipe import MixtureConfig, RunConfig, StreamConfig
+from cocomix.training.order import MixtureOrder, WindowedOrder
+from cocomix.training.recipe import MixtureConfig, RunConfig
 
-__all__ = ["StoredLabels", "labels_to_match", "mixture_order", "open_data", "open_labels"]
+__all__ = ["StoredLabels", "block_order", "have_files", "labels_to_match", "open_data", "open_labels"]
 
 StoredLabels = Concatenated[Labels]
 """Labels of one corpus, or of every corpus of a mixture."""
@@ -21,37 +22,45 @@ def open_data(recipe: RunConfig) -> Tokens:
     """The recipe's data.
 
     Raises:
-        CoCoMixError: as `Tokens.open`, `MixedData` and `StreamedData`; a folder's tokenizer is another than the
-            one its blocks were made with.
+        CoCoMixError: as `Tokens.open` and `MixedData`; a folder's tokenizer is another than that of its blocks.
     """
     parts = [Tokens.open(path) for path in recipe.data_folders]
     for part in parts:
-        part.fetch()
+        have_files(recipe, part)
         if tokenizer_fingerprint(part.tokenizer()) != part.manifest.tokenizer_fingerprint:
             raise CoCoMixError(
                 f"{part.path / 'tokenizer'} is not the tokenizer the blocks beside it were made with; copy that one "
                 "back, or prepare the data again."
             )
     if isinstance(recipe.data, MixtureConfig):
+        warn_of_overlap(parts, parts)
         return MixedData(parts, [corpus.weight for corpus in recipe.data.mixture])
-    if isinstance(recipe.data, StreamConfig):
-        stream = recipe.data
-        return StreamedData(parts[0], stream.stream, text_column=stream.text_column, lanes=stream.lanes)
     return parts[0]
 
 
-def mixture_order(data: Tokens, seed: int) -> MixtureOrder | None:
-    """The order that draws from a mixture; `None` for one corpus.
+def have_files(recipe: RunConfig, artifact: Artifact[Any]) -> None:
+    """Fetch what is at a URL now rather than in the middle of training, but for what a bounded cache will hold."""
+    training = [name for name in artifact.manifest.files if name.startswith(f"{TRAIN}-")]
+    artifact.fetch(later=() if recipe.bounds is None else training)
+
+
+def block_order(recipe: RunConfig, data: Tokens, seed: int) -> MixtureOrder | WindowedOrder | None:
+    """The order that draws from a mixture, or reads few files at a time; `None` for all blocks of one corpus, shuffled.
 
     Raises:
         CoCoMixError: a corpus has no block to train on, or too small a share.
     """
+    within: tuple[WindowedOrder, ...] = ()
+    if recipe.bounds is not None:
+        parts = data.parts if isinstance(data, MixedData) else (data,)
+        files = (tuple(file.blocks for file in part.manifest.splits[TRAIN].files) for part in parts)
+        within = tuple(WindowedOrder(f, recipe.bounds.window_files, seed, corpus) for corpus, f in enumerate(files))
     if not isinstance(data, MixedData):
-        return None
+        return within[0] if within else None
     for part in data.parts:
         if part.manifest.splits[TRAIN].blocks == 0:
             raise CoCoMixError(f"{part.path} has no training block; leave it out of the mixture.")
-    order = MixtureOrder(data.sizes(TRAIN), data.shares, seed)
+    order = MixtureOrder(data.sizes(TRAIN), data.shares, seed, within)
     assert sum(order.draws_per_period)  # refuses shares that are too small before anything is trained
     return order
 
@@ -79,7 +88,7 @@ def labels_to_match(recipe: RunConfig) -> Labels | None:
 
 def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> Labels:
     labels = Labels.open(path)
-    labels.fetch()
+    have_files(recipe, labels)
     labels.require_tokens(data)
     made = labels.manifest.labels
     wanted = None if recipe.labels is None else recipe.labels.labeller

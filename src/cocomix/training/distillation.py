@@ -25,6 +25,7 @@ from cocomix.data import MixedData, Tokens
 from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
 from cocomix.model.distillation_head import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.corpora import have_files
 from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
 from cocomix.training.recipe import RunConfig
 
@@ -169,7 +170,7 @@ def _open_stored(recipe: RunConfig, data: Tokens) -> Concatenated[TeacherProbabi
 
 def _of_corpus(recipe: RunConfig, path: Path | str, data: Tokens) -> TeacherProbabilities:
     stored = TeacherProbabilities.open(path)
-    stored.fetch()
+    have_files(recipe, stored)
     stored.require_tokens(data)
     wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher
     if wanted is not None and wanted != found:

@@ -30,7 +30,7 @@ class Plan:
         config: configuration of the model.
         accounting: parameters and FLOPs per token, attention at the data's block size included.
         block_size: tokens per block.
-        train_blocks: blocks of the training split; `None` without data, and of a stream.
+        train_blocks: blocks of the training split; `None` without data.
     """
 
     config: PreTrainedConfig

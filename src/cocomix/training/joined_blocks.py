@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from cocomix.data import DocumentBlocks, MixedData, Tokens
+from cocomix.data import TRAIN, DocumentBlocks, MixedData, Tokens
 from cocomix.labelling import Concatenated
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["JoinedBlocks", "documents_apart", "joined_blocks"]
+__all__ = ["JoinedBlocks", "joined_blocks"]
 
 
 class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
@@ -24,15 +24,6 @@ class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {**self.tokens[index], **self.more[index]}
-
-
-def documents_apart(recipe: RunConfig, data: Tokens, blocks: Dataset[Any]) -> Dataset[Any]:
-    """The blocks, with `document_masks` as documents that do not see one another."""
-    return (
-        DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
-        if recipe.document_masks
-        else blocks
-    )
 
 
 def joined_blocks(
@@ -51,10 +42,13 @@ def joined_blocks(
         name: of the split.
         limit: use only the first blocks; of a mixture about so many, of each corpus its share.
     """
-    blocks = documents_apart(recipe, data, data.split(name))
+    scattered = name == TRAIN
+    blocks: Dataset[Any] = data.split(name, scattered=scattered)
+    if recipe.document_masks:
+        blocks = DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
     for stored in beside:
         if stored is not None:
-            blocks = JoinedBlocks(blocks, stored.split(name))
+            blocks = JoinedBlocks(blocks, stored.split(name, scattered=scattered))
     if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
         chosen = data.first_blocks(name, limit) if isinstance(data, MixedData) else range(limit)
         blocks = Subset(blocks, chosen)

@@ -58,8 +58,7 @@ def ordered_loader(
     order: BlockOrder,
     collate: Callable[[Any], Any],
     arguments: TrainingArguments,
-    *,
-    workers: int | None = None,
+    reached: Callable[[int, int], None] | None = None,
 ) -> DataLoaderShard:
     """This process's part of the training batches, on its device.
 
@@ -68,7 +67,7 @@ def ordered_loader(
         order: in which they come.
         collate: makes a batch of rows.
         arguments: batch size, processes, device and the loader's workers.
-        workers: other than the arguments' number; 0 where the blocks have workers of their own.
+        reached: see `StepBatches`.
     """
     processes = arguments.world_size
     batches = StepBatches(
@@ -77,8 +76,9 @@ def ordered_loader(
         processes=processes,
         process=arguments.process_index,
         drop_last=arguments.dataloader_drop_last,
+        reached=reached,
     )
-    workers = arguments.dataloader_num_workers if workers is None else workers
+    workers = arguments.dataloader_num_workers
     return DataLoaderShard(
         blocks if processes == 1 else PaddedBlocks(blocks, processes),
         device=arguments.device,

@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedConfig
 
 from cocomix.artifacts import Manifest, shown
-from cocomix.data import MixedData, StreamedData, Tokens
+from cocomix.data import MixedData, Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
 from cocomix.training.dry_run import Plan
 from cocomix.training.order import MixtureOrder
-from cocomix.training.recipe import RunConfig, StreamConfig
+from cocomix.training.recipe import RunConfig
 from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["RunManifest", "is_model_file", "run_manifest"]
@@ -38,26 +38,14 @@ class CorpusReference(_Part):
     blocks: int
 
 
-class StreamReference(_Part):
-    """The stream a run was trained on: the fingerprint of the data held out from it, which is what evaluations read."""
-
-    heldout: str
-
-
 class DataReference(_Part):
-    """The prepared data a run was trained and validated on; of a mixture, with its corpora; of a stream, held out."""
+    """The prepared data a run was trained and validated on; of a mixture, with its corpora."""
 
     path: str
     fingerprint: str
     tokenizer_fingerprint: str
     block_size: int
     mixture: tuple[CorpusReference, ...] | None = None
-    stream: StreamReference | None = None
-
-    @property
-    def folder_fingerprint(self) -> str:
-        """Of what lies at `path`: of a stream, what is held out."""
-        return self.fingerprint if self.stream is None else self.stream.heldout
 
 
 class LabelReference(_Part):
@@ -185,7 +173,6 @@ def run_manifest(
             "tokenizer_fingerprint": data.manifest.tokenizer_fingerprint,
             "block_size": data.manifest.block_size,
             **_mixture(recipe, data, trainer),
-            **_stream(recipe, data),
         },
         "pretrained": _pretrained(recipe),
         "document_masks": recipe.document_masks,
@@ -248,20 +235,11 @@ def _mixture(recipe: RunConfig, data: Tokens, trainer: CoCoMixTrainer) -> dict[s
     }
 
 
-def _stream(recipe: RunConfig, data: Tokens) -> dict[str, Any]:
-    """Of a stream: where it is, how large, and the fingerprint of what is held out; nothing for other data."""
-    if not isinstance(data, StreamedData):
-        return {}
-    assert isinstance(recipe.data, StreamConfig)
-    sizes = {"shards": len(data.stream_shards), "documents": data.documents, "lanes": data.lanes}
-    return {"stream": {"patterns": list(recipe.data.stream), **sizes, "heldout": data.heldout.manifest.fingerprint}}
-
-
 def _drawn(trainer: CoCoMixTrainer) -> list[int]:
     """Training blocks from each corpus of a mixture."""
     order, blocks_of_split = trainer.order, len(trainer.train_dataset)
     assert isinstance(order, MixtureOrder)
-    blocks = trainer.tokens_seen(trainer.state.global_step) // len(trainer.train_dataset[0]["input_ids"])
+    blocks = trainer.tokens_seen(trainer.state.global_step) // trainer.block_size
     full_epochs, rest = divmod(blocks, in_epoch := epoch_blocks(trainer.args, blocks_of_split))
     lengths = [*[in_epoch] * full_epochs, rest]
     starts = [epoch * order.size for epoch in range(len(lengths))]

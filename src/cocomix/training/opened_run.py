@@ -79,7 +79,7 @@ class Run(Artifact[RunManifest]):
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 raise CoCoMixError(f"the model in {self.path} has weights that are not finite.")
         data, labels = self.manifest.data, self.manifest.labels
-        findings.source("data", data.path, data.folder_fingerprint, lambda: Tokens.open(data.path).manifest.fingerprint)
+        findings.source("data", data.path, data.fingerprint, lambda: Tokens.open(data.path).manifest.fingerprint)
         if labels is not None:
             findings.source(
                 "labels",

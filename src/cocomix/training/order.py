@@ -4,7 +4,7 @@ Any stretch of any epoch is computed by itself (`cocomix.data.permutation`): goi
 going on at step one does, and neither loader workers nor processes change the order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from cocomix.data.permutation import Indices, permuted
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ReadingOrder", "ShuffledOrder", "StepBatches"]
+__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ShuffledOrder", "StepBatches", "WindowedOrder"]
 
 PERIOD = 10_000
 """Draws after which a mixture has taken exactly its shares from every corpus (our choice: shares of at least 0.01%)."""
@@ -53,18 +53,75 @@ class ShuffledOrder:
 
 
 @dataclass(frozen=True)
-class ReadingOrder:
-    """One block after another, of what is in order already: the same in every epoch.
+class WindowedOrder:
+    """Every block once an epoch, with few files read at a time.
+
+    Files come in an order of the epoch's own, and the blocks of every `window` files in a row are shuffled among
+    themselves. Blocks are numbered through, file after file.
 
     Attributes:
-        size: number of blocks.
+        files: blocks of each file.
+        window: files.
+        seed: of the order.
+        corpus: tells the orders of a mixture's corpora apart.
     """
 
-    size: int
+    files: tuple[int, ...]
+    window: int
+    seed: int
+    corpus: int = 0
+
+    @cached_property
+    def size(self) -> int:
+        """Blocks of an epoch."""
+        return sum(self.files)
 
     def blocks(self, epoch: int, start: int, stop: int) -> Indices:
         """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
-        return np.arange(start, stop)
+        places = np.arange(start, stop)
+        return self.at(np.full_like(places, epoch), places)
+
+    def at(self, epochs: Indices, places: Indices) -> Indices:
+        """The blocks at places, each of the epoch beside it. [n]"""
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            files, starts = self._arranged(epoch)
+            firsts = starts[: -1 : self.window]  # of each window
+            windows = np.searchsorted(firsts, places, side="right") - 1
+            for window in np.unique(windows[epochs == epoch]).tolist():
+                here = (epochs == epoch) & (windows == window)
+                first, size = firsts[window], [*firsts, self.size][window + 1] - firsts[window]
+                number = epoch * len(firsts) + window
+                inside = permuted(places[here] - first, int(size), self.seed, f"window {self.corpus}", number)
+                shuffled = first + inside
+                at = np.searchsorted(starts, shuffled, side="right") - 1
+                found[here] = self._first_blocks[files[at]] + shuffled - starts[at]
+        return found
+
+    def windows(self, epoch: int, place: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The files of the window that a place of an epoch is in, and those of the window after it."""
+        files, starts = self._arranged(epoch)
+        first = (int(np.searchsorted(starts, place, side="right")) - 1) // self.window * self.window
+        after = files[first + self.window :] if first + self.window < len(files) else self._arranged(epoch + 1)[0]
+        return tuple(files[first : first + self.window].tolist()), tuple(after[: self.window].tolist())
+
+    def _arranged(self, epoch: int) -> tuple[Indices, Indices]:
+        """An epoch's files in order, and at which place each begins and the last ends. [files], [files + 1]"""
+        if epoch not in self._epochs:
+            files = permuted(np.arange(len(self.files)), len(self.files), self.seed, f"files {self.corpus}", epoch)
+            self._epochs[epoch] = files, np.concatenate(([0], np.cumsum(np.asarray(self.files)[files])))
+            for old in list(self._epochs)[:-2]:
+                del self._epochs[old]
+        return self._epochs[epoch]
+
+    @cached_property
+    def _epochs(self) -> dict[int, tuple[Indices, Indices]]:
+        return {}
+
+    @cached_property
+    def _first_blocks(self) -> Indices:
+        """The number of each file's first block. [files]"""
+        return np.concatenate(([0], np.cumsum(self.files)))[:-1]
 
 
 @dataclass(frozen=True)
@@ -79,11 +136,13 @@ class MixtureOrder:
         sizes: blocks of each corpus; blocks are numbered through, in the order of the corpora.
         weights: share of each corpus, in any unit.
         seed: of the order.
+        within: orders of the passes of each corpus; by default all its blocks are shuffled among themselves.
     """
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...]
     seed: int
+    within: tuple[WindowedOrder, ...] = ()
 
     @property
     def size(self) -> int:
@@ -115,9 +174,17 @@ class MixtureOrder:
         for corpus, size in enumerate(self.sizes):
             here = corpora == corpus
             passes, places = np.divmod(numbers[here], size)
-            found[here] = first + permuted(places, size, self.seed, corpus + 1, passes)
+            if self.within:
+                found[here] = first + self.within[corpus].at(passes, places)
+            else:
+                found[here] = first + permuted(places, size, self.seed, corpus + 1, passes)
             first += size
         return found
+
+    def windows(self, epoch: int, place: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """See `WindowedOrder.windows`; of every corpus."""
+        reached = map(divmod, self.taken(0, epoch * self.size + place), self.sizes)
+        return [order.windows(*at) for order, at in zip(self.within, reached, strict=True)]
 
     def taken(self, start: int, stop: int) -> tuple[int, ...]:
         """Draws of each corpus among those numbered `start` to `stop`, counted through all epochs."""
@@ -151,15 +218,24 @@ class StepBatches(Sampler[list[int]]):
         processes: how many there are.
         process: which one this is.
         drop_last: leave out what does not fill a batch of all processes.
+        reached: is told the epoch and place of every batch.
     """
 
     def __init__(
-        self, order: BlockOrder, batch_size: int, *, processes: int = 1, process: int = 0, drop_last: bool = False
+        self,
+        order: BlockOrder,
+        batch_size: int,
+        *,
+        processes: int = 1,
+        process: int = 0,
+        drop_last: bool = False,
+        reached: Callable[[int, int], None] | None = None,
     ) -> None:
         self.order = order
         self.batch_size = batch_size
         self.processes, self.process = processes, process
         self.drop_last = drop_last
+        self.reached = reached
         self.epoch = 0
         self._passed_over = 0
 
@@ -182,6 +258,8 @@ class StepBatches(Sampler[list[int]]):
         for batch in range(passed_over, len(self)):
             start = batch * step
             stop = min(start + step, self.order.size)
+            if self.reached is not None:
+                self.reached(self.epoch, start)
             blocks = self.order.blocks(self.epoch, start, stop)
             share = -(-len(blocks) // self.processes)
             own = blocks[self.process :: self.processes].tolist()

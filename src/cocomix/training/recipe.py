@@ -17,7 +17,7 @@ from cocomix.model.configuration import CoCoMixConfig, CompressionInit, HiddenLo
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
-from cocomix.training.recipe_data import CorpusConfig, DataConfig, Folder, MixtureConfig, StreamConfig
+from cocomix.training.recipe_data import BoundedConfig, CachedConfig, CorpusConfig, DataConfig, Folder, MixtureConfig
 from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
 from cocomix.training.recipes_folder import missing_recipe
 
@@ -27,7 +27,6 @@ __all__ = [
     "MixtureConfig",
     "RecipeVersion",
     "RunConfig",
-    "StreamConfig",
     "StudentConfig",
     "load_recipe",
     "merged",
@@ -130,7 +129,7 @@ class RunConfig(Section):
     """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters match the CoCoMix
     model of this recipe."""
     data: DataConfig
-    """Folder written by `cocomix prepare`, a `mixture` of such folders, or a `stream` of Parquet shards."""
+    """Folder written by `cocomix prepare`, its URL, a `mixture` of such, or, beyond the disk, `path` and `cache_gb`."""
     labels: LabelsConfig | None = None
     """Folder written by `cocomix label`; or how labels are made (`kind`, `teacher`, `dictionary`, `k` …), which is done
     while training; or both, with `path`. Needed by `cocomix` unless λ is 0; not read where no concepts are predicted
@@ -173,13 +172,6 @@ class RunConfig(Section):
                 given = [getattr(corpus, field) is not None for corpus in self.data.mixture]
                 if any(given) != all(given):
                     raise ValueError(f"data.mixture: give {field} to every corpus or to none")
-        if isinstance(self.data, StreamConfig):
-            if self.labels is not None and self.labels.path is not None:
-                raise ValueError("labels: a stream has no stored labels; give kind: and the rest of how they are made")
-            if self.distillation is not None and self.distillation.targets != "online":
-                raise ValueError("distillation.targets: a stream has no stored probabilities; use online")
-            if self.tokens is None and self.training.get("max_steps") is None:
-                raise ValueError("data.stream has no end: set tokens or training.max_steps")
         if self.has_concepts and self.labels is None and not self.label_folders and self.model.concept_loss_weight > 0:
             raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or {kind: …}")
         if self.has_concepts and self.online_labels is not None and (missing := self.online_labels.missing()):
@@ -198,10 +190,16 @@ class RunConfig(Section):
 
     @property
     def data_folders(self) -> tuple[Path, ...]:
-        """Where the prepared corpora are; of a stream, what is held out."""
+        """Where the prepared corpora are."""
         if isinstance(self.data, MixtureConfig):
             return tuple(corpus.path for corpus in self.data.mixture)
-        return (self.data.heldout,) if isinstance(self.data, StreamConfig) else (self.data,)
+        return (self.data.path,) if isinstance(self.data, CachedConfig) else (self.data,)
+
+    @property
+    def bounds(self) -> BoundedConfig | None:
+        """How much of the data this machine holds; `None` for all."""
+        bounded = isinstance(self.data, BoundedConfig) and self.data.cache_gb is not None
+        return self.data if bounded else None  # type: ignore[return-value]
 
     @property
     def label_folders(self) -> tuple[Path, ...]:

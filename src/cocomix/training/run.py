@@ -16,7 +16,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from cocomix.artifacts import Staging, explained_full_disk, is_there, partial_path, shown, url_of
-from cocomix.data import StreamedData, Tokens
+from cocomix.data import Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
@@ -24,11 +24,11 @@ from cocomix.runtime.stopping import Terminated, termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
-from cocomix.training.corpora import labels_to_match, mixture_order, open_data, open_labels
+from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.dry_run import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.input_checks import check_sources, inputs_of
-from cocomix.training.joined_blocks import JoinedBlocks, documents_apart, joined_blocks
+from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.manifest import RunManifest, run_manifest
@@ -41,9 +41,9 @@ from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.sharded_checkpoints import is_sharded
 from cocomix.training.sharded_trainer import ShardedTrainer
-from cocomix.training.streaming import StreamedRun
 from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
+from cocomix.training.window_cache import WindowCache
 
 __all__ = ["dry_run", "train"]
 
@@ -94,9 +94,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
     if url_of(output) is None and Run.made(output, asked) is not None:  # at a URL, a finished run is refused below
         logger.info(f"{shown(output)} is this run, finished: nothing to do")
         return output
-    train_blocks = None if isinstance(data, StreamedData) else len(data.split("train"))
     checkpoints = partial_path(output) / "checkpoints"
-    arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, train_blocks)
+    arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, len(data.split("train")))
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
     labels, online = open_labels(recipe, data), None
@@ -117,23 +116,22 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
         set_seed(arguments.seed)
         model = build_student(recipe, plan.config)
         stored = (labels, teaching.stored)
+        order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
+        window = WindowCache(recipe.bounds, data, stored, order) if recipe.bounds and order else None
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
-        streamed = StreamedRun.of(data, arguments) if isinstance(data, StreamedData) else None
         trainer_class = CoCoMixTrainer if sharding is None else partial(ShardedTrainer, sharding=sharding)
         trainer = trainer_class(
             model=model,
             args=arguments,
-            train_dataset=joined_blocks(recipe, data, stored, "train", None)
-            if streamed is None
-            else documents_apart(recipe, data, streamed.blocks),
+            train_dataset=joined_blocks(recipe, data, stored, "train", None),
             eval_dataset=validation if online is None else JoinedBlocks(validation, online.blocks(validation)),
             objective=teaching.told(OBJECTIVES[recipe.objective]),
             online_labels=online,
             non_finite=recipe.non_finite,
-            order=mixture_order(data, arguments.seed if arguments.data_seed is None else arguments.data_seed),
-            stream=None if streamed is None else streamed.progress,
+            order=order,
+            reached=None if window is None else window.reach,
         )
-        trainer.block_size = data.manifest.block_size  # to read it off a block, a stream's workers would start
+        trainer.block_size = data.manifest.block_size  # rather than read off a block, which may have to be fetched
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer)
         if sharding is not None and arguments.world_size == 1:
@@ -194,10 +192,13 @@ def _staged(
 
 
 def _whatever_launch(recipe: RunConfig) -> dict[str, Any]:
-    """The recipe without what another number of processes may change; `resume_meters` checks the tokens of a step."""
+    """The recipe without what another machine may change; `resume_meters` checks the tokens of a step."""
     shape = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
     training = {name: value for name, value in recipe.training.items() if name not in shape}
-    return recipe.model_copy(update={"training": training}).model_dump(mode="json")
+    values = recipe.model_copy(update={"training": training}).model_dump(mode="json")
+    if recipe.bounds is not None:
+        values["data"]["cache_gb"] = "any"  # how much fits changes nothing; that there is a limit, the order
+    return values
 
 
 def _warn_of_repeated_labelling(trainer: CoCoMixTrainer) -> None:

@@ -7,7 +7,7 @@ not finite, and checkpoints that are whole or not there.
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -38,8 +38,7 @@ from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_worke
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
 from cocomix.training.online import OnlineLabels
-from cocomix.training.order import BlockOrder, ReadingOrder, ShuffledOrder, StepBatches
-from cocomix.training.streaming import StreamProgress
+from cocomix.training.order import BlockOrder, ShuffledOrder, StepBatches
 
 __all__ = ["CoCoMixTrainer", "NonFinite"]
 
@@ -70,9 +69,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     Training blocks come in `order`, by default shuffled by `data_seed` or `seed`: the same for any number of loader
     workers, and for any number of processes of one global batch size. Iterable sets and other values of
-    `train_sampling_strategy` than `random` are left to the base class.
-
-    With `stream`, training blocks come from a `StreamBlocks`, in its own order; checkpoints keep how far it was read.
+    `train_sampling_strategy` than `random` are left to the base class. `reached` is told the epoch and place of every
+    batch when the loader begins to read it.
     """
 
     _without_gradients: type[torch.no_grad] | type[torch.inference_mode] = torch.inference_mode
@@ -84,7 +82,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         online_labels: OnlineLabels | None = None,
         non_finite: NonFinite = "stop",
         order: BlockOrder | None = None,
-        stream: StreamProgress | None = None,
+        reached: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
@@ -93,8 +91,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
         self.objective = objective
         self.online_labels = online_labels
-        self.stream = stream
-        self.order = order if stream is None else ReadingOrder(len(self.train_dataset))
+        self.order, self.reached = order, reached
         self._labelled: tuple[Any, Iterator[dict[str, Tensor]]] | None = None
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
@@ -116,10 +113,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 depth = self.args.gradient_accumulation_steps
                 self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth))
             epoch_iterator = self._labelled[1]
-        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.stream is not None:
-            self.stream.take(batches)
-        return batches, counts
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Count targets and labelled positions over all micro-batches of a step, on all processes."""
@@ -257,7 +251,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         order = self.order or ShuffledOrder(len(blocks), seed)
         collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
-        return ordered_loader(blocks, order, collate, arguments, workers=None if self.stream is None else 0)
+        return ordered_loader(blocks, order, collate, arguments, self.reached)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The base class's, in which every block counts once.
@@ -310,7 +304,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 meter=self._meter.state(self.accelerator),
                 skipped=(self.skipped_steps, self._skipped_in_a_row),
                 tokens_per_step=self.tokens_per_step,
-                stream=None if self.stream is None else self.stream.state(self.accelerator),
             )
             folder = Path(self.args.output_dir)
             if self.args.should_save:
@@ -360,8 +353,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = state.skipped
         self._meter.restore(state.meter, self.accelerator)
-        if self.stream is not None:
-            self.stream.restore(state.stream)
 
 
 def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:

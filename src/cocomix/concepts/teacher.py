@@ -27,23 +27,21 @@ def load_teacher(
     name_or_folder: str | Path,
     *,
     revision: str | None = None,
-    gguf_file: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> PreTrainedModel:
     """Load a causal LM, frozen and in evaluation mode.
 
     Args:
-        name_or_folder: a hub name, a folder written by `save_pretrained`, or the path of a `.gguf` file.
+        name_or_folder: a hub name, a folder written by `save_pretrained`, or a `.gguf` file, which is de-quantised.
         revision: branch, tag or commit on the hub.
-        gguf_file: name of the GGUF file inside the folder or hub repository; its weights are de-quantised.
         dtype: of the weights; float32 if None, because labels are defined by the float32 teacher.
         device: where to put it; the CPU if None.
 
     Raises:
         CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
     """
-    model = load_causal_lm(name_or_folder, revision=revision, gguf_file=gguf_file, dtype=dtype)
+    model = load_causal_lm(name_or_folder, revision=revision, dtype=dtype)
     frozen: PreTrainedModel = model.requires_grad_(False)
     return frozen if device is None else frozen.to(device)
 

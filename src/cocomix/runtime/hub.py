@@ -30,18 +30,14 @@ def load_causal_lm(
     name_or_folder: str | Path,
     *,
     revision: str | None = None,
-    gguf_file: str | None = None,
     dtype: torch.dtype | None = None,
-    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal LM, on the CPU and in evaluation mode.
 
     Args:
-        name_or_folder: a hub name, a folder written by `save_pretrained`, or the path of a `.gguf` file.
+        name_or_folder: a hub name, a folder written by `save_pretrained`, or a `.gguf` file, which is de-quantised.
         revision: branch, tag or commit on the hub.
-        gguf_file: name of the GGUF file inside the folder or hub repository; its weights are de-quantised.
         dtype: of the weights; float32 if None.
-        attn_implementation: attention kernel as transformers names it; the best it finds if None.
 
     Raises:
         CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
@@ -53,12 +49,10 @@ def load_causal_lm(
     if source.suffix == ".gguf":
         if not source.is_file():
             raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")
-        name, gguf_file = str(source.parent), source.name
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-        _let_gguf_bars_be_switched()
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+        name, options["gguf_file"] = str(source.parent), source.name
+        from transformers import modeling_gguf_pytorch_utils
+
+        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # it overlooks transformers' own switch for bars
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
     except ImportError as error:
@@ -74,11 +68,7 @@ def load_causal_lm(
 
 
 def _refuse_missing_folder(name: str) -> None:
-    """Refuse a path that nothing on the hub can be meant by, where the hub's own error would mislead.
-
-    Raises:
-        CoCoMixError: a model is being made there, or the path is no name of the hub: these are NAME or OWNER/NAME.
-    """
+    """Refuse what cannot be meant as a name on the hub, NAME or OWNER/NAME, where the hub's own error would mislead."""
     if Path(f"{name}.partial").is_dir():
         raise CoCoMixError(
             f"{name} is not finished: {name}.partial is still being written, or was left by a command that stopped; "
@@ -86,13 +76,6 @@ def _refuse_missing_folder(name: str) -> None:
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CoCoMixError(f"{name} does not exist; give a folder with a model, the path of a GGUF file or a hub name.")
-
-
-def _let_gguf_bars_be_switched() -> None:
-    """Have the bar of transformers' GGUF reader obey transformers' own switch for bars, which it overlooks."""
-    from transformers import modeling_gguf_pytorch_utils
-
-    modeling_gguf_pytorch_utils.tqdm = logging.tqdm
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:

@@ -14,7 +14,7 @@ from cocomix.artifacts.files import inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.lock import refuse_writer
-from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, as_json, differing_settings
+from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, as_json, differing
 from cocomix.artifacts.staging import PLAN, THREADS, Staging, begin, check_plan, made_at, partial_path, staged
 from cocomix.artifacts.store import NotThere, RemoteFolder, cache_folder, copy_place
 from cocomix.artifacts.uploading import Claim
@@ -262,7 +262,7 @@ class Artifact(Generic[M]):
 
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the settings in which `identity` differs from the one this was made with, among those it has."""
-        return differing_settings(self.manifest.identity, as_json(identity))
+        return differing(self.manifest.identity, as_json(identity))
 
     # ---- looking after -----------------------------------------------------------------------------------------------
 

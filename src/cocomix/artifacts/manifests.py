@@ -18,7 +18,6 @@ __all__ = [
     "ManifestFile",
     "as_json",
     "differing",
-    "differing_settings",
     "file_entry",
 ]
 
@@ -140,17 +139,12 @@ def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys, those of nested objects joined by dots, in which two JSON objects differ."""
+    """The keys of `given`, those of nested objects joined by dots, whose values differ in `found`."""
     names: list[str] = []
-    for key in sorted({*found, *given}):
-        one, other = found.get(key), given.get(key)
+    for key in sorted(given):
+        one, other = found.get(key), given[key]
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            names += [f"{key}.{name}" for name in differing(one, other)]
+            names += [f"{key}.{name}" for name in differing(one, {**dict.fromkeys(one), **other})]
         elif one != other:
             names.append(key)
     return tuple(names)
-
-
-def differing_settings(found: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of `given`, as for `differing`, in which `found` differs; what `given` does not name is not compared."""
-    return differing({key: found.get(key) for key in given}, given)

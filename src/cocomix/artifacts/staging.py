@@ -20,7 +20,7 @@ from typing import Any, Generic
 from cocomix.artifacts.faults import AlreadyExists, BeingWritten, MadeFromSomethingElse
 from cocomix.artifacts.files import explained_full_disk, file_names, flush, flush_folder, read_json, write_json
 from cocomix.artifacts.lock import locked
-from cocomix.artifacts.manifests import MANIFEST, M, as_json, differing, differing_settings, file_entry
+from cocomix.artifacts.manifests import MANIFEST, M, as_json, differing, file_entry
 from cocomix.artifacts.store import cache_place
 from cocomix.artifacts.uploading import Claim
 from cocomix.artifacts.urls import require_local, shown, url_of
@@ -227,7 +227,7 @@ def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | 
                 ours.replace(plan)
         ours.unlink(missing_ok=True)
     found = read_json(plan)
-    if keys := differing_settings(found, about):
+    if keys := differing(found, about):
         raise MadeFromSomethingElse(f"{folder} was begun as {found.get('kind')}; remove it.", keys)
     check_plan(folder, identity or {})
 
@@ -239,7 +239,7 @@ def check_plan(folder: Path, identity: Mapping[str, Any]) -> None:
         MadeFromSomethingElse: naming the keys, of those in `identity`, that differ.
     """
     begun = read_json(folder / PLAN)["identity"] if (folder / PLAN).is_file() else None
-    if begun is not None and (keys := differing_settings(begun, as_json(identity))):
+    if begun is not None and (keys := differing(begun, as_json(identity))):
         raise MadeFromSomethingElse(
             f"{folder} was begun with another {', '.join(keys)}; remove it or choose another --output.", keys
         )

@@ -56,7 +56,7 @@ class NaiveStudent(nn.Module):
         self.concept_loss_weight = student.config.concept_loss_weight
         self.token_embedding, self.position_embedding = twin.lower.wte, twin.lower.wpe
         self.lower, self.upper = _plain_blocks(twin.lower), _plain_blocks(twin.upper)
-        self.mixer = twin.mixer  # its parameters only
+        self.predictor, self.mixing = twin.predictor, twin.mixing  # their parameters only
         self.final_norm, self.lm_head = twin.upper.ln_f, twin.lm_head
 
     def forward(
@@ -70,14 +70,12 @@ class NaiveStudent(nn.Module):
         for block in self.lower:
             hidden = block(hidden)
         mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
-        normalised = (hidden - mean) / (std + _EPSILON) - self.mixer.pre_bias
-        logits = F.linear(
-            normalised, self.mixer.predictor.weight, self.mixer.predictor.bias
-        )  # [batch, seq, n_concepts]
+        normalised = (hidden - mean) / (std + _EPSILON) - self.predictor.pre_bias
+        logits = F.linear(normalised, self.predictor.head.weight, self.predictor.head.bias)  # [batch, seq, n_concepts]
         concept_loss = naive_head(logits.flatten(0, 1), concept_labels.flatten(0, 1))
 
-        compressed = naive_compression(logits, self.mixer.compression.weight, self.mixer.concept_topk)
-        concept = (compressed + self.mixer.compression.bias + self.mixer.pre_bias) * std + mean
+        compressed = naive_compression(logits, self.mixing.compression.weight, self.predictor.concept_topk)
+        concept = (compressed + self.mixing.compression.bias + self.predictor.pre_bias) * std + mean
         mixed = torch.stack((hidden, concept.to(hidden.dtype)), dim=2).flatten(1, 2)  # [batch, 2·seq, d_model]
         for block in self.upper:
             mixed = block(mixed)

@@ -12,9 +12,9 @@ from benchmarks.ratios import Section, ratio
 from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION
-from cocomix.model.concept_head import concept_head
-from cocomix.model.lm_head import loss_of_hidden, loss_of_logits
-from cocomix.model.mixer import ConceptCompression
+from cocomix.model.fused_head import SetCrossEntropy, fused_head
+from cocomix.model.mixing.compression import ConceptCompression
+from cocomix.model.targets import next_tokens
 
 __all__ = ["head_work", "measure_compression", "measure_head", "measure_lm_head"]
 
@@ -61,7 +61,7 @@ def head_work(shape: Shape, positions: int, dtype: str, device: str) -> dict[str
             tensor.grad = None
 
     def fused() -> None:
-        head = concept_head(hidden, weight, bias, labels, shape.concept_topk)
+        head = fused_head(hidden, weight, bias, SetCrossEntropy(labels), shape.concept_topk)
         finish(head.values, head.loss_sum / positions)
 
     def naive() -> None:
@@ -129,10 +129,16 @@ def measure_lm_head(settings: Settings) -> Section:
         rows, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
         finish(F.linear_cross_entropy(rows, head.weight, targets, options=options))
 
+    following = next_tokens(tokens, None).flatten()
+
+    def chunked() -> None:
+        loss = SetCrossEntropy(following.unsqueeze(1))
+        finish(fused_head(hidden.flatten(0, 1), head.weight, None, loss).loss_sum / len(following))
+
     seconds = alternate(
         {
-            "chunked": lambda: finish(loss_of_hidden(hidden, head, tokens)),
-            "plain": lambda: finish(loss_of_logits(head(hidden), tokens)),
+            "chunked": chunked,
+            "plain": lambda: finish(F.cross_entropy(head(hidden).float().flatten(0, 1), following)),
             "torch": chunked_by_torch,
         },
         settings.rounds,

@@ -35,7 +35,7 @@ WAY = (
     ("training/joined_blocks.py", "a block's tokens beside its labels"),
     ("training/objectives.py", "a batch into the model"),
     ("model/modeling.py", "the student's forward pass"),
-    ("model/concept_head.py", "the concept loss"),
+    ("model/fused_head.py", "the concept loss"),
 )
 """Files that make, store, read or use a label, in order. Those that only hand it on are left out: labelling/storing.py
 and executors.py, artifacts/arrays.py, training/corpora.py, collating.py and trainer.py."""

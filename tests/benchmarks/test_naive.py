@@ -9,7 +9,7 @@ from torch import nn
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.model.accounting import count_parameters
-from cocomix.model.mixer import ConceptCompression
+from cocomix.model.mixing.compression import ConceptCompression
 from tests.model.factories import concepts, plain, student, tokens
 
 
@@ -27,7 +27,8 @@ def test_loss_and_all_gradients(insert_layer: int) -> None:
         (twin.token_embedding, ours.lower.wte),
         (twin.position_embedding, ours.lower.wpe),
         (twin.lower, ours.lower.h),
-        (twin.mixer, ours.mixer),
+        (twin.predictor, ours.predictor),
+        (twin.mixing, ours.mixing),
         (twin.upper, ours.upper.h),
         (twin.final_norm, ours.upper.ln_f),
     ]

@@ -83,7 +83,7 @@ def test_untouched_and_zero_equal_models_that_are_so(mixing):
     untouched = evaluate(model, blocks, batch_size=4, device=CPU, bytes_per_token=None)
     assert measured.loss == pytest.approx(untouched.loss, rel=1e-6)
     assert measured.shuffle != measured.loss
-    torch.nn.init.zeros_(model.mixer.compression.weight)  # zero values and zero weights leave the same bias
+    torch.nn.init.zeros_(model.mixing.compression.weight)  # zero values and zero weights leave the same bias
     emptied = evaluate(model, blocks, batch_size=4, device=CPU, bytes_per_token=None)
     assert measured.zero == pytest.approx(emptied.loss, rel=1e-6)
     assert measured.zero != measured.loss

@@ -85,13 +85,13 @@ def test_the_imported_model_can_be_steered(path: Path) -> None:
 
 def _locate(name: str, insert_layer: int) -> tuple[str, str]:
     mixer = {
-        "pre_bias": "mixer.pre_bias",
-        "concept_predictor.weight": "mixer.predictor.weight",
-        "concept_predictor.bias": "mixer.predictor.bias",
-        "compress_layer.bias": "mixer.compression.bias",
+        "pre_bias": "predictor.pre_bias",
+        "concept_predictor.weight": "predictor.head.weight",
+        "concept_predictor.bias": "predictor.head.bias",
+        "compress_layer.bias": "mixing.compression.bias",
     }
     if name == "compress_layer.weight":
-        return "mixer.compression.weight", "transposed"
+        return "mixing.compression.weight", "transposed"
     if name in mixer:
         return mixer[name], "same"
     if name.startswith("h."):

@@ -7,19 +7,24 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from cocomix.interop.source_files import AUTO_MAP, LICENSE_FILE, source_files, write_source_files
-from cocomix.model import mixer
+from cocomix.model import predictor
 
 HERE_BY_NATURE = {"torch", "transformers"}
 
 
 def test_the_files_are_our_modules(tmp_path: Path) -> None:
     files = source_files()
-    assert {"modeling_cocomix.py", "configuration_cocomix.py", "mixer_cocomix.py", "errors_cocomix.py"} <= files.keys()
+    assert {
+        "modeling_cocomix.py",
+        "configuration_cocomix.py",
+        "predictor_cocomix.py",
+        "errors_cocomix.py",
+    } <= files.keys()
     assert not {"accounting_cocomix.py", "__init___cocomix.py"} & files.keys()  # not needed to run a model
-    own = [line for line in inspect.getsource(mixer).splitlines() if not line.startswith("from cocomix")]
-    exported = [line for line in files["mixer_cocomix.py"].splitlines()[1:] if not line.startswith("from .")]
+    own = [line for line in inspect.getsource(predictor).splitlines() if not line.startswith("from cocomix")]
+    exported = [line for line in files["predictor_cocomix.py"].splitlines()[1:] if not line.startswith("from .")]
     assert exported == own
-    assert files["mixer_cocomix.py"].startswith("# cocomix.model.mixer of cocomix ")
+    assert files["predictor_cocomix.py"].startswith("# cocomix.model.predictor of cocomix ")
 
 
 def test_they_import_torch_transformers_and_one_another() -> None:

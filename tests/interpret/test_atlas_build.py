@@ -60,7 +60,7 @@ def test_cards_equal_what_the_model_predicts(atlas: ConceptAtlas, run: Run) -> N
     assert {split for split, *_ in positions} == {"validation", "train"}
     assert len(positions) == atlas.manifest.tokens == ATLAS.tokens
     assert atlas.manifest.labelled_positions == sum(bool(labels) for *_, labels in positions)
-    norms = run.model().mixer.compression.weight.detach().norm(dim=1)
+    norms = run.model().mixing.compression.weight.detach().norm(dim=1)
     for concept in range(CONCEPTS):
         card = atlas.card(concept)
         logits = [predicted[concept] for *_, predicted, _ in positions if concept in predicted]
@@ -100,7 +100,7 @@ def test_contexts_are_the_text_of_the_data(atlas: ConceptAtlas, run: Run) -> Non
 
 
 def test_nearest_concepts_are_those_of_largest_cosine(atlas: ConceptAtlas, run: Run) -> None:
-    weight = run.model().mixer.compression.weight.detach()
+    weight = run.model().mixing.compression.weight.detach()
     cosines = torch.nn.functional.cosine_similarity(weight[:, None], weight[None], dim=-1).fill_diagonal_(-2)
     for concept in (0, 17, CONCEPTS - 1):
         best = cosines[concept].topk(ATLAS.nearest)

@@ -133,11 +133,11 @@ def planted(concept=7, token=13):
     dictionary = ConceptDictionary.from_tensors(encoder, bias, decoder, zero, k=4, normalize="none")
     model = student("gpt2", mixing="residual")
     with torch.no_grad():
-        for parameter in model.mixer.parameters():
+        for parameter in (*model.predictor.parameters(), *model.mixing.parameters()):
             parameter.zero_()
         model.lm_head.weight[token] *= 3
-        model.mixer.predictor.bias[concept] = 1.0
-        model.mixer.compression.weight[concept] = model.lm_head.weight[token]
+        model.predictor.head.bias[concept] = 1.0
+        model.mixing.compression.weight[concept] = model.lm_head.weight[token]
     return model, ConceptTeacher(language_model, dictionary, 0)
 
 

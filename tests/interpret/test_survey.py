@@ -27,7 +27,7 @@ SURVEY = ConceptSurvey(
 def test_every_number_is_what_its_definition_says(kind):
     model, ids, window = student("gpt2"), tokens(300, 16), 5  # more tokens than are read at once
     with torch.no_grad():
-        model.mixer.predictor.bias[5] = -100.0  # never mixed in
+        model.predictor.head.bias[5] = -100.0  # never mixed in
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(kind), 1)
     found = survey_concepts(model, teacher, ids, window=window)
     with torch.no_grad():

@@ -95,11 +95,21 @@ def student(
     return model
 
 
+def concept_parameters(model: CoCoMixForCausalLM) -> list[torch.nn.Parameter]:
+    """Those of the predictor and of the form of mixing."""
+    return [parameter for name, parameter in model.named_parameters() if name.startswith(("predictor.", "mixing."))]
+
+
+def mix(model: CoCoMixForCausalLM, hidden: torch.Tensor) -> torch.Tensor:
+    """The upper half's input, from the lower half's output."""
+    return model.mixing(hidden, model.predictor(hidden).concepts)
+
+
 def strengthen(model: CoCoMixForCausalLM, seed: int = 0) -> None:
     """Random biases and larger concept layers, in place."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.mixer.parameters():
+        for parameter in concept_parameters(model):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -121,7 +131,7 @@ def split_student(model: PreTrainedModel, insert_layer: int, attn: str = "sdpa")
     twin = CoCoMixForCausalLM(config).eval()
     missing, unexpected = twin.load_state_dict(split_state_dict(model, insert_layer), strict=False)
     assert not unexpected
-    assert all(name.startswith("mixer.") for name in missing), missing
+    assert all(name.startswith(("predictor.", "mixing.")) for name in missing), missing
     return twin
 
 

@@ -229,10 +229,10 @@ def test_concept_layers_and_biases_start_like_the_backbone() -> None:
     backbone = GPT2Config(vocab_size=64, n_embd=256, n_layer=2, n_head=4, n_positions=32, initializer_range=0.02)
     torch.manual_seed(0)
     model = CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, insert_layer=1, num_concepts=1024))
-    for weight in (model.mixer.predictor.weight, model.mixer.compression.weight):
+    for weight in (model.predictor.head.weight, model.mixing.compression.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.01)
         assert abs(weight.mean().item()) < 2e-4
-    for bias in (model.mixer.predictor.bias, model.mixer.compression.bias, model.mixer.pre_bias):
+    for bias in (model.predictor.head.bias, model.mixing.compression.bias, model.predictor.pre_bias):
         assert not bias.any()
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):

@@ -29,11 +29,11 @@ def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
 
 def test_the_pause_vector_follows_every_token() -> None:
     model = student("llama", 1, "pause")
-    assert {name: weight.shape for name, weight in model.mixer.named_parameters()} == {"pause": (D_MODEL,)}
+    assert {name: weight.shape for name, weight in model.mixing.named_parameters()} == {"pause": (D_MODEL,)}
     hidden = model.lower(tokens()).last_hidden_state
-    mixed = model.mixer(hidden).mixed
+    mixed = model.mixing(hidden, None)
     assert torch.equal(mixed[:, 0::2], hidden)
-    assert torch.equal(mixed[:, 1::2], model.mixer.pause.expand(2, 11, -1))
+    assert torch.equal(mixed[:, 1::2], model.mixing.pause.expand(2, 11, -1))
     read = model.upper(inputs_embeds=mixed).last_hidden_state[:, 1::2]
     torch.testing.assert_close(model(tokens()).logits, read @ model.lm_head.weight.T)
 
@@ -44,8 +44,8 @@ def test_losses_and_outputs(model: CoCoMixForCausalLM) -> None:
     torch.testing.assert_close(output.loss, expected)
     assert output.concept_ids is output.concept_values is output.concept_loss is output.hidden_loss is None
     output.loss.backward()
-    expected = {name for name, _ in model.mixer.named_parameters()}
-    assert {name for name, weight in model.mixer.named_parameters() if weight.grad.any()} == expected
+    expected = {name for name, _ in model.mixing.named_parameters()}
+    assert {name for name, weight in model.mixing.named_parameters() if weight.grad.any()} == expected
 
 
 def test_future_tokens_change_nothing(model: CoCoMixForCausalLM) -> None:
@@ -117,7 +117,7 @@ def test_compression_starts_normal_small_or_zero_and_nothing_else_changes(kind: 
         )
         weights[start] = dict(CoCoMixForCausalLM(config).named_parameters())
     for name, weight in weights["normal"].items():
-        scale = {"small": 0.1, "zero": 0.0} if name == "mixer.compression.weight" else {"small": 1.0, "zero": 1.0}
+        scale = {"small": 0.1, "zero": 0.0} if name == "mixing.compression.weight" else {"small": 1.0, "zero": 1.0}
         for start, factor in scale.items():
             torch.testing.assert_close(weights[start][name], factor * weight, rtol=1e-6, atol=1e-9)
-    assert weights["normal"]["mixer.compression.weight"].std().item() == pytest.approx(0.1, rel=0.1)
+    assert weights["normal"]["mixing.compression.weight"].std().item() == pytest.approx(0.1, rel=0.1)

@@ -34,7 +34,7 @@ def test_adding_starts_neutral(family: str) -> None:
 
 def test_the_first_steps_change_the_loss_through_the_concepts() -> None:
     model = started(plain("llama")).train()
-    optimizer = torch.optim.AdamW(model.mixer.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW([*model.predictor.parameters(), *model.mixing.parameters()], lr=1e-2)
     losses = []
     for _ in range(3):
         output = model(tokens(), labels=tokens(), concept_labels=concepts())
@@ -54,12 +54,12 @@ def test_from_a_folder_with_settings_and_a_seed(tmp_path: Path) -> None:
     assert (model.config.mixing, model.config.concept_loss_weight) == ("residual", 0.3)
     assert model.lm_head.weight is model.get_input_embeddings().weight  # tied, as the pretrained model's
     assert torch.equal(model.lm_head.weight, whole.lm_head.weight)
-    assert not model.mixer.compression.weight.any()
+    assert not model.mixing.compression.weight.any()
     before = torch.random.get_rng_state()
     twin, other = started(whole, seed=5), started(whole, seed=6)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert torch.equal(twin.mixer.predictor.weight, model.mixer.predictor.weight)
-    assert not torch.equal(twin.mixer.predictor.weight, other.mixer.predictor.weight)
+    assert torch.equal(twin.predictor.head.weight, model.predictor.head.weight)
+    assert not torch.equal(twin.predictor.head.weight, other.predictor.head.weight)
     assert model.generate(tokens()).shape == (2, 14)
 
 

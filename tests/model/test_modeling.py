@@ -23,6 +23,7 @@ from tests.model.factories import (
     VOCAB,
     backbone_config,
     concepts,
+    mix,
     student,
     tokens,
 )
@@ -67,7 +68,7 @@ def test_losses_are_what_they_say(family: str) -> None:
 def test_the_next_token_is_read_at_its_concept(mixing: str) -> None:
     """The forward pass put together by hand: with concepts between the tokens, every second position is read."""
     model = student("llama", 1, mixing)
-    mixed = model.mixer(model.lower(tokens()).last_hidden_state).mixed
+    mixed = mix(model, model.lower(tokens()).last_hidden_state)
     final = model.upper(inputs_embeds=mixed).last_hidden_state
     read = final[:, [2 * t + 1 for t in range(11)]] if mixing in ("interleave", "residual") else final
     torch.testing.assert_close(model(tokens()).logits, read @ model.lm_head.weight.T)
@@ -224,7 +225,7 @@ def test_bfloat16_autocast_trains_in_float32(family: str, mixing: str) -> None:
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float32, name
         assert gradient.isfinite().all(), name
-        if name.startswith("mixer."):
+        if name.startswith(("predictor.", "mixing.")):
             assert gradient.any(), name
 
 
@@ -269,7 +270,7 @@ def test_torch_compile_gives_the_same_loss_and_gradients() -> None:
 def test_blocks_and_mixer_are_not_split_across_devices() -> None:
     blocks = {"gpt2": "GPT2Block", "llama": "LlamaDecoderLayer", "qwen3": "Qwen3DecoderLayer"}
     for family, block in (blocks | {"gemma3_text": "Gemma3DecoderLayer"}).items():
-        assert {block, "ConceptMixer"} <= set(student(family)._no_split_modules)
+        assert {block, "ConceptPredictor"} <= set(student(family)._no_split_modules)
 
 
 @pytest.mark.parametrize("family", MAIN_BACKBONES)
@@ -324,4 +325,4 @@ def test_any_batch_gives_finite_losses_of_the_right_shapes(
     assert output.concept_logits.shape == (batch, seq, CONCEPTS)
     assert output.concept_ids.shape == output.concept_values.shape == (batch, seq, topk)
     assert output.concept_ids.dtype == torch.int64
-    assert model.mixer.pre_bias.shape == (D_MODEL,)
+    assert model.predictor.pre_bias.shape == (D_MODEL,)

@@ -38,7 +38,7 @@ def shard(model: CoCoMixForCausalLM) -> None:
     """As a launcher does: every class of `_no_split_modules` is a unit, then the model."""
     mesh = init_device_mesh("cpu", (PROCESSES,))
     units = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    assert {type(unit).__name__ for unit in units} >= {"ConceptMixer"}
+    assert {type(unit).__name__ for unit in units} >= {"ConceptPredictor"}
     assert len(units) == model.config.num_hidden_layers + 1
     for unit in (*units, model):
         fully_shard(unit, mesh=mesh)

@@ -17,8 +17,7 @@ from cocomix.concepts.sources import TeacherConfig
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.labelling import distill_data
-from cocomix.model import account
-from cocomix.model.distillation_head import TopTargets
+from cocomix.model import TopTargets, account
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer, train
 from cocomix.training.arguments import training_arguments
@@ -101,7 +100,7 @@ def test_direct_hidden_state_prediction(kind: str) -> None:
         hidden = online.decoder.model(tokens(), output_hidden_states=True).hidden_states[2]  # what block 1 puts out
         target = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + 1e-5)
     entering = model.lower(tokens()).last_hidden_state
-    predicted = model.mixer.predictor(layer_normalize(entering)[0] - model.mixer.pre_bias)
+    predicted = model.predictor.mlp(layer_normalize(entering)[0] - model.predictor.pre_bias)
     difference = (predicted - target)[:, :-1]
     expected = {
         "l1": lambda: difference.abs().mean(),

@@ -52,10 +52,10 @@ def sharded(
 @pytest.mark.parametrize(
     ("model", "concept_units"),
     [
-        (partial(student, "gpt2"), {"mixer", "mixer.compression"}),
-        (partial(student, "llama", mixing="none"), {"mixer"}),
+        (partial(student, "gpt2"), {"predictor", "mixing.compression"}),
+        (partial(student, "llama", mixing="none"), {"predictor"}),
         (partial(student, "qwen3", mixing="pause"), set()),
-        (partial(student, "gpt2", prediction="hidden", teacher_hidden_size=8), {"mixer", "mixer.compression"}),
+        (partial(student, "gpt2", prediction="hidden", teacher_hidden_size=8), {"predictor", "mixing.compression"}),
         (partial(plain, "gpt2"), set()),
     ],
     ids=["cocomix", "prediction-only", "pause", "hidden", "plain"],
@@ -77,6 +77,15 @@ def losses(logs: Logs) -> list[dict[str, float]]:
     return [{name: row[name] for name in row if "loss" in name or name == "grad_norm"} for row in logs.rows]
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Without the biases of keys: these have no gradient but rounding, of which AdamW makes steps."""
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith("c_attn.bias"):
+            weights[name].chunk(3)[1].zero_()
+    return weights
+
+
 @pytest.mark.parametrize(
     ("objective", "family", "reshard"),
     [("cocomix", "gpt2", True), ("cocomix", "llama", False), ("cocomix", "gemma3_text", True), ("ntp", "llama", True)],
@@ -96,15 +105,15 @@ def test_sharded_is_unsharded(
     first.train()
     assert losses(begun)[1:-1] == [pytest.approx(row, abs=1e-5) for row in losses(logs)[:-1]]
     first.save_model(str(tmp_path / "found"))
-    expected = load_file(tmp_path / "expected" / "model.safetensors")
-    assert_close(load_file(tmp_path / "found" / "model.safetensors"), expected, atol=1e-5, rtol=1e-5)
+    expected = weights_of(tmp_path / "expected")
+    assert_close(weights_of(tmp_path / "found"), expected, atol=1e-5, rtol=1e-5)
     assert read_json(tmp_path / "found" / "config.json") == read_json(tmp_path / "expected" / "config.json")
     assert not list((tmp_path / "sharded" / "checkpoint-4").rglob("*.pt"))
 
     again, _ = sharded(monkeypatch, build(objective, family), tmp_path / "sharded", reshard, steps=4, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "sharded" / "checkpoint-2"))
     again.save_model(str(tmp_path / "again"))
-    assert_close(load_file(tmp_path / "again" / "model.safetensors"), expected, atol=1e-5, rtol=1e-5)
+    assert_close(weights_of(tmp_path / "again"), expected, atol=1e-5, rtol=1e-5)
 
     whole = consolidate(tmp_path / "sharded" / "checkpoint-4", tmp_path / "whole")
     assert_close(load_file(whole / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors"))

@@ -10,8 +10,7 @@ from torch import Tensor
 from cocomix.data import TRAIN
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference
 from cocomix.labelling import LabelBlocks, Labels
-from cocomix.model import CoCoMixForCausalLM
-from cocomix.model.concept_head import IGNORE
+from cocomix.model import IGNORE, CoCoMixForCausalLM
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 

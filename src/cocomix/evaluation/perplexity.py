@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cocomix.evaluation.document_losses import DocumentTally
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.model.concept_head import IGNORE
+from cocomix.model import IGNORE
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import concept_recall_counts

@@ -3,7 +3,8 @@
 Low validation loss alone does not show that a model *uses* what its concepts say: it may treat the channel as a
 constant. Three interventions on the concepts that are mixed in, measured on the same blocks, tell:
 
-- **zero**: every value becomes 0, so the mixer passes on its bias only. A rise says that the channel matters at all.
+- **zero**: every value becomes 0, so that only the compression's bias is mixed in. A rise says that the channel matters
+  at all.
 - **shuffle**: every position receives the concepts of a position of *another* text. The channel's overall distribution
   stays exactly as it is; only its content is wrong. A rise says that the content matters.
 - **oracle**: the labels take the place of the predictions. A fall says that better concept prediction would help.
@@ -18,9 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.evaluation.inference import Batch, MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.model import predicts_concepts
-from cocomix.model.concept_head import IGNORE
-from cocomix.model.mixer import ConceptIntervention
+from cocomix.model import IGNORE, ConceptIntervention, predicts_concepts
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
@@ -119,7 +118,7 @@ def no_reliance_reason(model: PreTrainedModel) -> str | None:
     """Why concept reliance cannot be measured on a model, in one sentence; `None` if it can."""
     if not predicts_concepts(model):
         return f"a {type(model).__name__} has no concepts, so there is no reliance on them to measure."
-    if model.config.mixing == "none":
+    if not model.config.form.mixes_in:
         return 'this model predicts concepts but mixes none in (mixing: "none"), so there is nothing to intervene on.'
     return None
 

@@ -99,7 +99,7 @@ def read_text(subject: Subject, prompt: str, concept: int | None = None) -> Text
         for place, token in enumerate(input_ids[0].tolist())
     )
     names = subject.names(named if concept is None else named | {concept})
-    return TextReading(concept, tokens, names, subject.model.config.mixing != "none")
+    return TextReading(concept, tokens, names, subject.model.config.form.mixes_in)
 
 
 def _pairs(ids: Tensor, values: Tensor) -> Iterator[Iterator[tuple[int, float]]]:

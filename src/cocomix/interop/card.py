@@ -8,19 +8,11 @@ import yaml
 from cocomix.evaluation import PAPER_TASKS, Run
 from cocomix.evaluation.formatting import duration, markdown_table, markdown_text, percent, si, signed
 from cocomix.interop.record import RunRecord, public_name, read_record
-from cocomix.model import CoCoMixConfig
+from cocomix.model import MIXINGS, CoCoMixConfig
 
 __all__ = ["model_card"]
 
 _PAPER = "https://arxiv.org/abs/2502.08524"
-_FORMS = {
-    "interleave": "after every token's hidden state stands its concept vector (the paper's form)",
-    "residual": "after every token's hidden state stands that state plus its concept vector",
-    "add": "the concept vector is added to the hidden state",
-    "none": "concepts are predicted but not mixed in",
-    "pause": "after every token stands one learned vector; there are no concepts",
-}
-
 Rows = list[tuple[str, str]]
 
 
@@ -93,7 +85,7 @@ def _use(record: RunRecord, concepts: bool) -> str:
         'prompt = tokenizer("The function returns", return_tensors="pt")',
         "text = tokenizer.decode(model.generate(**prompt, max_new_tokens=32, do_sample=True)[0])",
     ]
-    if record.recipe.has_concepts and record.recipe.model.mixing != "none":
+    if record.recipe.has_concepts and record.recipe.model.form.mixes_in:
         lines += [
             "",
             "# Turn concept 7 up five times:",
@@ -114,8 +106,8 @@ def _model_rows(record: RunRecord) -> Rows:
         ("of these active per token", f"{manifest.parameters.active:,}"),
         ("context", f"{manifest.data.block_size:,} tokens"),
     ]
-    if record.recipe.objective == "cocomix" or manifest.mixing is not None:
-        rows.append(("form", f"{manifest.mixing}: {_FORMS.get(str(manifest.mixing), '')}"))
+    if manifest.mixing is not None:
+        rows.append(("form", f"{manifest.mixing}: {MIXINGS[manifest.mixing].described}"))
         rows.append(("mixed in before block", f"{config['insert_layer']} (counted from 0)"))
     if record.recipe.has_concepts:
         rows.append(("concepts", f"{config['num_concepts']:,}, the {config['concept_topk']} strongest mixed in"))
@@ -233,7 +225,7 @@ def _limits(record: RunRecord, concepts: bool) -> str:
             "It needs transformers and `trust_remote_code=True`: read the code first. llama.cpp (GGUF), vLLM and other "
             "engines with model code of their own do not run it, nor do static or quantised caches."
         )
-    if manifest.mixing in ("interleave", "residual", "pause"):
+    if manifest.mixing is not None and MIXINGS[manifest.mixing].positions_per_token == 2:
         points.append("The blocks above the mixing hold two positions per token, so their key-value cache is doubled.")
     if record.recipe.has_concepts:
         points.append("Concepts are latents of an autoencoder. That one can be named or steered has to be tried.")

@@ -12,12 +12,12 @@ from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["from_reference_state_dict", "to_reference_state_dict"]
 
-_MIXER_NAMES = {
-    "pre_bias": "mixer.pre_bias",
-    "concept_predictor.weight": "mixer.predictor.weight",
-    "concept_predictor.bias": "mixer.predictor.bias",
-    "compress_layer.weight": "mixer.compression.weight",
-    "compress_layer.bias": "mixer.compression.bias",
+_CONCEPT_NAMES = {
+    "pre_bias": "predictor.pre_bias",
+    "concept_predictor.weight": "predictor.head.weight",
+    "concept_predictor.bias": "predictor.head.bias",
+    "compress_layer.weight": "mixing.compression.weight",
+    "compress_layer.bias": "mixing.compression.bias",
 }
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What DDP, torch.compile and FSDP put into names; the released trainer saves the wrapped model's."""
@@ -84,7 +84,7 @@ def from_reference_state_dict(
     model = CoCoMixForCausalLM(config)
     renamed = {_our_name(name, insert_layer): tensor for name, tensor in tensors.items()}
     _shape(tensors, "compress_layer.weight", 2)
-    renamed["mixer.compression.weight"] = renamed["mixer.compression.weight"].T.contiguous()
+    renamed["mixing.compression.weight"] = renamed["mixing.compression.weight"].T.contiguous()
     renamed["lm_head.weight"] = renamed["lower.wte.weight"]
     _check(model, renamed, insert_layer)
     model.load_state_dict(renamed)
@@ -115,7 +115,7 @@ def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
     if not config.tie_word_embeddings:
         raise CoCoMixError("the released code ties the language-model head to the embedding, and this model does not.")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    tensors["mixer.compression.weight"] = tensors["mixer.compression.weight"].T
+    tensors["mixing.compression.weight"] = tensors["mixing.compression.weight"].T
     return {_their_name(name, config.insert_layer): tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -168,8 +168,8 @@ def _check(model: CoCoMixForCausalLM, renamed: Mapping[str, Tensor], insert_laye
 
 def _our_name(name: str, insert_layer: int) -> str:
     """A released name without its `transformer.` prefix → the name in `CoCoMixForCausalLM`."""
-    if name in _MIXER_NAMES:
-        return _MIXER_NAMES[name]
+    if name in _CONCEPT_NAMES:
+        return _CONCEPT_NAMES[name]
     if match := _BLOCK.fullmatch(name):
         block = int(match[1])
         half, local = ("lower", block) if block < insert_layer else ("upper", block - insert_layer)
@@ -179,7 +179,7 @@ def _our_name(name: str, insert_layer: int) -> str:
 
 def _their_name(name: str, insert_layer: int) -> str:
     """The way back, with the prefix."""
-    for theirs, ours in _MIXER_NAMES.items():
+    for theirs, ours in _CONCEPT_NAMES.items():
         if ours == name:
             return f"transformer.{theirs}"
     half, _, rest = name.partition(".")

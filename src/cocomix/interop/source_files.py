@@ -1,8 +1,8 @@
 """The model's code as flat files that transformers loads by itself, made from this package's own modules.
 
 Transformers copies the files that a repository's `auto_map` names, and every file these import as `from .name import`,
-into a folder of its own and imports them from there. So a module `cocomix.model.mixer` becomes `mixer_cocomix.py`,
-an import of it becomes `from .mixer_cocomix import …`, and nothing else changes.
+into a folder of its own and imports them from there. So a module `cocomix.model.predictor` becomes
+`predictor_cocomix.py`, an import of it becomes `from .predictor_cocomix import …`, and nothing else changes.
 """
 
 import ast
@@ -25,7 +25,7 @@ LICENSE_FILE = "LICENSE.code"
 
 
 def _flat(module: str) -> str:
-    """`cocomix.model.mixer` → `mixer_cocomix`."""
+    """`cocomix.model.predictor` → `predictor_cocomix`."""
     return f"{module.rpartition('.')[2]}_{_PACKAGE}"
 
 

@@ -68,7 +68,7 @@ class AtlasWriter:
         self._tally = tally
         self._settings = settings
         self._special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
-        mixes = model.config.mixing != "none"
+        mixes = model.config.form.mixes_in
         self._compression = model.compression_weight.detach() if mixes else None  # [n_concepts, d_model]
         create_tables(database)
         database.execute(_DRAFTS)

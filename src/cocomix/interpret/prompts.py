@@ -75,7 +75,7 @@ def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixFor
         raise CoCoMixError(
             f"this model ({type(model).__name__}) has no concepts; use a run with the objective cocomix."
         )
-    if mixing and model.config.mixing == "none":
+    if mixing and not model.config.form.mixes_in:
         raise CoCoMixError(
             'this model predicts concepts but mixes none in (mixing: "none"), so steering them changes nothing; use a '
             "run with another mixing."

@@ -4,21 +4,30 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.model.accounting import Accounting, account
 from cocomix.model.cache import CoCoMixCache
-from cocomix.model.configuration import CoCoMixConfig, Mixing
-from cocomix.model.edits import ConceptEdit
+from cocomix.model.configuration import CoCoMixConfig
+from cocomix.model.edits import ConceptEdit, ConceptIntervention
 from cocomix.model.from_pretrained import from_pretrained_backbone
+from cocomix.model.mixing import MIXINGS, Concepts, Mixing
 from cocomix.model.modeling import CoCoMixForCausalLM, CoCoMixOutput, predicts_concepts
+from cocomix.model.targets import IGNORE, FullTargets, TopTargets, next_tokens
 
 __all__ = [
+    "IGNORE",
+    "MIXINGS",
     "Accounting",
     "CoCoMixCache",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
     "CoCoMixOutput",
     "ConceptEdit",
+    "ConceptIntervention",
+    "Concepts",
+    "FullTargets",
     "Mixing",
+    "TopTargets",
     "account",
     "from_pretrained_backbone",
+    "next_tokens",
     "predicts_concepts",
 ]
 

@@ -59,20 +59,17 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
         head = model.get_output_embeddings()
         return Accounting(total, total, flops + 2.0 * head.weight.numel())
     config = model.config
-    d_model, k = config.hidden_size, config.concept_topk
     width = config.positions_per_token
-    flops = _decoder_flops(model.lower, block_size) + 2.0 * model.lm_head.weight.numel()
+    flops = _decoder_flops(model.lower, block_size) + product_flops(model.lm_head)
     flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
     if width == 2:
         flops -= _last_block_savings(model.upper)
     active = total
-    if not config.has_concepts:
-        return Accounting(total, active, flops + product_flops(model.mixer))
-    flops += 2.0 * config.num_concepts * d_model
-    if config.mixing != "none":
-        flops += 2.0 * k * d_model
-        active -= (config.num_concepts - k) * d_model
-    return Accounting(total, active, flops)
+    if model.predictor is not None:
+        flops += product_flops(model.predictor)
+    if config.has_concepts and config.form.mixes_in:
+        active -= (config.num_concepts - config.concept_topk) * config.hidden_size
+    return Accounting(total, active, flops + config.form.flops_per_token(config))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -114,7 +111,7 @@ def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
     the one with the nearest parameter count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for
     d = 512, 1024 and 2048.
     """
-    pause = config.mixing == "pause"
+    pause = not config.form.predicts
     matched_to = copy.deepcopy(config)
     if pause:
         matched_to.mixing = "interleave"

@@ -5,13 +5,13 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from cocomix.model.mixing import MIXINGS, Mixing
+from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["CoCoMixConfig", "CompressionInit", "HiddenLoss", "Mixing", "Prediction"]
+__all__ = ["CoCoMixConfig", "CompressionInit", "Predicted"]
 
-Mixing = Literal["interleave", "residual", "add", "none", "pause"]
-Prediction = Literal["concepts", "hidden"]
-HiddenLoss = Literal["l1", "l2", "cosine"]
+Predicted = Literal["concepts", "hidden"]
 CompressionInit = Literal["normal", "small", "zero"]
 
 
@@ -26,12 +26,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         num_concepts: C, the number of latents of the teacher's dictionary.
         concept_topk: K_concept, how many concept logits enter the continuous concept vector (paper section 3: 32).
         concept_loss_weight: λ of Eq. 4 (paper: 0.1).
-        mixing: how the concept vector ĉ_t meets the hidden state h_t (method: section 4).
-            `"interleave"`: the paper's Eq. 3; the sequence becomes (h_1, ĉ_1, h_2, ĉ_2, …) and the next token is read
-            at ĉ_t. `"residual"`: the same with ĉ_t ← h_t + std(h_t)·(compressed vector), our option. `"add"`:
-            h_t ← h_t + ĉ_t without lengthening the sequence (paper Fig. 6e). `"none"`: concepts are predicted and
-            change nothing else (paper Fig. 6d, "prediction only"). `"pause"`: one learned vector in the place of every
-            ĉ_t, and no concepts at all (paper Fig. 6f, pause tokens).
+        mixing: how the concept vector ĉ_t meets the hidden state h_t, a name in `cocomix.model.mixing.MIXINGS`:
+            `"interleave"` (the paper's Eq. 3), `"residual"` (our option), `"add"` (Fig. 6e), `"none"` (prediction only,
+            Fig. 6d) or `"pause"` (pause tokens, Fig. 6f); see MIXING.md.
         prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
             `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
         hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.
@@ -61,8 +58,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         num_concepts: int = 32768,
         concept_topk: int = 32,
         concept_loss_weight: float = 0.1,
-        mixing: Mixing = "interleave",
-        prediction: Prediction = "concepts",
+        mixing: str = "interleave",
+        prediction: Predicted = "concepts",
         hidden_loss: HiddenLoss = "l2",
         teacher_hidden_size: int | None = None,
         compression_init: CompressionInit = "normal",
@@ -106,15 +103,17 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
             raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
         for name, allowed in (
-            ("mixing", get_args(Mixing)),
-            ("prediction", get_args(Prediction)),
+            ("mixing", tuple(MIXINGS)),
+            ("prediction", get_args(Predicted)),
             ("hidden_loss", get_args(HiddenLoss)),
             ("compression_init", get_args(CompressionInit)),
         ):
             if getattr(self, name) not in allowed:
                 raise CoCoMixError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-        if self.prediction == "hidden" and self.mixing == "pause":
-            raise CoCoMixError("mixing='pause' predicts nothing; use prediction='concepts' with it, or another mixing.")
+        if self.prediction == "hidden" and not self.form.predicts:
+            raise CoCoMixError(
+                f"mixing={self.mixing!r} predicts nothing; use prediction='concepts' with it, or another mixing."
+            )
         if self.prediction == "hidden" and (self.teacher_hidden_size is None or self.teacher_hidden_size < 1):
             raise CoCoMixError(
                 f"teacher_hidden_size={self.teacher_hidden_size} must be the width of the teacher's hidden states with "
@@ -122,14 +121,19 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             )
 
     @property
+    def form(self) -> type[Mixing]:
+        """The form of mixing."""
+        return MIXINGS[self.mixing]
+
+    @property
     def has_concepts(self) -> bool:
         """Whether concepts are predicted: not with a pause vector, nor where a hidden state is predicted."""
-        return self.mixing != "pause" and self.prediction == "concepts"
+        return self.form.predicts and self.prediction == "concepts"
 
     @property
     def positions_per_token(self) -> int:
         """How many positions of the upper half one token takes: 2 when something is interleaved, else 1."""
-        return 2 if self.mixing in ("interleave", "residual", "pause") else 1
+        return self.form.positions_per_token
 
     @property
     def vocab_size(self) -> int:

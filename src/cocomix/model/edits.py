@@ -4,7 +4,7 @@ An edit says what happens to one concept, from which token on, and in which rows
 edits are placed on its positions (`place_edits`); where none applies, nothing is computed anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "ConceptEdit",
+    "ConceptIntervention",
     "Operation",
     "PlacedEdit",
     "active_edits",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 Operation = Literal["scale", "add", "set", "ban"]
+ConceptIntervention = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(ids, values), each [batch, seq, k] → what is mixed in instead; measures how much a model relies on concepts."""
 
 _LARGEST = 1e30  # a product with a concept logit stays finite in float32 and bfloat16
 

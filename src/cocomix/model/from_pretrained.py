@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.accounting import build_model
 from cocomix.model.backbone import split_state_dict
-from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Mixing
+from cocomix.model.configuration import CoCoMixConfig, CompressionInit
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
@@ -38,7 +38,7 @@ def from_pretrained_backbone(
     insert_layer: int,
     *,
     num_concepts: int,
-    mixing: Mixing = "add",
+    mixing: str = "add",
     compression_init: CompressionInit = "zero",
     add_mean: bool = False,
     revision: str | None = None,
@@ -114,7 +114,7 @@ def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> Non
         raise CoCoMixError(
             f"the pretrained weights do not fit the model ({first}); use the pretrained model's own architecture."
         ) from None
-    lacking = [name for name in missing if not name.startswith("mixer.")]
+    lacking = [name for name in missing if not name.startswith(("predictor.", "mixing."))]
     if lacking or unexpected:
         what = f"they lack {lacking[0]}" if lacking else f"the model has no {unexpected[0]}"
         raise CoCoMixError(

@@ -1,4 +1,4 @@
-"""`CoCoMixForCausalLM`: two stock decoders and a mixer between them.
+"""`CoCoMixForCausalLM`: two stock decoders, and between them a prediction and a form of mixing.
 
 Dimension names used in this room: batch, seq (tokens), mixed_seq (= 2·seq where concepts are interleaved, else seq),
 d_model, n_concepts (C), k (concept_topk), k_attr (labels per position).
@@ -10,19 +10,22 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from cocomix.model.backbone import backbone_of, build_halves
 from cocomix.model.cache import CoCoMixCache, NothingCached
-from cocomix.model.concept_head import IGNORE, check_concept_labels
 from cocomix.model.configuration import CoCoMixConfig
-from cocomix.model.distillation_head import FullTargets, TopTargets, distillation_loss, divisor
-from cocomix.model.edits import ConceptEdit, PlacedEdit, active_edits, check_edits, place_edits
-from cocomix.model.hidden_mixer import HiddenCompression, HiddenMixer
-from cocomix.model.lm_head import loss_of_hidden, loss_of_logits, next_tokens
-from cocomix.model.mixer import ConceptCompression, ConceptIntervention, ConceptMixer, MixerOutput, PauseMixer
-from cocomix.model.positions import mixed_positions, positions_of
+from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
+from cocomix.model.fused_head import Divergence, HeadLoss, SetCrossEntropy, fused_head
+from cocomix.model.head import Head, head_output
+from cocomix.model.mixing import Concepts
+from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
+from cocomix.model.mixing.pause import Pause
+from cocomix.model.positions import positions_of
+from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction
+from cocomix.model.targets import IGNORE, FullTargets, TopTargets, check_concept_labels, divisor, next_tokens
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["CoCoMixForCausalLM", "CoCoMixOutput", "predicts_concepts"]
@@ -83,12 +86,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lower, self.upper = build_halves(
             config.backbone, config.insert_layer, config.positions_per_token, config._attn_implementation
         )
-        self.mixer = _build_mixer(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.predictor = _build_predictor(config)
+        self.mixing = config.form(config)
+        self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
+        self.lm_head: nn.Module = self._head(config.vocab_size)
         embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
         self._tied_weights_keys = {"lm_head.weight": embedding}
-        self._no_split_modules = [type(self.mixer).__name__]  # the halves add their own block class
-        self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
+        self._no_split_modules = ["ConceptPredictor", "HiddenPredictor"]  # the halves add their own block class
         self.post_init()
 
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
@@ -114,9 +118,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             nn.init.normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, ConceptMixer | HiddenMixer):
+        elif isinstance(module, ConceptPredictor | HiddenPredictor):
             nn.init.zeros_(module.pre_bias)
-        elif isinstance(module, PauseMixer):
+        elif isinstance(module, Pause):
             nn.init.normal_(module.pause, mean=0.0, std=std)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -133,14 +137,23 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the language-model head."""
-        self.lm_head = value
+        """Replace the language-model head; a plain layer (from `resize_token_embeddings`) becomes a `Head`."""
+        head: nn.Module = value
+        if type(value) is nn.Linear:
+            head = self._head(value.out_features)
+            head.weight = value.weight
+        self.lm_head = head
+
+    def _head(self, vocab_size: int) -> Head:
+        config = self.config
+        chunk_size, softcap = config.head_chunk_size, self._logit_softcap
+        return Head(config.hidden_size, vocab_size, bias=False, chunk_size=chunk_size, softcap=softcap)
 
     @property
     def compression_weight(self) -> Tensor:
         """W_comp, one row per concept, of a model that mixes concepts in. [n_concepts, d_model]"""
-        assert isinstance(self.mixer, ConceptMixer)
-        weight: Tensor = self.mixer.compression.weight
+        assert isinstance(self.mixing.compression, ConceptCompression)
+        weight: Tensor = self.mixing.compression.weight
         return weight
 
     def forward(
@@ -203,7 +216,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             "output_concept_logits": output_concept_logits,
         }
         self._check_concepts([name for name, given in asked.items() if given])
-        if hidden_targets is not None and not isinstance(self.mixer, HiddenMixer):
+        if hidden_targets is not None and not isinstance(self.predictor, HiddenPredictor):
             raise CoCoMixError(
                 "hidden_targets cannot be used with this model, which predicts no hidden states; leave them out."
             )
@@ -232,52 +245,41 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             use_cache=use_cache,
             **kwargs,
         )
-        counted = None if labels is None else next_tokens(labels, attention_mask).ne(IGNORE)  # [batch, seq]
-        mixer: MixerOutput
-        if isinstance(self.mixer, ConceptMixer):
-            mixer = self.mixer(
-                lower.last_hidden_state,
-                concept_labels,
-                edits=edits,
-                intervention=concept_intervention,
-                output_logits=output_concept_logits,
-            )
-        elif isinstance(self.mixer, HiddenMixer):
-            mixer = self.mixer(lower.last_hidden_state, hidden_targets, counted)
-        else:
-            mixer = self.mixer(lower.last_hidden_state)
-        width = self.config.positions_per_token
+        hidden = lower.last_hidden_state
+        targets = None if labels is None else next_tokens(labels, attention_mask).to(hidden.device)  # [batch, seq]
+        counted = None if targets is None else targets.ne(IGNORE)
+        prediction: Prediction | None = None
+        if isinstance(self.predictor, ConceptPredictor):
+            prediction = self.predictor(hidden, concept_labels, edits=edits, output_logits=output_concept_logits)
+        elif self.predictor is not None:
+            prediction = self.predictor(hidden, hidden_targets, counted)
+        concepts: Concepts | None = None if prediction is None else prediction.concepts
+        if concept_intervention is not None and concepts is not None and concepts.ids is not None:
+            ids, values = concept_intervention(concepts.ids, concepts.values)
+            concepts = concepts._replace(ids=ids, values=values)
+        upper_positions, upper_mask = self.mixing.expand(position_ids, attention_mask)
         upper = self.upper(
-            inputs_embeds=mixer.mixed,
-            attention_mask=None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1),
-            position_ids=None if position_ids is None else mixed_positions(position_ids, width),
+            inputs_embeds=self.mixing(hidden, concepts),
+            attention_mask=upper_mask,
+            position_ids=upper_positions,
             past_key_values=nothing if cache is None else cache.upper,
             use_cache=use_cache,
             **kwargs,
         )
-        read = upper.last_hidden_state[:, width - 1 :: width]  # concept positions, [batch, seq, d_model]
+        read = self.mixing.readout(upper.last_hidden_state)  # [batch, seq, d_model]
         logits = self._logits(read, logits_to_keep) if output_logits else None
-        ntp_loss = None
-        chunk_size, softcap = self.config.head_chunk_size, self._logit_softcap
-        if labels is not None:
-            if logits is None:
-                ntp_loss = loss_of_hidden(
-                    read, self.lm_head, labels, attention_mask, num_items_in_batch, chunk_size, softcap
-                )
-            else:
-                ntp_loss = loss_of_logits(logits, labels, attention_mask, num_items_in_batch)
-        concept_loss = hidden_loss = kd_loss = None
-        if concept_labels is not None and mixer.loss_sum is not None:
+        ntp_loss = concept_loss = hidden_loss = kd_loss = None
+        if targets is not None and counted is not None:
+            items = divisor(counted, num_items_in_batch)
+            ntp_loss = self._loss(read, logits, SetCrossEntropy(targets.reshape(-1, 1))) / items
+            if teacher_targets is not None:
+                kd_loss = self._loss(read, logits, Divergence.of_batch(teacher_targets, counted)) / items
+            if hidden_targets is not None and prediction is not None and prediction.loss_sum is not None:
+                hidden_loss = prediction.loss_sum / items
+        if concept_labels is not None and prediction is not None and prediction.loss_sum is not None:
             if num_concept_items_in_batch is None:
                 num_concept_items_in_batch = concept_labels.ne(IGNORE).any(-1).sum().clamp_min(1)
-            concept_loss = mixer.loss_sum / num_concept_items_in_batch
-        elif counted is not None and mixer.loss_sum is not None:
-            hidden_loss = mixer.loss_sum / divisor(counted, num_items_in_batch)
-        if counted is not None and teacher_targets is not None:
-            predicted, head = (read, self.lm_head.weight) if logits is None else (logits, None)
-            kd_loss = distillation_loss(
-                predicted, head, teacher_targets, counted, num_items_in_batch, chunk_size, softcap
-            )
+            concept_loss = prediction.loss_sum / num_concept_items_in_batch
         auxiliary = hidden_loss if concept_loss is None else concept_loss
         return CoCoMixOutput(
             loss=_total(ntp_loss, auxiliary, self.config.concept_loss_weight),
@@ -286,9 +288,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             hidden_loss=hidden_loss,
             kd_loss=kd_loss,
             logits=logits,
-            concept_logits=mixer.logits,
-            concept_ids=mixer.ids,
-            concept_values=mixer.values,
+            concept_logits=None if prediction is None else prediction.logits,
+            concept_ids=None if concepts is None else concepts.ids,
+            concept_values=None if concepts is None or concepts.ids is None else concepts.values,
             past_key_values=cache,
             hidden_states=_joined(lower.hidden_states, upper.hidden_states),
             attentions=_joined(lower.attentions, upper.attentions),
@@ -339,6 +341,16 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits
 
+    def _loss(self, hidden: Tensor, logits: Tensor | None, loss: HeadLoss) -> Tensor:
+        """A loss of next tokens summed over positions: from all logits if these are there, else chunk by chunk."""
+        if logits is None:
+            return head_output(self.lm_head, hidden.flatten(0, 1), loss, 0).loss_sum
+        logits = logits.flatten(0, 1)
+        if isinstance(loss, SetCrossEntropy):
+            targets = loss.labels.flatten().to(logits.device)
+            return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+        return fused_head(logits, None, None, loss).loss_sum
+
     def _own_cache(self, cache: Any) -> CoCoMixCache:
         """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared."""
         if isinstance(cache, CoCoMixCache):
@@ -378,10 +390,10 @@ def predicts_concepts(model: nn.Module) -> TypeGuard[CoCoMixForCausalLM]:
     return isinstance(model, CoCoMixForCausalLM) and model.config.has_concepts
 
 
-def _build_mixer(config: CoCoMixConfig) -> ConceptMixer | HiddenMixer | PauseMixer:
-    if config.has_concepts:
-        return ConceptMixer(config)
-    return PauseMixer(config) if config.mixing == "pause" else HiddenMixer(config)
+def _build_predictor(config: CoCoMixConfig) -> ConceptPredictor | HiddenPredictor | None:
+    if not config.form.predicts:
+        return None
+    return ConceptPredictor(config) if config.prediction == "concepts" else HiddenPredictor(config)
 
 
 def _total(ntp_loss: Tensor | None, auxiliary: Tensor | None, weight: float) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Position ids of both halves."""
+"""Position ids of the lower half; a form of mixing expands them for the upper one."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from cocomix.model.cache import CoCoMixCache
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["mixed_positions", "positions_of"]
+__all__ = ["positions_of"]
 
 
 def positions_of(
@@ -27,11 +27,3 @@ def positions_of(
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
     past = 0 if cache is None else cache.get_seq_length()
     return None if past == 0 else torch.arange(past, past + seq, device=query.device).unsqueeze(0)
-
-
-def mixed_positions(position_ids: Tensor, width: int) -> Tensor:
-    """Token position p becomes positions width·p … width·p + width − 1 of the upper half: always consecutive."""
-    if width == 1:
-        return position_ids
-    offsets = torch.arange(width, device=position_ids.device)
-    return (width * position_ids.unsqueeze(-1) + offsets).flatten(1)  # [batch, mixed_seq]

@@ -23,7 +23,7 @@ from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.data import MixedData, Tokens
 from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
-from cocomix.model.distillation_head import FullTargets, TopTargets
+from cocomix.model import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.corpora import have_files
 from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput

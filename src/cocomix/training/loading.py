@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
-from cocomix.model.concept_head import IGNORE
+from cocomix.model import IGNORE
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import BlockOrder, StepBatches
 

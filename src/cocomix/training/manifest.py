@@ -260,5 +260,5 @@ def _labels(recipe: RunConfig, labels: StoredLabels) -> dict[str, str]:
 
 def _concept_loss_weight(config: PreTrainedConfig) -> float | None:
     """λ of a model that predicts something beside tokens."""
-    predicts = isinstance(config, CoCoMixConfig) and config.mixing != "pause"
+    predicts = isinstance(config, CoCoMixConfig) and config.form.predicts
     return float(config.concept_loss_weight) if predicts else None

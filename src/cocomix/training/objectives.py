@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocomix.model.concept_head import IGNORE
-from cocomix.model.distillation_head import distillation_loss
-from cocomix.model.lm_head import next_tokens
+from cocomix.model import IGNORE, next_tokens
+from cocomix.model.fused_head import Divergence, fused_head
+from cocomix.model.targets import divisor
 
 __all__ = ["OBJECTIVES", "Divisors", "Objective", "ObjectiveOutput", "concept_recall_counts"]
 
@@ -69,7 +69,8 @@ def next_token_prediction(model: torch.nn.Module, batch: dict[str, Any], divisor
     terms = {"ntp_loss": output.loss}
     if targets is not None:
         counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
-        terms["kd_loss"] = distillation_loss(output.logits, None, targets, counted, divisors.tokens)
+        summed = fused_head(output.logits.flatten(0, 1), None, None, Divergence.of_batch(targets, counted)).loss_sum
+        terms["kd_loss"] = summed / divisor(counted, divisors.tokens)
     return ObjectiveOutput(output.loss, terms)
 
 

@@ -9,11 +9,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from cocomix.artifacts import write_text
 from cocomix.concepts import LabellerConfig, TeacherConfig
-from cocomix.model.configuration import CoCoMixConfig, CompressionInit, HiddenLoss, Mixing, Prediction
+from cocomix.model import MIXINGS, Mixing
+from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Predicted
+from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
@@ -82,9 +84,9 @@ class StudentConfig(Section):
     """K_concept, logits kept for the continuous concept (paper: 32)."""
     concept_loss_weight: float = Field(default=_default("concept_loss_weight"), ge=0.0)
     """λ (paper: 0.1)."""
-    mixing: Mixing = _default("mixing")
+    mixing: str = _default("mixing")
     """How concepts and hidden states are mixed, or `pause`: a learned vector in their place; see `CoCoMixConfig`."""
-    prediction: Prediction = _default("prediction")
+    prediction: Predicted = _default("prediction")
     """What is predicted: concepts, or the `hidden` state of `teacher`, which then runs while training."""
     hidden_loss: HiddenLoss = _default("hidden_loss")
     """With `prediction: hidden`: how a predicted state is compared with the teacher's."""
@@ -98,6 +100,18 @@ class StudentConfig(Section):
     """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
     attn_implementation: str | None = None
     """Attention kernel as transformers names it; by default the best it finds."""
+
+    @field_validator("mixing")
+    @classmethod
+    def _mixing_exists(cls, name: str) -> str:
+        if name not in MIXINGS:
+            raise ValueError(f"{name!r} is not one of {', '.join(MIXINGS)}")
+        return name
+
+    @property
+    def form(self) -> type[Mixing]:
+        """The form of mixing."""
+        return MIXINGS[self.mixing]
 
     @model_validator(mode="after")
     def _architecture_is_given(self) -> "StudentConfig":
@@ -161,7 +175,7 @@ class RunConfig(Section):
     def _fields_fit_together(self) -> "RunConfig":
         if self.baseline is not None and self.model.pretrained is not None:
             raise ValueError("baseline: matched widens the decoder, so it cannot start from model.pretrained")
-        if self.baseline is not None and self.objective != "ntp" and self.model.mixing != "pause":
+        if self.baseline is not None and self.objective != "ntp" and self.model.form.predicts:
             raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
         if isinstance(self.data, MixtureConfig):
             if self.labels is not None and self.labels.path is not None:
@@ -176,8 +190,8 @@ class RunConfig(Section):
             raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or {kind: …}")
         if self.has_concepts and self.online_labels is not None and (missing := self.online_labels.missing()):
             raise ValueError(f"labels: {' and '.join(missing)} needed to make them while training")
-        if self.predicts_hidden and self.model.mixing == "pause":
-            raise ValueError("model.prediction: hidden and model.mixing: pause exclude each other")
+        if self.predicts_hidden and not self.model.form.predicts:
+            raise ValueError(f"model.prediction: hidden and model.mixing: {self.model.mixing} exclude each other")
         if self.predicts_hidden and self.teacher is None and self.model.concept_loss_weight > 0:
             raise ValueError("model.prediction: hidden needs teacher:")
         if self.distillation is not None and not self.target_folders and self.teacher is None:
@@ -229,7 +243,7 @@ class RunConfig(Section):
     @property
     def has_concepts(self) -> bool:
         """Whether the model predicts concepts, so that labels are read."""
-        return self.objective == "cocomix" and self.model.mixing != "pause" and self.model.prediction == "concepts"
+        return self.objective == "cocomix" and self.model.form.predicts and self.model.prediction == "concepts"
 
     @property
     def predicts_hidden(self) -> bool:
@@ -242,18 +256,15 @@ class RunConfig(Section):
         model = self.model
         parts: list[str] = [self.objective]
         if self.objective == "cocomix":
-            if model.mixing == "pause":
-                parts = ["pause"]
-            elif model.mixing != "interleave":
-                parts.append("prediction only" if model.mixing == "none" else model.mixing)
+            if not model.form.predicts:
+                parts = []
+            if model.form.arm:
+                parts.append(model.form.arm)
             if self.predicts_hidden:
                 parts.append(f"hidden {model.hidden_loss}")
             elif self.has_concepts and model.concept_loss_weight == 0:
                 parts.append("mixing only")
-            if model.mixing != "pause" and model.compression_init != "normal":
-                parts.append(f"{model.compression_init} compression")
-            if model.mixing == "add" and not model.add_mean:
-                parts.append("without mean")
+            parts += model.form.options(model)
         if self.baseline is not None:
             parts.append(self.baseline)
         if self.distillation is not None:

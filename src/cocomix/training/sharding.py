@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 
 from cocomix.model.backbone import backbone_of
 from cocomix.model.configuration import CoCoMixConfig
-from cocomix.model.hidden_mixer import HiddenCompression, HiddenMixer
-from cocomix.model.mixer import ConceptCompression, ConceptMixer
+from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
+from cocomix.model.predictor import ConceptPredictor, HiddenPredictor
 from cocomix.training.launching import Sharding
 
 __all__ = ["fsdp_units", "give_back", "repeated_names", "shard_model", "share", "whole", "whole_weights"]
 
-_CONCEPT_UNITS = (ConceptCompression, HiddenCompression, ConceptMixer, HiddenMixer)
+_CONCEPT_UNITS = (ConceptCompression, HiddenCompression, ConceptPredictor, HiddenPredictor)
 
 
 def fsdp_units(model: PreTrainedModel) -> list[nn.Module]:

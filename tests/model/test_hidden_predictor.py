@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.model.hidden_mixer import hidden_distance
-from tests.model.factories import D_MODEL, student, tokens
+from cocomix.model.predictor import hidden_distance
+from tests.model.factories import D_MODEL, concept_parameters, student, tokens
 
 D_TEACHER = 12
 
@@ -21,25 +21,26 @@ def states(seed: int = 5) -> Tensor:
     return torch.randn(2, 11, D_TEACHER, generator=torch.Generator().manual_seed(seed))
 
 
-def naive_mix(mixer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def naive_mix(model: CoCoMixForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """→ mixed, predicted; position by position."""
-    first, _, second = mixer.predictor
+    predictor, mixing = model.predictor, model.mixing
+    first, _, second = predictor.mlp
     rows, predictions = [], []
     for sequence in hidden:
         row, predicted_row = [], []
         for h in sequence:
             mean, std = h.mean(), ((h - h.mean()) ** 2).sum().div(h.numel() - 1).sqrt()
-            x = (h - mean) / (std + 1e-5) - mixer.pre_bias
+            x = (h - mean) / (std + 1e-5) - predictor.pre_bias
             inner = first.weight @ x + first.bias
             inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
             predicted = second.weight @ inner + second.bias
             predicted_row.append(predicted)
-            if mixer.mixing == "none":
+            if mixing.name == "none":
                 row.append(h)
                 continue
-            compressed = mixer.compression.weight @ predicted + mixer.compression.bias
-            paper = (compressed + mixer.pre_bias) * std + mean
-            row += {"interleave": [h, paper], "residual": [h, h + std * compressed], "add": [h + paper]}[mixer.mixing]
+            compressed = mixing.compression.weight @ predicted + mixing.compression.bias
+            paper = (compressed + predictor.pre_bias) * std + mean
+            row += {"interleave": [h, paper], "residual": [h, h + std * compressed], "add": [h + paper]}[mixing.name]
         rows.append(torch.stack(row))
         predictions.append(torch.stack(predicted_row))
     return torch.stack(rows), torch.stack(predictions)
@@ -47,17 +48,17 @@ def naive_mix(mixer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("mixing", ["interleave", "residual", "add", "none"])
 def test_equals_the_formulas(mixing: str) -> None:
-    mixer = hidden_student(mixing).mixer
+    model = hidden_student(mixing)
     hidden = 2.0 * torch.randn(2, 11, D_MODEL, generator=torch.Generator().manual_seed(9)) + 0.5
-    mixed, predicted = naive_mix(mixer, hidden)
+    mixed, predicted = naive_mix(model, hidden)
     counted = torch.ones(2, 11, dtype=torch.bool)
     counted[0, :4] = False
-    ours = mixer(hidden, states(), counted)
-    torch.testing.assert_close(ours.mixed, mixed, rtol=1e-4, atol=1e-4)
+    ours = model.predictor(hidden, states(), counted)
+    torch.testing.assert_close(model.mixing(hidden, ours.concepts), mixed, rtol=1e-4, atol=1e-4)
     expected = sum(((u - v) ** 2).mean() for u, v in zip(predicted[counted], states()[counted], strict=True))
     torch.testing.assert_close(ours.loss_sum, expected, rtol=1e-4, atol=1e-4)
-    assert ours.ids is None
-    assert mixer(hidden).loss_sum is None
+    assert ours.concepts.ids is None
+    assert model.predictor(hidden).loss_sum is None
 
 
 def test_distances_by_hand() -> None:
@@ -77,7 +78,7 @@ def test_the_models_loss(kind: str) -> None:
     entering = model.lower(tokens()).last_hidden_state
     counted = torch.zeros(2, 11, dtype=torch.bool)
     counted[0, 3:10] = counted[1, :10] = True
-    expected = hidden_distance(naive_mix(model.mixer, entering)[1], states(), kind)[counted].mean()
+    expected = hidden_distance(naive_mix(model, entering)[1], states(), kind)[counted].mean()
     torch.testing.assert_close(output.hidden_loss, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.loss, output.ntp_loss + 0.3 * output.hidden_loss)
     assert output.concept_loss is None
@@ -94,4 +95,4 @@ def test_the_prediction_is_mixed_in_and_never_the_target() -> None:
     with_targets = model(tokens(), labels=tokens(), hidden_targets=states())
     assert torch.equal(with_targets.logits, model(tokens(), labels=tokens()).logits)
     with_targets.loss.backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.mixer.parameters())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in concept_parameters(model))

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from cocomix.model.concept_head import IGNORE, ConceptHeadOutput, concept_head
-from cocomix.model.lm_head import loss_of_hidden, loss_of_logits
+from cocomix.model import IGNORE, next_tokens
+from cocomix.model.fused_head import HeadOutput, SetCrossEntropy, fused_head
+from cocomix.model.head import Head
+from cocomix.model.targets import divisor
 from tests.model.factories import VOCAB, concepts, student, tokens
 from tests.model.largest import largest_tensor
 
@@ -21,6 +24,33 @@ def case(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, nn.Linear, t
     mask = torch.ones(3, 7, dtype=torch.int64)
     mask[1, :2] = 0
     return hidden, head, labels, mask
+
+
+def loss_of_hidden(
+    hidden: torch.Tensor,
+    head: nn.Linear,
+    labels: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    num_items: torch.Tensor | int | None = None,
+    chunk_size: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    targets = next_tokens(labels, attention_mask)
+    fused = Head(WIDTH, head.out_features, bias=False, chunk_size=chunk_size, softcap=softcap)
+    fused.weight = head.weight
+    summed = fused(hidden.flatten(0, 1), SetCrossEntropy(targets.reshape(-1, 1)), 0).loss_sum
+    return summed / divisor(targets.ne(IGNORE), num_items)
+
+
+def loss_of_logits(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    num_items: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    targets = next_tokens(labels, attention_mask)
+    summed = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return summed / divisor(targets.ne(IGNORE), num_items)
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -86,12 +116,11 @@ def test_a_model_gives_the_same_losses_and_gradients_without_logits(family: str)
 def test_the_chunk_size_changes_no_result_and_reaches_both_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def spy(*args: object) -> ConceptHeadOutput:
+    def spy(*args: object) -> HeadOutput:
         seen.append(args[5])
-        return concept_head(*args)
+        return fused_head(*args)
 
-    monkeypatch.setattr("cocomix.model.mixer.concept_head", spy)
-    monkeypatch.setattr("cocomix.model.lm_head.concept_head", spy)
+    monkeypatch.setattr("cocomix.model.head.fused_head", spy)
     batch = {"labels": tokens(), "concept_labels": concepts(), "output_logits": False}
     losses = [student("gpt2", head_chunk_size=size)(tokens(), **batch).loss for size in (3, None)]
     torch.testing.assert_close(*losses)

@@ -1,4 +1,4 @@
-"""The mixer against transcriptions of Eq. 2 and Eq. 3."""
+"""Prediction and mixing against transcriptions of Eq. 2 and Eq. 3."""
 
 import pytest
 import torch
@@ -7,39 +7,48 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.model.mixer import ConceptCompression, ConceptMixer
-from tests.model.factories import CONCEPTS, D_MODEL, MAIN_BACKBONES, MIXINGS, TOPK, concepts, student, tokens
-
-
-def mixer_of(mixing: str, **settings: bool) -> ConceptMixer:
-    return student("gpt2", 1, mixing, **settings).mixer
+from cocomix.model import CoCoMixForCausalLM
+from cocomix.model.mixing.compression import ConceptCompression
+from tests.model.factories import (
+    CONCEPTS,
+    D_MODEL,
+    MAIN_BACKBONES,
+    MIXINGS,
+    TOPK,
+    concept_parameters,
+    concepts,
+    mix,
+    student,
+    tokens,
+)
 
 
 def hidden_states() -> Tensor:
     return 2.0 * torch.randn(2, 5, D_MODEL, generator=torch.Generator().manual_seed(9)) + 0.5
 
 
-def naive_mix(mixer: ConceptMixer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def naive_mix(model: CoCoMixForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """method.md sections 3 and 4, position by position, with a C-wide sparse vector. → mixed, z"""
-    weight, bias = mixer.predictor.weight, mixer.predictor.bias
+    predictor, mixing = model.predictor, model.mixing
+    weight, bias = predictor.head.weight, predictor.head.bias
     rows, all_logits = [], []
     for sequence in hidden:
         row, row_logits = [], []
         for h in sequence:
             mean, std = h.sum() / h.numel(), ((h - h.mean()) ** 2).sum().div(h.numel() - 1).sqrt()
-            z = weight @ ((h - mean) / (std + 1e-5) - mixer.pre_bias) + bias
+            z = weight @ ((h - mean) / (std + 1e-5) - predictor.pre_bias) + bias
             row_logits.append(z)
-            if mixer.mixing == "none":
+            if mixing.name == "none":
                 row.append(h)
                 continue
             kept = z >= z.sort(descending=True).values[TOPK - 1]
-            compressed = mixer.compression.weight.T @ torch.where(kept, z, 0.0) + mixer.compression.bias
-            paper = (compressed + mixer.pre_bias) * std + mean
+            compressed = mixing.compression.weight.T @ torch.where(kept, z, 0.0) + mixing.compression.bias
+            paper = (compressed + predictor.pre_bias) * std + mean
             row += {
                 "interleave": [h, paper],
                 "residual": [h, h + std * compressed],
-                "add": [h + paper - (0 if mixer.add_mean else mean)],
-            }[mixer.mixing]
+                "add": [h + paper - (0 if model.config.add_mean else mean)],
+            }[mixing.name]
         rows.append(torch.stack(row))
         all_logits.append(torch.stack(row_logits))
     return torch.stack(rows), torch.stack(all_logits)
@@ -47,52 +56,52 @@ def naive_mix(mixer: ConceptMixer, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("mixing", "add_mean"), [*((mixing, True) for mixing in MIXINGS), ("add", False)])
 def test_equals_the_formulas_in_values_and_gradients(mixing: str, add_mean: bool) -> None:
-    mixer, hidden = mixer_of(mixing, add_mean=add_mean), hidden_states().requires_grad_()
-    ours = mixer(hidden, output_logits=True)
-    mixed, z = naive_mix(mixer, hidden)
-    torch.testing.assert_close(ours.mixed, mixed, rtol=1e-5, atol=1e-5)
+    model, hidden = student("gpt2", 1, mixing, add_mean=add_mean), hidden_states().requires_grad_()
+    ours = model.predictor(hidden, output_logits=True)
+    our_mixed = model.mixing(hidden, ours.concepts)
+    mixed, z = naive_mix(model, hidden)
+    torch.testing.assert_close(our_mixed, mixed, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.logits, z, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.values, z.topk(TOPK).values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.concepts.values, z.topk(TOPK).values, rtol=1e-5, atol=1e-5)
     assert ours.loss_sum is None
     if mixing == "none":
         return
-    inputs = [hidden, *mixer.parameters()]
+    inputs = [hidden, *concept_parameters(model)]
     direction = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1))
-    fast = torch.autograd.grad((ours.mixed * direction).sum(), inputs)
+    fast = torch.autograd.grad((our_mixed * direction).sum(), inputs)
     slow = torch.autograd.grad((mixed * direction).sum(), inputs)
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_interleaving_order_is_token_then_its_concept() -> None:
-    mixer, hidden = mixer_of("interleave"), hidden_states()
-    mixed = mixer(hidden).mixed
+    model, hidden = student("gpt2", 1), hidden_states()
+    mixed = mix(model, hidden)
     assert mixed.shape == (2, 10, D_MODEL)
     assert torch.equal(mixed[:, 0::2], hidden)
-    alone = mixer(hidden[:, 3:4]).mixed
+    alone = mix(model, hidden[:, 3:4])
     torch.testing.assert_close(mixed[:, 6:8], alone)
 
 
 def test_values_keep_their_sign() -> None:
     """No ReLU: a position whose largest logits are negative still mixes them in."""
-    mixer = mixer_of("interleave")
+    model = student("gpt2", 1)
     with torch.no_grad():
-        mixer.predictor.bias.fill_(-100.0)
-    output = mixer(hidden_states())
-    assert (output.values < 0).all()
-    assert not torch.equal(output.mixed[:, 1::2], mixer(hidden_states() + 1.0).mixed[:, 1::2])
+        model.predictor.head.bias.fill_(-100.0)
+    assert (model.predictor(hidden_states()).concepts.values < 0).all()
+    assert not torch.equal(mix(model, hidden_states())[:, 1::2], mix(model, hidden_states() + 1.0)[:, 1::2])
 
 
 def test_the_loss_is_summed_over_labelled_positions() -> None:
-    mixer, hidden, labels = mixer_of("interleave"), hidden_states(), concepts(2, 5)
-    z = naive_mix(mixer, hidden)[1]
+    model, hidden, labels = student("gpt2", 1), hidden_states(), concepts(2, 5)
+    z = naive_mix(model, hidden)[1]
     expected = torch.zeros(())
     for logits, wanted in zip(z.flatten(0, 1), labels.flatten(0, 1), strict=True):
         used = wanted[wanted != -100]
         if len(used):
             expected = expected + sum(F.cross_entropy(logits, i) for i in used) / len(used)
-    torch.testing.assert_close(mixer(hidden, labels).loss_sum, expected)
-    torch.testing.assert_close(mixer(hidden, labels.int()).loss_sum, expected)
+    torch.testing.assert_close(model.predictor(hidden, labels).loss_sum, expected)
+    torch.testing.assert_close(model.predictor(hidden, labels.int()).loss_sum, expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,6 +153,6 @@ def test_interventions(family: str, mixing: str) -> None:
 
 def test_prediction_only_never_builds_a_compression() -> None:
     model = student("gpt2", 1, "none")
-    assert {name for name, _ in model.mixer.named_parameters()} == {"pre_bias", "predictor.weight", "predictor.bias"}
+    assert not list(model.mixing.parameters())
     shuffled = model(tokens(), concept_intervention=lambda ids, values: (ids.flip(1), values.flip(1)))
     assert torch.equal(shuffled.logits, model(tokens()).logits)

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cocomix.model.concept_head import IGNORE, check_concept_labels, concept_head, naive_concept_head
+from cocomix.model import IGNORE
+from cocomix.model.fused_head import HeadOutput, SetCrossEntropy, fused_head, naive_head
+from cocomix.model.targets import check_concept_labels
 from cocomix.runtime.errors import CoCoMixError
 from tests.model.largest import largest_tensor
 
@@ -23,6 +25,12 @@ def problem(n: int, d: int, c: int, k_attr: int, ignored: float, seed: int, dtyp
     labels[torch.rand(n, k_attr, generator=generator) < ignored] = IGNORE
     labels[torch.rand(n, generator=generator) < ignored] = IGNORE
     return [hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), labels]
+
+
+def concept_head(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, k: int, chunk_size: int | None = None
+) -> HeadOutput:
+    return fused_head(hidden, weight, bias, None if labels is None else SetCrossEntropy(labels), k, chunk_size)
 
 
 def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
@@ -48,7 +56,7 @@ def test_equals_the_naive_head_in_values_and_gradients(
 ) -> None:
     hidden, weight, bias, labels = problem(n, d, c, k_attr, ignored, seed, torch.float32)
     fast = concept_head(hidden, weight, bias, labels, k, chunk_size=chunk)
-    slow = naive_concept_head(hidden, weight, bias, labels, k)
+    slow = naive_head(hidden, weight, bias, labels, k)
     torch.testing.assert_close(fast.values, slow.values, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fast.loss_sum, slow.loss_sum, rtol=1e-5, atol=1e-5)
     z = torch.nn.functional.linear(hidden, weight, bias)
@@ -74,7 +82,7 @@ def test_bfloat16_stays_near_the_float32_result(
     fast = concept_head(hidden, weight, bias, labels, k, chunk_size=chunk)
     assert (fast.values.dtype, fast.loss_sum.dtype) == (torch.bfloat16, torch.float32)
     exact = [t.detach().float().requires_grad_() for t in (hidden, weight, bias)]
-    slow = naive_concept_head(*exact, labels, k)
+    slow = naive_head(*exact, labels, k)
     scale = 1 + d**0.5
     torch.testing.assert_close(fast.values.float(), slow.values, rtol=BF16_TOLERANCE, atol=BF16_TOLERANCE * scale)
     torch.testing.assert_close(fast.loss_sum, slow.loss_sum, rtol=BF16_TOLERANCE, atol=BF16_TOLERANCE * scale * n)
@@ -112,7 +120,7 @@ def test_torch_func_differentiates_it() -> None:
         return output.loss_sum + output.values.sum()
 
     ours = torch.func.grad(lambda w: loss(concept_head, w))(weight.detach())
-    torch.testing.assert_close(ours, torch.func.grad(lambda w: loss(naive_concept_head, w))(weight.detach()))
+    torch.testing.assert_close(ours, torch.func.grad(lambda w: loss(naive_head, w))(weight.detach()))
 
 
 def test_without_labels_there_is_no_loss() -> None:
@@ -120,7 +128,7 @@ def test_without_labels_there_is_no_loss() -> None:
     output = concept_head(hidden, weight, bias, None, 3, chunk_size=3)
     assert output.loss_sum.item() == 0.0
     ours = gradients(output.values.square().sum(), [hidden, weight, bias])
-    slow = naive_concept_head(hidden, weight, bias, None, 3)
+    slow = naive_head(hidden, weight, bias, None, 3)
     for a, b in zip(ours, gradients(slow.values.square().sum(), [hidden, weight, bias]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
@@ -132,7 +140,7 @@ def test_only_some_inputs_want_gradients(wanted: tuple[int, ...]) -> None:
         tensor.requires_grad_(index in wanted)
     chosen = [inputs[i] for i in wanted]
     ours = gradients(concept_head(*inputs, labels, 3, chunk_size=2).loss_sum, chosen)
-    for a, b in zip(ours, gradients(naive_concept_head(*inputs, labels, 3).loss_sum, chosen), strict=True):
+    for a, b in zip(ours, gradients(naive_head(*inputs, labels, 3).loss_sum, chosen), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -148,7 +156,7 @@ def test_repeated_labels_count_as_often_as_they_occur() -> None:
     hidden, weight, bias, labels = problem(6, 4, 20, 4, 0.0, 0, torch.float32)
     labels[:, 1:3] = labels[:, :1]
     ours = concept_head(hidden, weight, bias, labels, 2, chunk_size=4).loss_sum
-    slow = naive_concept_head(hidden, weight, bias, labels, 2).loss_sum
+    slow = naive_head(hidden, weight, bias, labels, 2).loss_sum
     torch.testing.assert_close(ours, slow)
     for a, b in zip(gradients(ours, [hidden, weight]), gradients(slow, [hidden, weight]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -158,7 +166,7 @@ def test_repeated_labels_count_as_often_as_they_occur() -> None:
 def test_logits_so_far_apart_that_their_softmax_underflows(spread: float) -> None:
     hidden, weight, bias, labels = problem(6, 4, 20, 3, 0.2, 0, torch.float32)
     results = []
-    for head in (concept_head, naive_concept_head):
+    for head in (concept_head, naive_head):
         output = head(hidden, spread * weight, bias, labels, 2)
         results.append([output.loss_sum, *gradients(output.loss_sum, [hidden, weight, bias])])
     assert torch.softmax(torch.nn.functional.linear(hidden, spread * weight, bias), -1).eq(0).any()
@@ -175,7 +183,7 @@ def test_neither_all_logits_nor_a_row_per_chosen_concept_are_ever_held() -> None
         (output.values.sum() + output.loss_sum).backward()
 
     assert chunk * 300 <= largest_tensor(work) < 64 * min(300, 8 * k)
-    assert largest_tensor(lambda: naive_concept_head(hidden, weight, bias, labels, k)) == 64 * 300
+    assert largest_tensor(lambda: naive_head(hidden, weight, bias, labels, k)) == 64 * 300
 
 
 @pytest.mark.parametrize(("value", "found"), [(9, "9"), (-1, "-1"), (4000, "4000")])

@@ -1,0 +1,108 @@
+"""`Head`: a linear layer that computes its loss and top-k itself, and what stands in for it where it is wrapped.
+
+Nothing else reads the layer's weight, so that whatever gathers, moves, quantises or adapts a module around its
+`forward` (FSDP, offloading, torchao, PEFT) does so here, too.
+"""
+
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cocomix.model.fused_head import Divergence, HeadLoss, HeadOutput, SetCrossEntropy, fused_head
+from cocomix.model.head_losses import accumulation_dtype
+from cocomix.model.targets import IGNORE, FullTargets, TopTargets
+from cocomix.runtime.device import chunk_bytes
+
+__all__ = ["Head", "head_output"]
+
+
+class Head(nn.Linear):
+    """Logits of vocabulary or concepts; see `fused_head` for what it does with a loss.
+
+    Args:
+        d_model: width of the hidden states.
+        width: number of logits.
+        bias: whether there is one.
+        chunk_size: positions whose logits are held at once; by default as many as the device's memory suggests.
+        softcap: of the logits in a loss; `forward` without one leaves capping to the caller.
+    """
+
+    def __init__(
+        self, d_model: int, width: int, *, bias: bool, chunk_size: int | None = None, softcap: float | None = None
+    ) -> None:
+        super().__init__(d_model, width, bias=bias)
+        self.chunk_size, self.softcap = chunk_size, softcap
+
+    @overload
+    def forward(self, hidden: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, hidden: Tensor, loss: HeadLoss | None, k: int) -> HeadOutput: ...
+
+    def forward(self, hidden: Tensor, loss: HeadLoss | None = None, k: int | None = None) -> Tensor | HeadOutput:
+        """Uncapped logits [..., width] of [..., d_model]; with `k`, the top k and the loss of [N, d_model]."""
+        if k is None:
+            return super().forward(hidden)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return fused_head(hidden, weight, bias, loss, k, self.chunk_size, self.softcap)
+
+
+def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int) -> HeadOutput:
+    """Top k and loss of hidden states [N, d_model], whatever a `Head` has become.
+
+    A `Head` with plain weights is fused. Where PEFT has put a module in its place, or torchao another kind of weight,
+    only its logits can be asked for: chunk by chunk, and once more in the backward pass.
+    """
+    if isinstance(head, Head) and type(head.weight) in (nn.Parameter, Tensor):
+        output: HeadOutput = head(hidden, loss, k)
+        return output
+    inner = next((module for module in head.modules() if isinstance(module, Head)), None)
+    softcap = None if inner is None else inner.softcap
+    chunk_size = None if inner is None else inner.chunk_size
+    if chunk_size is None:
+        chunk_size = max(1, chunk_bytes(hidden.device) // (8 * int(head.out_features)))  # type: ignore[arg-type]
+    recomputed = torch.is_grad_enabled()
+    parts = []
+    for start in range(0, max(1, len(hidden)), chunk_size):
+        rows = slice(start, start + chunk_size)
+        arguments = (head, hidden[rows], _rows_of(loss, rows), k, softcap)
+        parts.append(checkpoint(_of_chunk, *arguments, use_reentrant=False) if recomputed else _of_chunk(*arguments))
+    values, ids, sums = zip(*parts, strict=True)
+    return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum())
+
+
+def _rows_of(loss: HeadLoss | None, rows: slice) -> HeadLoss | None:
+    if loss is None:
+        return None
+    if isinstance(loss, SetCrossEntropy):
+        return SetCrossEntropy(loss.labels[rows])
+    targets = loss.targets
+    if isinstance(targets, TopTargets):
+        kept: FullTargets | TopTargets = TopTargets(targets.ids[rows], targets.log_probs[rows], targets.complete)
+    else:
+        kept = targets._replace(states=targets.states[rows])
+    return Divergence(kept, loss.counted[rows])
+
+
+def _of_chunk(
+    head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, ids and summed loss of one chunk, by plain autograd."""
+    logits = head(hidden)
+    values, ids = logits.topk(k, dim=-1)
+    scores = logits.to(accumulation_dtype(logits))
+    if loss is None:
+        return values, ids, scores.new_zeros(())
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    if isinstance(loss, Divergence):
+        return values, ids, fused_head(scores, None, None, loss).loss_sum
+    used = loss.labels != IGNORE
+    picked = (scores.gather(-1, loss.labels.clamp_min(0)) * used).sum(-1) / used.sum(-1).clamp_min(1)
+    return values, ids, ((scores.logsumexp(-1) - picked) * used.any(-1)).sum()

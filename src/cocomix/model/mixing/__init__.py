@@ -1,0 +1,15 @@
+"""Forms of mixing: how a predicted concept vector meets the hidden state. One file a form; see MIXING.md.
+
+To add one: write its file and name its class in `MIXINGS`.
+"""
+
+from cocomix.model.mixing.add import Add
+from cocomix.model.mixing.form import Concepts, Mixing
+from cocomix.model.mixing.interleave import Interleave
+from cocomix.model.mixing.none import PredictOnly
+from cocomix.model.mixing.pause import Pause
+from cocomix.model.mixing.residual import Residual
+
+__all__ = ["MIXINGS", "Concepts", "Mixing"]
+
+MIXINGS: dict[str, type[Mixing]] = {form.name: form for form in (Interleave, Residual, Add, PredictOnly, Pause)}

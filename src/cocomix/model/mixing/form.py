@@ -1,0 +1,110 @@
+"""What a form of mixing is: concepts and hidden states in, the upper half's input out."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
+
+__all__ = ["Concepts", "Mixing"]
+
+
+class Concepts(NamedTuple):
+    """All that a mixing sees of a prediction. Edits and interventions replace `ids` and `values` before it does.
+
+    Attributes:
+        values: logits of the chosen concepts, [batch, seq, k]; or predicted hidden states, [batch, seq, d_teacher].
+        ids: the chosen concepts, `None` where hidden states are predicted. [batch, seq, k], int64
+        mean: of the hidden state over d_model, which the predictor took out. [batch, seq, 1]
+        std: likewise, unbiased. [batch, seq, 1]
+        offset: the predictor's b_pre, which the released code adds to the compressed vector. [d_model]
+    """
+
+    values: Tensor
+    ids: Tensor | None
+    mean: Tensor
+    std: Tensor
+    offset: Tensor
+
+
+class Mixing(nn.Module):
+    """Base of the forms: compress a prediction, de-normalise it, and put it into the sequence.
+
+    Dimensions: mixed_seq = positions_per_token · seq. A form says what it is in class attributes and overrides `mix`,
+    or `forward` where nothing is predicted.
+
+    Attributes:
+        name: in configurations and recipes.
+        described: one line, for model cards and reports.
+        arm: what sets a run apart from the paper's form, in tables.
+        positions_per_token: positions of the upper half that one token takes.
+        predicts: whether concepts (or hidden states) are predicted at all.
+        mixes_in: whether the prediction enters the upper half, so that edits of concepts change the next token.
+        compression: W_comp and b_comp of Eq. 3, where a prediction is mixed in.
+    """
+
+    name: ClassVar[str]
+    described: ClassVar[str]
+    arm: ClassVar[str]
+    positions_per_token: ClassVar[int] = 1
+    predicts: ClassVar[bool] = True
+    mixes_in: ClassVar[bool] = True
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        if self.mixes_in and config.prediction == "hidden":
+            self.compression: nn.Module = HiddenCompression(config.teacher_hidden_size, config.hidden_size)
+        elif self.mixes_in:
+            self.compression = ConceptCompression(config.num_concepts, config.hidden_size)
+
+    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+        """The upper half's input. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
+        assert concepts is not None
+        return self.mix(hidden, self.compression(concepts.ids, concepts.values), concepts)
+
+    def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
+        """Put the compressed prediction [batch, seq, d_model] into the sequence."""
+        raise NotImplementedError
+
+    def readout(self, hidden: Tensor) -> Tensor:
+        """The upper half's output where the next token is read. [batch, seq, d_model], from [batch, mixed_seq, …]"""
+        return hidden[:, self.positions_per_token - 1 :: self.positions_per_token]
+
+    def expand(self, positions: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Position ids [batch, seq] and padding mask [batch, past + seq] of the upper half.
+
+        Token position p becomes positions width·p … width·p + width − 1: always consecutive.
+        """
+        width = self.positions_per_token
+        if width == 1:
+            return positions, attention_mask
+        if positions is not None:
+            offsets = torch.arange(width, device=positions.device)
+            positions = (width * positions.unsqueeze(-1) + offsets).flatten(1)
+        return positions, None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1)
+
+    @classmethod
+    def options(cls, config: Any) -> list[str]:
+        """What else sets a run apart: settings of the form that are not the paper's. Reads `CoCoMixConfig`'s names."""
+        init = config.compression_init
+        return [f"{init} compression"] if cls.predicts and init != "normal" else []
+
+    @classmethod
+    def flops_per_token(cls, config: PreTrainedConfig) -> float:
+        """FLOPs of the compression, 2 per multiply-add: k rows of W_comp, or all of it for hidden states."""
+        if not cls.mixes_in:
+            return 0.0
+        inputs = config.teacher_hidden_size if config.prediction == "hidden" else config.concept_topk
+        return float(2 * inputs * config.hidden_size)
+
+
+def denormalised(compressed: Tensor, concepts: Concepts) -> Tensor:
+    """ĉ = (compressed + b_pre)·σ + μ. The normalisation is the released code's; the paper leaves it out."""
+    return (compressed + concepts.offset) * concepts.std + concepts.mean
+
+
+def interleaved(hidden: Tensor, vector: Tensor) -> Tensor:
+    """(h_1, ĉ_1, h_2, ĉ_2, …): two [batch, seq, d_model] as one [batch, 2·seq, d_model]."""
+    return torch.stack((hidden, vector.to(hidden.dtype)), dim=2).flatten(1, 2)

@@ -1,0 +1,20 @@
+"""`mixing: none`, prediction only (paper Fig. 6d)."""
+
+from torch import Tensor
+
+from cocomix.model.mixing.form import Concepts, Mixing
+
+__all__ = ["PredictOnly"]
+
+
+class PredictOnly(Mixing):
+    """Concepts are predicted and change nothing else: the upper half reads h_t."""
+
+    name = "none"
+    described = "concepts are predicted and not mixed in (paper Fig. 6d)"
+    arm = "prediction only"
+    mixes_in = False
+
+    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+        """The hidden states."""
+        return hidden

@@ -1,0 +1,75 @@
+"""What a student learns from, position by position: next tokens, concept labels, a teacher's distributions."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["IGNORE", "FullTargets", "TopTargets", "check_concept_labels", "divisor", "next_tokens"]
+
+IGNORE = -100
+"""Label value that means "nothing to learn here", as in PyTorch's cross-entropy."""
+
+
+class FullTargets(NamedTuple):
+    """A teacher's next-token distributions: softmax of states · weightᵀ + bias.
+
+    A teacher of a smaller vocabulary than the student's gives the tokens beyond it no probability.
+
+    Attributes:
+        states: what the teacher's head reads, or its logits where `weight` is `None`. [batch, seq, d_teacher or vocab]
+        weight: of the teacher's head. [vocab, d_teacher]
+        bias: of the teacher's head, if it has one. [vocab]
+    """
+
+    states: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class TopTargets(NamedTuple):
+    """The K largest next-token probabilities of a teacher.
+
+    Attributes:
+        ids: their tokens. [batch, seq, K] int64
+        log_probs: their logarithms, any float dtype. [batch, seq, K]
+        complete: K is the whole vocabulary: the probabilities are brought to the sum 1, and there is no rest.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    complete: bool = False
+
+
+def next_tokens(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The token to predict at each position, `IGNORE` where there is none. [batch, seq] int64
+
+    Args:
+        labels: the tokens themselves, −100 where a token is no target. [batch, seq]
+        attention_mask: 1 for tokens, 0 for padding, which predicts nothing. [batch, past + seq]
+    """
+    targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
+    if attention_mask is not None:
+        targets = targets.masked_fill(attention_mask[:, -labels.shape[1] :] == 0, IGNORE)
+    return targets
+
+
+def divisor(counted: Tensor, num_items: Tensor | int | None) -> Tensor | int:
+    """What a loss summed over the counted positions [batch, seq] is divided by: `num_items`, or their number."""
+    return counted.sum().clamp_min(1) if num_items is None else num_items
+
+
+def check_concept_labels(labels: Tensor, num_concepts: int) -> None:
+    """Refuse labels of concepts that do not exist. Reads the values, so on an accelerator it would wait for them.
+
+    Raises:
+        CoCoMixError: an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.
+    """
+    wrong = labels[((labels < 0) & (labels != IGNORE)) | (labels >= num_concepts)]
+    if wrong.numel() > 0:
+        raise CoCoMixError(
+            f"concept label {int(wrong[0])} does not exist in a model of {num_concepts} concepts: labels are 0 to "
+            f"{num_concepts - 1}, or {IGNORE} for none; use labels of the dictionary that num_concepts was taken from."
+        )

@@ -146,8 +146,16 @@ def _sources(record: RunRecord) -> Iterable[str]:
 
 def _settings(record: RunRecord) -> str:
     recipe = record.recipe.model_dump(mode="json", include={"objective", "baseline", "labels", "training"})
+    recipe["labels"] = _public(recipe["labels"])
     text = yaml.safe_dump({name: value for name, value in recipe.items() if value is not None}, sort_keys=False)
     return f"What the recipe set, beside the defaults of cocomix:\n\n```yaml\n{text}```"
+
+
+def _public(value: Any) -> Any:
+    """A setting with the paths in it as `public_name`s, what is not set left out."""
+    if isinstance(value, dict):
+        return {name: _public(inner) for name, inner in value.items() if inner is not None}
+    return public_name(value) if isinstance(value, str) else value
 
 
 def _concept_rows(record: RunRecord) -> Rows:

@@ -24,7 +24,7 @@ from cocomix.model.mixing import Concepts
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.positions import positions_of
-from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction
+from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction, build_predictor
 from cocomix.model.targets import IGNORE, FullTargets, TopTargets, check_concept_labels, divisor, next_tokens
 from cocomix.runtime.errors import CoCoMixError
 
@@ -86,7 +86,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lower, self.upper = build_halves(
             config.backbone, config.insert_layer, config.positions_per_token, config._attn_implementation
         )
-        self.predictor = _build_predictor(config)
+        self.predictor = build_predictor(config)
         self.mixing = config.form(config)
         self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
         self.lm_head: nn.Module = self._head(config.vocab_size)
@@ -281,8 +281,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
                 num_concept_items_in_batch = concept_labels.ne(IGNORE).any(-1).sum().clamp_min(1)
             concept_loss = prediction.loss_sum / num_concept_items_in_batch
         auxiliary = hidden_loss if concept_loss is None else concept_loss
+        terms = [] if auxiliary is None else [self.config.concept_loss_weight * auxiliary]
+        terms = terms if ntp_loss is None else [ntp_loss, *terms]
         return CoCoMixOutput(
-            loss=_total(ntp_loss, auxiliary, self.config.concept_loss_weight),
+            loss=sum(terms[1:], terms[0]) if terms else None,  # Eq. 4, or whichever of its terms is there
             ntp_loss=ntp_loss,
             concept_loss=concept_loss,
             hidden_loss=hidden_loss,
@@ -388,20 +390,6 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 def predicts_concepts(model: nn.Module) -> TypeGuard[CoCoMixForCausalLM]:
     """Whether a model has concepts to look at: a CoCoMix model without a pause vector or predicted hidden states."""
     return isinstance(model, CoCoMixForCausalLM) and model.config.has_concepts
-
-
-def _build_predictor(config: CoCoMixConfig) -> ConceptPredictor | HiddenPredictor | None:
-    if not config.form.predicts:
-        return None
-    return ConceptPredictor(config) if config.prediction == "concepts" else HiddenPredictor(config)
-
-
-def _total(ntp_loss: Tensor | None, auxiliary: Tensor | None, weight: float) -> Tensor | None:
-    """Eq. 4, or whichever of its terms is there."""
-    if auxiliary is None:
-        return ntp_loss
-    weighted = weight * auxiliary
-    return weighted if ntp_loss is None else ntp_loss + weighted
 
 
 def _joined(lower: tuple[Tensor, ...] | None, upper: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:

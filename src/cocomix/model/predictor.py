@@ -13,7 +13,15 @@ from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.model.head import Head, head_output
 from cocomix.model.mixing import Concepts
 
-__all__ = ["ConceptPredictor", "HiddenLoss", "HiddenPredictor", "Prediction", "hidden_distance", "normalise"]
+__all__ = [
+    "ConceptPredictor",
+    "HiddenLoss",
+    "HiddenPredictor",
+    "Prediction",
+    "build_predictor",
+    "hidden_distance",
+    "normalise",
+]
 
 HiddenLoss = Literal["l1", "l2", "cosine"]
 
@@ -137,6 +145,13 @@ class HiddenPredictor(nn.Module):
             distance = hidden_distance(predicted, targets, self.hidden_loss)
             loss_sum = (distance if counted is None else distance.masked_fill(~counted, 0.0)).sum()
         return Prediction(Concepts(predicted, None, scaled.mean, scaled.std, self.pre_bias.clone()), loss_sum)
+
+
+def build_predictor(config: PreTrainedConfig) -> ConceptPredictor | HiddenPredictor | None:
+    """What a `CoCoMixConfig` asks for; `None` with a form of mixing that needs no prediction."""
+    if not config.form.predicts:
+        return None
+    return ConceptPredictor(config) if config.prediction == "concepts" else HiddenPredictor(config)
 
 
 def hidden_distance(predicted: Tensor, target: Tensor, kind: HiddenLoss) -> Tensor:

@@ -39,6 +39,7 @@ def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("there")
     shutil.copytree(workshop.data, folder / "data")
     shutil.copytree(workshop.labels, folder / "data" / "labels", dirs_exist_ok=True)
+    shutil.copytree(workshop.probabilities, folder / "probabilities")
     with served(folder) as server:
         yield server
 
@@ -179,6 +180,19 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert file_sha256(resumed / "model.safetensors") == file_sha256(whole / "model.safetensors")
     assert rows(resumed) == rows(whole)
     server.fault = lambda number, name: None
+
+
+def test_stored_probabilities_go_through_the_cache(workshop: Workshop, server: Served, tmp_path: Path) -> None:
+    runs = []
+    for place, cache_gb in ((str(server.folder), 1), (server.url, 4 * needed(workshop, 3) / 1e9)):
+        targets = {"targets": f"{place}/probabilities"}
+        config = recipe(
+            workshop, place, tokens=None, training={"max_steps": 4}, data={"cache_gb": cache_gb}, distillation=targets
+        )
+        runs.append(train(config, tmp_path / f"run{len(runs)}"))
+    assert rows(runs[0]) == rows(runs[1])
+    assert any(name.endswith(".log_probs.npy") and name.startswith("train-") for name in server.asked)
+    assert not list((cache_folder() / "copies").rglob("train-*.npy"))
 
 
 def test_a_cache_that_is_too_small(workshop: Workshop, server: Served) -> None:

@@ -80,7 +80,7 @@ def measure_prepare(folder: Path, megabytes: int) -> dict[str, Any]:
     encoding = Encoding(
         PrepareSettings(sources=()), 2**64 // 100, folder / "logs", tokenizer, "", int(loaded.eos_token_id), len(loaded)
     )
-    units = plan_units(resolve_sources([str(folder / "corpus.jsonl")]), [False], "text", None)
+    units = plan_units(resolve_sources([str(folder / "corpus.jsonl")]), "text", None)
     started = cpu_seconds()
     for unit in units:
         encode_unit(encoding, unit, lambda amount: None, lambda: None)
@@ -233,7 +233,7 @@ def measure_resume(folder: Path, units: int) -> dict[str, Any]:
     encoding = Encoding(PrepareSettings(sources=()), 2**64 // 100, folder / "resumed", folder, "", 0, 32_768)
 
     units_module.MIN_UNIT_BYTES = units_module.MAX_UNIT_BYTES = 1
-    planned = plan_units(sources, [False], "text", None)
+    planned = plan_units(sources, "text", None)
     documents = 1000
     rows = []
     for number in range(documents):
@@ -245,7 +245,7 @@ def measure_resume(folder: Path, units: int) -> dict[str, Any]:
             log.append([np.zeros(2, dtype=log.dtype)] * documents, rows)
             log.finish()
     started = cpu_seconds()
-    plan_units(resolve_sources([str(folder / "many")]), [False], "text", None)
+    plan_units(resolve_sources([str(folder / "many")]), "text", None)
     for unit in planned:
         encode_unit(encoding, unit, lambda amount: None, lambda: None)
     found = cpu_seconds() - started

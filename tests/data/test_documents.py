@@ -15,7 +15,7 @@ def read(*names: Path | str, column: str = "text") -> list[str]:
     """The documents of sources."""
     sources = resolve_sources(map(str, names), HUB)
     settings = PrepareSettings(sources=(), text_column=column, hf_config="en", hf_split="test", hf_revision="abc")
-    units = plan_units(sources, [False] * len(sources), column, None)
+    units = plan_units(sources, column, None)
     return [str(part.content) for unit in units for part in unit_parts(unit, settings, 0)]
 
 
@@ -73,7 +73,7 @@ def test_hub_names_are_read_shard_by_shard(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     (source,) = resolve_sources(["owner/stories"], HUB)
-    units = plan_units([source], [False], "body", None)
+    units = plan_units([source], "body", None)
     assert [[span.start for span in unit.spans] for unit in units] == [[0], [1], [2]]
     assert read("owner/stories", column="body") == ["one", "two", "three"]
     assert calls[0] == ("owner/stories", {"streaming": True, **HUB})

@@ -29,24 +29,9 @@ MIN_PROSE_SHARE = 0.7
 MAX_SOURCE_BYTES = 1_000_000
 """Larger sources are generated tables, which cost seconds to parse and hold no prose (our choice)."""
 
-_SKIPPED_FOLDERS = frozenset(
-    [
-        "__pycache__",
-        "cocomix",
-        "idlelib",
-        "lib2to3",
-        "node_modules",
-        "site-packages",
-        "test",
-        "testdata",
-        "testing",
-        "tests",
-        "third_party",
-        "vendor",
-        "vendored",
-        "_vendor",
-        "_vendored",
-    ]
+_SKIPPED_FOLDERS = set(
+    "__pycache__ cocomix idlelib lib2to3 node_modules site-packages test testdata testing tests third_party vendor "
+    "vendored _vendor _vendored".split()
 )
 _TOPICS = "pydoc_data/topics.py"
 _NEITHER_LETTER_NOR_SPACE = re.compile(r"[^\w ]+|[\d_]+")

@@ -28,17 +28,21 @@ TOKEN_SUFFIXES = (".bin", ".npy", ".ds")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source.
+    """A file of a source, or a range of one; of a source without files, its name.
 
     Attributes:
         where: path or URL.
-        size: bytes.
+        size: bytes of it, of the range; 0 where it is not known.
         changed: when it was last changed, in whatever form its file system says it; "" where it does not.
+        start: of the range, see `read_texts`; for a data set on the Hub, the number of a shard.
+        stop: its end; `None` where it is the whole file; for a data set on the Hub, how many shards there are.
     """
 
     where: str
     size: int
     changed: str = ""
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Source:
         ignored: files of a folder that are of no supported kind.
         hub: configuration, split and revision for kind `hub`.
         heldout: of a folder of token files, the files that validate.
+        validates: whether it was given as a source of the validation split.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Source:
     ignored: int = 0
     hub: dict[str, Any] = field(default_factory=dict)
     heldout: tuple[SourceFile, ...] = ()
+    validates: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What determines its documents, as JSON: of files their names, sizes and times of change."""

@@ -125,14 +125,13 @@ class _Preparation:
         train, heldout = resolved[: len(settings.sources)], resolved[len(settings.sources) :]
         if not heldout:  # a folder of token files may bring both splits
             heldout = [replace(source, files=source.heldout, heldout=()) for source in train if source.heldout]
-        self.sources = (*train, *heldout)
+        self.sources = (*train, *(replace(source, validates=True) for source in heldout))
         if len({source.kind == "tokens" for source in self.sources}) > 1:
             raise CoCoMixError("token files and texts must be prepared apart; a recipe can mix the results.")
         if train[0].kind == "tokens" and settings.tokenizer is None:
             raise CoCoMixError("token files need --tokenizer, the one they were made with, and not --vocab-size.")
         self.drawn = not heldout
         self.threshold = threshold_of(settings.validation_fraction) if self.drawn else 0
-        self.validates = [False] * len(train) + [True] * len(heldout)
         named = {"sources", "validation_sources", "tokenizer", "tokenizer_revision"}
         self.identity = {
             **settings.model_dump(mode="json", exclude=named),
@@ -195,7 +194,7 @@ class _Preparation:
         return Encoding(settings, self.threshold, work / "units", place, fingerprint, eos, size)
 
     def _planned(self, of_tokens: TokenFiles | None) -> list[Unit]:
-        return plan_units(self.sources, self.validates, self.settings.text_column, of_tokens)
+        return plan_units(self.sources, self.settings.text_column, of_tokens)
 
     def _trained_tokenizer(self) -> "PreTrainedTokenizerFast":
         """Train a BPE on the head of the training documents."""
@@ -304,7 +303,7 @@ class _Preparation:
 
     def _source_metas(self, division: Division) -> Iterator[SourceMeta]:
         for number, source in enumerate(self.sources):
-            splits = (TRAIN, VALIDATION) if self.drawn else (VALIDATION if self.validates[number] else TRAIN,)
+            splits = (TRAIN, VALIDATION) if self.drawn else (VALIDATION if source.validates else TRAIN,)
             documents, size = division.source_documents[number], division.source_bytes[number]
             yield SourceMeta(name=source.name, kind=source.kind, splits=splits, documents=documents, bytes=size)
 

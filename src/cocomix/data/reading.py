@@ -302,19 +302,14 @@ def opened(where: str) -> Iterator[BinaryIO]:
         return
     system, path = file_system(url)
     with explained(url), retried(lambda: system.open(path, "rb")) as stream:
-        remote = _RemoteFile(stream)
-        try:
-            yield remote  # type: ignore[misc]  # which reads as a BinaryIO does
-        except CoCoMixError as error:  # a parser that took what the network did for damage
-            raise (remote.fault or error) from None
+        yield _RemoteFile(url, stream)  # type: ignore[misc]  # which reads as a BinaryIO does
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file of fsspec whose reads are tried again, and that remembers the fault that stayed."""
+    """A file of fsspec whose reads are tried again; the fault that stays is one that no parser takes for damage."""
 
-    def __init__(self, stream: Any) -> None:
-        self.fault: Exception | None = None
-        self._stream = stream
+    def __init__(self, url: str, stream: Any) -> None:
+        self._url, self._stream = url, stream
 
     def readable(self) -> bool:
         return True
@@ -329,10 +324,7 @@ class _RemoteFile(io.RawIOBase):
         return int(self._stream.tell())
 
     def readinto(self, buffer: Any) -> int:
-        try:
+        with explained(self._url):
             data = retried(lambda: self._stream.read(len(buffer)))
-        except Exception as error:
-            self.fault = error
-            raise
         buffer[: len(data)] = data
         return len(data)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from cocomix.artifacts import fingerprint_json
 from cocomix.data.document_hash import DocumentHash, draws_of
-from cocomix.data.documents import Source
+from cocomix.data.documents import Source, SourceFile
 from cocomix.data.parquet import open_parquet
 from cocomix.data.prepare_settings import PrepareSettings
 from cocomix.data.reading import Piece, file_kind, is_compressed, opened, pieces, read_texts, text_of
@@ -34,7 +34,6 @@ __all__ = [
     "ALGORITHM",
     "Encoding",
     "Part",
-    "Span",
     "Unit",
     "encode_unit",
     "plan_units",
@@ -52,17 +51,6 @@ _BATCH_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True)
-class Span:
-    """A file or a range of one, see `read_texts`; `size` in bytes of input, `changed` as of `SourceFile`."""
-
-    where: str
-    size: int
-    changed: str = ""
-    start: int = 0
-    stop: int | None = None
-
-
-@dataclass(frozen=True)
 class Unit:
     """What is encoded at a time.
 
@@ -76,7 +64,7 @@ class Unit:
     source: int
     kind: str
     validates: bool
-    spans: tuple[Span, ...]
+    spans: tuple[SourceFile, ...]
 
     @property
     def size(self) -> int:
@@ -123,9 +111,7 @@ class Encoding:
 # ---- cutting the input into units ----------------------------------------------------------------------------------
 
 
-def plan_units(
-    sources: Sequence[Source], validates: Sequence[bool], text_column: str, token_files: TokenFiles | None
-) -> list[Unit]:
+def plan_units(sources: Sequence[Source], text_column: str, token_files: TokenFiles | None) -> list[Unit]:
     """Cut sources into units, in order; the same sources give the same units.
 
     Raises:
@@ -135,47 +121,46 @@ def plan_units(
     target = min(max(MIN_UNIT_BYTES, total // UNITS), MAX_UNIT_BYTES)
     units = []
     for number, source in enumerate(sources):
-        waiting: list[Span] = []
+        waiting: list[SourceFile] = []
         spans = list(_spans(source, target, text_column, token_files))
         for span in spans:
             waiting.append(span)
             if source.kind == "hub" or span is spans[-1] or sum(waited.size for waited in waiting) >= target:
-                units.append(Unit(number, source.kind, validates[number], tuple(waiting)))
+                units.append(Unit(number, source.kind, source.validates, tuple(waiting)))
                 waiting = []
     return units
 
 
-def _spans(source: Source, target: int, text_column: str, token_files: TokenFiles | None) -> Iterator[Span]:
+def _spans(source: Source, target: int, text_column: str, token_files: TokenFiles | None) -> Iterator[SourceFile]:
     if source.kind == "documentation":
-        yield Span(source.name, 0)
+        yield SourceFile(source.name, 0)
     elif source.kind == "hub":
         shards = int(_hub_rows(source.name, source.hub).num_shards)
-        yield from (Span(source.name, 0, start=shard, stop=shards) for shard in range(shards))
+        yield from (SourceFile(source.name, 0, start=shard, stop=shards) for shard in range(shards))
     for file in source.files:
-        whole = Span(file.where, file.size, file.changed)
         kind = source.kind if source.kind == "tokens" else file_kind(file.where)
         if kind == "tokens":
             assert token_files is not None
             for start, stop, size in token_files.ranges(file.where, target):
-                yield replace(whole, size=size, start=start, stop=stop)
+                yield replace(file, size=size, start=start, stop=stop)
         elif file.size <= 2 * target or kind == "text" or is_compressed(file.where):
-            yield whole
+            yield file
         elif kind == "json":
             edges = [*range(0, file.size - target // 2, target), file.size]
-            yield from (replace(whole, size=stop - start, start=start, stop=stop) for start, stop in pairwise(edges))
+            yield from (replace(file, size=stop - start, start=start, stop=stop) for start, stop in pairwise(edges))
         else:
-            yield from _row_group_spans(whole, target, text_column)
+            yield from _row_group_spans(file, target, text_column)
 
 
-def _row_group_spans(whole: Span, target: int, text_column: str) -> Iterator[Span]:
-    with opened(whole.where) as stream:
-        metadata = open_parquet(whole.where, stream, text_column).metadata
-    share = whole.size / max(1, metadata.num_rows)
+def _row_group_spans(file: SourceFile, target: int, text_column: str) -> Iterator[SourceFile]:
+    with opened(file.where) as stream:
+        metadata = open_parquet(file.where, stream, text_column).metadata
+    share = file.size / max(1, metadata.num_rows)
     start, rows = 0, 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows * share >= target or group == metadata.num_row_groups - 1:
-            yield replace(whole, size=int(rows * share), start=start, stop=group + 1)
+            yield replace(file, size=int(rows * share), start=start, stop=group + 1)
             start, rows = group + 1, 0
 
 
@@ -247,7 +232,7 @@ def _contents(
             yield piece.text, piece.text.encode(), piece.last, piece.invalid, piece.read
 
 
-def _pieces(kind: str, span: Span, settings: PrepareSettings) -> Iterator[Piece]:
+def _pieces(kind: str, span: SourceFile, settings: PrepareSettings) -> Iterator[Piece]:
     if kind == "files":
         yield from read_texts(span.where, settings.text_column, span.start, span.stop)
     elif kind == "hub":
@@ -261,7 +246,7 @@ def _pieces(kind: str, span: Span, settings: PrepareSettings) -> Iterator[Piece]
         yield from (Piece(text) for _, text in documentation_texts())
 
 
-def _hub_texts(span: Span, settings: PrepareSettings) -> Iterator[str]:
+def _hub_texts(span: SourceFile, settings: PrepareSettings) -> Iterator[str]:
     assert span.stop is not None
     rows = _hub_rows(span.where, settings.hub).shard(num_shards=span.stop, index=span.start)
     for number, row in enumerate(rows):

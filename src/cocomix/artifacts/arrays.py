@@ -33,6 +33,7 @@ class _Key:
 class _Map(NamedTuple):
     array: NDArray[Any]
     path: Path
+    state: tuple[int, ...] | None
     bounded: bool
 
 
@@ -64,12 +65,23 @@ def mapped_array(
     if bounded:
         _close_removed()
     found = _maps.pop(key, None)
-    if found is None:
-        found = _Map(*_map(artifact, name, dtype, shape, scattered), bounded)
+    # Reading a map beyond the end of a file that was cut meanwhile would end the process (SIGBUS).
+    if found is None or _state(found.path) != found.state:
+        array, path = _map(artifact, name, dtype, shape, scattered)
+        found = _Map(array, path, _state(path), bounded)
     _maps[key] = found
     for old in list(_maps)[:-_OPEN_MAPS]:
         _maps.pop(old, None)
     return found.array
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; `None` where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _close_removed() -> None:

@@ -29,9 +29,8 @@ MIN_PROSE_SHARE = 0.7
 MAX_SOURCE_BYTES = 1_000_000
 """Larger sources are generated tables, which cost seconds to parse and hold no prose (our choice)."""
 
-_SKIPPED_FOLDERS = set(
-    "__pycache__ cocomix idlelib lib2to3 node_modules site-packages test testdata testing tests third_party vendor "
-    "vendored _vendor _vendored".split()
+_SKIPPED_FOLDERS = re.compile(
+    r"\..*|__pycache__|cocomix|idlelib|lib2to3|node_modules|site-packages|tests?|testdata|testing|third_party|_?vendor(ed)?"
 )
 _TOPICS = "pydoc_data/topics.py"
 _NEITHER_LETTER_NOR_SPACE = re.compile(r"[^\w ]+|[\d_]+")
@@ -78,7 +77,7 @@ def documentation_texts(roots: list[Path] | None = None) -> Iterator[tuple[str, 
 
 def _sources(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS and not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not _SKIPPED_FOLDERS.fullmatch(name)]
         for name in names:
             if name.endswith(".py") and not name.startswith("test_") and os.path.isfile(os.path.join(folder, name)):
                 yield Path(folder, name)

@@ -54,7 +54,7 @@ def random_dictionary(shape: Shape, device: str) -> ConceptDictionary:
     generator = torch.Generator().manual_seed(2)
     encoder = torch.randn(shape.teacher.width, shape.concepts, generator=generator) / shape.teacher.width**0.5
     zeros = torch.zeros(shape.concepts), torch.zeros(shape.teacher.width)
-    dictionary = ConceptDictionary.from_tensors(
+    dictionary = ConceptDictionary(
         encoder, zeros[0], encoder.T.contiguous(), zeros[1], k=shape.teacher.active, normalize="layer_norm"
     )
     return dictionary.to(device=device)

@@ -86,7 +86,7 @@ def sink_dictionary(teacher: GPT2LMHeadModel, begin: int, prepend_bos: bool | No
     after = teacher(torch.tensor([[begin, 5, 6]]), output_hidden_states=True).hidden_states[1][0, 1]
     bias = after.detach() * torch.eye(WIDTH)[WRITTEN]
     decoder = torch.cat([directions, -directions])
-    return ConceptDictionary.from_tensors(
+    return ConceptDictionary(
         decoder.T, torch.zeros(len(decoder)), decoder, bias, subtract_b_dec=False, prepend_bos=prepend_bos
     )
 
@@ -171,7 +171,7 @@ def test_labels_made_while_training_are_the_stored_ones(
     gemma: Gemma, labels: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "cocomix")
-    labeller = open_labeller(gemma.begun, made_by(gemma)).labeller
+    labeller, _ = open_labeller(gemma.begun, made_by(gemma))
     assert isinstance(labeller, TeacherLabeller)
     assert "begin-of-text" not in caplog.text
     blocks = torch.stack([row["input_ids"] for row in gemma.begun.split(VALIDATION)])

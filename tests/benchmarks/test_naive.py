@@ -59,7 +59,7 @@ def test_label_ids(layer: int) -> None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    dictionary = ConceptDictionary.from_tensors(
+    dictionary = ConceptDictionary(
         draw(d_model, n_concepts),
         draw(n_concepts),
         draw(n_concepts, d_model),

@@ -15,10 +15,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from cocomix.concepts import ConceptDictionary
+from cocomix.concepts import ConceptDictionary, determining
 
 VOCAB, D_MODEL, LAYERS, CONCEPTS = 61, 32, 3, 48
 BACKBONES = ("gpt2", "llama", "qwen3", "gemma3")
+
+
+def refused_by(first: dict[str, str], second: dict[str, str]) -> tuple[str, ...]:
+    """Which parts of two fingerprints make them those of other labels."""
+    first, second = determining(first), determining(second)
+    return tuple(name for name in {**first, **second} if first.get(name) != second.get(name))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -74,7 +80,7 @@ def make_dictionary(kind: str = "topk", *, d_model: int = D_MODEL, normalize: st
         for shape in ((d_model, CONCEPTS), (CONCEPTS,), (CONCEPTS, d_model), (d_model,))
     ]
     options = {"topk": {"k": 8}, "jumprelu": {"threshold": torch.full((CONCEPTS,), 1.5)}, "relu": {}}[kind]
-    return ConceptDictionary.from_tensors(*weights, normalize=normalize, **options)
+    return ConceptDictionary(*weights, normalize=normalize, **options)
 
 
 class TokenBlocks:

@@ -72,13 +72,13 @@ def test_encoding_keeps_no_state_between_calls():
 def test_fingerprint_follows_weights_and_settings_but_not_the_name():
     dictionary = make_dictionary()
     tensors = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, dictionary.b_dec)
-    same = ConceptDictionary.from_tensors(*tensors, k=8, normalize="layer_norm", name="another")
+    same = ConceptDictionary(*tensors, k=8, normalize="layer_norm", name="another")
     assert same.fingerprint() == dictionary.fingerprint()
     others = [
-        ConceptDictionary.from_tensors(*tensors, k=7, normalize="layer_norm"),
-        ConceptDictionary.from_tensors(*tensors, k=8, normalize="none"),
-        ConceptDictionary.from_tensors(*tensors, k=8, normalize="layer_norm", subtract_b_dec=False),
-        ConceptDictionary.from_tensors(*tensors[:3], tensors[3] + 1e-6, k=8, normalize="layer_norm"),
+        ConceptDictionary(*tensors, k=7, normalize="layer_norm"),
+        ConceptDictionary(*tensors, k=8, normalize="none"),
+        ConceptDictionary(*tensors, k=8, normalize="layer_norm", subtract_b_dec=False),
+        ConceptDictionary(*tensors[:3], tensors[3] + 1e-6, k=8, normalize="layer_norm"),
     ]
     assert len({dictionary.fingerprint(), *(other.fingerprint() for other in others)}) == 5
 
@@ -104,4 +104,4 @@ def test_wrong_tensors_are_refused_with_a_sentence(change, message):
         "k": 4,
     }
     with pytest.raises(CoCoMixError, match=message):
-        ConceptDictionary.from_tensors(**{**arguments, **change})
+        ConceptDictionary(**{**arguments, **change})

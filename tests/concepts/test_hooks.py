@@ -3,7 +3,7 @@
 import pytest
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher, DictionaryConfig, dictionary_layer
-from cocomix.concepts.hooks import block_of_hook
+from cocomix.concepts.saelens import block_of_hook
 from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import make_dictionary, make_model
@@ -52,9 +52,7 @@ def test_a_transcoder_is_refused():
 
 def of_layer(layer):
     dictionary = make_dictionary()
-    return ConceptDictionary.from_tensors(
-        dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, dictionary.b_dec, k=8, layer=layer
-    )
+    return ConceptDictionary(dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, dictionary.b_dec, k=8, layer=layer)
 
 
 @pytest.mark.parametrize("layer", [0, 2])

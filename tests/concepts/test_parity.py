@@ -36,7 +36,7 @@ def golden(request):
     shape = {key: meta[key] for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     model = GPT2LMHeadModel(GPT2Config(**shape))
     restore_teacher(model, {name.removeprefix("teacher."): tensor for name, tensor in tensors.items()}, meta["seed"])
-    dictionary = ConceptDictionary.from_tensors(
+    dictionary = ConceptDictionary(
         tensors["sae.encoder.weight"].T,
         tensors["sae.latent_bias"],
         tensors["sae.decoder.weight"].T,

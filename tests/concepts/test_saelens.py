@@ -60,9 +60,7 @@ def test_inference_saes(case, normalize, subtract, tmp_path):
 
 
 def test_a_state_of_zeros_is_left_alone():
-    dictionary = ConceptDictionary.from_tensors(
-        torch.eye(4), torch.ones(4), torch.eye(4), torch.zeros(4), normalize="constant_norm"
-    )
+    dictionary = ConceptDictionary(torch.eye(4), torch.ones(4), torch.eye(4), torch.zeros(4), normalize="constant_norm")
     assert torch.equal(dictionary.latents(torch.zeros(1, 4)), torch.ones(1, 4))
 
 

@@ -52,7 +52,7 @@ def build_world(folder: Path) -> World:
     torch.manual_seed(5)
     model = plain_model(backbone(vocab_size=data.manifest.vocab_size))
     weights = [torch.randn(shape) for shape in ((16, CONCEPTS), (CONCEPTS,), (CONCEPTS, 16), (16,))]
-    teacher = ConceptTeacher(model, ConceptDictionary.from_tensors(*weights, k=8, normalize="layer_norm"), 1)
+    teacher = ConceptTeacher(model, ConceptDictionary(*weights, k=8, normalize="layer_norm"), 1)
     labels = label_data(data.path, GivenConfig(name=given(teacher), k=3), folder / "labels")
     assert labels is not None
     return World(data, labels, data.tokenizer())

@@ -137,7 +137,7 @@ class World:
         if "threshold" in options:
             options["threshold"] = torch.tensor(options["threshold"])
         layer = options.pop("layer")
-        dictionary = ConceptDictionary.from_tensors(**material.random_dictionary(seed=20 + layer), **options)
+        dictionary = ConceptDictionary(**material.random_dictionary(seed=20 + layer), **options)
         model = material.make_model(kind, vocab_size=61, seed=30 + layer)
         return ConceptTeacher(model, dictionary, layer, bos_token_id=0)
 
@@ -194,9 +194,7 @@ class World:
             material.make_model("gpt2", vocab_size=material.VOCAB, seed=60).save_pretrained(output)
             Tokens.open(self.place("training")).tokenizer().save_pretrained(output)
         elif name == "dictionary":
-            dictionary = ConceptDictionary.from_tensors(
-                **material.fitting_dictionary(seed=61), k=16, normalize="layer_norm"
-            )
+            dictionary = ConceptDictionary(**material.fitting_dictionary(seed=61), k=16, normalize="layer_norm")
             dictionary.save(output)
         elif name in ("labels", "labels_random"):
             settings = cases.STORED_LABELS["random" if name == "labels_random" else "attribution"]
@@ -267,7 +265,7 @@ class World:
         model = GPT2LMHeadModel(GPT2Config(**shape))
         recorded = {key.removeprefix("teacher."): tensor for key, tensor in tensors.items()}
         restore_teacher(model, recorded, meta["seed"])
-        dictionary = ConceptDictionary.from_tensors(
+        dictionary = ConceptDictionary(
             tensors["sae.encoder.weight"].T,
             tensors["sae.latent_bias"],
             tensors["sae.decoder.weight"].T,

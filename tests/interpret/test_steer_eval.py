@@ -122,7 +122,7 @@ def planted(concept=7, token=13):
     named = contexts.clone()
     named[:, -1] = token
     empty = [torch.zeros(shape) for shape in ((32, CONCEPTS), (CONCEPTS,), (CONCEPTS, 32), (32,))]
-    reader = ConceptTeacher(language_model, ConceptDictionary.from_tensors(*empty), 0).decoder
+    reader = ConceptTeacher(language_model, ConceptDictionary(*empty), 0).decoder
     with_token, without = (reader.hidden_states(ids)[:, -1].mean(0) for ids in (named, contexts))
     direction = with_token - without
     direction = direction / direction.norm() ** 2  # 1 where the token is, 0 where it is not, on average
@@ -130,7 +130,7 @@ def planted(concept=7, token=13):
     encoder[:, concept] = direction
     bias[concept] = -direction @ without - 0.3
     decoder[concept] = with_token - without
-    dictionary = ConceptDictionary.from_tensors(encoder, bias, decoder, zero, k=4, normalize="none")
+    dictionary = ConceptDictionary(encoder, bias, decoder, zero, k=4, normalize="none")
     model = student("gpt2", mixing="residual")
     with torch.no_grad():
         for parameter in (*model.predictor.parameters(), *model.mixing.parameters()):

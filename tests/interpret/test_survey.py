@@ -68,9 +68,7 @@ def test_a_concept_of_whole_texts_persists_and_one_of_single_tokens_does_not():
     token = states[single].mean(0) - states[~single].mean(0)
     encoder, decoder = torch.stack([kind, token], 1), torch.eye(2, states.shape[-1])
     bias = -torch.stack([(states @ kind).mean(), (states @ token).mean()])
-    dictionary = ConceptDictionary.from_tensors(
-        encoder, bias, decoder, torch.zeros(states.shape[-1]), k=2, normalize="none"
-    )
+    dictionary = ConceptDictionary(encoder, bias, decoder, torch.zeros(states.shape[-1]), k=2, normalize="none")
     teacher = ConceptTeacher(language_model, dictionary, 0)
     found = survey_concepts(student("gpt2", num_concepts=2, concept_topk=1), teacher, ids, window=8)
     assert found.persistence[0] > 0.3

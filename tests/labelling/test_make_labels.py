@@ -64,7 +64,7 @@ def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
     agreement = label(workshop, tmp_path / "labels", dtype="float16", force=True).manifest.agreement_with_float32
     assert agreement is not None
     assert 0.9 < agreement <= 1
-    monkeypatch.setattr("cocomix.concepts.labeller_check.measure_agreement", lambda *arguments: 0.98)
+    monkeypatch.setattr("cocomix.concepts.check.measure_agreement", lambda *arguments: 0.98)
     with pytest.raises(CoCoMixError, match=r"98\.0%"):
         label(workshop, tmp_path / "refused", dtype="float16")
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
@@ -77,7 +77,7 @@ def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_
     assert made["student_tokenizer"] == other.manifest.tokenizer_fingerprint
     assert made["teacher_tokenizer"] == Tokens.open(workshop.data).manifest.tokenizer_fingerprint
     config = labeller_config(found.manifest.labels)
-    labeller = open_labeller(other, config, force=True).labeller
+    labeller, _ = open_labeller(other, config, force=True)
     blocks = torch.stack([other.split("train")[index]["input_ids"] for index in range(4)])
     stored = torch.stack([found.split("train")[index]["concept_labels"] for index in range(4)])
     assert torch.equal(labeller.label(blocks, k=config.k).ids, stored)

@@ -1,34 +1,32 @@
 """Concepts: the dictionary (a sparse autoencoder), the frozen teacher, and attribution."""
 
 from cocomix.concepts.aligned import AlignedTeacher
-from cocomix.concepts.check import measure_fit, require_fit
+from cocomix.concepts.check import (
+    SAMPLE_TOKENS,
+    check_labeller,
+    label_agreement,
+    measure_agreement,
+    measure_fit,
+    require_agreement,
+    require_fit,
+)
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.dictionary_folder import Dictionary, DictionaryFit, DictionaryManifest, FitReport, FitSettings
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.fit import fit_dictionary, fit_identity
 from cocomix.concepts.labeller import (
     IGNORE,
-    AnyLabellerConfig,
     ConceptLabeller,
     ConceptLabels,
     FittedLabeller,
     LabellerConfig,
     build_labeller,
-    compare_fingerprints,
     determining,
     drop_without_target,
     labeller_config,
     labeller_config_type,
     labeller_kinds,
     register_labeller,
-)
-from cocomix.concepts.labeller_check import (
-    SAMPLE_TOKENS,
-    LabellerCheck,
-    check_labeller,
-    label_agreement,
-    measure_agreement,
-    require_agreement,
 )
 from cocomix.concepts.labellers import (
     ActivationConfig,
@@ -42,7 +40,7 @@ from cocomix.concepts.labellers import (
     TokenLookupConfig,
     TokenLookupLabeller,
 )
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer, open_concept_teacher
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
 from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
 from cocomix.concepts.token_rows import TokenBlocksLike, first_blocks, spread_blocks
 
@@ -52,7 +50,6 @@ __all__ = [
     "ActivationConfig",
     "ActivationLabeller",
     "AlignedTeacher",
-    "AnyLabellerConfig",
     "AttributionConfig",
     "AttributionLabeller",
     "ConceptDictionary",
@@ -66,7 +63,6 @@ __all__ = [
     "FitReport",
     "FitSettings",
     "FittedLabeller",
-    "LabellerCheck",
     "LabellerConfig",
     "RandomConfig",
     "RandomLabeller",
@@ -80,7 +76,6 @@ __all__ = [
     "build_labeller",
     "check_labeller",
     "check_tokenizer",
-    "compare_fingerprints",
     "determining",
     "dictionary_layer",
     "drop_without_target",
@@ -95,7 +90,6 @@ __all__ = [
     "measure_agreement",
     "measure_fit",
     "model_fingerprint",
-    "open_concept_teacher",
     "register_labeller",
     "require_agreement",
     "require_fit",

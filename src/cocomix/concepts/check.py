@@ -1,16 +1,17 @@
-"""Does a dictionary describe the layer it is used on?
+"""Trying a labeller on a sample of the text that it is to label: does its dictionary fit, does its number format?
 
-Two measures on a batch of text, as the field reports them:
+Three measures:
 
 - **FVU**, the fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean(x)‖² over positions. 0 is perfect, 1 is no
   better than the mean. It is taken where the dictionary works: after the layer norm for `normalize="layer_norm"`. Raw
   hidden states of many models have a few positions with norms a hundred times the others', which would decide the
-  figure alone.
+  figure alone. A begin-of-text token is left out, as in SAELens.
 - **Cross-entropy recovered**: (CE_zero − CE_dictionary) / (CE_zero − CE_clean), the next-token loss with the hidden
   state replaced by its reconstruction, on a scale from 0 (replaced by zeros) to 1 (left alone). Zero rather than mean
-  ablation, because SAELens and most published figures use it; it is the more generous of the two.
-
-A begin-of-text token is left out of the first and left alone in the second, as in SAELens.
+  ablation, because SAELens and most published figures use it; it is the more generous of the two. A begin-of-text token
+  is left alone.
+- **Agreement**: share of positions with the labels of the float32 teacher, which defines them. A narrow format moves
+  concepts of nearly equal score past one another, and in and out of the dictionary's TopK.
 """
 
 import logging
@@ -21,17 +22,84 @@ from torch import Tensor
 
 from cocomix.concepts.decoder import target_mask
 from cocomix.concepts.dictionary_folder import DictionaryFit
+from cocomix.concepts.labeller import IGNORE, ConceptLabeller
+from cocomix.concepts.labellers import TeacherLabeller
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["MAXIMAL_FVU", "MINIMAL_CE_RECOVERED", "measure_fit", "require_fit"]
+__all__ = [
+    "SAMPLE_TOKENS",
+    "check_labeller",
+    "label_agreement",
+    "measure_agreement",
+    "measure_fit",
+    "require_agreement",
+    "require_fit",
+]
 
 logger = logging.getLogger(__name__)
 
+SAMPLE_TOKENS = 8192
+"""Tokens that a sample should hold: enough for two digits of both measures of fit."""
+_AGREEMENT_TOKENS = 4096
+
 # Our choice. A dictionary on its own layer reaches an FVU of 0.05 to 0.3 and recovers 0.9 or more; on another model or
 # a far layer it explains less than nothing. The limits lie well between the two.
-MAXIMAL_FVU = 0.5
-MINIMAL_CE_RECOVERED = 0.5
+_MAXIMAL_FVU = 0.5
+_MINIMAL_CE_RECOVERED = 0.5
+_MINIMAL_AGREEMENT = 0.99
+
+
+def check_labeller(
+    labeller: ConceptLabeller, sample: Tensor, *, k: int, tokenizer_has_bos: bool = False, force: bool = False
+) -> float | None:
+    """Try the dictionary and the number format of a labeller with a teacher; others are taken as they are.
+
+    Args:
+        labeller: to be tried.
+        sample: token ids of held-out text, about `SAMPLE_TOKENS` of them. int64 [blocks, seq]
+        k: labels per position.
+        tokenizer_has_bos: whether there is a begin-of-text token that blocks could begin with.
+        force: warn where it would refuse.
+
+    Returns:
+        The agreement; None where the teacher runs in float32, or there is none.
+
+    Raises:
+        CoCoMixError: as `require_fit` and `require_agreement`.
+    """
+    if not isinstance(labeller, TeacherLabeller):
+        return None
+    teacher = labeller.teacher
+    fit = measure_fit(teacher, sample)
+    logger.info("the dictionary on block %d: %s", teacher.layer, fit.describe())
+    other = _other_beginning(teacher.dictionary.prepend_bos, teacher.bos_token_id is not None, tokenizer_has_bos)
+    if other is None:
+        require_fit(fit, teacher, force=force)
+    else:
+        problem, remedy = other
+        logger.info("the dictionary %s", problem)
+        require_fit(fit, teacher, force=force, remedy=f"it {problem}, so {remedy}")
+    if labeller.dtype == "float32":
+        return None
+    part = sample[: max(1, _AGREEMENT_TOKENS // sample.shape[1])]
+    agreement = measure_agreement(labeller, labeller.with_dtype("float32"), part, k)
+    logger.info(
+        "%s gives %.2f%% of %s positions the labels of float32", labeller.dtype, 100 * agreement, f"{part.numel():,}"
+    )
+    require_agreement(agreement, labeller.dtype, force=force)
+    return agreement
+
+
+def _other_beginning(said: bool | None, has: bool, possible: bool) -> tuple[str, str] | None:
+    """How the contexts that a dictionary is said to be fitted on begin otherwise than the blocks, and what to do."""
+    if said is None or said == has or (said and not possible):
+        return None
+    if said:
+        problem = "was fitted on contexts that begin with the begin-of-text token, which these blocks do not"
+        return problem, "prepare the data with --prepend-bos"
+    problem = "was fitted on contexts without the begin-of-text token, with which these blocks begin"
+    return problem, "prepare the data without --prepend-bos"
 
 
 @torch.no_grad()
@@ -93,25 +161,71 @@ def require_fit(
     force: bool = False,
     remedy: str = "check the layer and the SAE",
 ) -> None:
-    """Refuse a dictionary that does not describe the teacher's layer.
-
-    Args:
-        fit: what `measure_fit` found.
-        teacher: for the message.
-        force: warn instead of refusing.
-        remedy: what to do about it, for the message.
+    """Refuse a dictionary that does not describe the teacher's layer; only warn of it with `force`.
 
     Raises:
-        CoCoMixError: FVU above `MAXIMAL_FVU` or cross-entropy recovered below `MINIMAL_CE_RECOVERED` (or not a number),
-            unless `force`.
+        CoCoMixError: the FVU is above 0.5, or less than 0.5 of the cross-entropy is recovered, or one is not a number.
     """
     recovered = fit.ce_recovered
-    if fit.fvu <= MAXIMAL_FVU and (recovered is None or recovered >= MINIMAL_CE_RECOVERED):
+    if fit.fvu <= _MAXIMAL_FVU and (recovered is None or recovered >= _MINIMAL_CE_RECOVERED):
         return
     problem = (
         f"the dictionary {teacher.dictionary.name} does not describe the output of block {teacher.layer} of the "
-        f"teacher {teacher.name}: {fit.describe()} (asked: at most {MAXIMAL_FVU} and at least {MINIMAL_CE_RECOVERED})"
+        f"teacher {teacher.name}: {fit.describe()} (asked: at most {_MAXIMAL_FVU} and at least {_MINIMAL_CE_RECOVERED})"
     )
+    _refuse(problem, f"{remedy}, or use --force", force)
+
+
+def label_agreement(first: Tensor, second: Tensor) -> float:
+    """Share of positions whose label sets are equal, among positions labelled in at least one of the two.
+
+    Args:
+        first: label ids [batch, seq, k], `IGNORE` = no label.
+        second: the same shape.
+
+    Returns:
+        A number in [0, 1]; 1.0 when no position is labelled.
+    """
+    labelled = ((first != IGNORE) | (second != IGNORE)).any(dim=-1)
+    equal = (first.sort(dim=-1).values == second.sort(dim=-1).values).all(dim=-1)
+    return float(equal[labelled].float().mean()) if bool(labelled.any()) else 1.0
+
+
+def measure_agreement(
+    narrow: ConceptLabeller, exact: ConceptLabeller, input_ids: Tensor, k: int, *, batch_size: int = 8
+) -> float:
+    """Share of labelled positions whose label sets are the same by two labellers.
+
+    Args:
+        narrow: a labeller whose teacher runs in a narrow format.
+        exact: the same in float32.
+        input_ids: int64 [blocks, seq]; a few thousand tokens give two digits.
+        k: labels per position.
+        batch_size: blocks per forward pass.
+    """
+    sets = [
+        torch.cat([labeller.label(rows, k=k).ids for rows in torch.split(input_ids, batch_size)])
+        for labeller in (narrow, exact)
+    ]
+    return label_agreement(*sets)
+
+
+def require_agreement(agreement: float, dtype: str, *, force: bool = False) -> None:
+    """Refuse a number format that changes too many labels; only warn of it with `force`.
+
+    Raises:
+        CoCoMixError: less than 99% of the positions agree.
+    """
+    if agreement >= _MINIMAL_AGREEMENT:
+        return
+    problem = (
+        f"in {dtype} the teacher gives {agreement:.1%} of the positions the labels it gives them in float32 (asked: at "
+        f"least {_MINIMAL_AGREEMENT:.0%})"
+    )
+    _refuse(problem, "label with dtype float32, or use --force", force)
+
+
+def _refuse(problem: str, remedy: str, force: bool) -> None:
     if not force:
-        raise CoCoMixError(f"{problem}; {remedy}, or use --force.")
+        raise CoCoMixError(f"{problem}; {remedy}.")
     logger.warning("%s; used all the same.", problem)

@@ -13,7 +13,7 @@ Nothing is remembered between calls: the normalisation statistics are returned t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -89,107 +89,68 @@ def centre(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
 
 @dataclass(frozen=True, eq=False)
 class ConceptDictionary:
-    """A sparse autoencoder used as a dictionary of concepts. Build it with `from_tensors` or `from_sae_lens`.
+    """A sparse autoencoder used as a dictionary of concepts, in SAELens' orientation.
 
     Attributes:
         W_enc: [d_model, n_concepts].
         b_enc: [n_concepts].
         W_dec: [n_concepts, d_model].
         b_dec: [d_model].
-        kind: `topk`, `jumprelu` (also what SAELens makes of BatchTopK at inference) or `relu`.
         k: active concepts per position; TopK only.
-        threshold: [n_concepts], a pre-activation must exceed it; JumpReLU only.
-        normalize: `layer_norm`, `constant_norm`, `centre` or `none`.
-        subtract_b_dec: whether b_dec is subtracted from the (normalised) input.
-        name: where it came from, for people.
+        threshold: [n_concepts], or one for all: a pre-activation must exceed it; JumpReLU only.
+        normalize: `layer_norm`, `constant_norm`, `centre` or `none`; see the module's formulas.
+        subtract_b_dec: whether b_dec is subtracted from the (normalised) input: SAELens' `apply_b_dec_to_input`.
+        name: where it came from, for messages and manifests.
         prepend_bos: whether it is said to be fitted on contexts that begin with a begin-of-text token; `None` where
             nothing is said. It changes no number, and is not always true (see `cocomix.concepts.saelens`).
         layer: 0-based index of the block whose output it is said to be fitted on; `None` where nothing is said.
+
+    Raises:
+        CoCoMixError: shapes that do not fit, a k out of range, or both `k` and `threshold`.
     """
 
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
-    kind: DictionaryKind
-    k: int | None
-    threshold: Tensor | None
-    normalize: Normalization
-    subtract_b_dec: bool
-    name: str
+    _: KW_ONLY
+    k: int | None = None
+    threshold: Tensor | None = None
+    normalize: Normalization = "none"
+    subtract_b_dec: bool = True
+    name: str = "tensors"
     prepend_bos: bool | None = None
     layer: int | None = None
 
-    @classmethod
-    def from_tensors(
-        cls,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        *,
-        k: int | None = None,
-        threshold: Tensor | None = None,
-        normalize: Normalization = "none",
-        subtract_b_dec: bool = True,
-        name: str = "tensors",
-        prepend_bos: bool | None = None,
-        layer: int | None = None,
-    ) -> "ConceptDictionary":
-        """Build a dictionary from weights in SAELens' orientation.
-
-        Args:
-            W_enc: [d_model, n_concepts].
-            b_enc: [n_concepts].
-            W_dec: [n_concepts, d_model].
-            b_dec: [d_model].
-            k: makes it a TopK dictionary.
-            threshold: scalar or [n_concepts]; makes it a JumpReLU dictionary. Without `k` and `threshold` it is ReLU.
-            normalize: see the module's formulas.
-            subtract_b_dec: SAELens' `apply_b_dec_to_input`.
-            name: for messages and manifests.
-            prepend_bos: see the attribute.
-            layer: see the attribute.
-
-        Raises:
-            CoCoMixError: shapes that do not fit, a k out of range, or both `k` and `threshold`.
-        """
-        if W_enc.ndim != 2:
-            raise CoCoMixError(f"W_enc must be a [d_model, n_concepts] matrix, not of shape {list(W_enc.shape)}.")
-        d_model, n_concepts = W_enc.shape
-        expected = {
-            "b_enc": (b_enc, (n_concepts,)),
-            "W_dec": (W_dec, (n_concepts, d_model)),
-            "b_dec": (b_dec, (d_model,)),
-        }
-        for label, (tensor, shape) in expected.items():
-            if tuple(tensor.shape) != shape:
+    def __post_init__(self) -> None:
+        if self.W_enc.ndim != 2:
+            raise CoCoMixError(f"W_enc must be a [d_model, n_concepts] matrix, not of shape {list(self.W_enc.shape)}.")
+        d_model, n_concepts = self.W_enc.shape
+        shapes = {"b_enc": (n_concepts,), "W_dec": (n_concepts, d_model), "b_dec": (d_model,)}
+        for label, shape in shapes.items():
+            if tuple(getattr(self, label).shape) != shape:
                 raise CoCoMixError(
-                    f"{label} has shape {list(tensor.shape)} but W_enc [d_model={d_model}, n_concepts={n_concepts}] "
-                    f"asks for {list(shape)}; SAELens' orientation is W_enc [d_model, n_concepts], W_dec the reverse."
+                    f"{label} has shape {list(getattr(self, label).shape)} but W_enc [d_model={d_model}, "
+                    f"n_concepts={n_concepts}] asks for {list(shape)}; SAELens' orientation is W_enc [d_model, "
+                    "n_concepts], W_dec the reverse."
                 )
-        if k is not None and threshold is not None:
+        if self.k is not None and self.threshold is not None:
             raise CoCoMixError("a dictionary is TopK (k) or JumpReLU (threshold), not both; give one of the two.")
-        if k is not None and not 1 <= k <= n_concepts:
-            raise CoCoMixError(f"k must be between 1 and the {n_concepts} concepts of the dictionary, not {k}.")
-        if normalize not in get_args(Normalization):
-            raise CoCoMixError(f"normalize must be one of {', '.join(get_args(Normalization))}, not {normalize!r}.")
-        if threshold is not None:
-            threshold = threshold.detach().to(W_enc.dtype).expand(n_concepts).contiguous()
-        return cls(
-            W_enc=W_enc.detach().contiguous(),
-            b_enc=b_enc.detach().contiguous(),
-            W_dec=W_dec.detach().contiguous(),
-            b_dec=b_dec.detach().contiguous(),
-            kind="topk" if k is not None else "jumprelu" if threshold is not None else "relu",
-            k=k,
-            threshold=threshold,
-            normalize=normalize,
-            subtract_b_dec=subtract_b_dec,
-            name=name,
-            prepend_bos=prepend_bos,
-            layer=layer,
-        )
+        if self.k is not None and not 1 <= self.k <= n_concepts:
+            raise CoCoMixError(f"k must be between 1 and the {n_concepts} concepts of the dictionary, not {self.k}.")
+        if self.normalize not in get_args(Normalization):
+            known = ", ".join(get_args(Normalization))
+            raise CoCoMixError(f"normalize must be one of {known}, not {self.normalize!r}.")
+        tensors = self.tensors()
+        if self.threshold is not None:
+            tensors["threshold"] = self.threshold.to(self.W_enc.dtype).expand(n_concepts)
+        for label, tensor in tensors.items():
+            object.__setattr__(self, label, tensor.detach().contiguous())
+
+    @property
+    def kind(self) -> DictionaryKind:
+        """By what is given: `topk` (`k`), `jumprelu` (`threshold`; also SAELens' BatchTopK at inference), or `relu`."""
+        return "topk" if self.k is not None else "relu" if self.threshold is None else "jumprelu"
 
     @classmethod
     def from_sae_lens(cls, release_or_path: str | Path, sae_id: str | None = None) -> "ConceptDictionary":
@@ -203,7 +164,7 @@ class ConceptDictionary:
         Raises:
             CoCoMixError: there is none, it is damaged, or what it computes is not known here.
         """
-        return cls.from_tensors(**open_sae(str(release_or_path), sae_id)._asdict())
+        return cls(**open_sae(str(release_or_path), sae_id)._asdict())
 
     def save(self, folder: Path) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens saves an SAE for inference, over what is there."""

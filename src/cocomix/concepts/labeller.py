@@ -9,10 +9,10 @@ shards, disks and processes are unknown to a labeller.
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import Field
 from torch import Tensor
 
 from cocomix.runtime.errors import CoCoMixError
@@ -20,15 +20,12 @@ from cocomix.runtime.section import Section
 
 __all__ = [
     "IGNORE",
-    "AnyLabellerConfig",
     "ConceptLabeller",
     "ConceptLabels",
-    "FingerprintChange",
     "FittedLabeller",
     "LabellerConfig",
     "LabellerKind",
     "build_labeller",
-    "compare_fingerprints",
     "determining",
     "drop_without_target",
     "labeller_config",
@@ -42,7 +39,7 @@ IGNORE = -100
 
 ENTRY_POINTS = "cocomix.labellers"
 WARN_ONLY = ("configuration", "versions")
-"""Parts of a fingerprint that do not determine the labels: a change of them is told, not refused."""
+"""Parts of a fingerprint that do not determine the labels; they are recorded for people."""
 
 _BUILT_IN = {
     "attribution": "cocomix.concepts.labellers.attribution:AttributionLabeller",
@@ -111,7 +108,7 @@ class ConceptLabeller(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """What made the labels, by name (see `compare_fingerprints`): settings, `weights`, `dictionary`, `algorithm`…
+        """What made the labels, by name: settings, `weights`, `dictionary`, `algorithm`…
 
         `algorithm` is a version that the kind raises when its labels change. `configuration` and `versions` are for
         people: labels are not refused for them.
@@ -209,10 +206,6 @@ def labeller_config_type(kind: Any) -> type[LabellerConfig]:
     return _labeller_class(kind).config_type
 
 
-AnyLabellerConfig = Annotated[SerializeAsAny[LabellerConfig], BeforeValidator(labeller_config)]
-"""The type of a field that holds the settings of any kind."""
-
-
 def build_labeller(
     config: LabellerConfig,
     *,
@@ -245,27 +238,6 @@ def build_labeller(
 def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
     """The parts of a fingerprint that determine the labels."""
     return {name: value for name, value in fingerprint.items() if name not in WARN_ONLY}
-
-
-class FingerprintChange(NamedTuple):
-    """How two fingerprints differ.
-
-    Attributes:
-        refused: names of the parts that make other labels.
-        warned: names of the parts that do not.
-    """
-
-    refused: tuple[str, ...]
-    warned: tuple[str, ...]
-
-
-def compare_fingerprints(recorded: Mapping[str, str], found: Mapping[str, str]) -> FingerprintChange:
-    """Which parts of a recorded fingerprint differ from one that is found now."""
-    differing = [name for name in {**recorded, **found} if recorded.get(name) != found.get(name)]
-    return FingerprintChange(
-        tuple(name for name in differing if name not in WARN_ONLY),
-        tuple(name for name in differing if name in WARN_ONLY),
-    )
 
 
 def _labeller_class(kind: Any) -> LabellerKind:

@@ -3,12 +3,13 @@
 Two forms of `cfg.json` are in use. Since version 6, notes about the training, such as the hook's name, lie in
 `metadata`; before, all fields lie side by side, and what is missing has the defaults of that time.
 
-Of the notes only the hook's name is a reason to refuse (see `cocomix.concepts.hooks`). `prepend_bos` explains a bad
+Of the notes only the hook's name is a reason to refuse (see `block_of_hook`). `prepend_bos` explains a bad
 fit, but refuses no good one: SAELens writes true for older configurations that say nothing, and for Qwen's models,
 which have no such token.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cocomix.artifacts import write_text
-from cocomix.concepts.hooks import block_of_hook
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Normalization",
     "SaeConfig",
     "SaeParts",
+    "block_of_hook",
     "read_config",
     "read_weights",
     "sae_parts",
@@ -48,10 +49,14 @@ _NORMALIZATIONS: dict[str, Normalization] = {
 _ARCHITECTURES = {"topk": "topk", "jumprelu": "jumprelu", "standard": "relu"}
 _NOTES = ("hook_name", "hook_name_out", "prepend_bos", "model_from_pretrained_kwargs")
 _CENTRED = {"center_writing_weights": True}
+# `blocks.5.hook_resid_post` (TransformerLens), `transformer.h.5`, `model.layers.5` (modules of a Hugging Face model)
+_HOOK = re.compile(r"^(?:.*\.)?(?:blocks|block|h|layers|layer)\.(\d+)(?:\.(.+))?$")
+_OUTPUT = (None, "hook_resid_post", "hook_out", "output")
+_INPUT = ("hook_resid_pre", "hook_in", "input")
 
 
 class SaeParts(NamedTuple):
-    """What a dictionary is built from: the arguments of `ConceptDictionary.from_tensors`."""
+    """What a dictionary is built from: the arguments of `ConceptDictionary`."""
 
     W_enc: Tensor
     b_enc: Tensor
@@ -187,6 +192,38 @@ def sae_parts(config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale
         name=name,
         prepend_bos=config.metadata.get("prepend_bos"),
         layer=layer,
+    )
+
+
+def block_of_hook(hook_name: str | None, name: str, hook_name_out: str | None = None) -> int | None:
+    """The 0-based block whose output an autoencoder reads; None where its configuration does not say.
+
+    The input of block N is the output of block N − 1.
+
+    Args:
+        hook_name: of what it reads.
+        name: of the autoencoder, for messages.
+        hook_name_out: of what it predicts, for transcoders.
+
+    Raises:
+        CoCoMixError: it reads something else than the output of a block, or predicts something else than it reads.
+    """
+    if hook_name_out not in (None, hook_name):
+        raise CoCoMixError(
+            f"{name} is a transcoder from {hook_name} to {hook_name_out}; a dictionary must read and rebuild the same."
+        )
+    found = _HOOK.match(hook_name or "")
+    if found is None:
+        return None
+    block, place = int(found[1]), found[2]
+    if place in _OUTPUT:
+        return block
+    if place in _INPUT and block > 0:
+        return block - 1
+    what = "the embeddings" if place in _INPUT else "not the output of a block"
+    raise CoCoMixError(
+        f"{name} was trained on {hook_name}, which is {what}; choose an SAE of the residual stream after a block "
+        "(hook_resid_post)."
     )
 
 

@@ -1,14 +1,12 @@
-"""Which teacher and which dictionary: what a recipe and the command line name them by, and how they are loaded."""
+"""Which teacher and which dictionary: what a recipe and the command line name them by."""
 
-import torch
 from pydantic import Field
 
 from cocomix.concepts.dictionary import ConceptDictionary
-from cocomix.concepts.teacher import ConceptTeacher, load_teacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
-__all__ = ["DictionaryConfig", "TeacherConfig", "dictionary_layer", "open_concept_teacher"]
+__all__ = ["DictionaryConfig", "TeacherConfig", "dictionary_layer"]
 
 
 class TeacherConfig(Section):
@@ -39,35 +37,19 @@ class DictionaryConfig(Section):
         """What manifests call it."""
         return self.path if self.sae_id is None else f"{self.path}/{self.sae_id}"
 
+    def load(self) -> ConceptDictionary:
+        """Read it, in float32 on the CPU.
 
-def open_concept_teacher(
-    teacher: TeacherConfig,
-    dictionary: DictionaryConfig,
-    *,
-    device: torch.device | str | None = None,
-    bos_token_id: int | None = None,
-    force: bool = False,
-) -> ConceptTeacher:
-    """Load a teacher with its dictionary, in float32.
-
-    Args:
-        teacher: the language model and the block that is read.
-        dictionary: the sparse autoencoder of that block.
-        device: where to put both; the CPU if None.
-        bos_token_id: what texts begin with, see `ConceptTeacher`.
-        force: warn of a dictionary of another layer.
-
-    Raises:
-        CoCoMixError: one of them cannot be loaded, they do not fit together, or the dictionary is not the pinned one.
-    """
-    found = ConceptDictionary.from_sae_lens(dictionary.path, dictionary.sae_id)
-    if dictionary.fingerprint not in (None, found.fingerprint()):
-        raise CoCoMixError(
-            f"the dictionary {dictionary.name} is not the one that dictionary.fingerprint pins: what is there now has "
-            f"{found.fingerprint()}."
-        )
-    model = load_teacher(teacher.model, revision=teacher.revision, device=device)
-    return ConceptTeacher(model, found, teacher.layer, name=teacher.model, bos_token_id=bos_token_id, force=force)
+        Raises:
+            CoCoMixError: there is none, or it is not the pinned one.
+        """
+        found = ConceptDictionary.from_sae_lens(self.path, self.sae_id)
+        if self.fingerprint not in (None, found.fingerprint()):
+            raise CoCoMixError(
+                f"the dictionary {self.name} is not the one that dictionary.fingerprint pins: what is there now has "
+                f"{found.fingerprint()}."
+            )
+        return found
 
 
 def dictionary_layer(dictionary: DictionaryConfig) -> int:
@@ -76,7 +58,7 @@ def dictionary_layer(dictionary: DictionaryConfig) -> int:
     Raises:
         CoCoMixError: there is no dictionary, or its configuration does not say.
     """
-    layer = ConceptDictionary.from_sae_lens(dictionary.path, dictionary.sae_id).layer
+    layer = dictionary.load().layer
     if layer is None:
         raise CoCoMixError(f"which layer {dictionary.name} describes is not recorded there; give it with --layer.")
     return layer

@@ -27,22 +27,19 @@ def load_teacher(
     name_or_folder: str | Path,
     *,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal LM, frozen and in evaluation mode.
+    """Load a causal LM in float32, by which labels are defined, frozen and in evaluation mode.
 
     Args:
-        name_or_folder: a hub name, a folder written by `save_pretrained`, or a `.gguf` file, which is de-quantised.
+        name_or_folder: a hub name, a folder written by `save_pretrained`, or the path of a `.gguf` file.
         revision: branch, tag or commit on the hub.
-        dtype: of the weights; float32 if None, because labels are defined by the float32 teacher.
         device: where to put it; the CPU if None.
 
     Raises:
         CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
     """
-    model = load_causal_lm(name_or_folder, revision=revision, dtype=dtype)
-    frozen: PreTrainedModel = model.requires_grad_(False)
+    frozen: PreTrainedModel = load_causal_lm(name_or_folder, revision=revision).requires_grad_(False)
     return frozen if device is None else frozen.to(device)
 
 

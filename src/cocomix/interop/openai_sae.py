@@ -40,7 +40,7 @@ def read_openai_autoencoder(path: Path) -> ConceptDictionary:
     elif activation != "ReLU":
         raise CoCoMixError(f"{path} has the activation {activation!r}; known are TopK and ReLU.")
     try:
-        return ConceptDictionary.from_tensors(
+        return ConceptDictionary(
             encoder.T,
             weights["latent_bias"],
             decoder.T,

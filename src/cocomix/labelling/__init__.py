@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cocomix.labelling.fitting import fit_on_data
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
-    from cocomix.labelling.opening import OpenedLabeller, open_decoder, open_labeller
+    from cocomix.labelling.opening import open_decoder, open_labeller
     from cocomix.labelling.ray_executor import RayExecutor
     from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
     from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest, Scores
@@ -26,7 +26,6 @@ __all__ = [
     "LabelBlocks",
     "Labels",
     "LabelsManifest",
-    "OpenedLabeller",
     "ProbabilityDtype",
     "Processes",
     "RayExecutor",
@@ -48,7 +47,7 @@ _MODULES = {
     "fitting": ("fit_on_data",),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
-    "opening": ("OpenedLabeller", "open_decoder", "open_labeller"),
+    "opening": ("open_decoder", "open_labeller"),
     "ray_executor": ("RayExecutor",),
     "stored_arrays": ("Concatenated", "StoredArrays"),
     "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest", "Scores"),

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,25 +30,12 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
-__all__ = ["OpenedLabeller", "SentTokens", "check_data_tokenizer", "load_labeller", "open_decoder", "open_labeller"]
+__all__ = ["SentTokens", "check_data_tokenizer", "load_labeller", "open_decoder", "open_labeller"]
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit
 _BATCH_TOKENS = 4096  # of the sample that a labeller learns from
-
-
-class OpenedLabeller(NamedTuple):
-    """A labeller that was tried on the data.
-
-    Attributes:
-        labeller: ready to label.
-        agreement: share of positions with the labels of the same teacher in float32; None where it runs in float32, or
-            there is none.
-    """
-
-    labeller: ConceptLabeller
-    agreement: float | None = None
 
 
 def open_labeller(
@@ -59,7 +45,7 @@ def open_labeller(
     device: torch.device | None = None,
     tables: dict[str, Tensor] | None = None,
     force: bool = False,
-) -> OpenedLabeller:
+) -> tuple[ConceptLabeller, float | None]:
     """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
 
     Args:
@@ -68,6 +54,9 @@ def open_labeller(
         device: where to put its models; the best one by default.
         tables: what its first pass learned before.
         force: warn where it would refuse.
+
+    Returns:
+        The labeller, and its agreement with the labels of the same teacher in float32 (see `check_labeller`).
 
     Raises:
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; or as `check_labeller`.
@@ -80,13 +69,11 @@ def open_labeller(
         blocks = spread_blocks(tokens.split(TRAIN), labeller.sample_tokens)
         labeller = labeller.fit(torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])))
     if not isinstance(config, TeacherLabellerConfig):
-        return OpenedLabeller(labeller)
+        return labeller, None
     sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
     if isinstance(labeller, AlignedTeacher):
-        found = check_labeller(labeller.inner, labeller.teacher_blocks(sample), k=config.k, force=force)
-    else:
-        found = check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
-    return OpenedLabeller(labeller, found.agreement)
+        return labeller, check_labeller(labeller.inner, labeller.teacher_blocks(sample), k=config.k, force=force)
+    return labeller, check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
 
 
 @dataclass(frozen=True)

@@ -175,4 +175,5 @@ def open_online_labels(config: LabellerConfig, data: Tokens, device: torch.devic
         CoCoMixError: as `open_labeller`.
     """
     tables = load_file(folder / TABLES) if (folder / TABLES).is_file() else None
-    return OnlineLabels(open_labeller(data, config, device=device, tables=tables).labeller, config, device)
+    labeller, _ = open_labeller(data, config, device=device, tables=tables)
+    return OnlineLabels(labeller, config, device)

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from cocomix.concepts import ConceptTeacher, TokenLookupLabeller, compare_fingerprints
+from cocomix.concepts import ConceptTeacher, TokenLookupLabeller
 from cocomix.concepts.labellers import token_lookup
 from cocomix.runtime.errors import CoCoMixError
 
-from ..conftest import CONCEPTS, VOCAB, make_dictionary, make_model
+from ..conftest import CONCEPTS, VOCAB, make_dictionary, make_model, refused_by
 
 SAMPLE = torch.randint(1, 30, (12, 20), generator=torch.Generator().manual_seed(4))  # tokens 30 to 60 do not occur
 
@@ -70,7 +70,7 @@ def test_tables_are_all_that_was_learned(teacher):
     assert torch.equal(again.label(SAMPLE, k=5).ids, fitted.label(SAMPLE, k=5).ids)
     assert again.fingerprint() == fitted.fingerprint()
     other = TokenLookupLabeller(teacher).fit([SAMPLE[:4]])
-    assert compare_fingerprints(fitted.fingerprint(), other.fingerprint()).refused == ("table",)
+    assert refused_by(fitted.fingerprint(), other.fingerprint()) == ("table",)
 
 
 def test_what_cannot_be_looked_up_is_refused(teacher):

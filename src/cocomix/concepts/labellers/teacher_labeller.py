@@ -8,8 +8,8 @@ from torch import Tensor
 from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
 from cocomix.concepts.labeller import ConceptLabels, LabellerConfig
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, open_concept_teacher
-from cocomix.concepts.teacher import ConceptTeacher
+from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts.teacher import ConceptTeacher, load_teacher
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["TeacherLabeller", "TeacherLabellerConfig"]
@@ -61,8 +61,10 @@ class TeacherLabeller:
         """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
         if missing := config.missing():
             raise CoCoMixError(f"labels of kind {config.kind!r} are made with a {' and a '.join(missing)}; name them.")
-        teacher = open_concept_teacher(
-            config.teacher, config.dictionary, device=device, bos_token_id=bos_token_id, force=force
+        source, dictionary = config.teacher, config.dictionary.load()
+        model = load_teacher(source.model, revision=source.revision, device=device)
+        teacher = ConceptTeacher(
+            model, dictionary, source.layer, name=source.model, bos_token_id=bos_token_id, force=force
         )
         return cls(teacher, **config.model_dump(exclude={"kind", "k", "teacher", "dictionary"}))
 

@@ -27,8 +27,7 @@ def sae(
 
     [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
     """
-    from cocomix.concepts import FitSettings
-    from cocomix.concepts.sources import TeacherConfig
+    from cocomix.concepts import FitSettings, TeacherConfig
     from cocomix.labelling import fit_on_data
     from cocomix.runtime.device import choose_threads
 

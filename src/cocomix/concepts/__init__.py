@@ -10,9 +10,10 @@ from cocomix.concepts.check import (
     require_agreement,
     require_fit,
 )
-from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
-from cocomix.concepts.dictionary_folder import Dictionary, DictionaryFit, DictionaryManifest, FitReport, FitSettings
-from cocomix.concepts.fingerprints import model_fingerprint
+from cocomix.concepts.decoder import FrozenDecoder
+from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes, layer_normalize
+from cocomix.concepts.dictionary_folder import Dictionary, DictionaryFit, DictionaryManifest, FitSettings
+from cocomix.concepts.fingerprints import model_fingerprint, package_versions
 from cocomix.concepts.fit import fit_dictionary, fit_identity
 from cocomix.concepts.labeller import (
     IGNORE,
@@ -42,7 +43,7 @@ from cocomix.concepts.labellers import (
 )
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
 from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
-from cocomix.concepts.token_rows import TokenBlocksLike, first_blocks, spread_blocks
+from cocomix.concepts.token_rows import first_blocks, spread_blocks
 
 __all__ = [
     "IGNORE",
@@ -60,9 +61,9 @@ __all__ = [
     "DictionaryConfig",
     "DictionaryFit",
     "DictionaryManifest",
-    "FitReport",
     "FitSettings",
     "FittedLabeller",
+    "FrozenDecoder",
     "LabellerConfig",
     "RandomConfig",
     "RandomLabeller",
@@ -70,7 +71,6 @@ __all__ = [
     "TeacherConfig",
     "TeacherLabeller",
     "TeacherLabellerConfig",
-    "TokenBlocksLike",
     "TokenLookupConfig",
     "TokenLookupLabeller",
     "build_labeller",
@@ -86,10 +86,12 @@ __all__ = [
     "labeller_config",
     "labeller_config_type",
     "labeller_kinds",
+    "layer_normalize",
     "load_teacher",
     "measure_agreement",
     "measure_fit",
     "model_fingerprint",
+    "package_versions",
     "register_labeller",
     "require_agreement",
     "require_fit",

@@ -62,7 +62,7 @@ def fit_dictionary(
     settings: FitSettings | None = None,
     *,
     teacher_name: str | None = None,
-    tokens_fingerprint: str | None = None,
+    tokens: str | None = None,
     revision: str | None = None,
     bos_token_id: int | None = None,
 ) -> Dictionary:
@@ -76,7 +76,7 @@ def fit_dictionary(
         output: folder to write, see `cocomix.concepts.dictionary_folder`.
         settings: see `FitSettings`.
         teacher_name: for the manifest; the model's own record by default.
-        tokens_fingerprint: likewise, of the prepared data.
+        tokens: likewise, the fingerprint of the prepared data.
         revision: likewise, of the teacher on the hub.
         bos_token_id: what every block begins with, which is left out; `None` where that is text.
 
@@ -95,9 +95,7 @@ def fit_dictionary(
     sae_lens = import_sae_lens()
     decoder = FrozenDecoder(model, layer)
     _require_memory(settings, decoder)
-    identity = fit_identity(
-        name, layer, settings, tokens=tokens_fingerprint, revision=revision, bos_token_id=bos_token_id
-    )
+    identity = fit_identity(name, layer, settings, tokens=tokens, revision=revision, bos_token_id=bos_token_id)
     with Dictionary.create(output, identity=identity) as staging:
         started = time.perf_counter()
         trainer = _train(sae_lens, decoder, blocks, settings, name, bos_token_id is not None)
@@ -115,7 +113,7 @@ def fit_dictionary(
             tokens_per_second=trainer.n_training_samples / seconds,
             sae_lens_version=sae_lens.__version__,
         )
-        made_from = {"teacher": model_fingerprint(model), "tokens": tokens_fingerprint}
+        made_from = {"teacher": model_fingerprint(model), "tokens": tokens}
         staging.finish(
             DictionaryManifest(
                 made_from={role: found for role, found in made_from.items() if found is not None},
@@ -128,13 +126,8 @@ def fit_dictionary(
             )
         )
     logger.info(
-        "fitted %s concepts to block %d in %s: %s, %s dead, %s tokens/s",
-        f"{settings.num_concepts:,}",
-        layer,
-        output,
-        fit.describe(),
-        f"{report.dead_concepts:,}",
-        f"{report.tokens_per_second:,.0f}",
+        f"fitted {settings.num_concepts:,} concepts to block {layer} in {output}: {fit.describe()}, "
+        f"{report.dead_concepts:,} dead, {report.tokens_per_second:,.0f} tokens/s"
     )
     return Dictionary.open(output)
 
@@ -151,26 +144,17 @@ def _require_memory(settings: FitSettings, decoder: FrozenDecoder) -> None:
 
 
 def _train(
-    sae_lens: Any,
-    decoder: FrozenDecoder,
-    blocks: TokenBlocksLike,
-    settings: FitSettings,
-    name: str,
-    after_bos: bool,
+    sae_lens: Any, decoder: FrozenDecoder, blocks: TokenBlocksLike, settings: FitSettings, name: str, after_bos: bool
 ) -> Any:
     """Run SAELens' `SAETrainer` step by step, with our progress in place of its own; returns the trainer."""
     batches = _activations(decoder, blocks, settings, after_bos)
     first = next(batches)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        sae = sparse_decoding_sae(sae_lens)(
-            sae_lens.TopKTrainingSAEConfig(
-                d_in=decoder.d_model,
-                d_sae=settings.num_concepts,
-                k=settings.k,
-                device=str(decoder.device),
-            )
+        config = sae_lens.TopKTrainingSAEConfig(
+            d_in=decoder.d_model, d_sae=settings.num_concepts, k=settings.k, device=str(decoder.device)
         )
+        sae = sparse_decoding_sae(sae_lens)(config)
     metadata = sae.cfg.metadata
     metadata.model_name, metadata.hook_name = name, decoder.hook_name
     metadata.prepend_bos, metadata.context_size = after_bos, len(blocks[0]["input_ids"])

@@ -38,7 +38,7 @@ IGNORE = -100
 """Stands where a position has no label: the value that `torch.nn.functional.cross_entropy` ignores."""
 
 ENTRY_POINTS = "cocomix.labellers"
-WARN_ONLY = ("configuration", "versions")
+NOT_DETERMINING = ("configuration", "versions")
 """Parts of a fingerprint that do not determine the labels; they are recorded for people."""
 
 _BUILT_IN = {
@@ -237,7 +237,7 @@ def build_labeller(
 
 def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
     """The parts of a fingerprint that determine the labels."""
-    return {name: value for name, value in fingerprint.items() if name not in WARN_ONLY}
+    return {name: value for name, value in fingerprint.items() if name not in NOT_DETERMINING}
 
 
 def _labeller_class(kind: Any) -> LabellerKind:

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cocomix.artifacts import read_json, write_json
-from cocomix.concepts import AttributionConfig, FitSettings
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import AttributionConfig, DictionaryConfig, FitSettings, TeacherConfig
 from cocomix.data import PrepareSettings, prepare
 from cocomix.experiments.tour_report import write_demo_report
 from cocomix.labelling import fit_on_data, label_data

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from cocomix.artifacts import explained_full_disk
 from cocomix.concepts import (
@@ -39,7 +40,7 @@ def fit_on_data(
     """
     settings = settings or FitSettings()
     data = Tokens.open(data_path)
-    origin = {
+    origin: dict[str, Any] = {
         "tokens": data.manifest.fingerprint,
         "revision": teacher.revision,
         "bos_token_id": data.manifest.bos_token_id,
@@ -58,7 +59,5 @@ def fit_on_data(
             output,
             settings,
             teacher_name=teacher.model,
-            tokens_fingerprint=data.manifest.fingerprint,
-            revision=teacher.revision,
-            bos_token_id=data.manifest.bos_token_id,
+            **origin,
         )

@@ -19,12 +19,13 @@ from cocomix.concepts import (
     AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
+    FrozenDecoder,
     LabellerConfig,
     TeacherConfig,
     load_teacher,
+    model_fingerprint,
+    package_versions,
 )
-from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.concepts.fingerprints import model_fingerprint, package_versions
 from cocomix.data import Tokens
 from cocomix.labelling.map_shards import Arrays
 from cocomix.labelling.opening import SentTokens, load_labeller, open_decoder, open_labeller

@@ -13,6 +13,7 @@ from cocomix.concepts import (
     AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
+    FrozenDecoder,
     LabellerConfig,
     TeacherConfig,
     TeacherLabeller,
@@ -24,7 +25,6 @@ from cocomix.concepts import (
     load_teacher,
     spread_blocks,
 )
-from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError

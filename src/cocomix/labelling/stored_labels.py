@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LabelBlocks", "LabelStatistics", "Labels", "LabelsManifest", "Scores", "encode_labels", "label_layouts"]
 
 Scores = Literal["none", "float16", "float32"]
-IGNORE, WARN_ONLY = -100, ("configuration", "versions")  # of `cocomix.concepts`, whose import would load PyTorch
+IGNORE, NOT_DETERMINING = -100, ("configuration", "versions")  # of `cocomix.concepts`, whose import would load PyTorch
 TABLES = "tables.safetensors"
 """What a labeller learned in a first pass, if it had one."""
 _CHUNK = 2**12  # blocks that are looked at together
@@ -80,10 +80,15 @@ class LabelsManifest(StoredManifest):
         """Labels per position, at most."""
         return int(self.labels["k"])
 
+    @property
+    def determining(self) -> dict[str, str]:
+        """The parts of the labeller's fingerprint that determine the labels."""
+        return {name: value for name, value in self.labeller.items() if name not in NOT_DETERMINING}
+
     def contents(self) -> Any:
         """See `StoredManifest`; names and versions do not count."""
-        made = {name: value for name, value in self.labeller.items() if name not in WARN_ONLY}
-        return {"of": super().contents(), "k": self.k, "num_concepts": self.num_concepts, "labeller": made}
+        of, made = super().contents(), self.determining
+        return {"of": of, "k": self.k, "num_concepts": self.num_concepts, "labeller": made}
 
     def config(self) -> "LabellerConfig":
         """The settings of the labeller as its kind's class."""
@@ -126,8 +131,7 @@ class Labels(StoredArrays[LabelsManifest]):
     @property
     def how_made(self) -> dict[str, Any]:
         """See `StoredArrays`."""
-        made = {name: value for name, value in self.manifest.labeller.items() if name not in WARN_ONLY}
-        return {"number of labels": self.manifest.k, **made}
+        return {"number of labels": self.manifest.k, **self.manifest.determining}
 
     def split(self, name: str, *, scattered: bool = False) -> "LabelBlocks":
         """See `StoredArrays`."""
@@ -168,8 +172,7 @@ class Labels(StoredArrays[LabelsManifest]):
 
     def check(self, findings: Findings) -> None:
         """See `Artifact`; also the teacher and the dictionary, if there are any."""
-        from cocomix.concepts import ConceptDictionary, load_teacher
-        from cocomix.concepts.fingerprints import model_fingerprint
+        from cocomix.concepts import ConceptDictionary, load_teacher, model_fingerprint
 
         super().check(findings)
         made, recorded = self.manifest.labels, self.manifest.made_from

@@ -21,7 +21,7 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cocomix.concepts.decoder import FrozenDecoder
+    from cocomix.concepts import FrozenDecoder
 
 __all__ = [
     "ProbabilitiesManifest",
@@ -95,8 +95,7 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
     def check(self, findings: Findings) -> None:
         """See `Artifact`; also the teacher."""
-        from cocomix.concepts import load_teacher
-        from cocomix.concepts.fingerprints import model_fingerprint
+        from cocomix.concepts import load_teacher, model_fingerprint
 
         super().check(findings)
         name, recorded = self.manifest.teacher, self.manifest.made_from["weights"]

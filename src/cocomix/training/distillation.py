@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from cocomix.artifacts import shown
-from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.concepts.dictionary import layer_normalize
-from cocomix.concepts.fingerprints import model_fingerprint
+from cocomix.concepts import FrozenDecoder, layer_normalize, model_fingerprint
 from cocomix.data import MixedData, Tokens
 from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
 from cocomix.model import FullTargets, TopTargets

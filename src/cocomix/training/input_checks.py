@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.artifacts import MANIFEST
-from cocomix.concepts import ConceptDictionary, Dictionary, load_teacher
-from cocomix.concepts.fingerprints import model_fingerprint
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
+from cocomix.concepts import (
+    ConceptDictionary,
+    Dictionary,
+    DictionaryConfig,
+    TeacherConfig,
+    load_teacher,
+    model_fingerprint,
+)
 from cocomix.data import Tokens
 from cocomix.labelling import Labels, StoredArrays
 from cocomix.runtime.errors import CoCoMixError

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,15 @@ import torch
 
 from cocomix.concepts import IGNORE, FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
-from cocomix.labelling import Labels, TeacherProbabilities, distill_data, fit_on_data, label_data, open_labeller
+from cocomix.labelling import (
+    Labels,
+    TeacherProbabilities,
+    check_tokenizer,
+    distill_data,
+    fit_on_data,
+    label_data,
+    open_labeller,
+)
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from tests.command_line import Cli
@@ -106,6 +116,17 @@ def test_a_teacher_without_a_tokenizer_is_checked_by_its_size(workshop: Workshop
     settings = FitSettings(num_concepts=32, k=4, tokens=512, batch_size=256)
     dictionary = fit_on_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "sae", settings)
     assert dictionary.manifest.kind == "dictionary"
+
+
+@pytest.mark.parametrize(
+    ("rows", "accepted"),
+    [(50_257, True), (50_304, True), (51_200, True), (50_256, False), (52_000, False), (128_256, False)],
+)
+def test_embeddings_may_be_padded_but_not_be_another_vocabularys(rows: int, accepted: bool) -> None:
+    model: Any = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(rows, 1, device="meta"))
+    tokens: Any = SimpleNamespace(manifest=SimpleNamespace(vocab_size=50_257))
+    with nullcontext() if accepted else pytest.raises(CoCoMixError, match=f"{rows} rows .* 50257 tokens"):
+        check_tokenizer(model, None, tokens)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

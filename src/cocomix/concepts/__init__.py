@@ -42,7 +42,7 @@ from cocomix.concepts.labellers import (
     TokenLookupLabeller,
 )
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
-from cocomix.concepts.teacher import ConceptTeacher, check_tokenizer, load_teacher
+from cocomix.concepts.teacher import ConceptTeacher, load_teacher
 from cocomix.concepts.token_rows import first_blocks, spread_blocks
 
 __all__ = [
@@ -75,7 +75,6 @@ __all__ = [
     "TokenLookupLabeller",
     "build_labeller",
     "check_labeller",
-    "check_tokenizer",
     "determining",
     "dictionary_layer",
     "drop_without_target",

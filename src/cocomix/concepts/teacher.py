@@ -16,7 +16,7 @@ from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
-__all__ = ["ConceptTeacher", "Reduction", "check_tokenizer", "load_teacher"]
+__all__ = ["ConceptTeacher", "Reduction", "load_teacher"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,41 +41,6 @@ def load_teacher(
     """
     frozen: PreTrainedModel = load_causal_lm(name_or_folder, revision=revision).requires_grad_(False)
     return frozen if device is None else frozen.to(device)
-
-
-def check_tokenizer(
-    teacher_vocab_size: int,
-    *,
-    tokenizer_fingerprint: str,
-    vocab_size: int,
-    teacher_tokenizer_fingerprint: str | None,
-) -> None:
-    """Refuse a teacher that reads another tokenizer than the data set was prepared with.
-
-    Where the teacher's tokenizer is known, the two fingerprints must be equal. Where it is not (a folder with weights
-    only), the vocabulary size is all there is to compare: the teacher's embedding must have as many rows as the
-    tokenizer has tokens, or up to 2% or 1,024 more, as embeddings are often padded.
-
-    Args:
-        teacher_vocab_size: rows of the teacher's embedding.
-        tokenizer_fingerprint: of the prepared data.
-        vocab_size: of the prepared data's tokenizer.
-        teacher_tokenizer_fingerprint: None if the teacher came without a tokenizer.
-
-    Raises:
-        CoCoMixError: they differ.
-    """
-    if teacher_tokenizer_fingerprint is not None:
-        if teacher_tokenizer_fingerprint != tokenizer_fingerprint:
-            raise CoCoMixError(
-                "the teacher's tokenizer is not the one the data set was prepared with; prepare the data with the "
-                "teacher's tokenizer, or choose a teacher of this tokenizer."
-            )
-    elif not vocab_size <= teacher_vocab_size <= vocab_size + max(1024, vocab_size // 50):
-        raise CoCoMixError(
-            f"the teacher's embedding has {teacher_vocab_size} rows but the data's tokenizer has {vocab_size} "
-            "tokens; prepare the data with the teacher's tokenizer."
-        )
 
 
 class ConceptTeacher:

@@ -11,10 +11,10 @@ from cocomix.concepts import (
     TeacherLabeller,
     TeacherLabellerConfig,
     build_labeller,
-    check_tokenizer,
 )
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, run_labels
+from cocomix.labelling import check_tokenizer
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
@@ -65,8 +65,8 @@ def open_run_teacher(
         known, described = named.teacher or known, named.dictionary or described
     config = config.model_copy(
         update={
-            "teacher": _teacher(run, known, layer, teacher),
             "dictionary": _dictionary(run, described, dictionary),
+            "teacher": _teacher(run, known, layer, teacher),
         }
     )
     labeller = build_labeller(
@@ -83,12 +83,7 @@ def open_run_teacher(
             f"the dictionary {opened.dictionary.name} is not the one the labels in {store.path} were made with, so its "
             "concepts are not the run's; give that one with --dictionary."
         )
-    check_tokenizer(
-        opened.vocab_size,
-        tokenizer_fingerprint=data.manifest.tokenizer_fingerprint,
-        vocab_size=data.manifest.vocab_size,
-        teacher_tokenizer_fingerprint=None,
-    )
+    check_tokenizer(opened.decoder.model, None, data)
     return RunTeacher(opened, labeller, config.k)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cocomix.labelling.fitting import fit_on_data
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
-    from cocomix.labelling.opening import open_decoder, open_labeller
+    from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller
     from cocomix.labelling.ray_executor import RayExecutor
     from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
     from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest, Scores
@@ -33,6 +33,7 @@ __all__ = [
     "SlurmArray",
     "StoredArrays",
     "TeacherProbabilities",
+    "check_tokenizer",
     "distill_data",
     "finish",
     "fit_on_data",
@@ -47,7 +48,7 @@ _MODULES = {
     "fitting": ("fit_on_data",),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
-    "opening": ("open_decoder", "open_labeller"),
+    "opening": ("check_tokenizer", "open_decoder", "open_labeller"),
     "ray_executor": ("RayExecutor",),
     "stored_arrays": ("Concatenated", "StoredArrays"),
     "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest", "Scores"),

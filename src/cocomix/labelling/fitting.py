@@ -16,7 +16,7 @@ from cocomix.concepts import (
     load_teacher,
 )
 from cocomix.data import TRAIN, VALIDATION, Tokens
-from cocomix.labelling.opening import check_data_tokenizer
+from cocomix.labelling.opening import check_tokenizer, tokenizer_of
 from cocomix.runtime.device import default_device
 
 __all__ = ["fit_on_data"]
@@ -49,7 +49,7 @@ def fit_on_data(
         logger.info("%s is there already and was made with the same settings: nothing to do", output)
         return made
     model = load_teacher(teacher.model, revision=teacher.revision, device=default_device())
-    check_data_tokenizer(model, teacher, data)
+    check_tokenizer(model, tokenizer_of(teacher), data)
     with explained_full_disk(output):
         return fit_dictionary(
             model,

@@ -157,10 +157,8 @@ def map_shards(
         ):
             for outcome in outcomes:
                 advance(work.settle(outcome) * width)
-        for file in work.files:
-            work.join(file)  # also one whose last part was written by a job that was killed before it could join
-        tokens, seconds = (work.blocks_done - done) * width, time.perf_counter() - started
-        return Report(tokens, seconds, work.failed, work.without_result())
+        left = work.join_all()
+        return Report((work.blocks_done - done) * width, time.perf_counter() - started, work.failed, left)
 
 
 class Work:
@@ -266,8 +264,10 @@ class Work:
         finally:
             lock.release()
 
-    def without_result(self) -> list[str]:
-        """See `Report.left`."""
+    def join_all(self) -> list[str]:
+        """Join what can be joined, and say what is left, as in `Report`."""
+        for file in self.files:
+            self.join(file)  # also one whose last part was written by a job that was killed before it could join
         left = []
         for file in (file for file in self.files if not self._is_joined(file)):
             missing = [_name(shard) for shard in self.files[file] if not self._part(shard).exists()]

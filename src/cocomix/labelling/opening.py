@@ -20,7 +20,6 @@ from cocomix.concepts import (
     TeacherLabellerConfig,
     build_labeller,
     check_labeller,
-    check_tokenizer,
     first_blocks,
     load_teacher,
     spread_blocks,
@@ -30,7 +29,7 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
-__all__ = ["SentTokens", "check_data_tokenizer", "load_labeller", "open_decoder", "open_labeller"]
+__all__ = ["SentTokens", "check_tokenizer", "load_labeller", "open_decoder", "open_labeller", "tokenizer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,14 +117,14 @@ def load_labeller(
         return build_labeller(
             config, device=device, bos_token_id=tokens.manifest.bos_token_id, tables=tables, force=force
         )
-    found = _tokenizer_of(config.teacher)
+    found = tokenizer_of(config.teacher)
     same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
     bos_token_id = tokens.manifest.bos_token_id if same else None  # the teacher's texts begin as its tokenizer has it
     labeller = build_labeller(config, device=device, bos_token_id=bos_token_id, tables=tables, force=force)
     assert isinstance(labeller, TeacherLabeller)
     model = labeller.teacher.decoder.model
     if found is None or same:
-        check_data_tokenizer(model, config.teacher, tokens)
+        check_tokenizer(model, found, tokens)
         return labeller
     if isinstance(labeller, FittedLabeller):
         raise CoCoMixError(
@@ -154,22 +153,37 @@ def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.
     """
     model = load_teacher(teacher.model, revision=teacher.revision, device=device or default_device())
-    check_data_tokenizer(model, teacher, tokens)
+    check_tokenizer(model, tokenizer_of(teacher), tokens)
     return FrozenDecoder(model, teacher.layer)
 
 
-def check_data_tokenizer(model: PreTrainedModel, teacher: TeacherConfig, tokens: Tokens | SentTokens) -> None:
-    """Refuse a teacher that reads another tokenizer than the data's."""
-    found = _tokenizer_of(teacher)
-    check_tokenizer(
-        int(model.get_input_embeddings().weight.shape[0]),
-        tokenizer_fingerprint=tokens.manifest.tokenizer_fingerprint,
-        vocab_size=tokens.manifest.vocab_size,
-        teacher_tokenizer_fingerprint=None if found is None else tokenizer_fingerprint(found),
-    )
+def check_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, tokens: Tokens | SentTokens
+) -> None:
+    """Refuse a teacher that reads another tokenizer than the data's.
+
+    Where the teacher's tokenizer is not known (a folder with weights only), the vocabulary size is all there is to
+    compare: the teacher's embedding must have as many rows as the data's tokenizer has tokens, or up to 2% or 1,024
+    more, as embeddings are often padded.
+
+    Raises:
+        CoCoMixError: they differ.
+    """
+    meta, rows = tokens.manifest, int(model.get_input_embeddings().weight.shape[0])
+    if tokenizer is not None:
+        if tokenizer_fingerprint(tokenizer) != meta.tokenizer_fingerprint:
+            raise CoCoMixError(
+                "the teacher's tokenizer is not the one the data set was prepared with; prepare the data with the "
+                "teacher's tokenizer, or choose a teacher of this tokenizer."
+            )
+    elif not meta.vocab_size <= rows <= meta.vocab_size + max(1024, meta.vocab_size // 50):
+        raise CoCoMixError(
+            f"the teacher's embedding has {rows} rows but the data's tokenizer has {meta.vocab_size} tokens; prepare "
+            "the data with the teacher's tokenizer."
+        )
 
 
-def _tokenizer_of(teacher: TeacherConfig) -> PreTrainedTokenizerFast | None:
+def tokenizer_of(teacher: TeacherConfig) -> PreTrainedTokenizerFast | None:
     """The tokenizer that comes with a teacher; None where none does."""
     try:
         return load_tokenizer(teacher.model, teacher.revision)

@@ -6,10 +6,9 @@ is killed meanwhile, the next one does, or `finish`.
 """
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 from cocomix.artifacts import (
@@ -25,7 +24,7 @@ from cocomix.artifacts import (
 )
 from cocomix.data import Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
-from cocomix.labelling.map_shards import PARTS, Executor, Report, ShardFunction, map_shards
+from cocomix.labelling.map_shards import PARTS, Executor, Report, ShardFunction, Work, map_shards
 from cocomix.labelling.stored_arrays import StoredArrays, StoredFile
 from cocomix.runtime.errors import CoCoMixError
 
@@ -190,9 +189,9 @@ def finish(kind: type[A], output: Path) -> A:
         for file in files
         for start in range(0, file.blocks, blocks)
     ]
-    nothing: Any = SimpleNamespace(verb="finish", columns=notes["columns"], block_size=manifest["block_size"])
     with kind.create(output, identity=identity, resume=True) as staging:
-        report = map_shards(nothing, shards, output=staging.path, executor=_Nowhere())
+        with Work(staging.path, shards, (), notes["columns"], retries=0) as work:
+            report = Report(0, 1.0, {}, work.join_all())
         _complete(kind, staging, report, manifest, shared=False)
     return _opened(kind, output)
 
@@ -221,13 +220,6 @@ class _Range(NamedTuple):
     file: StoredFile
     start: int
     stop: int
-
-
-class _Nowhere(Executor):
-    """Computes nothing."""
-
-    def run(self, function: Any, work: Any) -> Generator[Any, None, None]:
-        yield from ()
 
 
 def _complete(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from cocomix.runtime.console import progress
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
@@ -31,7 +30,7 @@ def _logging_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def progress_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first line of `progress` comes at once rather than after seconds."""
-    monkeypatch.setitem(progress.__wrapped__.__kwdefaults__, "first", 0.0)  # type: ignore[attr-defined]
+    monkeypatch.setattr("cocomix.runtime.console._FIRST_LINE_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_dry_run_and_the_cost_in_the_header(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data here: the recipe alone
     monkeypatch.setattr(
-        import_module("cocomix.training.dry_run"), "activation_bytes", lambda *_, **__: 0
+        import_module("cocomix.training.run_plan"), "activation_bytes", lambda *_, **__: 0
     )  # has tests of its own
     plan = json.loads(cli("train", path, "--dry-run", "--json").out)
     recipe = load_recipe(path)

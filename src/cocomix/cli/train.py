@@ -29,6 +29,12 @@ def train(
     [dim]Example: cocomix train recipes/demo.yaml --set tokens=200000 --output runs/first[/dim]
     """
     from cocomix.artifacts import MANIFEST, RemoteFolder, read_json, url_of
+    from cocomix.training.recipe_file import finished_run, recipe_fingerprint, recipe_values
+
+    output, values = output or Path("runs") / recipe.stem, recipe_values(recipe, assignments or ())
+    if not dry_run and (finished := finished_run(output, values)) is not None:
+        return Printed(finished)
+
     from cocomix.runtime.device import choose_threads
     from cocomix.training import dry_run as preview
     from cocomix.training import train as run
@@ -39,6 +45,6 @@ def train(
         plan = preview(config)
         return Printed(plan, values_table(plan))
     choose_threads()
-    folder = run(config, output or Path("runs") / recipe.stem, profile_steps=profile)
+    folder = run(config, output, profile_steps=profile, recipe_fingerprint=recipe_fingerprint(values))
     url = url_of(folder)
     return Printed(read_json(folder / MANIFEST) if url is None else json.loads(RemoteFolder(url).read(MANIFEST)))

@@ -30,7 +30,8 @@ from cocomix.data import PrepareSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
-from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe, merged
+from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe
+from cocomix.training.recipe_file import merged
 from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]

@@ -14,9 +14,9 @@ from cocomix.model import CoCoMixConfig
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
-from cocomix.training.dry_run import Plan
 from cocomix.training.order import MixtureOrder
 from cocomix.training.recipe import RunConfig
+from cocomix.training.run_plan import Plan
 from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = ["RunManifest", "is_model_file", "run_manifest"]
@@ -101,6 +101,8 @@ class RunManifest(Manifest):
     """
 
     name: str
+    recipe_fingerprint: str | None = None
+    """Fingerprint of the recipe as it was written (`recipe_file`), by which the same command finds it done."""
     objective: str
     arm: str | None = None
     mixing: str | None
@@ -146,6 +148,7 @@ def run_manifest(
     teaching: Teaching,
     trainer: CoCoMixTrainer,
     final: dict[str, float],
+    recipe_fingerprint: str | None,
 ) -> RunManifest:
     """What a comparison needs to know of a finished run.
 
@@ -158,12 +161,14 @@ def run_manifest(
         teaching: what a teacher added.
         trainer: after training.
         final: the last evaluation.
+        recipe_fingerprint: of the recipe as it was written.
     """
     arguments, online = trainer.args, trainer.online_labels
     dtype = _DTYPES[trainer.accelerator.mixed_precision]
     values = {
         "made_from": _made_from(data, labels, teaching),
         "name": recipe.name or output.name,
+        "recipe_fingerprint": recipe_fingerprint,
         "objective": recipe.objective,
         "arm": recipe.arm,
         "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,

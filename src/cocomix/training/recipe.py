@@ -18,10 +18,10 @@ from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Predicte
 from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
-from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
+from cocomix.runtime.yaml_text import dump_yaml
 from cocomix.training.recipe_data import BoundedConfig, CachedConfig, CorpusConfig, DataConfig, Folder, MixtureConfig
+from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
-from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = [
     "CorpusConfig",
@@ -31,7 +31,6 @@ __all__ = [
     "RunConfig",
     "StudentConfig",
     "load_recipe",
-    "merged",
     "save_recipe",
 ]
 
@@ -284,14 +283,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         CoCoMixError: the file is missing or no YAML mapping, or a field is unknown, missing or out of range.
     """
-    values = _with_base(path, seen=())
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise CoCoMixError(f"--set {override} is not of the form section.field=value.")
-        _assign(values, key.split("."), parse_yaml(text, f"--set {override}"))
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(recipe_values(path, overrides))
     except ValidationError as error:
         raise CoCoMixError(f"{path}: {describe_validation_error(error, RunConfig, OTHER_WORDS)}.") from None
 
@@ -299,45 +292,3 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def save_recipe(config: RunConfig, path: Path) -> None:
     """Write the resolved recipe; reading it back gives an equal object."""
     write_text(path, dump_yaml(config.model_dump(mode="json")))
-
-
-def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise CoCoMixError(f"{path} is its own base, through {seen[-1]}; break the circle.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise missing_recipe(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise CoCoMixError(f"{path} is no recipe: it must be a YAML mapping of fields, such as data: and model:.")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    return merged(_with_base(path.parent / str(base), (*seen, path)), values)
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, key by key in mappings that both have."""
-    result = dict(base)
-    for key, value in over.items():
-        below = _as_mapping(key, result.get(key))
-        both_mappings = isinstance(value, Mapping) and isinstance(below, Mapping)
-        result[key] = merged(below, value) if both_mappings else value
-    return result
-
-
-def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = _as_mapping(key, values.get(key))
-        values[key] = inner if isinstance(inner, dict) else {}
-        values = values[key]
-    values[keys[-1]] = value
-
-
-def _as_mapping(key: str, value: Any) -> Any:
-    """A section that may be given as one word, as the mapping that this is short for: `labels: FOLDER`."""
-    return {"path": value} if key == "labels" and isinstance(value, str) and value != "online" else value

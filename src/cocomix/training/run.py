@@ -26,7 +26,6 @@ from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import open_teaching
-from cocomix.training.dry_run import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.input_checks import check_sources, inputs_of
 from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
@@ -39,6 +38,7 @@ from cocomix.training.opened_run import Run
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
+from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.sharded_checkpoints import is_sharded
 from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.tracking import TENSORBOARD, trackers
@@ -65,7 +65,7 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     return {**describe_plan(recipe, plan), **describe_memory(recipe, plan)}
 
 
-def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
+def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fingerprint: str | None = None) -> Path:
     """Train one model.
 
     While it runs, everything lies in `OUTPUT.partial`; a run that was stopped goes on from its last whole checkpoint
@@ -75,6 +75,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
         recipe: what to train, on what.
         output: the run folder; if it is there and was trained by this recipe on these data, there is nothing to do.
         profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
+        recipe_fingerprint: of the recipe as it was written, for the run's manifest.
 
     Returns:
         `output`, a folder with the model, its tokenizer, `recipe.yaml`, `metrics.jsonl`, `manifest.json` and, unless
@@ -166,7 +167,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0) -> Path:
             _save(trainer, model, data, folder)
         arguments.distributed_state.wait_for_everyone()  # until all have written
         if staging is not None:
-            manifest = run_manifest(recipe, output, plan, data, labels, teaching, trainer, final)
+            manifest = run_manifest(recipe, output, plan, data, labels, teaching, trainer, final, recipe_fingerprint)
             staging.finish(manifest, scratch=("checkpoints", SIGN))
             for corpus in manifest.data.mixture or ():
                 got = corpus.blocks * data.manifest.block_size / manifest.tokens

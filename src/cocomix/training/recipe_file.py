@@ -1,0 +1,99 @@
+"""What a recipe file says before it is validated; nothing here imports PyTorch."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cocomix.artifacts import MANIFEST, fingerprint_json, read_json, shown, url_of
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.yaml_text import parse_yaml
+from cocomix.training.recipes_folder import missing_recipe
+
+__all__ = ["finished_run", "merged", "recipe_fingerprint", "recipe_values"]
+
+logger = logging.getLogger(__name__)
+
+
+def recipe_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a recipe file and those of its bases.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=value` assignments, values in YAML; applied last.
+
+    Raises:
+        CoCoMixError: a file is missing or no YAML mapping, or an assignment is none.
+    """
+    values = _with_base(path, seen=())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise CoCoMixError(f"--set {override} is not of the form section.field=value.")
+        _assign(values, key.split("."), parse_yaml(text, f"--set {override}"))
+    return values
+
+
+def recipe_fingerprint(values: Mapping[str, Any]) -> str:
+    """Of a recipe as it is written, which a run's manifest keeps to recognise it."""
+    return fingerprint_json({"recipe": values})
+
+
+def finished_run(output: Path, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a run that these values asked for, if it is there and its data has not changed.
+
+    `None` where that cannot be told at once, as of a mixture or of tokens at a URL; `train` then finds out.
+    """
+    data = values.get("data")
+    manifest, tokens = output / MANIFEST, Path(str(data)) / MANIFEST
+    if url_of(output) is not None or not isinstance(data, str) or not (manifest.is_file() and tokens.is_file()):
+        return None
+    found: dict[str, Any] = read_json(manifest)
+    if found.get("kind") != "run" or found.get("recipe_fingerprint") != recipe_fingerprint(values):
+        return None
+    if found.get("identity", {}).get("data") != read_json(tokens).get("fingerprint"):
+        return None
+    logger.info(f"{shown(output)} is this run, finished: nothing to do")
+    return found
+
+
+def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise CoCoMixError(f"{path} is its own base, through {seen[-1]}; break the circle.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing_recipe(path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise CoCoMixError(f"{path} is no recipe: it must be a YAML mapping of fields, such as data: and model:.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return merged(_with_base(path.parent / str(base), (*seen, path)), values)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, key by key in mappings that both have."""
+    result = dict(base)
+    for key, value in over.items():
+        below = _as_mapping(key, result.get(key))
+        both_mappings = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = merged(below, value) if both_mappings else value
+    return result
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = _as_mapping(key, values.get(key))
+        values[key] = inner if isinstance(inner, dict) else {}
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _as_mapping(key: str, value: Any) -> Any:
+    """A section that may be given as one word, as the mapping that this is short for: `labels: FOLDER`."""
+    return {"path": value} if key == "labels" and isinstance(value, str) and value != "online" else value

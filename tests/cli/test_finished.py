@@ -1,0 +1,42 @@
+"""A finished command given again: nothing to do, told at once; with other settings, refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Cli
+from tests.workshop import Workshop
+
+AGAIN = """
+import sys
+from cocomix.cli import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+print("HEAVY", *sorted({"torch", "transformers", "datasets"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def again(*words: object) -> str:
+    command = [sys.executable, "-c", AGAIN, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stderr
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_train(cli: Cli, here: Path, workshop: Workshop) -> None:
+    recipe = workshop.recipe_file(here / "r.yaml", "ntp")
+    cli("train", recipe, "--set", "tokens=128", "-o", "run")
+    said = again("train", recipe, "--set", "tokens=128", "-o", "run")
+    assert "nothing to do" in said
+    assert said.splitlines()[-1] == "HEAVY"
+    cli.refuses("train", recipe, "--set", "tokens=256", "-o", "run", says="recipe")

@@ -163,7 +163,9 @@ def test_recipes_pin_what_they_download() -> None:
             assert re.fullmatch(r"[0-9a-f]{40}", teacher.get("revision") or ""), (path, teacher)
             seen += 1
     assert seen >= 2
-    assert load_recipe(recipes_folder() / "gpt2_69m_cocomix.yaml").teacher is not None
+    labels = load_recipe(recipes_folder() / "gpt2_69m_cocomix.yaml").labels
+    assert labels is not None
+    assert labels.teacher is not None
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------

@@ -55,17 +55,6 @@ def test_fvu_is_the_naive_formula_and_batching_changes_nothing(input_ids):
     assert parts.ce_dictionary == pytest.approx(whole.ce_dictionary, rel=1e-5)
 
 
-def test_padding_does_not_count(input_ids):
-    teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1)
-    plain = measure_fit(teacher, input_ids[:, :7])
-    padded = torch.cat([input_ids[:, :7], torch.zeros(3, 4, dtype=torch.long)], -1)
-    mask = torch.cat([torch.ones(3, 7), torch.zeros(3, 4)], -1).long()
-    found = measure_fit(teacher, padded, mask)
-    assert found.positions == plain.positions
-    assert found.fvu == pytest.approx(plain.fvu, rel=1e-4)
-    assert found.ce_zero == pytest.approx(plain.ce_zero, rel=1e-4)
-
-
 def test_a_random_dictionary_is_refused_with_both_numbers_unless_forced(input_ids, caplog):
     teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(), 1, name="tiny")
     fit = measure_fit(teacher, input_ids)

@@ -29,18 +29,11 @@ from cocomix.concepts.labeller import (
     labeller_kinds,
     register_labeller,
 )
-from cocomix.concepts.labellers import (
-    ActivationConfig,
-    ActivationLabeller,
-    AttributionConfig,
-    AttributionLabeller,
-    RandomConfig,
-    RandomLabeller,
-    TeacherLabeller,
-    TeacherLabellerConfig,
-    TokenLookupConfig,
-    TokenLookupLabeller,
-)
+from cocomix.concepts.labellers.activation import ActivationConfig, ActivationLabeller
+from cocomix.concepts.labellers.attribution import AttributionConfig, AttributionLabeller
+from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
+from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
+from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
 from cocomix.concepts.teacher import ConceptTeacher, load_teacher
 from cocomix.concepts.token_rows import first_blocks, spread_blocks

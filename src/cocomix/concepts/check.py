@@ -20,10 +20,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cocomix.concepts.decoder import target_mask
 from cocomix.concepts.dictionary_folder import DictionaryFit
 from cocomix.concepts.labeller import IGNORE, ConceptLabeller
-from cocomix.concepts.labellers import TeacherLabeller
+from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 
@@ -103,39 +102,33 @@ def _other_beginning(said: bool | None, has: bool, possible: bool) -> tuple[str,
 
 
 @torch.no_grad()
-def measure_fit(
-    teacher: ConceptTeacher, input_ids: Tensor, attention_mask: Tensor | None = None, *, batch_size: int = 8
-) -> DictionaryFit:
+def measure_fit(teacher: ConceptTeacher, input_ids: Tensor, *, batch_size: int = 8) -> DictionaryFit:
     """Measure a teacher's dictionary on its layer.
 
     Args:
         teacher: model, dictionary and layer.
         input_ids: int64 [blocks, seq]; a few thousand tokens give two digits.
-        attention_mask: [blocks, seq], 1 = token, 0 = padding, which does not count.
-        batch_size: blocks per forward pass; three passes per batch.
+        batch_size: blocks per forward pass; four passes per batch.
     """
     dictionary, decoder = teacher.dictionary, teacher.decoder
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     total = torch.zeros(dictionary.d_model, dtype=torch.float64)
     squared = error = 0.0
     clean = replaced = zeroed = 0.0
     positions = targets = 0
 
-    for ids, present in zip(torch.split(input_ids, batch_size), torch.split(mask, batch_size), strict=True):
-        ids, present = ids.to(decoder.device), present.to(decoder.device)
-        described = teacher.described(ids, present)
-        hidden = decoder.hidden_states(ids, present)
+    for ids in torch.split(input_ids.to(decoder.device), batch_size):
+        described = teacher.described(ids, None)
+        hidden = decoder.hidden_states(ids)
         inputs, _ = dictionary.standardize(hidden[described])  # [positions, d_model]
         outputs = dictionary.decode(dictionary.encode(hidden[described]), None)
         total += inputs.sum(dim=0).double().cpu()
         squared += float(inputs.double().pow(2).sum())
         error += float((inputs - outputs).double().pow(2).sum())
         positions += len(inputs)
-        targets += int(target_mask(ids, present).sum())
-        clean += float(decoder.loss(ids, present))
-        reconstructed = _replacing(described, dictionary.reconstruct)
-        replaced += float(decoder.loss(ids, present, replace=reconstructed))
-        zeroed += float(decoder.loss(ids, present, replace=_replacing(described, torch.zeros_like)))
+        targets += ids[:, 1:].numel()
+        clean += float(decoder.loss(ids))
+        replaced += float(decoder.loss(ids, replace=_replacing(described, dictionary.reconstruct)))
+        zeroed += float(decoder.loss(ids, replace=_replacing(described, torch.zeros_like)))
 
     if positions < 2 or targets == 0:
         raise CoCoMixError("the fit of a dictionary needs at least two tokens of text; give it a few thousand.")
@@ -177,15 +170,7 @@ def require_fit(
 
 
 def label_agreement(first: Tensor, second: Tensor) -> float:
-    """Share of positions whose label sets are equal, among positions labelled in at least one of the two.
-
-    Args:
-        first: label ids [batch, seq, k], `IGNORE` = no label.
-        second: the same shape.
-
-    Returns:
-        A number in [0, 1]; 1.0 when no position is labelled.
-    """
+    """Share of positions whose label sets are equal, of those labelled in either; 1 if none is. [batch, seq, k] each"""
     labelled = ((first != IGNORE) | (second != IGNORE)).any(dim=-1)
     equal = (first.sort(dim=-1).values == second.sort(dim=-1).values).all(dim=-1)
     return float(equal[labelled].float().mean()) if bool(labelled.any()) else 1.0
@@ -194,15 +179,7 @@ def label_agreement(first: Tensor, second: Tensor) -> float:
 def measure_agreement(
     narrow: ConceptLabeller, exact: ConceptLabeller, input_ids: Tensor, k: int, *, batch_size: int = 8
 ) -> float:
-    """Share of labelled positions whose label sets are the same by two labellers.
-
-    Args:
-        narrow: a labeller whose teacher runs in a narrow format.
-        exact: the same in float32.
-        input_ids: int64 [blocks, seq]; a few thousand tokens give two digits.
-        k: labels per position.
-        batch_size: blocks per forward pass.
-    """
+    """Share of labelled positions whose label sets are the same by two labellers, on int64 [blocks, seq]."""
     sets = [
         torch.cat([labeller.label(rows, k=k).ids for rows in torch.split(input_ids, batch_size)])
         for labeller in (narrow, exact)

@@ -172,18 +172,10 @@ class FrozenDecoder:
         raise AssertionError("the hooked block did not run")
 
     @torch.no_grad()
-    def loss(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        replace: Callable[[Tensor], Tensor] | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def loss(self, input_ids: Tensor, *, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Summed next-token loss in nats (float32 scalar), optionally with the hooked block's output replaced."""
-        hooked = self.replaced(replace) if replace is not None else nullcontext()
-        with self._autocast(dtype), hooked:
-            return self._summed_loss(input_ids, attention_mask)[1]
+        with self.replaced(replace) if replace is not None else nullcontext():
+            return self._summed_loss(input_ids, None)[1]
 
     @torch.no_grad()
     def predictions(

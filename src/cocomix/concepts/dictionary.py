@@ -157,9 +157,10 @@ class ConceptDictionary:
         """Load a SAELens autoencoder, in float32 on the CPU.
 
         Args:
-            release_or_path: a folder that SAELens or `cocomix sae` wrote, or its URL; or, with `sae_id`, a release of
-                SAELens' registry or a repository of the hub.
-            sae_id: which autoencoder of the release, e.g. `blocks.5.hook_resid_post`.
+            release_or_path: a folder that SAELens or `cocomix sae` wrote, or its URL;
+                `hf://OWNER/REPOSITORY[@REVISION]/FOLDER`; or, with `sae_id`, a release of SAELens' registry or
+                `OWNER/REPOSITORY` on the hub.
+            sae_id: which autoencoder of the release, e.g. `blocks.5.hook_resid_post`; the folder in the repository.
 
         Raises:
             CoCoMixError: there is none, it is damaged, or what it computes is not known here.

@@ -10,7 +10,7 @@ A folder of SAELens' without a manifest is read just as well.
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cocomix.artifacts import Artifact, Findings, Manifest
 from cocomix.concepts.fingerprints import model_fingerprint
@@ -21,7 +21,7 @@ from cocomix.runtime.section import Section
 __all__ = ["Dictionary", "DictionaryFit", "DictionaryManifest", "FitReport", "FitSettings"]
 
 
-class DictionaryFit(BaseModel):
+class DictionaryFit(Section):
     """How well a dictionary describes a layer; see `cocomix.concepts.check` for the definitions.
 
     Attributes:
@@ -31,8 +31,6 @@ class DictionaryFit(BaseModel):
         ce_zero: the loss with the layer's output replaced by zeros.
         positions: how many hidden states were compared.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fvu: float
     ce_clean: float
@@ -87,7 +85,7 @@ class FitSettings(Section):
         return self.learning_rate if self.learning_rate is not None else 8e-3 * (2048 / self.num_concepts) ** 0.5
 
 
-class FitReport(BaseModel):
+class FitReport(Section):
     """How well a fit went, and what it took.
 
     Attributes:
@@ -99,8 +97,6 @@ class FitReport(BaseModel):
         tokens_per_second: training alone.
         sae_lens_version: of the trainer.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fit: DictionaryFit
     ce_recovered: float | None

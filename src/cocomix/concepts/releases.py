@@ -8,14 +8,14 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from huggingface_hub import hf_hub_download
 
 from cocomix.artifacts import MANIFEST, url_of
 from cocomix.concepts.dictionary_folder import Dictionary
-from cocomix.concepts.saelens import CONFIG, WEIGHTS, SaeConfig, SaeParts, read_config, read_weights, sae_parts
+from cocomix.concepts.saelens import CONFIG, WEIGHTS, SaeConfig, SaeParts, read_sae, sae_parts
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["import_sae_lens", "open_sae"]
@@ -39,70 +39,51 @@ def import_sae_lens() -> Any:
 
 
 def open_sae(place: str, sae_id: str | None = None) -> SaeParts:
-    """Read an autoencoder; see `ConceptDictionary.from_sae_lens`.
-
-    Args:
-        place: a folder or its URL, `hf://OWNER/REPOSITORY[@REVISION]/FOLDER`; or, with `sae_id`, a release or
-            `OWNER/REPOSITORY`.
-        sae_id: which autoencoder of a release; the folder in a repository.
-
-    Raises:
-        CoCoMixError: there is none, it is damaged, or what it computes is not known here.
-    """
+    """Read an autoencoder; arguments and errors are those of `ConceptDictionary.from_sae_lens`."""
     name = place if sae_id is None else f"{place}/{sae_id}"
     if place.endswith(".pt"):
         raise CoCoMixError(f"{place} is not read as it is; convert it once: cocomix import {place} -o FOLDER.")
     if (hub := _HUB.match(place)) is not None:
         folder = "/".join(filter(None, (hub["folder"], sae_id)))
-        return _read(_Files.of_hub(hub["repository"], folder, name, hub["revision"]), name)
+        return read_sae(*_from_hub(hub["repository"], folder, name, hub["revision"]), name)
     if sae_id is None:
-        return _read(_Files.of_folder(place), name)
+        return read_sae(*_in_folder(place), name)
     release = _registry().get(place)
     if release is not None:
         return _open_release(release, place, sae_id, name)
     if "/" in place:
-        return _read(_Files.of_hub(place, sae_id, name), name)
+        return read_sae(*_from_hub(place, sae_id, name), name)
     raise CoCoMixError(
         f"there is no release {place!r}: SAELens' registry is in its package (pip install 'cocomix[sae]'); or name the "
         "repository: hf://OWNER/REPOSITORY/FOLDER."
     )
 
 
-class _Files(NamedTuple):
-    config: Path
-    weights: Path
-
-    @classmethod
-    def of_folder(cls, place: str) -> "_Files":
-        """Of a folder here, or of a dictionary that cocomix wrote, wherever it is; that one's hashes are checked."""
-        if url_of(place) is not None or (Path(place) / MANIFEST).is_file():
-            folder = Dictionary.open(place)
-            return cls(folder.file(CONFIG), folder.file(WEIGHTS))
-        if not Path(place).is_dir():
-            raise CoCoMixError(
-                f"there is no dictionary at {place}: it is no folder; to take one of a SAELens release, also give its "
-                "sae_id (--sae-id)."
-            )
-        return cls(Path(place) / CONFIG, Path(place) / WEIGHTS)
-
-    @classmethod
-    def of_hub(cls, repository: str, folder: str, name: str, revision: str | None = None) -> "_Files":
-        """Of a folder in a repository of the Hugging Face Hub, downloaded into its cache."""
-        prefix = "" if folder in ("", ".") else f"{folder.rstrip('/')}/"
-        try:
-            found = [hf_hub_download(repository, prefix + file, revision=revision) for file in (CONFIG, WEIGHTS)]
-        except Exception as error:  # the hub client raises errors of many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CoCoMixError(
-                f"the hub gives no SAELens autoencoder {name} ({reason.rstrip('.')}); check the repository, its folder "
-                "and the network."
-            ) from error
-        return cls(*map(Path, found))
+def _in_folder(place: str) -> tuple[Path, Path]:
+    """The two files of a folder here, or of a dictionary that cocomix wrote, wherever it is; its hashes are checked."""
+    if url_of(place) is not None or (Path(place) / MANIFEST).is_file():
+        folder = Dictionary.open(place)
+        return folder.file(CONFIG), folder.file(WEIGHTS)
+    if not Path(place).is_dir():
+        raise CoCoMixError(
+            f"there is no dictionary at {place}: it is no folder; to take one of a SAELens release, also give its "
+            "sae_id (--sae-id)."
+        )
+    return Path(place) / CONFIG, Path(place) / WEIGHTS
 
 
-def _read(files: _Files, name: str, overrides: Mapping[str, Any] | None = None, scale: float | None = None) -> SaeParts:
-    config = read_config(files.config, name, overrides)
-    return sae_parts(config, read_weights(files.weights, name), name, scale)
+def _from_hub(repository: str, folder: str, name: str, revision: str | None = None) -> tuple[Path, Path]:
+    """The two files of a folder in a repository of the Hugging Face Hub, downloaded into its cache."""
+    prefix = "" if folder in ("", ".") else f"{folder.rstrip('/')}/"
+    try:
+        config, weights = (hf_hub_download(repository, prefix + file, revision=revision) for file in (CONFIG, WEIGHTS))
+    except Exception as error:  # the hub client raises errors of many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CoCoMixError(
+            f"the hub gives no SAELens autoencoder {name} ({reason.rstrip('.')}); check the repository, its folder "
+            "and the network."
+        ) from error
+    return Path(config), Path(weights)
 
 
 def _registry() -> dict[str, Any]:
@@ -122,8 +103,8 @@ def _open_release(release: Mapping[str, Any], place: str, sae_id: str, name: str
         known = ", ".join(str(each["id"]) for each in release["saes"][:5])
         raise CoCoMixError(f"the SAELens release {place} has no SAE {sae_id!r}, but {known} …; give one of its ids.")
     if release.get("conversion_func") is None:
-        files = _Files.of_hub(release["repo_id"], str(entry["path"]), name)
-        return _read(files, name, release.get("config_overrides"), entry.get("norm_scaling_factor"))
+        files = _from_hub(release["repo_id"], str(entry["path"]), name)
+        return read_sae(*files, name, release.get("config_overrides"), entry.get("norm_scaling_factor"))
     lens = import_sae_lens()
     try:
         sae = lens.SAE.from_pretrained(place, sae_id, device="cpu", dtype="float32")

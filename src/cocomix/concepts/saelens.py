@@ -30,8 +30,7 @@ __all__ = [
     "SaeConfig",
     "SaeParts",
     "block_of_hook",
-    "read_config",
-    "read_weights",
+    "read_sae",
     "sae_parts",
     "write_sae",
 ]
@@ -88,17 +87,30 @@ class SaeConfig(BaseModel):
     metadata: dict[str, Any] = {}
 
 
-def read_config(path: Path, name: str, overrides: Mapping[str, Any] | None = None) -> SaeConfig:
-    """Read a `cfg.json` of any version.
+def read_sae(
+    config: Path, weights: Path, name: str, overrides: Mapping[str, Any] | None = None, scale: float | None = None
+) -> SaeParts:
+    """Read the two files of an autoencoder, in float32 on the CPU.
 
     Args:
-        path: the file.
-        name: of the autoencoder, for messages.
+        config: `cfg.json` of any version.
+        weights: `sae_weights.safetensors`.
+        name: of the autoencoder.
         overrides: fields that the registry of releases sets in place of the file's.
+        scale: see `sae_parts`.
 
     Raises:
-        CoCoMixError: it is missing or damaged.
+        CoCoMixError: one is missing or damaged; or as `sae_parts`.
     """
+    settings = _read_config(config, name, overrides)
+    try:
+        tensors = {key: tensor.to(torch.float32) for key, tensor in load_file(weights).items()}
+    except (OSError, SafetensorError) as error:
+        raise CoCoMixError(f"the weights of {name} cannot be read: {error}; save or download them again.") from error
+    return sae_parts(settings, tensors, name, scale)
+
+
+def _read_config(path: Path, name: str, overrides: Mapping[str, Any] | None) -> SaeConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
@@ -134,24 +146,12 @@ def _before_version_6(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "metadata": {name: config[name] for name in _NOTES if name in config}}
 
 
-def read_weights(path: Path, name: str) -> dict[str, Tensor]:
-    """Read `sae_weights.safetensors`, in float32 on the CPU.
-
-    Raises:
-        CoCoMixError: it is missing or damaged.
-    """
-    try:
-        return {key: tensor.to(torch.float32) for key, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise CoCoMixError(f"the weights of {name} cannot be read: {error}; save or download them again.") from error
-
-
 def sae_parts(config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale: float | None = None) -> SaeParts:
     """What determines the numbers: weights, activation, normalisation.
 
     Args:
-        config: see `read_config`.
-        tensors: see `read_weights`; by SAELens' names.
+        config: its settings.
+        tensors: by SAELens' names, in float32.
         name: of the autoencoder.
         scale: the factor of `expected_average_only_in` that the registry of releases knows, to be folded in.
 
@@ -271,12 +271,7 @@ def _normalization(config: SaeConfig, name: str) -> Normalization:
 
 
 def write_sae(parts: SaeParts, folder: Path) -> None:
-    """Write an autoencoder as SAELens saves one for inference.
-
-    Args:
-        parts: its weights and settings.
-        folder: files in it are written over.
-    """
+    """Write an autoencoder as SAELens saves one for inference; files in the folder are written over."""
     folder.mkdir(parents=True, exist_ok=True)
     architecture = "topk" if parts.k is not None else "jumprelu" if parts.threshold is not None else "standard"
     metadata: dict[str, Any] = {"sae_lens_version": "6.0.0"}  # the version of the format

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from cocomix.concepts.decoder import FrozenDecoder, GradientScope, NumberFormat, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
-from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_attribution, best_labels, criterion
 from cocomix.runtime.errors import CoCoMixError
@@ -103,10 +102,6 @@ class ConceptTeacher:
     def vocab_size(self) -> int:
         """Rows of the teacher's input embedding."""
         return self.decoder.vocab_size
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the model (see `cocomix.concepts.fingerprints`); the dictionary has its own."""
-        return model_fingerprint(self.decoder.model)
 
     def label(
         self,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller
     from cocomix.labelling.ray_executor import RayExecutor
     from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
-    from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest, Scores
-    from cocomix.labelling.stored_probabilities import ProbabilityDtype, TeacherProbabilities
+    from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest
+    from cocomix.labelling.stored_probabilities import TeacherProbabilities
     from cocomix.labelling.storing import Job, finish, recognised
 
 __all__ = [
@@ -26,10 +26,8 @@ __all__ = [
     "LabelBlocks",
     "Labels",
     "LabelsManifest",
-    "ProbabilityDtype",
     "Processes",
     "RayExecutor",
-    "Scores",
     "SlurmArray",
     "StoredArrays",
     "TeacherProbabilities",
@@ -51,8 +49,8 @@ _MODULES = {
     "opening": ("check_tokenizer", "open_decoder", "open_labeller"),
     "ray_executor": ("RayExecutor",),
     "stored_arrays": ("Concatenated", "StoredArrays"),
-    "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest", "Scores"),
-    "stored_probabilities": ("ProbabilityDtype", "TeacherProbabilities"),
+    "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest"),
+    "stored_probabilities": ("TeacherProbabilities",),
     "storing": ("Job", "finish", "recognised"),
 }
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cocomix.artifacts import Artifact, Findings, MadeFromSomethingElse, Manifest, fingerprint_json, mapped_array
 from cocomix.data import Tokens
 from cocomix.labelling.map_shards import PARTS
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section
 
 if TYPE_CHECKING:
     from torch.utils.data import ConcatDataset
@@ -40,15 +41,13 @@ class Layout(NamedTuple):
     shape: tuple[int, ...]
 
 
-class StoredFile(BaseModel):
+class StoredFile(Section):
     """The part of a folder that belongs to one token file.
 
     Attributes:
         name: of the token file, without its ending: `train-00000`.
         blocks: in it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^\w+-\d+$")
     blocks: int = Field(ge=0)
@@ -236,19 +235,14 @@ S = TypeVar("S", bound=StoredArrays[Any])
 class Concatenated(Generic[S]):
     """Folders whose blocks are numbered through, one after another, as those of a mixture of corpora; or just one.
 
-    Attributes:
-        parts: the folders.
+    Args:
+        parts: at least one; all made in the same way.
+
+    Raises:
+        MadeFromSomethingElse: a folder was made otherwise than the first.
     """
 
     def __init__(self, parts: Sequence[S]) -> None:
-        """Join folders.
-
-        Args:
-            parts: at least one; all made in the same way.
-
-        Raises:
-            MadeFromSomethingElse: a folder was made otherwise than the first.
-        """
         self.parts = tuple(parts)
         first = self.first
         for part in parts[1:]:

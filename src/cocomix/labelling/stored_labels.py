@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from cocomix.artifacts import Findings
 from cocomix.labelling.map_shards import Arrays
 from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest, id_dtype
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ TABLES = "tables.safetensors"
 _CHUNK = 2**12  # blocks that are looked at together
 
 
-class LabelStatistics(BaseModel):
+class LabelStatistics(Section):
     """Counts over all splits.
 
     Attributes:
@@ -46,8 +46,6 @@ class LabelStatistics(BaseModel):
         labels: of all positions together.
         distinct_concepts: concepts that occur at least once.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     labelled_positions: int
     masked_positions: int

@@ -1,5 +1,6 @@
 """What the labellers with a teacher and a dictionary have in common."""
 
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import torch
@@ -79,7 +80,9 @@ class TeacherLabeller:
 
     def with_dtype(self, dtype: NumberFormat) -> Self:
         """The same labeller with the same teacher in another number format."""
-        return type(self)(self.teacher, dtype=dtype, **self.settings)
+        labeller = copy(self)
+        labeller.dtype = dtype
+        return labeller
 
     def fingerprint(self) -> dict[str, str]:
         """See `ConceptLabeller.fingerprint`."""

@@ -103,10 +103,6 @@ class TokenLookupLabeller(TeacherLabeller):
         """A labeller with the tables of an earlier `fit`."""
         return type(self)(self.teacher, sample_tokens=self.sample_tokens, dtype=self.dtype, tables=tables)
 
-    def with_dtype(self, dtype: NumberFormat) -> Self:
-        """The same table; the number format only matters to `fit`."""
-        return type(self)(self.teacher, sample_tokens=self.sample_tokens, dtype=dtype, tables=self._tables)
-
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`.
 

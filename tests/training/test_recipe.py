@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cocomix
-from cocomix.cli.label_sources import label_sources
 from cocomix.concepts import DictionaryConfig, RandomConfig, TeacherConfig
 from cocomix.experiments.plan import load_plan
 from cocomix.model.configuration import CoCoMixConfig
@@ -390,56 +389,3 @@ def test_a_saved_recipe_reads_back_equal(
     path = tmp_path_factory.getbasetemp() / "recipe.yaml"
     save_recipe(config, path)
     assert load_recipe(path) == config
-
-
-def sources(recipe: Path | None = None, **changes: Any) -> Any:
-    given: dict[str, Any] = {"teacher": None, "dictionary": None, "sae_id": None, "layer": None, "assignments": ()}
-    return label_sources(recipe, **{**given, "layer_of": lambda path: 7, **changes})
-
-
-LABELLED = MINIMAL + (
-    "labels: {path: x, kind: attribution, k: 3, sign: abs, teacher: {model: t, layer: 5, revision: abc},\n"
-    "  dictionary: {path: release, sae_id: hook, fingerprint: f}}\n"
-)
-
-
-def test_label_sources_from_a_recipe_and_options(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.yaml", LABELLED)
-    found = sources(path)
-    assert found.teacher == TeacherConfig(model="t", layer=5, revision="abc")
-    assert found.dictionary == DictionaryConfig(path="release", sae_id="hook", fingerprint="f")
-    assert found.dictionary.name == "release/hook"
-    assert found.k == 3
-    changed = sources(path, assignments=["k=2", "sign=logprob"])
-    assert (changed.k, changed.sign) == (2, "logprob")
-    other = sources(path, assignments=["kind=random", "seed=4"])
-    assert (other.kind, other.k, other.seed, other.teacher) == ("random", 3, 4, found.teacher)
-    with pytest.raises(CoCoMixError, match=r"did you mean kind\?"):
-        sources(path, assignments=["selection=random"])
-    # Another teacher has other revisions, another dictionary another layer and no sae_id.
-    assert sources(path, teacher="u").teacher == TeacherConfig(model="u", layer=5)
-    assert sources(path, teacher="u", revision="def").teacher.revision == "def"
-    other = sources(path, dictionary="folder")
-    assert (other.teacher.layer, other.dictionary) == (7, DictionaryConfig(path="folder"))
-    assert sources(path, layer=2).teacher.layer == 2
-
-
-def test_label_sources_without_a_recipe() -> None:
-    found = sources(teacher="t", dictionary="d")
-    assert (found.teacher.layer, found.k) == (7, 4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"dictionary": "d"}, "no teacher is given"),
-        ({"teacher": "t"}, "no dictionary is given"),
-        ({"teacher": "t", "dictionary": "d", "assignments": ["k"]}, "not of the form"),
-        ({"teacher": "t", "dictionary": "d", "assignments": ["colour=red"]}, "colour is not a known field"),
-        ({"teacher": "t", "dictionary": "d", "assignments": ["k=0"]}, "label settings: k"),
-        ({"teacher": "t", "dictionary": "d", "layer": -1}, "layer"),
-    ],
-)
-def test_label_sources_refuse(changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(CoCoMixError, match=match):
-        sources(**changes)

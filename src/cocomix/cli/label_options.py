@@ -1,0 +1,87 @@
+"""Options that say how labels are made, laid over what a recipe says of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cocomix.cli.options import Revision
+from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.concepts import LabellerConfig
+
+__all__ = ["LabelOptions"]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How labels are made; every field is an option."""
+
+    recipe: Annotated[Path | None, typer.Option(help="Take from a recipe how labels are made.")] = None
+    teacher: Annotated[str | None, typer.Option(help="Causal language model: Hub name, folder or GGUF file.")] = None
+    dictionary: Annotated[str | None, typer.Option(help="SAELens release, or folder of an autoencoder.")] = None
+    sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None
+    layer: Annotated[int | None, typer.Option(help="Block it describes; default: as `cocomix sae` noted.")] = None
+    revision: Revision = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, seed, dtype …"),
+    ] = None
+
+    def labeller(self) -> "LabellerConfig":
+        """The labeller's settings.
+
+        Raises:
+            CoCoMixError: teacher or dictionary is given neither here nor by the recipe, or a setting is unknown.
+        """
+        from pydantic import ValidationError
+
+        from cocomix.concepts import labeller_config, labeller_config_type
+        from cocomix.runtime.section import describe_validation_error
+        from cocomix.runtime.yaml_text import parse_yaml
+        from cocomix.training.recipe import load_recipe
+
+        base = None if self.recipe is None else load_recipe(self.recipe).labels
+        values: dict[str, Any] = {"kind": "attribution"}
+        if base is not None and base.labeller is not None:
+            values = base.labeller.model_dump(exclude_unset=True)
+        for assignment in self.set or ():
+            key, separator, text = assignment.partition("=")
+            if not separator:
+                raise CoCoMixError(f"--set {assignment} is not of the form field=value.")
+            given = parse_yaml(text, f"--set {assignment}")
+            if key == "kind" and given != values["kind"]:  # the settings of another kind are none of this one's
+                values = {name: values[name] for name in ("k", "dtype", "teacher", "dictionary") if name in values}
+            values[key] = given
+        try:
+            config = labeller_config(values | self._sources(values))
+        except ValidationError as error:
+            found = describe_validation_error(error, labeller_config_type(values["kind"]), {"selection": "kind"})
+            raise CoCoMixError(f"label settings: {found}.") from None
+        if missing := config.missing():
+            raise CoCoMixError(f"no {missing[0]} is given; name it with --{missing[0]}, or use a --recipe that does.")
+        return config
+
+    def _sources(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Teacher and dictionary, as far as they are given."""
+        from cocomix.concepts import DictionaryConfig, dictionary_layer
+
+        teacher, dictionary = dict(values.get("teacher") or {}), dict(values.get("dictionary") or {})
+        if self.dictionary is not None:
+            dictionary, teacher["layer"] = {"path": self.dictionary}, None  # the layer of another dictionary is another
+        if self.sae_id is not None:
+            dictionary["sae_id"] = self.sae_id
+        if self.teacher is not None:
+            teacher = {"model": self.teacher, "layer": teacher.get("layer")}
+        if self.revision is not None:
+            teacher["revision"] = self.revision
+        if self.layer is not None:
+            teacher["layer"] = self.layer
+        if teacher.get("layer") is None:  # without a dictionary any layer will do: the settings are refused anyway
+            teacher["layer"] = dictionary_layer(DictionaryConfig.model_validate(dictionary)) if dictionary else 0
+        return {
+            **({"teacher": teacher} if "model" in teacher else {}),
+            **({"dictionary": dictionary} if dictionary else {}),
+        }

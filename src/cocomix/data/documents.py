@@ -15,12 +15,12 @@ from cocomix.artifacts import RemoteFolder, explained, file_system, fingerprint_
 from cocomix.data.reading import SUPPORTED_SUFFIXES, file_kind
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["DOCUMENTATION", "HUB_NAME", "Source", "SourceFile", "resolve_sources"]
+__all__ = ["DOCUMENTATION", "Source", "SourceFile", "resolve_sources"]
 
 DOCUMENTATION = "docs:"
 """The source that stands for the documentation on this machine."""
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """What a data set on the Hugging Face Hub is called."""
 
 TOKEN_SUFFIXES = (".bin", ".npy", ".ds")
@@ -115,7 +115,7 @@ def _resolve(name: str, hub: dict[str, Any]) -> Source:
         if kind == "files" and file_kind(path.name) is None:
             raise CoCoMixError(f"{name} is not a supported kind of file; use {SUPPORTED_SUFFIXES}.")
         return Source(name, kind, (_local(path),))
-    if HUB_NAME.fullmatch(name) and file_kind(name) is None and path.suffix not in TOKEN_SUFFIXES:
+    if _HUB_NAME.fullmatch(name) and file_kind(name) is None and path.suffix not in TOKEN_SUFFIXES:
         return Source(name, "hub", hub=hub)
     raise CoCoMixError(
         f"{name} does not exist; give a file, a folder, a Hugging Face data set name or {DOCUMENTATION!r}."

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, a few at a time: of a whole file, or of some row groups."""
+"""Rows of Parquet files, a few at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ROWS", "open_parquet", "row_batches"]
+__all__ = ["open_parquet", "row_batches"]
 
-ROWS = 64
+_ROWS = 64
 """Rows decoded at once (our choice: what they hold stays small beside a model)."""
 _BUFFER_BYTES = 1 << 20
 
@@ -40,14 +40,14 @@ def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFi
 
 
 def row_batches(
-    where: str, file: pq.ParquetFile, text_column: str, row_groups: Sequence[int] | None = None
+    where: str, file: pq.ParquetFile, text_column: str, row_groups: Sequence[int]
 ) -> Iterator[list[bytes | None]]:
-    """The column's values, undecoded, some rows at a time; of all row groups by default.
+    """The column's values in some row groups, undecoded, some rows at a time.
 
     Raises:
         CoCoMixError: the rows cannot be read.
     """
-    batches = file.iter_batches(batch_size=ROWS, row_groups=row_groups, columns=[text_column], use_threads=False)
+    batches = file.iter_batches(batch_size=_ROWS, row_groups=row_groups, columns=[text_column], use_threads=False)
     try:
         for batch in batches:
             yield batch.column(0).cast(pa.large_binary()).to_pylist()

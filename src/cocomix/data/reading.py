@@ -6,7 +6,7 @@ Data sets of the Hugging Face Hub are read by `datasets` (see `cocomix.data.unit
 without a word, turn numbers into texts, and name neither file nor line in errors.
 
 Bytes are decoded with `surrogateescape`, so that bytes that are not UTF-8 and lone surrogates, which JSON can spell,
-are the same thing when `clean_text` looks.
+are the same thing when a text is cleaned.
 """
 
 import codecs
@@ -28,7 +28,6 @@ __all__ = [
     "MAX_LINE_BYTES",
     "SUPPORTED_SUFFIXES",
     "Piece",
-    "clean_text",
     "file_kind",
     "is_compressed",
     "opened",
@@ -124,7 +123,7 @@ def _cleaned(text: str, last: bool, read: int, where: str) -> Iterator[Piece]:
     left = len(text)
     for part in pieces(text):
         left -= len(part)
-        cleaned, invalid = clean_text(part, where)
+        cleaned, invalid = _clean(part, where)
         yield Piece(cleaned, last and not left, invalid, read)
         read = 0
 
@@ -153,12 +152,8 @@ def _cut(text: str, start: int, end: int) -> int:
     return end
 
 
-def clean_text(text: str, where: str) -> tuple[str, int]:
-    """The text with U+FFFD for what has no UTF-8 form, and how often that was put in.
-
-    Raises:
-        CoCoMixError: there is so much of it that the file is no UTF-8 text.
-    """
+def _clean(text: str, where: str) -> tuple[str, int]:
+    """The text with U+FFFD for what has no UTF-8 form, and how often that was put in; refused if too often."""
     if text.isascii():
         return text, 0
     text, invalid = _INVALID.subn("\ufffd", text)

@@ -26,18 +26,12 @@ class NoTokenizer(CoCoMixError):
     """There is no tokenizer at a place, as opposed to one that cannot be read."""
 
 
-def load_causal_lm(
-    name_or_folder: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype | None = None,
-) -> PreTrainedModel:
-    """Load a causal LM, on the CPU and in evaluation mode.
+def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -> PreTrainedModel:
+    """Load a causal LM in float32, on the CPU and in evaluation mode.
 
     Args:
         name_or_folder: a hub name, a folder written by `save_pretrained`, or a `.gguf` file, which is de-quantised.
         revision: branch, tag or commit on the hub.
-        dtype: of the weights; float32 if None.
 
     Raises:
         CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
@@ -54,7 +48,7 @@ def load_causal_lm(
 
         modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # it overlooks transformers' own switch for bars
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or torch.float32, **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
     except ImportError as error:
         raise CoCoMixError(
             f"loading {name_or_folder} needs a missing package ({error}); for GGUF files run: pip install "

@@ -16,14 +16,14 @@ from cocomix.artifacts import (
     OutsideFolder,
     RemoteFolder,
     Unreachable,
-    made_at,
     open_artifact,
     partial_path,
-    redacted,
     retried,
     url_of,
 )
+from cocomix.artifacts.staging import made_at
 from cocomix.artifacts.uploading import MARKER, Claim
+from cocomix.artifacts.urls import redacted
 from cocomix.runtime.errors import CoCoMixError
 from tests.artifacts.conftest import Poem, make_poem, write_poem
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.data import NO_TARGET, DocumentBlocks, document_positions
+from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions
 
 END = 0
 

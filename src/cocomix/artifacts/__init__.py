@@ -12,24 +12,16 @@ from cocomix.artifacts.faults import (
     Unreachable,
     WrongKind,
     WrongVersion,
-    unreadable,
 )
 from cocomix.artifacts.file_cache import FileCache
-from cocomix.artifacts.files import (
-    explained_full_disk,
-    inside,
-    read_json,
-    write_json,
-    write_text,
-    written_aside,
-)
+from cocomix.artifacts.files import explained_full_disk, inside, read_json, write_json, write_text, written_aside
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
 from cocomix.artifacts.lock import locked
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, file_entry
-from cocomix.artifacts.staging import PLAN, Staging, made_at, partial_path, seal, whole_folder
+from cocomix.artifacts.staging import PLAN, Staging, partial_path, seal, whole_folder
 from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
-from cocomix.artifacts.urls import is_there, redacted, require_local, shown, url_of
+from cocomix.artifacts.urls import is_there, require_local, shown, url_of
 
 __all__ = [
     "MANIFEST",
@@ -60,18 +52,15 @@ __all__ = [
     "inside",
     "is_there",
     "locked",
-    "made_at",
     "mapped_array",
     "open_artifact",
     "partial_path",
     "read_json",
-    "redacted",
     "require_local",
     "retried",
     "seal",
     "shown",
     "tensor_sha256",
-    "unreadable",
     "url_of",
     "verify",
     "whole_folder",

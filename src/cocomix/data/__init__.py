@@ -7,8 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions, positions_of_rows
-    from cocomix.data.documents import DOCUMENTATION
+    from cocomix.data.document_blocks import DocumentBlocks, positions_of_rows
     from cocomix.data.mixture import MixedData
     from cocomix.data.overlap import warn_of_overlap
     from cocomix.data.preparation import encode_share, prepare
@@ -16,11 +15,10 @@ if TYPE_CHECKING:
     from cocomix.data.splits import TRAIN, VALIDATION
     from cocomix.data.token_blocks import TokenBlocks, TokenShard
     from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
-    from cocomix.data.tokens import SourceMeta, SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
+    from cocomix.data.tokens import SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
 
 _MODULES = {
-    "document_blocks": ("NO_TARGET", "DocumentBlocks", "document_positions", "positions_of_rows"),
-    "documents": ("DOCUMENTATION",),
+    "document_blocks": ("DocumentBlocks", "positions_of_rows"),
     "mixture": ("MixedData",),
     "overlap": ("warn_of_overlap",),
     "preparation": ("encode_share", "prepare"),
@@ -28,19 +26,16 @@ _MODULES = {
     "splits": ("TRAIN", "VALIDATION"),
     "token_blocks": ("TokenBlocks", "TokenShard"),
     "tokenizer": ("begin_of_text", "tokenizer_fingerprint", "train_tokenizer"),
-    "tokens": ("SourceMeta", "SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"),
+    "tokens": ("SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "DOCUMENTATION",
-    "NO_TARGET",
     "TRAIN",
     "VALIDATION",
     "DocumentBlocks",
     "MixedData",
     "PrepareSettings",
-    "SourceMeta",
     "SplitMeta",
     "TokenBlocks",
     "TokenShard",
@@ -48,7 +43,6 @@ __all__ = [
     "TokensFile",
     "TokensManifest",
     "begin_of_text",
-    "document_positions",
     "encode_share",
     "positions_of_rows",
     "prepare",

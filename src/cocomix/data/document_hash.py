@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cocomix.data.permutation import scrambled
 
-__all__ = ["DocumentHash", "draws_of", "threshold_of"]
+__all__ = ["DocumentHash", "draw_of", "draws_of", "threshold_of"]
 
 
 class DocumentHash:
@@ -33,6 +33,11 @@ def draws_of(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """A number for every document, uniform below 2^64; documents below `threshold_of` a fraction validate."""
     key = hashlib.blake2b(f"split:{seed}".encode(), digest_size=8).digest()
     return scrambled(hashes ^ np.frombuffer(key, dtype="<u8")[0])
+
+
+def draw_of(document: int, seed: int) -> int:
+    """The number of one document, from its hash."""
+    return int(draws_of(np.array([document], dtype="<u8"), seed)[0])
 
 
 def threshold_of(fraction: float) -> int:

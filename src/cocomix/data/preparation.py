@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocomix.artifacts import PLAN, file_entry, fingerprint_json
-from cocomix.data.document_hash import draws_of, threshold_of
+from cocomix.data.document_hash import draw_of, threshold_of
 from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
 from cocomix.data.prepare_settings import PrepareSettings, check_settings
@@ -207,7 +207,7 @@ class _Preparation:
             pieces.append(str(part.content))
             held += part.bytes
             if part.last or size + held >= limit:
-                draw = int(draws_of(np.array([part.hash], dtype="<u8"), self.settings.seed)[0]) if part.last else ALL
+                draw = draw_of(part.hash, self.settings.seed) if part.last else ALL
                 documents.append((draw, pieces))
                 size += held if draw >= self.threshold else 0
                 pieces, held = [], 0

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cocomix.artifacts import fingerprint_json
-from cocomix.data.document_hash import DocumentHash, draws_of
+from cocomix.data.document_hash import DocumentHash, draw_of
 from cocomix.data.documents import Source, SourceFile
 from cocomix.data.parquet import open_parquet
 from cocomix.data.prepare_settings import PrepareSettings
@@ -210,7 +210,7 @@ def unit_parts(
         unread = 0
         if last:
             if limit < math.inf:
-                draw = int(draws_of(np.array([digest.value()], dtype="<u8"), settings.seed)[0])
+                draw = draw_of(digest.value(), settings.seed)
                 training += size if draw >= threshold else 0
                 if max(training, size) >= limit:
                     return

@@ -14,7 +14,7 @@ from cocomix.artifacts.faults import (
     WrongVersion,
 )
 from cocomix.artifacts.file_cache import FileCache
-from cocomix.artifacts.files import explained_full_disk, inside, read_json, write_json, write_text, written_aside
+from cocomix.artifacts.files import explained_full_disk, read_json, write_json, write_text, written_aside
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
 from cocomix.artifacts.lock import locked
@@ -49,7 +49,6 @@ __all__ = [
     "file_sha256",
     "file_system",
     "fingerprint_json",
-    "inside",
     "is_there",
     "locked",
     "mapped_array",

@@ -158,7 +158,7 @@ def memory():
     return psutil.Process().memory_info().rss / 1e6
 before, started = memory(), time.process_time()
 tokens = Tokens.open(sys.argv[1])
-blocks = tokens.split("train")
+blocks = tokens.split("train", scattered=True)
 opened, grown = time.process_time() - started, memory() - before
 tokens._verified.holds = lambda path, sha256: True   # the hash of a file at its first use is verify's cost
 places = np.random.default_rng(0).integers(len(blocks), size=4000)

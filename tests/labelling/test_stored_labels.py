@@ -1,5 +1,6 @@
 """What labels look like on the disk, and what is read back."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from pydantic import ValidationError
 
 from cocomix.artifacts import Damaged, MadeFromSomethingElse, NotAnArtifact, WrongKind
 from cocomix.concepts import IGNORE, ConceptLabels, build_labeller
@@ -172,3 +174,19 @@ def test_folders_used_as_one_are_numbered_through(tokens: Tokens, tmp_path: Path
     assert Concatenated(parts[:1]).fingerprint == parts[0].fingerprint
     with pytest.raises(MadeFromSomethingElse, match="sign"):
         Concatenated([parts[0], make(tokens, tmp_path / "labels2", sign="abs")])
+
+
+@pytest.mark.parametrize("k", [None, "4", 0, 256])
+def test_a_manifest_without_a_usable_k_is_damaged(tokens: Tokens, tmp_path: Path, k: Any) -> None:
+    labels = label_data(tokens.path, TinyConfig(), tmp_path / "labels")
+    file = labels.path / "manifest.json"
+    values = json.loads(file.read_text())
+    values["labels"] = {name: value for name, value in {**values["labels"], "k": k}.items() if value is not None}
+    file.write_text(json.dumps(values))
+    with pytest.raises(Damaged, match="labels"):
+        Labels.open(labels.path)
+
+
+def test_more_labels_than_a_byte_counts_are_refused() -> None:
+    with pytest.raises(ValidationError, match="255"):
+        TinyConfig(k=256)

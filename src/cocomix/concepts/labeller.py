@@ -81,8 +81,8 @@ class LabellerConfig(Section):
 
     kind: str
     """Name of the kind."""
-    k: int = Field(default=4, ge=1)
-    """Labels per position (K_attr; paper: 4)."""
+    k: int = Field(default=4, ge=1, le=255)
+    """Labels per position (K_attr; paper: 4); their number is stored in a byte."""
 
     def missing(self) -> tuple[str, ...]:
         """Names of settings without which the labeller cannot be built, such as a recipe for several may leave out."""

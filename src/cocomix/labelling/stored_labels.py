@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import field_validator
 
 from cocomix.artifacts import Findings
 from cocomix.labelling.map_shards import Arrays
@@ -34,6 +35,7 @@ Scores = Literal["none", "float16", "float32"]
 IGNORE, NOT_DETERMINING = -100, ("configuration", "versions")  # of `cocomix.concepts`, whose import would load PyTorch
 TABLES = "tables.safetensors"
 """What a labeller learned in a first pass, if it had one."""
+_MOST = 2**8 - 1  # labels per position, as counts are stored
 _CHUNK = 2**12  # blocks that are looked at together
 
 
@@ -72,6 +74,14 @@ class LabelsManifest(StoredManifest):
     scores: Scores
     agreement_with_float32: float | None = None
     statistics: LabelStatistics
+
+    @field_validator("labels")
+    @classmethod
+    def _kind_and_k_are_there(cls, labels: dict[str, Any]) -> dict[str, Any]:
+        """What every kind has; a kind that is not installed here may have more than can be checked."""
+        if not isinstance(labels.get("kind"), str) or type(k := labels.get("k")) is not int or not 1 <= k <= _MOST:
+            raise ValueError(f"needs a kind and a k from 1 to {_MOST}")
+        return labels
 
     @property
     def k(self) -> int:

@@ -65,6 +65,20 @@ def test_a_teacher_or_dictionary_of_the_same_name(
     assert (partial_path(output) / PLAN).is_file()
 
 
+def test_another_configuration_of_the_same_weights_is_told(
+    workshop: Workshop, copies: tuple[Path, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upgrade of transformers or another `pad_token_id` made labels useless, though no number changes."""
+    teacher, dictionary, labels = copies
+    wanted = recipe(workshop, teacher, dictionary, labels={"path": str(labels)}, tokens=8 * 16)
+    train(wanted, tmp_path / "first")
+    assert "another configuration" not in caplog.text
+    settings = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**settings, "pad_token_id": 3}))
+    train(wanted, tmp_path / "second")
+    assert f"{teacher} has another configuration" in caplog.text
+
+
 def test_probabilities_of_a_teacher_of_the_same_name(workshop: Workshop, tmp_path: Path) -> None:
     teacher = Path(shutil.copytree(workshop.teacher, tmp_path / "teacher"))
     stored = Path(shutil.copytree(workshop.probabilities, tmp_path / "stored"))

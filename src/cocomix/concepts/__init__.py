@@ -13,7 +13,7 @@ from cocomix.concepts.check import (
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes, layer_normalize
 from cocomix.concepts.dictionary_folder import Dictionary, DictionaryFit, DictionaryManifest, FitSettings
-from cocomix.concepts.fingerprints import model_fingerprint, package_versions
+from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
 from cocomix.concepts.fit import fit_dictionary, fit_identity
 from cocomix.concepts.labeller import (
     IGNORE,
@@ -68,6 +68,7 @@ __all__ = [
     "TokenLookupLabeller",
     "build_labeller",
     "check_labeller",
+    "configuration_fingerprint",
     "determining",
     "dictionary_layer",
     "drop_without_target",

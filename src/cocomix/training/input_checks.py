@@ -1,5 +1,6 @@
 """What a run is made from is what its recipe means, and stays so: contents are compared, not names."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from cocomix.concepts import (
     Dictionary,
     DictionaryConfig,
     TeacherConfig,
+    configuration_fingerprint,
     load_teacher,
     model_fingerprint,
 )
@@ -22,6 +24,8 @@ from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
 
 __all__ = ["check_sources", "inputs_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teaching) -> None:
@@ -61,21 +65,32 @@ def inputs_of(
 def _check_teacher(
     teacher: TeacherConfig | None, section: str, stores: Sequence[StoredArrays[Any]], known: str | None
 ) -> None:
-    """Refuse what was made with other weights than a teacher has; `known` is their fingerprint, if it is known."""
-    recorded = [(store.path, store.manifest.made_from["weights"]) for store in stores if _has_weights(store)]
-    if teacher is None or not recorded:
+    """Refuse what was made with other weights than a teacher has, and tell of another configuration.
+
+    Args:
+        teacher: that the recipe names; looked at if it is a folder or a file here.
+        section: of the recipe, for messages.
+        stores: what was made.
+        known: fingerprint of the teacher's weights, if it is known already.
+    """
+    stores = [store for store in stores if "weights" in store.manifest.made_from]
+    if teacher is None or not stores:
         return
-    here = known or _teacher_here(teacher)
-    for path, fingerprint in recorded:
-        if here not in (None, fingerprint):
+    model = load_teacher(teacher.model) if known is None and Path(teacher.model).exists() else None
+    here = known if model is None else model_fingerprint(model)
+    configuration = None if model is None else configuration_fingerprint(model)
+    for store in stores:
+        if here not in (None, store.manifest.made_from["weights"]):
             raise CoCoMixError(
-                f"{path} was made with other weights than the recipe's {section}.model {teacher.model} has now; bring "
-                "those back, or make it again."
+                f"{store.path} was made with other weights than the recipe's {section}.model {teacher.model} has now; "
+                "bring those back, or make it again."
             )
-
-
-def _has_weights(store: StoredArrays[Any]) -> bool:
-    return "weights" in store.manifest.made_from
+        made = store.manifest.labeller.get("configuration") if isinstance(store, Labels) else None
+        if None not in (made, configuration) and made != configuration:
+            logger.warning(
+                f"{teacher.model} has another configuration now than when it made {store.path}, in settings that "
+                "change no number; used all the same."
+            )
 
 
 def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:
@@ -88,11 +103,6 @@ def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) ->
                     f"{store.path} was made with another dictionary than the recipe's labels.dictionary.{what} names "
                     "now; bring that one back, or label again."
                 )
-
-
-def _teacher_here(teacher: TeacherConfig) -> str | None:
-    """Fingerprint of a teacher, if it is a folder or a file here."""
-    return model_fingerprint(load_teacher(teacher.model)) if Path(teacher.model).exists() else None
 
 
 def _dictionary_here(dictionary: DictionaryConfig) -> str | None:

@@ -167,11 +167,9 @@ class AlignedTeacher:
 
 
 def aligned_positions(student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each student's token, the last teacher's token that ends no later; -1 where there is none.
+    """For each student's token, the last teacher's token that ends no later; -1 where there is none. [seq]
 
-    Args:
-        student_ends: byte at which each token ends, not decreasing. [seq]
-        teacher_ends: likewise of the teacher. [teacher_seq]
+    Both arguments hold the byte at which each token ends, not decreasing: [seq] and [teacher_seq].
     """
     positions: NDArray[np.int64] = np.searchsorted(teacher_ends, student_ends, side="right").astype(np.int64) - 1
     return positions

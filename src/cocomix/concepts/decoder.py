@@ -311,13 +311,8 @@ def _head_loss(head: nn.Linear, rows: Tensor, targets: Tensor, with_gradient: bo
     """Summed cross-entropy of `head(rows)` and its gradient with respect to the rows, over chunks of rows.
 
     The naive form is `F.cross_entropy(head(rows), targets, reduction="sum")` and its backward. Here the gradient
-    (softmax − one-hot) W is formed in place of each chunk's log-probabilities.
-
-    Args:
-        head: vocabulary projection.
-        rows: [targets, d_model].
-        targets: int64 [targets].
-        with_gradient: whether the gradient is wanted.
+    (softmax − one-hot) W is formed in place of each chunk's log-probabilities. `rows` is [targets, d_model], `targets`
+    int64 [targets].
     """
     size = max(1, _CHUNK_ELEMENTS // head.out_features)
     loss = torch.zeros((), device=rows.device)

@@ -31,17 +31,9 @@ _CHUNK_ELEMENTS = 2**23  # gathered decoder rows held at once: 32 MiB in float32
 
 
 def attribute(dictionary: ConceptDictionary, codes: SparseCodes, gradient: Tensor) -> Tensor:
-    """Attribution of the active concepts only.
+    """Attribution of the active concepts [..., width], from ∂L/∂h [..., d_model] in float32; zero in unused slots.
 
     The naive form is `(gradient @ W_dec.T * latents).gather(-1, ids)`; here only the active rows of W_dec are read.
-
-    Args:
-        dictionary: its decoder is used.
-        codes: active concepts [..., width].
-        gradient: ∂L/∂h [..., d_model], float32.
-
-    Returns:
-        [..., width], zero in unused slots.
     """
     width = codes.ids.shape[-1]
     ids, flat = codes.ids.reshape(-1, width), gradient.reshape(-1, dictionary.d_model)

@@ -103,12 +103,7 @@ def load_labeller(
 ) -> ConceptLabeller:
     """Load a labeller for a data set; one whose teacher has another tokenizer is aligned by bytes (`AlignedTeacher`).
 
-    Args:
-        tokens: the data set.
-        config: settings of the labeller.
-        device: where to put its models.
-        tables: what its first pass learned before.
-        force: as of `build_labeller`.
+    Arguments are those of `open_labeller`.
 
     Raises:
         CoCoMixError: nothing can be loaded, or the tokenizers differ and labels cannot be carried over.
@@ -142,12 +137,7 @@ def load_labeller(
 
 
 def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
-    """Load a teacher without a dictionary.
-
-    Args:
-        tokens: prepared with the teacher's tokenizer.
-        teacher: the language model, and the block whose output is read.
-        device: where to put it; the best one by default.
+    """Load a teacher without a dictionary, onto the best device by default.
 
     Raises:
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.

@@ -123,14 +123,9 @@ class ProbabilityBlocks(StoredBlocks[ProbabilitiesManifest]):
 def top_probabilities(
     decoder: "FrozenDecoder", input_ids: "Tensor", top_k: int, vocab_size: int, dtype: ProbabilityDtype = "float32"
 ) -> "tuple[Tensor, Tensor]":
-    """The K likeliest next tokens at every position and their log-probabilities among the first `vocab_size` tokens.
+    """The K likeliest next tokens of int64 [batch, seq], and their log-probabilities.
 
-    Args:
-        decoder: the teacher.
-        input_ids: int64 [batch, seq].
-        top_k: K.
-        vocab_size: of the tokenizer; a head padded beyond it is cut.
-        dtype: what the teacher runs in; log-probabilities are taken in float32.
+    Log-probabilities are taken in float32, and over the first `vocab_size` tokens: a head padded beyond them is cut.
 
     Returns:
         int64 and float32, [batch, seq, K] each, on the CPU, the likeliest first.

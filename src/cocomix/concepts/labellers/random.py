@@ -63,15 +63,9 @@ def context_hashes(input_ids: Tensor, attention_mask: Tensor | None, seed: int) 
 
 
 def draw(codes: SparseCodes, contexts: Tensor, k: int) -> SparseCodes:
-    """Up to k active concepts per position, each equally likely, in random order.
+    """Up to k of the active concepts [..., width] of each position, each equally likely, in random order.
 
-    Args:
-        codes: active concepts [..., width].
-        contexts: int64 [...], see `context_hashes`.
-        k: how many.
-
-    Returns:
-        [..., min(k, width)]; slots that are not used have the value 0.
+    By hashes of the contexts, int64 [...], as `context_hashes` gives them. Unused slots have the value 0.
     """
     ranks = _mix(_mix(codes.ids) + contexts.unsqueeze(-1)) >> 1  # [..., width], room below for the inactive
     ranks = ranks.masked_fill(codes.values <= 0, torch.iinfo(torch.int64).min)

@@ -24,7 +24,8 @@ import yaml
 import cocomix
 from cocomix.cli import app
 from cocomix.experiments import SweepPlan
-from cocomix.training.recipe import RunConfig, merged
+from cocomix.training.recipe import RunConfig
+from cocomix.training.recipe_file import merged
 from tests.command_line import Cli
 from tests.documents import DOCS, ROOT, Block, blocks, check_names, run_commands, understand
 from tests.workshop import Workshop

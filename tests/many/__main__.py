@@ -96,10 +96,11 @@ def measure(table: Table, counts: list[int]) -> None:
     run = table.train("resumed", 4, True, stop=half)
     table.train("resumed", 2, True)
     table.add(f"FSDP2, stopped after step {half}", "4, then 2", run, reference)
+    teacher = {"model": str(workshop.teacher), "layer": 1}
+    labels = {"path": None, "kind": "attribution", "teacher": teacher, "dictionary": {"path": str(workshop.dictionary)}}
     taught = {
-        "labels": "online",
-        "teacher": {"model": str(workshop.teacher), "layer": 1},
-        "dictionary": {"path": str(workshop.dictionary)},
+        "labels": labels,
+        "teacher": teacher,
         "model": {"num_concepts": CONCEPTS},
         "distillation": {"weight": 0.5},
     }

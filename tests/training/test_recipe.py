@@ -307,6 +307,8 @@ MADE = {"teacher": {"model": "t", "layer": 2}, "dictionary": {"path": "p"}}
         ({"labels": "x", "attribution": {"selection": "activation"}}, {"path": "x", "kind": "activation", **MADE}),
         ({"labels": {"path": "x", "kind": "attribution", "sign": "abs"}, "attribution": {"selection": "activation"}},
          {"path": "x", "kind": "activation", **MADE}),
+        ({"labels": {"path": "x", "kind": "random", "dictionary": {"path": "q", "sae_id": "i"}}},
+         {"path": "x", "kind": "random", "teacher": MADE["teacher"], "dictionary": {"path": "p", "sae_id": "i"}}),
         ({"labels": "x", "dictionary": None, "attribution": None}, "x"),
         ({"objective": "ntp", "labels": None}, None),
     ],

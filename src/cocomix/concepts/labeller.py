@@ -241,6 +241,7 @@ def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
 
 
 def _labeller_class(kind: Any) -> LabellerKind:
+    kind = kind if isinstance(kind, str) else repr(kind)  # a recipe may hold anything, also what cannot be looked up
     if kind in _registered:
         registered: LabellerKind = _registered[kind]
         return registered

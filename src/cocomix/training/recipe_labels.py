@@ -5,7 +5,7 @@ labels: {kind: attribution, teacher: {model: gpt2, layer: 5}, dictionary: {path:
 labels: {path: labels/mine, kind: activation, k: 8}   # stored there, and made so: for `cocomix label`, and a check
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,9 @@ def with_new_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
     labels = values.get("labels")
     if not _OLD & values.keys() and labels != "online":
         return values
+    for name in _OLD & values.keys():
+        if not isinstance(values[name], Mapping):
+            raise ValueError(f"{name} must be a mapping, not {values[name]!r}")
     old = dict(values.pop("attribution", {}))
     dictionary = values.pop("dictionary", None)
     teacher = values.get("teacher")
@@ -98,12 +101,18 @@ def with_new_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
     kind = old.pop("selection", made.get("kind", "attribution"))
     others = {name for each, names in _SETTINGS.items() if each != kind for name in names}
     old.pop("score_dtype", None)  # of the storage: an option of `cocomix label`
-    source = {"teacher": teacher, "dictionary": dictionary}
-    made = {**{name: part for name, part in source.items() if part is not None}, **made, **old, "kind": kind}
+    if teacher is not None:
+        made.setdefault("teacher", teacher)
+    if dictionary is not None:  # as `attribution` does, it says something else than a newer recipe below it
+        below = made.get("dictionary")
+        made["dictionary"] = {**below, **dictionary} if isinstance(below, Mapping) else dictionary
+    made = {**made, **old, "kind": kind}
     return {**values, "labels": {name: value for name, value in made.items() if name not in others}}
 
 
 def _has_corpora_with_labels(values: Mapping[str, Any]) -> bool:
     data = values.get("data")
-    corpora = data.get("mixture", ()) if isinstance(data, Mapping) else ()
-    return any(isinstance(corpus, Mapping) and corpus.get("labels") is not None for corpus in corpora)
+    corpora = data.get("mixture") if isinstance(data, Mapping) else None
+    return isinstance(corpora, Sequence) and any(
+        isinstance(corpus, Mapping) and corpus.get("labels") is not None for corpus in corpora
+    )

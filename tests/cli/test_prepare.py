@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cocomix.cli.options import part_of
 from cocomix.data import Tokens
+from cocomix.runtime.errors import CoCoMixError
 from tests.data.conftest import story, write_jsonl
 
 COMMAND = """
@@ -101,11 +103,8 @@ def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("share", ["3/3", "1", "a/b", "-1/2"])
-def test_shares_are_checked(tmp_path: Path, corpus: Path, share: str) -> None:
-    from cocomix.cli.prepare import _parsed
-    from cocomix.runtime.errors import CoCoMixError
-
+@pytest.mark.parametrize("share", ["3/3", "0/0", "1", "a/b", "-1/2"])
+def test_parts_are_checked(share: str) -> None:
     with pytest.raises(CoCoMixError, match=f"--share {share}"):
-        _parsed(share)
-    assert _parsed("2/3") == (2, 3)
+        part_of("--share", share)
+    assert part_of("--share", "2/3") == (2, 3)

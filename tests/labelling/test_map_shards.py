@@ -156,12 +156,6 @@ def test_a_full_disk_leaves_no_part(folder: Path, whole: dict[str, bytes], monke
     assert contents(folder) == whole
 
 
-@pytest.mark.parametrize("text", ["1", "a/b", "-1/2", "2/2", "0/0"])
-def test_elements_of_an_array_that_do_not_exist(text: str) -> None:
-    with pytest.raises(CoCoMixError, match=text):
-        SlurmArray.parse(text, Inline())
-
-
 def test_elements_of_an_array_are_disjoint_and_together_everything() -> None:
     shards: Any = list(range(11))
     for count in range(1, 14):

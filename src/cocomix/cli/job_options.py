@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cocomix.cli.options import part_of
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class JobOptions:
 
         executor = self._executor()
         if self.shard is not None:
-            executor = SlurmArray.parse(self.shard, executor)
+            executor = SlurmArray(*part_of("--shard", self.shard), executor)
         return Job(self.batch_tokens, self.unit_tokens, executor, self.retries, asked)
 
     def _executor(self) -> "Executor":

@@ -1,9 +1,12 @@
 """Arguments and options that several verbs share. Several that belong together are a dataclass: see `application`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "AsJson",
@@ -15,6 +18,7 @@ __all__ = [
     "Revision",
     "RunFolder",
     "Teacher",
+    "part_of",
 ]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]
@@ -26,3 +30,16 @@ OtherLabels = Annotated[Path | None, typer.Option(help="Labels of that data.")]
 BatchBlocks = Annotated[int, typer.Option(help="Blocks per forward pass.")]
 Teacher = Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")]
 Revision = Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")]
+
+
+def part_of(option: str, text: str) -> tuple[int, int]:
+    """Number of a part, from 0, and of all parts, from an option's `I/N`.
+
+    Raises:
+        CoCoMixError: it is not of this form, or there is no such part.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    number, parts = map(int, found.groups()) if found else (0, 0)
+    if number >= parts:
+        raise CoCoMixError(f"{option} {text} is not of the form I/N with I from 0 to N - 1, such as 0/8.")
+    return number, parts

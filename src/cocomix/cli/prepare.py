@@ -1,15 +1,13 @@
 """The verb `prepare`."""
 
 import os
-import re
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import Output
+from cocomix.cli.options import Output, part_of
 from cocomix.cli.printing import Printed
-from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["prepare"]
 
@@ -77,15 +75,7 @@ def prepare(
         asdict(options) | {"validation_sources": options.validation_sources or ()}
     )
     if share is not None:
-        encode_share(settings, output, *_parsed(share))
+        encode_share(settings, output, *part_of("--share", share))
         return None
     data = run(settings, output, workers=workers or len(os.sched_getaffinity(0)))
     return Printed(data.manifest.model_dump(mode="json"))
-
-
-def _parsed(share: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", share)
-    number, shares = map(int, found.groups()) if found else (0, 0)
-    if number >= shares:
-        raise CoCoMixError(f"--share {share} is not of the form I/N with I from 0 to N - 1, such as 0/8.")
-    return number, shares

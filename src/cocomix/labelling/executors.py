@@ -6,7 +6,6 @@ number of threads in each process. `cocomix.labelling.ray_executor` computes on 
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -77,18 +76,6 @@ class SlurmArray(Executor):
     index: int
     count: int
     inner: Executor = field(default_factory=Inline)
-
-    @classmethod
-    def parse(cls, text: str, inner: Executor) -> "SlurmArray":
-        """Read `--shard i/n`.
-
-        Raises:
-            CoCoMixError: it is not of this form, or i is not one of 0, …, n − 1.
-        """
-        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-        if found is None or not int(found[1]) < int(found[2]):
-            raise CoCoMixError(f"--shard {text} is no part: give i/n with i from 0 to n − 1, such as 0/8, …, 7/8.")
-        return cls(int(found[1]), int(found[2]), inner)
 
     def share(self, shards: Sequence["TokenShard"]) -> Sequence["TokenShard"]:
         """The same whatever is finished already. Consecutive, so that most token files are joined by one job."""

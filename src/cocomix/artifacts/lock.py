@@ -97,11 +97,7 @@ def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
 
 
 def refuse_writer(path: Path, output: str) -> None:
-    """Refuse an output that a process writes now and does not share, without holding its lock.
-
-    Raises:
-        BeingWritten: naming it.
-    """
+    """Refuse an output that a process writes now and does not share, without holding its lock."""
     if path.is_file():
         os.close(_acquire(path, output, shared=True))
 

@@ -233,11 +233,7 @@ def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | 
 
 
 def check_plan(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with what an interrupted command of another identity left, if it goes by that.
-
-    Raises:
-        MadeFromSomethingElse: naming the keys, of those in `identity`, that differ.
-    """
+    """Refuse to go on with what an interrupted command of another identity left, if it goes by that."""
     begun = read_json(folder / PLAN)["identity"] if (folder / PLAN).is_file() else None
     if begun is not None and (keys := differing(begun, as_json(identity))):
         raise MadeFromSomethingElse(

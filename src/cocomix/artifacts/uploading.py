@@ -40,12 +40,7 @@ class Claim:
         self.check()
 
     def check(self) -> None:
-        """Refuse to go on if another process writes there, or has.
-
-        Raises:
-            BeingWritten: the marker is not ours.
-            AlreadyExists: there is a manifest.
-        """
+        """Refuse to go on if another process writes there (the marker is not ours), or has (there is a manifest)."""
         url, found = self.remote.url, self._found()
         if found != self._marker:
             remedy = f"choose another --output, or remove {url}/{MARKER} if that process is no more"
@@ -54,11 +49,9 @@ class Claim:
             raise AlreadyExists(f"{url} was written by another process meanwhile; choose another --output.")
 
     def publish(self, folder: Path) -> None:
-        """Upload a finished folder.
+        """Upload a finished folder; refused as by `check` if another process was faster.
 
         Raises:
-            BeingWritten: the marker is not ours any more.
-            AlreadyExists: another manifest was faster.
             Unreachable: the upload failed.
         """
         self.check()
@@ -77,11 +70,7 @@ class Claim:
             self.check()
 
     def publish_made(self, folder: Path) -> None:
-        """Upload a folder that was made in the cache, and keep it there as the local copy of what was uploaded.
-
-        Raises:
-            Unreachable: the upload failed; the folder is kept.
-        """
+        """Upload a folder that was made in the cache, and keep it there as the local copy; if that fails, as it is."""
         url = self.remote.url
         try:
             self.publish(folder)

@@ -40,3 +40,13 @@ def test_train(cli: Cli, here: Path, workshop: Workshop) -> None:
     assert "nothing to do" in said
     assert said.splitlines()[-1] == "HEAVY"
     cli.refuses("train", recipe, "--set", "tokens=256", "-o", "run", says="recipe")
+
+
+@pytest.mark.slow
+def test_sae(cli: Cli, here: Path, workshop: Workshop) -> None:
+    options = ("--teacher", workshop.teacher, "--layer", 1, "--num-concepts", 40, "--tokens", 64, "--batch-size", 32)
+    cli("sae", workshop.data, *options, "--k", 4, "-o", "sae")
+    said = again("sae", workshop.data, *options, "--k", 4, "-o", "sae")
+    assert "nothing to do" in said
+    assert said.splitlines()[-1] == "HEAVY"
+    cli.refuses("sae", workshop.data, *options, "--k", 5, "-o", "sae", says="settings")

@@ -28,13 +28,15 @@ def sae(
     [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
     """
     from cocomix.concepts import FitSettings, TeacherConfig
-    from cocomix.labelling import fit_on_data
-    from cocomix.runtime.device import choose_threads
+    from cocomix.labelling import fit_on_data, fitted
 
     settings = FitSettings(
         num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )
-    choose_threads()
     source = TeacherConfig(model=teacher, layer=layer, revision=revision)
-    dictionary = fit_on_data(data, source, output, settings)
+    if (dictionary := fitted(data, source, output, settings)) is None:
+        from cocomix.runtime.device import choose_threads
+
+        choose_threads()
+        dictionary = fit_on_data(data, source, output, settings)
     return Printed(dictionary.manifest.model_dump(mode="json"))

@@ -1,42 +1,128 @@
-"""Concepts: the dictionary (a sparse autoencoder), the frozen teacher, and attribution."""
+"""Concepts: the dictionary (a sparse autoencoder), the frozen teacher, and attribution.
 
-from cocomix.concepts.aligned import AlignedTeacher
-from cocomix.concepts.check import (
-    SAMPLE_TOKENS,
-    check_labeller,
-    label_agreement,
-    measure_agreement,
-    measure_fit,
-    require_agreement,
-    require_fit,
-)
-from cocomix.concepts.decoder import FrozenDecoder
-from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes, layer_normalize
-from cocomix.concepts.dictionary_folder import Dictionary, DictionaryFit, DictionaryManifest, FitSettings
-from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
-from cocomix.concepts.fit import fit_dictionary, fit_identity
-from cocomix.concepts.labeller import (
-    IGNORE,
-    ConceptLabeller,
-    ConceptLabels,
-    FittedLabeller,
-    LabellerConfig,
-    build_labeller,
-    determining,
-    drop_without_target,
-    labeller_config,
-    labeller_config_type,
-    labeller_kinds,
-    register_labeller,
-)
-from cocomix.concepts.labellers.activation import ActivationConfig, ActivationLabeller
-from cocomix.concepts.labellers.attribution import AttributionConfig, AttributionLabeller
-from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
-from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
-from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
-from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
-from cocomix.concepts.teacher import ConceptTeacher, load_teacher
-from cocomix.concepts.token_rows import first_blocks, spread_blocks
+The names are imported when they are first used, so that a fitted dictionary is recognised without PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cocomix.concepts.aligned import AlignedTeacher
+    from cocomix.concepts.check import (
+        SAMPLE_TOKENS,
+        check_labeller,
+        label_agreement,
+        measure_agreement,
+        measure_fit,
+        require_agreement,
+        require_fit,
+    )
+    from cocomix.concepts.decoder import FrozenDecoder
+    from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes, layer_normalize
+    from cocomix.concepts.dictionary_folder import (
+        Dictionary,
+        DictionaryFit,
+        DictionaryManifest,
+        FitSettings,
+        fit_identity,
+    )
+    from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
+    from cocomix.concepts.fit import fit_dictionary
+    from cocomix.concepts.labeller import (
+        IGNORE,
+        ConceptLabeller,
+        ConceptLabels,
+        FittedLabeller,
+        LabellerConfig,
+        build_labeller,
+        determining,
+        drop_without_target,
+        labeller_config,
+        labeller_config_type,
+        labeller_kinds,
+        register_labeller,
+    )
+    from cocomix.concepts.labellers.activation import ActivationConfig, ActivationLabeller
+    from cocomix.concepts.labellers.attribution import AttributionConfig, AttributionLabeller
+    from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
+    from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
+    from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
+    from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
+    from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+    from cocomix.concepts.token_rows import first_blocks, spread_blocks
+
+_MODULES = {
+    "aligned": ("AlignedTeacher",),
+    "check": (
+        "SAMPLE_TOKENS",
+        "check_labeller",
+        "label_agreement",
+        "measure_agreement",
+        "measure_fit",
+        "require_agreement",
+        "require_fit",
+    ),
+    "decoder": ("FrozenDecoder",),
+    "dictionary": (
+        "ConceptDictionary",
+        "SparseCodes",
+        "layer_normalize",
+    ),
+    "dictionary_folder": ("Dictionary", "DictionaryFit", "DictionaryManifest", "FitSettings", "fit_identity"),
+    "fingerprints": (
+        "model_fingerprint",
+        "package_versions",
+    ),
+    "fit": ("fit_dictionary",),
+    "labeller": (
+        "ConceptLabeller",
+        "ConceptLabels",
+        "FittedLabeller",
+        "IGNORE",
+        "LabellerConfig",
+        "build_labeller",
+        "determining",
+        "drop_without_target",
+        "labeller_config",
+        "labeller_config_type",
+        "labeller_kinds",
+        "register_labeller",
+    ),
+    "labellers.activation": (
+        "ActivationConfig",
+        "ActivationLabeller",
+    ),
+    "labellers.attribution": (
+        "AttributionConfig",
+        "AttributionLabeller",
+    ),
+    "labellers.random": (
+        "RandomConfig",
+        "RandomLabeller",
+    ),
+    "labellers.teacher_labeller": (
+        "TeacherLabeller",
+        "TeacherLabellerConfig",
+    ),
+    "labellers.token_lookup": (
+        "TokenLookupConfig",
+        "TokenLookupLabeller",
+    ),
+    "sources": (
+        "DictionaryConfig",
+        "TeacherConfig",
+        "dictionary_layer",
+    ),
+    "teacher": (
+        "ConceptTeacher",
+        "load_teacher",
+    ),
+    "token_rows": (
+        "first_blocks",
+        "spread_blocks",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "IGNORE",
@@ -90,3 +176,9 @@ __all__ = [
     "require_fit",
     "spread_blocks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -9,16 +9,15 @@ A folder of SAELens' without a manifest is read just as well.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from cocomix.artifacts import Artifact, Findings, Manifest
-from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_causal_lm
 from cocomix.runtime.section import Section
 
-__all__ = ["Dictionary", "DictionaryFit", "DictionaryManifest", "FitReport", "FitSettings"]
+__all__ = ["Dictionary", "DictionaryFit", "DictionaryManifest", "FitReport", "FitSettings", "fit_identity"]
 
 
 class DictionaryFit(Section):
@@ -85,6 +84,11 @@ class FitSettings(Section):
         return self.learning_rate if self.learning_rate is not None else 8e-3 * (2048 / self.num_concepts) ** 0.5
 
 
+def fit_identity(teacher: str, layer: int, settings: FitSettings, **origin: Any) -> dict[str, Any]:
+    """What determines a fitted dictionary, as JSON; `origin` is `tokens`, `revision` and `bos_token_id`."""
+    return {"teacher": teacher, "layer": layer, **origin, "settings": settings.model_dump(mode="json")}
+
+
 class FitReport(Section):
     """How well a fit went, and what it took.
 
@@ -140,6 +144,9 @@ class Dictionary(Artifact[DictionaryManifest]):
         if name is None or recorded is None or not Path(name).exists():
             findings.skip("teacher", f"{name or 'the teacher'} is not on this machine")
             return
+        from cocomix.concepts.fingerprints import model_fingerprint  # both import PyTorch
+        from cocomix.runtime.hub import load_causal_lm
+
         with findings.check("teacher", f"weights of {name}", "get it again"):
             if model_fingerprint(load_causal_lm(name)) != recorded:
                 raise CoCoMixError(f"{name} is not the teacher this was fitted on; bring that back, or fit again.")

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from cocomix.concepts.check import measure_fit
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
-from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, FitReport, FitSettings
+from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, FitReport, FitSettings, fit_identity
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.releases import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher
@@ -32,7 +32,7 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.device import available_memory
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["fit_dictionary", "fit_identity", "memory_needed"]
+__all__ = ["fit_dictionary", "memory_needed"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,6 @@ _CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the de
 # Copies held at once in float32: of the weights, with their gradients and Adam's two moments; and of a batch's dense
 # activations, with their gradients and those of the loss for dead concepts (measured: 3 to 8, more with more dead).
 _WEIGHT_COPIES, _BATCH_COPIES = 4, 8
-
-
-def fit_identity(teacher: str, layer: int, settings: FitSettings, **origin: Any) -> dict[str, Any]:
-    """What determines a fitted dictionary, as JSON; `origin` is `tokens`, `revision` and `bos_token_id`."""
-    return {"teacher": teacher, "layer": layer, **origin, "settings": settings.model_dump(mode="json")}
 
 
 def memory_needed(settings: FitSettings, d_model: int) -> int:

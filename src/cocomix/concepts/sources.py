@@ -1,10 +1,14 @@
 """Which teacher and which dictionary: what a recipe and the command line name them by."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from cocomix.concepts.dictionary import ConceptDictionary
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
+
+if TYPE_CHECKING:
+    from cocomix.concepts.dictionary import ConceptDictionary
 
 __all__ = ["DictionaryConfig", "TeacherConfig", "dictionary_layer"]
 
@@ -37,12 +41,14 @@ class DictionaryConfig(Section):
         """What manifests call it."""
         return self.path if self.sae_id is None else f"{self.path}/{self.sae_id}"
 
-    def load(self) -> ConceptDictionary:
+    def load(self) -> "ConceptDictionary":
         """Read it, in float32 on the CPU.
 
         Raises:
             CoCoMixError: there is none, or it is not the pinned one.
         """
+        from cocomix.concepts.dictionary import ConceptDictionary  # imports PyTorch
+
         found = ConceptDictionary.from_sae_lens(self.path, self.sae_id)
         if self.fingerprint not in (None, found.fingerprint()):
             raise CoCoMixError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
-    from cocomix.labelling.fitting import fit_on_data
+    from cocomix.labelling.fitting import fit_on_data, fitted
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
     from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller
@@ -35,6 +35,7 @@ __all__ = [
     "distill_data",
     "finish",
     "fit_on_data",
+    "fitted",
     "label_data",
     "open_decoder",
     "open_labeller",
@@ -43,7 +44,7 @@ __all__ = [
 
 _MODULES = {
     "executors": ("Inline", "Processes", "SlurmArray"),
-    "fitting": ("fit_on_data",),
+    "fitting": ("fit_on_data", "fitted"),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
     "opening": ("check_tokenizer", "open_decoder", "open_labeller"),

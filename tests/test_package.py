@@ -207,3 +207,9 @@ def test_the_allocator_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_device_is_the_machines() -> None:
     assert default_device().type
+
+
+@pytest.mark.parametrize("room", ["concepts", "data", "labelling", "training"])
+def test_rooms_that_import_lazily_have_every_name_they_list(room: str) -> None:
+    package = import_module(f"cocomix.{room}")
+    assert all(hasattr(package, name) for name in package.__all__)

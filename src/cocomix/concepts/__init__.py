@@ -70,6 +70,7 @@ _MODULES = {
     ),
     "dictionary_folder": ("Dictionary", "DictionaryFit", "DictionaryManifest", "FitSettings", "fit_identity"),
     "fingerprints": (
+        "configuration_fingerprint",
         "model_fingerprint",
         "package_versions",
     ),

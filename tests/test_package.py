@@ -211,5 +211,5 @@ def test_the_device_is_the_machines() -> None:
 
 @pytest.mark.parametrize("room", ["concepts", "data", "labelling", "training"])
 def test_rooms_that_import_lazily_have_every_name_they_list(room: str) -> None:
-    package = import_module(f"cocomix.{room}")
+    package = importlib.import_module(f"cocomix.{room}")
     assert all(hasattr(package, name) for name in package.__all__)

@@ -109,7 +109,10 @@ def run_target(target: Target, workshop: Workshop, scratch: Path, *, cases: int,
     try:
         one()
     except (Exception, Hang) as error:
-        failure = f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))
+        each = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+        failure = "\n\n".join(
+            "\n".join((f"{type(one).__name__}: {one}", *getattr(one, "__notes__", ()))) for one in each
+        )
     return Outcome(target.name, done, world.refused, failure)
 
 

@@ -50,7 +50,7 @@ class StoredFile(Section):
     """
 
     name: str = Field(pattern=r"^\w+-\d+$")
-    blocks: int = Field(ge=0)
+    blocks: int = Field(ge=0, le=2**48)  # no file has more, and `len` must be able to say it
 
 
 class StoredManifest(Manifest):

@@ -132,19 +132,28 @@ def test_a_torn_checkpoint_costs_no_more_than_its_steps(
     assert_same_run(output, whole)
 
 
-@pytest.mark.parametrize("step", [1, 8])
-def test_sigterm_saves_and_ends(
-    workshop: Workshop, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+@pytest.mark.parametrize(
+    ("step", "number", "error"),
+    [(1, signal.SIGTERM, Terminated), (8, signal.SIGTERM, Terminated), (8, signal.SIGINT, KeyboardInterrupt)],
+)
+def test_sigterm_and_ctrl_c_save_and_end(
+    workshop: Workshop,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals,
+    error: type[BaseException],
 ) -> None:
     output = tmp_path / "run"
 
     def terminate(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == step:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     with monkeypatch.context() as patched:
         patched.setattr(MetricsFile, "on_step_begin", terminate, raising=False)
-        with pytest.raises(Terminated) as caught:
+        with pytest.raises(error) as caught:
             train(recipe(workshop), output)
     assert caught.value.__notes__ == [f"the checkpoint of step {step + 1} is kept"]
     found = last_complete_checkpoint(partial_path(output) / "checkpoints")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, SchedulerType
 
 from cocomix import CoCoMixForCausalLM
 from cocomix.artifacts import read_json
@@ -260,6 +260,38 @@ def test_damaged_data_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     next((tmp_path / "data").glob("train-*.npy")).unlink()
     (tmp_path / "runs").mkdir()
     refused(workshop.recipe("ntp", data=str(tmp_path / "data")), tmp_path / "runs" / "x", r"train-\d+\.npy")
+
+
+@pytest.mark.parametrize("schedule", [kind.value for kind in SchedulerType])
+def test_every_schedule_of_transformers(workshop: Workshop, tmp_path: Path, schedule: str) -> None:
+    """Without settings of its own, as far as transformers has defaults for it."""
+    training = {"lr_scheduler_type": schedule, "logging_steps": 1, "eval_steps": 2}
+    run = train(workshop.recipe("ntp", tokens=6 * 8 * BLOCK, training=training), tmp_path / "run")
+    rates = [row["learning_rate"] for row in metrics_of(run) if "learning_rate" in row]
+    assert len(rates) == 6
+    assert max(rates) > 0
+
+
+@pytest.mark.parametrize(
+    ("training", "match"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"lr_scheduler_kwargs": {"nonsense": 1}}, "nonsense"),
+        ({"lr_scheduler_type": "cosin"}, "cosin"),
+        ({"optim": "adamv"}, "adamv"),
+        pytest.param(
+            {"fp16": True}, "fp16", marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
+        ),
+    ],
+)
+def test_arguments_that_cannot_train_leave_nothing(
+    workshop: Workshop, tmp_path: Path, training: dict[str, Any], match: str
+) -> None:
+    (tmp_path / "runs").mkdir()
+    refused(workshop.recipe("ntp", training=training), tmp_path / "runs" / "x", match)
+    with pytest.raises(CoCoMixError) as caught:
+        train(workshop.recipe("ntp", training=training), tmp_path / "runs" / "x")
+    assert len(str(caught.value)) < 300
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:

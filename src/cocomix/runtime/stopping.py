@@ -1,7 +1,8 @@
-"""SIGTERM, which job schedulers send before they take a machine away, as something Python code can answer."""
+"""Ctrl-C and SIGTERM, which job schedulers send before they take a machine away, as something code can answer."""
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,39 @@ class Terminated(BaseException):
     """
 
 
+class Noted:
+    """Whether a signal to stop has arrived, and which.
+
+    Call it for the first; a second one of the same kind is raised at once, as `KeyboardInterrupt` or `Terminated`.
+    Those of the first second do not count: launchers pass on what a terminal has sent to every process already.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, float] = {}
+
+    def __call__(self) -> bool:
+        """Whether one has arrived."""
+        return bool(self._first)
+
+    @property
+    def error(self) -> BaseException:
+        """What the first one means; `Terminated` where none came, as in a process that another one asked to stop."""
+        return _meaning(next(iter(self._first), signal.SIGTERM))
+
+    def note(self, number: int, frame: Any) -> None:
+        """The signal handler."""
+        now = time.monotonic()
+        if now - self._first.setdefault(number, now) > _SAME:
+            raise _meaning(number)
+
+
+_SAME = 1.0
+
+
+def _meaning(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
 @contextmanager
 def termination_raised() -> Iterator[None]:
     """Raise `Terminated` in the main thread when SIGTERM arrives; does nothing in other threads."""
@@ -27,34 +61,26 @@ def termination_raised() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise Terminated
 
-    with _handled(stop):
+    with _handled(stop, signal.SIGTERM):
         yield
 
 
 @contextmanager
-def termination_noted() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has arrived, for work that must reach a good moment to stop.
-
-    A second signal is raised as `Terminated`. In other threads than the main one signals stay as they are.
-    """
-    arrived = threading.Event()
-
-    def note(number: int, frame: Any) -> None:
-        if arrived.is_set():
-            raise Terminated
-        arrived.set()
-
-    with _handled(note):
-        yield arrived.is_set
+def termination_noted() -> Iterator[Noted]:
+    """Note Ctrl-C and SIGTERM, for work that must reach a good moment to stop; in the main thread alone."""
+    noted = Noted()
+    with _handled(noted.note, signal.SIGTERM, signal.SIGINT):
+        yield noted
 
 
 @contextmanager
-def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handled in before.items():
+            signal.signal(number, handled)

@@ -7,7 +7,8 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.training_args import OptimizerNames
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import meant
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,  # there are none, and looking for them takes a pass over the graph every step
 }
 _EVALUATIONS, _CHECKPOINTS = 20, 10
+_DECAYED = 0.2  # share of the steps in which `warmup_stable_decay` decays (our choice, as common in its papers)
 _OURS = ("output_dir", "do_train", "do_eval", "resume_from_checkpoint", "remove_unused_columns")
 _SECRETS = ("hub_token",)
 _SCALARS = (bool, int, float, bool | None, int | None, float | None)
@@ -62,6 +64,8 @@ def training_arguments(
             batch of whole blocks.
     """
     values = {**DEFAULTS, **_checked(config.training)}
+    if "lr_scheduler_kwargs" not in config.training and "min_lr" not in str(values["lr_scheduler_type"]):
+        values["lr_scheduler_kwargs"] = None  # those of `DEFAULTS` are of schedules that end at a least rate
     told = trackers(config.training)
     values["report_to"] = [name for name in told if name != TENSORBOARD]  # its files are the run's own
     for name in ("fsdp", "fsdp_config"):  # read by `sharding_asked`; accelerate is not told
@@ -84,6 +88,7 @@ def training_arguments(
         raise CoCoMixError("the run would not train a single step; set tokens or raise training.num_train_epochs.")
     if steps > 0:
         _set_from_steps(arguments, config.training, steps)
+        _check_schedule(arguments, steps)
     return arguments
 
 
@@ -108,8 +113,14 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
                 checked[name] = TypeAdapter(types[name]).validate_python(value)
             except ValidationError as error:
                 raise CoCoMixError(f"training.{name}: {error.errors()[0]['msg']}, not {value!r}.") from None
+        if isinstance(checked[name], float) and not math.isfinite(checked[name]):
+            raise CoCoMixError(f"training.{name} is {value}; it must be a finite number.")
+        if name == "optim" and str(value) not in (names := [optimizer.value for optimizer in OptimizerNames]):
+            raise CoCoMixError(f"training.optim: {value!r} is no optimizer of transformers{meant(str(value), names)}.")
         if name in _AT_LEAST_ONE and checked[name] < 1:
             raise CoCoMixError(f"training.{name} is {value}; it must be at least 1.")
+    if checked.get("fp16") and not torch.accelerator.is_available():
+        raise CoCoMixError("training.fp16 needs a GPU; leave it out, or set training.bf16.")
     return checked
 
 
@@ -160,3 +171,23 @@ def _set_from_steps(arguments: TrainingArguments, given: dict[str, Any], steps: 
         arguments.save_steps = math.ceil(steps / _CHECKPOINTS)
     if "warmup_steps" not in given:
         arguments.warmup_steps = max(1, round(steps / 300))
+    decays = arguments.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
+    if decays and "num_decay_steps" not in (arguments.lr_scheduler_kwargs or {}):
+        decay = max(1, round(_DECAYED * steps))
+        arguments.lr_scheduler_kwargs = {**(arguments.lr_scheduler_kwargs or {}), "num_decay_steps": decay}
+
+
+def _check_schedule(arguments: TrainingArguments, steps: int) -> None:
+    """Make the learning rate's schedule once, so that what it misses is said before a run begins.
+
+    Raises:
+        CoCoMixError: transformers cannot make it of these settings.
+    """
+    name, kwargs = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs or {}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    try:
+        get_scheduler(name, optimizer, arguments.get_warmup_steps(steps), steps, scheduler_specific_kwargs=kwargs)
+    except (TypeError, ValueError) as error:
+        raise CoCoMixError(
+            f"training.lr_scheduler_type: {name.value} cannot be made with lr_scheduler_kwargs {kwargs}: {error}."
+        ) from None

@@ -20,7 +20,7 @@ from cocomix.data import Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.stopping import Terminated, termination_noted
+from cocomix.runtime.stopping import termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
@@ -86,7 +86,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         MadeFromSomethingElse: an unfinished run of another recipe, or of other data, is in the way.
         BeingWritten: another process trains this run.
         CoCoMixError: recipe, data and labels do not fit; the loss is no longer finite.
-        Terminated: SIGTERM arrived; a checkpoint was written first.
+        KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM came; a checkpoint was written first.
     """
     check_deepspeed(recipe.training, os.environ, torch.accelerator.is_available())
     sharding = sharding_asked(recipe.training, os.environ)
@@ -158,7 +158,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             finally:
                 bar.close()
         if trainer.state.global_step < trainer.state.max_steps:
-            stopped = Terminated()
+            stopped = arrived.error
             stopped.add_note(f"the checkpoint of step {trainer.state.global_step:,} is kept")
             raise stopped
         with progress("final evaluation", None, "batches"):

@@ -30,9 +30,9 @@ from cocomix.evaluation import Run, evaluate_run
 from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
 from cocomix.labelling import LabelBlocks, Labels, fit_on_data, label_data, open_labeller
-from cocomix.model import IGNORE
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.aligned import UNLABELLED, AlignedTeacher
-from cocomix.concepts.labeller import IGNORE, ConceptLabels
+from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from tests.concepts.tokenizers import TEXTS, byte_level, sentence_piece, word_piece
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=40)

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 
-from cocomix.concepts import IGNORE, ConceptLabels, LabellerConfig, labeller, register_labeller
+from cocomix.concepts import ConceptLabels, LabellerConfig, labeller, register_labeller
 from cocomix.labelling import Labels
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
 from cocomix.training.recipe import load_recipe
 from tests.command_line import Cli

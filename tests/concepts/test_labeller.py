@@ -8,7 +8,6 @@ import torch
 from pydantic import ValidationError
 
 from cocomix.concepts import (
-    IGNORE,
     ConceptLabels,
     ConceptTeacher,
     LabellerConfig,
@@ -19,6 +18,7 @@ from cocomix.concepts import (
     register_labeller,
 )
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 from .conftest import VOCAB, make_dictionary, make_model
 

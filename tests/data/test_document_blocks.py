@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.data.document_blocks import NO_TARGET, DocumentBlocks, document_positions
+from cocomix.data.document_blocks import DocumentBlocks, document_positions
+from cocomix.runtime.ignore import IGNORE
 
 END = 0
 
@@ -26,6 +27,6 @@ def test_first_tokens_are_no_targets_and_the_rest_of_a_row_stays() -> None:
     assert len(blocks) == 2
     found = blocks[1]
     assert found["position_ids"].tolist() == [0, 1, 0, 1, 2, 0, 0]
-    assert found["labels"].tolist() == [NO_TARGET, END, NO_TARGET, 7, END, NO_TARGET, NO_TARGET]
+    assert found["labels"].tolist() == [IGNORE, END, IGNORE, 7, END, IGNORE, IGNORE]
     assert found["concept_labels"] is row["concept_labels"]
     assert set(row) == {"input_ids", "concept_labels"}

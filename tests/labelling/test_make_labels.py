@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import IGNORE, FitSettings, TeacherConfig, labeller_config
+from cocomix.concepts import FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
 from cocomix.labelling import (
     Labels,
@@ -24,6 +24,7 @@ from cocomix.labelling import (
     open_labeller,
 )
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
 from tests.command_line import Cli
 from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy

@@ -14,12 +14,13 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from cocomix.artifacts import Damaged, MadeFromSomethingElse, NotAnArtifact, WrongKind
-from cocomix.concepts import IGNORE, ConceptLabels, build_labeller
+from cocomix.concepts import ConceptLabels, build_labeller
 from cocomix.data import Tokens
-from cocomix.labelling import Concatenated, Job, Labels, label_data, stored_labels
+from cocomix.labelling import Concatenated, Job, Labels, label_data
 from cocomix.labelling.stored_arrays import id_dtype
 from cocomix.labelling.stored_labels import encode_labels, label_layouts
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 from .tiny import BLOCK, TinyConfig, toy_tokens
 
@@ -40,10 +41,6 @@ def test_ids_of_65536_concepts_take_two_bytes() -> None:
     assert stored["ids"].tolist() == [[[65_535, 0]], [[65_535, 0]]]
     assert stored["counts"].tolist() == [[2], [1]]
     assert sum(array.itemsize * array[0, 0].size for array in stored.values()) == 2 * 2 + 1  # bytes per token
-
-
-def test_ignore_is_that_of_the_labellers() -> None:
-    assert stored_labels.IGNORE == IGNORE
 
 
 @given(

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cocomix.model import IGNORE
 from cocomix.model.fused_head import HeadOutput, SetCrossEntropy, fused_head, naive_head
 from cocomix.model.targets import check_concept_labels
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from tests.model.largest import largest_tensor
 
 BF16_TOLERANCE = (

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cocomix.model import IGNORE, CoCoMixForCausalLM, FullTargets
+from cocomix.model import CoCoMixForCausalLM, FullTargets
 from cocomix.model.fused_head import Divergence, HeadLoss, SetCrossEntropy
 from cocomix.model.head import Head, head_output
+from cocomix.runtime.ignore import IGNORE
 from tests.model.factories import concepts, student, tokens
 
 N, WIDTH, LOGITS, K = 13, 6, 20, 3

@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 
 from cocomix.artifacts import read_json
-from cocomix.concepts import IGNORE
 from cocomix.data import DocumentBlocks
 from cocomix.evaluation import Run, compare, evaluate_run
 from cocomix.evaluation.inference import batches
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
 from cocomix.training.collating import collate_blocks
 from cocomix.training.objectives import OBJECTIVES, Divisors

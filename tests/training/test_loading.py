@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from cocomix.model import IGNORE
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import CoCoMixTrainer
 from cocomix.training.loading import PaddedBlocks
 from cocomix.training.order import ShuffledOrder

@@ -10,7 +10,7 @@ from torch import distributed
 from torch.testing import assert_close
 
 from cocomix.artifacts import partial_path
-from cocomix.model import IGNORE
+from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.stopping import STATUS
 from cocomix.training import train
 from cocomix.training.sharded_checkpoints import consolidate

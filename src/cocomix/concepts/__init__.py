@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
     from cocomix.concepts.fit import fit_dictionary
     from cocomix.concepts.labeller import (
-        IGNORE,
         ConceptLabeller,
         ConceptLabels,
         FittedLabeller,
@@ -79,7 +78,6 @@ _MODULES = {
         "ConceptLabeller",
         "ConceptLabels",
         "FittedLabeller",
-        "IGNORE",
         "LabellerConfig",
         "build_labeller",
         "determining",
@@ -126,7 +124,6 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "IGNORE",
     "SAMPLE_TOKENS",
     "ActivationConfig",
     "ActivationLabeller",

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.concepts.labeller import IGNORE, ConceptLabeller, ConceptLabels
+from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.concepts.token_rows import pad_right
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["AlignedTeacher", "aligned_positions"]
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from cocomix.concepts.dictionary_folder import DictionaryFit
-from cocomix.concepts.labeller import IGNORE, ConceptLabeller
+from cocomix.concepts.labeller import ConceptLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = [
     "SAMPLE_TOKENS",

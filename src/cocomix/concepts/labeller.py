@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.section import Section
 
 __all__ = [
-    "IGNORE",
     "ConceptLabeller",
     "ConceptLabels",
     "FittedLabeller",
@@ -34,8 +34,6 @@ __all__ = [
     "register_labeller",
 ]
 
-IGNORE = -100
-"""Stands where a position has no label: the value that `torch.nn.functional.cross_entropy` ignores."""
 
 ENTRY_POINTS = "cocomix.labellers"
 NOT_DETERMINING = ("configuration", "versions")

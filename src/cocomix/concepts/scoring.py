@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
-from cocomix.concepts.labeller import IGNORE, ConceptLabels
+from cocomix.concepts.labeller import ConceptLabels
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Activation", "Sign", "attribute", "attribute_dense", "best_by_attribution", "best_labels", "criterion"]
 

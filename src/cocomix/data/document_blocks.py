@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["NO_TARGET", "DocumentBlocks", "document_positions", "positions_of_rows"]
+from cocomix.runtime.ignore import IGNORE
 
-NO_TARGET = -100
-"""In `labels`: this token is not predicted."""
+__all__ = ["DocumentBlocks", "document_positions", "positions_of_rows"]
 
 
 def document_positions(input_ids: Tensor, eos_token_id: int, bos_token_id: int | None = None) -> Tensor:
@@ -59,4 +58,4 @@ class DocumentBlocks(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.blocks[index]
         positions = document_positions(row["input_ids"], self.eos_token_id, self.bos_token_id)
-        return {**row, "position_ids": positions, "labels": row["input_ids"].masked_fill(positions == 0, NO_TARGET)}
+        return {**row, "position_ids": positions, "labels": row["input_ids"].masked_fill(positions == 0, IGNORE)}

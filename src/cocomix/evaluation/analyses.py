@@ -10,9 +10,10 @@ from torch import Tensor
 from cocomix.data import TRAIN
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference
 from cocomix.labelling import LabelBlocks, Labels
-from cocomix.model import IGNORE, CoCoMixForCausalLM
+from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = [
     "UNUSED_NORM",

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.concepts import drop_without_target
-from cocomix.model import IGNORE, predicts_concepts
+from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Batch", "MapDataset", "batches", "count_blocks", "inference", "token_losses"]
 

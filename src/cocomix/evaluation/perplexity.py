@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from cocomix.evaluation.document_losses import DocumentTally
 from cocomix.evaluation.inference import MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.model import IGNORE
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives import concept_recall_counts
 
 __all__ = ["Evaluation", "bits_per_byte", "evaluate"]

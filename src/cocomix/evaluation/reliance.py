@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.evaluation.inference import Batch, MapDataset, batches, count_blocks, inference, token_losses
-from cocomix.model import IGNORE, ConceptIntervention, predicts_concepts
+from cocomix.model import ConceptIntervention, predicts_concepts
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Reliance", "concept_reliance", "no_reliance_reason", "oracle", "shuffle", "zero"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from cocomix.model import IGNORE
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["StrongestPlaces", "Tally", "histogram_edges"]
 

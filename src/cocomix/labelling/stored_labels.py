@@ -22,6 +22,7 @@ from cocomix.artifacts import Findings
 from cocomix.labelling.map_shards import Arrays
 from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest, id_dtype
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.section import Section
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LabelBlocks", "LabelStatistics", "Labels", "LabelsManifest", "Scores", "encode_labels", "label_layouts"]
 
 Scores = Literal["none", "float16", "float32"]
-IGNORE, NOT_DETERMINING = -100, ("configuration", "versions")  # of `cocomix.concepts`, whose import would load PyTorch
+NOT_DETERMINING = ("configuration", "versions")  # as in `cocomix.concepts`
 TABLES = "tables.safetensors"
 """What a labeller learned in a first pass, if it had one."""
 _MOST = 2**8 - 1  # labels per position, as counts are stored

@@ -9,10 +9,9 @@ from cocomix.model.edits import ConceptEdit, ConceptIntervention
 from cocomix.model.from_pretrained import from_pretrained_backbone
 from cocomix.model.mixing import MIXINGS, Concepts, Mixing
 from cocomix.model.modeling import CoCoMixForCausalLM, CoCoMixOutput, predicts_concepts
-from cocomix.model.targets import IGNORE, FullTargets, TopTargets, next_tokens
+from cocomix.model.targets import FullTargets, TopTargets, next_tokens
 
 __all__ = [
-    "IGNORE",
     "MIXINGS",
     "Accounting",
     "CoCoMixCache",

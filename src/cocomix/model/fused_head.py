@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cocomix.model.head_losses import accumulation_dtype, cap_, divergence_of_all, divergence_of_top, set_cross_entropy
-from cocomix.model.targets import IGNORE, FullTargets, TopTargets
+from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Divergence", "HeadLoss", "HeadOutput", "SetCrossEntropy", "fused_head", "naive_head"]
 

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cocomix.model.fused_head import Divergence, HeadLoss, HeadOutput, SetCrossEntropy, fused_head
 from cocomix.model.head_losses import accumulation_dtype
-from cocomix.model.targets import IGNORE, FullTargets, TopTargets
+from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Head", "head_output"]
 

@@ -6,7 +6,7 @@ Every function returns the loss in nats, summed over the chunk's positions, and 
 import torch
 from torch import Tensor
 
-from cocomix.model.targets import IGNORE
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["accumulation_dtype", "cap_", "divergence_of_all", "divergence_of_top", "set_cross_entropy"]
 

@@ -25,8 +25,9 @@ from cocomix.model.mixing.compression import ConceptCompression, HiddenCompressi
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction, build_predictor
-from cocomix.model.targets import IGNORE, FullTargets, TopTargets, check_concept_labels, divisor, next_tokens
+from cocomix.model.targets import FullTargets, TopTargets, check_concept_labels, divisor, next_tokens
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["CoCoMixForCausalLM", "CoCoMixOutput", "predicts_concepts"]
 

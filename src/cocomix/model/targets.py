@@ -6,11 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["IGNORE", "FullTargets", "TopTargets", "check_concept_labels", "divisor", "next_tokens"]
-
-IGNORE = -100
-"""Label value that means "nothing to learn here", as in PyTorch's cross-entropy."""
+__all__ = ["FullTargets", "TopTargets", "check_concept_labels", "divisor", "next_tokens"]
 
 
 class FullTargets(NamedTuple):

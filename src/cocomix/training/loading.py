@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
-from cocomix.model import IGNORE
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training.order import BlockOrder, StepBatches
 
 __all__ = ["PaddedBlocks", "ordered_loader", "told_by_workers"]

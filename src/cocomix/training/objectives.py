@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocomix.model import IGNORE, next_tokens
+from cocomix.model import next_tokens
 from cocomix.model.fused_head import Divergence, fused_head
 from cocomix.model.targets import divisor
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["OBJECTIVES", "Divisors", "Objective", "ObjectiveOutput", "concept_recall_counts"]
 

@@ -20,8 +20,9 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import explained_full_disk
-from cocomix.model import IGNORE, CoCoMixConfig
+from cocomix.model import CoCoMixConfig
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training.arguments import tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
     WRITING,

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from cocomix.artifacts import fingerprint_json, tensor_sha256
 from cocomix.concepts.decoder import NumberFormat
-from cocomix.concepts.labeller import IGNORE, ConceptLabels
+from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["TABLE_WIDTH", "TokenLookupConfig", "TokenLookupLabeller"]
 

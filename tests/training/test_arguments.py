@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import tokens_after, tokens_per_step, training_arguments
@@ -115,3 +116,18 @@ def test_values_that_transformers_refuses(training: dict[str, Any]) -> None:
     with pytest.raises(CoCoMixError, match="training: ") as caught:
         arguments(BLOCK, **training)
     assert "\n" not in str(caught.value)
+
+
+def test_one_of_several_gpus_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """`DataParallel`, which the Trainer would use, cannot gather our outputs."""
+    setup = TrainingArguments.__post_init__
+
+    def with_four(self: TrainingArguments) -> None:
+        setup(self)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_four)
+    found = arguments(BLOCK, per_device_train_batch_size=2)
+    assert found.n_gpu == 1
+    assert found.train_batch_size == 2
+    assert "nproc-per-node 4" in caplog.text

@@ -1,6 +1,7 @@
 """`TrainingArguments` from a recipe: the paper's settings as defaults, every field open under `training:`."""
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,6 +17,8 @@ from cocomix.training.recipe import RunConfig
 from cocomix.training.tracking import TENSORBOARD, trackers
 
 __all__ = ["DEFAULTS", "epoch_blocks", "steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {
     # The paper's (method: section 6): AdamW, β = (0.9, 0.95), decay 0.1, clip 1, warm-up 1/300, cosine to 10%.
@@ -76,6 +79,12 @@ def training_arguments(
         arguments = TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **values)
     except (ValueError, TypeError, ImportError) as error:
         raise CoCoMixError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.n_gpu > 1:  # the Trainer would wrap the model in `DataParallel`, which our outputs do not survive
+        logger.warning(
+            f"one of {arguments.n_gpu} GPUs is used; for all of them start a process per GPU: `torchrun --standalone "
+            f"--nproc-per-node {arguments.n_gpu} -m cocomix train …`"
+        )
+        arguments._n_gpu = 1
     epoch = None if train_blocks is None else epoch_blocks(arguments, train_blocks)
     if config.tokens is not None:
         blocks = math.ceil(config.tokens / block_size)

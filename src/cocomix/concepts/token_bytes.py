@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.runtime.byte_level import bytes_of
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["TokenBytes", "TokenEnds"]
@@ -132,7 +133,7 @@ def _spelling(description: dict[str, Any]) -> Any:
     parts = decoder.get("decoders", [decoder])
     kinds = {part.get("type") for part in parts}
     if "ByteLevel" in kinds:
-        return _byte_level
+        return bytes_of
     spaces = "Metaspace" in kinds or any(
         part.get("type") == "Replace" and part.get("content") == " " and part.get("pattern") == {"String": "▁"}
         for part in parts
@@ -140,23 +141,7 @@ def _spelling(description: dict[str, Any]) -> Any:
     return _sentence_piece if spaces and description["model"].get("byte_fallback") else None
 
 
-def _byte_level(piece: str) -> bytes:
-    return bytes(_ALPHABET[character] for character in piece) if all(c in _ALPHABET for c in piece) else piece.encode()
-
-
 def _sentence_piece(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes([int(piece[3:5], 16)])
     return piece.replace("▁", " ").encode()
-
-
-def _alphabet() -> dict[str, int]:
-    """Byte-level BPE's character of each byte: printable ones stand for themselves, the others from U+0100 on."""
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    own = {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}
-    others = sorted(alphabet - own.keys())
-    rest = [byte for byte in range(256) if byte not in own.values()]
-    return own | dict(zip(others, rest, strict=True))
-
-
-_ALPHABET = _alphabet()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from cocomix.runtime.byte_level import bytes_of
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["TokenFiles", "token_files"]
@@ -145,20 +146,10 @@ class TokenFiles:
         """The bytes of every token, where the tokenizer is a byte-level BPE: it writes each byte as a character."""
         if (json.loads(self._tokenizer.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
             return None
-        printable = [
-            *range(33, 127),
-            *range(161, 173),
-            *range(174, 256),
-        ]  # GPT-2's alphabet: these stand for themselves
-        others = [byte for byte in range(256) if byte not in printable]
-        byte_of = {chr(byte): byte for byte in printable} | {
-            chr(256 + place): byte for place, byte in enumerate(others)
-        }
         table = [b""] * self.vocab_size
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            plain = token in added or any(character not in byte_of for character in token)
-            table[number] = token.encode() if plain else bytes(map(byte_of.__getitem__, token))
+            table[number] = token.encode() if token in added else bytes_of(token)
         return table
 
     # ---- formats -----------------------------------------------------------------------------------------------------

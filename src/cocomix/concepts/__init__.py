@@ -3,8 +3,9 @@
 The names are imported when they are first used, so that a fitted dictionary is recognised without PyTorch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.concepts.aligned import AlignedTeacher
@@ -121,7 +122,6 @@ _MODULES = {
         "spread_blocks",
     ),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "SAMPLE_TOKENS",
@@ -175,8 +175,4 @@ __all__ = [
     "spread_blocks",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazily(__name__, _MODULES)

@@ -3,8 +3,9 @@
 Names are imported when they are first used: some need PyTorch or transformers, which take seconds.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.data.document_blocks import DocumentBlocks, positions_of_rows
@@ -28,7 +29,6 @@ _MODULES = {
     "tokenizer": ("begin_of_text", "tokenizer_fingerprint", "train_tokenizer"),
     "tokens": ("SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "TRAIN",
@@ -52,8 +52,4 @@ __all__ = [
     "warn_of_overlap",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazily(__name__, _MODULES)

@@ -3,8 +3,9 @@
 The names are imported when they are first used, so that a finished folder is recognised without PyTorch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
@@ -55,9 +56,4 @@ _MODULES = {
     "storing": ("Job", "finish", "recognised"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _MODULES)

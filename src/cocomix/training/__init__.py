@@ -3,8 +3,9 @@
 The names are imported when they are first used, so that a finished run is recognised without PyTorch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.training.manifest import RunManifest
@@ -20,7 +21,6 @@ _MODULES = {
     "run_plan": ("Plan", "describe_plan", "plan_run"),
     "trainer": ("CoCoMixTrainer",),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "CoCoMixTrainer",
@@ -34,8 +34,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazily(__name__, _MODULES)

@@ -104,7 +104,9 @@ def test_text(tab: Open, subject: Any) -> None:
     tokens.nth(2).click()
     expect(detail.locator("h3")).to_contain_text("Token 3")
     expect(tokens.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(tokens.nth(2)).to_be_focused()
     page.keyboard.press("ArrowRight")
+    expect(tokens.nth(3)).to_be_focused()
     page.keyboard.press("Enter")
     expect(detail.locator("h3")).to_contain_text("Token 4")
     assert detail.locator(".cx-strongest li").count() == 6

@@ -24,7 +24,7 @@ def test_a_profile_shows_the_steps_and_changes_no_weight(workshop: Workshop, cli
     events = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())["traceEvents"]
     names = Counter(event.get("name") for event in events)
     assert sum(name is not None and name.startswith("Optimizer.step") for name in names.elements()) == 3
-    assert "_ConceptHead" in names
+    assert "_FusedHead" in names
     assert "aten::addmm" in (tmp_path / "run" / "profile" / "operators.txt").read_text()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
         workshop.cocomix_run / "model.safetensors"

@@ -134,3 +134,12 @@ def test_the_vocabulary_logits_are_never_held() -> None:
     labels = torch.randint(500, (4, 64))
     largest = largest_tensor(lambda: loss_of_hidden(hidden, head, labels, chunk_size=16).backward())
     assert 500 * 16 <= largest < 500 * 32  # a chunk's logits, of all 256 positions' 500 each
+
+
+@pytest.mark.parametrize("output_logits", [True, False])
+def test_a_batch_without_targets_has_a_loss_of_zero(output_logits: bool) -> None:
+    """Not NaN, which a micro-batch of padding alone would spread over a whole step."""
+    labels = torch.full_like(tokens(), IGNORE)
+    output = student("gpt2")(tokens(), labels=labels, output_logits=output_logits)
+    output.loss.backward()
+    assert output.ntp_loss.item() == 0.0

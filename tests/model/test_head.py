@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cocomix.model import CoCoMixForCausalLM, FullTargets
 from cocomix.model.fused_head import Divergence, HeadLoss, SetCrossEntropy
 from cocomix.model.head import Head, head_output
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from tests.model.factories import concepts, student, tokens
 
@@ -28,6 +29,10 @@ class Adapted(nn.Module):
         return logits + hidden @ self.down.T @ self.up.T
 
 
+class Quantised(Tensor):
+    """As torchao's weights: a tensor of another class."""
+
+
 def losses() -> dict[str, HeadLoss | None]:
     labels = torch.randint(LOGITS, (N, 2))
     labels[::3], labels[1, 1] = IGNORE, IGNORE
@@ -46,13 +51,18 @@ def test_a_module_in_its_place_gives_the_same(kind: str, softcap: float | None, 
     head = Head(WIDTH, LOGITS, bias=bias, chunk_size=4, softcap=softcap)
     loss, hidden = losses()[kind], torch.randn(N, WIDTH, requires_grad=True)
     results = []
-    for module in (head, Adapted(head)):
+    quantised = Head(WIDTH, LOGITS, bias=bias, chunk_size=4, softcap=softcap)
+    quantised.load_state_dict(head.state_dict())
+    quantised.weight = nn.Parameter(quantised.weight.detach().as_subclass(Quantised))
+    for module in (head, Adapted(head), quantised):
         output = head_output(module, hidden, loss, K)
         total = output.values.square().sum() + output.loss_sum
         results.append([output.ids, output.values, output.loss_sum])
-        results[-1] += torch.autograd.grad(total, [hidden, *head.parameters()])
-    for fused, adapted in zip(*results, strict=True):
+        own = quantised if module is quantised else head
+        results[-1] += [each.as_subclass(Tensor) for each in torch.autograd.grad(total, [hidden, *own.parameters()])]
+    for fused, adapted, other in zip(*results, strict=True):
         torch.testing.assert_close(fused, adapted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused, other.as_subclass(Tensor), rtol=1e-5, atol=1e-5)
 
 
 def test_adapters_on_both_heads_learn() -> None:
@@ -73,3 +83,12 @@ def test_a_resized_vocabulary_keeps_the_fused_head() -> None:
     assert type(model.lm_head) is Head
     assert model(tokens(), labels=tokens()).logits.shape[-1] == model.config.vocab_size
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_a_layer_that_is_no_head_is_refused() -> None:
+    model = student("gpt2")
+    model.lm_head = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
+    with pytest.raises(CoCoMixError, match="Linear"):
+        model(tokens(), labels=tokens(), output_logits=False)
+    model.set_output_embeddings(model.lm_head)
+    assert model(tokens(), labels=tokens(), output_logits=False).loss.isfinite()

@@ -4,6 +4,7 @@ Nothing else reads the layer's weight, so that whatever gathers, moves, quantise
 `forward` (FSDP, offloading, torchao, PEFT) does so here, too.
 """
 
+from collections.abc import Callable
 from typing import overload
 
 import torch
@@ -14,6 +15,7 @@ from cocomix.model.fused_head import Divergence, HeadLoss, HeadOutput, SetCrossE
 from cocomix.model.head_losses import accumulation_dtype
 from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Head", "head_output"]
@@ -45,6 +47,8 @@ class Head(nn.Linear):
         """Uncapped logits [..., width] of [..., d_model]; with `k`, the top k and the loss of [N, d_model]."""
         if k is None:
             return super().forward(hidden)
+        if type(self.weight) not in (nn.Parameter, Tensor):  # quantised: only its product with a state is defined
+            return _in_chunks(super().forward, hidden, loss, k, self.chunk_size, self.softcap, self.out_features)
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         device = hidden.device.type
@@ -56,24 +60,41 @@ class Head(nn.Linear):
 
 
 def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int) -> HeadOutput:
-    """Top k and loss of hidden states [N, d_model], whatever a `Head` has become.
+    """Top k and loss of hidden states [N, d_model], whatever stands in the place of a `Head`.
 
-    A `Head` with plain weights is fused. Where PEFT has put a module in its place, or torchao another kind of weight,
-    only its logits can be asked for: chunk by chunk, and once more in the backward pass.
+    A `Head` knows how. Of a module that wraps one, such as PEFT's LoRA layer, only logits can be asked for.
+
+    Raises:
+        CoCoMixError: it is neither.
     """
-    if isinstance(head, Head) and type(head.weight) in (nn.Parameter, Tensor):
+    if isinstance(head, Head):
         output: HeadOutput = head(hidden, loss, k)
         return output
     inner = next((module for module in head.modules() if isinstance(module, Head)), None)
-    softcap = None if inner is None else inner.softcap
-    chunk_size = None if inner is None else inner.chunk_size
+    if inner is None:  # it would not know the cap of the logits
+        raise CoCoMixError(
+            f"a {type(head).__name__} stands where a Head is needed; give the layer to model.set_output_embeddings."
+        )
+    return _in_chunks(head, hidden, loss, k, inner.chunk_size, inner.softcap, inner.out_features)
+
+
+def _in_chunks(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    loss: HeadLoss | None,
+    k: int,
+    chunk_size: int | None,
+    softcap: float | None,
+    width: int,
+) -> HeadOutput:
+    """Top k and loss by plain autograd, chunk by chunk, logits made once more in the backward pass."""
     if chunk_size is None:
-        chunk_size = max(1, chunk_bytes(hidden.device) // (8 * int(head.out_features)))  # type: ignore[arg-type]
+        chunk_size = max(1, chunk_bytes(hidden.device) // (8 * width))
     recomputed = torch.is_grad_enabled()
     parts = []
     for start in range(0, max(1, len(hidden)), chunk_size):
         rows = slice(start, start + chunk_size)
-        arguments = (head, hidden[rows], _rows_of(loss, rows), k, softcap)
+        arguments = (logits_of, hidden[rows], _rows_of(loss, rows), k, softcap)
         parts.append(checkpoint(_of_chunk, *arguments, use_reentrant=False) if recomputed else _of_chunk(*arguments))
     values, ids, sums = zip(*parts, strict=True)
     return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum())
@@ -93,10 +114,10 @@ def _rows_of(loss: HeadLoss | None, rows: slice) -> HeadLoss | None:
 
 
 def _of_chunk(
-    head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int, softcap: float | None
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, loss: HeadLoss | None, k: int, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, ids and summed loss of one chunk, by plain autograd."""
-    logits = head(hidden)
+    logits = logits_of(hidden)
     values, ids = logits.topk(k, dim=-1)
     scores = logits.to(accumulation_dtype(logits))
     if loss is None:

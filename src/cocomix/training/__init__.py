@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "manifest": ("RunManifest",),
+    "optimizers": ("muon",),
     "opened_run": ("CurvePoint", "Run"),
     "run": ("dry_run", "train"),
     "run_plan": ("Plan", "describe_plan", "plan_run"),
@@ -30,6 +31,7 @@ __all__ = [
     "RunManifest",
     "describe_plan",
     "dry_run",
+    "muon",
     "plan_run",
     "train",
 ]

@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import meant
+from cocomix.training.optimizers import MUON, muon
 from cocomix.training.recipe import RunConfig
 from cocomix.training.tracking import TENSORBOARD, trackers
 
@@ -75,10 +76,14 @@ def training_arguments(
         values.pop(name, None)
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
+    with_muon = values.get("optim") == MUON and values.pop("optim")  # transformers has no name for it
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **values)
     except (ValueError, TypeError, ImportError) as error:
         raise CoCoMixError(f"training: {' '.join(str(error).split())}") from error
+    if with_muon:
+        muon(arguments)  # so that what is wrong with its settings is said now
+        arguments.optim = MUON
     if arguments.n_gpu > 1:  # the Trainer would wrap the model in `DataParallel`, which our outputs do not survive
         logger.warning(
             f"one of {arguments.n_gpu} GPUs is used; for all of them start a process per GPU: `torchrun --standalone "
@@ -124,8 +129,11 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
                 raise CoCoMixError(f"training.{name}: {error.errors()[0]['msg']}, not {value!r}.") from None
         if isinstance(checked[name], float) and not math.isfinite(checked[name]):
             raise CoCoMixError(f"training.{name} is {value}; it must be a finite number.")
-        if name == "optim" and str(value) not in (names := [optimizer.value for optimizer in OptimizerNames]):
-            raise CoCoMixError(f"training.optim: {value!r} is no optimizer of transformers{meant(str(value), names)}.")
+        if name == "optim" and str(value) not in (names := [MUON, *(known.value for known in OptimizerNames)]):
+            raise CoCoMixError(
+                f"training.optim: {value!r} is neither {MUON} nor an optimizer of transformers"
+                f"{meant(str(value), names)}."
+            )
         if name in _AT_LEAST_ONE and checked[name] < 1:
             raise CoCoMixError(f"training.{name} is {value}; it must be at least 1.")
     if checked.get("fp16") and not torch.accelerator.is_available():

@@ -38,6 +38,7 @@ from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_worke
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
 from cocomix.training.online import OnlineLabels
+from cocomix.training.optimizers import MUON, muon
 from cocomix.training.order import BlockOrder, ShuffledOrder, StepBatches
 
 __all__ = ["CoCoMixTrainer", "NonFinite"]
@@ -87,6 +88,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)
+        if self.args.optim == MUON:
+            self.optimizer_cls_and_kwargs = muon(self.args)
         if objective is None:
             objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
         self.objective = objective

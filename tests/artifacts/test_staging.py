@@ -281,3 +281,22 @@ def test_what_serves_to_go_on_is_removed_last(tmp_path: Path, monkeypatch: pytes
     write()
     assert names(output) == {"whole", "manifest.json"}
     assert set(Poem.open(output).manifest.files) == {"whole"}
+
+
+def test_finishing_does_not_look_at_what_other_jobs_are_removing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if isinstance(path, str | os.PathLike) and "parts" in Path(path).parts and Path(path).is_dir():
+            shutil.rmtree(path)  # another job is faster
+        return listed(path)
+
+    with Poem.create(tmp_path / "out", identity={}, resume=True) as staging:
+        (staging.path / "parts" / "train").mkdir(parents=True)
+        (staging.path / "whole").write_text("1")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "scandir", scandir)
+            staging.finish(PoemManifest(), scratch=["parts"])
+    assert names(tmp_path / "out") == {"whole", "manifest.json"}

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,24 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush everything under `folder`, so that a rename after it cannot be kept without the content."""
-    for path in (*folder.rglob("*"), folder):
+def flush_folder(folder: Path, scratch: Collection[str] = ()) -> None:
+    """Flush everything under `folder` but scratch, so that a rename after it cannot be kept without the content."""
+    for path in (*_below(folder, scratch), folder):
         flush(path)
 
 
-def file_names(folder: Path) -> list[str]:
-    """POSIX names of all files below a folder, in order."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def file_names(folder: Path, scratch: Collection[str] = ()) -> list[str]:
+    """POSIX names of all files below a folder, in order; what lies in `scratch` folders at its top is left out."""
+    return sorted(path.relative_to(folder).as_posix() for path in _below(folder, scratch) if not path.is_dir())
+
+
+def _below(folder: Path, scratch: Collection[str]) -> Iterator[Path]:
+    """All files and folders below a folder. Scratch is not even listed: other jobs may be removing it."""
+    for path in folder.iterdir():
+        if path.name not in scratch:
+            yield path
+            if path.is_dir():
+                yield from path.rglob("*")
 
 
 @contextmanager

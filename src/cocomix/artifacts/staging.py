@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic
@@ -90,11 +91,10 @@ class Staging(Generic[M]):
         Returns:
             The manifest that was written.
         """
-        _remove(list(self.path.rglob(".*.tmp")))  # half written by killed processes
         scratch = (PLAN, *scratch)
-        below = tuple(f"{name}/" for name in scratch)
-        filled = manifest.model_copy(update=self._about)
-        written = seal(self.path, filled, lambda name: self._records(name) and not f"{name}/".startswith(below))
+        half_written = [name for name in file_names(self.path, scratch) if fnmatch(Path(name).name, ".*.tmp")]
+        _remove([self.path / name for name in half_written])  # by killed processes
+        written = seal(self.path, manifest.model_copy(update=self._about), self._records, scratch)
         self._put_in_place(scratch)
         return written
 
@@ -241,28 +241,36 @@ def check_plan(folder: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def seal(folder: Path, manifest: M, records: Callable[[str], bool] = lambda name: True) -> M:
+def seal(
+    folder: Path, manifest: M, records: Callable[[str], bool] = lambda name: True, scratch: Collection[str] = ()
+) -> M:
     """Hash a folder's files, write its manifest and flush all of it to the disk.
 
     Args:
         folder: with all files written.
         manifest: with everything but `files`, `fingerprint` and `cocomix_version`; files that it names are not hashed.
         records: whether the manifest lists a file, by its name.
+        scratch: files and folders at its top that are no part of it.
 
     Returns:
         The manifest that was written.
     """
-    names = [name for name in file_names(folder) if name != MANIFEST and records(name)]
+    names = [name for name in file_names(folder, scratch) if name != MANIFEST and records(name)]
     with ThreadPoolExecutor(THREADS) as threads:
         entries = threads.map(lambda name: manifest.files.get(name) or file_entry(folder / name), names)
         files = dict(zip(names, entries, strict=True))
     filled = manifest.model_copy(update={"files": files, "cocomix_version": version("cocomix")})
     filled = filled.model_copy(update={"fingerprint": filled.computed_fingerprint()})
     write_json(folder / MANIFEST, filled.model_dump(mode="json"))
-    flush_folder(folder)
+    flush_folder(folder, scratch)
     return filled
 
 
 def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(path, onerror=_unless_gone) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _unless_gone(_function: Any, _path: str, error: Any) -> None:
+    if not isinstance(error[1], FileNotFoundError):  # another job may be removing the same
+        raise error[1]

@@ -75,5 +75,7 @@ def text_page(subject: Subject) -> TextPage:
         "api_visibility": "private",
     }
     gr.on([button.click, prompt.submit, colour.submit], **again)
-    chips.select(open_token, reading, detail, show_progress="hidden", api_visibility="private")
+    chips.select(
+        open_token, reading, detail, show_progress="hidden", trigger_mode="multiple", api_visibility="private"
+    )  # while one token is opened, another may be chosen
     return TextPage(colour, chips, often, detail, again)

@@ -202,6 +202,14 @@ def test_the_caps_matter() -> None:
         assert (capped(tokens()).logits - free(tokens()).logits).abs().max() > 1e-2, setting
 
 
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("family", SUPPORTED_BACKBONES)
+def test_nothing_is_hooked(family: str, mixing: str) -> None:
+    """Hooks on modules that others wrap run on the wrong module, or not at all."""
+    model = CoCoMixForCausalLM(student_config(family, 1, mixing))
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
 # LongRoPE ------------------------------------------------------------------------------------------------------------
 
 

@@ -43,11 +43,10 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     """Count a plain decoder's or a CoCoMix model's parameters and FLOPs per token by formula.
 
     FLOPs are those of the matrix products: 2·(weights of the blocks) per position, where a block of the upper half
-    sees `positions_per_token` positions per token (but for the last one's output projection and feed-forward network,
-    see `cocomix.model.last_block`); 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the sparse
-    compression, or 2·(weights) of what predicts and compresses hidden states. With `block_size` tokens of context,
-    causal attention adds 4·heads·head_dim·(mean number of visible positions) per position and layer; sliding windows
-    count as far as they reach. Element-wise work is left out.
+    sees `positions_per_token` positions per token; 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the
+    sparse compression, or 2·(weights) of what predicts and compresses hidden states. With `block_size` tokens of
+    context, causal attention adds 4·heads·head_dim·(mean number of visible positions) per position and layer; sliding
+    windows count as far as they reach. Element-wise work is left out.
 
     Args:
         model: may live on the meta device.
@@ -56,14 +55,11 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     total = count_parameters(model)
     if not isinstance(model, CoCoMixForCausalLM):
         flops = _decoder_flops(model.base_model, block_size)
-        head = model.get_output_embeddings()
-        return Accounting(total, total, flops + 2.0 * head.weight.numel())
+        return Accounting(total, total, flops + product_flops(model.get_output_embeddings()))
     config = model.config
     width = config.positions_per_token
     flops = _decoder_flops(model.lower, block_size) + product_flops(model.lm_head)
     flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
-    if width == 2:
-        flops -= _last_block_savings(model.upper)
     active = total
     if model.predictor is not None:
         flops += product_flops(model.predictor)
@@ -81,15 +77,6 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
     """Forward FLOPs of a decoder's blocks per position."""
     blocks: nn.ModuleList = getattr(decoder, backbone_of(decoder.config).blocks)
     return block_flops(blocks, decoder.config, positions)
-
-
-def _last_block_savings(upper: PreTrainedModel) -> float:
-    """Forward FLOPs per token that an interleaved model does not spend on its last block."""
-    backbone = backbone_of(upper.config)
-    block = getattr(upper, backbone.blocks)[-1]
-    attention = getattr(block, backbone.attention)
-    projections = product_flops(attention) - product_flops(getattr(attention, backbone.output_projection))
-    return product_flops(block) - projections
 
 
 def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from cocomix.model.last_block import compute_last_block_at_concepts
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
@@ -39,9 +38,6 @@ class Backbone:
         position_embedding: attribute of a learned position embedding added to `inputs_embeds`, if the family has one.
         input_dropout: attribute of the dropout on the embeddings, if the family has one.
         depth_scaled_init: parameter suffixes that the family initialises with a standard deviation ∝ 1/√L.
-        attention: attribute of a block's attention module.
-        input_norm: attribute of the norm before it, if the family has one there.
-        output_projection: attribute of the attention module's last layer.
     """
 
     blocks: str = "layers"
@@ -50,13 +46,9 @@ class Backbone:
     position_embedding: str | None = None
     input_dropout: str | None = None
     depth_scaled_init: tuple[str, ...] = ()
-    attention: str = "self_attn"
-    input_norm: str | None = "input_layernorm"
-    output_projection: str = "o_proj"
 
 
 _LLAMA_LIKE = Backbone()
-_NORMS_AFTER = Backbone(input_norm=None)
 
 SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "gpt2": Backbone(
@@ -66,16 +58,11 @@ SUPPORTED_BACKBONES: dict[str, Backbone] = {
         position_embedding="wpe",
         input_dropout="drop",
         depth_scaled_init=("c_proj.weight",),
-        attention="attn",
-        input_norm="ln_1",
-        output_projection="c_proj",
     ),
     "gpt_neox": Backbone(
         final_norm="final_layer_norm",
         token_embedding="embed_in",
         input_dropout="emb_dropout",
-        attention="attention",
-        output_projection="dense",
     ),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
@@ -84,8 +71,8 @@ SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "gemma": _LLAMA_LIKE,
     "gemma2": _LLAMA_LIKE,
     "gemma3_text": _LLAMA_LIKE,
-    "olmo2": _NORMS_AFTER,
-    "olmo3": _NORMS_AFTER,
+    "olmo2": _LLAMA_LIKE,
+    "olmo3": _LLAMA_LIKE,
     "smollm3": _LLAMA_LIKE,
     "phi3": _LLAMA_LIKE,
 }
@@ -150,8 +137,7 @@ def build_halves(
 
     Returns:
         The lower half, `input_ids` → hidden state entering block `insert_layer`, and the upper half,
-        `inputs_embeds` → normed final hidden state: with two positions per token, the odd ones are computed and
-        each even one is a copy (`cocomix.model.last_block`).
+        `inputs_embeds` → normed final hidden state.
     """
     backbone = backbone_of(config)
     total = config.num_hidden_layers
@@ -177,9 +163,6 @@ def build_halves(
         setattr(upper, backbone.position_embedding, _NoPositions())
     for part, layers in ((lower, insert_layer), (upper, total - insert_layer)):
         _correct_depth_scaled_init(part, backbone, layers, total)
-    if positions_per_token == 2:
-        last = getattr(upper, backbone.blocks)[-1]
-        compute_last_block_at_concepts(last, backbone.attention, backbone.input_norm, backbone.output_projection)
     return lower, upper
 
 

@@ -16,7 +16,7 @@ __all__ = ["STATE_BYTES", "activation_bytes"]
 STATE_BYTES = 16
 """Per parameter: weight, gradient and AdamW's two moments, in float32 (autocast keeps them so)."""
 
-_SAMPLED_BLOCKS = 3  # one below, two above: the last block of an interleaved model keeps less than the others
+_SAMPLED_BLOCKS = 3  # one below, two above: with the last block counts what the final norm keeps
 
 
 def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: int, bf16: bool) -> int:

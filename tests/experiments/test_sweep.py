@@ -16,8 +16,10 @@ from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import prepare_sweep
+from cocomix.experiments.tuning import TRIED
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import load_recipe
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, write_corpus
@@ -108,6 +110,35 @@ def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Pa
     assert not (output / "report").exists()
 
 
+def test_learning_rates_are_chosen_on_one_grid(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    """The arms' own grids too; a rate at which training fails is not chosen; a second command finds all done."""
+    arms = {
+        "ntp": {"base": "ntp.yaml", "learning_rates": [1e-9, 1e-2, 1e-5]},
+        "mixed": {"base": "cocomix.yaml", "training": {"optim": "muon"}},
+    }
+    tune = {"learning_rates": [1e-2, 1e20], "tokens": 2 * 8 * BLOCK, "seed": 7}
+    plan = write_plan(tmp_path / "plans", workshop, arms=arms, tune=tune, seeds=[0])
+    output = tmp_path / "out"
+    done = cli("sweep", plan, "-o", output, "--json")
+    result = json.loads(done.out)
+    rates = result["learning_rates"]
+    assert rates == read_json(output / TRIED)
+    assert [(arm, noted["chosen"]) for arm, noted in rates.items()] == [("ntp", 1e-2), ("mixed", 1e-2)]
+    assert list(rates["ntp"]["losses"]) == ["1e-09", "1e-05", "0.01"]
+    assert rates["ntp"]["losses"]["0.01"] < rates["ntp"]["losses"]["1e-05"] < rates["ntp"]["losses"]["1e-09"]
+    assert rates["mixed"]["losses"]["1e+20"] is None
+    assert "ntp: the best learning rate, 0.01, is the largest tried" in done.err
+    assert [row["name"] for row in result["comparison"]["rows"]] == ["ntp", "mixed"]
+    for arm, optimizer in (("ntp", None), ("mixed", "muon")):
+        training = load_recipe(output / "runs" / arm / "seed0" / "recipe.yaml").training
+        assert (training["learning_rate"], training.get("optim"), training["seed"]) == (1e-2, optimizer, 0)
+    tried = Run.open(output / "tuning" / "ntp" / "0.01").manifest
+    assert (tried.tokens, tried.seed) == (2 * 8 * BLOCK, 7)
+    before = manifests(output)
+    assert json.loads(cli("sweep", plan, "-o", output, "--json").out)["learning_rates"] == rates
+    assert manifests(output) == before
+
+
 def test_a_second_sweep_in_the_folder_is_refused(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +164,7 @@ def test_several_at_once_are_processes_of_the_same_runs(workshop: Workshop, tmp_
     first = run_sweep(loaded, *prepare_sweep(loaded))
     shutil.rmtree(tmp_path / "out" / "runs" / "mixed")
     jobs, board = prepare_sweep(loaded)
-    assert [entry.arm for entry in board.missing()] == ["mixed"]
+    assert [entry.arm for entry in board.entries() if entry.status != "finished"] == ["mixed"]
     again = run_sweep(loaded, jobs, board, workers=2)
     losses = [[entry.loss for entry in result.entries] for result in (first, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -26,6 +26,7 @@ class Entry:
         tokens: training tokens seen at its last log line.
         loss: validation loss of its last evaluation, nats per token; `None` before the first.
         error: why it failed, one sentence.
+        is_try: whether it only helps to choose a learning rate.
     """
 
     arm: str
@@ -34,6 +35,7 @@ class Entry:
     tokens: int = 0
     loss: float | None = None
     error: str | None = None
+    is_try: bool = False
 
 
 class Board:
@@ -47,7 +49,8 @@ class Board:
         self._lock = threading.Lock()
         self._jobs = {(job.arm, job.seed): job for job in jobs}
         self._entries = {
-            key: Entry(*key, "finished" if job.folder.exists() else "waiting") for key, job in self._jobs.items()
+            key: Entry(*key, "finished" if job.folder.exists() else "waiting", is_try=job.try_of is not None)
+            for key, job in self._jobs.items()
         }
 
     def mark(self, job: Job, status: Status, error: str | None = None) -> None:
@@ -61,10 +64,6 @@ class Board:
         with self._lock:
             entries = list(self._entries.items())
         return [_with_progress(entry, self._jobs[key].folder) for key, entry in entries]
-
-    def missing(self) -> list[Entry]:
-        """Runs that are not finished."""
-        return [entry for entry in self.entries() if entry.status != "finished"]
 
 
 def _with_progress(entry: Entry, folder: Path) -> Entry:

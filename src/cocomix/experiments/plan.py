@@ -9,6 +9,7 @@
     prepare: {sources: [docs:], vocab_size: 4096, block_size: 128}      # what `cocomix prepare` takes
     teacher: {layer: 1, recipe: {base: corpus_teacher.yaml}}            # trained here; or {layer: 5, model: gpt2}
     dictionary: {num_concepts: 2048}     # what `cocomix sae` takes; or {path: FOLDER or release}
+    tune: {learning_rates: [1.0e-3, 2.0e-3, 4.0e-3], tokens: 500_000}     # for every arm, before its runs
     fast: {common: {tokens: 4096}}       # laid over the plan by --fast
 
 A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes.
@@ -34,7 +35,7 @@ from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe
 from cocomix.training.recipe_file import merged
 from cocomix.training.recipes_folder import missing_recipe
 
-__all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "label_folder", "load_plan"]
+__all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "TunePlan", "label_folder", "load_plan"]
 
 
 _DEFAULT = AttributionConfig()
@@ -72,6 +73,17 @@ class DictionaryPlan(FitSettings):
     """Use the dictionary although it describes the layer badly, as after `--fast`."""
 
 
+class TunePlan(Section):
+    """Every arm's learning rate: that of the least validation loss after short runs."""
+
+    learning_rates: tuple[float, ...] = Field(min_length=2)
+    """Tried for every arm that names none itself."""
+    tokens: int = Field(ge=1)
+    """Training tokens of a try."""
+    seed: int = 0
+    """Of the tries."""
+
+
 class SweepPlan(Section):
     """A plan as its file gives it. Paths of recipes are relative to the file."""
 
@@ -80,7 +92,7 @@ class SweepPlan(Section):
     baseline: str
     """The arm that the others are measured against."""
     arms: dict[str, str | dict[str, Any]]
-    """Name → a recipe's path, or a recipe with `base:` and, beside its fields, `seeds:`."""
+    """Name → a recipe's path, or a recipe with `base:` and, beside its fields, `seeds:` and `learning_rates:`."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every arm that names none itself."""
     common: dict[str, Any] = Field(default_factory=dict)
@@ -92,6 +104,8 @@ class SweepPlan(Section):
     """Shared by labels, distillation and hidden states."""
     dictionary: DictionaryPlan | None = None
     """Shared by all labels."""
+    tune: TunePlan | None = None
+    """Chooses the arms' learning rates; by default they are the recipes'."""
     probabilities_top_k: int = Field(default=64, ge=1)
     """Probabilities kept where an arm is distilled from stored ones."""
     tasks: tuple[str, ...] = ()
@@ -120,12 +134,19 @@ class Job:
         seed: its seed.
         folder: where the run goes.
         recipe: complete, with data, labels, teacher, name and seed.
+        try_of: the arm whose learning rate it helps to choose; `None` for a run that is compared.
     """
 
     arm: str
     seed: int
     folder: Path
     recipe: RunConfig
+    try_of: str | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate its recipe names."""
+        return float(self.recipe.training["learning_rate"])
 
 
 @dataclass(frozen=True)
@@ -175,19 +196,40 @@ class LoadedPlan:
         file, values, _ = self._arm(self.plan.teacher.recipe)
         return self._recipe("teacher", file, values, [*self._data(), "name=teacher", "labels=null"])
 
-    def jobs(self) -> list[Job]:
+    def tries(self) -> list[Job]:
+        """The runs by which `tune` chooses learning rates; none without it.
+
+        Raises:
+            CoCoMixError: as `jobs`.
+        """
+        tune, jobs = self.plan.tune, []
+        for name, value in self.plan.arms.items() if tune else ():
+            assert tune is not None
+            file, values, _ = self._arm(value)
+            rates = tune.learning_rates if isinstance(value, str) else value.get("learning_rates", tune.learning_rates)
+            for rate in rates:
+                recipe = self._complete(name, file, values, tune.seed, [_rate(rate), _set("tokens", tune.tokens)])
+                arm, folder = f"{name} {float(rate):g}", self.output / "tuning" / name / f"{float(rate):g}"
+                jobs.append(Job(arm, tune.seed, folder, recipe, name))
+        return jobs
+
+    def jobs(self, learning_rates: Mapping[str, float] | None = None) -> list[Job]:
         """Every run, seed by seed, so that all arms have a result before any has its second.
+
+        Args:
+            learning_rates: by arm, those that `tune` chose.
 
         Raises:
             CoCoMixError: a recipe is missing or wrong; the arm is named.
         """
-        jobs = []
+        jobs, chosen = [], learning_rates or {}
         for rank in range(max(len(self._arm(value)[2]) for value in self.plan.arms.values())):
             for name, value in self.plan.arms.items():
                 file, values, seeds = self._arm(value)
                 if rank < len(seeds):
                     folder = self.output / "runs" / name / f"seed{seeds[rank]}"
-                    jobs.append(Job(name, seeds[rank], folder, self._complete(name, file, values, seeds[rank])))
+                    rate = [_rate(chosen[name])] if name in chosen else []
+                    jobs.append(Job(name, seeds[rank], folder, self._complete(name, file, values, seeds[rank], rate)))
         return jobs
 
     def _arm(self, value: str | Mapping[str, Any]) -> tuple[Path, dict[str, Any], tuple[int, ...]]:
@@ -197,6 +239,7 @@ class LoadedPlan:
             raise CoCoMixError(f"{self.path}: an arm is a recipe's path, or fields with base: RECIPE; got {value!r}.")
         file = self.path.parent / values.pop("base")
         seeds = values.pop("seeds", self.plan.seeds)
+        values.pop("learning_rates", None)
         if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
             raise CoCoMixError(f"{self.path}: seeds must be a list without repetitions, not {seeds!r}.")
         return file, values, tuple(int(seed) for seed in seeds)
@@ -204,9 +247,9 @@ class LoadedPlan:
     def _data(self) -> list[str]:
         return [] if self.plan.prepare is None else [_set("data", str(self.output / "data"))]
 
-    def _complete(self, name: str, file: Path, values: dict[str, Any], seed: int) -> RunConfig:
+    def _complete(self, name: str, file: Path, values: dict[str, Any], seed: int, more: Sequence[str]) -> RunConfig:
         """The arm's recipe, pointed at what the sweep makes."""
-        overrides = [*self._data(), _set("name", name), _set("training.seed", seed)]
+        overrides = [*self._data(), _set("name", name), _set("training.seed", seed), *more]
         source = self.teacher_source
         if source is not None:
             overrides.append(_set("teacher", source))
@@ -272,6 +315,10 @@ def label_folder(output: Path, made: LabellerConfig) -> Path:
     """Where labels that are made so go: arms that choose labels alike share them, whatever their recipes' teacher."""
     values, default = (each.model_dump(mode="json", exclude={"teacher", "dictionary"}) for each in (made, _DEFAULT))
     return output / "labels" / ("default" if values == default else fingerprint_json(values)[:12])
+
+
+def _rate(learning_rate: float) -> str:
+    return _set("training.learning_rate", float(learning_rate))
 
 
 def _set(field: str, value: Any) -> str:

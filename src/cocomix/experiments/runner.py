@@ -5,10 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cocomix.evaluation.downstream import read_downstream
 from cocomix.experiments.board import Board, Entry
 from cocomix.experiments.plan import Job, LoadedPlan
 from cocomix.experiments.stages import make_shared_parts
+from cocomix.experiments.tuning import best_learning_rates, note_learning_rates
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
@@ -46,16 +47,18 @@ class SweepResult:
         entries: every run of the plan.
         comparison: of all arms; `None` while a run is missing, so that no part is taken for the whole.
         report: the report page; likewise.
+        learning_rates: what was tried and chosen, where the plan tunes them.
     """
 
     entries: tuple[Entry, ...]
     comparison: Comparison | None
     report: Path | None
+    learning_rates: dict[str, Any]
 
     @property
     def missing(self) -> tuple[Entry, ...]:
-        """Runs that are not finished."""
-        return tuple(entry for entry in self.entries if entry.status != "finished")
+        """Runs that are not finished; a try of a learning rate may fail."""
+        return tuple(entry for entry in self.entries if entry.status != "finished" and not entry.is_try)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -63,6 +66,7 @@ class SweepResult:
             "complete": self.comparison is not None,
             "runs": [asdict(entry) for entry in self.entries],
             "missing": [f"{entry.arm} seed {entry.seed}" for entry in self.missing],
+            "learning_rates": self.learning_rates,
             "report": None if self.report is None else str(self.report),
             "comparison": None if self.comparison is None else self.comparison.to_json(),
         }
@@ -71,12 +75,16 @@ class SweepResult:
 def prepare_sweep(loaded: LoadedPlan) -> tuple[list[Job], Board]:
     """Check every recipe of a plan and make the shared parts.
 
+    Returns:
+        The runs, those that choose learning rates first; their board.
+
     Raises:
         BeingWritten: another process sweeps in this folder.
         CoCoMixError: a recipe is wrong, a part cannot be made, or the folder holds another plan's parts or runs.
     """
     require_extra("report", "matplotlib", "scipy", purpose="a sweep")
-    jobs = loaded.jobs()
+    tries = loaded.tries()
+    jobs = [*tries, *loaded.jobs(best_learning_rates(tries))]
     for job in jobs:
         if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
             raise CoCoMixError(
@@ -119,14 +127,12 @@ def _alone(loaded: LoadedPlan) -> Iterator[None]:
 
 
 def _run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, workers: int) -> SweepResult:
-    recipes = loaded.output / "recipes"
-    recipes.mkdir(exist_ok=True)
-    for job in jobs:
-        save_recipe(job.recipe, _recipe_file(loaded, job))
+    (loaded.output / "recipes").mkdir(exist_ok=True)
 
     def run(job: Job) -> None:
         done = job.folder.exists()
         board.mark(job, "running")
+        save_recipe(job.recipe, _recipe_file(loaded, job))
         try:
             if workers == 1:
                 _run_here(loaded, job)
@@ -141,29 +147,43 @@ def _run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, workers: int) 
             if not done:
                 logger.info(f"{job.arm} seed {job.seed} is finished")
 
-    with progress("sweep", len(jobs), "runs") as advance:
+    def run_all(jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
         if workers == 1:
             for job in jobs:
                 run(job)
                 advance(1)
-        else:
-            with ThreadPoolExecutor(max_workers=workers) as threads:
-                try:
-                    for _ in threads.map(run, jobs):
-                        advance(1)
-                except KeyboardInterrupt:
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    raise
-    if board.missing():
-        return SweepResult(tuple(board.entries()), None, None)
-    runs = [Run.open(job.folder) for job in jobs]
+            return
+        with ThreadPoolExecutor(max_workers=workers) as threads:
+            try:
+                for _ in threads.map(run, jobs):
+                    advance(1)
+            except KeyboardInterrupt:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    tries = [job for job in jobs if job.try_of is not None]
+    with progress("sweep", len(jobs), "runs") as advance:
+        run_all(tries, advance)
+        rates = note_learning_rates(loaded, tries)
+        chosen = best_learning_rates(tries)
+        compared = loaded.jobs(chosen) if tries else jobs
+        for job in compared:
+            if tries and job.arm not in chosen:
+                board.mark(job, "failed", "it could be trained at none of the learning rates")
+        run_all([job for job in compared if not tries or job.arm in chosen], advance)
+    result = SweepResult(tuple(board.entries()), None, None, rates)
+    if result.missing:
+        return result
+    runs = [Run.open(job.folder) for job in compared]
     comparison = compare(runs, loaded.plan.baseline)
-    return SweepResult(tuple(board.entries()), comparison, _report(loaded, comparison, runs))
+    return replace(result, comparison=comparison, report=_report(loaded, comparison, runs))
 
 
 def _run_here(loaded: LoadedPlan, job: Job) -> None:
     if not job.folder.exists():
         train(job.recipe, job.folder)
+    if job.try_of is not None:
+        return
     run = Run.open(job.folder)
     if not (job.folder / DOCUMENTS_FILE).is_file():
         evaluate_run(run, device=default_device(), per_document=True)
@@ -185,6 +205,8 @@ def _run_in_process(loaded: LoadedPlan, job: Job, workers: int) -> None:
 
     if not job.folder.exists():
         verb("train", _recipe_file(loaded, job), "--output", job.folder)
+    if job.try_of is not None:
+        return
     if not (job.folder / DOCUMENTS_FILE).is_file():
         verb("eval", job.folder, "--per-document")
     if tasks := _missing_tasks(loaded, Run.open(job.folder)):
@@ -196,7 +218,7 @@ def _missing_tasks(loaded: LoadedPlan, run: Run) -> list[str]:
 
 
 def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:
-    return loaded.output / "recipes" / f"{job.arm}-seed{job.seed}.yaml"
+    return loaded.output / "recipes" / f"{job.arm.replace(' ', '-')}-seed{job.seed}.yaml"
 
 
 def _report(loaded: LoadedPlan, comparison: Comparison, runs: Sequence[Run]) -> Path:

@@ -1,17 +1,19 @@
 """The memory estimate against what autograd really keeps."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import build_model
 from cocomix.model.backbone import backbone_of
-from cocomix.model.memory import activation_bytes
+from cocomix.model.memory import CudaAutocast, activation_bytes
 
 BATCH, BLOCK = 2, 16
 GPT2 = GPT2Config(
@@ -54,7 +56,7 @@ def test_it_is_what_autograd_keeps(backbone: PreTrainedConfig, excess: float, mi
     estimate = activation_bytes(config, batch_size=BATCH, block_size=BLOCK, bf16=bf16)
     model = build_model(config)
     tokens = torch.zeros(BATCH, BLOCK, dtype=torch.long)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), CudaAutocast() if bf16 else nullcontext():
         if mixing is None:
             naive = kept(model.base_model, input_ids=tokens)
         else:
@@ -68,3 +70,18 @@ def test_it_grows_with_the_batch_and_touches_nothing() -> None:
     one, two = (activation_bytes(GPT2, batch_size=size, block_size=BLOCK, bf16=False) for size in (1, 2))
     assert two == 2 * one
     assert GPT2.to_dict() == before
+
+
+def test_float32_copies_of_autocast_on_cuda_are_counted() -> None:
+    """GPT-2's own activation function cubes its input, which CUDA's autocast does in float32 and the CPU's does not."""
+    written_out, one_kernel = copy.deepcopy(GPT2), copy.deepcopy(GPT2)
+    written_out.activation_function, one_kernel.activation_function = "gelu_new", "gelu_pytorch_tanh"
+    size = {"batch_size": BATCH, "block_size": BLOCK, "bf16": True}
+    hidden = BATCH * BLOCK * 4 * GPT2.n_embd
+    difference = activation_bytes(written_out, **size) - activation_bytes(one_kernel, **size)
+    assert difference >= GPT2.n_layer * hidden * 3 * 4  # three more tensors in float32, by the CPU's rules none
+
+
+def test_the_two_names_of_gelu_are_one_function() -> None:
+    x = torch.linspace(-8, 8, 10_001)
+    torch.testing.assert_close(ACT2FN["gelu_new"](x), ACT2FN["gelu_pytorch_tanh"](x), rtol=0, atol=1e-6)

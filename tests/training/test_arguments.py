@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.arguments import tokens_after, tokens_per_step, training_arguments
+from cocomix.training.arguments import accumulation_steps, tokens_after, tokens_per_step, training_arguments
 from cocomix.training.recipe import RunConfig
 
 BLOCK = 16
@@ -37,6 +37,21 @@ def test_tokens_become_whole_steps() -> None:
     found = arguments(1000, per_device_train_batch_size=4, gradient_accumulation_steps=3)
     assert tokens_per_step(found, BLOCK) == 12 * BLOCK
     assert found.max_steps == math.ceil(1000 / (12 * BLOCK))
+
+
+def test_a_step_has_its_tokens_on_any_number_of_processes() -> None:
+    config = recipe(per_device_train_batch_size=8).model_copy(update={"batch_tokens": 256 * BLOCK})
+    assert tokens_per_step(training_arguments(config, Path("unused"), BLOCK), BLOCK) == 256 * BLOCK
+    for processes, accumulation in ((1, 32), (2, 16), (8, 4), (32, 1)):
+        assert accumulation_steps(256 * BLOCK, BLOCK, 8, processes) == accumulation
+    for tokens, processes, remedy in (
+        (256 * BLOCK, 64, "per_device_train_batch_size to 4"),
+        (30 * BLOCK, 1, "per_device_train_batch_size to 6"),
+        (256 * BLOCK, 3, "a multiple of 48"),
+        (BLOCK - 1, 1, "a multiple of 16"),
+    ):
+        with pytest.raises(CoCoMixError, match=f"{tokens:,}.*{processes} process.*8 blocks.*{remedy}"):
+            accumulation_steps(tokens, BLOCK, 8, processes)
 
 
 def test_intervals_follow_the_length_of_the_run_unless_given() -> None:

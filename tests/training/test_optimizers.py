@@ -190,10 +190,10 @@ def test_sharded_weights_take_the_same_steps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_are_one(workshop: Workshop, tmp_path: Path) -> None:
-    training = {"optim": "muon", "per_device_train_batch_size": 16, "save_steps": 100, "learning_rate": 1e-3}
-    changes = {"name": "run", "tokens": 8 * 16 * BLOCK, "training": training}
+    """The recipe is the same: `batch_tokens` makes two micro-batches of one process, one of each of two."""
+    training = {"optim": "muon", "per_device_train_batch_size": 8, "save_steps": 100, "learning_rate": 1e-3}
+    changes = {"name": "run", "tokens": 8 * 16 * BLOCK, "batch_tokens": 16 * BLOCK, "training": training}
     one = train(workshop.recipe("cocomix", **changes), tmp_path / "one")
-    training["per_device_train_batch_size"] = 8
     recipe = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", **changes)
     launched(["train", recipe, "--output", tmp_path / "two"], 2, launcher=TORCHRUN)
     weights, expected = (load_file(run / "model.safetensors") for run in (tmp_path / "two", one))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,8 +43,17 @@ def train(
     config = load_recipe(recipe, assignments or ())
     if dry_run:
         plan = preview(config)
-        return Printed(plan, values_table(plan))
+        return Printed(plan, values_table({name: _readable(name, value) for name, value in plan.items()}))
     choose_threads()
     folder = run(config, output, profile_steps=profile, recipe_fingerprint=recipe_fingerprint(values))
     url = url_of(folder)
     return Printed(read_json(folder / MANIFEST) if url is None else json.loads(RemoteFolder(url).read(MANIFEST)))
+
+
+def _readable(name: str, value: Any) -> Any:
+    """A number of a dry run with three digits and a prefix; counts that people check as they are."""
+    from cocomix.evaluation.formatting import si
+
+    if not isinstance(value, int | float) or name in ("steps", "tokens per step") or value < 1000:
+        return value
+    return si(value)

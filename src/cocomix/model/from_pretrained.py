@@ -16,6 +16,7 @@ from cocomix.runtime.hub import load_causal_lm
 
 __all__ = ["check_same_decoder", "from_pretrained_backbone", "load_backbone_weights"]
 
+_GELU = ("gelu_new", "gelu_pytorch_tanh")  # one function; the second is one kernel and keeps one tensor, not five
 # Entries of a configuration that say how a decoder is stored, trained or asked, not what it computes.
 _NOT_COMPUTED = (
     "_name_or_path",
@@ -125,7 +126,7 @@ def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> Non
 def check_same_decoder(config: PreTrainedConfig, pretrained: PreTrainedConfig, where: str) -> None:
     """Refuse pretrained weights of a decoder that computes something else than the one they are to be loaded into.
 
-    Dropout, initialisation and token ids may differ.
+    Dropout, initialisation and token ids may differ, and two names of one activation function.
 
     Args:
         config: of the decoder that is built.
@@ -139,7 +140,7 @@ def check_same_decoder(config: PreTrainedConfig, pretrained: PreTrainedConfig, w
     for name in ("model_type", *sorted(ours)):
         if name.startswith(_NOT_COMPUTED) or "drop" in name or name not in theirs:
             continue
-        if ours[name] != theirs[name]:
+        if ours[name] != theirs[name] and (ours[name] not in _GELU or theirs[name] not in _GELU):
             raise CoCoMixError(
                 f"model.backbone has {name} = {ours[name]!r}, but the pretrained {where} has {theirs[name]!r}; leave "
                 "model.backbone out, or give it the pretrained model's own settings."

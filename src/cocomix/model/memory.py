@@ -1,11 +1,14 @@
 """How much memory training takes, without taking it."""
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.backbone import backbone_of, build_halves, part_config
@@ -16,7 +19,29 @@ __all__ = ["STATE_BYTES", "activation_bytes"]
 STATE_BYTES = 16
 """Per parameter: weight, gradient and AdamW's two moments, in float32 (autocast keeps them so)."""
 
+_FLOAT32_ON_CUDA = (
+    *("__pow__", "__rpow__", "__rtruediv__", "cumsum", "exp", "layer_norm", "log", "log_softmax", "logsumexp", "norm"),
+    *("pow", "prod", "reciprocal", "rms_norm", "rsqrt", "softmax", "softplus", "sum"),
+)
+"""What autocast computes in float32 on CUDA (PyTorch's documentation of autocast), as far as decoders use it."""
+
 _SAMPLED_BLOCKS = 3  # one below, two above: with the last block counts what the final norm keeps
+
+
+class CudaAutocast(TorchFunctionMode):
+    """Autocast to bfloat16 by CUDA's rules on tensors of the CPU, whose own rules keep fewer copies in float32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function; in float32, where CUDA would."""
+        if getattr(function, "__name__", "") in _FLOAT32_ON_CUDA:
+            args, kwargs = tree_map(_in_float32, (args, kwargs))
+            with torch.autocast("cpu", enabled=False):
+                return function(*args, **kwargs or {})
+        return function(*args, **kwargs or {})
+
+
+def _in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: int, bf16: bool) -> int:
@@ -31,14 +56,15 @@ def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: i
         config: of a plain decoder or a CoCoMix model; left untouched.
         batch_size: blocks of text per micro-batch.
         block_size: tokens per block.
-        bf16: whether products run under autocast to bfloat16.
+        bf16: whether products run under autocast to bfloat16, by CUDA's rules.
     """
     mixes = isinstance(config, CoCoMixConfig)
     backbone = config.backbone if mixes else config
     total: int = backbone.num_hidden_layers
     width: int = config.positions_per_token if mixes else 1
     below: int = config.insert_layer if mixes else total - 1
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    autocast = CudaAutocast() if bf16 else nullcontext()
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16), autocast:
         sample = part_config(backbone, 0, min(total, _SAMPLED_BLOCKS))
         lower, upper = build_halves(sample, min(below, 1), width, None)
         tokens = torch.zeros(batch_size, block_size, dtype=torch.long)

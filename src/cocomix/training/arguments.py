@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,7 +18,15 @@ from cocomix.training.optimizers import MUON, muon
 from cocomix.training.recipe import RunConfig
 from cocomix.training.tracking import TENSORBOARD, trackers
 
-__all__ = ["DEFAULTS", "epoch_blocks", "steps_of_epochs", "tokens_after", "tokens_per_step", "training_arguments"]
+__all__ = [
+    "DEFAULTS",
+    "accumulation_steps",
+    "epoch_blocks",
+    "steps_of_epochs",
+    "tokens_after",
+    "tokens_per_step",
+    "training_arguments",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +85,11 @@ def training_arguments(
         values.pop(name, None)
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
+    if config.batch_tokens is not None:
+        micro_batch, processes = values["per_device_train_batch_size"], int(os.environ.get("WORLD_SIZE", 1))
+        values["gradient_accumulation_steps"] = accumulation_steps(
+            config.batch_tokens, block_size, micro_batch, processes
+        )
     with_muon = values.get("optim") == MUON and values.pop("optim")  # transformers has no name for it
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **values)
@@ -139,6 +153,27 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
     if checked.get("fp16") and not torch.accelerator.is_available():
         raise CoCoMixError("training.fp16 needs a GPU; leave it out, or set training.bf16.")
     return checked
+
+
+def accumulation_steps(batch_tokens: int, block_size: int, micro_batch: int, processes: int) -> int:
+    """Micro-batches of a process that make up a step of so many tokens.
+
+    Raises:
+        CoCoMixError: they do not come out even.
+    """
+    steps, rest = divmod(batch_tokens, processes * micro_batch * block_size)
+    if rest == 0:
+        return steps
+    share, odd = divmod(batch_tokens, processes * block_size)
+    if odd:
+        remedy = f"set it to a multiple of {processes * block_size:,}"
+    else:
+        fitting = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        remedy = f"set training.per_device_train_batch_size to {fitting}"
+    raise CoCoMixError(
+        f"batch_tokens is {batch_tokens:,}, which is not a multiple of {processes} process{'es' * (processes > 1)} × "
+        f"{micro_batch} blocks × {block_size:,} tokens; {remedy}."
+    )
 
 
 def tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:

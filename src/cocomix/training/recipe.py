@@ -49,7 +49,7 @@ OTHER_WORDS = {
     "layer": "model.insert_layer",
     "topk": "model.concept_topk",
     "lr": "training.learning_rate",
-    "batch_size": "training.per_device_train_batch_size",
+    "batch_size": "batch_tokens",
     "steps": "training.max_steps",
     "epochs": "training.num_train_epochs",
     "sae": "labels.dictionary",
@@ -157,6 +157,9 @@ class RunConfig(Section):
     target. Teachers still read whole blocks. Not with the kernels of `flash-attn`, which would ignore it."""
     tokens: int | None = Field(default=None, ge=1)
     """Training tokens, rounded up to whole steps; in place of `training.max_steps` or `training.num_train_epochs`."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of an optimizer step, all processes together: micro-batches of `training.per_device_train_batch_size`
+    blocks are accumulated until there are so many."""
     evaluation_blocks: int | None = Field(default=None, ge=1)
     """How many validation blocks the evaluations read; by default all."""
     non_finite: Literal["stop", "skip"] = "stop"
@@ -199,6 +202,8 @@ class RunConfig(Section):
             raise ValueError("document_masks needs model.attn_implementation eager, sdpa or flex_attention")
         if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):
             raise ValueError("tokens and training.max_steps or training.num_train_epochs exclude each other")
+        if self.batch_tokens is not None and "gradient_accumulation_steps" in self.training:
+            raise ValueError("batch_tokens and training.gradient_accumulation_steps exclude each other")
         return self
 
     @property

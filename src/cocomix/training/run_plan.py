@@ -14,6 +14,7 @@ from cocomix.model.accounting import build_model
 from cocomix.model.memory import STATE_BYTES, activation_bytes
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.training.gpu_hours import gpu_hours
 from cocomix.training.online import OnlineLabels
 from cocomix.training.pretrained import check_pretrained
 from cocomix.training.recipe import RunConfig
@@ -93,7 +94,8 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         "tokens per step": step_tokens,
         "steps": steps or f"{arguments.num_train_epochs} epochs",
         "tokens": tokens or "the data's",
-        "training FLOPs": tokens * count.training_flops_per_token or "the data's",
+        "training FLOPs": (flops := tokens * count.training_flops_per_token) or "the data's",
+        "hours on one H200, estimated": round(gpu_hours(plan.config, flops), 2) or "the data's",
     }
 
 
@@ -107,4 +109,5 @@ def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
             plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16
         )
         memory["GiB of activations, about"] = round(kept / 2**30, 1)
+        memory["GiB of both"] = round((state + kept) / 2**30, 1)
     return memory

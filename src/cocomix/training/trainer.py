@@ -88,6 +88,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)
+        if self.accelerator.ddp_handler is not None:  # else gradients are there twice, in DDP's buckets and beside them
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
         if objective is None:
@@ -349,7 +351,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if state.tokens_per_step != self.tokens_per_step:
             raise CoCoMixError(
                 f"{checkpoint} was written with {state.tokens_per_step:,} tokens per step and this launch has "
-                f"{self.tokens_per_step:,}; set training.per_device_train_batch_size or "
+                f"{self.tokens_per_step:,}; set batch_tokens in the recipe to the former, or "
                 "training.gradient_accumulation_steps so that they agree."
             )
         self.clock.elapsed = state.seconds

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.concepts import (
+    Agreement,
     AttributionLabeller,
     ConceptDictionary,
+    ConceptLabels,
     ConceptTeacher,
     DictionaryFit,
     label_agreement,
@@ -101,38 +103,43 @@ def tokens():
     return torch.randint(1, VOCAB, (6, 20), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_is_the_share_of_equal_sets(teacher, tokens, dtype):
-    labeller = AttributionLabeller(teacher, dtype=dtype)
-    found = measure_agreement(labeller, labeller.with_dtype("float32"), tokens, 4, batch_size=4)
-    narrow = torch.cat([teacher.label(rows, dtype=dtype).ids for rows in torch.split(tokens, 4)])
-    exact = torch.cat([teacher.label(rows).ids for rows in torch.split(tokens, 4)])
-    assert found == label_agreement(narrow, exact)
-    equal = [
-        set(a.tolist()) == set(b.tolist())
-        for a, b in zip(narrow.flatten(0, 1), exact.flatten(0, 1), strict=True)
-        if (a != -100).any() or (b != -100).any()
-    ]
-    assert found == pytest.approx(sum(equal) / len(equal))
-    assert found > 0.5
+class Fixed:
+    """A labeller that gives the labels it is told."""
+
+    def __init__(self, ids, scores=None):
+        self.ids, self.scores = torch.tensor(ids)[None], None if scores is None else torch.tensor(scores)[None]
+
+    def label(self, input_ids, attention_mask=None, *, k):
+        return ConceptLabels(self.ids[..., :k], None if self.scores is None else self.scores[..., :k])
+
+
+def test_agreement_counts_equal_sets_and_the_score_that_is_kept(tokens):
+    # The first position swaps its labels, the second takes the third best, the third one that float32 does not rank.
+    exact = Fixed([[1, 2, 3], [1, 2, 3], [1, 2, 3], [-100] * 3], [[4.0, 2.0, 1.0]] * 3 + [[0.0] * 3])
+    narrow = Fixed([[2, 1], [1, 3], [1, 9], [-100] * 2])
+    found = measure_agreement(narrow, exact, tokens[:1, :4], 2)
+    assert found.equal_sets == pytest.approx(1 / 3)
+    assert found.score_kept == pytest.approx((6 + 5 + 4) / 18)
+    without = Fixed(exact.ids[0].tolist())
+    assert measure_agreement(narrow, without, tokens[:1, :4], 2).score_kept == pytest.approx((2 + 2 + 1) / 6)
 
 
 def test_float16_rounds_less_than_bfloat16_and_float32_not_at_all(teacher, tokens):
-    shares = [
+    found = [
         measure_agreement(AttributionLabeller(teacher, dtype=dtype), AttributionLabeller(teacher), tokens, 4)
         for dtype in ("bfloat16", "float16", "float32")
     ]
-    assert shares == sorted(shares)
-    assert shares[0] < shares[-1] == 1.0
+    assert found == sorted(found)
+    assert 0.5 < found[0].equal_sets < found[0].score_kept < 1.0
+    assert found[-1] == pytest.approx((1.0, 1.0))
 
 
-def test_a_format_that_changes_labels_is_refused_or_forced(caplog):
-    require_agreement(0.99, "bfloat16")
+def test_a_format_that_chooses_other_concepts_is_refused_or_forced(caplog):
+    require_agreement(Agreement(0.9, 0.99), "bfloat16")
     with pytest.raises(CoCoMixError, match=r"bfloat16 .*90\.0%"):
-        require_agreement(0.9, "bfloat16")
-    require_agreement(0.9, "bfloat16", force=True)
+        require_agreement(Agreement(0.8, 0.9), "bfloat16")
+    require_agreement(Agreement(0.8, 0.9), "bfloat16", force=True)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "90.0%" in caplog.text
 
 
 def test_values_beyond_float16_are_refused_in_a_sentence(tokens):

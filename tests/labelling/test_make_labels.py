@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix.concepts import FitSettings, TeacherConfig, labeller_config
+from cocomix.concepts import Agreement, FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
 from cocomix.labelling import (
     Labels,
@@ -72,13 +72,25 @@ def test_a_control_of_the_current_token_is_labelled_with_too(workshop: Workshop,
 def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agreement = label(workshop, tmp_path / "labels", dtype="float16", force=True).manifest.agreement_with_float32
-    assert agreement is not None
-    assert 0.9 < agreement <= 1
-    monkeypatch.setattr("cocomix.concepts.check.measure_agreement", lambda *arguments: 0.98)
+    manifest = label(workshop, tmp_path / "labels", dtype="float16").manifest
+    assert manifest.agreement_with_float32 is not None
+    assert 0.9 < manifest.agreement_with_float32 <= 1
+    assert manifest.score_kept_of_float32 == pytest.approx(1, abs=0.001)
+    monkeypatch.setattr("cocomix.concepts.check.measure_agreement", lambda *arguments: Agreement(0.97, 0.98))
     with pytest.raises(CoCoMixError, match=r"98\.0%"):
         label(workshop, tmp_path / "refused", dtype="float16")
     assert {path.name for path in tmp_path.iterdir()} == {"labels"}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_dtype_auto_is_chosen_by_the_machine_and_recorded(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr("cocomix.concepts.labellers.teacher_labeller.fast_bfloat16", lambda device: fast)
+    manifest = label(workshop, tmp_path / "labels", dtype="auto", force=True).manifest
+    chosen = "bfloat16" if fast else "float32"
+    assert (manifest.labels["dtype"], manifest.labeller["dtype"]) == (chosen, chosen)
+    assert (manifest.score_kept_of_float32 is not None) == fast
 
 
 def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_path: Path) -> None:

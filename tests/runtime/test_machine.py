@@ -98,7 +98,7 @@ def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("flags", "state"), [({"avx2"}, "warn"), ({"avx512_bf16", "amx_bf16"}, "ok")])
 def test_bfloat16_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], state: str) -> None:
-    monkeypatch.setattr(doctor, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: flags)
     assert doctor.default_device().type != "cpu" or line("bfloat16", tmp_path).state == state
 
 

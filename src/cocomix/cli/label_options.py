@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,9 +25,13 @@ class LabelOptions:
     sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None
     layer: Annotated[int | None, typer.Option(help="Block it describes; default: as `cocomix sae` noted.")] = None
     revision: Revision = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Teacher's arithmetic; auto: bfloat16 where the machine is fast in it. Default: float32."),
+    ] = None
     set: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, seed, dtype …"),
+        typer.Option(metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, seed …"),
     ] = None
 
     def labeller(self) -> "LabellerConfig":
@@ -55,6 +59,8 @@ class LabelOptions:
             if key == "kind" and given != values["kind"]:  # the settings of another kind are none of this one's
                 values = {name: values[name] for name in ("k", "dtype", "teacher", "dictionary") if name in values}
             values[key] = given
+        if self.dtype is not None:
+            values["dtype"] = self.dtype
         try:
             config = labeller_config(values | self._sources(values))
         except ValidationError as error:

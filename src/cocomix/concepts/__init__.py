@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.aligned import AlignedTeacher
     from cocomix.concepts.check import (
         SAMPLE_TOKENS,
+        Agreement,
         check_labeller,
         label_agreement,
         measure_agreement,
@@ -55,6 +56,7 @@ _MODULES = {
     "aligned": ("AlignedTeacher",),
     "check": (
         "SAMPLE_TOKENS",
+        "Agreement",
         "check_labeller",
         "label_agreement",
         "measure_agreement",
@@ -127,6 +129,7 @@ __all__ = [
     "SAMPLE_TOKENS",
     "ActivationConfig",
     "ActivationLabeller",
+    "Agreement",
     "AlignedTeacher",
     "AttributionConfig",
     "AttributionLabeller",

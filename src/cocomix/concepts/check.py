@@ -10,12 +10,15 @@ Three measures:
   state replaced by its reconstruction, on a scale from 0 (replaced by zeros) to 1 (left alone). Zero rather than mean
   ablation, because SAELens and most published figures use it; it is the more generous of the two. A begin-of-text token
   is left alone.
-- **Agreement**: share of positions with the labels of the float32 teacher, which defines them. A narrow format moves
-  concepts of nearly equal score past one another, and in and out of the dictionary's TopK.
+- **Agreement** of a narrow format with the float32 teacher, which defines the labels, in two figures: the share of
+  positions whose sets of labels are equal, and the share of the score that is kept, Σ scores of the chosen concepts /
+  Σ scores of the best, both by float32. Rounding moves concepts of nearly equal score past one another, which changes
+  sets and costs no score; so the score decides. SmolLM2-135M in bfloat16: 90% equal sets, 99.9% of the score.
 """
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +32,7 @@ from cocomix.runtime.ignore import IGNORE
 
 __all__ = [
     "SAMPLE_TOKENS",
+    "Agreement",
     "check_labeller",
     "label_agreement",
     "measure_agreement",
@@ -47,12 +51,25 @@ _AGREEMENT_TOKENS = 4096
 # a far layer it explains less than nothing. The limits lie well between the two.
 _MAXIMAL_FVU = 0.5
 _MINIMAL_CE_RECOVERED = 0.5
-_MINIMAL_AGREEMENT = 0.99
+_MINIMAL_SCORE_KEPT = 0.99
+_CANDIDATES = 4  # a narrow format's labels are looked for among so many times k of float32's; beyond, they score 0
+
+
+class Agreement(NamedTuple):
+    """How far labels made in a narrow format are those of float32, over the positions that have any.
+
+    Attributes:
+        equal_sets: share of positions with equal sets of labels.
+        score_kept: share of the best labels' score that the chosen ones have, both by float32.
+    """
+
+    equal_sets: float
+    score_kept: float
 
 
 def check_labeller(
     labeller: ConceptLabeller, sample: Tensor, *, k: int, tokenizer_has_bos: bool = False, force: bool = False
-) -> float | None:
+) -> Agreement | None:
     """Try the dictionary and the number format of a labeller with a teacher; others are taken as they are.
 
     Args:
@@ -85,7 +102,11 @@ def check_labeller(
     part = sample[: max(1, _AGREEMENT_TOKENS // sample.shape[1])]
     agreement = measure_agreement(labeller, labeller.with_dtype("float32"), part, k)
     logger.info(
-        "%s gives %.2f%% of %s positions the labels of float32", labeller.dtype, 100 * agreement, f"{part.numel():,}"
+        "%s gives %.1f%% of %s positions the labels of float32 and keeps %.2f%% of their score",
+        labeller.dtype,
+        100 * agreement.equal_sets,
+        f"{part.numel():,}",
+        100 * agreement.score_kept,
     )
     require_agreement(agreement, labeller.dtype, force=force)
     return agreement
@@ -179,26 +200,31 @@ def label_agreement(first: Tensor, second: Tensor) -> float:
 
 def measure_agreement(
     narrow: ConceptLabeller, exact: ConceptLabeller, input_ids: Tensor, k: int, *, batch_size: int = 8
-) -> float:
-    """Share of labelled positions whose label sets are the same by two labellers, on int64 [blocks, seq]."""
-    sets = [
-        torch.cat([labeller.label(rows, k=k).ids for rows in torch.split(input_ids, batch_size)])
-        for labeller in (narrow, exact)
-    ]
-    return label_agreement(*sets)
+) -> Agreement:
+    """Compare the labels of two labellers on tokens, int64 [blocks, seq]."""
+    chosen, best, kept, whole = [], [], 0.0, 0.0
+    for rows in torch.split(input_ids, batch_size):
+        ids, exactly = narrow.label(rows, k=k).ids, exact.label(rows, k=_CANDIDATES * k)
+        scores = (torch.ones_like(exactly.ids, dtype=torch.float32) if exactly.scores is None else exactly.scores).abs()
+        scores = scores.masked_fill(exactly.ids == IGNORE, 0.0)
+        kept += float(scores[(exactly.ids[..., None] == ids[..., None, :]).any(-1)].sum())
+        whole += float(scores[..., :k].sum())
+        chosen.append(ids)
+        best.append(exactly.ids[..., :k])
+    return Agreement(label_agreement(torch.cat(chosen), torch.cat(best)), min(1.0, kept / whole) if whole else 1.0)
 
 
-def require_agreement(agreement: float, dtype: str, *, force: bool = False) -> None:
-    """Refuse a number format that changes too many labels; only warn of it with `force`.
+def require_agreement(agreement: Agreement, dtype: str, *, force: bool = False) -> None:
+    """Refuse a number format that chooses other concepts; only warn of it with `force`.
 
     Raises:
-        CoCoMixError: less than 99% of the positions agree.
+        CoCoMixError: less than 99% of the labels' score is kept.
     """
-    if agreement >= _MINIMAL_AGREEMENT:
+    if agreement.score_kept >= _MINIMAL_SCORE_KEPT:
         return
     problem = (
-        f"in {dtype} the teacher gives {agreement:.1%} of the positions the labels it gives them in float32 (asked: at "
-        f"least {_MINIMAL_AGREEMENT:.0%})"
+        f"in {dtype} the teacher's labels keep {agreement.score_kept:.1%} of the score of those in float32 (asked: at "
+        f"least {_MINIMAL_SCORE_KEPT:.0%}) and are the same at {agreement.equal_sets:.1%} of the positions"
     )
     _refuse(problem, "label with dtype float32, or use --force", force)
 

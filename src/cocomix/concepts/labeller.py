@@ -86,6 +86,10 @@ class LabellerConfig(Section):
         """Names of settings without which the labeller cannot be built, such as a recipe for several may leave out."""
         return ()
 
+    def resolved(self, device: torch.device) -> Self:
+        """These settings with a value in place of every `auto`, as the device on which labels are made has it."""
+        return self
+
 
 class ConceptLabeller(Protocol):
     """Labels blocks of tokens, as the student sees them."""

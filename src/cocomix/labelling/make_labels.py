@@ -38,6 +38,7 @@ from cocomix.labelling.stored_probabilities import (
     top_probabilities,
 )
 from cocomix.labelling.storing import Job, made, store
+from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["distill_data", "label_data"]
@@ -71,7 +72,7 @@ def label_data(
     Raises:
         CoCoMixError: as `open_labeller` and `store`.
     """
-    job, tokens = job or Job(), Tokens.open(data)
+    job, tokens, config = job or Job(), Tokens.open(data), config.resolved(default_device())
     block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
     labels = config.model_dump(mode="json")
     identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
@@ -102,7 +103,8 @@ def label_data(
         "labeller": fingerprint,
         "num_concepts": count,
         "scores": scores,
-        "agreement_with_float32": agreement,
+        "agreement_with_float32": None if agreement is None else agreement.equal_sets,
+        "score_kept_of_float32": None if agreement is None else agreement.score_kept,
         "flops_per_token": labeller.flops_per_token(block_size),
     }
     files = {TABLES: lambda path: save_file(tables, path)} if tables else {}

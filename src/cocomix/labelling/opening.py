@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.concepts import (
     SAMPLE_TOKENS,
+    Agreement,
     AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
@@ -44,7 +45,7 @@ def open_labeller(
     device: torch.device | None = None,
     tables: dict[str, Tensor] | None = None,
     force: bool = False,
-) -> tuple[ConceptLabeller, float | None]:
+) -> tuple[ConceptLabeller, Agreement | None]:
     """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
 
     Args:

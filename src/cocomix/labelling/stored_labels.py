@@ -66,6 +66,7 @@ class LabelsManifest(StoredManifest):
         scores: type of the stored scores.
         agreement_with_float32: share of positions of a sample whose label sets equalled those of the same teacher in
             float32; None where it ran in float32, or there is no teacher.
+        score_kept_of_float32: share of the best labels' score that the chosen ones have there; None likewise.
         statistics: counts.
     """
 
@@ -74,6 +75,7 @@ class LabelsManifest(StoredManifest):
     num_concepts: int
     scores: Scores
     agreement_with_float32: float | None = None
+    score_kept_of_float32: float | None = None
     statistics: LabelStatistics
 
     @field_validator("labels")

@@ -19,7 +19,9 @@ __all__ = [
     "available_memory",
     "choose_threads",
     "chunk_bytes",
+    "cpu_flags",
     "default_device",
+    "fast_bfloat16",
     "products_per_second",
     "task_device",
     "usable_cores",
@@ -66,6 +68,22 @@ def available_memory(device: torch.device) -> int | None:
         with suppress(OSError, ValueError):
             found.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")))  # or "max"
     return min(found, default=None)
+
+
+def cpu_flags() -> set[str]:
+    """What the CPU can do, by Linux's names; empty where that cannot be known."""
+    text = ""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set() if found is None else set(found[1].split())
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 much faster than in float32: by GPU, or by a CPU's AMX units."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and "amx_bf16" in cpu_flags()
 
 
 def chunk_bytes(device: torch.device) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shutil
 import sqlite3
 import threading
@@ -20,7 +19,14 @@ from packaging.specifiers import SpecifierSet
 from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
 
 from cocomix.runtime.allocator import keep_freed_memory
-from cocomix.runtime.device import WORTH_IT, available_memory, default_device, products_per_second, usable_cores
+from cocomix.runtime.device import (
+    WORTH_IT,
+    available_memory,
+    cpu_flags,
+    default_device,
+    products_per_second,
+    usable_cores,
+)
 
 __all__ = ["Line", "examine"]
 
@@ -126,19 +132,10 @@ def _bfloat16() -> Line:
         if default_device().type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return Line("bfloat16", "warn", "not supported by the GPU", "train with training.fp16=true or in float32")
         return Line("bfloat16", "ok", "supported by the accelerator")
-    flags = sorted(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    flags = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
     if flags:
         return Line("bfloat16", "ok", f"the CPU has {', '.join(flags)}")
     return Line("bfloat16", "warn", "emulated by the CPU, slow", "leave training.bf16 out; the CPU recipes do")
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return set() if found is None else set(found[1].split())
 
 
 def _attention() -> Line:

@@ -1,7 +1,8 @@
 """What the labellers with a teacher and a dictionary have in common."""
 
+import logging
 from copy import copy
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from cocomix.concepts.fingerprints import configuration_fingerprint, model_finge
 from cocomix.concepts.labeller import ConceptLabels, LabellerConfig
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["TeacherLabeller", "TeacherLabellerConfig"]
 
@@ -23,12 +27,21 @@ class TeacherLabellerConfig(LabellerConfig):
     """The frozen language model. A recipe may leave it and the dictionary to the options of `cocomix label`."""
     dictionary: DictionaryConfig | None = None
     """The sparse autoencoder on its hidden state."""
-    dtype: NumberFormat = "float32"
-    """`bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32."""
+    dtype: NumberFormat | Literal["auto"] = "float32"
+    """`bfloat16` and `float16` run the teacher under autocast. Scores and the dictionary stay in float32. `auto` is
+    `bfloat16` on a GPU and on a CPU with AMX, else `float32`; stored labels say which it was."""
 
     def missing(self) -> tuple[str, ...]:
         """`teacher` and `dictionary`, where they are not given."""
         return tuple(name for name in ("teacher", "dictionary") if getattr(self, name) is None)
+
+    def resolved(self, device: torch.device) -> Self:
+        """See `LabellerConfig.resolved`."""
+        if self.dtype != "auto":
+            return self
+        dtype = "bfloat16" if fast_bfloat16(device) else "float32"
+        logger.info("dtype auto: the teacher runs in %s on this %s", dtype, device.type)
+        return self.model_copy(update={"dtype": dtype})
 
 
 class TeacherLabeller:
@@ -62,6 +75,7 @@ class TeacherLabeller:
         """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
         if missing := config.missing():
             raise CoCoMixError(f"labels of kind {config.kind!r} are made with a {' and a '.join(missing)}; name them.")
+        config = config.resolved(torch.device(device or "cpu"))
         source, dictionary = config.teacher, config.dictionary.load()
         model = load_teacher(source.model, revision=source.revision, device=device)
         teacher = ConceptTeacher(

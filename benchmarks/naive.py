@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.concepts import ConceptDictionary
+from cocomix.concepts.decoder import decoder_blocks
 from cocomix.model import CoCoMixForCausalLM
 
 __all__ = ["NaiveStudent", "naive_compression", "naive_head", "naive_labels"]
@@ -116,7 +117,7 @@ def naive_labels(
         captured.append(output[0] if isinstance(output, tuple) else output)
         captured[0].retain_grad()
 
-    handle = teacher.transformer.h[layer].register_forward_hook(keep)
+    handle = decoder_blocks(teacher)[layer].register_forward_hook(keep)
     try:
         teacher(input_ids, labels=input_ids, use_cache=False).loss.backward()
     finally:

@@ -190,6 +190,6 @@ def test_neither_all_logits_nor_a_row_per_chosen_concept_are_ever_held() -> None
 def test_labels_outside_the_concepts_are_refused_with_the_value(value: int, found: str) -> None:
     labels = torch.tensor([[3, IGNORE], [8, value]])
     with pytest.raises(CoCoMixError, match=f"concept label {found} .* 9 concepts"):
-        check_concept_labels(labels, 9)
-    check_concept_labels(torch.tensor([[0, IGNORE], [8, IGNORE]]), 9)
-    check_concept_labels(torch.empty(0, 2, dtype=torch.int64), 9)
+        check_concept_labels(labels, None, 9)
+    check_concept_labels(torch.tensor([[0, IGNORE], [8, IGNORE]]), None, 9)
+    check_concept_labels(torch.empty(0, 2, dtype=torch.int64), None, 9)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -91,6 +92,23 @@ def test_no_labelled_position_means_no_concept_loss() -> None:
     assert output.concept_loss.item() == 0.0
     output.loss.backward()
     assert all(gradient.isfinite().all() for gradient in gradients_of(model).values())
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 6), (3, 6, 3), (2, 18)])
+def test_labels_of_another_shape_are_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
+    labels = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(CoCoMixError, match=rf"concept_labels.*{re.escape(str([*shape]))}.*\[2, 6\]"):
+        student("gpt2")(input_ids=tokens(2, 6), concept_labels=labels)
+
+
+def test_more_tokens_than_learned_positions_are_refused() -> None:
+    """Also one by one, after a cache; rotary positions go on."""
+    model = student("gpt2")
+    assert model.config.max_position_embeddings == 64
+    for asked in (lambda: model(input_ids=tokens(1, 65)), lambda: model.generate(tokens(1, 62), max_new_tokens=5)):
+        with pytest.raises(CoCoMixError, match=r"65 tokens.* 64"):
+            asked()
+    assert student("llama")(input_ids=tokens(1, 65)).logits.shape[1] == 65
 
 
 @pytest.mark.parametrize("wrong", [CONCEPTS, -7])

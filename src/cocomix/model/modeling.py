@@ -207,8 +207,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             **kwargs: forwarded to both halves (for example `output_hidden_states=True`).
 
         Raises:
-            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; concepts are asked
-                of a model without; the cache is of another kind.
+            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; labels have another
+                shape; there are more tokens than learned positions; concepts are asked of a model without; the cache is
+                of another kind.
         """
         asked = {
             "concept_labels": concept_labels is not None,
@@ -223,15 +224,15 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             )
         if labels is None and (hidden_targets is not None or teacher_targets is not None):
             raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
-        if concept_labels is not None and concept_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_concept_labels(concept_labels, self.config.num_concepts)  # an accelerator would have to wait for it
         if use_cache is None:
             use_cache = past_key_values is not None or (not self.training and labels is None)
         if use_cache:
             past_key_values = self._own_cache(past_key_values)
         cache = past_key_values if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
-        position_ids = positions_of(query, attention_mask, position_ids, cache)
+        if concept_labels is not None:
+            check_concept_labels(concept_labels, query, self.config.num_concepts)
+        position_ids = positions_of(query, attention_mask, position_ids, cache, self.config.backbone)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
         # Checkpointed blocks take no cache of any kind.
         plain = position_ids is None and attention_mask is None and not self.upper.gradient_checkpointing

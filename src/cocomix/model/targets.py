@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,12 +60,26 @@ def divisor(counted: Tensor, num_items: Tensor | int | None) -> Tensor | int:
     return counted.sum().clamp_min(1) if num_items is None else num_items
 
 
-def check_concept_labels(labels: Tensor, num_concepts: int) -> None:
-    """Refuse labels of concepts that do not exist. Reads the values, so on an accelerator it would wait for them.
+def check_concept_labels(labels: Tensor, query: Tensor | None, num_concepts: int) -> None:
+    """Refuse labels of another shape than [batch, seq, k_attr], or of concepts that do not exist.
+
+    Values are looked at on the CPU only: an accelerator would have to wait for them.
+
+    Args:
+        labels: of the model's input.
+        query: that input, [batch, seq] or [batch, seq, d_model].
+        num_concepts: of the model.
 
     Raises:
-        CoCoMixError: an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.
+        CoCoMixError: another shape; or an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.
     """
+    if query is not None and (labels.dim() != 3 or labels.shape[:2] != query.shape[:2]):
+        raise CoCoMixError(
+            f"concept_labels has the shape {[*labels.shape]}, and the input {[*query.shape[:2]]}; pass [batch, seq, "
+            f"k_attr], with {IGNORE} where a position has fewer labels."
+        )
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
     wrong = labels[((labels < 0) & (labels != IGNORE)) | (labels >= num_concepts)]
     if wrong.numel() > 0:
         raise CoCoMixError(

@@ -8,6 +8,10 @@ from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 __all__ = ["write_auto_classes"]
 
 _MODULE = "cocomix_classes"
+_HINT = """Imports this model's classes from the package cocomix, and does nothing else.
+
+If transformers asks whether to run it: write `import cocomix.model` before `from_pretrained`, and nothing is asked.
+"""
 
 
 def write_auto_classes(folder: Path) -> None:
@@ -25,8 +29,6 @@ def write_auto_classes(folder: Path) -> None:
         return
     names = {"AutoConfig": CoCoMixConfig.__name__, "AutoModelForCausalLM": CoCoMixForCausalLM.__name__}
     imports = ", ".join(names.values())
-    write_text(
-        folder / f"{_MODULE}.py", f'"""Loads this model\'s classes."""\n\nfrom cocomix import {imports}  # noqa\n'
-    )
+    write_text(folder / f"{_MODULE}.py", f'"""{_HINT}"""\n\nfrom cocomix import {imports}  # noqa\n')
     config["auto_map"] = {auto: f"{_MODULE}.{name}" for auto, name in names.items()}
     write_json(folder / "config.json", config)

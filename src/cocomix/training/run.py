@@ -173,6 +173,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
                 got = corpus.blocks * data.manifest.block_size / manifest.tokens
                 logger.info(f"{corpus.path}: {got:.2%} of the training tokens, {corpus.share:.2%} asked for")
     logger.info(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
+    if recipe.objective == "cocomix":
+        logger.info("to load it in Python: `import cocomix.model`, then `AutoModelForCausalLM.from_pretrained`")
     return output
 
 
@@ -261,6 +263,8 @@ def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: Tokens, folder:
     model.generation_config.pad_token_id = data.manifest.eos_token_id
     trainer.save_model(str(folder))
     if trainer.args.process_index == 0:
-        data.tokenizer().save_pretrained(str(folder))
+        tokenizer = data.tokenizer()
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        tokenizer.save_pretrained(str(folder))
         write_auto_classes(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same

@@ -11,19 +11,6 @@ from cocomix.runtime.errors import CoCoMixError
 __all__ = ["positions_of"]
 
 
-def _check_length(tokens: int, backbone: PreTrainedConfig) -> None:
-    """Refuse more tokens than a backbone with learned positions has learned; rotary ones have no end.
-
-    Raises:
-        CoCoMixError: both numbers are given.
-    """
-    if tokens > backbone.max_position_embeddings and backbone_of(backbone).position_embedding is not None:
-        raise CoCoMixError(
-            f"the input has {tokens} tokens, but the model's context is {backbone.max_position_embeddings}; shorten it "
-            "(the saved tokenizer does, with truncation=True)."
-        )
-
-
 def positions_of(
     query: Tensor | None,
     attention_mask: Tensor | None,
@@ -36,20 +23,28 @@ def positions_of(
     With a padding mask they count real tokens only; after cached tokens they go on from there.
 
     Raises:
-        CoCoMixError: the mask has another shape, or there are more tokens than learned positions.
+        CoCoMixError: the mask has another shape, or there are more tokens than positions the backbone has learned.
     """
     if attention_mask is not None and attention_mask.dim() != 2:
         raise CoCoMixError(
             f"attention_mask has {attention_mask.dim()} dimensions; pass a two-dimensional mask [batch, past + seq]."
         )
-    if position_ids is not None or query is None:
+    if query is None:
         return position_ids
-    seq = query.shape[1]
-    if attention_mask is not None:
-        positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
-        if attention_mask.shape[1] > backbone.max_position_embeddings:  # it may be padding, so that values are asked
-            _check_length(int(positions.max()) + 1, backbone)
-        return positions
-    past = 0 if cache is None else cache.get_seq_length()
-    _check_length(past + seq, backbone)
-    return None if past == 0 else torch.arange(past, past + seq, device=query.device).unsqueeze(0)
+    seq, past = query.shape[1], 0 if cache is None else cache.get_seq_length()
+    if position_ids is None and attention_mask is not None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
+    elif position_ids is None and past > 0:
+        position_ids = torch.arange(past, past + seq, device=query.device).unsqueeze(0)
+    if past + seq > backbone.max_position_embeddings and backbone_of(backbone).position_embedding is not None:
+        _check_positions(position_ids, past + seq, backbone.max_position_embeddings)
+    return position_ids
+
+
+def _check_positions(positions: Tensor | None, tokens: int, context: int) -> None:
+    """Refuse tokens beyond the learned positions; what is padding has none of its own, so that values are asked."""
+    if positions is None or int(positions.max()) >= context:
+        raise CoCoMixError(
+            f"the input has {tokens} tokens, but the model's context is {context}; shorten it (the saved tokenizer "
+            "does, with truncation=True)."
+        )

@@ -28,6 +28,7 @@ TOY_OPTIONS = {
     "sae": f"--num-concepts {CONCEPTS} --k 8 --layer 1 --tokens 8000 --batch-size 256 --learning-rate 5e-3",
     "label": "--force",
     "train": f"--set tokens={8 * BLOCK} --set evaluation_blocks=4 --set training.bf16=false "
+    "--set training.torch_compile=false "
     "--set training.learning_rate=1e-2 --set batch_tokens=null "
     "--set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 --set training.eval_steps=2 "
     f"--set model.num_concepts={CONCEPTS} --set model.insert_layer=1 --set model.backbone.n_positions={BLOCK} "

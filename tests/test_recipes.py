@@ -163,7 +163,7 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
             sizes = {**sizes, "vocab_size": 300, "n_positions" if gpt2 else "max_position_embeddings": BLOCK}
         overrides += [f"model.backbone.{name}={size}" for name, size in sizes.items()]
         overrides.append(f"model.insert_layer={min(recipe.model.insert_layer, 2)}")
-    overrides += ["training.per_device_train_batch_size=2", "training.bf16=false"]
+    overrides += ["training.per_device_train_batch_size=2", "training.bf16=false", "training.torch_compile=false"]
     overrides += [f"batch_tokens={2 * BLOCK}", "training.dataloader_num_workers=0", f"tokens={4 * BLOCK}"]
     # The labels at hand come from the toy teacher, which is 16 wide.
     overrides += ["teacher=null", "model.teacher_hidden_size=null"]

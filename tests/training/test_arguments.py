@@ -54,6 +54,16 @@ def test_a_step_has_its_tokens_on_any_number_of_processes() -> None:
             accumulation_steps(tokens, BLOCK, 8, processes)
 
 
+def test_tf32_is_on_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[bool] = []
+    for module in ("cocomix.training.arguments", "transformers.training_args"):
+        monkeypatch.setattr(f"{module}.is_torch_tf32_available", lambda: True)
+    monkeypatch.setattr("transformers.training_args.enable_tf32", enabled.append)
+    assert arguments(BLOCK).tf32
+    assert not arguments(BLOCK, tf32=False).tf32
+    assert enabled == [True, False]
+
+
 def test_intervals_follow_the_length_of_the_run_unless_given() -> None:
     found = arguments(600 * 8 * BLOCK)
     assert (found.max_steps, found.eval_steps, found.save_steps, found.warmup_steps) == (600, 30, 60, 2)

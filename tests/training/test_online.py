@@ -25,7 +25,7 @@ from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.metrics import MetricsFile
-from cocomix.training.online import OnlineLabels
+from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.recipe import RunConfig, load_recipe
 from tests.many.launches import launched
 from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
@@ -202,6 +202,20 @@ def test_a_dictionary_that_does_not_fit_and_a_dtype_that_changes_labels_are_refu
     with pytest.raises(CoCoMixError, match=r"bfloat16 .*50\.0%"):
         train(recipe(workshop, labels=made(workshop, dtype="bfloat16")), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_teacher_runs_in_bfloat16_where_the_run_does(workshop: Workshop, tmp_path: Path) -> None:
+    """Unless its format is given; then a narrow one is tried like any other."""
+    data = Tokens.open(workshop.data)
+    for bf16, given, found in (
+        (True, {}, "bfloat16"),
+        (False, {}, "float32"),
+        (True, {"dtype": "float32"}, "float32"),
+    ):
+        config = recipe(workshop, labels=made(workshop, "activation", **given)).online_labels
+        assert config is not None
+        online_labels = open_online_labels(config, data, torch.device("cpu"), tmp_path, bf16=bf16)
+        assert online_labels.labeller.dtype == found
 
 
 @pytest.mark.slow

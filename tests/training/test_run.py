@@ -294,6 +294,21 @@ def test_arguments_that_cannot_train_leave_nothing(
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize(("fast", "bf16"), [(True, False), (True, True), (False, False)])
+def test_it_says_that_the_machine_is_fast_in_bfloat16(
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fast: bool,
+    bf16: bool,
+) -> None:
+    monkeypatch.setattr("cocomix.training.run.fast_bfloat16", lambda device: fast)
+    caplog.set_level("INFO", "cocomix")
+    train(workshop.recipe("ntp", tokens=8 * BLOCK, training={"bf16": bf16}), tmp_path / "run")
+    assert ("training.bf16" in caplog.text) == (fast and not bf16)
+
+
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

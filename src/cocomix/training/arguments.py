@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
+from transformers.utils import is_torch_tf32_available
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import meant
@@ -85,6 +86,8 @@ def training_arguments(
         values.pop(name, None)
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
+    if is_torch_tf32_available():
+        values.setdefault("tf32", True)  # for what autocast leaves in float32, and for runs in float32
     if config.batch_tokens is not None:
         micro_batch, processes = values["per_device_train_batch_size"], int(os.environ.get("WORLD_SIZE", 1))
         values["gradient_accumulation_steps"] = accumulation_steps(

@@ -162,7 +162,9 @@ class _SideStream:
             return function(batch)
 
 
-def open_online_labels(config: LabellerConfig, data: Tokens, device: torch.device, folder: Path) -> OnlineLabels:
+def open_online_labels(
+    config: LabellerConfig, data: Tokens, device: torch.device, folder: Path, *, bf16: bool = False
+) -> OnlineLabels:
     """Load a recipe's labeller and try it.
 
     Args:
@@ -170,10 +172,13 @@ def open_online_labels(config: LabellerConfig, data: Tokens, device: torch.devic
         data: of the run.
         device: that trains.
         folder: of the unfinished run, if there is one: what the labeller learned before is read from there.
+        bf16: whether the run computes in bfloat16, as a teacher then does whose `dtype` is not given.
 
     Raises:
         CoCoMixError: as `open_labeller`.
     """
+    if bf16 and "dtype" in type(config).model_fields and "dtype" not in config.model_fields_set:
+        config = config.model_copy(update={"dtype": "bfloat16"})
     tables = load_file(folder / TABLES) if (folder / TABLES).is_file() else None
     labeller, _ = open_labeller(data, config, device=device, tables=tables)
     return OnlineLabels(labeller, config, device)

@@ -19,6 +19,7 @@ from cocomix.artifacts import Staging, explained_full_disk, is_there, partial_pa
 from cocomix.data import Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
+from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
@@ -101,7 +102,9 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     first = arguments.process_index == 0
     labels, online = open_labels(recipe, data), None
     if recipe.has_concepts and recipe.online_labels is not None:
-        online = open_online_labels(recipe.online_labels, data, arguments.device, partial_path(output))
+        online = open_online_labels(
+            recipe.online_labels, data, arguments.device, partial_path(output), bf16=arguments.bf16
+        )
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
@@ -135,6 +138,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         trainer.block_size = data.manifest.block_size  # rather than read off a block, which may have to be fetched
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer)
+        if fast_bfloat16(arguments.device) and not (arguments.bf16 or arguments.fp16):
+            logger.info("this machine is fast in bfloat16 and the run is in float32; training.bf16: true changes that")
         if sharding is not None and arguments.world_size == 1:
             logger.warning("training.fsdp: one process holds the whole model; start several with torchrun to shard it.")
         if online is not None:

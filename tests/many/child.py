@@ -1,10 +1,14 @@
-"""`python -m tests.many.child STEP train …`: `cocomix`, ended after a step as by SIGTERM: with a checkpoint."""
+"""`python -m tests.many.child STEP train …`: `cocomix`, which may shard on CPUs, ended after a step as by SIGTERM.
+
+That is, with a checkpoint. Step 0: not ended.
+"""
 
 import sys
 from typing import Any
 
 from cocomix.cli import main
 from cocomix.training.metrics import SaveAndStop
+from tests.many.cpu_shards import allow_cpu_shards
 
 
 def stop_after(step: int) -> None:
@@ -16,5 +20,6 @@ def stop_after(step: int) -> None:
 
 
 if __name__ == "__main__":
+    allow_cpu_shards()
     stop_after(int(sys.argv.pop(1)))
     main()

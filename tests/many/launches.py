@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.multiprocessing import spawn
+
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "{processes}")
 ACCELERATE = (
     "accelerate.commands.launch",
@@ -42,15 +45,23 @@ def launched(
     return done
 
 
+def spawned(function: Callable[..., None], processes: int, *arguments: object) -> None:
+    """Call a module's function in so many new processes, with torchrun's environment; all must end well."""
+    spawn(_spawned, (function, processes, _free_port(), arguments), nprocs=processes)
+
+
+def _spawned(rank: int, function: Callable[..., None], processes: int, port: int, arguments: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(_environment(rank, processes, port))
+    function(*arguments)
+
+
 def forked(function: Callable[[], None], processes: int) -> list[int]:
     """Call a function in so many forks of this process, with torchrun's environment; their exit statuses.
 
     Spares each the seconds that imports take. This process must not have used accelerate's state or threads.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
+    port, children = _free_port(), []
     for rank in range(processes):
         child = os.fork()
         if child == 0:
@@ -62,9 +73,7 @@ def forked(function: Callable[[], None], processes: int) -> list[int]:
 def _be_process(function: Callable[[], None], rank: int, processes: int, port: int) -> None:
     status = 0
     try:
-        sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in {**sizes, **address}.items()})
+        os.environ.update(_environment(rank, processes, port))
         function()
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1
@@ -74,6 +83,17 @@ def _be_process(function: Callable[[], None], rank: int, processes: int, port: i
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+    return {name: str(value) for name, value in {**sizes, "MASTER_PORT": port}.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint import load, save
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing import spawn
@@ -38,14 +40,16 @@ def shard(model: CoCoMixForCausalLM) -> None:
     """As a launcher does: every class of `_no_split_modules` is a unit, then the model."""
     mesh = init_device_mesh("cpu", (PROCESSES,))
     units = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    assert {type(unit).__name__ for unit in units} >= {"ConceptPredictor"}
-    assert len(units) == model.config.num_hidden_layers + 1
+    assert len(units) == model.config.num_hidden_layers + 2  # the blocks, the predictor and the compression
     for unit in (*units, model):
         fully_shard(unit, mesh=mesh)
 
 
-def sharded_result(family: str, checkpointing: bool) -> dict[str, Tensor]:
-    """The loss, and every parameter's whole gradient, of one process's share of the rows."""
+def sharded_result(family: str, checkpointing: bool, folder: Path) -> dict[str, Tensor]:
+    """The loss of one process's share of the rows; every weight's whole gradient, and the weight after a step.
+
+    The weights are those of a second model that read what the first one wrote with DCP.
+    """
     model = student(family).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -56,8 +60,17 @@ def sharded_result(family: str, checkpointing: bool) -> dict[str, Tensor]:
         loss = loss_of(model, slice(first, first + 2))
         (loss * PROCESSES).backward()  # gradients are averaged over processes
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step()
+    save({"model": get_model_state_dict(model)}, checkpoint_id=str(folder))
+    other = student(family).train()
+    shard(other)
+    read = {"model": get_model_state_dict(other)}
+    load(read, checkpoint_id=str(folder))
+    set_model_state_dict(other, read["model"])
+    stepped = {f"stepped.{name}": p.detach().full_tensor() for name, p in other.named_parameters()}
     dist.all_reduce(loss.detach_())
-    return {"loss": loss, **gradients}
+    return {"loss": loss, **gradients, **stepped}
 
 
 def process(rank: int, folder: str) -> None:
@@ -66,7 +79,7 @@ def process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
     try:
         for family, checkpointing in CASES.items():
-            result = sharded_result(family, checkpointing)
+            result = sharded_result(family, checkpointing, Path(folder) / f"{family}-checkpoint")
             if rank == 0:
                 save_file({name: tensor.contiguous() for name, tensor in result.items()}, f"{folder}/{family}")
     finally:
@@ -81,7 +94,9 @@ def test_two_shards_are_one_model(tmp_path: Path) -> None:
         model = student(family).train()
         loss = loss_of(model, slice(None))
         loss.backward()
-        expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()
+        expected |= {f"stepped.{name}": p.detach() for name, p in model.named_parameters()}
         assert found.keys() == {"loss", *expected}
         torch.testing.assert_close(found["loss"], loss.detach())
         for name, gradient in expected.items():

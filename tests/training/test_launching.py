@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import first_to_fail, is_first_process
 from cocomix.training.arguments import training_arguments
-from cocomix.training.launching import Sharding, check_deepspeed, sharding_asked
+from cocomix.training.launching import check_deepspeed, sharding_asked
 from tests.command_line import Cli
 from tests.training.test_arguments import recipe
 from tests.workshop import Workshop
@@ -23,23 +23,33 @@ LAUNCH = Path(__file__).parents[2] / "recipes" / "launch"
 
 
 def test_who_asks_for_fsdp(tmp_path: Path) -> None:
-    assert sharding_asked({}, {}) is None
-    assert sharding_asked({"fsdp": False, "fsdp_config": None}, {"ACCELERATE_USE_FSDP": "false"}) is None
-    assert sharding_asked({"fsdp": True}, {}) == Sharding(reshard_after_forward=True)
+    assert sharding_asked({}, {}, 0) == {}
+    assert sharding_asked({"fsdp": False, "fsdp_config": None}, {"ACCELERATE_USE_FSDP": "false"}, 0) == {}
+    assert sharding_asked({"fsdp": True}, {}, 2) == {"fsdp": True, "fsdp_config": {}}
     options = {"fsdp_version": 2, "reshard_after_forward": False, "state_dict_type": "FULL_STATE_DICT"}
     path = tmp_path / "fsdp.json"
     path.write_text(json.dumps(options))
     for config in (options, str(path)):
-        assert sharding_asked({"fsdp": True, "fsdp_config": config}, {}) == Sharding(reshard_after_forward=False)
+        found = sharding_asked({"fsdp": True, "fsdp_config": config}, {}, 2)["fsdp_config"]
+        assert found == {"version": 2, "reshard_after_forward": False, "state_dict_type": "FULL_STATE_DICT"}
     environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false", "X": "1"}
-    assert sharding_asked({}, environment) == Sharding(reshard_after_forward=False)
-    assert "ACCELERATE_USE_FSDP" not in environment  # accelerate would shard, too
+    found = sharding_asked({}, environment, 2)
+    assert found == {"fsdp": True, "fsdp_config": {"version": "2", "reshard_after_forward": "false"}}
 
 
-def test_accelerate_is_not_told(tmp_path: Path) -> None:
-    arguments = training_arguments(recipe(fsdp=True, fsdp_config={"reshard_after_forward": False}), tmp_path, 8)
-    assert not arguments.fsdp
-    assert not arguments.fsdp_config
+def test_the_options_reach_accelerate(tmp_path: Path) -> None:
+    """Blocks and heads are units, weights and states are gathered into files that are no pickles of objects."""
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+    for training, launcher in (
+        ({"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}, {}),
+        ({}, environment),
+    ):
+        sharding = sharding_asked(training, launcher, 2)
+        plugin = training_arguments(recipe(**training), tmp_path, 8, sharding=sharding).fsdp_plugin_args
+        assert plugin["fsdp_version"] == 2
+        assert plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+        assert plugin["state_dict_type"] == "FULL_STATE_DICT"
+        assert plugin["reshard_after_forward"] is False
 
 
 @pytest.mark.parametrize(
@@ -51,8 +61,9 @@ def test_accelerate_is_not_told(tmp_path: Path) -> None:
         ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version is 1"),
         ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported"),
         ({"fsdp": True, "fsdp_config": {"cpu_offload": True}}, {}, "training.fsdp_config.cpu_offload is not supported"),
-        ({"fsdp": True, "fsdp_config": {"activation_checkpointing": True}}, {}, "training.activation_checkpointing"),
-        ({"fsdp": True, "fsdp_config": {"reshard_after_forward": "some"}}, {}, "not 'some'"),
+        ({"fsdp": True, "fsdp_config": {"reshard_aftr_forward": True}}, {}, "reshard_aftr_forward is not supported"),
+        ({"fsdp": True, "fsdp_config": {"reshard_after_forward": "some"}}, {}, "reshard_after_forward is 'some'"),
+        ({"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, {}, "use FULL_STATE_DICT"),
         ({"fsdp": True, "fsdp_config": "missing.json"}, {}, "'missing.json' cannot be read"),
         ({"fsdp": True, "fsdp_config": [1]}, {}, "must be a mapping"),
         ({"fsdp": True, "fp16": True}, {}, "training.fp16 and fsdp exclude each other"),
@@ -62,8 +73,16 @@ def test_accelerate_is_not_told(tmp_path: Path) -> None:
 )
 def test_refused_shardings(training: dict[str, Any], environment: dict[str, str], says: str) -> None:
     with pytest.raises(CoCoMixError) as caught:
-        sharding_asked(training, environment)
+        sharding_asked(training, environment, 2)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("processes", "says"), [(0, "needs GPUs"), (1, "start several with torchrun")])
+def test_nothing_to_spread_over(processes: int, says: str) -> None:
+    """Accelerate would train as DDP on CPU processes, and say nothing."""
+    for training, environment in (({"fsdp": True}, {}), ({}, {"ACCELERATE_USE_FSDP": "true"})):
+        with pytest.raises(CoCoMixError, match=says):
+            sharding_asked(training, environment, processes)
 
 
 def test_deepspeed_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,10 +116,8 @@ def test_the_command_refuses_them(cli: Cli, workshop: Workshop, tmp_path: Path) 
     output = ("-o", tmp_path / "run")
     cli.refuses("train", path, *output, "--set", "training.fsdp=full_shard", says="set it to true")
     cli.refuses("train", path, *output, "--set", "training.deepspeed=missing.json", says="needs the package deepspeed")
-    cli.refuses("consolidate", tmp_path / "checkpoint-3", *output, says="does not exist")
-    (tmp_path / "checkpoint-3").mkdir()
-    cli.refuses("consolidate", tmp_path / "checkpoint-3", *output, says="is no sharded checkpoint")
-    assert {path.name for path in tmp_path.iterdir()} == {"r.yaml", "checkpoint-3"}
+    cli.refuses("train", path, *output, "--set", "training.fsdp=true", says="fsdp needs GPUs")
+    assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
 
 
 def test_the_shipped_configurations() -> None:
@@ -110,7 +127,12 @@ def test_the_shipped_configurations() -> None:
     asked, _, _ = _validate_launch_command(asked)
     assert (asked.use_fsdp, asked.num_processes) == (True, 8)
     asked.main_process_port = 0
-    assert sharding_asked({}, prepare_multi_gpu_env(asked)) == Sharding(reshard_after_forward=True)
+    found = sharding_asked({}, prepare_multi_gpu_env(asked), 8)["fsdp_config"]
+    assert {name: found[name] for name in ("version", "reshard_after_forward")} == {
+        "version": "2",
+        "reshard_after_forward": "true",
+    }
+    assert found["state_dict_type"] == "FULL_STATE_DICT"
     zero2 = json.loads((LAUNCH / "deepspeed_zero2.json").read_text())
     assert zero2["zero_optimization"]["stage"] == 2
     assert {name for name, value in zero2.items() if value == "auto"} == {

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,30 @@ def test_killed_twice_and_before_the_first_checkpoint(
                 train(recipe(workshop), output)
     train(recipe(workshop), output)
     assert_same_run(output, whole["cocomix"])
+
+
+def test_one_process_alone_reads_the_checkpoint(
+    workshop: Workshop, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are told by it which one is whole, rather than to hash all of it, and to remove torn ones, as well."""
+    output, told = tmp_path / "run", []
+    with monkeypatch.context() as patched:
+        kill_at(patched, 5)
+        with pytest.raises(Killed):
+            train(recipe(workshop), output)
+
+    def of_the_first(found: list[Any]) -> list[Any]:
+        told.append(found[0])
+        return [partial_path(output) / "checkpoints" / "checkpoint-4"]
+
+    monkeypatch.setattr(cocomix.training.run, "broadcast_object_list", of_the_first)
+    monkeypatch.setattr(cocomix.training.run, "last_complete_checkpoint", lambda folder: "hashed")
+    train(recipe(workshop), output)
+    assert told == ["hashed"]
+    assert_same_run(output, whole["cocomix"])
+    trainer = SimpleNamespace(args=SimpleNamespace(process_index=1), is_fsdp_enabled=False, resume_meters=print)
+    cocomix.training.run._resume_point(trainer, partial_path(output))  # type: ignore[arg-type]
+    assert told == ["hashed", None]
 
 
 @pytest.mark.parametrize("stage", ["_final_evaluation", "_save", "run_manifest"])

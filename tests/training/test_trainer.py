@@ -98,6 +98,16 @@ def test_accumulation_changes_nothing(tmp_path: Path, objective: str, family: st
                 assert twin[name] == pytest.approx(row[name], rel=2e-5), name
 
 
+@pytest.mark.parametrize("objective", ["ntp", "cocomix"])
+def test_evaluation_before_training_is_in_the_training_precision(tmp_path: Path, objective: str) -> None:
+    made, _ = trainer(build(objective), tmp_path, steps=1, learning_rate=0.0, bf16=True)
+    before = made.evaluate()["eval_loss"]
+    made.train()
+    assert made.evaluate()["eval_loss"] == before
+    exact, _ = trainer(build(objective), tmp_path)
+    assert exact.evaluate()["eval_loss"] != before
+
+
 @pytest.mark.parametrize("family", MAIN_BACKBONES)
 @pytest.mark.parametrize("objective", ["ntp", "cocomix"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, objective: str, family: str) -> None:

@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "Train": ("train", "sweep", "runs"),
     "Compare": ("eval", "compare", "analyse"),
     "Look inside": ("generate", "inspect", "atlas", "steer-eval", "explore"),
-    "Keep well": ("verify", "consolidate", "export", "import", "push"),
+    "Keep well": ("verify", "export", "import", "push"),
 }
 """Every verb, by the panel of `cocomix --help` it stands in. `steer-eval` is the one public function of the module
 `cocomix.cli.steer_eval`; only `import` needs another name, `import_`, because Python keeps the word for itself."""

@@ -93,7 +93,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lm_head: nn.Module = self._head(config.vocab_size)
         embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
         self._tied_weights_keys = {"lm_head.weight": embedding}
-        self._no_split_modules = ["ConceptPredictor", "HiddenPredictor"]  # the halves add their own block class
+        # What is sharded or moved as one: these, and the blocks, which the halves add.
+        heads = (self.predictor, getattr(self.mixing, "compression", None))
+        self._no_split_modules = [type(module).__name__ for module in heads if module is not None]
         self.post_init()
 
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
@@ -218,7 +220,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             "output_concept_logits": output_concept_logits,
         }
         self._check_concepts([name for name, given in asked.items() if given])
-        if hidden_targets is not None and not isinstance(self.predictor, HiddenPredictor):
+        config = self.config  # what is predicted is asked of it: a module may be wrapped
+        if hidden_targets is not None and (config.has_concepts or self.predictor is None):
             raise CoCoMixError(
                 "hidden_targets cannot be used with this model, which predicts no hidden states; leave them out."
             )
@@ -251,7 +254,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         targets = None if labels is None else next_tokens(labels, attention_mask).to(hidden.device)  # [batch, seq]
         counted = None if targets is None else targets.ne(IGNORE)
         prediction: Prediction | None = None
-        if isinstance(self.predictor, ConceptPredictor):
+        if self.predictor is not None and config.has_concepts:
             prediction = self.predictor(hidden, concept_labels, edits=edits, output_logits=output_concept_logits)
         elif self.predictor is not None:
             prediction = self.predictor(hidden, hidden_targets, counted)

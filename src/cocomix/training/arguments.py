@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -63,7 +64,11 @@ _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "g
 
 
 def training_arguments(
-    config: RunConfig, output_dir: Path, block_size: int, train_blocks: int | None = None
+    config: RunConfig,
+    output_dir: Path,
+    block_size: int,
+    train_blocks: int | None = None,
+    sharding: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
     """Build the Trainer's arguments.
 
@@ -72,18 +77,17 @@ def training_arguments(
         output_dir: folder for checkpoints.
         block_size: tokens per block, to turn tokens into steps.
         train_blocks: blocks of the training split, to know where epochs end; `None` in a dry run without data.
+        sharding: the fields that `sharding_asked` found to be asked for.
 
     Raises:
         CoCoMixError: `training:` names an unknown field, or transformers refuses a value; the data is smaller than one
             batch of whole blocks.
     """
-    values = {**DEFAULTS, **_checked(config.training)}
+    values = {**DEFAULTS, **_checked(config.training), **(sharding or {})}
     if "lr_scheduler_kwargs" not in config.training and "min_lr" not in str(values["lr_scheduler_type"]):
         values["lr_scheduler_kwargs"] = None  # those of `DEFAULTS` are of schedules that end at a least rate
     told = trackers(config.training)
     values["report_to"] = [name for name in told if name != TENSORBOARD]  # its files are the run's own
-    for name in ("fsdp", "fsdp_config"):  # read by `sharding_asked`; accelerate is not told
-        values.pop(name, None)
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
     if is_torch_tf32_available():

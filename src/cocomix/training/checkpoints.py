@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from pydantic import Field
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -25,6 +26,7 @@ __all__ = [
     "WRITING",
     "Checkpoint",
     "CheckpointManifest",
+    "check_kind",
     "checkpoint_step",
     "checkpoints_in",
     "drop_old_checkpoints",
@@ -107,6 +109,15 @@ def explained_checkpoint(folder: Path) -> Iterator[None]:
 def checkpoint_step(folder: Path) -> int:
     """The optimizer step a checkpoint was written after."""
     return int(folder.name.rpartition("-")[2])
+
+
+def check_kind(checkpoint: Path, sharded: bool) -> None:
+    """Refuse to go on with the other kind of checkpoint; the same recipe gives either, depending on the launcher."""
+    if (checkpoint / f"{FSDP_MODEL_NAME}.bin").exists() != sharded:
+        was = "without" if sharded else "with"
+        raise CoCoMixError(
+            f"{checkpoint} was written {was} FSDP; go on {was} it, or start again with another --output."
+        )
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -2,81 +2,65 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Sharding", "check_deepspeed", "sharding_asked"]
+__all__ = ["check_deepspeed", "sharding_asked"]
 
-_ACCELERATE = "ACCELERATE_USE_FSDP"
-_OURS = ("state_dict_type", "auto_wrap_policy", "transformer_layer_cls_to_wrap", "cpu_ram_efficient_loading")
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How a model is sharded.
-
-    Attributes:
-        reshard_after_forward: give a unit's weights back after its forward pass and gather them again for the backward
-            pass; `False` keeps them, which takes memory and saves traffic.
-    """
-
-    reshard_after_forward: bool = True
+_OPTIONS = ("reshard_after_forward", "activation_checkpointing", "auto_wrap_policy", "transformer_layer_cls_to_wrap")
+_REFUSED = {
+    "deepspeed": "both shard the model; remove one of them",
+    "fp16": "its loss scaler does not know of shards; use training.bf16",
+    "torch_compile": "compiled graphs across gathered weights are not tested; leave one of them out",
+    "auto_find_batch_size": "the model cannot be unsharded for another try; leave it out",
+}
 
 
-def sharding_asked(training: Mapping[str, Any], environment: MutableMapping[str, str]) -> Sharding | None:
-    """What a recipe's `training:` or accelerate's launcher asks for; `None` where neither wants FSDP.
+def sharding_asked(training: Mapping[str, Any], environment: Mapping[str, str], processes: int) -> dict[str, Any]:
+    """The fields of `TrainingArguments` that make accelerate shard the model (FSDP2); empty where nobody asks for it.
 
     Args:
-        training: `fsdp` (true or false) and `fsdp_config` (a mapping, or the path of a JSON file) are read.
-        environment: the process's. Accelerate's wish is taken out of it, so that accelerate does not shard as well.
+        training: of the recipe; `fsdp` (true or false) and `fsdp_config` (a mapping, or a JSON file's path) are read.
+        environment: the process's, which `accelerate launch --use_fsdp` writes its options into.
+        processes: that train together, each on a GPU; 0 where there is no GPU.
 
     Raises:
-        CoCoMixError: FSDP1 or an option we do not have is asked for, or `fsdp_config` cannot be read.
+        CoCoMixError: FSDP1 or an option that is not tested is asked for, `fsdp_config` cannot be read, or there is
+            nothing to spread the model over.
     """
-    launched = environment.get(_ACCELERATE, "false").lower() in ("true", "1")
+    launched = environment.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
     asked = training.get("fsdp", False) or False
     if not isinstance(asked, bool):
-        raise CoCoMixError(
-            f"training.fsdp is {asked!r}; set it to true, with options such as reshard_after_forward in "
-            "training.fsdp_config."
-        )
+        raise CoCoMixError(f"training.fsdp is {asked!r}; set it to true, with options in training.fsdp_config.")
     if not asked and not launched:
         if training.get("fsdp_config"):
             raise CoCoMixError("training.fsdp_config has no effect without training.fsdp: true; add it.")
-        return None
-    _check_beside(training)
-    environment.pop(_ACCELERATE, None)
-    if training.get("fsdp_config") or not launched:
-        options, where = _fsdp_config(training.get("fsdp_config")), "training.fsdp_config."
-    else:
-        names = ("version", "reshard_after_forward", "offload_params", "activation_checkpointing")
-        found = {name: environment.get(f"FSDP_{name.upper()}") for name in names}
-        options, where = {name: value for name, value in found.items() if value is not None}, "fsdp_"
-    return _sharding(options, where)
-
-
-def _check_beside(training: Mapping[str, Any]) -> None:
-    """Refuse what does not go with sharding."""
-    reasons = {
-        "deepspeed": "both shard the model; remove one of them",
-        "fp16": "its loss scaler does not know of shards; use training.bf16",
-        "torch_compile": "compiled graphs across gathered weights are not tested; leave one of them out",
-        "auto_find_batch_size": "the model cannot be unsharded for another try; leave it out",
-    }
-    for name, reason in reasons.items():
+        return {}
+    for name, reason in _REFUSED.items():
         if training.get(name):
             raise CoCoMixError(f"training.{name} and fsdp exclude each other: {reason}.")
+    if training.get("fsdp_config") or not launched:
+        options = _mapping(training.get("fsdp_config") or {}, "training.fsdp_config")
+        options, where = {name.removeprefix("fsdp_"): value for name, value in options.items()}, "training.fsdp_config."
+    else:
+        options, where = _of_launcher(environment), "fsdp_"
+    _check_options(options, where)
+    if processes == 0:
+        raise CoCoMixError("fsdp needs GPUs: on CPUs accelerate would keep a whole model in every process; remove it.")
+    if processes == 1:
+        raise CoCoMixError("fsdp spreads a model over processes and there is one; start several with torchrun.")
+    return {"fsdp": True, "fsdp_config": options}
 
 
-def _fsdp_config(config: Any) -> dict[str, Any]:
-    """The options, with or without accelerate's prefix `fsdp_`."""
-    return {name.removeprefix("fsdp_"): value for name, value in _mapping(config or {}, "training.fsdp_config").items()}
+def _of_launcher(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The options of accelerate's launcher that ask for something."""
+    names = {"transformer_layer_cls_to_wrap": "TRANSFORMER_CLS_TO_WRAP"}
+    asked = ("version", "state_dict_type", *_OPTIONS, "offload_params")
+    found = {name: environment.get(f"FSDP_{names.get(name, name.upper())}") for name in asked}
+    return {name: value for name, value in found.items() if value not in (None, "", "None")}
 
 
 def _mapping(config: Any, where: str) -> dict[str, Any]:
@@ -91,24 +75,24 @@ def _mapping(config: Any, where: str) -> dict[str, Any]:
     return {str(name): value for name, value in config.items()}
 
 
-def _sharding(options: Mapping[str, Any], where: str) -> Sharding:
-    values = dict(options)
-    for name in _OURS:
-        values.pop(name, None)  # units and checkpoint format are ours, whatever accelerate would have done
-    try:
-        version = TypeAdapter(int).validate_python(values.pop("version", 2))
-        flags = {name: TypeAdapter(bool).validate_python(value) for name, value in values.items()}
-    except ValidationError as error:
-        raise CoCoMixError(f"{where}*: {error.errors()[0]['msg']}, not {error.errors()[0]['input']!r}.") from None
-    if version != 2:
-        raise CoCoMixError(f"{where}version is {version}; only FSDP2 is supported, set it to 2.")
-    sharding = Sharding(flags.pop("reshard_after_forward", True))
-    if flags.get("activation_checkpointing"):
-        raise CoCoMixError(f"{where}activation_checkpointing: set training.activation_checkpointing instead.")
-    for name, wanted in flags.items():
-        if wanted:
-            raise CoCoMixError(f"{where}{name} is not supported; remove it (reshard_after_forward is).")
-    return sharding
+def _check_options(options: Mapping[str, Any], where: str) -> None:
+    """Refuse what accelerate would read in another way than it is meant, not read at all, or what is not tested."""
+    for name, value in options.items():
+        text = str(value).upper()
+        if name == "version":
+            if text != "2":
+                raise CoCoMixError(f"{where}version is {value}; only FSDP2 is supported, set it to 2.")
+        elif name == "state_dict_type":
+            if text != "FULL_STATE_DICT":
+                raise CoCoMixError(
+                    f"{where}state_dict_type is {value}, whose checkpoints hold a pickle that resuming would run; use "
+                    "FULL_STATE_DICT, which any number of processes reads."
+                )
+        elif name in ("reshard_after_forward", "activation_checkpointing"):
+            if text not in ("TRUE", "FALSE"):
+                raise CoCoMixError(f"{where}{name} is {value!r}; set it to true or false.")
+        elif name not in _OPTIONS and text != "FALSE":
+            raise CoCoMixError(f"{where}{name} is not supported; remove it (these are: {', '.join(_OPTIONS)}).")
 
 
 def check_deepspeed(training: Mapping[str, Any], environment: Mapping[str, str], has_accelerator: bool) -> None:
@@ -135,8 +119,8 @@ def check_deepspeed(training: Mapping[str, Any], environment: Mapping[str, str],
     stage = _zero_stage(asked) if asked else environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if str(stage) == "3":
         raise CoCoMixError(
-            f"{who} asks for ZeRO-3, which gathers weights module by module where our losses read them across modules; "
-            "set training.fsdp: true, which shards the same, or use ZeRO-2."
+            f"{who} asks for ZeRO-3, which is not tested with our heads: these finish their gradients in the forward "
+            "pass; set training.fsdp: true, which shards the same, or use ZeRO-2."
         )
 
 

@@ -5,13 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -20,11 +20,10 @@ from cocomix.data import Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import fast_bfloat16
-from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import termination_noted
 from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
-from cocomix.training.checkpoints import checkpoint_step, last_complete_checkpoint
+from cocomix.training.checkpoints import check_kind, checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import open_teaching
 from cocomix.training.input_checks import check_sources, inputs_of
@@ -40,8 +39,6 @@ from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
-from cocomix.training.sharded_checkpoints import is_sharded
-from cocomix.training.sharded_trainer import ShardedTrainer
 from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache
@@ -62,6 +59,7 @@ def dry_run(recipe: RunConfig) -> dict[str, Any]:
     if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
         stored = open_labels(recipe, data)
         labels = stored.first if stored else labels_to_match(recipe)
+    sharding_asked(recipe.training, {}, processes=2)
     plan = plan_run(recipe, data, labels)
     return {**describe_plan(recipe, plan), **describe_memory(recipe, plan)}
 
@@ -89,15 +87,18 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         CoCoMixError: recipe, data and labels do not fit; the loss is no longer finite.
         KeyboardInterrupt, Terminated: Ctrl-C or SIGTERM came; a checkpoint was written first.
     """
-    check_deepspeed(recipe.training, os.environ, torch.accelerator.is_available())
-    sharding = sharding_asked(recipe.training, os.environ)
+    has_accelerator = torch.accelerator.is_available()
+    check_deepspeed(recipe.training, os.environ, has_accelerator)
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if has_accelerator else 0
+    sharding = sharding_asked(recipe.training, os.environ, processes)
     data = open_data(recipe)
     asked = {"recipe": _whatever_launch(recipe), "data": data.manifest.fingerprint}
     if url_of(output) is None and Run.made(output, asked) is not None:  # at a URL, a finished run is refused below
         logger.info(f"{shown(output)} is this run, finished: nothing to do")
         return output
     checkpoints = partial_path(output) / "checkpoints"
-    arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, len(data.split("train")))
+    blocks = len(data.split("train"))
+    arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, blocks, sharding)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
     labels, online = open_labels(recipe, data), None
@@ -123,8 +124,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
         window = WindowCache(recipe.bounds, data, stored, order) if recipe.bounds and order else None
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
-        trainer_class = CoCoMixTrainer if sharding is None else partial(ShardedTrainer, sharding=sharding)
-        trainer = trainer_class(
+        trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
             train_dataset=joined_blocks(recipe, data, stored, "train", None),
@@ -140,8 +140,6 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         _announce(recipe, plan, trainer)
         if fast_bfloat16(arguments.device) and not (arguments.bf16 or arguments.fp16):
             logger.info("this machine is fast in bfloat16 and the run is in float32; training.bf16: true changes that")
-        if sharding is not None and arguments.world_size == 1:
-            logger.warning("training.fsdp: one process holds the whole model; start several with torchrun to shard it.")
         if online is not None:
             _warn_of_repeated_labelling(trainer)
         bar = ProgressBar(trainer.tokens_per_step)
@@ -155,7 +153,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
 
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
-            _two_evaluation_batches(trainer)
+            trainer.add_callback(_FirstEvaluation(trainer))
         with termination_noted() as arrived:
             trainer.add_callback(SaveAndStop(arrived, trainer.accelerator))
             try:
@@ -181,6 +179,18 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     if recipe.objective == "cocomix":
         logger.info("to load it in Python: `import cocomix.model`, then `AutoModelForCausalLM.from_pretrained`")
     return output
+
+
+class _FirstEvaluation(TrainerCallback):  # type: ignore[misc]
+    """Evaluates two batches before step 1, so that an evaluation that fails does so in the first minute."""
+
+    def __init__(self, trainer: CoCoMixTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate, with the model prepared as it is for training."""
+        blocks = self.trainer.eval_dataset
+        self.trainer.measure(Subset(blocks, range(min(len(blocks), 2 * args.eval_batch_size))))
 
 
 @contextmanager
@@ -229,32 +239,19 @@ def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer) -> None:
 
 def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
     """The checkpoint to go on from, with metrics and clock set back to it; `None` to start afresh."""
-    checkpoint = last_complete_checkpoint(folder / "checkpoints")
+    first = trainer.args.process_index == 0
+    found = [last_complete_checkpoint(folder / "checkpoints") if first else None]  # which reads all of it
+    checkpoint: Path | None = broadcast_object_list(found)[0]
     step = -1 if checkpoint is None else checkpoint_step(checkpoint)
-    if trainer.args.process_index == 0:
+    if first:
         keep_metrics_until(folder / "metrics.jsonl", step)
         if checkpoint is None:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     if checkpoint is not None:
-        _check_kind(checkpoint, isinstance(trainer, ShardedTrainer))
+        check_kind(checkpoint, trainer.is_fsdp_enabled)
         trainer.resume_meters(checkpoint)
         logger.info(f"going on from step {step:,}")
     return checkpoint
-
-
-def _check_kind(checkpoint: Path, sharded: bool) -> None:
-    """Refuse to go on with the other kind of checkpoint; the same recipe gives either, depending on the launcher."""
-    if is_sharded(checkpoint) != sharded:
-        was = "without" if sharded else "with"
-        raise CoCoMixError(
-            f"{checkpoint} was written {was} FSDP; go on {was} it, or start again with another --output."
-        )
-
-
-def _two_evaluation_batches(trainer: CoCoMixTrainer) -> None:
-    """Run evaluation before step 1, so that a broken one fails in the first minute."""
-    few = min(len(trainer.eval_dataset), 2 * trainer.args.eval_batch_size)
-    trainer.measure(Subset(trainer.eval_dataset, range(few)))
 
 
 def _final_evaluation(trainer: CoCoMixTrainer) -> dict[str, float]:

@@ -7,6 +7,7 @@ not finite, and checkpoints that are whole or not there.
 
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -74,8 +77,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     batch when the loader begins to read it.
     """
 
-    _without_gradients: type[torch.no_grad] | type[torch.inference_mode] = torch.inference_mode
-
     def __init__(
         self,
         *args: Any,
@@ -90,6 +91,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if self.accelerator.ddp_handler is not None:  # else gradients are there twice, in DDP's buckets and beside them
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
+        if self.is_fsdp_enabled:  # accelerate's own policy would also round losses to bfloat16; autocast does not
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+            # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
         if objective is None:
@@ -106,6 +111,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.skips_non_finite = non_finite == "skip" and self.accelerator.mixed_precision != "fp16"
         self.skipped_steps = self._skipped_in_a_row = 0
         self._saving = False
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Autocast, also for a model that accelerate has not prepared (before training) or not wrapped in it (FSDP)."""
+        return self.accelerator.autocast()
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)
@@ -147,6 +156,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """The base class's; gradients that are not finite are thrown away here, where asked to."""
         norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not self.skips_non_finite:
             return norm
         if math.isfinite(norm):
@@ -229,7 +239,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """
         model = self.model_wrapped if self.is_in_train else self.model
         meter, targets = LossMeter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
-        with self.clock.paused(self.args.device), self._without_gradients():
+        with self.clock.paused(self.args.device), torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
@@ -283,6 +293,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             batches.pass_over(kwargs["steps_trained_in_current_epoch"])
         super()._run_epoch(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The base class's; of gathered weights, a tied one goes in once."""
+        if state_dict is not None:
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: value for name, value in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with explained_checkpoint(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -324,8 +341,9 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 self._publish(folder, state)
 
     def _weights_are_finite(self) -> bool:
-        weights = self.model.parameters()
-        return bool(torch.stack([weight.detach().isfinite().all() for weight in weights]).all())
+        shares = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in self.model.parameters()]
+        bad = torch.stack([share.detach().isfinite().logical_not().sum() for share in shares]).sum()
+        return int(over_processes(bad, self.accelerator)) == 0
 
     def _publish(self, folder: Path, state: CheckpointManifest) -> None:
         """Give the checkpoint in the writing folder its name."""

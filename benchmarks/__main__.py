@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decoding, growth, labels, memory, parts, steps
+from benchmarks import decoding, growth, heads, labels, memory, parts, steps
 from benchmarks.machine import describe_machine
 from benchmarks.page import render_page
 from benchmarks.plot import draw
@@ -33,8 +33,11 @@ SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "head": parts.measure_head,
     "compression": parts.measure_compression,
     "lm_head": parts.measure_lm_head,
+    "heads": heads.measure,
     "growth": growth.measure,
+    "compiled": steps.measure_compiled,
 }
+_ASKED_FOR = {"compiled"}  # a minute or more of compilation for each model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,7 +90,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", type=_names, default=list(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument(
+        "--only",
+        type=_names,
+        default=[name for name in SECTIONS if name not in _ASKED_FOR],
+        help=f"of {', '.join(SECTIONS)}",
+    )
     parser.add_argument("--rounds", type=_rounds, default=5, help="timed rounds, 5 unless told")
     parser.add_argument("--fast", action="store_true", help="toy sizes: shows that everything runs, measures nothing")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 also on a CPU without instructions for it")

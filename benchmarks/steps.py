@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import torch
 from torch import nn
 
 from benchmarks.machine import peak_flops
@@ -24,7 +25,7 @@ from benchmarks.workload import (
 )
 from cocomix.model.accounting import matched_config
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_compiled"]
 
 _TARGETS = {
     ("69M", "float32"): {"NTP": "≤ 1.75", "matched NTP": "≤ 1.35", "twin": "≥ 4.5"},
@@ -50,6 +51,41 @@ def measure(settings: Settings) -> Section:
         ratios,
         settings.notes,
     )
+
+
+def measure_compiled(settings: Settings) -> Section:
+    """The same steps of CoCoMix and NTP by `torch.compile`."""
+    shapes, dtype = settings.sizes.steps, settings.dtypes[0]
+    return Section(
+        "Compiled training steps",
+        "Seconds of one optimizer step whose model went through `torch.compile`, in steps of the model as it is, and "
+        "in compiled steps of NTP.",
+        {"shapes": [asdict(shape) for shape in shapes], "dtype": dtype},
+        [found for shape in shapes for found in _measure_compiled(shape, dtype, settings)],
+        settings.notes,
+    )
+
+
+def _measure_compiled(shape: Shape, dtype: str, settings: Settings) -> list[Ratio]:
+    device, contestants = settings.device, {}
+    configs = {"CoCoMix": shape.student, "NTP": shape.backbone}
+    for name, config in configs.items():
+        model = random_model(config, device)
+        compiled = torch.compile(model, backend="eager" if settings.fast else "inductor")
+        loss = student_loss if name == "CoCoMix" else plain_loss
+        for label, called in {name: model, f"compiled {name}": compiled}.items():
+            step = training_step(model, loss(called, shape, device), settings, dtype, adamw(model), shape.accumulation)
+            contestants[label] = step
+    seconds = alternate(contestants, settings.rounds, device)
+    case = f"{shape.name}, {dtype}, {shape.accumulation * shape.batch} × {shape.context} tokens"
+    ratios = [ratio(case, f"compiled {name} ÷ {name}", seconds[f"compiled {name}"], seconds[name]) for name in configs]
+    ratios.append(ratio(case, "compiled CoCoMix ÷ compiled NTP", seconds["compiled CoCoMix"], seconds["compiled NTP"]))
+    peak, tokens = peak_flops(device), shape.accumulation * shape.batch * shape.context
+    if peak is not None and dtype == "bfloat16":
+        for name, config in configs.items():
+            flops = 3.0 * flops_per_token(config, shape.context) * tokens
+            ratios.append(_utilisation(case, f"compiled {name}", flops, seconds[f"compiled {name}"], peak))
+    return ratios
 
 
 def _measure_shape(shape: Shape, dtype: str, settings: Settings) -> list[Ratio]:

@@ -1,6 +1,7 @@
 """Models, batches and pieces of work that several sections time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def random_dictionary(shape: Shape, device: str) -> ConceptDictionary:
     return dictionary.to(device=device)
 
 
-def student_loss(student: PreTrainedModel, shape: Shape, device: str) -> Loss:
+def student_loss(student: Callable[..., Any], shape: Shape, device: str) -> Loss:
     """Our training loss, as the Trainer computes it: without keeping the logits."""
     tokens, concept_labels = random_batch(shape, device)
 
@@ -78,7 +79,7 @@ def twin_loss(twin: NaiveStudent, shape: Shape, device: str) -> Loss:
     return lambda: twin(tokens, concept_labels)
 
 
-def plain_loss(model: PreTrainedModel, shape: Shape, device: str) -> Loss:
+def plain_loss(model: Callable[..., Any], shape: Shape, device: str) -> Loss:
     """The next-token loss of a plain decoder."""
     tokens, _ = random_batch(shape, device)
 

@@ -234,7 +234,7 @@ def test_the_papers_settings(size: str, layer: int, rate: float, step_tokens: fl
         recipe = load_recipe(recipes_folder() / f"gpt2_{size}_{arm}.yaml")
         assert recipe.tokens == 20_000_000_000
         assert (recipe.model.insert_layer, recipe.model.num_concepts, recipe.model.concept_topk) == (layer, 32_768, 32)
-        assert recipe.model.concept_loss_weight == 0.1
+        assert recipe.model.concept_loss_weight.peak == 0.1
         assert (recipe.distillation is not None) == (arm == "kd")
         training = recipe.training
         assert training["learning_rate"] == rate

@@ -33,7 +33,7 @@ WAY = (
     ("labelling/stored_labels.py", "ids and counts as they are stored"),
     ("labelling/stored_arrays.py", "their files; rows of them"),
     ("training/joined_blocks.py", "a block's tokens beside its labels"),
-    ("training/objectives.py", "a batch into the model"),
+    ("training/objectives/cocomix.py", "labels into the model, its loss out"),
     ("model/modeling.py", "the student's forward pass"),
     ("model/fused_head.py", "the concept loss"),
 )

@@ -144,6 +144,7 @@ def _default(field: FieldInfo) -> str:
 
 def _value(value: Any) -> str:
     """As it can stand in YAML."""
+    value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return value if isinstance(value, str) else json.dumps(value)
 
 

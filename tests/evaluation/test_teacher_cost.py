@@ -12,7 +12,7 @@ from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 
 def test_at_counts_every_stored_token_once() -> None:
-    cost = TeacherCost(in_training=2.0, stored=((10.0, 100), (1.0, 50)))
+    cost = TeacherCost(((2.0, 200), (10.0, 100), (1.0, 50)))
     assert cost.at(0) == 0
     assert cost.at(40) == 2 * 40 + 11 * 40
     assert cost.at(200) == 2 * 200 + 10 * 100 + 50
@@ -21,7 +21,7 @@ def test_at_counts_every_stored_token_once() -> None:
 def test_labels_cost_a_forward_and_part_of_a_backward_pass(workshop: Workshop) -> None:
     found = teacher_cost(Run.open(workshop.cocomix_run))
     assert found is not None
-    ((flops, tokens),) = found.stored
+    ((flops, tokens),) = found.parts
     assert tokens == Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
     teacher = AutoModelForCausalLM.from_pretrained(workshop.teacher)
     whole, d_model, layers, hooked = account(teacher, BLOCK).forward_flops_per_token, 16, 3, 2

@@ -23,7 +23,7 @@ from cocomix.training.metrics import MetricsFile
 from cocomix.training.trainer import CoCoMixTrainer
 from tests.command_line import Cli
 from tests.training.test_resume import Killed, assert_same_run, kill_at, recipe
-from tests.training.test_trainer import build, trainer
+from tests.training.test_trainer import build, spoil, trainer
 from tests.workshop import Workshop
 
 
@@ -184,16 +184,7 @@ def test_sigterm_on_the_command_line(cli: Cli, workshop: Workshop, tmp_path: Pat
 
 def spoil_gradients(made: CoCoMixTrainer, steps: set[int], value: float) -> None:
     """Make the loss, and with it every gradient, `value` at some steps."""
-    objective = made.objective
-
-    def spoiled(model: Any, inputs: Any, divisors: Any) -> Any:
-        output = objective(model, inputs, divisors)
-        if model.training and made.state.global_step in steps:
-            output.loss = output.loss * value
-            output.terms["ntp_loss"] = output.terms["ntp_loss"] * value
-        return output
-
-    made.objective = spoiled
+    spoil(made, steps, lambda loss: loss * value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

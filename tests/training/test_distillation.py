@@ -21,14 +21,23 @@ from cocomix.model import TopTargets, account
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer, train
 from cocomix.training.arguments import training_arguments
-from cocomix.training.distillation import OnlineTeacher, Taught
-from cocomix.training.objectives import OBJECTIVES, Divisors
+from cocomix.training.distillation import OnlineTeacher
+from cocomix.training.objectives import (
+    Distillation,
+    HiddenPrediction,
+    NextToken,
+    Objective,
+    Schedule,
+    default_objectives,
+    loss_terms,
+)
 from tests.model.factories import VOCAB, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 from tests.training.test_trainer import SEQ, Blocks, Logs
 from tests.workshop import BLOCK, Workshop, prepare_toy
 
 WEIGHT = 0.3
+LAMBDA = Schedule(value=WEIGHT)
 
 
 def teacher(family: str = "gpt2", layer: int = 1) -> OnlineTeacher:
@@ -41,6 +50,13 @@ def naive_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(-1).mean()
 
 
+def averaged(objectives: Any, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch, and its terms."""
+    terms = {name: term for name, term in loss_terms(objectives, model, batch)[0].items() if term.weight is not None}
+    means = {name: term.sum / term.count for name, term in terms.items()}
+    return sum(term.weight.peak * means[name] for name, term in terms.items()), means
+
+
 # --- each arm's loss --------------------------------------------------------------------------------------------------
 
 
@@ -49,13 +65,11 @@ def naive_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def test_distillation_adds_its_share_to_any_objective(arm: str, teacher_family: str) -> None:
     model = plain("gpt2") if arm == "ntp" else student("gpt2", 1, "pause" if arm == "pause" else "interleave")
     online = teacher(teacher_family)
-    objective = Taught(
-        OBJECTIVES["ntp" if arm == "ntp" else "cocomix"], {"teacher_targets": online.distributions}, WEIGHT
-    )
+    objectives = (*default_objectives(model.config), Distillation(LAMBDA, model.config, online.distributions))
     batch = {"input_ids": tokens(), "labels": tokens()}
     if arm == "cocomix":
         batch["concept_labels"] = concepts()
-    output = objective(model, batch, Divisors())
+    loss, means = averaged(objectives, model, batch)
     with torch.no_grad():
         teacher_logits = online.decoder.model(tokens()).logits
     logits = model(tokens()).logits
@@ -63,14 +77,12 @@ def test_distillation_adds_its_share_to_any_objective(arm: str, teacher_family: 
     kl = naive_kl(logits, teacher_logits)
     expected = ntp + WEIGHT * kl
     if arm == "cocomix":
-        expected = expected + model.config.concept_loss_weight * output.terms["concept_loss"]
-    torch.testing.assert_close(output.terms["kd_loss"], kl, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output.terms["ntp_loss"], ntp, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+        expected = expected + model.config.concept_loss_weight * means["concept_loss"]
+    torch.testing.assert_close(means["kd_loss"], kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(means["ntp_loss"], ntp, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     weights = list(model.parameters())
-    fast, slow = (
-        torch.autograd.grad(WEIGHT * loss, weights, allow_unused=True) for loss in (output.terms["kd_loss"], kl)
-    )
+    fast, slow = (torch.autograd.grad(WEIGHT * loss, weights, allow_unused=True) for loss in (means["kd_loss"], kl))
     for a, b in zip(fast, slow, strict=True):
         if a is None or b is None:
             assert a is b
@@ -94,8 +106,8 @@ def test_direct_hidden_state_prediction(kind: str) -> None:
     online = teacher(layer=1)
     changes = {"prediction": "hidden", "teacher_hidden_size": 32, "hidden_loss": kind, "concept_loss_weight": WEIGHT}
     model = student("gpt2", 1, **changes)
-    objective = Taught(OBJECTIVES["cocomix"], {"hidden_targets": online.hidden_states})
-    output = objective(model, {"input_ids": tokens(), "labels": tokens()}, Divisors())
+    objectives = (NextToken(model.config), HiddenPrediction(LAMBDA, online.hidden_states))
+    loss, means = averaged(objectives, model, {"input_ids": tokens(), "labels": tokens()})
     with torch.no_grad():
         hidden = online.decoder.model(tokens(), output_hidden_states=True).hidden_states[2]  # what block 1 puts out
         target = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + 1e-5)
@@ -107,8 +119,8 @@ def test_direct_hidden_state_prediction(kind: str) -> None:
         "l2": lambda: difference.pow(2).mean(),
         "cosine": lambda: 1 - F.cosine_similarity(predicted, target, dim=-1)[:, :-1].mean(),
     }[kind]()
-    torch.testing.assert_close(output.terms["hidden_loss"], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output.loss, output.terms["ntp_loss"] + WEIGHT * expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(means["hidden_loss"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, means["ntp_loss"] + WEIGHT * expected, rtol=1e-4, atol=1e-5)
 
 
 # --- in the Trainer ---------------------------------------------------------------------------------------------------
@@ -128,15 +140,17 @@ class Described(Blocks):
 def arm_trainer(arm: str, folder: Path, **training: Any) -> tuple[CoCoMixTrainer, Logs]:
     online, blocks = teacher(), Blocks(48, labelled=False)
     model: PreTrainedModel = plain("gpt2")
-    lessons: dict[str, Any] = {"teacher_targets": online.distributions}
+    if arm == "pause":
+        model = student("gpt2", 1, "pause")
+    added: Objective = Distillation(LAMBDA, model.config, online.distributions)
     if arm == "kd stored":
         blocks = Described(48, online)
-        lessons = {"teacher_targets": lambda batch: TopTargets(batch["teacher_ids"], batch["teacher_log_probs"])}
-    elif arm == "pause":
-        model = student("gpt2", 1, "pause")
+        columns = ("teacher_ids", "teacher_log_probs")
+        read = lambda batch: TopTargets(*(batch[column] for column in columns))  # noqa: E731
+        added = Distillation(LAMBDA, model.config, read, columns)
     elif arm == "hidden":
         model = student("gpt2", 1, prediction="hidden", teacher_hidden_size=32)
-        lessons = {"hidden_targets": online.hidden_states}
+        added = HiddenPrediction(Schedule(value=0.1), online.hidden_states)
     settings = {"max_steps": 3, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no", **training}
     logs = Logs()
     made = CoCoMixTrainer(
@@ -145,7 +159,7 @@ def arm_trainer(arm: str, folder: Path, **training: Any) -> tuple[CoCoMixTrainer
         train_dataset=blocks,
         eval_dataset=torch.utils.data.Subset(blocks, range(7)),
         callbacks=[logs],
-        objective=Taught(OBJECTIVES["ntp" if arm.startswith("kd") else "cocomix"], lessons, WEIGHT),
+        objectives=[NextToken(model.config), added],
     )
     return made, logs
 

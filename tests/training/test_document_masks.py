@@ -16,7 +16,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
 from cocomix.training.collating import collate_blocks
-from cocomix.training.objectives import OBJECTIVES, Divisors
+from cocomix.training.objectives import default_objectives, loss_terms
 from cocomix.training.online import OnlineLabels
 from tests.model.factories import CONCEPTS, plain, student
 from tests.workshop import Workshop
@@ -76,13 +76,12 @@ def test_labels_made_while_training_and_in_evaluation_end_with_their_document() 
 @pytest.mark.parametrize("objective", ["ntp", "interleave", "residual"])
 def test_a_block_is_the_sum_of_its_documents(objective: str, family: str, attn: str) -> None:
     """Losses and gradients, in training mode, of a batch of two blocks."""
-    step = OBJECTIVES["ntp" if objective == "ntp" else "cocomix"]
     model = model_of(objective, family, attn)
 
     def run(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        output = step(model, collate_blocks(rows), Divisors(1, 1))
-        output.loss.backward()
-        return {name: value.detach() for name, value in output.terms.items()}
+        terms, _ = loss_terms(default_objectives(model.config), model, collate_blocks(rows))
+        sum(term.sum * term.weight.peak for term in terms.values() if term.weight is not None).backward()
+        return {name: term.sum.detach() for name, term in terms.items() if term.weight is not None}
 
     packed = DocumentBlocks([row_of(list(chain(*documents))) for documents in BLOCKS], END)
     together = run([packed[0], packed[1]])

@@ -95,7 +95,7 @@ def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_la
     settings = recipe(workshop, other, other_labels)
     data = MixedData([Tokens.open(workshop.data), Tokens.open(other)], [3, 1])
     stores = [Labels.open(workshop.labels), Labels.open(other_labels)]
-    rows = joined_blocks(settings, data, [Concatenated(stores)], TRAIN, None)
+    rows = joined_blocks(settings, data, {"concept_labels": Concatenated(stores)}, TRAIN, None)
     first = len(data.parts[0].split(TRAIN))
     for part, store, start in ((data.parts[0], stores[0], 0), (data.parts[1], stores[1], first)):
         for index in (0, len(part.split(TRAIN)) - 1):

@@ -14,6 +14,7 @@ from cocomix.experiments.plan import load_plan
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import training_arguments
+from cocomix.training.objectives import Schedule
 from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe
 from cocomix.training.recipe_labels import LabelsConfig
 from cocomix.training.recipes_folder import MissingRecipe
@@ -43,7 +44,7 @@ def test_every_field_is_read_somewhere(section: Any) -> None:
 
 def test_defaults() -> None:
     config = RunConfig.model_validate(yaml.safe_load(MINIMAL))
-    assert (config.model.concept_topk, config.model.concept_loss_weight) == (32, 0.1)
+    assert (config.model.concept_topk, config.model.concept_loss_weight) == (32, Schedule(value=0.1))
     assert config.model.mixing == "interleave"
     assert config.labels is None
 
@@ -355,7 +356,8 @@ def test_settings_of_the_model_have_the_defaults_of_its_configuration() -> None:
     defaults = inspect.signature(CoCoMixConfig).parameters
     for name, field in StudentConfig.model_fields.items():
         if name in defaults and name not in ("backbone", "num_concepts"):
-            assert field.default == defaults[name].default, name
+            default = defaults[name].default
+            assert field.default == (Schedule(value=default) if name == "concept_loss_weight" else default), name
     assert StudentConfig(backbone="x").insert_layer == 3
 
 

@@ -72,6 +72,7 @@ def test_manifest(workshop: Workshop) -> None:
         "fingerprint": data.fingerprint,
         "tokenizer_fingerprint": data.tokenizer_fingerprint,
         "block_size": BLOCK,
+        "first_blocks": None,
         "mixture": None,
     }
     labels = Labels.open(workshop.labels).manifest

@@ -88,14 +88,7 @@ def _skip_a_step(folder: Path) -> None:
     """A step whose gradients are not finite changes nothing."""
     made, logs = trainer(build("ntp"), folder, steps=3, fsdp=True)
     made.skips_non_finite = True
-    objective = made.objective
-
-    def spoiled(model: Any, inputs: Any, divisors: Any) -> Any:
-        output = objective(model, inputs, divisors)
-        output.loss = output.loss * (float("nan") if made.state.global_step == 1 else 1.0)
-        return output
-
-    made.objective = spoiled
+    spoil(made, {1}, lambda loss: loss * float("nan"))
     made.train()
     assert made.skipped_steps == 1
     assert [isinstance(row.get("grad_norm"), float) for row in logs.rows[:3]] == [True, False, True]

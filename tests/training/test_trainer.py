@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cocomix.training.arguments import training_arguments
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.meters import TrainingClock
 from cocomix.training.metrics import MetricsFile, ProgressBar
+from cocomix.training.objectives import NextToken
 from cocomix.training.trainer import collate_blocks
 from tests.model.factories import MAIN_BACKBONES, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
@@ -122,7 +125,6 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, objective: str, family: st
             shutil.rmtree(tmp_path / "checkpoint-6")
             checkpoint = last_complete_checkpoint(tmp_path)
             assert checkpoint == tmp_path / "checkpoint-3"
-            made.resume_meters(checkpoint)
         made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         assert made.state.global_step == 6
         weights.append({name: value.detach() for name, value in model.named_parameters()})
@@ -203,13 +205,13 @@ def test_both_arms_see_the_same_tokens_in_the_same_order(tmp_path: Path) -> None
     for objective in ("ntp", "cocomix"):
         seen: list[Tensor] = []
         made, _ = trainer(build(objective), tmp_path, steps=9)
-        original = made.objective
 
-        def watched(model: Any, batch: Any, divisors: Any, original: Any = original, seen: Any = seen) -> Any:
-            seen.append(batch["input_ids"].clone())
-            return original(model, batch, divisors)
+        class Watched(NextToken):
+            def inputs(self, batch: Any, seen: Any = seen) -> Any:
+                seen.append(batch["input_ids"].clone())
+                return super().inputs(batch)
 
-        made.objective = watched
+        made.objectives = (Watched(made.model.config), *made.objectives[1:])
         made.train()
         orders[objective] = torch.cat(seen)
     assert torch.equal(orders["ntp"], orders["cocomix"])
@@ -250,22 +252,28 @@ def test_tokens_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     assert [row["tokens"] // SEQ for row in logs.rows[:6]] == [10, 20, 30, 40, 48, 58]
 
 
+def spoil(made: CoCoMixTrainer, steps: set[int], change: Callable[[Tensor], Tensor]) -> None:
+    """Change the next-token loss at some steps, counted from 0, in training alone."""
+
+    class Spoiled(NextToken):
+        def __call__(self, output: Any, batch: Any, head: Any) -> Any:
+            ((name, term),) = super().__call__(output, batch, head).items()
+            spoiled = made.is_in_train and made.model.training and made.state.global_step in steps
+            return {name: replace(term, sum=change(term.sum)) if spoiled else term}
+
+    made.objectives = (Spoiled(made.model.config), *made.objectives[1:])
+
+
 def poisoned(made: CoCoMixTrainer, step: int, what: str) -> None:
     """Make a step's loss, or only its gradient, not a number."""
-    original = made.objective
 
-    def objective(model: Any, batch: Any, divisors: Any) -> Any:
-        output = original(model, batch, divisors)
-        if made.is_in_train and model.training and made.state.global_step == step - 1:
-            if what == "loss":
-                output.loss = output.loss * float("nan")
-                output.terms["ntp_loss"] = output.terms["ntp_loss"] * float("nan")
-            else:
-                weight = next(iter(model.parameters()))
-                output.loss = output.loss + (weight.sum() * 0 + 1e-30).sqrt() * 0 + (weight.flatten()[0] * 0).sqrt()
-        return output
+    def poison(loss: Tensor) -> Tensor:
+        if what == "loss":
+            return loss * float("nan")
+        weight = next(iter(made.model.parameters()))
+        return loss + (weight.sum() * 0 + 1e-30).sqrt() * 0 + (weight.flatten()[0] * 0).sqrt()
 
-    made.objective = objective
+    spoil(made, {step - 1}, poison)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -76,7 +76,7 @@ def read(config: RunConfig, readers: Readers, start: int, stop: int) -> list[lis
     assert config.bounds is not None
     assert order is not None
     window = WindowCache(config.bounds, data, (labels, None), order)
-    blocks = joined_blocks(config, data, (labels,), TRAIN, None)
+    blocks = joined_blocks(config, data, {"concept_labels": labels}, TRAIN, None)
     iterators = []
     for process in range(readers.processes):
         arguments = SimpleNamespace(
@@ -92,7 +92,7 @@ def read(config: RunConfig, readers: Readers, start: int, stop: int) -> list[lis
             dataloader_multiprocessing_context=None,
             dataloader_in_order=True,
         )
-        iterators.append(_batches(ordered_loader(blocks, order, list, arguments, window.reach), start))  # type: ignore[arg-type]
+        iterators.append(_batches(ordered_loader({(0, 0): blocks}, order, list, arguments, window.reach), start))  # type: ignore[arg-type]
     found = []
     for _ in range(start, stop):
         shares = [next(iterator) for iterator in iterators]

@@ -13,7 +13,13 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from cocomix.labelling import Executor, Job
 
-__all__ = ["JobOptions", "asked_of"]
+__all__ = ["Blocks", "JobOptions", "asked_of"]
+
+
+Blocks = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only so many training blocks, from the beginning; see first_blocks of recipes."),
+]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cocomix.cli.job_options import JobOptions, asked_of
+from cocomix.cli.job_options import Blocks, JobOptions, asked_of
 from cocomix.cli.label_options import LabelOptions
 from cocomix.cli.options import DataFolder
 from cocomix.cli.printing import Printed
@@ -24,6 +24,7 @@ def label(
         Literal["none", "float16", "float32"],
         typer.Option(help="Type in which scores are kept; none halves the room."),
     ] = "float16",
+    blocks: Blocks = None,
     finish: Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all computed.")] = False,
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
@@ -40,6 +41,7 @@ def label(
 
     folder = output or data / "labels"
     asked = asked_of(**asdict(source), scores=scores, batch_tokens=options.batch_tokens)
+    asked |= {} if blocks is None else {"blocks": blocks}
     found = recognised(Labels, folder, data, asked)
     if finish and options.shard is not None:
         raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
@@ -51,5 +53,5 @@ def label(
         from cocomix.labelling import label_data
 
         job = options.job(asked)
-        found = label_data(data, source.labeller(), folder, scores=scores, force=force, job=job)
+        found = label_data(data, source.labeller(), folder, scores=scores, force=force, blocks=blocks, job=job)
     return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

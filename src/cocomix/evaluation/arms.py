@@ -123,6 +123,7 @@ def _refuse_twins(one: Run, other: Run) -> None:
         ("parameters", a.parameters.total, b.parameters.total),
         ("learning rate", a.learning_rate, b.learning_rate),
         ("λ", a.concept_loss_weight, b.concept_loss_weight),
+        ("weights", a.weights or b.weights, b.weights or a.weights),
         ("labels", a.labels and a.labels.fingerprint[:16], b.labels and b.labels.fingerprint[:16]),
     ):
         if first != second:
@@ -138,6 +139,7 @@ def _refuse_unlike(one: Run, other: Run) -> None:
         ("tokenizer", a.data.tokenizer_fingerprint[:16], b.data.tokenizer_fingerprint[:16]),
         ("block size", a.data.block_size, b.data.block_size),
         ("data", a.data.fingerprint[:16], b.data.fingerprint[:16]),
+        ("first blocks", a.data.first_blocks, b.data.first_blocks),
         ("document masks", a.document_masks, b.document_masks),
         ("training tokens", f"{a.tokens:,}", f"{b.tokens:,}"),
         ("training precision", a.training_dtype, b.training_dtype),

@@ -15,39 +15,38 @@ class TeacherCost:
     """The teacher's FLOPs for one run.
 
     Attributes:
-        in_training: per training token, spent while training (online labels, distillation, hidden states).
-        stored: what was written before training, as (FLOPs per token, tokens of the training split): each token is
+        parts: (FLOPs per training token, up to so many tokens). Spent while training (online labels, distillation,
+            hidden states): until the weight is 0 for good. Written before training: each token of the training split is
             worked on once, however often it is read.
     """
 
-    in_training: float = 0.0
-    stored: tuple[tuple[float, int], ...] = ()
+    parts: tuple[tuple[float, int], ...] = ()
 
     def at(self, tokens: float) -> float:
         """FLOPs by the time a run has seen `tokens` training tokens; what it has not read yet is not counted."""
-        return self.in_training * tokens + sum(flops * min(tokens, count) for flops, count in self.stored)
+        return sum(flops * min(tokens, count) for flops, count in self.parts)
 
 
 def teacher_cost(run: Run) -> TeacherCost | None:
     """The teacher's cost for a run; `None` where it cannot be known, because what it made is gone."""
     manifest = run.manifest
-    in_training = manifest.teacher_flops_per_token
-    if in_training is None:
-        if manifest.online_labels is not None:
-            return None
-        in_training = 0.0
-    stored = []
+    average = manifest.teacher_flops_per_token
+    if average is None and manifest.online_labels is not None:
+        return None
+    parts = [(average, manifest.tokens)] if average else []  # of a run that does not say how long
+    if manifest.extra_flops is not None:
+        parts = [(extra.per_token, extra.tokens) for extra in manifest.extra_flops.values()]
     if manifest.labels is not None:
         if (labels := run_labels(run)) is None:
             return None
-        stored.append((labels.manifest.flops_per_token, labels.manifest.tokens("train")))
+        parts.append((labels.manifest.flops_per_token, labels.manifest.tokens("train")))
     if manifest.teaching is not None and manifest.teaching.path is not None:
         try:
             found = TeacherProbabilities.open(manifest.teaching.path).manifest
         except CoCoMixError:
             return None
-        stored.append((found.flops_per_token, found.tokens("train")))
-    return TeacherCost(in_training, tuple(stored))
+        parts.append((found.flops_per_token, found.tokens("train")))
+    return TeacherCost(tuple(parts))
 
 
 def run_labels(run: Run) -> Labels | None:

@@ -54,6 +54,7 @@ def label_data(
     *,
     scores: Scores = "float16",
     force: bool = False,
+    blocks: int | None = None,
     job: Job | None = None,
 ) -> Labels | None:
     """Label every token of a data set with concepts (`cocomix label`), or those of one job's part of its shards.
@@ -64,6 +65,7 @@ def label_data(
         output: folder to write.
         scores: type in which scores are kept; `none` halves the room on the disk.
         force: go on with a dictionary or a dtype that `open_labeller` would refuse.
+        blocks: label only so many training blocks, from the beginning; all by default. Other splits are labelled whole.
         job: how the work is done.
 
     Returns:
@@ -76,6 +78,7 @@ def label_data(
     block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
     labels = config.model_dump(mode="json")
     identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
+    identity |= {} if blocks is None else {"blocks": blocks}
     if (whole := made(Labels, output, identity)) is not None:
         return whole
     begun = partial_path(output) / TABLES
@@ -108,7 +111,7 @@ def label_data(
         "flops_per_token": labeller.flops_per_token(block_size),
     }
     files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
-    return store(Labels, output, tokens, function, {**identity, "made_with": made_with}, about, job, files)
+    return store(Labels, output, tokens, function, {**identity, "made_with": made_with}, about, job, blocks, files)
 
 
 def distill_data(
@@ -118,6 +121,7 @@ def distill_data(
     *,
     top_k: int,
     dtype: ProbabilityDtype = "float32",
+    blocks: int | None = None,
     job: Job | None = None,
 ) -> TeacherProbabilities | None:
     """Store a teacher's next-token distributions on a data set (`cocomix distill`), or on one job's part of its shards.
@@ -128,6 +132,7 @@ def distill_data(
         output: folder to write.
         top_k: probabilities kept per position; with the size of the vocabulary, the whole distribution.
         dtype: what the teacher runs in.
+        blocks: as in `label_data`.
         job: how the work is done.
 
     Returns:
@@ -147,6 +152,7 @@ def distill_data(
         "top_k": top_k,
         "dtype": dtype,
         "blocks_per_batch": batch,
+        **({} if blocks is None else {"blocks": blocks}),
     }
     if (whole := made(TeacherProbabilities, output, identity)) is not None:
         return whole
@@ -163,7 +169,9 @@ def distill_data(
         "dtype": dtype,
         "flops_per_token": decoder.flops_per_token(block_size, up_to="head"),
     }
-    return store(TeacherProbabilities, output, tokens, function, {**identity, "made_with": made_with}, about, job)
+    return store(
+        TeacherProbabilities, output, tokens, function, {**identity, "made_with": made_with}, about, job, blocks
+    )
 
 
 @dataclass

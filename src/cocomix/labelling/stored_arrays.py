@@ -72,7 +72,11 @@ class StoredManifest(Manifest):
 
     def tokens(self, split: str) -> int:
         """How many tokens a split has."""
-        return self.block_size * sum(file.blocks for file in self.splits[split])
+        return self.block_size * self.blocks(split)
+
+    def blocks(self, split: str) -> int:
+        """How many blocks a split has; fewer than the tokens' where only the first were asked for."""
+        return sum(file.blocks for file in self.splits[split])
 
     @property
     def layouts(self) -> dict[str, Layout]:

@@ -7,9 +7,9 @@ is killed meanwhile, the next one does, or `finish`.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cocomix.artifacts import (
     PLAN,
@@ -22,11 +22,14 @@ from cocomix.artifacts import (
     write_json,
     written_aside,
 )
-from cocomix.data import Tokens
+from cocomix.data import TRAIN, Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
 from cocomix.labelling.map_shards import PARTS, Executor, Report, ShardFunction, Work, map_shards
 from cocomix.labelling.stored_arrays import StoredArrays, StoredFile
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.data import SplitMeta, TokenShard
 
 __all__ = ["Job", "finish", "made", "recognised", "store"]
 
@@ -119,6 +122,7 @@ def store(
     identity: Mapping[str, Any],
     about: Mapping[str, Any],
     job: Job,
+    blocks: int | None = None,
     files: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> A | None:
     """Compute what is missing of a folder, and finish it.
@@ -131,6 +135,7 @@ def store(
         identity: everything that determines the result.
         about: what the manifest says that only the kind knows.
         job: how the work is done.
+        blocks: compute only so many training blocks, from the beginning; all by default.
         files: what else belongs into the folder → writes it.
 
     Returns:
@@ -146,8 +151,7 @@ def store(
         raise CoCoMixError(f"{shown(output)} is no folder that jobs can share; make one and `cocomix push` it.")
     block_size = tokens.manifest.block_size
     splits = {
-        name: [{"name": file.name.removesuffix(".npy"), "blocks": file.blocks} for file in split.files]
-        for name, split in tokens.manifest.splits.items()
+        name: _first_files(split, blocks if name == TRAIN else None) for name, split in tokens.manifest.splits.items()
     }
     manifest = {"block_size": block_size, "splits": splits, "asked": dict(job.asked), **about}
     notes: dict[str, Any] = {"columns": function.columns, "shard_blocks": job.shard(block_size), "manifest": manifest}
@@ -160,7 +164,7 @@ def store(
                 if not (staging.path / name).is_file():
                     with written_aside(staging.path / name) as aside:
                         write(aside)
-            shards = [shard for split in splits for shard in tokens.shards(split, notes["shard_blocks"])]
+            shards = _shards(tokens, splits, notes["shard_blocks"])
             report = map_shards(function, shards, output=staging.path, executor=job.executor, retries=job.retries)
             finished = _complete(kind, staging, report, notes["manifest"], shared=shared)
     except (AlreadyExists, FileNotFoundError):
@@ -168,6 +172,26 @@ def store(
             return found  # other jobs did the rest meanwhile, and finished
         raise
     return _opened(kind, output) if finished else None
+
+
+def _first_files(split: "SplitMeta", blocks: int | None) -> list[dict[str, Any]]:
+    """The token files of a split, or those of its first blocks, and how many of each file's blocks."""
+    files, left = [], split.blocks if blocks is None else blocks
+    if left > split.blocks:
+        raise CoCoMixError(f"there are {split.blocks:,} training blocks, not {left:,}; give fewer, or none for all.")
+    for file in split.files:
+        if left > 0 or blocks is None:
+            files.append({"name": file.name.removesuffix(".npy"), "blocks": min(left, file.blocks)})
+        left -= file.blocks
+    return files
+
+
+def _shards(tokens: Tokens, splits: Mapping[str, Any], blocks: int) -> "list[TokenShard]":
+    """The shards of these files, as far as their blocks go."""
+    ends = {file["name"]: file["blocks"] for files in splits.values() for file in files}
+    shards = [shard for split in splits for shard in tokens.shards(split, blocks)]
+    named = [(shard, ends.get(shard.file.name.removesuffix(".npy"), 0)) for shard in shards]
+    return [replace(shard, stop=min(shard.stop, end)) for shard, end in named if shard.start < end]
 
 
 def finish(kind: type[A], output: Path) -> A:

@@ -25,7 +25,7 @@ from cocomix.model.mixing.compression import ConceptCompression, HiddenCompressi
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction, build_predictor
-from cocomix.model.targets import FullTargets, TopTargets, check_concept_labels, divisor, next_tokens
+from cocomix.model.targets import FullTargets, TopTargets, check_concept_labels, divisor, next_tokens, unpadded
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
@@ -203,15 +203,15 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             edit_rows: which row, in the edits' counting, each row of the batch counts as; by default its own index.
                 `generate` gives every beam and repeated sample the row of its prompt.
             concept_intervention: replaces the concepts that are mixed in (reliance measurements).
-            num_items_in_batch: divisor of the losses over target tokens, for gradient accumulation; by default the
-                targets here.
-            num_concept_items_in_batch: divisor of the concept loss; by default the labelled positions here.
+            num_items_in_batch: divisor of the losses: the target tokens of all micro-batches and processes of a step,
+                which the stock Trainer passes; by default those here.
+            num_concept_items_in_batch: divisor of the concept loss, likewise: labelled positions; by default
+                `num_items_in_batch` if given (λ then weighs an average over all targets), else those here.
             **kwargs: forwarded to both halves (for example `output_hidden_states=True`).
 
         Raises:
-            CoCoMixError: a label or an edit names a concept, or an edit a row, that does not exist; labels have another
-                shape; there are more tokens than learned positions; concepts are asked of a model without; the cache is
-                of another kind.
+            CoCoMixError: a label or an edit names what does not exist; labels have another shape; there are more tokens
+                than learned positions; concepts are asked of a model without; the cache is of another kind.
         """
         asked = {
             "concept_labels": concept_labels is not None,
@@ -222,9 +222,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self._check_concepts([name for name, given in asked.items() if given])
         config = self.config  # what is predicted is asked of it: a module may be wrapped
         if hidden_targets is not None and (config.has_concepts or self.predictor is None):
-            raise CoCoMixError(
-                "hidden_targets cannot be used with this model, which predicts no hidden states; leave them out."
-            )
+            raise CoCoMixError("hidden_targets cannot be used with this model, which predicts no hidden states.")
         if labels is None and (hidden_targets is not None or teacher_targets is not None):
             raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
         if use_cache is None:
@@ -234,7 +232,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         cache = past_key_values if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
         if concept_labels is not None:
-            check_concept_labels(concept_labels, query, self.config.num_concepts)
+            check_concept_labels(concept_labels, query, config.num_concepts)
+            concept_labels = unpadded(concept_labels, attention_mask)
         position_ids = positions_of(query, attention_mask, position_ids, cache, self.config.backbone)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
         # Checkpointed blocks take no cache of any kind.
@@ -282,9 +281,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             if hidden_targets is not None and prediction is not None and prediction.loss_sum is not None:
                 hidden_loss = prediction.loss_sum / items
         if concept_labels is not None and prediction is not None and prediction.loss_sum is not None:
-            if num_concept_items_in_batch is None:
-                num_concept_items_in_batch = concept_labels.ne(IGNORE).any(-1).sum().clamp_min(1)
-            concept_loss = prediction.loss_sum / num_concept_items_in_batch
+            given = num_items_in_batch if num_concept_items_in_batch is None else num_concept_items_in_batch
+            concept_loss = prediction.loss_sum / divisor(concept_labels.ne(IGNORE).any(-1), given)
         auxiliary = hidden_loss if concept_loss is None else concept_loss
         terms = [] if auxiliary is None else [self.config.concept_loss_weight * auxiliary]
         terms = terms if ntp_loss is None else [ntp_loss, *terms]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["FullTargets", "TopTargets", "check_concept_labels", "divisor", "next_tokens"]
+__all__ = ["FullTargets", "TopTargets", "check_concept_labels", "count_labelled", "divisor", "next_tokens", "unpadded"]
 
 
 class FullTargets(NamedTuple):
@@ -53,6 +53,19 @@ def next_tokens(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is not None:
         targets = targets.masked_fill(attention_mask[:, -labels.shape[1] :] == 0, IGNORE)
     return targets
+
+
+def unpadded(concept_labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Concept labels [batch, seq, k_attr] without those of padding, whose mask [batch, past + seq] is 0."""
+    if attention_mask is None:
+        return concept_labels
+    padding = attention_mask[:, -concept_labels.shape[1] :].to(concept_labels.device) == 0
+    return concept_labels.masked_fill(padding.unsqueeze(-1), IGNORE)
+
+
+def count_labelled(concept_labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """At how many positions there is a concept label. []"""
+    return unpadded(concept_labels, attention_mask).ne(IGNORE).any(-1).sum()
 
 
 def divisor(counted: Tensor, num_items: Tensor | int | None) -> Tensor | int:

@@ -25,6 +25,7 @@ __all__ = [
     "accumulation_steps",
     "epoch_blocks",
     "steps_of_epochs",
+    "steps_per_epoch",
     "tokens_after",
     "tokens_per_step",
     "training_arguments",
@@ -191,14 +192,19 @@ def tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:
 def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, block_size: int) -> int:
     """Training tokens of so many optimizer steps: the step that ends an epoch has only the blocks that are left."""
     epoch = epoch_blocks(arguments, train_blocks)
-    passes, rest = divmod(steps, _steps(arguments, epoch))
+    passes, rest = divmod(steps, steps_per_epoch(arguments, train_blocks))
     return (passes * epoch + min(rest * _blocks_per_step(arguments), epoch)) * block_size
 
 
 def steps_of_epochs(arguments: TrainingArguments, train_blocks: int) -> int:
     """Optimizer steps of `num_train_epochs` passes over the data."""
-    steps: int = math.ceil(arguments.num_train_epochs * _steps(arguments, epoch_blocks(arguments, train_blocks)))
+    steps: int = math.ceil(arguments.num_train_epochs * steps_per_epoch(arguments, train_blocks))
     return steps
+
+
+def steps_per_epoch(arguments: TrainingArguments, train_blocks: int) -> int:
+    """Optimizer steps of one pass over the data."""
+    return _steps(arguments, epoch_blocks(arguments, train_blocks))
 
 
 def _blocks_per_step(arguments: TrainingArguments) -> int:

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from pydantic import Field
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import Artifact, Damaged, Manifest, NotAnArtifact, seal
@@ -32,6 +34,7 @@ __all__ = [
     "drop_old_checkpoints",
     "explained_checkpoint",
     "last_complete_checkpoint",
+    "publish",
 ]
 
 logger = logging.getLogger(__name__)
@@ -132,6 +135,28 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def publish(folder: Path, manifest: CheckpointManifest, state: TrainerState, keep: int | None) -> None:
+    """Seal the checkpoint that was written in the folder `WRITING`, give it its name, and drop old ones.
+
+    Args:
+        folder: of the checkpoints.
+        manifest: of this one.
+        state: of the Trainer, which may call it the best one.
+        keep: see `drop_old_checkpoints`.
+    """
+    name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    written, whole = folder / WRITING / name, folder / name
+    (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the recipe says the same
+    if state.best_model_checkpoint == str(written):
+        state.best_model_checkpoint = str(whole)
+        state.save_to_json(str(written / TRAINER_STATE_NAME))
+    Checkpoint.seal(written, manifest)
+    shutil.rmtree(whole, ignore_errors=True)
+    written.rename(whole)
+    written.parent.rmdir()
+    drop_old_checkpoints(folder, keep, state.best_model_checkpoint)
 
 
 def drop_old_checkpoints(folder: Path, keep: int | None, best: str | None) -> None:

@@ -9,7 +9,7 @@ from cocomix.concepts import LabellerConfig
 from cocomix.data import TRAIN, MixedData, Tokens, tokenizer_fingerprint, warn_of_overlap
 from cocomix.labelling import Concatenated, Labels
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.order import MixtureOrder, WindowedOrder
+from cocomix.training.order import MixtureOrder, ShuffledOrder, WindowedOrder
 from cocomix.training.recipe import MixtureConfig, RunConfig
 
 __all__ = ["StoredLabels", "block_order", "have_files", "labels_to_match", "open_data", "open_labels"]
@@ -44,8 +44,8 @@ def have_files(recipe: RunConfig, artifact: Artifact[Any]) -> None:
     artifact.fetch(later=() if recipe.bounds is None else training)
 
 
-def block_order(recipe: RunConfig, data: Tokens, seed: int) -> MixtureOrder | WindowedOrder | None:
-    """The order that draws from a mixture, or reads few files at a time; `None` for all blocks of one corpus, shuffled.
+def block_order(recipe: RunConfig, data: Tokens, seed: int) -> MixtureOrder | ShuffledOrder | WindowedOrder:
+    """The order that draws from a mixture, or reads few files at a time; else all blocks of one corpus, shuffled.
 
     Raises:
         CoCoMixError: a corpus has no block to train on, or too small a share.
@@ -56,7 +56,10 @@ def block_order(recipe: RunConfig, data: Tokens, seed: int) -> MixtureOrder | Wi
         files = (tuple(file.blocks for file in part.manifest.splits[TRAIN].files) for part in parts)
         within = tuple(WindowedOrder(f, recipe.bounds.window_files, seed, corpus) for corpus, f in enumerate(files))
     if not isinstance(data, MixedData):
-        return within[0] if within else None
+        blocks, first = data.manifest.splits[TRAIN].blocks, recipe.first_blocks or 0
+        if first > blocks:
+            raise CoCoMixError(f"first_blocks is {first:,} and the training split has {blocks:,}; lower it.")
+        return within[0] if within else ShuffledOrder(blocks, seed, first)
     for part in data.parts:
         if part.manifest.splits[TRAIN].blocks == 0:
             raise CoCoMixError(f"{part.path} has no training block; leave it out of the mixture.")

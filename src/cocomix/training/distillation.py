@@ -1,7 +1,6 @@
-"""What else a teacher gives a training step, beside labels: next-token distributions and hidden states.
+"""Teacher outputs for training beside labels: next-token distributions (KD) and hidden states (direct prediction).
 
-Knowledge distillation adds λ_KD·KL(teacher ‖ student) to any objective (paper: to next-token prediction, and to pause
-tokens). The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of
+The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of
 its largest probabilities (`cocomix distill`). The hidden states that `prediction: hidden` asks for are never stored.
 An online teacher runs in the training precision (our choice), in every process on its own rows; it is neither wrapped,
 nor trained, nor saved. The vocabulary logits of both sides are made in chunks, but for those that a plain decoder's own
@@ -9,13 +8,15 @@ forward pass returns. The teacher's time is part of the run's seconds. As for la
 the student's documents do not see one another.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from cocomix.artifacts import shown
 from cocomix.concepts import FrozenDecoder, layer_normalize, model_fingerprint
@@ -24,12 +25,12 @@ from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
 from cocomix.model import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.corpora import have_files
-from cocomix.training.objectives import Divisors, Objective, ObjectiveOutput
+from cocomix.training.objectives import Batch, Distillation, HiddenPrediction, Objective
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["OnlineTeacher", "Taught", "Teaching", "open_teaching"]
+__all__ = ["OnlineTeacher", "Teaching", "open_teaching"]
 
-Batch = Mapping[str, Any]
+_STORED = ("teacher_ids", "teacher_log_probs")  # columns of a batch
 
 
 class OnlineTeacher:
@@ -62,56 +63,25 @@ class OnlineTeacher:
 
 
 @dataclass(frozen=True)
-class Taught:
-    """An objective that is told more of every batch, and a share of the distillation loss if there is one.
-
-    Attributes:
-        objective: the arm's own.
-        lessons: what to put into a batch, by name (`teacher_targets`, `hidden_targets`).
-        weight: λ_KD.
-    """
-
-    objective: Objective
-    lessons: Mapping[str, Callable[[Batch], Any]]
-    weight: float = 0.0
-
-    def __call__(self, model: torch.nn.Module, batch: dict[str, Any], divisors: Divisors) -> ObjectiveOutput:
-        """The objective's output; its loss includes λ_KD·KL."""
-        told = {name: lesson(batch) for name, lesson in self.lessons.items()}
-        output = self.objective(model, {**batch, **told}, divisors)
-        if "kd_loss" not in output.terms:
-            return output
-        return replace(output, loss=output.loss + self.weight * output.terms["kd_loss"])
-
-
-@dataclass(frozen=True)
 class Teaching:
     """What a recipe's teacher does while the student trains, labels left out.
 
     Attributes:
-        lessons: what is put into every batch, see `Taught`.
-        weight: λ_KD.
+        objectives: of a student's configuration, the terms that the teacher adds.
         stored: distributions to read beside the tokens.
         hidden_size: width of the online teacher's hidden states; `None` without one.
-        flops_per_token: of the online teacher.
         reference: for the run's manifest; `None` without distillation and hidden states.
     """
 
-    lessons: Mapping[str, Callable[[Batch], Any]] = field(default_factory=dict)
-    weight: float = 0.0
+    objectives: Callable[[PreTrainedConfig], list[Objective]] = lambda config: []
     stored: Concatenated[TeacherProbabilities] | None = None
     hidden_size: int | None = None
-    flops_per_token: float = 0.0
     reference: dict[str, Any] | None = None
 
     @property
     def stores(self) -> tuple[TeacherProbabilities, ...]:
         """The folders of `stored`."""
         return () if self.stored is None else self.stored.parts
-
-    def told(self, objective: Objective) -> Objective:
-        """The objective with the teacher's part in it."""
-        return Taught(objective, self.lessons, self.weight) if self.lessons else objective
 
 
 def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: torch.dtype | None = None) -> Teaching:
@@ -127,36 +97,36 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
         CoCoMixError: as `open_decoder` and `TeacherProbabilities.open`; stored distributions are of other tokens or of
             another vocabulary, or of another teacher than the recipe's.
     """
-    distillation = recipe.distillation
-    lessons: dict[str, Callable[[Batch], Any]] = {}
-    stored, reference, flops = None, {}, 0.0
+    distillation, weight = recipe.distillation, recipe.model.concept_loss_weight
+    stored, online, reference = None, None, {}
     if distillation is not None and recipe.target_folders:
         stored = _open_stored(recipe, data)
-        complete = stored.first.complete
-        lessons["teacher_targets"] = lambda batch: TopTargets(
-            batch["teacher_ids"], batch["teacher_log_probs"], complete
-        )
         reference = {"path": " + ".join(map(shown, recipe.target_folders)), "fingerprint": stored.fingerprint}
-    hidden = recipe.predicts_hidden and recipe.model.concept_loss_weight > 0
-    online = None
+    hidden = recipe.predicts_hidden and weight.peak > 0
     if hidden or (distillation is not None and stored is None):
         assert recipe.teacher is not None  # the recipe was refused otherwise
         online = OnlineTeacher(open_decoder(data, recipe.teacher, device=device), data.manifest.vocab_size, dtype)
         reference["teacher"] = model_fingerprint(online.decoder.model)
-        if hidden:
-            lessons["hidden_targets"] = online.hidden_states
-            flops += online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
-        if "teacher_targets" not in lessons and distillation is not None:
-            lessons["teacher_targets"] = online.distributions
-            flops += online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
-    return Teaching(
-        lessons=lessons,
-        weight=0.0 if distillation is None else distillation.weight,
-        stored=stored,
-        hidden_size=None if online is None else online.decoder.d_model,
-        flops_per_token=flops,
-        reference=reference or None,
-    )
+
+    def objectives(config: PreTrainedConfig) -> list[Objective]:
+        terms: list[Objective] = []
+        if online is not None and hidden:
+            flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
+            terms.append(HiddenPrediction(weight, online.hidden_states, flops))
+        if distillation is not None and stored is not None:
+            terms.append(Distillation(distillation.weight, config, partial(_read, stored.first.complete), _STORED))
+        elif distillation is not None and online is not None:
+            flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
+            terms.append(Distillation(distillation.weight, config, online.distributions, teacher_flops=flops))
+        return terms
+
+    hidden_size = None if online is None else online.decoder.d_model
+    return Teaching(objectives, stored, hidden_size, reference or None)
+
+
+def _read(complete: bool, batch: Batch) -> TopTargets:
+    """The stored distributions of a batch."""
+    return TopTargets(batch["teacher_ids"], batch["teacher_log_probs"], complete)
 
 
 def _open_stored(recipe: RunConfig, data: Tokens) -> Concatenated[TeacherProbabilities]:

@@ -1,9 +1,11 @@
 """What a run is made from is what its recipe means, and stays so: contents are compared, not names."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from cocomix.artifacts import MANIFEST
 from cocomix.concepts import (
@@ -15,15 +17,17 @@ from cocomix.concepts import (
     load_teacher,
     model_fingerprint,
 )
-from cocomix.data import Tokens
-from cocomix.labelling import Labels, StoredArrays
+from cocomix.data import TRAIN, Tokens
+from cocomix.labelling import Concatenated, Labels, StoredArrays
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.arguments import steps_of_epochs, tokens_after
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
+from cocomix.training.objectives import Objective
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["check_sources", "inputs_of"]
+__all__ = ["check_coverage", "check_sources", "inputs_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,42 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
         if recipe.labels.dictionary is not None:
             _check_dictionary(recipe.labels.dictionary, stores)
     _check_teacher(recipe.teacher, "teacher", teaching.stores, (teaching.reference or {}).get("teacher"))
+
+
+def check_coverage(
+    recipe: RunConfig,
+    data: Tokens,
+    stored: Mapping[str, Concatenated[Any] | None],
+    objectives: Sequence[Objective],
+    arguments: TrainingArguments,
+) -> None:
+    """Refuse labels or probabilities of a part of the data that lack blocks which are trained on while they are needed.
+
+    Args:
+        recipe: the recipe.
+        data: its data.
+        stored: what is read beside the tokens, by one of its columns.
+        objectives: of the run.
+        arguments: of the Trainer.
+
+    Raises:
+        CoCoMixError: naming the folder, how much it has and how much is needed.
+    """
+    total = data.manifest.splits[TRAIN].blocks
+    steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, total)
+    for column, folders in stored.items():
+        have = total if folders is None else sum(part.manifest.blocks(TRAIN) for part in folders.parts)
+        until = max((one.weight.steps(steps) for one in objectives if column in one.needs), default=0)
+        if folders is None or have == total or until == 0:
+            continue
+        read = tokens_after(until, arguments, total, data.manifest.block_size) // data.manifest.block_size
+        first = recipe.first_blocks or total
+        if have < (first if read <= first else total):
+            raise CoCoMixError(
+                f"{folders.first.path} has the first {have:,} of {total:,} training blocks, and the run needs {read:,} "
+                f"until step {until:,}; make it of so many (`--blocks {read}`) and set first_blocks: {read} in this "
+                "recipe and in those that it is compared with, so that these blocks come first."
+            )
 
 
 def inputs_of(

@@ -1,6 +1,6 @@
 """Token blocks joined with what is stored of them: labels, a teacher's probabilities."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,22 +14,35 @@ __all__ = ["JoinedBlocks", "joined_blocks"]
 
 
 class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
-    """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`."""
+    """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`.
 
-    def __init__(self, tokens: Any, more: Any) -> None:
-        self.tokens, self.more = tokens, more
+    Args:
+        tokens: rows with `input_ids`.
+        stored: further rows of the same blocks by one of their columns. They may be fewer than the tokens: of the first
+            blocks only.
+    """
+
+    def __init__(self, tokens: Any, stored: Mapping[str, Any]) -> None:
+        self.tokens, self.stored = tokens, dict(stored)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {**self.tokens[index], **self.more[index]}
+        row = dict(self.tokens[index])
+        for blocks in self.stored.values():
+            row |= blocks[index]
+        return row
+
+    def only(self, needs: frozenset[str]) -> "JoinedBlocks":
+        """The same blocks, of which only what is needed is read."""
+        return JoinedBlocks(self.tokens, {column: rows for column, rows in self.stored.items() if column in needs})
 
 
 def joined_blocks(
     recipe: RunConfig,
     data: Tokens,
-    beside: Iterable[Concatenated[Any] | None],
+    beside: Mapping[str, Concatenated[Any] | None],
     name: str,
     limit: int | None,
 ) -> Dataset[Any]:
@@ -38,7 +51,7 @@ def joined_blocks(
     Args:
         recipe: says whether documents within a block see one another.
         data: the tokens.
-        beside: labels and probabilities of the same data; `None` where there are none.
+        beside: labels and probabilities of the same data by one of their columns; `None` where there are none.
         name: of the split.
         limit: use only the first blocks; of a mixture about so many, of each corpus its share.
     """
@@ -46,9 +59,9 @@ def joined_blocks(
     blocks: Dataset[Any] = data.split(name, scattered=scattered)
     if recipe.document_masks:
         blocks = DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
-    for stored in beside:
-        if stored is not None:
-            blocks = JoinedBlocks(blocks, stored.split(name, scattered=scattered))
+    found = {column: stored for column, stored in beside.items() if stored is not None}
+    if found:
+        blocks = JoinedBlocks(blocks, {name_: s.split(name, scattered=scattered) for name_, s in found.items()})
     if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
         chosen = data.first_blocks(name, limit) if isinstance(data, MixedData) else range(limit)
         blocks = Subset(blocks, chosen)

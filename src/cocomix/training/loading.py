@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderShard
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
@@ -54,7 +54,7 @@ def told_by_workers() -> Iterator[None]:
 
 
 def ordered_loader(
-    blocks: Any,
+    views: Mapping[tuple[int, int], Any],
     order: BlockOrder,
     collate: Callable[[Any], Any],
     arguments: TrainingArguments,
@@ -63,13 +63,14 @@ def ordered_loader(
     """This process's part of the training batches, on its device.
 
     Args:
-        blocks: all blocks, numbered as in `order`.
+        views: all blocks, numbered as in `order`, by the epoch and batch from which they are read so.
         order: in which they come.
         collate: makes a batch of rows.
         arguments: batch size, processes, device and the loader's workers.
         reached: see `StepBatches`.
     """
     processes = arguments.world_size
+    parts = [blocks if processes == 1 else PaddedBlocks(blocks, processes) for blocks in views.values()]
     batches = StepBatches(
         order,
         arguments.train_batch_size,
@@ -77,10 +78,12 @@ def ordered_loader(
         process=arguments.process_index,
         drop_last=arguments.dataloader_drop_last,
         reached=reached,
+        views=list(views),
+        span=len(parts[0]),
     )
     workers = arguments.dataloader_num_workers
     return DataLoaderShard(
-        blocks if processes == 1 else PaddedBlocks(blocks, processes),
+        parts[0] if len(parts) == 1 else ConcatDataset(parts),
         device=arguments.device,
         batch_sampler=batches,
         collate_fn=collate,

@@ -45,6 +45,7 @@ class DataReference(_Part):
     fingerprint: str
     tokenizer_fingerprint: str
     block_size: int
+    first_blocks: int | None = None
     mixture: tuple[CorpusReference, ...] | None = None
 
 
@@ -77,6 +78,13 @@ class ParameterCounts(_Part):
     active: int
 
 
+class ExtraFlops(_Part):
+    """FLOPs per training token beside the model's own, up to so many training tokens: a teacher's, as a rule."""
+
+    per_token: float
+    tokens: int
+
+
 class TokenFlops(_Part):
     """FLOPs per token."""
 
@@ -96,8 +104,10 @@ class RunManifest(Manifest):
     `seconds` is the training wall clock with evaluation left out (labelling is in it where `online_labels` is given),
     `tokens` the training tokens seen,
     `evaluation_blocks` the validation blocks its evaluations read. `teacher_flops_per_token` is what a teacher spent
-    inside training (online labels, distillation). With `document_masks`, documents packed into one block do not see
-    each other. Runs of one name and different seeds are one arm of a comparison.
+    inside training (online labels, distillation), averaged over all training tokens; `extra_flops` says of each
+    objective up to which token. `weights` has the weight of each objective as in a recipe, `labels_until` the step,
+    counted from 0, from which no concept labels were read or made. With `document_masks`, documents packed into one
+    block do not see each other. Runs of one name and different seeds are one arm of a comparison.
     """
 
     name: str
@@ -115,6 +125,9 @@ class RunManifest(Manifest):
     parameters: ParameterCounts
     flops_per_token: TokenFlops
     teacher_flops_per_token: float | None = None
+    extra_flops: dict[str, ExtraFlops] | None = None
+    weights: dict[str, Any] = Field(default_factory=dict)
+    labels_until: int | None = None
     learning_rate: float | None = None
     concept_loss_weight: float | None = None
     tokens: int = Field(gt=0)
@@ -164,6 +177,12 @@ def run_manifest(
         recipe_fingerprint: of the recipe as it was written.
     """
     arguments, online = trainer.args, trainer.online_labels
+    tokens = trainer.tokens_seen(trainer.state.global_step)
+    extra = {
+        one.name: {"per_token": flops, "tokens": trainer.tokens_seen(one.weight.steps(trainer.total_steps))}
+        for one in trainer.objectives
+        if (flops := one.extra_flops_per_token(plan.config)) > 0
+    }
     dtype = _DTYPES[trainer.accelerator.mixed_precision]
     values = {
         "made_from": _made_from(data, labels, teaching),
@@ -177,6 +196,7 @@ def run_manifest(
             "fingerprint": data.manifest.fingerprint,
             "tokenizer_fingerprint": data.manifest.tokenizer_fingerprint,
             "block_size": data.manifest.block_size,
+            "first_blocks": recipe.first_blocks,
             **_mixture(recipe, data, trainer),
         },
         "pretrained": _pretrained(recipe),
@@ -192,11 +212,13 @@ def run_manifest(
             "forward": plan.accounting.forward_flops_per_token,
             "training": plan.accounting.training_flops_per_token,
         },
-        "teacher_flops_per_token": teaching.flops_per_token
-        + (0.0 if online is None else online.flops_per_token(plan.block_size)),
+        "teacher_flops_per_token": sum(e["per_token"] * e["tokens"] for e in extra.values()) / tokens,
+        "extra_flops": extra,
+        "weights": {one.name: one.weight.model_dump(mode="json") for one in trainer.objectives},
+        "labels_until": trainer.labels_until() if recipe.has_concepts else None,
         "learning_rate": arguments.learning_rate,
         "concept_loss_weight": _concept_loss_weight(plan.config),
-        "tokens": trainer.tokens_seen(trainer.state.global_step),
+        "tokens": tokens,
         "steps": trainer.state.global_step,
         "seconds": round(trainer.clock.seconds, 3),
         "training_dtype": dtype,

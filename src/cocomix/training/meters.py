@@ -8,70 +8,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocomix.training.objectives import ObjectiveOutput
-
 __all__ = ["LossMeter", "TrainingClock", "over_processes"]
 
 
 class LossMeter:
-    """Sums loss terms on the device between log lines, so that no step waits for the host."""
+    """Sums up what is logged on the device between log lines, so that no step waits for the host."""
 
     def __init__(self) -> None:
-        self.last_step = 0
-        self._terms: dict[str, Tensor] = {}
+        self._means: dict[str, tuple[Tensor, int]] = {}  # sum over steps, and how many
         self._ratios: dict[str, tuple[Tensor, Tensor]] = {}
-        self._before = (self._terms, self._ratios)
+        self._seen: set[str] = set()  # names that this step has brought already
+        self._before = (self._means, self._ratios)
 
     def begin_step(self) -> None:
-        """Remember the sums before a step, for `forget_step`."""
-        self._before = (dict(self._terms), dict(self._ratios))
+        """Begin an optimizer step; remember the sums before it, for `forget_step`."""
+        self._seen = set()
+        self._before = (dict(self._means), dict(self._ratios))
 
     def forget_step(self) -> None:
-        """Take the step out of sums and averages."""
-        self._terms, self._ratios = self._before
-        self.last_step += 1
+        """Take the step out of all averages."""
+        self._means, self._ratios = self._before
 
-    def add(self, output: ObjectiveOutput) -> None:
-        """Add a micro-batch."""
-        for name, value in {"loss": output.loss, **output.terms}.items():
-            value = value.detach().double() if value.device.type != "mps" else value.detach()
-            self._terms[name] = self._terms[name] + value if name in self._terms else value
-        for name, (part, whole) in output.ratios.items():
-            before = self._ratios.get(name)
-            self._ratios[name] = (part, whole) if before is None else (before[0] + part, before[1] + whole)
+    def add(self, means: Mapping[str, Tensor], ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add a micro-batch: its parts of the step's means; pairs (sum, count), pooled before they are divided."""
+        for name, value in means.items():
+            before, steps = self._means.get(name, (0.0, 0))
+            self._means[name] = (before + _exact(value), steps + (name not in self._seen))
+            self._seen.add(name)
+        for name, pair in ratios.items():
+            part, whole = self._ratios.get(name, (0.0, 0.0))
+            self._ratios[name] = (part + _exact(pair[0]), whole + _exact(pair[1]))
 
-    def averages(self, step: int, accelerator: Any) -> dict[str, float]:
-        """Per-step averages since the last call, summed over processes, and the ratios; then start anew."""
-        steps = max(step - self.last_step, 1)
+    def averages(self, accelerator: Any) -> dict[str, float]:
+        """Averages since the last call, means over the steps that had them, of all processes; then start anew."""
         sums = self.state(accelerator)
-        values = {name: value / steps for name, value in sums["terms"].items()}
-        values |= {name: part / whole if whole else 0.0 for name, (part, whole) in sums["ratios"].items()}
-        self.last_step, self._terms, self._ratios = step, {}, {}
-        return values
+        self._means, self._ratios = {}, {}
+        pairs = (sums["means"] | sums["ratios"]).items()
+        return {name: part / whole if whole else 0.0 for name, (part, whole) in pairs}
 
     def state(self, accelerator: Any) -> dict[str, Any]:
         """What was summed since the last log line, over all processes, as JSON."""
+
+        def summed(value: Tensor) -> float:
+            return float(over_processes(value, accelerator))
+
         return {
-            "last_step": self.last_step,
-            "terms": {name: float(over_processes(value, accelerator)) for name, value in self._terms.items()},
-            "ratios": {
-                name: [float(over_processes(value, accelerator)) for value in pair]
-                for name, pair in self._ratios.items()
-            },
+            "means": {name: [summed(value), steps] for name, (value, steps) in self._means.items()},
+            "ratios": {name: [summed(part), summed(whole)] for name, (part, whole) in self._ratios.items()},
         }
 
     def restore(self, state: Mapping[str, Any], accelerator: Any) -> None:
-        """Go on from a `state`; the sums of all processes go to the first."""
-        self.last_step = state["last_step"]
-        if not accelerator.is_main_process:
-            return
+        """Go on from a `state`; the first process takes all sums over."""
         dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
 
         def tensor(value: float) -> Tensor:
-            return torch.tensor(value, dtype=dtype, device=accelerator.device)
+            return torch.tensor(value if accelerator.is_main_process else 0.0, dtype=dtype, device=accelerator.device)
 
-        self._terms = {name: tensor(value) for name, value in state["terms"].items()}
+        self._means = {name: (tensor(value), steps) for name, (value, steps) in state["means"].items()}
         self._ratios = {name: (tensor(part), tensor(whole)) for name, (part, whole) in state["ratios"].items()}
+
+
+def _exact(value: Tensor) -> Tensor:
+    """A detached value in float64, where the device has it."""
+    return value.detach() if value.device.type == "mps" else value.detach().double()
 
 
 def over_processes(value: Tensor, accelerator: Any) -> Tensor:

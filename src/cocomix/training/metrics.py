@@ -17,26 +17,8 @@ __all__ = ["MetricsFile", "ProgressBar", "SaveAndStop", "keep_metrics_until"]
 
 logger = logging.getLogger(__name__)
 
-_KEPT = (
-    "step",
-    "tokens",
-    "seconds",
-    "flops",
-    "loss",
-    "ntp_loss",
-    "concept_loss",
-    "hidden_loss",
-    "kd_loss",
-    "concept_recall",
-    "eval_loss",
-    "eval_concept_loss",
-    "eval_hidden_loss",
-    "eval_kd_loss",
-    "eval_concept_recall",
-    "learning_rate",
-    "grad_norm",
-    "tokens_per_second",
-)
+_FIRST = ("step", "tokens", "seconds", "flops", "loss")
+_LEFT_OUT = ("epoch",)  # tokens say it more exactly
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -56,7 +38,8 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or logs is None or not {"ntp_loss", "eval_loss"} & logs.keys():
             return
         row = {**logs, "step": state.global_step, "flops": logs["tokens"] * self.flops_per_token}
-        line = json.dumps({name: row[name] for name in _KEPT if name in row}, allow_nan=False)
+        names = [name for name in dict.fromkeys((*_FIRST, *row)) if name in row and name not in _LEFT_OUT]
+        line = json.dumps({name: row[name] for name in names}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 

@@ -8,6 +8,7 @@ process labels its own rows. A teacher is not part of the model: it is neither w
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,21 @@ class OnlineLabels:
                 advance(len(rows) * seq)
         return LabelsInMemory(torch.cat(labels))
 
-    def labelled(self, batches: Iterable[Batch], depth: int) -> Iterator[Batch]:
-        """Batches with `concept_labels` [batch, seq, k].
+    def labelled(self, batches: Iterable[Batch], depth: int, count: int | None = None) -> Iterator[Batch]:
+        """Batches with `concept_labels` [batch, seq, k], then those whose labels nobody asks for as they come.
 
         Args:
             batches: with `input_ids` and, where there is padding, `attention_mask`.
             depth: how many batches are labelled ahead, where they are: those of one optimizer step.
+            count: how many batches get labels; all by default.
         """
+        batches = iter(batches)
+        yield from self._labelled(islice(batches, count), depth)
+        yield from batches
+
+    def _labelled(self, batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
         if not self.ahead:
-            for batch in batches:
-                yield self._add(batch)
+            yield from map(self._add, batches)
             return
         stream = _SideStream(self.device)
         waiting: deque[Future[Batch]] = deque()

@@ -4,7 +4,7 @@ Any stretch of any epoch is computed by itself (`cocomix.data.permutation`): goi
 going on at step one does, and neither loader workers nor processes change the order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -42,14 +42,19 @@ class ShuffledOrder:
     Attributes:
         size: number of blocks.
         seed: of the order.
+        first: so many blocks, from the beginning of the data, come before all others, each part shuffled by itself.
     """
 
     size: int
     seed: int
+    first: int = 0
 
     def blocks(self, epoch: int, start: int, stop: int) -> Indices:
         """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
-        return permuted(np.arange(start, stop), self.size, self.seed, 0, epoch)
+        middle = min(max(self.first, start), stop)
+        before = permuted(np.arange(start, middle), max(self.first, 1), self.seed, "first", epoch)
+        after = permuted(np.arange(middle, stop) - self.first, max(self.size - self.first, 1), self.seed, 0, epoch)
+        return np.concatenate((before, self.first + after))
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,8 @@ class StepBatches(Sampler[list[int]]):
         process: which one this is.
         drop_last: leave out what does not fill a batch of all processes.
         reached: is told the epoch and place of every batch.
+        views: epoch and batch from which each view of the blocks is read, rising.
+        span: what is added to the numbers for each further view.
     """
 
     def __init__(
@@ -230,8 +237,11 @@ class StepBatches(Sampler[list[int]]):
         process: int = 0,
         drop_last: bool = False,
         reached: Callable[[int, int], None] | None = None,
+        views: Sequence[tuple[int, int]] = (),
+        span: int = 0,
     ) -> None:
         self.order = order
+        self.views, self.span = tuple(views), span
         self.batch_size = batch_size
         self.processes, self.process = processes, process
         self.drop_last = drop_last
@@ -263,4 +273,5 @@ class StepBatches(Sampler[list[int]]):
             blocks = self.order.blocks(self.epoch, start, stop)
             share = -(-len(blocks) // self.processes)
             own = blocks[self.process :: self.processes].tolist()
-            yield own + [self.order.size] * (share - len(own))
+            view = max(0, sum(begin <= (self.epoch, batch) for begin in self.views) - 1)
+            yield [view * self.span + block for block in own + [self.order.size] * (share - len(own))]

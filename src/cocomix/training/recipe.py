@@ -19,6 +19,7 @@ from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml
+from cocomix.training.objectives import Schedule
 from cocomix.training.recipe_data import BoundedConfig, CachedConfig, CorpusConfig, DataConfig, Folder, MixtureConfig
 from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
@@ -81,8 +82,8 @@ class StudentConfig(Section):
     """C; by default the number of the labels' dictionary."""
     concept_topk: int = Field(default=_default("concept_topk"), ge=1)
     """K_concept, logits kept for the continuous concept (paper: 32)."""
-    concept_loss_weight: float = Field(default=_default("concept_loss_weight"), ge=0.0)
-    """λ (paper: 0.1)."""
+    concept_loss_weight: Schedule = Schedule(value=_default("concept_loss_weight"))
+    """λ (paper: 0.1): a number, or how it changes during the run; see `Schedule`."""
     mixing: str = _default("mixing")
     """How concepts and hidden states are mixed, or `pause`: a learned vector in their place; see `CoCoMixConfig`."""
     prediction: Predicted = _default("prediction")
@@ -122,11 +123,18 @@ class StudentConfig(Section):
 class DistillationConfig(Section):
     """Knowledge distillation: λ_KD·KL(teacher ‖ student) of the next token, beside the objective's own losses."""
 
-    weight: float = Field(default=0.1, gt=0.0)
-    """λ_KD (paper: 0.1)."""
+    weight: Schedule = Schedule()
+    """λ_KD (paper: 0.1): a number above 0, or how it changes during the run; see `Schedule`."""
     targets: Literal["online"] | Folder = "online"
     """`online`: `teacher` runs while training; or a folder written by `cocomix distill`. In a mixture every corpus may
     have its own."""
+
+    @field_validator("weight")
+    @classmethod
+    def _weighs(cls, weight: Schedule) -> Schedule:
+        if weight.peak == 0:
+            raise ValueError("a weight of 0 is no distillation; leave the section out")
+        return weight
 
 
 class RunConfig(Section):
@@ -149,6 +157,11 @@ class RunConfig(Section):
     (`ntp`, pause, hidden states). In a mixture every corpus has its own folder."""
     distillation: DistillationConfig | None = None
     """Adds knowledge distillation to any objective."""
+    auxiliary: dict[str, Schedule] = Field(default_factory=dict)
+    """Further objectives: weight, or how it changes, by the name that they are registered with (`Objective`)."""
+    first_blocks: int | None = Field(default=None, ge=1)
+    """So many training blocks, from the beginning of the data, come before all others in every epoch: those that labels
+    made with `--blocks` cover. Runs that are compared need the same number. Not in a mixture, nor with `cache_gb`."""
     teacher: TeacherConfig | None = None
     """Where distillation and hidden states come from; with stored probabilities optional, a check."""
     model: StudentConfig
@@ -188,13 +201,18 @@ class RunConfig(Section):
                 given = [getattr(corpus, field) is not None for corpus in self.data.mixture]
                 if any(given) != all(given):
                     raise ValueError(f"data.mixture: give {field} to every corpus or to none")
-        if self.has_concepts and self.labels is None and not self.label_folders and self.model.concept_loss_weight > 0:
+        weight = self.model.concept_loss_weight.peak
+        if self.first_blocks is not None and (isinstance(self.data, MixtureConfig) or self.bounds is not None):
+            raise ValueError(
+                "first_blocks cannot be combined with data.mixture or data.cache_gb, which have other orders"
+            )
+        if self.has_concepts and self.labels is None and not self.label_folders and weight > 0:
             raise ValueError("objective: cocomix needs labels: FOLDER (written by `cocomix label`) or {kind: …}")
         if self.has_concepts and self.online_labels is not None and (missing := self.online_labels.missing()):
             raise ValueError(f"labels: {' and '.join(missing)} needed to make them while training")
         if self.predicts_hidden and not self.model.form.predicts:
             raise ValueError(f"model.prediction: hidden and model.mixing: {self.model.mixing} exclude each other")
-        if self.predicts_hidden and self.teacher is None and self.model.concept_loss_weight > 0:
+        if self.predicts_hidden and self.teacher is None and weight > 0:
             raise ValueError("model.prediction: hidden needs teacher:")
         if self.distillation is not None and not self.target_folders and self.teacher is None:
             raise ValueError("distillation.targets: online needs teacher:")
@@ -266,13 +284,18 @@ class RunConfig(Section):
                 parts.append(model.form.arm)
             if self.predicts_hidden:
                 parts.append(f"hidden {model.hidden_loss}")
-            elif self.has_concepts and model.concept_loss_weight == 0:
+            elif self.has_concepts and model.concept_loss_weight.peak == 0:
                 parts.append("mixing only")
+            if (self.has_concepts or self.predicts_hidden) and model.concept_loss_weight.changes:
+                parts.append(f"λ {model.concept_loss_weight}")
             parts += model.form.options(model)
         if self.baseline is not None:
             parts.append(self.baseline)
         if self.distillation is not None:
             parts.append("kd")
+            if self.distillation.weight.changes:
+                parts.append(f"λ_KD {self.distillation.weight}")
+        parts += [f"{name} {weight}" for name, weight in self.auxiliary.items()]
         if model.pretrained is not None:
             parts.append("continued")
         return ", ".join(parts)

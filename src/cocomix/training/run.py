@@ -25,16 +25,17 @@ from cocomix.training.arguments import steps_of_epochs, training_arguments
 from cocomix.training.auto_classes import write_auto_classes
 from cocomix.training.checkpoints import check_kind, checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
-from cocomix.training.distillation import open_teaching
-from cocomix.training.input_checks import check_sources, inputs_of
+from cocomix.training.distillation import Teaching, open_teaching
+from cocomix.training.input_checks import check_coverage, check_sources, inputs_of
 from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
 from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.manifest import RunManifest, run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
-from cocomix.training.objectives import OBJECTIVES
-from cocomix.training.online import open_online_labels
+from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, drop_heads, objective_type
+from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.opened_run import Run
+from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
@@ -111,6 +112,9 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         check_sources(recipe, labels, teaching)
     labelled = labels.first if labels else labels_to_match(recipe)
     plan = plan_run(recipe, data, online or labelled, teaching.hidden_size)
+    objectives = _objectives(recipe, plan, teaching, online)
+    order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
+    check_coverage(recipe, data, {"concept_labels": labels, "teacher_ids": teaching.stored}, objectives, arguments)
     identity = {**asked, **inputs_of(data, labels, online, teaching)}
     folder = partial_path(output)
     with _staged(output, identity, arguments) as staging, signed_in(folder) if first else nullcontext():
@@ -120,16 +124,17 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
                 online.save_tables(folder)
         set_seed(arguments.seed)
         model = build_student(recipe, plan.config)
-        stored = (labels, teaching.stored)
-        order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
-        window = WindowCache(recipe.bounds, data, stored, order) if recipe.bounds and order else None
+        stored = {"concept_labels": labels, "teacher_ids": teaching.stored}
+        window = None
+        if recipe.bounds is not None and isinstance(order, MixtureOrder | WindowedOrder):
+            window = WindowCache(recipe.bounds, data, stored.values(), order)
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
             train_dataset=joined_blocks(recipe, data, stored, "train", None),
-            eval_dataset=validation if online is None else JoinedBlocks(validation, online.blocks(validation)),
-            objective=teaching.told(OBJECTIVES[recipe.objective]),
+            eval_dataset=validation if online is None else _with_labels(validation, online),
+            objectives=objectives,
             online_labels=online,
             non_finite=recipe.non_finite,
             order=order,
@@ -166,6 +171,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             raise stopped
         with progress("final evaluation", None, "batches"):
             final = _final_evaluation(trainer)
+        drop_heads(model)
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
         arguments.distributed_state.wait_for_everyone()  # until all have written
@@ -193,6 +199,21 @@ class _FirstEvaluation(TrainerCallback):  # type: ignore[misc]
         self.trainer.measure(Subset(blocks, range(min(len(blocks), 2 * args.eval_batch_size))))
 
 
+def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: OnlineLabels | None) -> list[Objective]:
+    """The terms of a recipe's loss."""
+    terms: list[Objective] = [NextToken(plan.config)]
+    if recipe.has_concepts:
+        flops = 0.0 if online is None else online.flops_per_token(plan.block_size)
+        terms.append(ConceptPrediction(recipe.model.concept_loss_weight, flops))
+    terms += teaching.objectives(plan.config)
+    return terms + [objective_type(name)(weight) for name, weight in recipe.auxiliary.items()]
+
+
+def _with_labels(validation: Any, online: OnlineLabels) -> JoinedBlocks:
+    """Validation blocks with labels made once, before training."""
+    return JoinedBlocks(validation, {"concept_labels": online.blocks(validation)})
+
+
 @contextmanager
 def _staged(
     output: Path, identity: dict[str, Any], arguments: TrainingArguments
@@ -210,7 +231,7 @@ def _staged(
 
 
 def _whatever_launch(recipe: RunConfig) -> dict[str, Any]:
-    """The recipe without what another machine may change; `resume_meters` checks the tokens of a step."""
+    """The recipe without what another machine may change; `CoCoMixTrainer.train` checks the tokens of a step."""
     shape = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
     training = {name: value for name, value in recipe.training.items() if name not in shape}
     values = recipe.model_copy(update={"training": training}).model_dump(mode="json")
@@ -249,7 +270,6 @@ def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     if checkpoint is not None:
         check_kind(checkpoint, trainer.is_fsdp_enabled)
-        trainer.resume_meters(checkpoint)
         logger.info(f"going on from step {step:,}")
     return checkpoint
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
 from cocomix.data import Tokens
 from cocomix.labelling import Labels
@@ -94,9 +94,19 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         "tokens per step": step_tokens,
         "steps": steps or f"{arguments.num_train_epochs} epochs",
         "tokens": tokens or "the data's",
+        **_labelled(recipe, plan, arguments, steps),
         "training FLOPs": (flops := tokens * count.training_flops_per_token) or "the data's",
         "hours on one H200, estimated": round(gpu_hours(plan.config, flops), 2) or "the data's",
     }
+
+
+def _labelled(recipe: RunConfig, plan: Plan, arguments: TrainingArguments, steps: int) -> dict[str, Any]:
+    """Of a λ that ends early: how long labels are read, and of how many blocks they must be."""
+    until = recipe.model.concept_loss_weight.steps(steps)
+    if not recipe.has_concepts or plan.train_blocks is None or until == steps:
+        return {}
+    blocks = tokens_after(until, arguments, plan.train_blocks, plan.block_size) // plan.block_size
+    return {"labels until step": until, "blocks to label, with first_blocks": min(blocks, plan.train_blocks)}
 
 
 def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:

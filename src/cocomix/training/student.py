@@ -64,7 +64,7 @@ def model_config(
         hidden_loss=config.model.hidden_loss,
         compression_init=config.model.compression_init,
         add_mean=config.model.add_mean,
-        concept_loss_weight=config.model.concept_loss_weight,
+        concept_loss_weight=config.model.concept_loss_weight.peak,
         head_chunk_size=config.model.head_chunk_size,
         **_sizes(config, label_concepts, teacher_hidden_size),
     )

@@ -1,6 +1,6 @@
 """`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged and whole checkpoints.
 
-What is added to `transformers.Trainer` is only what the method needs: the objective seam, divisors counted over the
+What is added to `transformers.Trainer` is only what the method needs: objectives whose terms are averages over the
 whole optimizer step, an evaluation that reports the next-token loss alone, a stop on (or a step over) numbers that are
 not finite, and checkpoints that are whole or not there.
 """
@@ -8,38 +8,36 @@ not finite, and checkpoints that are whole or not there.
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import explained_full_disk
-from cocomix.model import CoCoMixConfig
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.ignore import IGNORE
-from cocomix.training.arguments import tokens_after, tokens_per_step
+from cocomix.training.arguments import steps_of_epochs, steps_per_epoch, tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
     WRITING,
     Checkpoint,
     CheckpointManifest,
     checkpoint_step,
-    drop_old_checkpoints,
     explained_checkpoint,
     last_complete_checkpoint,
+    publish,
 )
 from cocomix.training.collating import COLUMNS, collate_blocks
+from cocomix.training.joined_blocks import JoinedBlocks
 from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
-from cocomix.training.objectives import OBJECTIVES, Divisors, Objective
+from cocomix.training.objectives import Objective, default_objectives
+from cocomix.training.objectives.step_loss import add_heads, count_terms, in_force, loss_terms, step_loss
 from cocomix.training.online import OnlineLabels
 from cocomix.training.optimizers import MUON, muon
 from cocomix.training.order import BlockOrder, ShuffledOrder, StepBatches
@@ -49,20 +47,17 @@ __all__ = ["CoCoMixTrainer", "NonFinite"]
 NonFinite = Literal["stop", "skip"]
 """What to do about gradients that are infinite or not a number."""
 _SKIPS_IN_A_ROW = 10  # our choice: a rare bad batch is over sooner, and training that has diverged does not come back
-_LOSSES = ("ntp_loss", "concept_loss", "hidden_loss", "kd_loss")
 
 
 class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     """Trains CoCoMix models and plain decoders on packed blocks.
 
-    Datasets yield `input_ids` and, for CoCoMix, `concept_labels` [seq, k_attr] with −100 for unused entries. The
-    objective follows from the model (`CoCoMixConfig` → `cocomix`, otherwise `ntp`) unless one is given. Everything
-    else is `transformers.Trainer`.
-
-    Logged beside the Trainer's own numbers: `ntp_loss`, `concept_loss` and `kd_loss` in nats, `hidden_loss`,
-    `concept_recall` (share of label concepts among the model's top-k), `tokens` seen, `seconds` of training (evaluation
-    and saving left out) and `tokens_per_second`. Under gradient accumulation and several processes the losses are
-    averages over the targets of the whole optimizer step.
+    Datasets yield `input_ids` and, for CoCoMix, `concept_labels` [seq, k_attr] with −100 for unused entries. The loss
+    is the sum of the `objectives`' terms, each its weight times its sum ÷ its count, where sum and count are of the
+    whole optimizer step under gradient accumulation and several processes. By default they follow from the model's
+    configuration: next tokens, and with λ > 0 concepts. Logged beside the Trainer's own numbers: every term, and its
+    weight if that changes; `concept_recall` (share of label concepts among the model's top-k), `tokens` seen, `seconds`
+    of training (evaluation and saving left out) and `tokens_per_second`. Everything else is `transformers.Trainer`.
 
     A loss or gradient that is not finite stops training at the next log line. With `non_finite="skip"` a step whose
     gradients are not finite changes nothing and is left out of the averages; ten in a row stop training. It waits for
@@ -80,7 +75,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        objective: Objective | None = None,
+        objectives: Sequence[Objective] | None = None,
         online_labels: OnlineLabels | None = None,
         non_finite: NonFinite = "stop",
         order: BlockOrder | None = None,
@@ -89,23 +84,25 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)
-        if self.accelerator.ddp_handler is not None:  # else gradients are there twice, in DDP's buckets and beside them
-            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         if self.is_fsdp_enabled:  # accelerate's own policy would also round losses to bfloat16; autocast does not
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
             # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
-        if objective is None:
-            objective = OBJECTIVES["cocomix" if isinstance(self.model.config, CoCoMixConfig) else "ntp"]
-        self.objective = objective
+        self.objectives = default_objectives(self.model.config) if objectives is None else tuple(objectives)
+        self._heads = add_heads(self.objectives, self.model, self.args.device)
+        if (settings := self.accelerator.ddp_handler) is not None:
+            settings.gradient_as_bucket_view = True  # else gradients are there twice, in DDP's buckets and beside them
+            if any(one.weight.steps(self.total_steps) < self.total_steps for one in self.objectives):
+                settings.find_unused_parameters = True  # a head, or a predictor that is not mixed in
         self.online_labels = online_labels
         self.order, self.reached = order, reached
         self._labelled: tuple[Any, Iterator[dict[str, Tensor]]] | None = None
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
-        self._concept_positions: Tensor | None = None
+        self._counts: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}  # of the last step, as far as they change during the run
         self._meter = LossMeter()
         self.clock = TrainingClock()
         self.skips_non_finite = non_finite == "skip" and self.accelerator.mixed_precision != "fp16"
@@ -119,38 +116,56 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)
 
+    @cached_property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, over which weights are scheduled."""
+        if self.args.max_steps > 0 or self.train_dataset is None:  # a Trainer that only evaluates has none
+            return max(int(self.args.max_steps), 1)
+        return steps_of_epochs(self.args, len(self.train_dataset))
+
+    def _in_force(self, step: int) -> list[Objective]:
+        return in_force(self.objectives, step, self.total_steps)
+
+    def labels_until(self, column: str = "concept_labels") -> int:
+        """The step, counted from 0, from which no objective reads a column of the batches any more."""
+        return max((one.weight.steps(self.total_steps) for one in self.objectives if column in one.needs), default=0)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step and their counts; labelled first, where labels are made online."""
         self._meter.begin_step()
         if self.online_labels is not None:
             if self._labelled is None or self._labelled[0] is not epoch_iterator:
                 depth = self.args.gradient_accumulation_steps
-                self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth))
+                count = max(0, self.labels_until() - self.state.global_step) * depth  # whole epochs may have fewer
+                self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth, count))
             epoch_iterator = self._labelled[1]
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
-        """Count targets and labelled positions over all micro-batches of a step, on all processes."""
-        if not batch_samples:
+        """Count what the terms sum over in all micro-batches of a step, on all processes; returns the first term's."""
+        counts = count_terms(self._in_force(self.state.global_step), batch_samples, device)
+        if not counts:
             return None
-        counts = torch.stack([_count_targets(batch) for batch in batch_samples]).sum(0).to(device)
-        counts = over_processes(counts, self.accelerator).clamp_min(1)
-        self._concept_positions = counts[1]
-        return counts[0]
+        summed = over_processes(torch.stack(list(counts.values())), self.accelerator).clamp_min(1)
+        self._counts = dict(zip(counts, summed, strict=True))
+        return summed[0]
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's loss for one micro-batch; its terms are kept for the next log line."""
-        concept_positions = None if num_items_in_batch is None else self._concept_positions
-        output = self.objective(model, inputs, Divisors(num_items_in_batch, concept_positions))
-        self._meter.add(output)
-        # Gradients are averaged over processes, but the divisors are global: undo the average.
-        loss = output.loss * self.accelerator.num_processes if num_items_in_batch is not None else output.loss
+        """Σ weight · sum ÷ count over the terms of one micro-batch; they are kept for the next log line."""
+        step = self.state.global_step
+        terms, output = loss_terms(self._in_force(step), model, inputs, self._heads)
+        counts = None if num_items_in_batch is None else self._counts
+        loss, means, self._weights = step_loss(terms, counts, step, self.total_steps)
+        measured = {name: (term.sum, term.count) for name, term in terms.items() if term.weight is None}
+        self._meter.add({"loss": loss, **means}, measured)
+        if counts is not None:  # gradients are averaged over processes, but the counts are global: undo the average
+            loss = loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
@@ -175,12 +190,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs:
             if self.skips_non_finite and not math.isfinite(logs["loss"]):
                 del logs["loss"]  # it still counts skipped steps; ours, if there was any other step, comes next
-            logs.update(self._meter.averages(self.state.global_step, self.accelerator))
+            logs.update(self._meter.averages(self.accelerator))
+            logs.update(self._weights)
             if self.accelerator.mixed_precision == "fp16" and not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]  # the loss scaler skipped this step and lowers its scale
-        for name in ("grad_norm", "eval_loss", *_LOSSES, *(f"eval_{name}" for name in _LOSSES)):
-            if not math.isfinite(logs.get(name, 0.0)):
-                self._stop(f"{name} became {logs[name]}")
+        for name, value in logs.items():
+            if name != "train_loss" and not math.isfinite(value):  # that is the summary's, over skipped steps too
+                self._stop(f"{name} became {value}")
         seconds = self.clock.seconds
         logs["tokens"] = self.tokens_seen(self.state.global_step)
         logs["seconds"] = seconds
@@ -210,11 +226,28 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             "training.max_grad_norm and train to another --output."
         )
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `transformers.Trainer` does, with the clock running."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `transformers.Trainer` does, with the clock running.
+
+        Args:
+            resume_from_checkpoint: a checkpoint that this class wrote; `True` for the last whole one of `output_dir`.
+            *args: as in the base class.
+            **kwargs: likewise.
+
+        Raises:
+            CoCoMixError: there is no such checkpoint, or its steps were of another size.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_complete_checkpoint(Path(self.args.output_dir)) or "")
+            if not resume_from_checkpoint:
+                raise CoCoMixError(
+                    f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint."
+                )
+        if resume_from_checkpoint:
+            self._resume_meters(Path(resume_from_checkpoint))
         try:
             with self.clock.running(self.args.device), told_by_workers():
-                return super().train(*args, **kwargs)
+                return super().train(resume_from_checkpoint or None, *args, **kwargs)
         finally:
             self._labelled = None  # batches labelled ahead of the last step
 
@@ -233,28 +266,21 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         Runs in the training precision, so that arms that train alike are evaluated alike.
 
         Returns:
-            `eval_loss`, the next-token loss alone, in nats per target token; with concept labels also
-            `eval_concept_loss` in nats per labelled position, and `eval_concept_recall`; where a teacher takes part,
-            `eval_kd_loss` and `eval_hidden_loss` per target token.
+            `eval_loss`, the next-token loss alone, in nats per target token, and the other terms that are still trained
+            and whose columns the set has, such as `eval_concept_loss` in nats per labelled position.
         """
         model = self.model_wrapped if self.is_in_train else self.model
-        meter, targets = LossMeter(), torch.zeros(2, dtype=torch.int64, device=self.args.device)
+        meter, objectives = LossMeter(), self._in_force(max(self.state.global_step - 1, 0))
         with self.clock.paused(self.args.device), torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
-                # Divisors of one turn averages into sums, so that a last, smaller batch has its own weight.
-                meter.add(self.objective(model, inputs, Divisors(1, 1)))
-                targets += _count_targets(inputs)
+                measured = [one for one in objectives if one.needs <= inputs.keys()]
+                terms, _ = loss_terms(measured, model, inputs, self._heads)
+                meter.add({}, {name: (term.sum, term.count) for name, term in terms.items()})
             model.train()
-            tokens, positions = over_processes(targets, self.accelerator).clamp_min(1).tolist()
-            sums = meter.averages(1, self.accelerator)
-        metrics = {f"{prefix}_loss": sums["ntp_loss"] / tokens}
-        metrics |= {f"{prefix}_{name}": sums[name] / tokens for name in ("kd_loss", "hidden_loss") if name in sums}
-        if "concept_loss" in sums:
-            metrics[f"{prefix}_concept_loss"] = sums["concept_loss"] / positions
-            metrics[f"{prefix}_concept_recall"] = sums["concept_recall"]
-        return metrics
+            found = meter.averages(self.accelerator)
+        return {f"{prefix}_{name.removeprefix('ntp_')}": value for name, value in found.items()}
 
     def get_train_dataloader(self) -> Any:
         """Batches in the run's order."""
@@ -266,7 +292,18 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         order = self.order or ShuffledOrder(len(blocks), seed)
         collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
-        return ordered_loader(blocks, order, collate, arguments, self.reached)
+        return ordered_loader(self._views(blocks), order, collate, arguments, self.reached)
+
+    def _views(self, blocks: Any) -> dict[tuple[int, int], Any]:
+        """The blocks by the epoch and batch from which they are read: fewer columns, once no objective needs them."""
+        if not isinstance(blocks, JoinedBlocks):
+            return {(0, 0): blocks}
+        views = {}
+        for step in sorted({0, *(one.weight.steps(self.total_steps) for one in self.objectives)}):
+            epoch, within = divmod(step, steps_per_epoch(self.args, len(blocks)))
+            needs = frozenset().union(*(one.needs for one in self._in_force(step)))
+            views[epoch, within * self.args.gradient_accumulation_steps] = blocks.only(needs)
+        return views
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The base class's, in which every block counts once.
@@ -338,28 +375,14 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 self._saving = False
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                self._publish(folder, state)
+                publish(folder, state, self.state, self.args.save_total_limit)
 
     def _weights_are_finite(self) -> bool:
         shares = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in self.model.parameters()]
         bad = torch.stack([share.detach().isfinite().logical_not().sum() for share in shares]).sum()
         return int(over_processes(bad, self.accelerator)) == 0
 
-    def _publish(self, folder: Path, state: CheckpointManifest) -> None:
-        """Give the checkpoint in the writing folder its name."""
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        written, whole = folder / WRITING / name, folder / name
-        (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the recipe says the same
-        if self.state.best_model_checkpoint == str(written):
-            self.state.best_model_checkpoint = str(whole)
-            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-        Checkpoint.seal(written, state)
-        shutil.rmtree(whole, ignore_errors=True)
-        written.rename(whole)
-        written.parent.rmdir()
-        drop_old_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def resume_meters(self, checkpoint: Path) -> None:
+    def _resume_meters(self, checkpoint: Path) -> None:
         """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint.
 
         Raises:
@@ -376,10 +399,3 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = state.skipped
         self._meter.restore(state.meter, self.accelerator)
-
-
-def _count_targets(batch: Mapping[str, Tensor]) -> Tensor:
-    """Target tokens and labelled positions of a batch. [2], int64"""
-    tokens = batch["labels"][:, 1:].ne(IGNORE).sum()
-    concepts = batch["concept_labels"].ne(IGNORE).any(-1).sum() if "concept_labels" in batch else tokens.new_zeros(())
-    return torch.stack((tokens, concepts))

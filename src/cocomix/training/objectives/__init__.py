@@ -1,0 +1,30 @@
+"""Objectives: named loss terms, each with its own count and weight. One file an objective."""
+
+from cocomix.training.objectives.cocomix import ConceptPrediction, concept_recall_counts, default_objectives
+from cocomix.training.objectives.hidden import HiddenPrediction
+from cocomix.training.objectives.kd import Distillation
+from cocomix.training.objectives.ntp import NextToken
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective, objective_type, register_objective
+from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.step_loss import add_heads, count_terms, drop_heads, in_force, loss_terms, step_loss
+
+__all__ = [
+    "Batch",
+    "ConceptPrediction",
+    "Distillation",
+    "HiddenPrediction",
+    "LossTerm",
+    "NextToken",
+    "Objective",
+    "Schedule",
+    "add_heads",
+    "concept_recall_counts",
+    "count_terms",
+    "default_objectives",
+    "drop_heads",
+    "in_force",
+    "loss_terms",
+    "objective_type",
+    "register_objective",
+    "step_loss",
+]

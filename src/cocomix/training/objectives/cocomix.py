@@ -1,0 +1,80 @@
+"""Concept prediction (paper Eq. 2): L = (1/M) Σ_t [logsumexp(z_t) − mean_{i∈I_t} z_{t,i}] over M labelled positions.
+
+z_t are the concept logits at position t and I_t its labels. With the next-token loss it is Eq. 4, L_NTP + λ·L.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.model import CoCoMixConfig
+from cocomix.model.targets import count_labelled
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.ntp import NextToken
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["ConceptPrediction", "concept_recall_counts", "default_objectives"]
+
+
+class ConceptPrediction(Objective):
+    """The concept loss, weighted by λ.
+
+    Args:
+        weight: λ.
+        labelling_flops: per token, of labels that are made while training.
+    """
+
+    name = "cocomix"
+    needs = frozenset({"concept_labels"})
+
+    def __init__(self, weight: Schedule, labelling_flops: float = 0.0) -> None:
+        super().__init__(weight)
+        self.labelling_flops = labelling_flops
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The labels [batch, seq, k_attr]; see `Objective`."""
+        return {"concept_labels": batch["concept_labels"], "num_concept_items_in_batch": 1}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Labelled positions."""
+        return {"concept_loss": count_labelled(batch["concept_labels"], batch.get("attention_mask"))}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`concept_loss`, nats per labelled position, and `concept_recall`."""
+        (count,) = self.counts(batch).values()
+        found, used = concept_recall_counts(output.concept_ids, batch["concept_labels"])
+        return {
+            "concept_loss": LossTerm(output.concept_loss, count, self.weight),
+            "concept_recall": LossTerm(found, used, None),
+        }
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """What labelling costs; see `Objective`."""
+        return self.labelling_flops
+
+
+def default_objectives(config: PreTrainedConfig) -> tuple[Objective, ...]:
+    """What a model's configuration says of its loss: next tokens, and with λ > 0 concepts (Eq. 4).
+
+    Raises:
+        CoCoMixError: it predicts hidden states, whose teacher a configuration does not name.
+    """
+    weight = config.concept_loss_weight if isinstance(config, CoCoMixConfig) and config.form.predicts else 0.0
+    if weight == 0.0:
+        return (NextToken(config),)
+    if not config.has_concepts:
+        raise CoCoMixError("prediction='hidden' needs a teacher: give objectives=[NextToken(…), HiddenPrediction(…)].")
+    return NextToken(config), ConceptPrediction(Schedule(value=weight))
+
+
+def concept_recall_counts(
+    predicted: Tensor,  # [batch, seq, k] int64
+    labels: Tensor,  # [batch, seq, k_attr] int64
+) -> tuple[Tensor, Tensor]:
+    """How many label concepts are among the predicted ones, and how many there are. Two scalars, no host sync."""
+    used = labels != IGNORE
+    found = (labels.unsqueeze(-1) == predicted.unsqueeze(-2)).any(-1) & used
+    return found.sum(), used.sum()

@@ -1,0 +1,49 @@
+"""Direct prediction of the teacher's hidden states (paper Fig. 6b): L = (1/N) Σ_t distance(u_t, h_t).
+
+u_t is what an MLP of the student predicts at block `insert_layer`, h_t the teacher's layer-normed hidden state, and the
+sum runs over the N positions with a target token; `hidden_loss` of the configuration names the distance, no nats.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["HiddenPrediction"]
+
+
+class HiddenPrediction(Objective):
+    """The distance, weighted by `concept_loss_weight`, for `prediction: hidden`.
+
+    Args:
+        weight: of the distance.
+        states: the teacher's hidden states of a batch, [batch, seq, d_teacher].
+        teacher_flops: per token.
+    """
+
+    name = "hidden"
+
+    def __init__(self, weight: Schedule, states: Callable[[Batch], Tensor], teacher_flops: float = 0.0) -> None:
+        super().__init__(weight)
+        self.states, self.teacher_flops = states, teacher_flops
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The teacher's states; see `Objective`."""
+        return {"hidden_targets": self.states(batch)}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {"hidden_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`hidden_loss`."""
+        return {"hidden_loss": LossTerm(output.hidden_loss, count_targets(batch), self.weight)}
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """The teacher's forward pass up to its block; see `Objective`."""
+        return self.teacher_flops

@@ -1,0 +1,119 @@
+"""What an objective is: a batch and the model's output in, named loss terms out; and how others are added.
+
+An objective outside this package is one file with a class, made known by `@register_objective(NAME)` or by an entry
+point NAME of the group `cocomix.objectives`; a recipe asks for it with `auxiliary: {NAME: WEIGHT}`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["Batch", "LossTerm", "Objective", "objective_type", "register_objective"]
+
+ENTRY_POINTS = "cocomix.objectives"
+Batch = Mapping[str, Any]
+_registered: dict[str, type["Objective"]] = {}
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A part of the loss, or something that is measured beside it.
+
+    Attributes:
+        sum: over what `count` counts; nats unless the name says otherwise. []
+        count: of the batch. In training the sum is divided by the count of the whole optimizer step, of all
+            processes. []
+        weight: in the loss; `None` for what is only measured, such as a recall.
+    """
+
+    sum: Tensor
+    count: Tensor
+    weight: Schedule | None
+
+
+class Objective(ABC):
+    """A loss term of a training step. The objectives of a run share one forward pass of the model.
+
+    In the step from which the weight is 0 for good, an objective is not called any more: nothing that it `needs` is
+    read or made, no teacher runs for it.
+
+    Attributes:
+        name: tells objectives of a run apart; in recipes, that of one from outside.
+        needs: columns of the batch beside `input_ids` and `labels`.
+        weight: of its term.
+    """
+
+    name: ClassVar[str]
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, weight: Schedule) -> None:
+        self.weight = weight
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model's `forward` is called with for it."""
+        return {}
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What each trained term sums over, by the batch alone: a step's counts are needed before its first loss."""
+
+    @abstractmethod
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """The terms, by their names in logs.
+
+        Args:
+            output: of the model, called with the `inputs` of all objectives.
+            batch: on the model's device.
+            head: from `build_head`.
+        """
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module | None:
+        """A module of its own, which is trained and kept in checkpoints with the model, and not exported with it."""
+        return None
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """FLOPs of a training token beside the model's, while the weight is not 0: a teacher's, or its head's."""
+        return 0.0
+
+
+O = TypeVar("O", bound=Objective)  # noqa: E741
+
+
+def register_objective(name: str) -> Callable[[type[O]], type[O]]:
+    """Class decorator: make a class, called with its weight, the objective of `auxiliary: {name: weight}`.
+
+    Raises:
+        CoCoMixError: the name is taken by another class.
+    """
+
+    def register(cls: type[O]) -> type[O]:
+        if _registered.get(name, cls) is not cls:
+            raise CoCoMixError(f"an objective {name!r} is there already; give {cls.__name__} another name.")
+        _registered[name] = cls
+        return cls
+
+    return register
+
+
+def objective_type(name: str) -> type[Objective]:
+    """The class of a registered objective.
+
+    Raises:
+        CoCoMixError: there is none of that name.
+    """
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in _registered:
+        return _registered[name]
+    if name in installed:
+        found: type[Objective] = installed[name].load()
+        return found
+    known = ", ".join(sorted({*_registered, *installed})) or "none is registered"
+    raise CoCoMixError(f"there is no objective {name!r} ({known}); import the module that registers it.")

@@ -1,0 +1,106 @@
+"""The weight of a loss term, as a function of the step."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from cocomix.runtime.section import Section
+
+__all__ = ["Schedule"]
+
+
+class Schedule(Section):
+    """A loss term's weight over a run of `total` optimizer steps; in recipes a number, or a mapping of these fields.
+
+    concept_loss_weight: 0.1                                        # the same all the time
+    concept_loss_weight: {shape: linear, until: 0.25}               # from 0.1 down to 0 in the first quarter
+    concept_loss_weight: {shape: stop, value: 0.2, until: 0.5}      # 0.2 in the first half, then 0
+    concept_loss_weight: {stages: {0: 0.1, 0.5: 0.05, 0.75: 0}}     # from the start, the half, three quarters
+    """
+
+    shape: Literal["constant", "linear", "stages", "stop"] = "constant"
+    """`linear` falls from `value` to 0 at `until`, `stop` is `value` until then and 0 afterwards."""
+    value: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
+    """The weight at the beginning (paper: 0.1 for λ as well as λ_KD)."""
+    until: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the run's steps after which `linear` and `stop` are 0."""
+    stages: dict[float, float] | None = None
+    """Weights by the share of the run's steps from which they hold; the first from 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        if isinstance(value, Schedule):
+            return value
+        if not isinstance(value, Mapping):
+            return {"value": value}
+        return {"shape": "stages", **value} if value.get("stages") else value
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "Schedule":
+        if (self.shape == "stages") != bool(self.stages):
+            raise ValueError("shape: stages and stages: {SHARE: WEIGHT, …} need one another")
+        given = self.model_fields_set
+        unread = {"constant": {"until"}, "stages": {"until", "value"}}.get(self.shape, set()) & given
+        if unread:
+            raise ValueError(f"{' and '.join(sorted(unread))} would not be read with shape: {self.shape}; leave it out")
+        if self.stages:
+            shares = list(self.stages)
+            if shares[0] != 0 or shares != sorted(shares) or shares[-1] >= 1:
+                raise ValueError(f"stages begin at the rising shares {shares} of a run; they must go from 0 to below 1")
+            if not all(0.0 <= weight < math.inf for weight in self.stages.values()):
+                raise ValueError(f"the weights of stages, {list(self.stages.values())}, must be numbers not below 0")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _to_number(self, handler: Any) -> Any:
+        return self.value if self.shape == "constant" else {name: handler(self)[name] for name in self._read}
+
+    @property
+    def _read(self) -> tuple[str, ...]:
+        return ("shape", "stages") if self.shape == "stages" else ("shape", "value", "until")
+
+    @property
+    def peak(self) -> float:
+        """The largest weight."""
+        return max(self.stages.values()) if self.stages else self.value
+
+    @property
+    def changes(self) -> bool:
+        """Whether the weight is not the same all the time."""
+        return self.shape != "constant"
+
+    def weight(self, step: int, total: int) -> float:
+        """The weight in optimizer step `step`, counted from 0, of `total`."""
+        if self.stages:
+            return [weight for share, weight in self.stages.items() if _first_step(share, total) <= step][-1]
+        end = _first_step(self.until, total)
+        if self.shape == "constant":
+            return self.value
+        if step >= end:
+            return 0.0
+        return self.value * (1.0 - step / end) if self.shape == "linear" else self.value
+
+    def steps(self, total: int) -> int:
+        """After how many of `total` steps the weight is 0 for good."""
+        if self.peak == 0.0:
+            return 0
+        if self.shape in ("linear", "stop"):
+            return _first_step(self.until, total)
+        ends = [*list(self.stages or ())[1:], 1.0]
+        lasting = [end for end, weight in zip(ends, (self.stages or {0.0: self.value}).values(), strict=True) if weight]
+        return _first_step(lasting[-1], total)
+
+    def __str__(self) -> str:
+        if self.stages:
+            return ", ".join(f"{weight:g} from {share:.0%}" for share, weight in self.stages.items())
+        if self.shape == "constant":
+            return f"{self.value:g}"
+        return f"{self.value:g} {'falling to 0 at' if self.shape == 'linear' else 'until'} {self.until:.0%}"
+
+
+def _first_step(share: float, total: int) -> int:
+    """The first step of the part of a run that begins at a share of it."""
+    return math.ceil(share * total - 1e-9)  # 0.1 · 30 is a little more than 3 as a float

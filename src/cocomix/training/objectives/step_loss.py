@@ -1,0 +1,105 @@
+"""The loss of an optimizer step: the terms of several objectives, counted, divided, weighted and added up."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+
+__all__ = ["StepLoss", "add_heads", "count_terms", "drop_heads", "in_force", "loss_terms", "step_loss"]
+
+
+class StepLoss(NamedTuple):
+    """A micro-batch's part of the loss of a step.
+
+    Attributes:
+        loss: Σ weight · sum ÷ count. []
+        means: sum ÷ count of the terms by name.
+        weights: those that change during the run, as `NAME_weight`.
+    """
+
+    loss: Tensor
+    means: dict[str, Tensor]
+    weights: dict[str, float]
+
+
+_HEADS = "objective_heads"  # submodule of the model
+
+
+def add_heads(objectives: Iterable[Objective], model: PreTrainedModel, device: torch.device) -> dict[str, nn.Module]:
+    """Make the objectives' own heads part of the model, to be trained, sharded and checkpointed with it; by name."""
+    built = {one.name: one.build_head(model.config) for one in objectives}
+    heads = {name: head for name, head in built.items() if head is not None}
+    if heads:
+        model.add_module(_HEADS, nn.ModuleDict(heads).to(device))
+    return heads
+
+
+def drop_heads(model: PreTrainedModel) -> None:
+    """Take the objectives' heads out of a model that was trained: it is saved as it was given."""
+    if _HEADS in dict(model.named_children()):
+        delattr(model, _HEADS)
+
+
+def in_force(objectives: Iterable[Objective], step: int, total: int) -> list[Objective]:
+    """The objectives of a step, counted from 0, of `total`: those whose weight is not 0 for good."""
+    return [one for one in objectives if step < one.weight.steps(total)]
+
+
+def loss_terms(
+    objectives: Sequence[Objective], model: nn.Module, batch: Batch, heads: Mapping[str, nn.Module] | None = None
+) -> tuple[dict[str, LossTerm], Any]:
+    """The terms of several objectives by one forward pass, in their order, and the model's output.
+
+    Args:
+        objectives: each adds to what the model is called with, and sees its whole output.
+        model: the student.
+        batch: on its device.
+        heads: the objectives' own, by the objective's name.
+    """
+    inputs: dict[str, Any] = {}
+    for objective in objectives:
+        inputs |= objective.inputs(batch)
+    output = model(**inputs)
+    terms: dict[str, LossTerm] = {}
+    for objective in objectives:
+        terms |= objective(output, batch, (heads or {}).get(objective.name))
+    return terms, output
+
+
+def count_terms(objectives: Sequence[Objective], batches: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
+    """What each trained term sums over, in all micro-batches of a step of this process.
+
+    Raises:
+        CoCoMixError: a batch lacks a column that an objective needs.
+    """
+    counts: dict[str, Tensor] = {}
+    for batch in batches:
+        for one in objectives:
+            if missing := one.needs - batch.keys():
+                raise CoCoMixError(
+                    f"a batch has no {' and no '.join(sorted(missing))}, which {type(one).__name__} reads while its "
+                    f"weight ({one.weight}) is not 0; give the data set these columns, or set the weight to 0."
+                )
+            for name, count in one.counts(batch).items():
+                counts[name] = counts.get(name, 0) + count.to(device)
+    return counts
+
+
+def step_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, Tensor] | None, step: int, total: int) -> StepLoss:
+    """Divide the terms by the counts of the whole step (without them, of the batch), weigh them and add them up."""
+    means: dict[str, Tensor] = {}
+    weighted, weights = [], {}
+    for name, term in terms.items():
+        if term.weight is None:
+            continue
+        weight = term.weight.weight(step, total)
+        means[name] = term.sum / (term.count.clamp_min(1) if counts is None else counts[name])
+        weighted.append(weight * means[name])
+        if term.weight.changes:
+            weights[f"{name}_weight"] = weight
+    return StepLoss(sum(weighted[1:], weighted[0]), means, weights)

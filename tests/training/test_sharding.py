@@ -21,7 +21,7 @@ from tests.many.cpu_shards import allow_cpu_shards
 from tests.many.launches import difference, spawned
 from tests.model.factories import plain, student
 from tests.training.test_resume import Killed, kill_at
-from tests.training.test_trainer import Logs, build, trainer
+from tests.training.test_trainer import Logs, build, spoil, trainer
 from tests.workshop import Workshop
 
 SETTINGS: dict[str, Any] = {

@@ -266,8 +266,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         Runs in the training precision, so that arms that train alike are evaluated alike.
 
         Returns:
-            `eval_loss`, the next-token loss alone, in nats per target token, and the other terms that are still trained
-            and whose columns the set has, such as `eval_concept_loss` in nats per labelled position.
+            `eval_loss`, of next tokens alone, in nats, and the other terms still trained whose columns the set has.
         """
         model = self.model_wrapped if self.is_in_train else self.model
         meter, objectives = LossMeter(), self._in_force(max(self.state.global_step - 1, 0))

@@ -132,6 +132,29 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, objective: str, family: st
         assert torch.equal(value, weights[1][name]), name
 
 
+def test_a_resumed_run_logs_what_it_would_have_logged(tmp_path: Path) -> None:
+    """Averages over a checkpoint that lies between log lines, which is named or is the last one of the folder."""
+    settings = {"steps": 6, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
+    logged = []
+    for resume in (None, str(tmp_path / "checkpoint-3"), True):
+        made, logs = trainer(build("cocomix"), tmp_path, **settings)
+        made.train(resume_from_checkpoint=resume)
+        logged.append([row for row in logs.rows if "ntp_loss" in row])
+        if resume is not True:
+            shutil.rmtree(tmp_path / "checkpoint-6")
+    for rows in logged[1:]:
+        assert len(rows) == len(logged[0]) == 1
+        for name in ("loss", "ntp_loss", "concept_loss", "concept_recall", "tokens"):
+            assert rows[0][name] == pytest.approx(logged[0][0][name], rel=1e-12), name
+        assert rows[0]["seconds"] > 0
+
+
+def test_there_is_nothing_to_resume_from(tmp_path: Path) -> None:
+    made, _ = trainer(plain("gpt2"), tmp_path)
+    with pytest.raises(CoCoMixError, match="resume_from_checkpoint"):
+        made.train(resume_from_checkpoint=True)
+
+
 def test_terms_are_averages_over_targets_and_add_up(tmp_path: Path) -> None:
     model = student("gpt2", concept_loss_weight=0.3)
     shape = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "learning_rate": 0.0}

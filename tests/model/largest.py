@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def largest_tensor(work: Callable[[], object]) -> int:
-    """Elements of the largest tensor that any operation of `work` returns, backward passes included."""
+def largest_tensor(work: Callable[[], object], dtype: torch.dtype | None = None) -> int:
+    """Elements of the largest tensor (of a dtype) that any operation of `work` returns, backward passes included."""
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -18,7 +18,7 @@ def largest_tensor(work: Callable[[], object]) -> int:
             nonlocal largest
             result = func(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(tensor, torch.Tensor):
+                if isinstance(tensor, torch.Tensor) and dtype in (None, tensor.dtype):
                     largest = max(largest, tensor.numel())
             return result
 

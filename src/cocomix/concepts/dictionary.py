@@ -25,6 +25,7 @@ from cocomix.artifacts import fingerprint_json, tensor_sha256
 from cocomix.concepts.releases import open_sae
 from cocomix.concepts.saelens import Normalization, SaeParts, write_sae
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.top_k import top_k
 
 __all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "SparseCodes", "layer_normalize"]
 
@@ -264,7 +265,7 @@ class ConceptDictionary:
 
     def _encode_topk(self, pre: Tensor) -> SparseCodes:
         assert self.k is not None
-        values, ids = pre.topk(self.k, dim=-1)
+        values, ids = top_k(pre, self.k)
         return SparseCodes(ids, values.relu_())
 
     def _encode_thresholded(self, pre: Tensor) -> SparseCodes:

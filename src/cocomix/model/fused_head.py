@@ -15,6 +15,7 @@ from cocomix.model.head_losses import accumulation_dtype, cap_, divergence_of_al
 from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.ignore import IGNORE
+from cocomix.runtime.top_k import top_k
 
 __all__ = ["Divergence", "HeadLoss", "HeadOutput", "SetCrossEntropy", "fused_head", "naive_head"]
 
@@ -171,23 +172,25 @@ class _FusedHead(torch.autograd.Function):
             padded = hidden[rows] if room is None else room[: rows.stop - start]  # [chunk, at least width]
             logits = padded if weight is None else _product(hidden[rows], weight, bias, padded)
             if k > 0:
-                torch.topk(logits, k, dim=-1, out=(values[rows], ids[rows]))
+                values[rows], ids[rows] = top_k(logits, k)
             if kind == "none":
                 continue
             if kind == "labels":
                 labels = targets[0]
                 assert labels is not None
-                assert weight is not None
-                chunk_loss, gradient = set_cross_entropy(padded, weight.shape[0], labels[rows], softcap, with_gradient)
+                used_up = padded.to(accumulation, copy=True) if weight is None else padded
+                width = logits.shape[1]
+                chunk_loss, gradient = set_cross_entropy(used_up, width, labels[rows], softcap, with_gradient)
             else:
                 chunk_loss, gradient = _divergence(kind, logits.to(accumulation), softcap, rows, targets)
             loss_sum += chunk_loss
             if grad_hidden is None or gradient is None:
                 continue
-            grad_logits = gradient.to(hidden.dtype)
             if weight is None or grad_weight is None:
-                grad_hidden[rows] = grad_logits
+                grad_hidden[rows] = gradient
                 continue
+            # In a narrow format it takes the logits' place, whose rows are padded: so products read aligned rows.
+            grad_logits = gradient if gradient.dtype == hidden.dtype else logits.copy_(gradient)
             torch.mm(grad_logits, weight, out=grad_hidden[rows])
             _accumulate_outer(grad_weight, grad_logits, hidden[rows])
             if grad_bias is not None:
@@ -233,12 +236,15 @@ class _FusedHead(torch.autograd.Function):
 
 
 def _room(rows: int, weight: Tensor) -> Tensor:
-    """Room for the logits of a chunk, [rows, padded] with padded > width, uninitialised.
+    """Room for the logits of a chunk, [rows, padded] with padded > width, uninitialised but for the padding.
 
     Its rows are a little longer than they need be, and no power of two: on CPUs matrix products with such results and
     operands take 6% less time than with rows of 32,768 or 50,257 (our measurement), whose lines share cache sets.
     """
-    return weight.new_empty(rows, -(-weight.shape[0] // 16) * 16 + 16)
+    width = weight.shape[0]
+    room = weight.new_empty(rows, -(-width // 16) * 16 + 16)
+    room[:, width:] = 0  # bfloat16 products on CPUs with AMX read it with the last columns: NaN there came out (seen)
+    return room
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, padded: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
 
 from cocomix.artifacts import explained_full_disk
+from cocomix.model.causal_loss import causal_loss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import steps_of_epochs, steps_per_epoch, tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
@@ -84,6 +85,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
         super().__init__(*args, **kwargs)
+        self.model.loss_function = causal_loss  # of plain decoders; ours have their own
         if self.is_fsdp_enabled:  # accelerate's own policy would also round losses to bfloat16; autocast does not
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
             # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.

@@ -134,7 +134,6 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, family: str) -> None:
         if part == "resumed":
             shutil.rmtree(tmp_path / "checkpoint-6")
             checkpoint = last_complete_checkpoint(tmp_path)
-            made.resume_meters(checkpoint)
         made.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         weights.append({name: value.detach() for name, value in model.named_parameters()})
     for name, value in weights[0].items():

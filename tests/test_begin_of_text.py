@@ -139,7 +139,7 @@ def test_without_the_token_the_refusal_names_the_option(
 ) -> None:
     caplog.set_level("INFO", "cocomix")
     config = made_by(gemma)
-    with pytest.raises(CoCoMixError, match=r"does not describe the output of block 0 .* --prepend-bos, or use --force"):
+    with pytest.raises(CoCoMixError, match=r"block 0 .*--prepend-bos.*--force"):
         label_data(gemma.plain.path, config, tmp_path / "labels")
     assert not (tmp_path / "labels").exists()
     label_data(gemma.plain.path, config, tmp_path / "labels", force=True)
@@ -189,9 +189,7 @@ def test_a_dictionary_of_contexts_without_the_token_asks_for_data_without(gemma:
     other = sink_dictionary(teacher, 7, prepend_bos=False)  # what attention writes where the token is not
     other.save(tmp_path / "sae")
     dictionary = DictionaryConfig(path=str(tmp_path / "sae"))
-    with pytest.raises(
-        CoCoMixError, match=r"without the begin-of-text token, .* prepare the data without --prepend-bos"
-    ):
+    with pytest.raises(CoCoMixError, match=r"without --prepend-bos"):
         open_labeller(gemma.begun, AttributionConfig(teacher=gemma.teacher, dictionary=dictionary))
     sink_dictionary(teacher, begin, prepend_bos=None).save(tmp_path / "silent")
     silent = DictionaryConfig(path=str(tmp_path / "silent"))
@@ -240,7 +238,7 @@ def test_the_run_reads_texts_as_it_was_trained(run: Run, gemma: Gemma) -> None:
     assert encode(model, tokenizer, "list of").tolist() == [[begin, *plain]]
     assert encode(model, gemma.plain.tokenizer(), "list of").tolist() == [plain]
     room = BLOCK - len(plain)
-    with pytest.raises(CoCoMixError, match="the model's context is"):
+    with pytest.raises(CoCoMixError, match="context"):
         encode(model, tokenizer, "list of", room=room)
     assert encode(model, tokenizer, "list of", room=room - 1).shape == (1, len(plain) + 1)
 

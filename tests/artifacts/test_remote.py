@@ -50,7 +50,7 @@ def test_secrets_do_not_get_into_a_recipe(workshop: Workshop, tmp_path: Path) ->
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert "data: s3://bucket/data\n" in (tmp_path / "recipe.yaml").read_text()
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
-    with pytest.raises(CoCoMixError, match=r"recipe.yaml: data.*: s3://\*\*\*@bucket/data holds an access key") as told:
+    with pytest.raises(CoCoMixError, match=r"recipe.yaml: data.*s3://\*\*\*@bucket/data") as told:
         load_recipe(tmp_path / "recipe.yaml", ["data=s3://AKIA:hunter2@bucket/data"])
     assert "hunter2" not in str(told.value)
 
@@ -93,18 +93,18 @@ def test_a_copy_takes_shards_when_they_are_read_and_checks_them(workshop: Worksh
     for damaged in ("/b/data/train-00000.npy", "/b/data/labels/validation-00000.ids.npy"):
         content = memory.cat_file(damaged)
         memory.pipe_file(damaged, content[:-200] + bytes(200))
-    with pytest.raises(Damaged, match=r"memory://b/data/train-00000\.npy has changed"):
+    with pytest.raises(Damaged, match=r"memory://b/data/train-00000\.npy"):
         data.shards("train", 40)[0].read()
-    with pytest.raises(Damaged, match=r"memory://b/data/labels/validation-00000\.ids\.npy has changed"):
+    with pytest.raises(Damaged, match=r"memory://b/data/labels/validation-00000\.ids\.npy"):
         labels.split("validation")[0]
     assert copies(cache) == ["train-00000.counts.npy", "train-00000.ids.npy", "train-00001.npy"]
     assert not list(cache.rglob("*.tmp"))
 
     memory.rm_file("/b/data/train-00000.npy")
-    with pytest.raises(CoCoMixError, match=r"memory://b/data/train-00000\.npy does not exist"):
+    with pytest.raises(CoCoMixError, match=r"memory://b/data/train-00000\.npy"):
         data.shards("train", 40)[0].read()
     memory.rm_file("/b/data/manifest.json")
-    with pytest.raises(NotAnArtifact, match=r"memory://b/data .*its upload was interrupted"):
+    with pytest.raises(NotAnArtifact, match=r"memory://b/data .*interrupted"):
         Tokens.open("memory://b/data")
 
 

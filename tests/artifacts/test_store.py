@@ -96,7 +96,7 @@ def test_a_short_fault_of_the_network_is_no_fault(memory: Any, monkeypatch: Any)
 
 def test_an_upload_that_breaks_off_is_made_up_for(memory: Any, monkeypatch: Any) -> None:
     broken = Broken(monkeypatch, memory, "title.txt", -1)
-    with pytest.raises(Unreachable, match="the output is whole in"):
+    with pytest.raises(Unreachable, match="whole"):
         make_poem(URL)
     assert MANIFEST not in there()
     with pytest.raises(NotAnArtifact):
@@ -337,7 +337,7 @@ def test_what_is_a_url(given: str | Path, url: str | None) -> None:
     ],
 )
 def test_urls_with_secrets_are_refused_without_showing_them(url: str | Path) -> None:
-    with pytest.raises(CoCoMixError, match="holds an access key") as refused:
+    with pytest.raises(CoCoMixError, match="access key") as refused:
         url_of(url)
     assert not any(part in str(refused.value) for part in ("hunter2", "hun", "er2"))
     assert not any(part in redacted(f"cannot read {url} twice") for part in ("hunter2", "hun", "er2"))

@@ -147,7 +147,7 @@ def test_values_beyond_float16_are_refused_in_a_sentence(tokens):
     with torch.no_grad():
         model.transformer.h[2].mlp.c_fc.weight *= 1e6
     teacher = ConceptTeacher(model, make_dictionary(), 1, name="tiny")
-    with pytest.raises(CoCoMixError, match="of the teacher tiny is not finite; try another dtype"):
+    with pytest.raises(CoCoMixError, match=r"tiny .*dtype"):
         teacher.label(tokens, dtype="float16")
 
 

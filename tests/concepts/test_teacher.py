@@ -22,20 +22,20 @@ def test_a_saved_teacher_is_loaded_frozen_and_labels_alike(backbone, tmp_path, i
 
 
 def test_a_dictionary_of_another_width_is_refused():
-    with pytest.raises(CoCoMixError, match="width 24, but the teacher's are 32 wide"):
+    with pytest.raises(CoCoMixError, match=r"24.*32"):
         ConceptTeacher(make_model("gpt2"), make_dictionary(d_model=24), 1)
 
 
 def test_a_layer_out_of_range_is_refused():
-    with pytest.raises(CoCoMixError, match=f"layer 7 is out of range: the teacher has blocks 0 to {LAYERS - 1}"):
+    with pytest.raises(CoCoMixError, match=f"layer 7.*0 to {LAYERS - 1}"):
         ConceptTeacher(make_model("gpt2"), make_dictionary(), 7)
 
 
 def test_places_without_a_model_are_refused_with_a_sentence(tmp_path):
-    with pytest.raises(CoCoMixError, match="cannot load a causal language model from"):
+    with pytest.raises(CoCoMixError, match="causal language model"):
         load_teacher(tmp_path)
-    with pytest.raises(CoCoMixError, match=r"nothing\.gguf does not exist"):
+    with pytest.raises(CoCoMixError, match=r"nothing\.gguf"):
         load_teacher(tmp_path / "nothing.gguf")
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
-    with pytest.raises(CoCoMixError, match="cannot load a causal language model from"):
+    with pytest.raises(CoCoMixError, match="causal language model"):
         load_teacher(tmp_path / "broken.gguf")

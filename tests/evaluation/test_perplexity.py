@@ -129,7 +129,7 @@ def test_refusals_say_what_to_do():
 
     with pytest.raises(CoCoMixError, match="predicts no concepts"):
         run(ntp_model(), labels=random_labels(5))
-    with pytest.raises(CoCoMixError, match="labels cover 4 blocks but the data has 5"):
+    with pytest.raises(CoCoMixError, match=r"4 blocks.* 5"):
         run(labels=random_labels(4))
     with pytest.raises(CoCoMixError, match=f"names concept {CONCEPTS} but the model has concepts 0 to {CONCEPTS - 1}"):
         run(labels=Rows("concept_labels", torch.full((5, BLOCK, 2), CONCEPTS)))
@@ -137,13 +137,13 @@ def test_refusals_say_what_to_do():
         run(labels=Rows("concept_labels", torch.full((5, BLOCK, 2), -1)))
     with pytest.raises(CoCoMixError, match="has a labelled position"):
         run(labels=Rows("concept_labels", torch.full((5, BLOCK, 2), -100)))
-    with pytest.raises(CoCoMixError, match="blocks have 20 tokens but the model's context is 16"):
+    with pytest.raises(CoCoMixError, match=r"20.* 16"):
         run(blocks=token_blocks(2, 20))
     with pytest.raises(CoCoMixError, match="holds token 31"):
         run(blocks=Rows("input_ids", torch.full((2, BLOCK), 31)))
     with pytest.raises(CoCoMixError, match="no block"):
         run(blocks=Rows("input_ids", torch.zeros(0, BLOCK, dtype=torch.long)))
-    with pytest.raises(CoCoMixError, match="hold nothing to predict"):
+    with pytest.raises(CoCoMixError, match="nothing to predict"):
         run(blocks=token_blocks(2, 1))
     with pytest.raises(CoCoMixError, match="batch_size=0"):
         run(batch_size=0)

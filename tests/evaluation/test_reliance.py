@@ -36,7 +36,7 @@ def test_shuffle_mixes_positions_and_sequences():
 
 
 def test_shuffle_refuses_a_single_sequence():
-    with pytest.raises(CoCoMixError, match="at least two sequences"):
+    with pytest.raises(CoCoMixError, match="two sequences"):
         shuffle(torch.Generator())(*coded(1, 4))
 
 
@@ -123,8 +123,8 @@ def test_refusals():
     assert no_reliance_reason(cocomix_model()) is None
     with pytest.raises(CoCoMixError, match="has no concepts"):
         concept_reliance(ntp_model(), blocks, batch_size=2, device=CPU)
-    with pytest.raises(CoCoMixError, match="nothing to intervene on"):
+    with pytest.raises(CoCoMixError, match="intervene"):
         concept_reliance(cocomix_model("none"), blocks, batch_size=2, device=CPU)
     for count, batch_size in ((4, 1), (1, 4)):
-        with pytest.raises(CoCoMixError, match="at least two blocks"):
+        with pytest.raises(CoCoMixError, match="two blocks"):
             concept_reliance(cocomix_model(), token_blocks(count, BLOCK), batch_size=batch_size, device=CPU)

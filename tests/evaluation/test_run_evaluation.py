@@ -114,18 +114,18 @@ def test_data_that_moved_changed_or_does_not_fit(world, trained, tmp_path):
     data = {"path": "/nowhere/data", "fingerprint": "f", "block_size": 10}
     data["tokenizer_fingerprint"] = meta.tokenizer_fingerprint
     moved = trained("moved", world.plain(), data=data)
-    with pytest.raises(CoCoMixError, match="no longer at /nowhere/data; say where it is with --data"):
+    with pytest.raises(CoCoMixError, match=r"/nowhere/data.*--data"):
         evaluate_run(moved, device=CPU)
     assert evaluate_run(moved, device=CPU, data=world.data.path, limit_blocks=2).evaluation.blocks == 2
     changed = trained("changed", world.plain(), data={**data, "path": str(world.data.path)})
-    with pytest.raises(CoCoMixError, match="has changed since the run changed was trained"):
+    with pytest.raises(CoCoMixError, match="run changed"):
         evaluate_run(changed, device=CPU)
     foreign = trained(
         "foreign", world.plain(), data={**data, "path": str(world.data.path), "tokenizer_fingerprint": "?"}
     )
-    with pytest.raises(CoCoMixError, match="another tokenizer than the run foreign"):
+    with pytest.raises(CoCoMixError, match=r"tokenizer.*foreign"):
         evaluate_run(foreign, device=CPU)
-    with pytest.raises(CoCoMixError, match="no concepts to compare with labels"):
+    with pytest.raises(CoCoMixError, match="no concepts"):
         evaluate_run(trained("ntp", world.plain()), device=CPU, labels=world.labels.path)
     with pytest.raises(CoCoMixError, match="no split 'test'"):
         evaluate_run(trained("ours", world.student()), device=CPU, split="test")
@@ -134,7 +134,7 @@ def test_data_that_moved_changed_or_does_not_fit(world, trained, tmp_path):
 def test_labels_of_another_dictionary_size_are_refused(world, trained):
     model = cocomix_model(num_concepts=30)
     model.resize_token_embeddings(world.data.manifest.vocab_size)
-    with pytest.raises(CoCoMixError, match="24 concepts, but the model has 30"):
+    with pytest.raises(CoCoMixError, match=r"24.* 30"):
         evaluate_run(trained("ours", model), device=CPU)
 
 

@@ -41,7 +41,7 @@ def test_a_run_without_weights_is_refused(write_run):
 def test_unfinished_folders(tmp_path):
     (tmp_path / "half.partial").mkdir()
     for path in (tmp_path / "half", tmp_path / "half.partial"):
-        with pytest.raises(NotAnArtifact, match=r"half.* is not finished; run the same `cocomix train`"):
+        with pytest.raises(NotAnArtifact, match=r"half.*`cocomix train`"):
             Run.open(path)
 
 
@@ -88,5 +88,5 @@ def test_missing_empty_and_binary_metrics(write_run):
     with pytest.raises(CoCoMixError, match="not UTF-8"):
         Run.open(path)
     (path / "metrics.jsonl").unlink()
-    with pytest.raises(CoCoMixError, match=r"metrics\.jsonl does not exist"):
+    with pytest.raises(CoCoMixError, match=r"metrics\.jsonl"):
         Run.open(path)

@@ -24,9 +24,9 @@ def test_a_number_that_is_no_concept(subject, text):
 def test_searches_that_find_nothing(subject):
     for text in ('"', "' OR 1=1 --", "*", "<script>", "zzzzqqq", "NEAR(", "\x00"):
         assert isinstance(hit_list(find_concepts(subject, text), text), str)
-    with pytest.raises(CoCoMixError, match="no concept is found for 'zzzzqqq'"):
+    with pytest.raises(CoCoMixError, match="'zzzzqqq'"):
         resolve_concept(subject, "zzzzqqq")
-    with pytest.raises(CoCoMixError, match="no concept is found"):
+    with pytest.raises(CoCoMixError, match="no concept"):
         resolve_concept(subject, "  ")
     with pytest.raises(CoCoMixError, match="200 at most"):
         find_concepts(subject, "x" * 201)
@@ -50,5 +50,5 @@ def test_without_an_atlas_the_page_says_how_to_make_one(bare):
     assert find_concepts(bare, "3")[0].id == 3
     assert find_concepts(bare, "") == []
     for ask in (lambda: find_concepts(bare, "list"), lambda: measure_concept(bare, 3)):
-        with pytest.raises(CoCoMixError, match="make one with: cocomix atlas"):
+        with pytest.raises(CoCoMixError, match="cocomix atlas"):
             ask()

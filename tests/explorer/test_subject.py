@@ -37,7 +37,7 @@ def test_a_run_without_concepts_is_refused(roomy):
 
 
 def test_the_atlas_of_another_run_is_refused(subject, workshop):
-    with pytest.raises(CoCoMixError, match="is of another run"):
+    with pytest.raises(CoCoMixError, match="another run"):
         open_subject(workshop.cocomix_run, atlas=subject.atlas.path)
     assert subject.atlas.path == default_atlas_folder(subject.run.path)
 

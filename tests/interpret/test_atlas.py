@@ -84,7 +84,7 @@ def test_rankings(atlas, by):
 
 
 def test_questions_out_of_range(atlas):
-    with pytest.raises(CoCoMixError, match="by='name' is not one of label_count"):
+    with pytest.raises(CoCoMixError, match=r"'name'.*label_count"):
         atlas.top(3, by="name")
     for ask in (atlas.top, lambda limit: atlas.search("list", limit)):
         with pytest.raises(CoCoMixError, match="limit=0"):
@@ -129,7 +129,7 @@ def test_an_odd_folder_name(atlas_folder, tmp_path):
 
 
 def test_an_atlas_of_another_run(atlas_folder, workshop, tmp_path):
-    with pytest.raises(CoCoMixError, match=r"is of another run \(mixed\)"):
+    with pytest.raises(CoCoMixError, match=r"mixed"):
         ConceptAtlas.open(atlas_folder, Run.open(workshop.ntp_run))
     moved = tmp_path / "moved"
     shutil.copytree(workshop.cocomix_run, moved)

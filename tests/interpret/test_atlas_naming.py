@@ -141,7 +141,7 @@ def test_without_a_key_none_is_sent(monkeypatch):
     ],
 )
 def test_no_name_is_said_in_words(answer):
-    with server(answer) as (url, _), pytest.raises(CoCoMixError, match="the terms are used instead"):
+    with server(answer) as (url, _), pytest.raises(CoCoMixError, match="terms"):
         NameEndpoint(url).name([], [])
 
 
@@ -167,7 +167,7 @@ def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch):
     "url", ["", "localhost:8000", "file:///etc/passwd", "ftp://host/v1", "http://", "http://host/v1?key=x"]
 )
 def test_other_addresses_are_refused(url):
-    with pytest.raises(CoCoMixError, match="no address of an endpoint"):
+    with pytest.raises(CoCoMixError, match="endpoint"):
         NameEndpoint(url)
 
 

@@ -128,9 +128,9 @@ def test_teacher_and_dictionary_are_found_where_the_run_says(workshop, tmp_path)
         assert found.teacher.dictionary.fingerprint() == by_labels.teacher.dictionary.fingerprint()
         assert found.k == 4
     lost = Run.open(moved(workshop.cocomix_run, tmp_path / "b", labels=str(tmp_path / "gone")))
-    with pytest.raises(CoCoMixError, match="named neither in its recipe nor by its labels; give it with --dictionary"):
+    with pytest.raises(CoCoMixError, match="--dictionary"):
         open_run_teacher(lost, data)
-    with pytest.raises(CoCoMixError, match="put the label folder back"):
+    with pytest.raises(CoCoMixError, match="label folder"):
         open_run_teacher(lost, data, teacher=str(workshop.teacher), dictionary=str(workshop.dictionary))
 
 
@@ -142,5 +142,5 @@ def test_a_dictionary_of_other_concepts_is_refused(workshop, tmp_path):
     tensors = load_file(weights)
     save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
     (other / "manifest.json").unlink()
-    with pytest.raises(CoCoMixError, match=r"is not the one the labels in .* were made with"):
+    with pytest.raises(CoCoMixError, match=r"labels"):
         open_run_teacher(Run.open(workshop.cocomix_run), Tokens.open(workshop.data), dictionary=str(other))

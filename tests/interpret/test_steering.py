@@ -185,7 +185,7 @@ def test_generation_refusals(world):
     for prompt, message in (("", "text is empty"), (["list", " "], "text is empty"), ([], "no text to continue")):
         with pytest.raises(CoCoMixError, match=message):
             run(prompt)
-    with pytest.raises(CoCoMixError, match="names row 1, but the batch has rows 0 to 0"):
+    with pytest.raises(CoCoMixError, match=r"row 1.* 0 to 0"):
         run(edits=[ConceptEdit(0, "set", 1.0, rows=(1,))])
     length = len(tokenizer.encode("list of"))
     message = f"text has {length} tokens and 40 more are to be generated, but the model's context is 16"
@@ -193,7 +193,7 @@ def test_generation_refusals(world):
         run(max_new_tokens=40)
     with pytest.raises(CoCoMixError, match=f"concept {CONCEPTS} does not exist: .* 0 to {CONCEPTS - 1}"):
         run(edits=[ConceptEdit(CONCEPTS)])
-    with pytest.raises(CoCoMixError, match="is too large; stay between -100 and 100"):
+    with pytest.raises(CoCoMixError, match="-100 and 100"):
         run(edits=[ConceptEdit(0, "add", 1e6)])
     with pytest.raises(CoCoMixError, match="mixes none in"):
         run(model=world.student("none"), edits=[ConceptEdit(0)])

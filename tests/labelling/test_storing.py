@@ -366,7 +366,7 @@ def test_shards_that_fail_are_listed_and_the_rest_is_kept(
 
     with monkeypatch.context() as patched:
         patched.setattr(TinyLabeller, "label", failing)
-        with pytest.raises(CoCoMixError, match=r"2 shards failed .*loss .* not finite") as caught:
+        with pytest.raises(CoCoMixError, match=r"2 shards .*not finite") as caught:
             label(tokens, tmp_path / "out")
     assert "train-00000[4:5]" in str(caught.value)
     assert "validation-00000[2:3]" in str(caught.value)

@@ -180,7 +180,7 @@ def test_an_unsupported_family_is_refused_with_the_reason_and_the_list(model_typ
 
 def test_a_setting_that_counts_blocks_is_refused() -> None:
     backbone = backbone_config("gpt2", scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(CoCoMixError, match="scale_attn_by_inverse_layer_idx: true cannot be split"):
+    with pytest.raises(CoCoMixError, match="scale_attn_by_inverse_layer_idx"):
         CoCoMixForCausalLM(CoCoMixConfig(backbone=backbone, insert_layer=1, num_concepts=40))
 
 
@@ -190,7 +190,7 @@ def test_a_setting_that_counts_blocks_is_refused() -> None:
 def test_pytorchs_kernel_is_not_used_where_scores_are_capped() -> None:
     config = student_config("gemma2")
     assert CoCoMixForCausalLM(config).config._attn_implementation == "eager"
-    with pytest.raises(CoCoMixError, match="leave it out for 'eager'"):
+    with pytest.raises(CoCoMixError, match="'eager'"):
         CoCoMixForCausalLM._from_config(config, attn_implementation="sdpa")
 
 

@@ -210,7 +210,7 @@ def test_threads_do_not_see_each_others_edits() -> None:
 
 
 def test_rows_and_starts_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(CoCoMixError, match="names row 2, but the batch has rows 0 to 1"):
+    with pytest.raises(CoCoMixError, match=r"row 2.* 0 to 1"):
         student("gpt2")(tokens(), concept_edits=[ConceptEdit(0, "set", 1.0, rows=(0, 2))])
     with pytest.raises(CoCoMixError, match="starts at token -1"):
         ConceptEdit(0, start=-1)
@@ -230,18 +230,18 @@ def test_a_refused_edit_leaves_the_cache_as_it_was() -> None:
 
 @pytest.mark.parametrize("concept", [-1, CONCEPTS])
 def test_concepts_that_do_not_exist_are_refused(concept: int) -> None:
-    with pytest.raises(CoCoMixError, match=f"concept {concept} does not exist: this model has concepts 0 to 47"):
+    with pytest.raises(CoCoMixError, match=f"concept {concept}.* 0 to 47"):
         student("gpt2")(tokens(), concept_edits=[ConceptEdit(concept)])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
 def test_values_that_are_no_usable_numbers_are_refused(value: float) -> None:
-    with pytest.raises(CoCoMixError, match="of concept 0 must be a number"):
+    with pytest.raises(CoCoMixError, match="concept 0"):
         ConceptEdit(0, "add", value)
 
 
 def test_an_unknown_operation_is_refused() -> None:
-    with pytest.raises(CoCoMixError, match="'boost' is not one of scale, add, set, ban"):
+    with pytest.raises(CoCoMixError, match=r"'boost'.*scale, add, set, ban"):
         ConceptEdit(0, "boost")
 
 

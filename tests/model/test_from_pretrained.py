@@ -76,20 +76,20 @@ def test_weights_are_copied_in_their_dtype() -> None:
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(CoCoMixError, match="nothing does not exist"):
+    with pytest.raises(CoCoMixError, match="nothing"):
         started(tmp_path / "nothing")
     with pytest.raises(CoCoMixError, match=f"insert_layer={LAYERS} is out of range"):
         from_pretrained_backbone(plain("gpt2"), LAYERS, **SIZES)
-    with pytest.raises(CoCoMixError, match="model_type 'cocomix' is not supported"):
+    with pytest.raises(CoCoMixError, match="'cocomix'"):
         started(student("gpt2"))
 
 
 def test_weights_of_another_shape_or_depth() -> None:
-    with pytest.raises(CoCoMixError, match=r"do not fit the model \(size mismatch for"):
+    with pytest.raises(CoCoMixError, match=r"size mismatch"):
         load_backbone_weights(student("llama"), plain("llama", intermediate_size=32))
-    with pytest.raises(CoCoMixError, match=r"they lack upper\.layers\.1\."):
+    with pytest.raises(CoCoMixError, match=r"lack upper\.layers\.1\."):
         load_backbone_weights(student("llama"), plain("llama", num_hidden_layers=LAYERS - 1))
-    with pytest.raises(CoCoMixError, match=r"the model has no upper\.layers\.2\."):
+    with pytest.raises(CoCoMixError, match=r"no upper\.layers\.2\."):
         load_backbone_weights(student("llama"), plain("llama", num_hidden_layers=LAYERS + 1))
 
 
@@ -99,5 +99,5 @@ def test_a_decoder_that_computes_something_else() -> None:
     for family, setting in (("gpt2", {"layer_norm_epsilon": 1e-3}), ("llama", {"rms_norm_eps": 1e-3})):
         with pytest.raises(CoCoMixError, match=f"has {next(iter(setting))} = .* but the pretrained there has 0.001"):
             check_same_decoder(backbone_config(family), backbone_config(family, **setting), "there")
-    with pytest.raises(CoCoMixError, match="has model_type = 'gpt2', but the pretrained there has 'llama'"):
+    with pytest.raises(CoCoMixError, match=r"model_type.*'gpt2'.*'llama'"):
         check_same_decoder(backbone_config("gpt2"), backbone_config("llama"), "there")

@@ -115,7 +115,7 @@ def test_more_tokens_than_learned_positions_are_refused() -> None:
 def test_labels_of_concepts_that_do_not_exist_are_refused(wrong: int) -> None:
     labels = concepts()
     labels[1, 2, 0] = wrong
-    with pytest.raises(CoCoMixError, match=f"concept label {wrong} does not exist in a model of 48 concepts"):
+    with pytest.raises(CoCoMixError, match=f"concept label {wrong}.* 48"):
         student("gpt2")(tokens(), concept_labels=labels)
 
 
@@ -220,7 +220,7 @@ def test_hidden_states_of_both_halves() -> None:
 
 
 def test_a_four_dimensional_mask_is_refused() -> None:
-    with pytest.raises(CoCoMixError, match="attention_mask has 4 dimensions"):
+    with pytest.raises(CoCoMixError, match=r"attention_mask.* 4"):
         student("llama")(tokens(), attention_mask=torch.ones(2, 1, 11, 11), position_ids=torch.arange(11)[None])
 
 

@@ -210,7 +210,7 @@ def test_steps_that_are_all_skipped_stop_training(tmp_path: Path) -> None:
     made, logs = trainer(build("ntp"), tmp_path, steps=20, logging_steps=3)
     made.skips_non_finite = True
     spoil_gradients(made, set(range(2, 20)), float("nan"))
-    with pytest.raises(CoCoMixError, match="gradients of 10 steps in a row were infinite or not a number"):
+    with pytest.raises(CoCoMixError, match="10 steps in a row"):
         made.train()
     assert all("ntp_loss" not in row for row in logs.rows[1:])
 

@@ -290,6 +290,6 @@ def test_what_does_not_fit_is_refused(workshop: Workshop, tmp_path: Path) -> Non
             train(workshop.recipe("ntp", **changes), tmp_path / "run")
         assert "\n" not in str(caught.value)
     hidden = {"prediction": "hidden", "teacher_hidden_size": 99}
-    with pytest.raises(CoCoMixError, match="teacher_hidden_size is 99 but the teacher's hidden states are 16 wide"):
+    with pytest.raises(CoCoMixError, match=r"teacher_hidden_size.*99.*16"):
         train(workshop.recipe("cocomix", model=hidden, **source(workshop)), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

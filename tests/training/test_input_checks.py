@@ -52,15 +52,13 @@ def test_a_teacher_or_dictionary_of_the_same_name(
             train(recipe(workshop, teacher, dictionary, **given), output)
     change(dictionary / "sae_weights.safetensors")  # `cocomix verify` finds it: training reads what `sae` noted
     (dictionary / "manifest.json").unlink()
-    with pytest.raises(
-        CoCoMixError, match=r"labels was made with another dictionary than the recipe's labels\.dictionary\.path"
-    ):
+    with pytest.raises(CoCoMixError, match=r"labels\.dictionary\.path"):
         train(recipe(workshop, teacher, dictionary, **given), output)
     pinned = {"path": str(dictionary), "fingerprint": "0" * 64}
-    with pytest.raises(CoCoMixError, match=r"than the recipe's labels\.dictionary\.fingerprint names"):
+    with pytest.raises(CoCoMixError, match=r"labels\.dictionary\.fingerprint"):
         train(recipe(workshop, teacher, dictionary, labels={"path": str(labels), "dictionary": pinned}), tmp_path / "p")
     change(teacher / "model.safetensors")
-    with pytest.raises(CoCoMixError, match=r"labels was made with other weights .* labels\.teacher\.model"):
+    with pytest.raises(CoCoMixError, match=r"labels\.teacher\.model"):
         train(recipe(workshop, teacher, dictionary, **given), output)
     assert (partial_path(output) / PLAN).is_file()
 
@@ -87,7 +85,7 @@ def test_probabilities_of_a_teacher_of_the_same_name(workshop: Workshop, tmp_pat
     (stored / "manifest.json").write_text(json.dumps(manifest))
     change(teacher / "model.safetensors")
     values = {"teacher": {"model": str(teacher), "layer": 1}, "distillation": {"targets": str(stored)}}
-    with pytest.raises(CoCoMixError, match=r"stored was made with other weights than the recipe's teacher.model"):
+    with pytest.raises(CoCoMixError, match=r"stored.*teacher\.model"):
         train(workshop.recipe("ntp", **values), tmp_path / "run")
 
 

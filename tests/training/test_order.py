@@ -100,7 +100,7 @@ def test_short_stretches_of_a_mixture_have_about_its_shares() -> None:
 
 
 def test_a_share_that_is_too_small_is_refused() -> None:
-    with pytest.raises(CoCoMixError, match="corpus 2 of the mixture has a share below 1/10,000"):
+    with pytest.raises(CoCoMixError, match=r"corpus 2.*1/10,000"):
         MixtureOrder((10, 10), (1.0, 1e-5), 0).blocks(0, 0, 1)
 
 

@@ -58,7 +58,7 @@ def test_a_backbone_beside_it_may_only_differ_in_what_is_not_computed(workshop: 
     model = build_student(recipe, plan_run(recipe, data).config)
     assert (model.config.resid_pdrop, model.config.vocab_size) == (0.2, 290)
     recipe = workshop.recipe("ntp", model=pretrained(workshop, backbone={**backbone, "layer_norm_epsilon": 1e-3}))
-    with pytest.raises(CoCoMixError, match=r"model\.backbone has layer_norm_epsilon = 0.001, but the pretrained"):
+    with pytest.raises(CoCoMixError, match=r"layer_norm_epsilon = 0\.001"):
         plan_run(recipe, data)
 
 
@@ -73,7 +73,7 @@ def test_data_of_another_tokenizer_is_refused(cli: Cli, workshop: Workshop, tmp_
 def test_data_with_longer_blocks_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     data = prepare_toy(workshop.corpus, tmp_path / "long", block_size=2 * BLOCK).path
     recipe = workshop.recipe("ntp", data=str(data), model=pretrained(workshop))
-    with pytest.raises(CoCoMixError, match=r"model\.pretrained\.n_positions is 16 .*; prepare shorter blocks"):
+    with pytest.raises(CoCoMixError, match=r"n_positions.* 16"):
         dry_run(recipe)
 
 

@@ -166,7 +166,7 @@ def test_a_stranger_state_dict_is_refused_by_name() -> None:
 def test_missing_tensors(name: str) -> None:
     tensors = to_reference_state_dict(student("gpt2"))
     del tensors[f"transformer.{name}"]
-    with pytest.raises(CoCoMixError, match=f"transformer{name}, so"):
+    with pytest.raises(CoCoMixError, match=f"transformer.{name}, so"):
         read_back(tensors)
 
 

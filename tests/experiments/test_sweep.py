@@ -211,7 +211,7 @@ def test_every_shipped_plan_resolves(path: Path, tmp_path: Path) -> None:
     shared = {(str(r.data), r.tokens, r.evaluation_blocks, r.training["learning_rate"]) for r in arms.values()}
     assert len(shared) == 1
     assert len({json.dumps(recipe.model_dump(mode="json", exclude={"name"})) for recipe in arms.values()}) == len(arms)
-    assert arms["kd"].distillation.weight == 0.1
+    assert arms["kd"].distillation.weight.value == 0.1
 
 
 @pytest.mark.slow

@@ -124,16 +124,22 @@ def _why_not(config: PreTrainedConfig) -> str:
 
 
 def build_halves(
-    config: PreTrainedConfig, insert_layer: int, positions_per_token: int, attn_implementation: str | None
+    config: PreTrainedConfig,
+    insert_layer: int,
+    positions_per_token: int,
+    attn_implementation: str | None,
+    *,
+    own_positions: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Build the freshly initialised lower and upper halves of a decoder.
 
     Args:
         config: the whole decoder's configuration; left untouched.
         insert_layer: number of blocks in the lower half.
-        positions_per_token: positions of the upper half per token (2 doubles its context, its sliding windows and the
-            length at which LongRoPE changes frequencies).
+        positions_per_token: places in the upper half per token (2 doubles its context and its sliding windows).
         attn_implementation: attention kernel of both halves, as Hugging Face names it.
+        own_positions: whether these places have positions of their own, so that the length at which LongRoPE changes
+            frequencies is doubled too.
 
     Returns:
         The lower half, `input_ids` → hidden state entering block `insert_layer`, and the upper half,
@@ -148,7 +154,7 @@ def build_halves(
         upper_config.sliding_window = positions_per_token * config.sliding_window
     rope = getattr(upper_config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # its other frequencies set in at the same token in both halves
-        switch = positions_per_token * rope["original_max_position_embeddings"]
+        switch = (positions_per_token if own_positions else 1) * rope["original_max_position_embeddings"]
         upper_config.original_max_position_embeddings = rope["original_max_position_embeddings"] = switch
     upper_config.vocab_size = 1  # no token is embedded here: the module is replaced below
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

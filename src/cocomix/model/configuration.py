@@ -9,10 +9,11 @@ from cocomix.model.mixing import MIXINGS, Mixing
 from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["CoCoMixConfig", "CompressionInit", "Predicted"]
+__all__ = ["CoCoMixConfig", "CompressionInit", "Predicted", "UpperPositions"]
 
 Predicted = Literal["concepts", "hidden"]
 CompressionInit = Literal["normal", "small", "zero"]
+UpperPositions = Literal["own", "token"]
 
 
 class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -38,6 +39,10 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         add_mean: only read with `mixing="add"`: whether ĉ_t carries the mean of h_t (method: section 4), so that it is
             added a second time. Without it nothing is added as long as the compression is zero. Decoders with layer
             norms compute the same either way, decoders with RMS norms do not. `False` is our option.
+        upper_positions: only read where something is interleaved and the decoder turns queries and keys (rotary
+            positions): whether each of a token's two places in the upper half has a position of its own, 2t and 2t + 1
+            (`"own"`), or both have the token's, t (`"token"`). Paper and released code have learned positions, which
+            are added below the lower half and so are the token's.
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
@@ -64,6 +69,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         teacher_hidden_size: int | None = None,
         compression_init: CompressionInit = "normal",
         add_mean: bool = True,
+        upper_positions: UpperPositions = "own",
         head_chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -78,6 +84,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.teacher_hidden_size = teacher_hidden_size
         self.compression_init = compression_init
         self.add_mean = add_mean
+        self.upper_positions = upper_positions
         self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
@@ -107,6 +114,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             ("prediction", get_args(Predicted)),
             ("hidden_loss", get_args(HiddenLoss)),
             ("compression_init", get_args(CompressionInit)),
+            ("upper_positions", get_args(UpperPositions)),
         ):
             if getattr(self, name) not in allowed:
                 raise CoCoMixError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")

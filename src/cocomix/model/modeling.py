@@ -84,9 +84,9 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
-        self.lower, self.upper = build_halves(
-            config.backbone, config.insert_layer, config.positions_per_token, config._attn_implementation
-        )
+        width, own = config.positions_per_token, config.upper_positions == "own"
+        kernel = config._attn_implementation
+        self.lower, self.upper = build_halves(config.backbone, config.insert_layer, width, kernel, own_positions=own)
         self.predictor = build_predictor(config)
         self.mixing = config.form(config)
         self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
@@ -261,12 +261,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if concept_intervention is not None and concepts is not None and concepts.ids is not None:
             ids, values = concept_intervention(concepts.ids, concepts.values)
             concepts = concepts._replace(ids=ids, values=values)
-        upper_positions, upper_mask = self.mixing.expand(position_ids, attention_mask)
+        upper_cache = nothing if cache is None else cache.upper
+        upper_positions, upper_mask = self.mixing.expand(hidden, position_ids, attention_mask, upper_cache is not None)
         upper = self.upper(
             inputs_embeds=self.mixing(hidden, concepts),
             attention_mask=upper_mask,
             position_ids=upper_positions,
-            past_key_values=nothing if cache is None else cache.upper,
+            past_key_values=upper_cache,
             use_cache=use_cache,
             **kwargs,
         )

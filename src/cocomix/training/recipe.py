@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from cocomix.artifacts import write_text
 from cocomix.concepts import LabellerConfig, TeacherConfig
 from cocomix.model import MIXINGS, Mixing
-from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Predicted
+from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Predicted, UpperPositions
 from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
@@ -96,6 +96,9 @@ class StudentConfig(Section):
     """How large the compression of concepts starts; see `CoCoMixConfig`."""
     add_mean: bool = _default("add_mean")
     """With `mixing: add`: whether what is added carries the hidden state's mean; see `CoCoMixConfig`."""
+    upper_positions: UpperPositions = _default("upper_positions")
+    """Where concepts are interleaved into a rotary decoder: positions of their own, or the token's; see
+    `CoCoMixConfig`."""
     head_chunk_size: int | None = Field(default=None, ge=1)
     """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
     attn_implementation: str | None = None
@@ -216,6 +219,8 @@ class RunConfig(Section):
             raise ValueError("model.prediction: hidden needs teacher:")
         if self.distillation is not None and not self.target_folders and self.teacher is None:
             raise ValueError("distillation.targets: online needs teacher:")
+        if self.document_masks and self.model.upper_positions == "token":
+            raise ValueError("document_masks needs model.upper_positions: own")
         if self.document_masks and "flash" in (self.model.attn_implementation or ""):
             raise ValueError("document_masks needs model.attn_implementation eager, sdpa or flex_attention")
         if self.tokens is not None and {"max_steps", "num_train_epochs"} & set(self.training):

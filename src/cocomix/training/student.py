@@ -64,6 +64,7 @@ def model_config(
         hidden_loss=config.model.hidden_loss,
         compression_init=config.model.compression_init,
         add_mean=config.model.add_mean,
+        upper_positions=config.model.upper_positions,
         concept_loss_weight=config.model.concept_loss_weight.peak,
         head_chunk_size=config.model.head_chunk_size,
         **_sizes(config, label_concepts, teacher_hidden_size),

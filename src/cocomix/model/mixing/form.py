@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["Concepts", "Mixing"]
 
@@ -54,6 +55,7 @@ class Mixing(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
+        self.own_positions = config.upper_positions == "own"
         if self.mixes_in and config.prediction == "hidden":
             self.compression: nn.Module = HiddenCompression(config.teacher_hidden_size, config.hidden_size)
         elif self.mixes_in:
@@ -72,15 +74,39 @@ class Mixing(nn.Module):
         """The upper half's output where the next token is read. [batch, seq, d_model], from [batch, mixed_seq, …]"""
         return hidden[:, self.positions_per_token - 1 :: self.positions_per_token]
 
-    def expand(self, positions: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Position ids [batch, seq] and padding mask [batch, past + seq] of the upper half.
+    def expand(
+        self, hidden: Tensor, positions: Tensor | None, attention_mask: Tensor | None, cached: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Position ids [batch, mixed_seq] and padding mask [batch, …] of the upper half.
 
-        Token position p becomes positions width·p … width·p + width − 1: always consecutive.
+        Token position p becomes positions width·p … width·p + width − 1, or p as often with `upper_positions: token`.
+
+        Args:
+            hidden: what the lower half returned. [batch, seq, d_model]
+            positions: of its tokens; `None` for 0 … seq − 1. [batch, seq]
+            attention_mask: 1 for tokens, those in the cache too. [batch, past + seq]
+            cached: whether the upper half is given a cache.
+
+        Raises:
+            CoCoMixError: positions are to keep documents apart, which `upper_positions: token` does not allow.
         """
         width = self.positions_per_token
         if width == 1:
             return positions, attention_mask
-        if positions is not None:
+        if not self.own_positions:
+            tokens = (
+                torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) if positions is None else positions
+            )
+            if attention_mask is None and not cached:
+                # transformers tells documents by positions that do not rise by one, unless there is a mask or a cache.
+                if positions is not None:
+                    raise CoCoMixError(
+                        "upper_positions='token' cannot keep documents apart by position_ids; use upper_positions "
+                        "'own'."
+                    )
+                attention_mask = hidden.new_ones(hidden.shape[:2])
+            positions = tokens.repeat_interleave(width, dim=1)
+        elif positions is not None:
             offsets = torch.arange(width, device=positions.device)
             positions = (width * positions.unsqueeze(-1) + offsets).flatten(1)
         return positions, None if attention_mask is None else attention_mask.repeat_interleave(width, dim=1)
@@ -89,7 +115,10 @@ class Mixing(nn.Module):
     def options(cls, config: Any) -> list[str]:
         """What else sets a run apart: settings of the form that are not the paper's. Reads `CoCoMixConfig`'s names."""
         init = config.compression_init
-        return [f"{init} compression"] if cls.predicts and init != "normal" else []
+        return [
+            *([f"{init} compression"] if cls.predicts and init != "normal" else []),
+            *(["token positions"] if cls.positions_per_token > 1 and config.upper_positions == "token" else []),
+        ]
 
     @classmethod
     def flops_per_token(cls, config: PreTrainedConfig) -> float:

@@ -116,7 +116,7 @@ def test_one_process_alone_reads_the_checkpoint(
     train(recipe(workshop), output)
     assert told == ["hashed"]
     assert_same_run(output, whole["cocomix"])
-    trainer = SimpleNamespace(args=SimpleNamespace(process_index=1), is_fsdp_enabled=False, resume_meters=print)
+    trainer = SimpleNamespace(args=SimpleNamespace(process_index=1), is_fsdp_enabled=False)
     cocomix.training.run._resume_point(trainer, partial_path(output))  # type: ignore[arg-type]
     assert told == ["hashed", None]
 

@@ -22,8 +22,10 @@ from cocomix.training.tracking import TENSORBOARD, trackers
 
 __all__ = [
     "DEFAULTS",
+    "REFUSED",
     "accumulation_steps",
     "epoch_blocks",
+    "refuse_unheeded",
     "steps_of_epochs",
     "steps_per_epoch",
     "tokens_after",
@@ -58,7 +60,39 @@ DEFAULTS: dict[str, Any] = {
 }
 _EVALUATIONS, _CHECKPOINTS = 20, 10
 _DECAYED = 0.2  # share of the steps in which `warmup_stable_decay` decays (our choice, as common in its papers)
-_OURS = ("output_dir", "do_train", "do_eval", "resume_from_checkpoint", "remove_unused_columns")
+_OURS = (
+    *("output_dir", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "remove_unused_columns"),
+    *("logging_nan_inf_filter", "train_sampling_strategy", "length_column_name", "local_rank"),
+)
+"""Fields that a recipe cannot set."""
+_PREDICTIONS = "evaluation computes losses and keeps no predictions"
+_PUSH = "push the finished run with `cocomix push` or `cocomix export --push`"
+REFUSED: dict[str, str] = {
+    "label_smoothing_factor": "it would change the loss that arms are compared by",
+    "average_tokens_across_devices": "losses are averages over the targets of all processes",
+    "bf16_full_eval": "evaluation runs in the training precision, so that arms that train alike are evaluated alike",
+    "fp16_full_eval": "evaluation runs in the training precision, so that arms that train alike are evaluated alike",
+    "use_cache": "training caches no keys and values",
+    "use_liger_kernel": "Liger knows no CoCoMix model; the heads are fused already",
+    "liger_kernel_config": "Liger knows no CoCoMix model; the heads are fused already",
+    "auto_find_batch_size": "tokens of a step would change; set per_device_train_batch_size, or batch_tokens",
+    "accelerator_config": "batches come in an order of ours, the same for any number of processes",
+    "parallelism_config": "sharding is by training.fsdp",
+    **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _PREDICTIONS),
+    **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _PREDICTIONS),
+    "label_names": _PREDICTIONS,
+    "save_only_model": "a run goes on from its optimizer, too",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C write a checkpoint anyway",
+    "debug": "its hooks cannot read what the heads return",
+    "skip_memory_metrics": "memory is not logged; `--dry-run` estimates it",
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), _PUSH),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),
+    "compute_loss_func": "the loss is that of the objectives; write one (`cocomix.training.objectives`)",
+    "compute_metrics": _PREDICTIONS,
+    "preprocess_logits_for_metrics": _PREDICTIONS,
+    "model_init": "objectives' heads belong to one model; give the model",
+}
+"""Fields of `TrainingArguments`, and arguments of `Trainer`, that are not obeyed, with the reason; all others are."""
 _SECRETS = ("hub_token",)
 _SCALARS = (bool, int, float, bool | None, int | None, float | None)
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
@@ -128,6 +162,24 @@ def training_arguments(
     return arguments
 
 
+def refuse_unheeded(given: Mapping[str, Any]) -> None:
+    """Refuse what would be ignored.
+
+    Args:
+        given: arguments of `Trainer` by name; `args` among them.
+
+    Raises:
+        CoCoMixError: naming the argument or the field of `TrainingArguments`.
+    """
+    asked = {name: given[name] for name in REFUSED if given.get(name) is not None}
+    if (arguments := given.get("args")) is not None:
+        usual = TrainingArguments(str(arguments.output_dir), use_cpu=arguments.use_cpu)
+        fields = REFUSED.keys() & {field.name for field in dataclasses.fields(arguments)}
+        asked |= {name: value for name in fields if (value := getattr(arguments, name)) != getattr(usual, name)}
+    for name, value in asked.items():
+        raise CoCoMixError(f"{name} is {value!r}, which cocomix does not obey: {REFUSED[name]}; leave it out.")
+
+
 def _checked(training: dict[str, Any]) -> dict[str, Any]:
     """The recipe's fields with their types checked, which `TrainingArguments` does not do."""
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -136,6 +188,8 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
     for name, value in training.items():
         if name in _OURS:
             raise CoCoMixError(f"training.{name} is set by cocomix itself; remove it from the recipe.")
+        if name in REFUSED:
+            raise CoCoMixError(f"training.{name} is not obeyed: {REFUSED[name]}; leave it out.")
         if name in _SECRETS:
             raise CoCoMixError(
                 f"training.{name} would be written into every copy of the recipe; put it into the environment instead "

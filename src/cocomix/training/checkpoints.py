@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from pydantic import Field
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import Artifact, Damaged, Manifest, NotAnArtifact, seal
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.meters import over_processes
 
 __all__ = [
     "WRITING",
@@ -35,6 +39,7 @@ __all__ = [
     "explained_checkpoint",
     "last_complete_checkpoint",
     "publish",
+    "weights_are_finite",
 ]
 
 logger = logging.getLogger(__name__)
@@ -135,6 +140,13 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def weights_are_finite(model: nn.Module, accelerator: Any) -> bool:
+    """Whether all weights are numbers, on all processes, also where each has a share of them."""
+    shares = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+    bad = torch.stack([share.detach().isfinite().logical_not().sum() for share in shares]).sum()
+    return int(over_processes(bad, accelerator)) == 0
 
 
 def publish(folder: Path, manifest: CheckpointManifest, state: TrainerState, keep: int | None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,9 +16,12 @@ from transformers.trainer_utils import seed_worker
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.training.arguments import steps_per_epoch
+from cocomix.training.joined_blocks import JoinedBlocks
+from cocomix.training.objectives import Objective, in_force
 from cocomix.training.order import BlockOrder, StepBatches
 
-__all__ = ["PaddedBlocks", "ordered_loader", "told_by_workers"]
+__all__ = ["PaddedBlocks", "ordered_loader", "told_by_workers", "views_of"]
 
 _SENTENCE = re.compile(r"DataLoader worker.*^cocomix(?:\.\w+)+: (.*)$", re.DOTALL | re.MULTILINE)
 
@@ -51,6 +54,27 @@ def told_by_workers() -> Iterator[None]:
         if told is None:
             raise
         raise CoCoMixError(told.group(1).strip()) from None
+
+
+def views_of(
+    blocks: Any, objectives: Sequence[Objective], arguments: TrainingArguments, total: int
+) -> dict[tuple[int, int], Any]:
+    """The blocks by the epoch and batch from which they are read: fewer columns, once no objective needs them.
+
+    Args:
+        blocks: of one epoch; of other data sets than `JoinedBlocks` all columns are read to the end.
+        objectives: of the run.
+        arguments: how many blocks make a step.
+        total: steps of the run.
+    """
+    if not isinstance(blocks, JoinedBlocks):
+        return {(0, 0): blocks}
+    views = {}
+    for step in sorted({0, *(one.weight.steps(total) for one in objectives)}):
+        epoch, within = divmod(step, steps_per_epoch(arguments, len(blocks)))
+        needs = frozenset().union(*(one.needs for one in in_force(objectives, step, total)))
+        views[epoch, within * arguments.gradient_accumulation_steps] = blocks.only(needs)
+    return views
 
 
 def ordered_loader(

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -23,7 +24,7 @@ from transformers import Trainer, TrainerControl
 from cocomix.artifacts import explained_full_disk
 from cocomix.model.causal_loss import causal_loss
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.arguments import steps_of_epochs, steps_per_epoch, tokens_after, tokens_per_step
+from cocomix.training.arguments import refuse_unheeded, steps_of_epochs, tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
     WRITING,
     Checkpoint,
@@ -32,10 +33,10 @@ from cocomix.training.checkpoints import (
     explained_checkpoint,
     last_complete_checkpoint,
     publish,
+    weights_are_finite,
 )
 from cocomix.training.collating import COLUMNS, collate_blocks
-from cocomix.training.joined_blocks import JoinedBlocks
-from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers
+from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers, views_of
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import Objective, default_objectives
 from cocomix.training.objectives.step_loss import add_heads, count_terms, in_force, loss_terms, step_loss
@@ -84,6 +85,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", collate_blocks)
+        refuse_unheeded(signature(Trainer.__init__).bind(self, *args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         self.model.loss_function = causal_loss  # of plain decoders; ours have their own
         if self.is_fsdp_enabled:  # accelerate's own policy would also round losses to bfloat16; autocast does not
@@ -256,7 +258,11 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """`measure`, logged. `ignore_keys` is accepted for the base class's sake and not needed."""
+        """`measure`, logged; of a mapping of data sets, each by its name. `ignore_keys` is not needed."""
+        blocks = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(blocks, dict):
+            parts = [self.evaluate(rows, None, f"{metric_key_prefix}_{name}") for name, rows in blocks.items()]
+            return {name: value for part in parts for name, value in part.items()}
         metrics = self.measure(eval_dataset, metric_key_prefix)
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -283,6 +289,14 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             found = meter.averages(self.accelerator)
         return {f"{prefix}_{name.removeprefix('ntp_')}": value for name, value in found.items()}
 
+    def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not offered: it would hold [blocks, seq, vocabulary].
+
+        Raises:
+            CoCoMixError: always.
+        """
+        raise CoCoMixError("predict() would hold the logits of a whole data set; call evaluate(), or the model itself.")
+
     def get_train_dataloader(self) -> Any:
         """Batches in the run's order."""
         blocks, arguments = self.train_dataset, self.args
@@ -293,18 +307,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         order = self.order or ShuffledOrder(len(blocks), seed)
         collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
-        return ordered_loader(self._views(blocks), order, collate, arguments, self.reached)
-
-    def _views(self, blocks: Any) -> dict[tuple[int, int], Any]:
-        """The blocks by the epoch and batch from which they are read: fewer columns, once no objective needs them."""
-        if not isinstance(blocks, JoinedBlocks):
-            return {(0, 0): blocks}
-        views = {}
-        for step in sorted({0, *(one.weight.steps(self.total_steps) for one in self.objectives)}):
-            epoch, within = divmod(step, steps_per_epoch(self.args, len(blocks)))
-            needs = frozenset().union(*(one.needs for one in self._in_force(step)))
-            views[epoch, within * self.args.gradient_accumulation_steps] = blocks.only(needs)
-        return views
+        views = views_of(blocks, self.objectives, arguments, self.total_steps)
+        return ordered_loader(views, order, collate, arguments, self.reached)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The base class's, in which every block counts once.
@@ -357,7 +361,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint aside, seal and rename it, then drop old ones; weights that are not finite are refused."""
         with self.clock.paused(self.args.device), explained_full_disk(Path(self.args.output_dir)):
-            if not self._weights_are_finite():
+            if not weights_are_finite(self.model, self.accelerator):
                 self._stop("the weights became infinite or not a number")
             state = CheckpointManifest(
                 seconds=self.clock.seconds,
@@ -377,11 +381,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish(folder, state, self.state, self.args.save_total_limit)
-
-    def _weights_are_finite(self) -> bool:
-        shares = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in self.model.parameters()]
-        bad = torch.stack([share.detach().isfinite().logical_not().sum() for share in shares]).sum()
-        return int(over_processes(bad, self.accelerator)) == 0
 
     def _resume_meters(self, checkpoint: Path) -> None:
         """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint.

@@ -19,7 +19,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import muon, train
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.optimizers import MuonAndAdamW
-from tests.many.launches import TORCHRUN, launched
+from tests.many.launches import TORCHRUN, difference, launched
 from tests.model.factories import CONCEPTS, D_MODEL, VOCAB, plain, student, tokens
 from tests.training.test_arguments import arguments
 from tests.training.test_trainer import build, trainer
@@ -185,6 +185,19 @@ def sharded(rank: int, folder: str) -> None:
 def test_sharded_weights_take_the_same_steps(tmp_path: Path) -> None:
     """A matrix of which a process holds some rows is orthogonalised as a whole, its q, k and v each."""
     spawn(sharded, (str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_stops_and_goes_on(workshop: Workshop, tmp_path: Path) -> None:
+    """Its checkpoint holds both halves' state, under FSDP2 on two processes; the curve is that of one process."""
+    training = {"optim": "muon", "logging_steps": 1, "learning_rate": 1e-3, "save_steps": 100, "eval_steps": 100}
+    changes = {"name": "run", "tokens": 10 * 16 * BLOCK, "batch_tokens": 16 * BLOCK, "training": training}
+    one = train(workshop.recipe("cocomix", **changes), tmp_path / "one")
+    training["fsdp"] = True
+    two, output = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", **changes), tmp_path / "two"
+    launched([6, "train", two, "--output", output], 2, module="tests.many.child", status=1)
+    launched([0, "train", two, "--output", output], 2, module="tests.many.child")
+    assert difference(output, one) < 1e-3
 
 
 @pytest.mark.slow

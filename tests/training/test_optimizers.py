@@ -19,7 +19,8 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import muon, train
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.optimizers import MuonAndAdamW
-from tests.many.launches import TORCHRUN, difference, launched
+from cocomix.training.recipe import load_recipe
+from tests.many.launches import difference, launched
 from tests.model.factories import CONCEPTS, D_MODEL, VOCAB, plain, student, tokens
 from tests.training.test_arguments import arguments
 from tests.training.test_trainer import build, trainer
@@ -201,13 +202,14 @@ def test_a_sharded_run_stops_and_goes_on(workshop: Workshop, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(workshop: Workshop, tmp_path: Path) -> None:
-    """The recipe is the same: `batch_tokens` makes two micro-batches of one process, one of each of two."""
+def test_two_processes_begin_and_one_ends(workshop: Workshop, tmp_path: Path) -> None:
+    """The recipe is the same: `batch_tokens` makes one micro-batch of each of two processes, two of one."""
     training = {"optim": "muon", "per_device_train_batch_size": 8, "save_steps": 100, "learning_rate": 1e-3}
     changes = {"name": "run", "tokens": 8 * 16 * BLOCK, "batch_tokens": 16 * BLOCK, "training": training}
     one = train(workshop.recipe("cocomix", **changes), tmp_path / "one")
     recipe = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", **changes)
-    launched(["train", recipe, "--output", tmp_path / "two"], 2, launcher=TORCHRUN)
+    launched([5, "train", recipe, "--output", tmp_path / "two"], 2, module="tests.many.child", status=1)
+    train(load_recipe(recipe), tmp_path / "two")
     weights, expected = (load_file(run / "model.safetensors") for run in (tmp_path / "two", one))
     for name, value in weights.items():
         assert_close(value, expected[name], rtol=0, atol=1e-4, msg=name)

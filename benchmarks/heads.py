@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from benchmarks.ratios import Section, ratio
 from benchmarks.settings import Settings, Shape
@@ -30,21 +32,24 @@ def measure(settings: Settings) -> Section:
     }
     for name, width in outputs.items():
         topk = shape.concept_topk if name == "concept head" else 0
-        contestants[name], contestants[f"{name}, products"] = _head(shape, positions, width, topk, dtype, device)
+        work = _head(shape, positions, width, topk, dtype, settings)
+        contestants |= {name: work[0], f"compiled {name}": work[1], f"{name}, products": work[2]}
     seconds = alternate(contestants, settings.rounds, device)
 
     case = f"{shape.name}, {dtype}, {positions:,} positions"
     ratios = []
     for name, width in outputs.items():
-        moved = _moved(seconds[name], seconds[f"{name}, products"], seconds["copy"], 2 * source.numel())
-        logits = [float(positions * width)] * len(moved)
-        target_of = "≤ 20" if device != "cpu" else ""
-        ratios.append(ratio(case, f"{name}: bytes ÷ logit", moved, logits, "bytes", target=target_of))
+        for kind in (name, f"compiled {name}"):
+            moved = _moved(seconds[kind], seconds[f"{name}, products"], seconds["copy"], 2 * source.numel())
+            logits = [float(positions * width)] * len(moved)
+            goal = "≤ 20" if device != "cpu" and kind != name else ""
+            ratios.append(ratio(case, f"{kind}: bytes ÷ logit", moved, logits, "bytes", target=goal))
         ratios.append(ratio(case, f"{name} ÷ step", seconds[name], seconds["step"]))
     return Section(
         "Heads",
-        "Concept head (with its top-k) and next-token head, forward and backward. *Bytes ÷ logit* is the time that a "
-        "head takes beyond its three matrix products, in bytes that a plain copy reads and writes in that time.",
+        "Concept head (with its top-k) and next-token head, forward and backward, as they are and by `torch.compile`, "
+        "which fuses what lies between their products (recipes for GPUs compile the whole model). *Bytes ÷ logit*: the "
+        "time that a head takes beyond its three products, in bytes that a plain copy reads and writes meanwhile.",
         {"shape": asdict(shape), "dtype": dtype},
         ratios,
         settings.notes,
@@ -58,9 +63,10 @@ def _moved(head: Sequence[float], products: Sequence[float], copy: Sequence[floa
 
 
 def _head(
-    shape: Shape, positions: int, width: int, topk: int, dtype: str, device: str
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A head's forward and backward pass, and its three products alone."""
+    shape: Shape, positions: int, width: int, topk: int, dtype: str, settings: Settings
+) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+    """A head's forward and backward pass, the same compiled, and its three products alone."""
+    device = settings.device
     generator = torch.Generator().manual_seed(7)
     kind = getattr(torch, dtype)
     hidden = torch.randn(positions, shape.width, generator=generator).to(device=device, dtype=kind)
@@ -69,9 +75,14 @@ def _head(
     labels = torch.randint(width, (positions, entries), generator=generator).to(device)
     rows, matrix = hidden.clone().requires_grad_(True), weight.clone().requires_grad_(True)
 
-    def head() -> None:
-        fused_head(rows, matrix, None, SetCrossEntropy(labels), topk).loss_sum.backward()
+    def loss() -> Tensor:
+        return fused_head(rows, matrix, None, SetCrossEntropy(labels), topk).loss_sum
+
+    def head(of: Callable[[], Tensor]) -> None:
+        of().backward()
         rows.grad = matrix.grad = None
+
+    compiled = torch.compile(loss, backend="eager" if settings.fast else "inductor")
 
     chunk = max(1, 2**28 // (4 * width))  # as many logits at once as a head holds on a small device
 
@@ -82,4 +93,4 @@ def _head(
             logits @ weight  # the gradient of the hidden states
             total.addmm_(logits.T, some)  # the gradient of the weight
 
-    return head, products
+    return partial(head, loss), partial(head, compiled), products

@@ -73,6 +73,22 @@ def test_equals_the_naive_head_in_values_and_gradients(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_as_one_compiled_region_it_computes_the_same() -> None:
+    """Several chunks by Inductor, without a graph break: how a GPU runs it in a compiled model."""
+    hidden, weight, bias, labels = problem(60, 16, 500, 4, 0.3, 0, torch.float32)
+    inputs, direction = [hidden, weight, bias], torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+
+    def total() -> Tensor:
+        head = concept_head(hidden, weight, bias, labels, 8, chunk_size=30)
+        return head.loss_sum + (head.values * direction).sum()
+
+    compiled = torch.compile(total, fullgraph=True)()
+    torch.testing.assert_close(compiled, total(), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(compiled, inputs), gradients(total(), inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @settings(max_examples=20, deadline=None)
 @given(**problems)
 def test_bfloat16_stays_near_the_float32_result(

@@ -43,6 +43,27 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], to
         )
 
 
+def test_outputs_as_a_tuple() -> None:
+    """Asked for by an argument or by the configuration: what is there, in the order of the named output."""
+    model = student("gpt2")
+    arguments = {"input_ids": tokens(), "labels": tokens(), "concept_labels": concepts()}
+    named = model(**arguments)
+    with torch.no_grad():
+        found = [model(**arguments, return_dict=False)]
+        model.config.return_dict = False
+        found.append(model(**arguments))
+        assert model(**arguments, return_dict=True).keys() == named.keys()
+    for output in found:
+        assert type(output) is tuple
+        torch.testing.assert_close(output, named.to_tuple())
+
+
+def test_the_head_reads_the_last_hidden_state() -> None:
+    output = student("llama")(tokens())
+    assert output.last_hidden_state.shape == (2, 11, D_MODEL)
+    torch.testing.assert_close(student("llama").lm_head(output.last_hidden_state), output.logits)
+
+
 # Losses --------------------------------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,20 @@ def test_accumulation_changes_nothing(tmp_path: Path, objective: str, family: st
                 assert twin[name] == pytest.approx(row[name], rel=2e-5), name
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "muon"])
+@pytest.mark.parametrize("mixing", ["pause", "interleave"])
+def test_vectors_are_not_decayed(tmp_path: Path, mixing: str, optim: str) -> None:
+    """Gains, biases and the pause vector; embeddings and matrices are."""
+    model = student("llama", mixing=mixing)
+    made, _ = trainer(model, tmp_path, weight_decay=0.1, optim=optim)
+    made.create_optimizer()
+    names = {weight: name for name, weight in model.named_parameters()}
+    assert {names[weight] for group in made.optimizer.param_groups for weight in group["params"]} == {*names.values()}
+    for group in made.optimizer.param_groups:
+        for weight in group["params"]:
+            assert (group["weight_decay"] == 0.0) == (weight.dim() == 1), names[weight]
+
+
 @pytest.mark.parametrize("objective", ["ntp", "cocomix"])
 def test_evaluation_before_training_is_in_the_training_precision(tmp_path: Path, objective: str) -> None:
     made, _ = trainer(build(objective), tmp_path, steps=1, learning_rate=0.0, bf16=True)

@@ -139,6 +139,11 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         return self.form.predicts and self.prediction == "concepts"
 
     @property
+    def final_logit_softcapping(self) -> float | None:
+        """The backbone's cap of the next token's logits, under the name by which other programs look for it."""
+        return getattr(self.backbone, "final_logit_softcapping", None)
+
+    @property
     def positions_per_token(self) -> int:
         """How many positions of the upper half one token takes: 2 when something is interleaved, else 1."""
         return self.form.positions_per_token

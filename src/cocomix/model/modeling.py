@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from cocomix.model.backbone import backbone_of, build_halves
 from cocomix.model.cache import CoCoMixCache, NothingCached
@@ -49,6 +49,7 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
         concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
         concept_ids: the concepts mixed in at each token; `None` where the model has none. [batch, seq, k], int64
         concept_values: their logits. [batch, seq, k]
+        last_hidden_state: what the language-model head reads. [batch, seq, d_model]
         past_key_values: cache of both halves.
         hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model].
         attentions: likewise, lower then upper.
@@ -63,6 +64,7 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
     concept_logits: Tensor | None = None
     concept_ids: Tensor | None = None
     concept_values: Tensor | None = None
+    last_hidden_state: Tensor | None = None
     past_key_values: CoCoMixCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -89,7 +91,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lower, self.upper = build_halves(config.backbone, config.insert_layer, width, kernel, own_positions=own)
         self.predictor = build_predictor(config)
         self.mixing = config.form(config)
-        self._logit_softcap: float | None = getattr(config.backbone, "final_logit_softcapping", None)
+        self._logit_softcap: float | None = config.final_logit_softcapping
         self.lm_head: nn.Module = self._head(config.vocab_size)
         embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
         self._tied_weights_keys = {"lm_head.weight": embedding}
@@ -148,9 +150,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lm_head = head
 
     def _head(self, vocab_size: int) -> Head:
-        config = self.config
-        chunk_size, softcap = config.head_chunk_size, self._logit_softcap
-        return Head(config.hidden_size, vocab_size, bias=False, chunk_size=chunk_size, softcap=softcap)
+        size, softcap = self.config.head_chunk_size, self._logit_softcap
+        return Head(self.config.hidden_size, vocab_size, bias=False, chunk_size=size, softcap=softcap)
 
     @property
     def compression_weight(self) -> Tensor:
@@ -159,6 +160,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         weight: Tensor = self.mixing.compression.weight
         return weight
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,  # [batch, seq]
@@ -220,8 +222,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             "output_concept_logits": output_concept_logits,
         }
         self._check_concepts([name for name, given in asked.items() if given])
-        config = self.config  # what is predicted is asked of it: a module may be wrapped
-        if hidden_targets is not None and (config.has_concepts or self.predictor is None):
+        has_concepts = self.config.has_concepts  # rather than the predictor's class: it may be wrapped
+        if hidden_targets is not None and (has_concepts or self.predictor is None):
             raise CoCoMixError("hidden_targets cannot be used with this model, which predicts no hidden states.")
         if labels is None and (hidden_targets is not None or teacher_targets is not None):
             raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
@@ -232,7 +234,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         cache = past_key_values if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
         if concept_labels is not None:
-            check_concept_labels(concept_labels, query, config.num_concepts)
+            check_concept_labels(concept_labels, query, self.config.num_concepts)
             concept_labels = unpadded(concept_labels, attention_mask)
         position_ids = positions_of(query, attention_mask, position_ids, cache, self.config.backbone)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
@@ -253,7 +255,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         targets = None if labels is None else next_tokens(labels, attention_mask).to(hidden.device)  # [batch, seq]
         counted = None if targets is None else targets.ne(IGNORE)
         prediction: Prediction | None = None
-        if self.predictor is not None and config.has_concepts:
+        if self.predictor is not None and has_concepts:
             prediction = self.predictor(hidden, concept_labels, edits=edits, output_logits=output_concept_logits)
         elif self.predictor is not None:
             prediction = self.predictor(hidden, hidden_targets, counted)
@@ -297,6 +299,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_logits=None if prediction is None else prediction.logits,
             concept_ids=None if concepts is None else concepts.ids,
             concept_values=None if concepts is None or concepts.ids is None else concepts.values,
+            last_hidden_state=read,
             past_key_values=cache,
             hidden_states=_joined(lower.hidden_states, upper.hidden_states),
             attentions=_joined(lower.attentions, upper.attentions),
@@ -323,10 +326,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self._check_concepts(["concept_edits"])
         check_edits(together, self.config.num_concepts)
         batch, seq = query.shape[:2]
-        if positions is None:
-            positions = torch.arange(seq, device=query.device).unsqueeze(0)
-        if rows is None:
-            rows = torch.arange(batch, device=query.device)
+        positions = torch.arange(seq, device=query.device).unsqueeze(0) if positions is None else positions
+        rows = torch.arange(batch, device=query.device) if rows is None else rows
         return place_edits(together, positions, rows)
 
     def _expand_inputs_for_generation(

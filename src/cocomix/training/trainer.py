@@ -88,9 +88,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         refuse_unheeded(signature(Trainer.__init__).bind(self, *args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         self.model.loss_function = causal_loss  # of plain decoders; ours have their own
-        if self.is_fsdp_enabled:  # accelerate's own policy would also round losses to bfloat16; autocast does not
+        if self.is_fsdp_enabled:  # accelerate's policy would round losses, too; FSDP warns of what nobody does in place
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-            # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
@@ -116,6 +115,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Autocast, also for a model that accelerate has not prepared (before training) or not wrapped in it (FSDP)."""
         return self.accelerator.autocast()
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """The base class's without vectors, whatever they are called: the pause vector is one."""
+        return [name for name in super().get_decay_parameter_names(model) if model.get_parameter(name).dim() > 1]
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)

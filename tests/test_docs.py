@@ -250,7 +250,7 @@ def test_every_field_is_described() -> None:
             assert set(reference.field_texts(model, package)) == set(model.model_fields), model
     parts = [reference.Part("A recipe", "", RunConfig), reference.Part("A plan", "", SweepPlan)]
     page = reference.configuration_page(parts, {"learning_rate": 6e-4})
-    assert "| `concept_topk` | integer, ≥ 1 | `32` | K_concept, logits kept" in page
+    assert "| `concept_topk` | integer, ≥ 1 | `32` | K_concept, how many" in page
     assert "| `learning_rate` | `0.0006` |" in page
     for anchor in re.findall(r"\]\(#([\w-]+)\)", page):
         assert anchor in [re.sub(r"\s+", "-", title.lower()) for title in re.findall(r"^#+ (.*)$", page, re.MULTILINE)]

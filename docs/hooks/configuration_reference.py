@@ -74,6 +74,8 @@ def field_texts(model: type[BaseModel], package: Any) -> dict[str, str]:
                     texts |= {each.name: each.description for each in section.value}
         texts |= {name: each.docstring.value for name, each in source.attributes.items() if each.docstring}
     for name, field in model.model_fields.items():
+        if field.description is not None:
+            texts.setdefault(name, field.description)
         for inner in _models_in(field.annotation):
             texts.setdefault(name, _summary(inner))
     return {name: _sentence(texts[name]) for name in model.model_fields if name in texts}

@@ -1,23 +1,26 @@
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError, create_model
 
 import cocomix
 from cocomix.concepts import DictionaryConfig, RandomConfig, TeacherConfig
 from cocomix.experiments.plan import load_plan
-from cocomix.model.configuration import CoCoMixConfig
+from cocomix.model.configuration import CoCoMixConfig, Count
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section
 from cocomix.training.arguments import training_arguments
 from cocomix.training.objectives import Schedule
-from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe
+from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe, settings_of
 from cocomix.training.recipe_labels import LabelsConfig
 from cocomix.training.recipes_folder import MissingRecipe
+from cocomix.training.student import model_config
 
 SOURCE = Path(cocomix.__file__).parent
 MINIMAL = "data: data/x\nobjective: ntp\nmodel: {backbone: {model_type: gpt2}}\n"
@@ -351,14 +354,48 @@ def test_a_mixture_with_labels_of_its_own_says_once_how_they_are_made() -> None:
     assert found.labels.dictionary == DictionaryConfig(path="p")
 
 
-def test_settings_of_the_model_have_the_defaults_of_its_configuration() -> None:
-    """`insert_layer` was 0 in recipes and 3 in `CoCoMixConfig`."""
+def test_settings_of_the_model_are_the_arguments_of_its_configuration() -> None:
+    """Name by name, with type, default and description; a new argument is a setting without being written again."""
+
+    class Wider(CoCoMixConfig):
+        """One argument more.
+
+        Args:
+            width: of what
+                is new.
+            depth: likewise.
+        """
+
+        def __init__(self, width: Literal["narrow", "wide"] = "narrow", depth: Count = 3, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    new: Any = create_model("New", __base__=Section, **settings_of(Wider))
+    assert new(width="wide").model_dump() == {"width": "wide", "depth": 3}
+    assert new.model_fields["width"].description == "of what is new."
+    for wrong in ({"width": "huge"}, {"depth": 0}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            new(**wrong)
     defaults = inspect.signature(CoCoMixConfig).parameters
-    for name, field in StudentConfig.model_fields.items():
-        if name in defaults and name not in ("backbone", "num_concepts"):
-            default = defaults[name].default
-            assert field.default == (Schedule(value=default) if name == "concept_loss_weight" else default), name
-    assert StudentConfig(backbone="x").insert_layer == 3
+    changed = {"backbone", "num_concepts", "concept_loss_weight"}
+    for name in defaults.keys() - {"kwargs"}:
+        field = StudentConfig.model_fields[name]
+        assert name in changed or field.default == defaults[name].default, name
+        assert name in changed or field.description, name
+    assert set(StudentConfig.model_fields) - defaults.keys() == {"pretrained", "revision", "attn_implementation"}
+
+
+def test_every_setting_of_the_model_reaches_its_configuration() -> None:
+    values = {"insert_layer": 1, "concept_topk": 3, "num_concepts": 40, "concept_loss_weight": 0.7, "add_mean": False}
+    values |= {"mixing": "add", "compression_init": "zero", "upper_positions": "token", "head_chunk_size": 5}
+    hidden = {"prediction": "hidden", "hidden_loss": "l1", "teacher_hidden_size": 8}
+    known = inspect.signature(CoCoMixConfig).parameters.keys() - {"kwargs", "backbone"}
+    assert known == values.keys() | hidden.keys()
+    for settings_ in (values, {**values, **hidden}):
+        model = {"backbone": {"model_type": "gpt2", "n_layer": 2}, **settings_}
+        recipe = {"data": "x", "labels": "y", "teacher": {"model": "z", "layer": 1}, "model": model}
+        config = model_config(RunConfig.model_validate(recipe))
+        passed = settings_.keys() - ({"num_concepts", "concept_topk"} if settings_ is not values else set())
+        assert {name: getattr(config, name) for name in passed} == {name: settings_[name] for name in passed}
 
 
 @settings(max_examples=30, deadline=None)

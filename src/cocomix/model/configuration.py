@@ -1,16 +1,18 @@
 """The configuration of a CoCoMix model: a Hugging Face decoder's own configuration plus the concept settings."""
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
 from transformers import AutoConfig, PreTrainedConfig
 
 from cocomix.model.mixing import MIXINGS, Mixing
 from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["CoCoMixConfig", "CompressionInit", "Predicted", "UpperPositions"]
+__all__ = ["CoCoMixConfig", "CompressionInit", "Count", "Predicted", "UpperPositions"]
 
+Count = Annotated[int, Field(ge=1)]
 Predicted = Literal["concepts", "hidden"]
 CompressionInit = Literal["normal", "small", "zero"]
 UpperPositions = Literal["own", "token"]
@@ -59,18 +61,18 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     def __init__(
         self,
         backbone: PreTrainedConfig | dict[str, Any] | None = None,
-        insert_layer: int = 3,
-        num_concepts: int = 32768,
-        concept_topk: int = 32,
+        insert_layer: Annotated[int, Field(ge=0)] = 3,
+        num_concepts: Count = 32768,
+        concept_topk: Count = 32,
         concept_loss_weight: float = 0.1,
         mixing: str = "interleave",
         prediction: Predicted = "concepts",
         hidden_loss: HiddenLoss = "l2",
-        teacher_hidden_size: int | None = None,
+        teacher_hidden_size: Count | None = None,
         compression_init: CompressionInit = "normal",
         add_mean: bool = True,
         upper_positions: UpperPositions = "own",
-        head_chunk_size: int | None = None,
+        head_chunk_size: Count | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone = _backbone_config(backbone)

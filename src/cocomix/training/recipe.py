@@ -4,18 +4,18 @@ A recipe is YAML. It may start from another with `base: other.yaml` (a path rela
 overrides key by key, so that an ablation is as short as its difference. Precedence: defaults < base < recipe < `--set`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from inspect import Parameter, getdoc, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator, model_validator
 
 from cocomix.artifacts import write_text
 from cocomix.concepts import LabellerConfig, TeacherConfig
 from cocomix.model import MIXINGS, Mixing
-from cocomix.model.configuration import CoCoMixConfig, CompressionInit, Predicted, UpperPositions
-from cocomix.model.predictor import HiddenLoss
+from cocomix.model.configuration import CoCoMixConfig, Count
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml
@@ -25,6 +25,7 @@ from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
 
 __all__ = [
+    "MODEL_ARGUMENTS",
     "CorpusConfig",
     "DistillationConfig",
     "MixtureConfig",
@@ -33,6 +34,7 @@ __all__ = [
     "StudentConfig",
     "load_recipe",
     "save_recipe",
+    "settings_of",
 ]
 
 
@@ -60,13 +62,29 @@ OTHER_WORDS = {
 """What other codes and the paper call fields of a recipe, to be told from an unknown field."""
 
 
-def _default(name: str) -> Any:
-    """The default of `CoCoMixConfig`, so that a setting has one."""
-    return signature(CoCoMixConfig).parameters[name].default
+def settings_of(config_class: type[CoCoMixConfig]) -> dict[str, Any]:
+    """The arguments of a configuration as fields of a recipe: its types, bounds, defaults and descriptions.
+
+    Returns:
+        Type and `Field` by name, as `pydantic.create_model` takes them.
+    """
+    described = getdoc(config_class) or ""
+    texts = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^    \*\*|^\S)", described, re.MULTILINE | re.DOTALL)
+    descriptions = {name: " ".join(text.split()) for name, text in texts}
+    types = get_type_hints(config_class.__init__, include_extras=True)
+    return {
+        name: (types[name], Field(default=parameter.default, description=descriptions.get(name)))
+        for name, parameter in signature(config_class).parameters.items()
+        if parameter.kind is not Parameter.VAR_KEYWORD
+    }
 
 
-class StudentConfig(Section):
-    """The model that is trained."""
+MODEL_ARGUMENTS = settings_of(CoCoMixConfig)
+_Arguments: Any = create_model("CoCoMixArguments", __base__=Section, __module__="pydantic", **MODEL_ARGUMENTS)
+
+
+class StudentConfig(_Arguments):  # type: ignore[misc]
+    """The model that is trained: the arguments of `CoCoMixConfig`, and where weights and sizes come from."""
 
     backbone: dict[str, Any] | str | None = None
     """A decoder's settings with its `model_type`, or a hub name or folder whose architecture (not weights) is taken. By
@@ -76,31 +94,10 @@ class StudentConfig(Section):
     be the data's. For a start at its own loss use `mixing: add`, `compression_init: zero` and `add_mean: false`."""
     revision: str | None = None
     """Commit, tag or branch of `pretrained`, or of a `backbone` on the hub; pin a commit to be able to repeat a run."""
-    insert_layer: int = Field(default=_default("insert_layer"), ge=0)
-    """0-based index of the block whose input predicts and is mixed with the concepts."""
-    num_concepts: int | None = Field(default=None, ge=1)
+    num_concepts: Count | None = None
     """C; by default the number of the labels' dictionary."""
-    concept_topk: int = Field(default=_default("concept_topk"), ge=1)
-    """K_concept, logits kept for the continuous concept (paper: 32)."""
-    concept_loss_weight: Schedule = Schedule(value=_default("concept_loss_weight"))
-    """λ (paper: 0.1): a number, or how it changes during the run; see `Schedule`."""
-    mixing: str = _default("mixing")
-    """How concepts and hidden states are mixed, or `pause`: a learned vector in their place; see `CoCoMixConfig`."""
-    prediction: Predicted = _default("prediction")
-    """What is predicted: concepts, or the `hidden` state of `teacher`, which then runs while training."""
-    hidden_loss: HiddenLoss = _default("hidden_loss")
-    """With `prediction: hidden`: how a predicted state is compared with the teacher's."""
-    teacher_hidden_size: int | None = Field(default=None, ge=1)
-    """With `prediction: hidden`: width of the teacher's hidden states; by default the teacher's."""
-    compression_init: CompressionInit = _default("compression_init")
-    """How large the compression of concepts starts; see `CoCoMixConfig`."""
-    add_mean: bool = _default("add_mean")
-    """With `mixing: add`: whether what is added carries the hidden state's mean; see `CoCoMixConfig`."""
-    upper_positions: UpperPositions = _default("upper_positions")
-    """Where concepts are interleaved into a rotary decoder: positions of their own, or the token's; see
-    `CoCoMixConfig`."""
-    head_chunk_size: int | None = Field(default=None, ge=1)
-    """Positions whose concept or vocabulary logits are held at once; by default from the device's memory."""
+    concept_loss_weight: Schedule = Schedule(value=MODEL_ARGUMENTS["concept_loss_weight"][1].default)
+    """λ of Eq. 4 (paper: 0.1): a number, or how it changes during the run; see `Schedule`."""
     attn_implementation: str | None = None
     """Attention kernel as transformers names it; by default the best it finds."""
 

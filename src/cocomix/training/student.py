@@ -9,9 +9,11 @@ from cocomix.model.accounting import matched_config
 from cocomix.model.backbone import backbone_of
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.pretrained import pretrained_config
-from cocomix.training.recipe import RunConfig
+from cocomix.training.recipe import MODEL_ARGUMENTS, RunConfig
 
 __all__ = ["Vocabulary", "model_config"]
+
+_SIZES = ("num_concepts", "concept_topk", "teacher_hidden_size")  # which may follow from labels and teacher
 
 
 class Vocabulary:
@@ -56,19 +58,9 @@ def model_config(
     plain = config.objective == "ntp" and config.baseline is None
     if plain:
         return backbone
-    student = CoCoMixConfig(
-        backbone=backbone,
-        insert_layer=config.model.insert_layer,
-        mixing=config.model.mixing,
-        prediction=config.model.prediction,
-        hidden_loss=config.model.hidden_loss,
-        compression_init=config.model.compression_init,
-        add_mean=config.model.add_mean,
-        upper_positions=config.model.upper_positions,
-        concept_loss_weight=config.model.concept_loss_weight.peak,
-        head_chunk_size=config.model.head_chunk_size,
-        **_sizes(config, label_concepts, teacher_hidden_size),
-    )
+    given = {name: getattr(config.model, name) for name in MODEL_ARGUMENTS if name not in _SIZES}
+    given |= {"backbone": backbone, "concept_loss_weight": config.model.concept_loss_weight.peak}
+    student = CoCoMixConfig(**given, **_sizes(config, label_concepts, teacher_hidden_size))
     return student if config.baseline is None else matched_config(student)
 
 

@@ -293,11 +293,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         return {f"{prefix}_{name.removeprefix('ntp_')}": value for name, value in found.items()}
 
     def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not offered: it would hold [blocks, seq, vocabulary].
-
-        Raises:
-            CoCoMixError: always.
-        """
+        """Refused with a `CoCoMixError`: it would hold [blocks, seq, vocabulary]."""
         raise CoCoMixError("predict() would hold the logits of a whole data set; call evaluate(), or the model itself.")
 
     def get_train_dataloader(self) -> Any:

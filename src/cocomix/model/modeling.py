@@ -229,9 +229,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
         if use_cache is None:
             use_cache = past_key_values is not None or (not self.training and labels is None)
-        if use_cache:
-            past_key_values = self._own_cache(past_key_values)
-        cache = past_key_values if use_cache else None
+        cache = self._own_cache(past_key_values) if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
         if concept_labels is not None:
             check_concept_labels(concept_labels, query, self.config.num_concepts)

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["check_deepspeed", "sharding_asked"]
+__all__ = ["check_deepspeed", "gather_as_kept", "sharding_asked"]
 
 _OPTIONS = ("reshard_after_forward", "activation_checkpointing", "auto_wrap_policy", "transformer_layer_cls_to_wrap")
 _REFUSED = {
@@ -53,6 +54,19 @@ def sharding_asked(training: Mapping[str, Any], environment: Mapping[str, str], 
     if processes == 1:
         raise CoCoMixError("fsdp spreads a model over processes and there is one; start several with torchrun.")
     return {"fsdp": True, "fsdp_config": options}
+
+
+def gather_as_kept(plugin: Any) -> None:
+    """Have accelerate's FSDP plugin gather weights, and reduce gradients, in the precision they are kept in.
+
+    Accelerate's own policy under bf16 would also round what modules return, the losses among it; `autocast` rounds
+    products alone, so that sharded numbers are those of DDP.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
 
 
 def _of_launcher(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ not finite, and checkpoints that are whole or not there.
 
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from inspect import signature
@@ -16,7 +15,6 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
@@ -36,6 +34,7 @@ from cocomix.training.checkpoints import (
     weights_are_finite,
 )
 from cocomix.training.collating import COLUMNS, collate_blocks
+from cocomix.training.launching import gather_as_kept
 from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers, views_of
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import Objective, default_objectives
@@ -88,9 +87,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         refuse_unheeded(signature(Trainer.__init__).bind(self, *args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         self.model.loss_function = causal_loss  # of plain decoders; ours have their own
-        if self.is_fsdp_enabled:  # accelerate's policy would round losses, too; FSDP warns of what nobody does in place
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
+        if self.is_fsdp_enabled:
+            gather_as_kept(self.accelerator.state.fsdp_plugin)
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
         self.objectives = default_objectives(self.model.config) if objectives is None else tuple(objectives)
@@ -99,15 +97,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             settings.gradient_as_bucket_view = True  # else gradients are there twice, in DDP's buckets and beside them
             if any(one.weight.steps(self.total_steps) < self.total_steps for one in self.objectives):
                 settings.find_unused_parameters = True  # a head, or a predictor that is not mixed in
-        self.online_labels = online_labels
-        self.order, self.reached = order, reached
+        self.online_labels, self.order, self.reached = online_labels, order, reached
         self._labelled: tuple[Any, Iterator[dict[str, Tensor]]] | None = None
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
         self._counts: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}  # of the last step, as far as they change during the run
-        self._meter = LossMeter()
-        self.clock = TrainingClock()
+        self._meter, self.clock = LossMeter(), TrainingClock()
         self.skips_non_finite = non_finite == "skip" and self.accelerator.mixed_precision != "fp16"
         self.skipped_steps = self._skipped_in_a_row = 0
         self._saving = False

@@ -87,6 +87,8 @@ def _count_reductions(folder: Path) -> None:
 def _skip_a_step(folder: Path) -> None:
     """A step whose gradients are not finite changes nothing."""
     made, logs = trainer(build("ntp"), folder, steps=3, fsdp=True)
+    with pytest.raises(CoCoMixError, match="not sharded before training"):
+        made.evaluate()
     made.skips_non_finite = True
     spoil(made, {1}, lambda loss: loss * float("nan"))
     made.train()

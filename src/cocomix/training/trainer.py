@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
@@ -276,6 +277,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             `eval_loss`, of next tokens alone, in nats, and the other terms still trained whose columns the set has.
         """
         model = self.model_wrapped if self.is_in_train else self.model
+        if self.is_fsdp_enabled and not isinstance(model, FSDPModule):
+            raise CoCoMixError("the model is not sharded before training; evaluate it then, or without FSDP.")
         meter, objectives = LossMeter(), self._in_force(max(self.state.global_step - 1, 0))
         with self.clock.paused(self.args.device), torch.no_grad(), self.compute_loss_context_manager():
             model.eval()

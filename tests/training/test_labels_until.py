@@ -15,6 +15,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import dry_run, train
 from cocomix.training.online import OnlineLabels
 from tests.command_line import Cli
+from tests.many.launches import launched
 from tests.training.test_resume import Killed, assert_same_run, kill_at, rows
 from tests.workshop import BLOCK, Workshop
 
@@ -122,6 +123,19 @@ def test_resumed_equals_uninterrupted(
             train(recipe, tmp_path / "run")
     train(recipe, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixing", ["interleave", "none"])  # with the second, the predictor is idle after the switch
+def test_two_processes_are_one(workshop: Workshop, labels: Path, tmp_path: Path, mixing: str) -> None:
+    training = {**SETTINGS["training"], "optim": "sgd"}
+    changes = {**SETTINGS, "model": {**SETTINGS["model"], "mixing": mixing}, "training": training}
+    one = train(workshop.recipe("cocomix", labels=str(labels), **changes), tmp_path / "one")
+    training |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2}
+    recipe = workshop.recipe_file(tmp_path / "two.yaml", "cocomix", labels=str(labels), **changes)
+    launched(["train", recipe, "--output", tmp_path / "two"], 2)
+    for row, twin in zip(rows(tmp_path / "two"), rows(one), strict=True):
+        assert row == pytest.approx(twin, rel=1e-4)
 
 
 def test_no_label_is_read_or_made_afterwards(

@@ -1,9 +1,8 @@
 """The configuration of a CoCoMix model: a Hugging Face decoder's own configuration plus the concept settings."""
 
 import copy
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import Field
 from transformers import AutoConfig, PreTrainedConfig
 
 from cocomix.model.mixing import MIXINGS, Mixing
@@ -12,7 +11,17 @@ from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["CoCoMixConfig", "CompressionInit", "Count", "Predicted", "UpperPositions"]
 
-Count = Annotated[int, Field(ge=1)]
+
+class AtLeast(NamedTuple):
+    """A lower bound, which recipes check; exported code needs no pydantic for it."""
+
+    ge: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), "ge": self.ge}
+
+
+Count = Annotated[int, AtLeast(1)]
 Predicted = Literal["concepts", "hidden"]
 CompressionInit = Literal["normal", "small", "zero"]
 UpperPositions = Literal["own", "token"]
@@ -61,7 +70,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     def __init__(
         self,
         backbone: PreTrainedConfig | dict[str, Any] | None = None,
-        insert_layer: Annotated[int, Field(ge=0)] = 3,
+        insert_layer: Annotated[int, AtLeast(0)] = 3,
         num_concepts: Count = 32768,
         concept_topk: Count = 32,
         concept_loss_weight: float = 0.1,

@@ -68,7 +68,7 @@ class Checkpoint(Artifact[CheckpointManifest]):
     """A checkpoint of an unfinished run."""
 
     kind = "checkpoint"
-    version = 3
+    version = 4
     manifest_type = CheckpointManifest
     made_by = "cocomix train"
 

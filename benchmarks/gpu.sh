@@ -67,7 +67,7 @@ train() { # text → teacher → dictionary → labels → about two minutes of 
   local dictionary=(--num-concepts 4096 --tokens 2000000 --batch-size 2048)
   if [ -n "$tiny" ]; then
     local small='model.backbone={model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 2}'
-    local same=(--set 'training.eval_strategy="no"' --set "$small" --set model.insert_layer=1 --set model.num_concepts=64 --set model.concept_topk=8
+    local same=(--set training.eval_strategy=no --set "$small" --set model.insert_layer=1 --set model.num_concepts=64 --set model.concept_topk=8
       --set training.bf16=false --set training.per_device_train_batch_size=4 --set batch_tokens=128
       --set training.dataloader_num_workers=0 --set evaluation_blocks=4)
     size=(--vocab-size 300 --block-size 32 --max-bytes 60000) layer=0

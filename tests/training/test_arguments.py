@@ -118,6 +118,11 @@ def test_numbers_are_read_as_numbers() -> None:
     assert (found.learning_rate, found.per_device_train_batch_size) == (2e-3, 4)
 
 
+def test_a_strategy_of_no_is_not_false() -> None:
+    found = arguments(BLOCK, eval_strategy=False, save_strategy=False)  # as YAML 1.1 reads a bare `no`
+    assert (found.eval_strategy, found.save_strategy) == ("no", "no")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -10,6 +10,7 @@ from cocomix.runtime.lazy import lazily
 if TYPE_CHECKING:
     from cocomix.training.manifest import RunManifest
     from cocomix.training.opened_run import CurvePoint, Run
+    from cocomix.training.optimizers import muon
     from cocomix.training.run import dry_run, train
     from cocomix.training.run_plan import Plan, describe_plan, plan_run
     from cocomix.training.trainer import CoCoMixTrainer

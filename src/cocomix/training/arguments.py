@@ -198,6 +198,8 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             near = meant(name, sorted(known))
             raise CoCoMixError(f"training.{name} is not a field of transformers.TrainingArguments{near}.")
+        if value is False and name.endswith("_strategy"):
+            checked[name] = "no"  # which YAML takes for false
         if types[name] in _SCALARS:
             try:
                 checked[name] = TypeAdapter(types[name]).validate_python(value)

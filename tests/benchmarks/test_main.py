@@ -42,7 +42,7 @@ def test_the_script_goes_on_where_it_was_cut(results: Path) -> None:
     assert "heads" in done.stdout
     assert "train" not in done.stdout
     assert after["steps"] == before["steps"]
-    assert (results / "metrics.jsonl").read_text().count("ntp_loss") > 1
+    assert (results / "metrics.jsonl").read_text().count("ntp_loss") >= 1
 
 
 def test_the_script_names_what_is_missing(tmp_path: Path) -> None:

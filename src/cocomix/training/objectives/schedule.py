@@ -89,9 +89,10 @@ class Schedule(Section):
             return 0
         if self.shape in ("linear", "stop"):
             return _first_step(self.until, total)
-        ends = [*list(self.stages or ())[1:], 1.0]
-        lasting = [end for end, weight in zip(ends, (self.stages or {0.0: self.value}).values(), strict=True) if weight]
-        return _first_step(lasting[-1], total)
+        stages = self.stages or {0.0: self.value}
+        begins = [_first_step(share, total) for share in stages]
+        parts = zip(begins, [*begins[1:], total], stages.values(), strict=True)
+        return max((end for begin, end, weight in parts if weight and begin < end), default=0)
 
     def __str__(self) -> str:
         if self.stages:

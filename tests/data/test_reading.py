@@ -76,7 +76,7 @@ def test_truncated_archives_are_named(tmp_path: Path, suffix: str) -> None:
     packed = gzip.compress(data) if suffix == ".gz" else zstandard.compress(data)
     path = tmp_path / f"cut.jsonl{suffix}"
     path.write_bytes(packed[:-12])
-    with pytest.raises(CoCoMixError, match=rf"cut\.jsonl\{suffix} is truncated or damaged"):
+    with pytest.raises(CoCoMixError, match=rf"cut\.jsonl\{suffix} .*damaged"):
         texts(path)
 
 

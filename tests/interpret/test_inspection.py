@@ -49,10 +49,10 @@ def test_inspection_refusals(world):
         with pytest.raises(CoCoMixError, match="text is empty"):
             inspect_text(model, tokenizer, empty)
     length = len(tokenizer.encode("list of the items " * 9))
-    with pytest.raises(CoCoMixError, match=f"text has {length} tokens, but the model's context is 16"):
+    with pytest.raises(CoCoMixError, match=f"text has {length} tokens.* 16"):
         inspect_text(model, tokenizer, "list of the items " * 9)
     for top in (0, TOPK + 1):
-        with pytest.raises(CoCoMixError, match=rf"top={top} is out of range.*between 1 and {TOPK}"):
+        with pytest.raises(CoCoMixError, match=rf"top={top} .*1 and {TOPK}"):
             inspect_text(model, tokenizer, "list", top=top)
     with pytest.raises(CoCoMixError, match="top_next=0"):
         inspect_text(model, tokenizer, "list", top_next=0)

@@ -109,5 +109,5 @@ def test_concepts_are_chosen_by_score_among_those_mixed_in_but_not_everywhere():
     assert choose_concepts(SURVEY, SURVEY.persistence, 5) == (1, 3)
     with pytest.raises(CoCoMixError, match="--concepts"):
         choose_concepts(SURVEY, torch.tensor([9, 0, 8, 0, 0]), 5)
-    with pytest.raises(CoCoMixError, match="name some with --concepts"):
+    with pytest.raises(CoCoMixError, match="--concepts"):
         choose_concepts(replace(SURVEY, mixed=torch.zeros(5, dtype=torch.int64)), frequency, 5)

@@ -88,7 +88,7 @@ def test_what_asks_for_concepts_is_refused(model: CoCoMixForCausalLM) -> None:
         "concept_intervention": lambda ids, values: (ids, values),
         "output_concept_logits": True,
     }.items():
-        with pytest.raises(CoCoMixError, match=rf"^{name} cannot be used with this model, which has no concepts"):
+        with pytest.raises(CoCoMixError, match=rf"^{name} .*no concepts"):
             model(tokens(), **{name: value})
     with edits_in_force(model, [ConceptEdit(0)]), pytest.raises(CoCoMixError, match="has no concepts"):
         model(tokens())

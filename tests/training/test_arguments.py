@@ -106,9 +106,9 @@ def test_steps_and_tokens_agree(blocks: int, batch: int, accumulation: int, toke
 
 
 def test_unknown_and_reserved_fields_are_named() -> None:
-    with pytest.raises(CoCoMixError, match=r"training\.learning_rat is not a field"):
+    with pytest.raises(CoCoMixError, match=r"training\.learning_rat "):
         arguments(BLOCK, learning_rat=1.0)
-    with pytest.raises(CoCoMixError, match=r"training\.output_dir is set by cocomix"):
+    with pytest.raises(CoCoMixError, match=r"training\.output_dir"):
         arguments(BLOCK, output_dir="elsewhere")
 
 

@@ -90,12 +90,12 @@ def test_deepspeed_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     zero2, zero3 = str(LAUNCH / "deepspeed_zero2.json"), {"zero_optimization": {"stage": 3}}
     launched = {"ACCELERATE_USE_DEEPSPEED": "true"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CoCoMixError, match=r"training\.deepspeed needs the package deepspeed"):
+    with pytest.raises(CoCoMixError, match=r"training\.deepspeed .*package"):
         check_deepspeed({"deepspeed": zero2}, {}, has_accelerator=True)
-    with pytest.raises(CoCoMixError, match="accelerate launch --use_deepspeed needs the package"):
+    with pytest.raises(CoCoMixError, match=r"--use_deepspeed .*package"):
         check_deepspeed({}, launched, has_accelerator=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(CoCoMixError, match="needs a GPU and there is none"):
+    with pytest.raises(CoCoMixError, match="GPU"):
         check_deepspeed({"deepspeed": zero2}, {}, has_accelerator=False)
     check_deepspeed({"deepspeed": zero2}, {}, has_accelerator=True)
     check_deepspeed({}, launched, has_accelerator=True)

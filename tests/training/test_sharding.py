@@ -153,10 +153,10 @@ def test_going_on_with_another_launch(workshop: Workshop, tmp_path: Path, monkey
         kill_at(patched, 6)
         with pytest.raises(Killed):
             train(recipe(8, 1), output)
-    with pytest.raises(CoCoMixError, match="with 128 tokens per step and this launch has 64; set"):
+    with pytest.raises(CoCoMixError, match=r"128 .* 64"):
         train(recipe(4, 1), output)
     (checkpoint,) = (partial_path(output) / "checkpoints").iterdir()
-    with pytest.raises(CoCoMixError, match="was written without FSDP; go on without it"):
+    with pytest.raises(CoCoMixError, match="without FSDP"):
         check_kind(checkpoint, sharded=True)
     assert partial_path(output).is_dir()
     train(recipe(2, 4), output)

@@ -324,7 +324,7 @@ def test_a_loss_that_is_not_a_number_stops_training(
     metrics = MetricsFile(tmp_path / "metrics.jsonl", 1.0)
     made.add_callback(metrics)
     poisoned(made, 4, what)
-    with pytest.raises(CoCoMixError, match=r"training stopped; the last good checkpoint is .*checkpoint-2;") as caught:
+    with pytest.raises(CoCoMixError, match=r"stopped.*checkpoint-2;") as caught:
         made.train()
     assert "\n" not in str(caught.value)
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
@@ -337,7 +337,7 @@ def test_a_first_evaluation_that_is_not_a_number_stops_training(tmp_path: Path) 
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("inf")
     made, _ = trainer(model, tmp_path)
-    with pytest.raises(CoCoMixError, match=r"eval_loss became nan by step 0 .* no checkpoint was written before"):
+    with pytest.raises(CoCoMixError, match=r"eval_loss .*nan .*step 0"):
         made.evaluate()
 
 

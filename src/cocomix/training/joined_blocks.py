@@ -61,7 +61,7 @@ def joined_blocks(
         blocks = DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
     found = {column: stored for column, stored in beside.items() if stored is not None}
     if found:
-        blocks = JoinedBlocks(blocks, {name_: s.split(name, scattered=scattered) for name_, s in found.items()})
+        blocks = JoinedBlocks(blocks, {of: stored.split(name, scattered=scattered) for of, stored in found.items()})
     if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
         chosen = data.first_blocks(name, limit) if isinstance(data, MixedData) else range(limit)
         blocks = Subset(blocks, chosen)

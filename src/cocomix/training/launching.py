@@ -16,7 +16,6 @@ _REFUSED = {
     "deepspeed": "both shard the model; remove one of them",
     "fp16": "its loss scaler does not know of shards; use training.bf16",
     "torch_compile": "compiled graphs across gathered weights are not tested; leave one of them out",
-    "auto_find_batch_size": "the model cannot be unsharded for another try; leave it out",
 }
 
 

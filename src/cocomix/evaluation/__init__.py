@@ -17,6 +17,7 @@ from cocomix.evaluation.page import (
     Table,
     Tokens,
 )
+from cocomix.evaluation.pages import Figure, render_page
 from cocomix.evaluation.perplexity import Evaluation, bits_per_byte, evaluate
 from cocomix.evaluation.reach import Reach, reach
 from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
@@ -37,6 +38,7 @@ __all__ = [
     "CurvePoint",
     "Downstream",
     "Evaluation",
+    "Figure",
     "Image",
     "Page",
     "Paragraph",
@@ -61,6 +63,7 @@ __all__ = [
     "reach",
     "recorded_sections",
     "reliance_section",
+    "render_page",
     "run_labels",
     "summary",
     "write_report",

@@ -175,14 +175,14 @@ class Page:
             f"<section><h2>{escape(section.heading)}</h2>{''.join(block.html() for block in section.blocks)}</section>"
             for section in self.sections
         )
-        style = files("cocomix.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+        style = files("cocomix.evaluation").joinpath("templates/page.css").read_text(encoding="utf-8")
         title = escape(self.title)
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
             f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-            f'<header><h1>{title}</h1><div class="summary">{summary}</div></header>\n{sections}\n'
+            f'<header><h1>{title}</h1><div class="found">{summary}</div></header>\n{sections}\n'
             f"<footer>{escape(self.footer)}</footer>\n</main>\n</body>\n</html>\n"
         )
 

@@ -1,0 +1,141 @@
+"""HTML pages of one style: what was found first, then tables and figures, the protocol last.
+
+A page is made by `render_page(title, found, sections)` from `templates/page.html` (Jinja2, every value escaped). A
+section is a dictionary of the optional parts of `Section`, shown in the order in which they stand there:
+
+    loss = Table(("run", "validation loss, nats per token, lower is better"), [("ntp", "4.013")], caption="Final loss",
+                 meanings={"run": "Name in the recipe."})
+    render_page("Two runs", ["ntp ends at 4.013 nats per token."], [{"heading": "Result", "tables": [loss]}])
+
+The same `Table` prints to the terminal (`rich`) and to a file (`markdown`), so that all three show the same numbers.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from typing import TYPE_CHECKING, TypedDict
+
+from cocomix.evaluation.formatting import markdown_text
+from cocomix.runtime.errors import require_extra
+
+if TYPE_CHECKING:
+    import rich.table
+
+__all__ = ["Figure", "Section", "Table", "render_page"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        headings: one per column: its name, then after a comma the unit and which direction is better, which are set
+            smaller, e.g. `"validation loss, nats per token, lower is better"`.
+        rows: cells as text.
+        caption: one line above the table.
+        meanings: what a column holds, one sentence by its name (the heading up to the first comma); listed below.
+        text_columns: how many columns, from the left, are text; the others are numbers and align to the right.
+        marked: number of a row that stands out.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    text_columns: int = 1
+    marked: int | None = None
+
+    def split_headings(self) -> list[tuple[str, str]]:
+        """Name, and unit and direction (or nothing), of each column."""
+        return [(name, rest) for name, _, rest in (heading.partition(", ") for heading in self.headings)]
+
+    def markdown(self) -> str:
+        """The table as Markdown: caption, table, meanings."""
+        rule = [" --- " if column < self.text_columns else " ---: " for column in range(len(self.headings))]
+        lines = ["| " + " | ".join(map(markdown_text, row)) + " |" for row in (self.headings, *self.rows)]
+        lines.insert(1, "|" + "|".join(rule) + "|")
+        meanings = [f"- {markdown_text(name)}: {markdown_text(text)}" for name, text in self.meanings.items()]
+        caption = [markdown_text(self.caption), ""] if self.caption else []
+        return "\n".join([*caption, *lines, *([""] if meanings else []), *meanings])
+
+    def rich(self) -> "rich.table.Table":
+        """The table for a terminal; nothing in it is read as markup."""
+        import rich.box
+        import rich.table
+        from rich.text import Text
+
+        made = rich.table.Table(
+            title=Text(self.caption) if self.caption else None, title_justify="left", box=rich.box.SIMPLE_HEAD
+        )
+        for number, (name, rest) in enumerate(self.split_headings()):
+            heading = Text.assemble((name, "bold"), (f"\n{rest}" if rest else "", "dim"))
+            made.add_column(heading, justify="left" if number < self.text_columns else "right", overflow="fold")
+        for number, row in enumerate(self.rows):
+            made.add_row(*map(Text, row), style="bold" if number == self.marked else None)
+        return made
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG image, with a second version for dark screens.
+
+    Attributes:
+        light: the image.
+        dark: the same on a dark background.
+        alt: what it shows, for those who cannot see it.
+        caption: one line below.
+    """
+
+    light: bytes
+    dark: bytes
+    alt: str
+    caption: str = ""
+
+
+class Section(TypedDict, total=False):
+    """A section of a page; every part but the heading is optional. Text is plain text.
+
+    `tokens` are (text, strength 0 … 1, remark shown when pointing at it) with `legend` saying what the shade means;
+    `texts` are (heading, text) side by side; `code` is preformatted; `notes` are remarks set smaller.
+    """
+
+    heading: str
+    text: Sequence[str]
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+    tokens: Sequence[tuple[str, float, str]]
+    legend: str
+    texts: Sequence[tuple[str, str]]
+    code: str
+    notes: Sequence[str]
+
+
+def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *, footer: str = "") -> str:
+    """Render a page.
+
+    Args:
+        title: its heading.
+        found: what was found, one sentence each, set larger than the rest.
+        sections: below, in this order.
+        footer: by default the version of cocomix.
+
+    Returns:
+        One HTML document with inline style and embedded images: no scripts and no external addresses.
+    """
+    require_extra("report", "jinja2", purpose="a report page")
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("cocomix.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    style = files("cocomix.evaluation").joinpath("templates", "page.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        title=title,
+        found=found,
+        sections=sections,
+        style=style,
+        footer=footer or f"Made by cocomix {version('cocomix')}.",
+    )

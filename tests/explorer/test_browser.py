@@ -284,7 +284,7 @@ def test_compare(tab: Open) -> None:
 def test_mistakes_are_answered_in_words(tab: Open) -> None:
     page = tab()
     prompt, alert = page.locator("#cx-text-prompt textarea"), page.get_by_role("alert")
-    for typed, says in (("", "text is empty"), ("the " * 60, "context is 48 tokens")):
+    for typed, says in (("", "text is empty"), ("the " * 60, "48 tokens")):
         prompt.fill(typed)
         prompt.press("Enter")
         expect(alert).to_contain_text(says)

@@ -6,35 +6,10 @@ import httpx
 import pytest
 
 from cocomix.cli import explore
-from cocomix.explorer import find_password, serve, serving
-from cocomix.explorer.server import PASSWORD_VARIABLE
+from cocomix.explorer import serve, serving
+from cocomix.explorer.guard import PASSWORD_VARIABLE
 from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import free_port
-
-
-def test_this_machine_alone_needs_no_password(monkeypatch):
-    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
-    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        assert find_password(host, None) is None
-    for host in ("0.0.0.0", "::", "192.168.1.4", "example.org"):
-        with pytest.raises(CoCoMixError, match="a password is needed"):
-            find_password(host, None)
-
-
-def test_where_a_password_comes_from(monkeypatch, tmp_path):
-    monkeypatch.setenv(PASSWORD_VARIABLE, "from the environment")
-    assert find_password("0.0.0.0", None) == "from the environment"
-    file = tmp_path / "password"
-    file.write_text("from the file\n")
-    assert find_password("0.0.0.0", file) == "from the file"
-    file.write_text("short")
-    with pytest.raises(CoCoMixError, match="at least 8"):
-        find_password("127.0.0.1", file)
-    with pytest.raises(CoCoMixError, match="cannot be read"):
-        find_password("0.0.0.0", tmp_path / "none")
-    file.write_text("\n")
-    with pytest.raises(CoCoMixError, match="a password is needed"):
-        find_password("0.0.0.0", file)
 
 
 def test_a_port_in_use(subject):
@@ -75,10 +50,13 @@ def test_the_verb(cli, roomy, monkeypatch, tmp_path):
     cli.refuses("explore", roomy.cocomix_run, "--host", "0.0.0.0", says="a password is needed")
     cli.refuses("explore", roomy.cocomix_run, "--atlas", tmp_path, says=str(tmp_path))
     cli.refuses("explore", tmp_path / "none", says="does not exist")
+    (tmp_path / "password").write_text(" \n")
+    cli.refuses("explore", roomy.cocomix_run, "--password-file", tmp_path / "password", says="password of 0")
     served = {}
     monkeypatch.setattr("cocomix.explorer.serve", lambda subject, **options: served.update(subject=subject, **options))
-    cli("explore", roomy.cocomix_run, "--compare", roomy.ntp_run, "--port", 8001)
+    cli("explore", roomy.cocomix_run, "--compare", roomy.ntp_run, "--port", 8001, "--allowed-host", "lab")
     assert (served["host"], served["port"], served["password"]) == ("127.0.0.1", 8001, None)
+    assert served["allowed_hosts"] == ["lab"]
     assert served["subject"].comparison.baseline == "plain"
 
 

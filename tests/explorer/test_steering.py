@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from urllib.parse import parse_qsl
 
 import pytest
@@ -8,6 +9,7 @@ from cocomix.explorer.limits import LIMITS
 from cocomix.explorer.steer_state import SteerState, make_edit, make_sampling, steer
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
+from tests.explorer.conftest import CONTEXT
 from tests.workshop import CONCEPTS
 
 PROMPT = "the list of"
@@ -32,7 +34,7 @@ def query(state):
 def test_a_link_restores_the_state(subject, prompt):
     state = SteerState(prompt, EDITS, Sampling(12, temperature=0.3, top_k=None, seed=7))
     assert SteerState.from_query(query(state), subject) == state
-    assert SteerState.from_query({}, subject) == SteerState("")
+    assert SteerState.from_query({}, subject) == SteerState("", (), Sampling(subject.limits.new_tokens))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_closing_stops_the_work_and_frees_the_model(subject, monkeypatch):
 
 
 def test_what_the_context_cannot_hold_is_refused_in_words(subject):
-    for prompt, says in (("", "text is empty"), ("the " * 40, "context is"), ("x" * 9000, "9,000 characters")):
+    for prompt, says in (("", "text is empty"), ("the " * 40, rf"{CONTEXT} (tokens|at most)"), ("x" * 9000, "9,000 characters")):
         with pytest.raises(CoCoMixError, match=says):
             next(steer(subject, SteerState(prompt, (), Sampling(10))))
 
@@ -135,5 +137,17 @@ def test_without_a_teacher_there_is_no_third_text(bare):
 
 def test_numbers_from_the_page(subject):
     assert make_edit(subject, 3.0, "add", 2) == ConceptEdit(3, "add", 2.0)
-    assert make_sampling(20, 0.5, None, 1.0) == Sampling(20, 0.5, None, 1)
-    assert make_sampling(LIMITS.new_tokens, 0, 0, 0).top_k is None
+    assert make_sampling(subject, 20, 0.5, None, 1.0) == Sampling(20, 0.5, None, 1)
+    assert make_sampling(subject, subject.limits.new_tokens, 0, 0, 0).top_k is None
+
+
+def test_limits_take_the_context_into_account(subject):
+    assert (subject.limits.tokens, subject.limits.new_tokens) == (CONTEXT, CONTEXT // 2)
+    assert LIMITS.within(100_000) == LIMITS
+    with pytest.raises(CoCoMixError, match=str(CONTEXT // 2)):
+        make_sampling(subject, CONTEXT // 2 + 1, 0.8, 50, 0)
+    tight = replace(subject, limits=replace(subject.limits, tokens=20))  # less than the model's context
+    length = tight.encode(PROMPT).shape[1]
+    assert final(tight, SteerState(PROMPT, (), Sampling(20 - length, 0.0))).tokens == 20 - length
+    with pytest.raises(CoCoMixError, match="20"):
+        next(steer(tight, SteerState(PROMPT, (), Sampling(21 - length, 0.0))))

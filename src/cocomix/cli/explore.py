@@ -26,6 +26,10 @@ def explore(
     host: Annotated[
         str, typer.Option(help="Address to serve on; any but this machine's own needs a password.")
     ] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name by which a proxy is reached; any name not known is refused."),
+    ] = None,
     password_file: Annotated[
         Path | None, typer.Option(help="File with a password; or set COCOMIX_EXPLORER_PASSWORD. The user is cocomix.")
     ] = None,
@@ -40,4 +44,4 @@ def explore(
 
     password = find_password(host, password_file)
     subject = open_subject(run, atlas=atlas, compare_with=compare or (), teacher=teacher, dictionary=dictionary)
-    serve(subject, host=host, port=port, password=password)
+    serve(subject, host=host, port=port, password=password, allowed_hosts=allowed_host or ())

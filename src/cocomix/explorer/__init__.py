@@ -4,8 +4,9 @@ What the views show is computed in plain modules (`reading`, `concepts`, `steeri
 `app` need Gradio.
 """
 
+from cocomix.explorer.guard import find_password
 from cocomix.explorer.limits import LIMITS, Limits
-from cocomix.explorer.server import find_password, serve, serving
+from cocomix.explorer.server import serve, serving
 from cocomix.explorer.subject import Subject, open_subject
 
 __all__ = ["LIMITS", "Limits", "Subject", "find_password", "open_subject", "serve", "serving"]

@@ -1,6 +1,6 @@
 """What users of the explorer may ask of the machine that serves it, and the sentences that say so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cocomix.runtime.errors import CoCoMixError
 
@@ -13,7 +13,7 @@ class Limits:
 
     Attributes:
         prompt_characters: length of a prompt, checked before it is tokenized.
-        prompt_tokens: its length in tokens; the model's context if that is shorter.
+        tokens: length of a text in tokens, a prompt and its continuation together.
         new_tokens: tokens to generate per text.
         edits: concepts turned at once.
         value: size of a steering value, twice the paper's largest factor.
@@ -25,7 +25,7 @@ class Limits:
     """
 
     prompt_characters: int = 8_000
-    prompt_tokens: int = 512
+    tokens: int = 512
     new_tokens: int = 200
     edits: int = 5
     value: float = 20.0
@@ -34,6 +34,11 @@ class Limits:
     search_characters: int = 200
     running: int = 2
     waiting: int = 16
+
+    def within(self, context: int) -> "Limits":
+        """These limits for models that take `context` tokens at once: half of them at most are generated."""
+        tokens = min(self.tokens, context)
+        return replace(self, tokens=tokens, new_tokens=max(1, min(self.new_tokens, tokens // 2)))
 
 
 LIMITS = Limits()

@@ -1,57 +1,23 @@
 """Serving the page: on this machine alone unless asked otherwise, and then behind a password."""
 
-import hmac
-import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event
 from typing import Any
 
+from cocomix.explorer.guard import USER, SecurityHeaders, login, names_of
 from cocomix.explorer.limits import LIMITS
 from cocomix.explorer.subject import Subject
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["PASSWORD_VARIABLE", "USER", "find_password", "serve", "serving"]
+__all__ = ["serve", "serving"]
 
 logger = logging.getLogger(__name__)
 
-PASSWORD_VARIABLE = "COCOMIX_EXPLORER_PASSWORD"
-"""Environment variable that may hold the password."""
-USER = "cocomix"
-"""The one user name."""
-
-_SHORTEST_PASSWORD = 8
 _SESSIONS = 200
-
-
-def find_password(host: str, password_file: Path | None) -> str | None:
-    """The password the page asks for: from the file, else from the environment, else none.
-
-    Raises:
-        CoCoMixError: the page would be reached from other machines and there is none, or it is too short, or the file
-            cannot be read.
-    """
-    password = os.environ.get(PASSWORD_VARIABLE)
-    if password_file is not None:
-        try:
-            password = password_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CoCoMixError(f"the password file {password_file} cannot be read ({error}).") from error
-    if not password:
-        if _is_loopback(host):
-            return None
-        raise CoCoMixError(
-            f"--host {host} can be reached from other machines, so a password is needed: give --password-file, or set "
-            f"{PASSWORD_VARIABLE}."
-        )
-    if len(password) < _SHORTEST_PASSWORD:
-        raise CoCoMixError(f"the password has {len(password)} characters; use at least {_SHORTEST_PASSWORD}.")
-    return password
-
 
 def serve(
     subject: Subject,
@@ -59,13 +25,21 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     password: str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve the page until Ctrl-C.
 
+    Args:
+        subject: what the page shows.
+        host: address to serve on.
+        port: port to serve on.
+        password: asked for where it is given.
+        allowed_hosts: names the page answers to beside the host's own; see `names_of`.
+
     Raises:
-        CoCoMixError: the port is taken, or the host is not this machine's.
+        CoCoMixError: the port is taken, the host is not this machine's, or an allowed host is no name.
     """
-    with serving(subject, host=host, port=port, password=password) as address:
+    with serving(subject, host=host, port=port, password=password, allowed_hosts=allowed_hosts) as address:
         logger.info(f"the explorer of {subject.run.manifest.name} is at {address}; Ctrl-C ends it.")
         if password is not None:
             logger.info(f"the user name is {USER}.")
@@ -77,20 +51,27 @@ def serve(
 
 @contextmanager
 def serving(
-    subject: Subject, *, host: str = "127.0.0.1", port: int = 7860, password: str | None = None
+    subject: Subject,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    password: str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[str]:
     """Serve the page from a thread while the block runs; yields its address. Arguments and errors as in `serve`."""
+    names = names_of(host, allowed_hosts)
     _refuse_taken(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
     from cocomix.explorer.app import build_app
     from cocomix.explorer.look import style_sheet, theme
 
     app = build_app(subject)
     options: dict[str, Any] = {}
     if password is not None:
-        options["auth"] = lambda user, given: hmac.compare_digest(
-            f"{user}\0{given}".encode(), f"{USER}\0{password}".encode()
-        )
+        options["auth"] = login(password)
     _, address, _ = app.launch(
         server_name=host,
         server_port=port,
@@ -106,6 +87,12 @@ def serving(
         enable_monitoring=False,
         footer_links=[],
         max_file_size=1,
+        app_kwargs={
+            "middleware": [
+                Middleware(SecurityHeaders, names=names),
+                Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
+            ]
+        },
         max_threads=LIMITS.running + LIMITS.waiting,
         state_session_capacity=_SESSIONS,
         theme=theme(),
@@ -129,10 +116,3 @@ def _refuse_taken(host: str, port: int) -> None:
         raise CoCoMixError(
             f"cannot serve on {host}, port {port} ({error.strerror}); choose another --port or --host."
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -52,14 +52,13 @@ class SteerPage(NamedTuple):
 
 def steer_page(subject: Subject) -> SteerPage:
     """Build the view inside the tab that is open."""
-    context = int(subject.model.config.max_position_embeddings)
-    default = Sampling(new_tokens=max(1, min(60, context // 2)))
+    default = Sampling(new_tokens=min(60, subject.limits.new_tokens))
     with gr.Row():
         with gr.Column(scale=3):
             prompt = gr.Textbox(
                 _EXAMPLE,
                 label="Prompt",
-                info="Enter generates, Shift+Enter starts a line",
+                info=f"Enter generates, Shift+Enter starts a line; {subject.limits.tokens} tokens with the continuation",
                 max_lines=6,
                 max_length=LIMITS.prompt_characters,
                 elem_id="cx-steer-prompt",
@@ -70,7 +69,7 @@ def steer_page(subject: Subject) -> SteerPage:
                 suggest = gr.Button("Suggest concepts for this prompt", size="sm", elem_id="cx-suggest")
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
-                tokens = gr.Slider(1, LIMITS.new_tokens, default.new_tokens, step=1, label="Tokens", min_width=140)
+                tokens = gr.Slider(1, subject.limits.new_tokens, default.new_tokens, step=1, label="Tokens", min_width=140)
                 temperature = gr.Slider(
                     0, LIMITS.temperature, default.temperature, step=0.1, label="Temperature", min_width=140
                 )
@@ -95,7 +94,7 @@ def steer_page(subject: Subject) -> SteerPage:
     no_teacher = subject.teacher if isinstance(subject.teacher, str) else ""
 
     def read_state(text: str, *values: Any) -> SteerState:
-        return SteerState(text, rows.edits(subject, values[4:]), make_sampling(*values[:4]))
+        return SteerState(text, rows.edits(subject, values[4:]), make_sampling(subject, *values[:4]))
 
     def make_link(*values: Any) -> str:
         try:

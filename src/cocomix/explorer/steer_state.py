@@ -68,7 +68,8 @@ class SteerState:
             prompt=values.get("prompt", "")[: LIMITS.prompt_characters],
             edits=tuple(edits),
             sampling=make_sampling(
-                values.get("tokens", default.new_tokens),
+                subject,
+                values.get("tokens", min(default.new_tokens, subject.limits.new_tokens)),
                 values.get("temperature", default.temperature),
                 values.get("top_k", default.top_k),
                 values.get("seed", default.seed),
@@ -112,7 +113,7 @@ def make_edit(subject: Subject, concept: object, operation: str, value: object) 
     )
 
 
-def make_sampling(new_tokens: object, temperature: object, top_k: object, seed: object) -> Sampling:
+def make_sampling(subject: Subject, new_tokens: object, temperature: object, top_k: object, seed: object) -> Sampling:
     """Settings of the sampling from what somebody typed; top_k 0 or nothing = among all tokens.
 
     Raises:
@@ -120,7 +121,7 @@ def make_sampling(new_tokens: object, temperature: object, top_k: object, seed: 
     """
     among = whole_number(top_k or 0, "top-k", 0, 10**6)
     return Sampling(
-        new_tokens=whole_number(new_tokens, "the number of tokens", 1, LIMITS.new_tokens),
+        new_tokens=whole_number(new_tokens, "the number of tokens", 1, subject.limits.new_tokens),
         temperature=_number(temperature, "the temperature", 0, LIMITS.temperature),
         top_k=among or None,
         seed=whole_number(seed, "the seed", 0, LIMITS.seed),
@@ -148,7 +149,6 @@ def steer(subject: Subject, state: SteerState) -> Iterator[SteerTexts]:
     prompt = subject.encode(state.prompt, room=state.sampling.new_tokens)
     forwards: list[Forward] = [student_forward(subject, ()), student_forward(subject, state.edits)]
     if isinstance(subject.teacher, TeacherSide):
-        _check_teacher_room(subject.teacher, prompt, state.sampling)
         forwards.append(teacher_forward(subject.teacher, state.edits))
     columns = [continue_tokens(forward, subject.tokenizer, prompt.cpu(), state.sampling) for forward in forwards]
     texts = [""] * len(columns)
@@ -193,12 +193,3 @@ def teacher_forward(side: TeacherSide, edits: tuple[ConceptEdit, ...]) -> Forwar
             return output.logits[0, -1].float().cpu(), output.past_key_values
 
     return forward
-
-
-def _check_teacher_room(side: TeacherSide, prompt: Tensor, sampling: Sampling) -> None:
-    context = side.teacher.decoder.model.config.get_text_config().max_position_embeddings
-    asked = prompt.shape[1] + sampling.new_tokens
-    if asked > context:
-        raise CoCoMixError(
-            f"prompt and continuation have {asked} tokens but the teacher's context is {context}; shorten them."
-        )

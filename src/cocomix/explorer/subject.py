@@ -69,11 +69,11 @@ class Subject:
             raise CoCoMixError(
                 f"the text has {len(prompt):,} characters; the explorer takes {limits.prompt_characters:,} at most."
             )
-        input_ids = encode(self.model, self.tokenizer, prompt, room=room)
-        if input_ids.shape[1] > limits.prompt_tokens:
-            raise CoCoMixError(
-                f"the text has {input_ids.shape[1]:,} tokens; the explorer takes {limits.prompt_tokens} at most."
-            )
+        input_ids = encode(self.model, self.tokenizer, prompt)
+        length = input_ids.shape[1]
+        if length + room > limits.tokens:
+            more = f" and {room} more are to be generated" if room else ""
+            raise CoCoMixError(f"the text has {length:,} tokens{more}; {limits.tokens} at most fit here, so shorten it.")
         return input_ids
 
     def concept(self, value: object) -> int:
@@ -123,13 +123,18 @@ def open_subject(
     model.to(default_device())
     if atlas is None and default_atlas_folder(run.path).is_dir():
         atlas = default_atlas_folder(run.path)
+    beside = open_teacher_side(run, teacher, dictionary)
+    contexts = [model.config.max_position_embeddings]
+    if isinstance(beside, TeacherSide):
+        contexts.append(beside.context)
     return Subject(
         run=run,
         model=model,
         tokenizer=run.tokenizer(),
         atlas=None if atlas is None else ConceptAtlas.open(atlas, run=run),
-        teacher=open_teacher_side(run, teacher, dictionary),
+        teacher=beside,
         comparison=_compared(run, [Run.open(path) for path in compare_with]),
+        limits=LIMITS.within(min(contexts)),
     )
 
 

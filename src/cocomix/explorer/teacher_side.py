@@ -26,6 +26,11 @@ class TeacherSide:
     teacher: ConceptTeacher
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def context(self) -> int:
+        """How many tokens it takes at once."""
+        return int(self.teacher.decoder.model.config.get_text_config().max_position_embeddings)
+
 
 def open_teacher_side(run: Run, teacher: str | None, dictionary: str | None) -> TeacherSide | str:
     """Load the teacher and the dictionary that gave a run its concepts.

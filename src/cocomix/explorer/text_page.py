@@ -34,7 +34,7 @@ def text_page(subject: Subject) -> TextPage:
         prompt = gr.Textbox(
             _EXAMPLE,
             label="Text",
-            info=f"Enter reads it, Shift+Enter starts a line; up to {subject.limits.prompt_tokens} tokens",
+            info=f"Enter reads it, Shift+Enter starts a line; up to {subject.limits.tokens} tokens",
             max_lines=8,
             scale=5,
             elem_id="cx-text-prompt",

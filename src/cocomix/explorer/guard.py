@@ -1,0 +1,181 @@
+"""Who may use the page: a password, the names the server answers to, and the headers that fence the page in."""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["PASSWORD_VARIABLE", "USER", "SecurityHeaders", "find_password", "login", "names_of"]
+
+PASSWORD_VARIABLE = "COCOMIX_EXPLORER_PASSWORD"
+"""Environment variable that may hold the password."""
+USER = "cocomix"
+"""The one user name."""
+
+_SHORTEST_PASSWORD = 8
+_HEADERS = {
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+# Gradio builds templates and plots with `new Function` ('unsafe-eval') and styles them inline. Its inline scripts are
+# named by their hashes, so that neither a script nor an event handler slipped into the page would run.
+_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-eval'{hashes}; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; manifest-src 'self'; worker-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+_INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+
+
+def find_password(host: str, password_file: Path | None) -> str | None:
+    """The password the page asks for: from the file, else from the environment, else none.
+
+    Raises:
+        CoCoMixError: the page would be reached from other machines and there is none; it is empty or too short; or the
+            file cannot be read.
+    """
+    if password_file is not None:
+        source = f"the password file {password_file}"
+        try:
+            password = password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CoCoMixError(f"{source} cannot be read ({error}).") from error
+    elif PASSWORD_VARIABLE in os.environ:
+        source, password = PASSWORD_VARIABLE, os.environ[PASSWORD_VARIABLE].strip()
+    elif _is_loopback(host):
+        return None
+    else:
+        raise CoCoMixError(
+            f"--host {host} can be reached from other machines, so a password is needed: give --password-file, or set "
+            f"{PASSWORD_VARIABLE}."
+        )
+    if len(password) < _SHORTEST_PASSWORD:
+        raise CoCoMixError(
+            f"{source} holds a password of {len(password)} characters; write one of at least {_SHORTEST_PASSWORD}."
+        )
+    return password
+
+
+def login(password: str) -> Callable[[str, str], bool]:
+    """Gradio's check of a user and a password, in constant time."""
+    expected = f"{USER}\0{password}".encode()
+    return lambda user, given: hmac.compare_digest(f"{user}\0{given}".encode(), expected)
+
+
+def names_of(host: str, allowed: Sequence[str] = ()) -> list[str]:
+    """The names by which a browser may ask for the page; a page of any other name is refused.
+
+    A web page can make its own host name resolve to this machine (DNS rebinding) and would then share an origin with a
+    server that answers to any name.
+
+    Args:
+        host: the address the page is served on.
+        allowed: further names, such as the one by which a proxy is reached.
+
+    Raises:
+        CoCoMixError: a name holds more than a host.
+    """
+    for name in allowed:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:]+\]?", name):
+            raise CoCoMixError(f"--allowed-host {name} is no host name; give a name alone, without https:// and port.")
+    names = {"localhost", "127.0.0.1", "[::1]", _bracketed(host), *map(_bracketed, allowed)}
+    if _is_unspecified(host):  # served on every address of this machine
+        addresses = [address.address for found in psutil.net_if_addrs().values() for address in found]
+        names |= {_bracketed(address.partition("%")[0]) for address in addresses if ":" in address or "." in address}
+        names |= {socket.gethostname(), socket.getfqdn()}
+    return sorted(name.lower() for name in names)
+
+
+class SecurityHeaders:
+    """ASGI middleware: refuse requests sent by another site's page, and fence ours in.
+
+    Every answer forbids framing, sniffing of content types, and anything that is not this server's own.
+    """
+
+    def __init__(self, app: Any, names: Collection[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        from starlette.responses import PlainTextResponse
+
+        origin = dict(scope["headers"]).get(b"origin")
+        if origin is not None and _host_of(origin.decode("latin-1")) not in self.names:
+            await PlainTextResponse("another site asks for this page", 403, _HEADERS)(scope, receive, send)
+            return
+        held: dict[str, Any] = {}  # the start of an HTML answer waits for its body, whose scripts it names
+
+        async def fenced(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                if _is_html(message["headers"]):
+                    held.update(start=message, body=b"")
+                    return
+                message = _with_headers(message, b"")
+            elif message["type"] == "http.response.body" and held:
+                held["body"] += message.get("body", b"")
+                if message.get("more_body"):
+                    return
+                await send(_with_headers(held["start"], held["body"]))
+                message = {"type": "http.response.body", "body": held["body"]}
+            await send(message)
+
+        await self.app(scope, receive, fenced)
+
+
+def _with_headers(start: Any, html: bytes) -> Any:
+    """The start of an answer with our headers; the policy allows the inline scripts of its HTML."""
+    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(html)]
+    policy = _POLICY.format(hashes="".join(f" 'sha256-{digest}'" for digest in hashes))
+    ours = {**_HEADERS, "Content-Security-Policy": policy}
+    return {**start, "headers": [*start["headers"], *((name.lower().encode(), ours[name].encode()) for name in ours)]}
+
+
+def _is_html(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
+
+
+def _host_of(origin: str) -> str | None:
+    """The host an `Origin` header names; `None` for an opaque one."""
+    try:
+        host = urlsplit(origin).hostname
+    except ValueError:
+        return None
+    return None if host is None else _bracketed(host)
+
+
+def _bracketed(host: str) -> str:
+    """A host as it stands in a URL: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -121,3 +121,14 @@ def test_what_is_needed_grows_with_every_size():
     least = fit.memory_needed(FitSettings(num_concepts=1000, batch_size=100), 64)
     assert least == 4 * 1000 * (4 * 2 * 64 + 8 * 100)
     assert fit.memory_needed(FitSettings(num_concepts=2000, batch_size=100), 64) == 2 * least
+
+
+def test_many_dead_concepts_come_with_a_remedy(blocks, evaluation, tmp_path, caplog):
+    few = {"num_concepts": 512, "k": 1, "tokens": 3_200, "dead_after_tokens": 320}
+    settings = SETTINGS.model_copy(update=few)
+    fitted = fit_dictionary(make_model("gpt2"), 1, blocks, evaluation, tmp_path / "sae", settings)
+    dead = fitted.manifest.report.dead_concepts
+    assert dead > 512 / 4
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{dead:,} of 512" in warning
+    assert "--num-concepts" in warning

@@ -181,7 +181,7 @@ def test_a_finished_command_given_again_answers_at_once(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stderr
-    assert done.stdout == "[]\n"
+    assert done.stdout.endswith("[]\n")  # none of them was imported
     other = ("--set", "sign=abs") if verb == "label" else ("--top-k", 5)
     cli.refuses(*command, *other, says="labels.sign" if verb == "label" else "top_k")
     kind = Labels if verb == "label" else TeacherProbabilities

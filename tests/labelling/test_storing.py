@@ -268,16 +268,16 @@ def test_what_a_killed_finisher_left_is_finished_by_the_next_part(
 def test_finishing_says_what_is_left(tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, whole = tmp_path / "labels", label(tokens, tmp_path / "whole")
     with pytest.raises(NotAnArtifact):
-        finish(Labels, output)
+        finish(Labels, output, tokens.path)
     label(tokens, output, part("0/2"))
     with pytest.raises(CoCoMixError, match=r"4 shards .*train-00001\[0:2\]"):
-        finish(Labels, output)
+        finish(Labels, output, tokens.path)
     with monkeypatch.context() as patched:
         patched.setattr(storing, "_complete", lambda *arguments, **options: False)
         label(tokens, output, part("1/2"))
         assert partial_path(output).exists()
-    assert finish(Labels, output).fingerprint == whole.fingerprint
-    assert finish(Labels, output).fingerprint == whole.fingerprint
+    assert finish(Labels, output, tokens.path).fingerprint == whole.fingerprint
+    assert finish(Labels, output, tokens.path).fingerprint == whole.fingerprint
     assert contents(output) == contents(tmp_path / "whole")
 
 

@@ -2,15 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.table import Table
 
 from cocomix.cli.job_options import Blocks, JobOptions, asked_of
 from cocomix.cli.label_options import LabelOptions
 from cocomix.cli.options import DataFolder
-from cocomix.cli.printing import Printed
+from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.labelling import LabelContent
 
 __all__ = ["label"]
 
@@ -48,10 +52,29 @@ def label(
     if finish and found is None:
         from cocomix.labelling import finish as complete
 
-        found = complete(Labels, folder)
+        found = complete(Labels, folder, data)
     if found is None:
         from cocomix.labelling import label_data
 
         job = options.job(asked)
         found = label_data(data, source.labeller(), folder, scores=scores, force=force, blocks=blocks, job=job)
-    return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))
+    if found is None:
+        return Printed({"finished": False})
+    content = found.manifest.content
+    return Printed(found.manifest.model_dump(mode="json"), None if content is None else _content_table(content))
+
+
+def _content_table(content: "LabelContent") -> Table:
+    """Recall of labels without context, and how labels spread."""
+    shares = (
+        ("one list for all positions", content.static_recall_at_labels, content.static_recall_at_32),
+        ("a list for every current token", content.token_recall_at_labels, content.token_recall_at_32),
+    )
+    rows = [(what, f"{100 * few:.1f}", f"{100 * many:.1f}") for what, few, many in shares]
+    rows += [
+        ("entropy of a label, nats", f"{content.entropy:.2f}", ""),
+        ("entropy of a label given the current token, nats", f"{content.entropy_given_token:.2f}", ""),
+        ("concepts that are ever a label", f"{content.concepts_used:,}", f"of {content.num_concepts:,}"),
+        ("labels that are of the most frequent concept, %", f"{100 * content.top_share:.1f}", ""),
+    ]
+    return table(rows, "labels found without context, %", f"in the first {content.k}", "in the first 32")

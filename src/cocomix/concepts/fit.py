@@ -124,6 +124,12 @@ def fit_dictionary(
         f"fitted {settings.num_concepts:,} concepts to block {layer} in {output}: {fit.describe()}, "
         f"{report.dead_concepts:,} dead, {report.tokens_per_second:,.0f} tokens/s"
     )
+    if report.dead_concepts > settings.num_concepts / 4:
+        logger.warning(
+            f"{report.dead_concepts:,} of {settings.num_concepts:,} concepts were not active at any of the last "
+            f"{settings.dead_after_tokens:,} tokens; fit fewer concepts (--num-concepts), or on more tokens (--tokens), "
+            "so that the auxiliary loss revives more of them."
+        )
     return Dictionary.open(output)
 
 

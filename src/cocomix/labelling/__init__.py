@@ -10,6 +10,7 @@ from cocomix.runtime.lazy import lazily
 if TYPE_CHECKING:
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data, fitted
+    from cocomix.labelling.label_content import LabelContent
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
     from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller
@@ -25,6 +26,7 @@ __all__ = [
     "Inline",
     "Job",
     "LabelBlocks",
+    "LabelContent",
     "Labels",
     "LabelsManifest",
     "Processes",
@@ -46,6 +48,7 @@ __all__ = [
 _MODULES = {
     "executors": ("Inline", "Processes", "SlurmArray"),
     "fitting": ("fit_on_data", "fitted"),
+    "label_content": ("LabelContent",),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
     "opening": ("check_tokenizer", "open_decoder", "open_labeller"),

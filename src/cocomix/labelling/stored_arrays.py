@@ -121,8 +121,13 @@ class StoredArrays(Artifact[M]):
         """What must be equal of folders that are used as one."""
         raise NotImplementedError
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know of the content, a sentence each."""
+        return []
+
     @classmethod
-    def counted(cls, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def counted(cls, folder: Path, manifest: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
         """What a manifest says of the content of an unfinished folder in which everything is computed."""
         return {}
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from cocomix.artifacts import Findings
+from cocomix.data import TRAIN, Tokens
+from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, label_content
 from cocomix.labelling.map_shards import Arrays
 from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest, id_dtype
 from cocomix.runtime.errors import CoCoMixError
@@ -68,6 +70,7 @@ class LabelsManifest(StoredManifest):
             float32; None where it ran in float32, or there is no teacher.
         score_kept_of_float32: share of the best labels' score that the chosen ones have there; None likewise.
         statistics: counts.
+        content: how much of the labels the current token alone tells; None where there are too few to say.
     """
 
     labels: dict[str, Any]
@@ -77,6 +80,7 @@ class LabelsManifest(StoredManifest):
     agreement_with_float32: float | None = None
     score_kept_of_float32: float | None = None
     statistics: LabelStatistics
+    content: LabelContent | None = None
 
     @field_validator("labels")
     @classmethod
@@ -140,6 +144,11 @@ class Labels(StoredArrays[LabelsManifest]):
         return f"labelled {positions:,} tokens with {counts.distinct_concepts:,} of {self.num_concepts:,} concepts"
 
     @property
+    def warnings(self) -> list[str]:
+        """See `StoredArrays`."""
+        return [] if self.manifest.content is None else self.manifest.content.warnings()
+
+    @property
     def how_made(self) -> dict[str, Any]:
         """See `StoredArrays`."""
         return {"number of labels": self.manifest.k, **self.manifest.determining}
@@ -167,8 +176,8 @@ class Labels(StoredArrays[LabelsManifest]):
             )
 
     @classmethod
-    def counted(cls, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """See `StoredArrays`: the statistics."""
+    def counted(cls, folder: Path, manifest: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
+        """See `StoredArrays`: the statistics, and what the training split's labels hold."""
         used = np.zeros(manifest["num_concepts"], dtype=bool)
         positions = labelled = labels = 0
         for file in (file["name"] for split in manifest["splits"].values() for file in split):
@@ -179,7 +188,9 @@ class Labels(StoredArrays[LabelsManifest]):
                 labelled += int(present[..., 0].sum())
                 positions += present[..., 0].size
         counts = {"labels": labels, "labelled_positions": labelled, "masked_positions": positions - labelled}
-        return {"statistics": {**counts, "distinct_concepts": int(used.sum())}}
+        sample = _sampled(folder, manifest, tokens)
+        content = label_content(sample, num_concepts=manifest["num_concepts"])
+        return {"statistics": {**counts, "distinct_concepts": int(used.sum())}, "content": content}
 
     def check(self, findings: Findings) -> None:
         """See `Artifact`; also the teacher and the dictionary, if there are any."""
@@ -242,6 +253,21 @@ def encode_labels(labels: "ConceptLabels", layouts: Mapping[str, Layout]) -> Arr
         limit = float(np.finfo(layouts["scores"].dtype).max)
         arrays["scores"] = labels.scores.clamp(-limit, limit).cpu().numpy()
     return {name: array.astype(layouts[name].dtype) for name, array in arrays.items()}
+
+
+def _sampled(
+    folder: Path, manifest: Mapping[str, Any], tokens: Tokens
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Tokens, ids and counts of training blocks, spread evenly, of `MOST_POSITIONS` tokens at most."""
+    files = manifest["splits"].get(TRAIN, [])
+    block_size, total = tokens.manifest.block_size, sum(file["blocks"] for file in files)
+    step = max(1, -(-total * block_size // MOST_POSITIONS))
+    by_name = {shard.file.name.removesuffix(".npy"): shard for shard in tokens.shards(TRAIN, 2**62)}
+    for file in files:
+        rows = by_name[file["name"]].read()
+        ids, counts = (np.load(folder / f"{file['name']}.{name}.npy", mmap_mode="r") for name in ("ids", "counts"))
+        for index in range(0, file["blocks"], step):
+            yield rows[index], ids[index], counts[index]
 
 
 def _present(ids: NDArray[Any], counts: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cocomix.artifacts import (
     PLAN,
     AlreadyExists,
+    MadeFromSomethingElse,
     Staging,
     partial_path,
     read_json,
@@ -25,7 +26,7 @@ from cocomix.artifacts import (
 from cocomix.data import TRAIN, Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
 from cocomix.labelling.map_shards import PARTS, Executor, Report, ShardFunction, Work, map_shards
-from cocomix.labelling.stored_arrays import StoredArrays, StoredFile
+from cocomix.labelling.stored_arrays import StoredArrays
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def store(
                         write(aside)
             shards = _shards(tokens, splits, notes["shard_blocks"])
             report = map_shards(function, shards, output=staging.path, executor=job.executor, retries=job.retries)
-            finished = _complete(kind, staging, report, notes["manifest"], shared=shared)
+            finished = _complete(kind, staging, report, notes["manifest"], tokens, shared=shared)
     except (AlreadyExists, FileNotFoundError):
         if shared and (found := kind.made(output, identity)) is not None:
             return found  # other jobs did the rest meanwhile, and finished
@@ -194,10 +195,11 @@ def _shards(tokens: Tokens, splits: Mapping[str, Any], blocks: int) -> "list[Tok
     return [replace(shard, stop=min(shard.stop, end)) for shard, end in named if shard.start < end]
 
 
-def finish(kind: type[A], output: Path) -> A:
-    """Finish a folder of which everything is computed, without what it was computed with.
+def finish(kind: type[A], output: Path, data: Path | str) -> A:
+    """Finish a folder of which everything is computed, without the model that computed it.
 
     Raises:
+        MadeFromSomethingElse: it was begun for other tokens.
         CoCoMixError: nothing was begun there; shards have no result (they are named).
     """
     folder = partial_path(output)
@@ -206,17 +208,17 @@ def finish(kind: type[A], output: Path) -> A:
     if not (folder / PARTS / NOTES).is_file():
         raise CoCoMixError(f"there is nothing to finish in {folder}; give the command that began it again.")
     identity, notes = read_json(folder / PLAN)["identity"], read_json(folder / PARTS / NOTES)
-    blocks, manifest = notes["shard_blocks"], notes["manifest"]
-    files = [StoredFile.model_validate(file) for split in manifest["splits"].values() for file in split]
-    shards: list[Any] = [
-        _Range(file, start, min(start + blocks, file.blocks))
-        for file in files
-        for start in range(0, file.blocks, blocks)
-    ]
+    tokens = Tokens.open(data)
+    if identity["tokens"] != tokens.manifest.fingerprint:
+        raise MadeFromSomethingElse(
+            f"{folder} was begun for other data than {tokens.path}; name that data.", ("tokens",)
+        )
+    manifest = notes["manifest"]
+    shards = _shards(tokens, manifest["splits"], notes["shard_blocks"])
     with kind.create(output, identity=identity, resume=True) as staging:
         with Work(staging.path, shards, (), notes["columns"], retries=0) as work:
             report = Report(0, 1.0, {}, work.join_all())
-        _complete(kind, staging, report, manifest, shared=False)
+        _complete(kind, staging, report, manifest, tokens, shared=False)
     return _opened(kind, output)
 
 
@@ -225,6 +227,8 @@ def _opened(kind: type[A], output: Path) -> A:
     found = kind.open(output)
     speed = f" ({found.manifest.tokens_per_second:,.0f} tokens/s)" if found.manifest.tokens_per_second else ""
     logger.info("%s in %s%s", found.summary, shown(output), speed)
+    for warning in found.warnings:
+        logger.warning(warning)
     return found
 
 
@@ -238,16 +242,8 @@ def _noted(folder: Path, notes: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-class _Range(NamedTuple):
-    """A shard whose tokens are not needed."""
-
-    file: StoredFile
-    start: int
-    stop: int
-
-
 def _complete(
-    kind: type[A], staging: Staging[Any], report: Report, manifest: Mapping[str, Any], *, shared: bool
+    kind: type[A], staging: Staging[Any], report: Report, manifest: Mapping[str, Any], tokens: Tokens, *, shared: bool
 ) -> bool:
     """Finish a folder if nothing is left; whether that was done.
 
@@ -271,7 +267,7 @@ def _complete(
             return False
         counted = {
             **manifest,
-            **kind.counted(staging.path, manifest),
+            **kind.counted(staging.path, manifest, tokens),
             "tokens_per_second": report.tokens / report.seconds,
         }
         staging.finish(kind.manifest_type.model_validate(counted), scratch=[PARTS])

@@ -27,7 +27,6 @@ from cocomix.concepts import (
 )
 from cocomix.data import VALIDATION, Tokens, begin_of_text
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.evaluation.document_losses import read_document_losses
 from cocomix.interpret.prompts import encode
 from cocomix.labelling import LabelBlocks, Labels, fit_on_data, label_data, open_labeller
 from cocomix.runtime.errors import CoCoMixError
@@ -244,9 +243,8 @@ def test_the_run_reads_texts_as_it_was_trained(run: Run, gemma: Gemma) -> None:
 
 
 def test_losses_by_document_are_those_of_a_walk(run: Run, gemma: Gemma) -> None:
-    result = evaluate_run(run, device=CPU, batch_size=4, reliance=False, per_document=True)
-    found = read_document_losses(run.path)
-    assert found is not None
+    result = evaluate_run(run, device=CPU, batch_size=4, reliance=False)
+    found = result.token_losses()
     expected: dict[int, int] = {}
     document, first = 0, True  # documents apart: the first token of a document has no context but the begin-of-text one
     for block in gemma.begun.split(VALIDATION):
@@ -256,9 +254,9 @@ def test_losses_by_document_are_those_of_a_walk(run: Run, gemma: Gemma) -> None:
                 expected[document] = expected.get(document, 0) + predicted
                 first = token == gemma.begun.manifest.eos_token_id
                 document += first
-    assert [int(count) for count in found.targets] == [count for count in expected.values() if count]
-    assert result.evaluation.targets == int(found.targets.sum())
-    assert result.evaluation.loss == pytest.approx(found.losses.sum() / found.targets.sum())
+    assert found.groupby("document").size().to_dict() == {name: count for name, count in expected.items() if count}
+    assert result.targets == len(found)
+    assert result.loss == pytest.approx(found["loss"].mean())
 
 
 def test_other_data_that_begins_otherwise_is_told_of(run: Run, gemma: Gemma, caplog: pytest.LogCaptureFixture) -> None:

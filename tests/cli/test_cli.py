@@ -45,8 +45,9 @@ def test_from_text_to_a_report(cli: Cli, workshop: Workshop, tmp_path: Path) -> 
     runs = [tmp_path / "runs" / name for name in ("ntp", "cocomix")]
 
     measured = json.loads(cli("eval", runs[1], "--json").out)
-    assert measured == read_json(runs[1] / "evaluation.json")
-    assert measured["concept_reliance"]
+    (written,) = (runs[1] / "evaluations").glob("*/evaluation.json")
+    assert measured == read_json(written)
+    assert measured["reliance"]["kinds"]
 
     comparison = json.loads(cli("compare", *runs, "--output", tmp_path / "report", "--json").out)
     assert comparison
@@ -314,7 +315,7 @@ STAGES = {
     "label": "cocomix.labelling.map_shards._write_part",
     "distill": "cocomix.labelling.map_shards._write_part",
     "train": "cocomix.training.trainer.CoCoMixTrainer.compute_loss",
-    "eval": "cocomix.evaluation.run_evaluation.concept_reliance",
+    "eval": "cocomix.evaluation.measure_run.concept_reliance",
     "compare": "cocomix.evaluation.report.write_text",
 }
 

@@ -103,7 +103,7 @@ def test_a_page_of_analyses(workshop: Workshop, tmp_path: Path, cli: Cli) -> Non
     values = json.loads(result.out)
     assert values == json.loads((output / "analyses.json").read_text())
     name = f"{Run.open(workshop.cocomix_run).manifest.name}, seed 0"
-    assert values["reliance"][name]["deltas"].keys() == {"zero", "shuffle", "oracle"}
+    assert values["reliance"][name]["kinds"].keys() == {"zero", "shuffle", "oracle"}
     assert values["recall_by_frequency"][name]
     assert 0 <= values["unused_compression_vectors"][name] <= 1
     assert (output / "compression_0.png").read_bytes().startswith(b"\x89PNG")

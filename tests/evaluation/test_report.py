@@ -8,7 +8,7 @@ import pytest
 from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
 from cocomix.evaluation.page import Code, Image, Page, Paragraph, Points, Section, SideBySide, Table, Tokens
-from cocomix.evaluation.reliance import Reliance
+from cocomix.evaluation.reliance import Reliance, RunReliance
 from cocomix.evaluation.report import reliance_section, summary, write_report
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
@@ -115,12 +115,12 @@ def test_summary_says_who_won_either_way(comparison, write_run):
 
 
 def test_reliance_section_shows_differences():
-    section = reliance_section({"run": Reliance(loss=5.0, zero=5.25, shuffle=5.125, oracle=4.5, blocks=4, seed=0)})
-    html = "".join(block.html() for block in section.blocks)
-    for text in ("5.000", "+0.250", "+0.125", "\u22120.500"):
+    kinds = {"zero": Reliance(nats=0.25), "shuffle": Reliance(nats=-0.5)}
+    one = RunReliance(kinds=kinds, documents=9)
+    two = RunReliance(kinds={"zero": Reliance(nats=0.125)}, documents=9)
+    html = "".join(block.html() for block in reliance_section({"one": one, "two": two}).blocks)
+    for text in ("+0.250", "+0.125", "\u22120.500", "\u2013"):
         assert text in html
-    html = reliance_section({"run": Reliance(5.0, 5.25, 5.125, None, 4, 0)}).blocks[1].html()
-    assert "\u2013" in html
 
 
 @pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.field)

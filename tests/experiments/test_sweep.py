@@ -11,8 +11,7 @@ import yaml
 
 from cocomix.artifacts import BeingWritten, read_json
 from cocomix.concepts import ActivationConfig
-from cocomix.evaluation import DOCUMENTS_FILE, Run
-from cocomix.evaluation.document_losses import read_document_losses
+from cocomix.evaluation import DOCUMENTS_FILE, Run, evaluations_of
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import prepare_sweep
@@ -168,7 +167,7 @@ def test_several_at_once_are_processes_of_the_same_runs(workshop: Workshop, tmp_
     again = run_sweep(loaded, jobs, board, workers=2)
     losses = [[entry.loss for entry in result.entries] for result in (first, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert read_document_losses(jobs[1].folder) is not None
+    assert len(evaluations_of(Run.open(jobs[1].folder))) == 1
 
 
 @pytest.mark.parametrize(

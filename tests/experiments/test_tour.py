@@ -84,7 +84,8 @@ def test_every_stage_is_there(finished: tuple[Path, Path, list[str]]) -> None:
     active = [manifest.parameters.active for manifest in manifests]
     assert max(active) < 1.2 * min(active)
     for stage in STAGES[4:7]:
-        assert read_json(directory / stage / "evaluation.json")["dtype"] == "float32"
+        (written,) = (directory / stage / "evaluations").glob("*/evaluation.json")
+        assert read_json(written)["dtype"] == "float32"
 
 
 def test_the_table_and_the_page(finished: tuple[Path, Path, list[str]]) -> None:
@@ -106,7 +107,7 @@ def test_the_table_and_the_page(finished: tuple[Path, Path, list[str]]) -> None:
 
 def test_a_second_call_keeps_what_is_there(finished: tuple[Path, Path, list[str]]) -> None:
     directory, page, _ = finished
-    kept = [path for stage in STAGES[:7] for path in (directory / stage).rglob("*") if path.name != "evaluation.json"]
+    kept = [path for stage in STAGES[:7] for path in (directory / stage).rglob("*") if "evaluations" not in path.parts]
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert run_demo(directory, fast=True) == page
     assert {path: path.stat().st_mtime_ns for path in kept} == before

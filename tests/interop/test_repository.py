@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from cocomix import CoCoMixForCausalLM, ConceptEdit
 from cocomix.artifacts import read_json, write_json
-from cocomix.evaluation import Run
+from cocomix.evaluation import Run, evaluate_run
 from cocomix.interop import export_run
 from cocomix.runtime.errors import CoCoMixError
 from tests.workshop import CONCEPTS, Workshop
@@ -111,9 +111,11 @@ def test_the_model_card(exported: Path, workshop: Workshop) -> None:
 
 def test_what_was_measured_is_in_the_card(workshop: Workshop, tmp_path: Path) -> None:
     run = Path(shutil.copytree(workshop.cocomix_run, tmp_path / "run"))
-    deltas = {"zero": 0.25, "shuffle": -0.125}
-    measured = {"loss": 4.5, "targets": 1234, "bits_per_byte": 1.75, "concept_reliance": {"deltas": deltas}}
-    write_json(run / "evaluation.json", measured)
+    evaluate_run(Run.open(run), device=torch.device("cpu"), limit_blocks=4)
+    (written,) = (run / "evaluations").glob("*/evaluation.json")
+    kinds = {"zero": {"nats": 0.25}, "shuffle": {"nats": -0.125}}
+    values = {"loss": 4.5, "targets": 1234, "bits_per_byte": 1.75, "reliance": {"kinds": kinds, "documents": 9}}
+    write_json(written, read_json(written) | values)
     conditions = {"harness": "0.4", "context": 16, "batch_size": 1, "dtype": "float32", "limit": None}
     counts = {"source": "hub", "examples": 9, "requests": 18, "truncated": 0, "endings_cut": 0}
     task = {**counts, "metrics": {"acc_norm": 0.6125}}

@@ -39,7 +39,9 @@ def analyse(
         seed=seed,
     )
     deltas = {
-        f"{name}: {kind}": delta for name, each in values["reliance"].items() for kind, delta in each["deltas"].items()
+        f"{name}: {kind}": each["nats"]
+        for name, one in values["reliance"].items()
+        for kind, each in one["kinds"].items()
     }
     unused = values["unused_compression_vectors"].items()
     shares = {f"{name}: compression vectors below 0.01": share for name, share in unused}

@@ -1,13 +1,18 @@
 """The verb `eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cocomix.cli.options import BatchBlocks, OtherData, OtherLabels, RunFolder
-from cocomix.cli.printing import Printed, values_table
+from cocomix.cli.printing import Printed, table, values_table
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cocomix.evaluation import RunEvaluation
 
 __all__ = ["evaluate"]
 
@@ -19,7 +24,9 @@ def evaluate(
     batch_size: BatchBlocks = 8,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16 instead of float32.")] = False,
     limit_blocks: Annotated[int | None, typer.Option(help="Use only the first blocks.")] = None,
-    per_document: Annotated[bool, typer.Option("--per-document", help="Keep losses by document for compare.")] = False,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens of a block; default: as in training. Longer blocks are cut.")
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", help="Measure downstream tasks instead; `paper` = the paper's seven."),
@@ -31,7 +38,7 @@ def evaluate(
 ) -> Printed:
     """Measure a run's loss and use of concepts, or tasks.
 
-    Loss, perplexity, bits per byte, concept recall and concept reliance go to the run's evaluation.json.
+    Losses by token, n-gram references, concept recall and reliance go to the run's folder `evaluations`.
 
     [dim]Example: cocomix eval runs/first[/dim]
 
@@ -39,7 +46,7 @@ def evaluate(
     """
     import torch
 
-    from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
+    from cocomix.evaluation import Run, evaluate_run, evaluate_tasks, warn_if_worse_than_bigram
     from cocomix.runtime.device import default_device
 
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -65,8 +72,32 @@ def evaluate(
         batch_size=batch_size,
         dtype=dtype,
         limit_blocks=limit_blocks,
-        per_document=per_document,
-    ).to_json()
-    plain = {name: value for name, value in result.items() if name != "concept_reliance"}
-    reliance = {f"reliance: {name}": value for name, value in result.get("concept_reliance", {}).items()}
-    return Printed(result, values_table(plain | reliance))
+        block_size=block_size,
+    )
+    warn_if_worse_than_bigram(result.run, result.loss, result.references)
+    return Printed(result.model_dump(mode="json"), evaluation_table(result))
+
+
+def evaluation_table(result: "RunEvaluation") -> "Table":
+    """What people read of an evaluation: losses beside their references, recall beside its own, reliance."""
+    from cocomix.evaluation.formatting import NOTHING, percent, signed
+
+    rows = [(f"{result.run}, seed {result.seed}", f"{result.loss:.4f}")]
+    if result.references is not None:
+        references = result.references
+        rows += [
+            (f"{order} table", f"{getattr(references, order):.4f}")
+            for order in ("fourgram", "trigram", "bigram", "unigram")
+        ]
+    rows.append(("perplexity", f"{result.perplexity:.2f}"))
+    rows.append(("bits per byte", NOTHING if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"))
+    rows.append(("predicted tokens", f"{result.targets:,}"))
+    if (concepts := result.concepts) is not None:
+        rows.append(("concepts predicted", f"{concepts.concepts_predicted:,} of {concepts.num_concepts:,}"))
+        if concepts.recall_at_32 is not None:
+            rows.append(("concept recall@32", percent(concepts.recall_at_32)))
+    if result.reliance is not None:
+        rows += [(f"loss with {kind}", signed(each.nats)) for kind, each in result.reliance.kinds.items()]
+    if result.reliance_note is not None:
+        rows.append(("reliance", result.reliance_note))
+    return table(rows, "measured", "nats per token")

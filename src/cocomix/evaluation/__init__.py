@@ -2,9 +2,10 @@
 
 from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.comparison import Comparison, ComparisonRow
-from cocomix.evaluation.document_losses import DOCUMENTS_FILE
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
+from cocomix.evaluation.loss_slices import document_interval, slice_differences
+from cocomix.evaluation.measure_run import evaluate_run, warn_if_worse_than_bigram
 from cocomix.evaluation.page import (
     Block,
     Code,
@@ -18,17 +19,15 @@ from cocomix.evaluation.page import (
     Tokens,
 )
 from cocomix.evaluation.pages import Figure, render_page
-from cocomix.evaluation.perplexity import Evaluation, bits_per_byte, evaluate
 from cocomix.evaluation.reach import Reach, reach
-from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
+from cocomix.evaluation.references import References
+from cocomix.evaluation.reliance import Reliance, RunReliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import REPORT_FILE, recorded_sections, reliance_section, summary, write_report
-from cocomix.evaluation.run_evaluation import EVALUATION_FILE, RunEvaluation, evaluate_run
-from cocomix.evaluation.teacher_flops import run_labels
+from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
+from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_labels
 from cocomix.training import CurvePoint, Run, RunManifest
 
 __all__ = [
-    "DOCUMENTS_FILE",
-    "EVALUATION_FILE",
     "PAPER_TASKS",
     "REPORT_FILE",
     "Block",
@@ -37,34 +36,39 @@ __all__ = [
     "ComparisonRow",
     "CurvePoint",
     "Downstream",
-    "Evaluation",
     "Figure",
     "Image",
     "Page",
     "Paragraph",
     "Points",
     "Reach",
+    "References",
     "Reliance",
     "Run",
     "RunEvaluation",
     "RunManifest",
+    "RunReliance",
     "Section",
     "SideBySide",
     "Table",
     "Tokens",
-    "bits_per_byte",
     "compare",
     "concept_reliance",
-    "evaluate",
+    "document_interval",
     "evaluate_run",
     "evaluate_tasks",
+    "evaluations_of",
     "inference",
     "no_reliance_reason",
+    "open_run_data",
+    "open_run_labels",
     "reach",
     "recorded_sections",
     "reliance_section",
     "render_page",
     "run_labels",
+    "slice_differences",
     "summary",
+    "warn_if_worse_than_bigram",
     "write_report",
 ]

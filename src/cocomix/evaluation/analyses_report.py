@@ -29,9 +29,9 @@ from cocomix.evaluation.analyses import (
 from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress
 from cocomix.evaluation.formatting import NOTHING, percent, signed
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Section, Table
-from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
+from cocomix.evaluation.reliance import RunReliance, concept_reliance, no_reliance_reason
 from cocomix.evaluation.report import reliance_section
-from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
+from cocomix.evaluation.run_inputs import open_run_data, open_run_labels
 from cocomix.evaluation.teacher_flops import label_words
 from cocomix.labelling import Labels
 from cocomix.model import CoCoMixForCausalLM
@@ -72,7 +72,7 @@ def analyse_runs(
         CoCoMixError: no run mixes concepts in, or data and labels do not belong to a run.
     """
     require_extra("report", "matplotlib", "scipy", purpose="a report")
-    reliances: dict[str, Reliance] = {}
+    reliances: dict[str, RunReliance] = {}
     norms: dict[str, CompressionNorms] = {}
     recalls: dict[str, tuple[FrequencyRecall, ...]] = {}
     stores: list[Labels] = []
@@ -88,7 +88,8 @@ def analyse_runs(
         norms[name] = compression_norms(model)
         data = open_run_data(run)
         blocks = data.split(VALIDATION)
-        store = open_run_labels(run, data, model.config.num_concepts, without="recall by frequency and the oracle")
+        found = open_run_labels(run, data, model.config.num_concepts, without="recall by frequency and the oracle")
+        store = None if found is None or len(found.parts) > 1 else found.first
         shared: dict[str, Any] = {"device": device, "limit_blocks": limit_blocks}
         labels = None if store is None else store.split(VALIDATION)
         reliances[name] = concept_reliance(model, blocks, labels=labels, batch_size=batch_size, seed=seed, **shared)
@@ -106,7 +107,7 @@ def analyse_runs(
     overlaps = _overlaps(labels_of)
     values = {
         "format_version": 1,
-        "reliance": {name: each.to_json() for name, each in reliances.items()},
+        "reliance": {name: each.model_dump() for name, each in reliances.items()},
         "unused_compression_vectors": {name: each.unused for name, each in norms.items()},
         "recall_by_frequency": {name: [asdict(group) for group in groups] for name, groups in recalls.items()},
         "labels": {name: asdict(each) for name, each in uses.items()},
@@ -126,8 +127,8 @@ def analyse_runs(
         page = Page(
             title="What the concepts do",
             summary=[
-                f"{name}: {signed(each.deltas()['zero'])} nats per token without its concepts, "
-                f"{signed(each.deltas()['shuffle'])} with those of another text."
+                f"{name}: {signed(each.kinds['zero'].nats)} nats per token without its concepts, "
+                f"{signed(each.kinds['shuffle'].nats)} with those of another text."
                 for name, each in reliances.items()
             ],
             sections=sections,

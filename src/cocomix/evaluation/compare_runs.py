@@ -8,17 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cocomix.evaluation.arms import Arm, choose_baseline, group
 from cocomix.evaluation.comparison import Comparison, ComparisonRow, Saving
-from cocomix.evaluation.document_losses import DocumentLosses, read_document_losses
 from cocomix.evaluation.downstream_table import downstream_table
 from cocomix.evaluation.formatting import si
 from cocomix.evaluation.reach import Reach, reach
+from cocomix.evaluation.run_evaluation import evaluations_of
+from cocomix.evaluation.run_inputs import run_labels
 from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
-from cocomix.evaluation.teacher_flops import TeacherCost, label_words, run_labels, teacher_cost
+from cocomix.evaluation.teacher_flops import TeacherCost, label_words, teacher_cost
 from cocomix.runtime.errors import require_extra
 from cocomix.training import Run
 
@@ -167,20 +170,37 @@ def _saving(
     )
 
 
+class _DocumentLosses(NamedTuple):
+    """Summed losses and numbers of predicted tokens of every document of an evaluation."""
+
+    conditions: tuple[Any, ...]
+    losses: NDArray[np.float64]
+    targets: NDArray[np.float64]
+
+
+def _document_losses(run: Run) -> _DocumentLosses | None:
+    """Of a run's newest evaluation; `None` where there is none."""
+    for evaluation in evaluations_of(run)[:1]:
+        grouped = evaluation.token_losses().groupby("document")["loss"]
+        losses = grouped.sum().to_numpy(np.float64)
+        return _DocumentLosses(evaluation.conditions, losses, grouped.size().to_numpy(np.float64))
+    return None
+
+
 def _document_tests(arms: Sequence[Arm], baseline: Arm) -> tuple[dict[str, PairedTest], str]:
     """A test of every other arm against the baseline, and how to read it or why there is none."""
-    measured: dict[str, DocumentLosses] = {}
+    measured: dict[str, _DocumentLosses] = {}
     for arm in arms:
-        found = [read_document_losses(run.path) for run in arm.runs]
+        found = [_document_losses(run) for run in arm.runs]
         losses = [each for each in found if each is not None]
         if len(losses) < len(found):
             return {}, (
-                f"There is no test on documents: {arm.name} has no losses by document; measure every run with "
-                "`cocomix eval RUN --per-document`."
+                f"There is no test on documents: {arm.name} was not evaluated; measure every run with `cocomix eval "
+                "RUN`."
             )
         if len({each.conditions for each in losses}) > 1:
             return {}, f"There is no test on documents: the seeds of {arm.name} were measured on different blocks."
-        measured[arm.name] = replace(losses[0], losses=np.mean([each.losses for each in losses], axis=0))
+        measured[arm.name] = losses[0]._replace(losses=np.mean([each.losses for each in losses], axis=0))
     base = measured[baseline.name]
     if any(each.conditions != base.conditions for each in measured.values()):
         return {}, "There is no test on documents: the runs were measured on different blocks or in other precisions."

@@ -1,20 +1,27 @@
-"""What every measurement shares: batches of blocks, evaluation mode, precision, and per-token losses."""
+"""Running a model over blocks: evaluation mode, precision, batches, every token's loss, and counts of its concepts."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.concepts import drop_without_target
 from cocomix.model import predicts_concepts
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives import recalled_labels
 
-__all__ = ["Batch", "MapDataset", "batches", "count_blocks", "inference", "token_losses"]
+__all__ = ["Batch", "ConceptCounts", "MapDataset", "batches", "count_blocks", "inference", "measure", "token_losses"]
+
+_RECALL_AT = 32  # as the paper's models predict
 
 
 class MapDataset(Protocol):
@@ -172,3 +179,107 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
         for row, ids in zip(logits, targets, strict=True)
     ]
     return torch.stack(rows)
+
+
+@dataclass
+class ConceptCounts:
+    """Sums over labelled positions, from which recall is divided, concept by concept.
+
+    Attributes:
+        loss: Eq. 2, nats.
+        positions: that have a label.
+        labels: of each concept. [n_concepts], int64
+        found: labels among the first 32 predicted concepts (or as many as the model mixes in, if fewer).
+        found_at_labels: labels among the first k_attr, as many as a position can have labels.
+        predicted: positions at which each concept was among those mixed in, labelled or not.
+    """
+
+    loss: float
+    positions: int
+    labels: NDArray[np.int64]
+    found: NDArray[np.int64]
+    found_at_labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, num_concepts: int) -> "ConceptCounts":
+        """Nothing counted yet."""
+        return cls(0.0, 0, *(np.zeros(num_concepts, dtype=np.int64) for _ in range(4)))
+
+    def add(self, predicted: Tensor, labels: Tensor | None, loss: float) -> None:
+        """Count a batch: predicted concepts [batch, seq, k], best first, and labels [batch, seq, k_attr]."""
+
+        def per_concept(ids: Tensor) -> NDArray[np.int64]:
+            return np.bincount(ids.cpu().numpy(), minlength=len(self.labels))
+
+        self.predicted += per_concept(predicted.flatten())
+        if labels is None:
+            return
+        self.loss += loss
+        self.positions += int(labels.ne(IGNORE).any(-1).sum())
+        self.labels += per_concept(labels[labels != IGNORE])
+        self.found += per_concept(labels[recalled_labels(predicted[..., :_RECALL_AT], labels)])
+        self.found_at_labels += per_concept(labels[recalled_labels(predicted[..., : labels.shape[-1]], labels)])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found.
+
+    Attributes:
+        losses: next-token losses, nats; NaN where a token is not predicted. [blocks, block_size], float32
+        concepts: counts of concepts; `None` of a model that predicts none.
+    """
+
+    losses: NDArray[np.float32]
+    concepts: ConceptCounts | None = field(repr=False)
+
+
+def measure(
+    model: PreTrainedModel,
+    blocks: MapDataset,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    labels: MapDataset | None = None,
+) -> Measured:
+    """Run a model once over token blocks. Results do not depend on `batch_size`, except for rounding.
+
+    Args:
+        model: a CoCoMix model or any causal LM of transformers; moved to `device`, otherwise left as it is.
+        blocks: token blocks, `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
+        batch_size: blocks per forward pass.
+        device: where to compute.
+        dtype: float32 (default), or a narrower type used through autocast.
+        labels: concept labels of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
+
+    Raises:
+        CoCoMixError: data, labels and model do not belong together, or a loss is not a finite number.
+    """
+    count = count_blocks(model, blocks, labels, batch_size, None)
+    block_size = len(blocks[0]["input_ids"])
+    losses = np.full((count, block_size), np.nan, dtype=np.float32)
+    concepts = ConceptCounts.empty(model.config.num_concepts) if predicts_concepts(model) else None
+    done = 0
+    with inference(model, device, dtype), progress("evaluating", count * block_size, "tokens") as advance:
+        for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
+            given: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+            if batch.concept_labels is not None:  # the sum over labelled positions, not their mean
+                given |= {"concept_labels": batch.concept_labels, "num_concept_items_in_batch": 1}
+            output = model(**given, use_cache=False)
+            found = token_losses(output.logits, batch.targets).float()
+            if not bool(found.isfinite().all()):
+                raise CoCoMixError(
+                    "the model's loss on this data is not a finite number; its weights are damaged, train it again."
+                )
+            found[batch.targets[:, 1:].cpu() == IGNORE] = torch.nan
+            losses[done : done + len(found), 1:] = found.numpy()
+            if concepts is not None:
+                loss = 0.0 if batch.concept_labels is None else float(output.concept_loss)
+                concepts.add(output.concept_ids, batch.concept_labels, loss)
+            done += len(found)
+            advance(batch.input_ids.numel())
+    if concepts is not None and labels is not None and concepts.positions == 0:
+        raise CoCoMixError("none of the blocks evaluated has a labelled position; raise limit_blocks or label again.")
+    return Measured(losses, concepts)

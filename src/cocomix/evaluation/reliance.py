@@ -11,10 +11,9 @@ constant. Three interventions on the concepts that are mixed in, measured on the
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,37 +23,41 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["Reliance", "concept_reliance", "no_reliance_reason", "oracle", "shuffle", "zero"]
+__all__ = ["Reliance", "RunReliance", "concept_reliance", "no_reliance_reason", "oracle", "shuffle", "zero"]
 
 
-@dataclass(frozen=True)
-class Reliance:
-    """Validation loss in nats per token, untouched and under each intervention, on the same blocks.
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reliance(_Part):
+    """What happens to the loss when the concepts are replaced.
 
     Attributes:
-        loss: untouched.
-        zero: with every concept value 0.
-        shuffle: with every position's concepts taken from another text.
-        oracle: with the labels as concepts; `None` without labels.
-        blocks: blocks used.
-        seed: seed of the shuffle.
+        nats: loss with the replacement minus the untouched loss, nats per token: above 0 = it hurts.
+        low: lower end of its 95% interval over documents.
+        high: upper end.
+        share_of_gain: `nats` as a share of what the run gains over its control; `None` where no control is known.
     """
 
-    loss: float
-    zero: float
-    shuffle: float
-    oracle: float | None
-    blocks: int
-    seed: int
+    nats: float
+    low: float | None = None
+    high: float | None = None
+    share_of_gain: float | None = None
 
-    def deltas(self) -> dict[str, float]:
-        """Each intervention's loss minus the untouched loss, in nats per token: above 0 = it hurts."""
-        losses = {"zero": self.zero, "shuffle": self.shuffle, "oracle": self.oracle}
-        return {name: loss - self.loss for name, loss in losses.items() if loss is not None}
 
-    def to_json(self) -> dict[str, Any]:
-        """Losses and their differences to the untouched loss, as JSON."""
-        return {**{k: v for k, v in asdict(self).items() if v is not None}, "deltas": self.deltas()}
+class RunReliance(_Part):
+    """Every replacement that was measured, on the same blocks.
+
+    Attributes:
+        kinds: by the name of the replacement.
+        documents: documents in the intervals.
+        note: what was left out and why, or `None`.
+    """
+
+    kinds: dict[str, Reliance]
+    documents: int
+    note: str | None = None
 
 
 def zero(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +137,7 @@ def concept_reliance(
     labels: MapDataset | None = None,
     limit_blocks: int | None = None,
     seed: int = 0,
-) -> Reliance:
+) -> RunReliance:
     """Measure the loss with the predicted concepts untouched, zeroed, shuffled and (given labels) replaced by labels.
 
     All four losses come from the same blocks. Where the last batch would hold a single block, which cannot be shuffled,
@@ -190,11 +193,5 @@ def concept_reliance(
                 advance(batch.input_ids.numel())
             targets += int((batch.targets[:, 1:] != IGNORE).sum())
     means = {name: total / max(targets, 1) for name, total in sums.items()}
-    return Reliance(
-        loss=means["loss"],
-        zero=means["zero"],
-        shuffle=means["shuffle"],
-        oracle=means.get("oracle"),
-        blocks=count,
-        seed=seed,
-    )
+    found = {name: Reliance(nats=mean - means["loss"]) for name, mean in means.items() if name != "loss"}
+    return RunReliance(kinds=found, documents=0)

@@ -18,8 +18,8 @@ from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves, drawn_nam
 from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
 from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
 from cocomix.evaluation.reach import reach
-from cocomix.evaluation.reliance import Reliance
-from cocomix.evaluation.run_evaluation import reliance_of_runs
+from cocomix.evaluation.reliance import RunReliance
+from cocomix.evaluation.run_evaluation import evaluations_of
 from cocomix.runtime.errors import require_extra
 from cocomix.training import Run
 
@@ -215,30 +215,32 @@ def _conditions_section(comparison: Comparison) -> Section:
 
 def recorded_sections(runs: Sequence[Run]) -> list[Section]:
     """What `cocomix eval` left beside the runs: concept reliance, where any has it."""
-    reliances = reliance_of_runs(runs)
+    reliances = {}
+    for run in runs:
+        for evaluation in evaluations_of(run)[:1]:
+            if evaluation.reliance is not None:
+                reliances[f"{run.manifest.name}, seed {run.manifest.seed}"] = evaluation.reliance
     return [reliance_section(reliances)] if reliances else []
 
 
-def reliance_section(reliances: dict[str, Reliance]) -> Section:
+def reliance_section(reliances: dict[str, RunReliance]) -> Section:
     """Concept reliance of several runs as a section of the report.
 
     Args:
         reliances: run name → its measurement.
     """
-    rows = []
-    for name, measured in reliances.items():
-        deltas = {kind: signed(delta) for kind, delta in measured.deltas().items()}
-        rows.append(
-            (name, f"{measured.loss:.3f}", *(deltas.get(kind, NOTHING) for kind in ("zero", "shuffle", "oracle")))
-        )
+    kinds = list(dict.fromkeys(kind for each in reliances.values() for kind in each.kinds))
+    rows = [
+        (name, *(signed(each.kinds[kind].nats) if kind in each.kinds else NOTHING for kind in kinds))
+        for name, each in reliances.items()
+    ]
     return Section(
         "Do the models use their concepts?",
         (
             Paragraph(
-                "Validation loss after changing the concepts that are mixed in, as a difference to the untouched loss. "
-                "Zeroed: a rise shows that the channel matters. Shuffled with another text: a rise shows that its "
-                "content matters. Replaced by the labels: a fall shows what better concept prediction would gain."
+                "Validation loss after replacing the concepts that are mixed in, minus the untouched loss, in nats per "
+                "token: above 0, the replacement hurts."
             ),
-            Table(("run", "untouched", "zeroed", "shuffled", "labels"), rows),
+            Table(("run", *(kind.replace("_", " ") for kind in kinds)), rows),
         ),
     )

@@ -1,235 +1,182 @@
-"""Evaluating a finished run on its own validation split, or on another data set with the same tokenizer."""
+"""An evaluation of a run, as it is kept in the run's folder: `evaluations/KEY/evaluation.json` and `losses.parquet`.
 
-import logging
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+KEY names the data, the split, the precision and, where these are not the usual ones, the number and length of blocks.
+Evaluations under different keys stand side by side; one that is made again replaces its folder as a whole.
+"""
+
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from cocomix.artifacts import is_there, read_json, write_json
-from cocomix.data import VALIDATION, DocumentBlocks, MixedData, Tokens, begin_of_text, warn_of_overlap
-from cocomix.evaluation.document_losses import DocumentTally, write_document_losses
-from cocomix.evaluation.inference import MapDataset
-from cocomix.evaluation.perplexity import Evaluation, evaluate
-from cocomix.evaluation.reliance import Reliance, concept_reliance, no_reliance_reason
-from cocomix.labelling import Labels
-from cocomix.model import predicts_concepts
+from cocomix.artifacts import explained_full_disk, write_json
+from cocomix.evaluation.references import References
+from cocomix.evaluation.reliance import RunReliance
+from cocomix.labelling import LabelContent
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
-__all__ = ["EVALUATION_FILE", "RunEvaluation", "evaluate_run", "open_run_data", "open_run_labels", "reliance_of_runs"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-logger = logging.getLogger(__name__)
+__all__ = ["EVALUATIONS", "ConceptResults", "LossSlice", "RunEvaluation", "evaluations_of"]
 
-EVALUATION_FILE = "evaluation.json"
-"""Name of the result within the run's folder."""
+EVALUATIONS = "evaluations"
+"""Folder within a run's folder."""
+
+_RESULT, _LOSSES = "evaluation.json", "losses.parquet"
 
 
-@dataclass(frozen=True)
-class RunEvaluation:
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LossSlice(_Part):
+    """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`.
+
+    Attributes:
+        slice: column of `losses.parquet`.
+        value: of that column.
+        tokens: how many there are.
+        loss: nats per token.
+    """
+
+    slice: Literal["token_class", "position", "frequency", "seen"]
+    value: str
+    tokens: int
+    loss: float
+
+
+class ConceptResults(_Part):
+    """What a model's concepts are on the evaluated blocks; without labels, only the last two are known.
+
+    Attributes:
+        loss: Eq. 2 averaged over labelled positions, nats.
+        recall_at_32: share of the labels that are among the first 32 predicted concepts (as many as the model mixes in,
+            if fewer).
+        recall_at_labels: the same among the first k_attr, as many as a position can have labels.
+        labelled_positions: positions with at least one label.
+        label_content: what is in the labels themselves, to read recall by; `None` where it was not measured.
+        concepts_predicted: concepts that were among those mixed in at some position.
+        num_concepts: of the model.
+    """
+
+    loss: float | None
+    recall_at_32: float | None
+    recall_at_labels: float | None
+    labelled_positions: int | None
+    label_content: LabelContent | None
+    concepts_predicted: int
+    num_concepts: int
+
+
+class RunEvaluation(_Part):
     """What `evaluate_run` measured.
 
     Attributes:
         run: name of the run.
+        seed: of the run.
         data_fingerprint: of the data it was evaluated on.
         split: of that data.
-        evaluation: losses and recall.
-        reliance: concept reliance, or `None`.
-        reliance_note: why there can be no concept reliance, in one sentence, or `None`.
+        dtype: precision of the matrix products, e.g. `"float32"`.
+        blocks: blocks used.
+        limited: whether the split has more.
+        block_size: tokens of a block.
+        targets: tokens predicted: (block_size − 1) per block, fewer where documents are kept apart.
+        seconds: wall clock of the whole evaluation.
+        loss: mean cross-entropy of every next token within a block, nats per token.
+        perplexity: exp(loss).
+        bits_per_byte: loss / (UTF-8 bytes per token of the split · ln 2), which can be compared across tokenizers;
+            `None` where the bytes are not known.
+        references: what n-gram models of the training tokens make of the same tokens; `None` where these are gone.
+        slices: the loss by kinds of tokens.
+        concepts: `None` of a model that predicts none.
+        reliance: what concepts do for the loss, or `None`.
+        reliance_note: why there is no reliance, in one sentence, or `None`.
     """
 
+    format_version: Literal[2] = 2
     run: str
+    seed: int
     data_fingerprint: str
     split: str
-    evaluation: Evaluation
-    reliance: Reliance | None
+    dtype: str
+    blocks: int
+    limited: bool
+    block_size: int
+    targets: int
+    seconds: float
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    references: References | None
+    slices: tuple[LossSlice, ...]
+    concepts: ConceptResults | None
+    reliance: RunReliance | None
     reliance_note: str | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as JSON."""
-        values: dict[str, Any] = {
-            "format_version": 1,
-            "run": self.run,
-            "data_fingerprint": self.data_fingerprint,
-            "split": self.split,
-            **self.evaluation.to_json(),
-        }
-        if self.reliance is not None:
-            values["concept_reliance"] = self.reliance.to_json()
-        if self.reliance_note is not None:
-            values["concept_reliance_note"] = self.reliance_note
-        return values
+    _folder: Path | None = PrivateAttr(default=None)
 
+    @property
+    def conditions(self) -> tuple[str, str, str, int, int]:
+        """What two runs must share for their losses to be of the same tokens under the same precision."""
+        return self.data_fingerprint, self.split, self.dtype, self.blocks, self.block_size
 
-def evaluate_run(
-    run: Run,
-    *,
-    device: torch.device,
-    data: Path | None = None,
-    labels: Path | None = None,
-    split: str = VALIDATION,
-    batch_size: int = 8,
-    dtype: torch.dtype = torch.float32,
-    limit_blocks: int | None = None,
-    reliance: bool = True,
-    per_document: bool = False,
-    seed: int = 0,
-) -> RunEvaluation:
-    """Load a run's model, measure it, and write the result to `evaluation.json` in its folder.
+    def key(self, trained_block_size: int) -> str:
+        """Name of its folder."""
+        parts = [self.data_fingerprint[:12], self.split, self.dtype]
+        parts += [f"{self.blocks}blocks"] if self.limited else []
+        parts += [f"{self.block_size}tokens"] if self.block_size != trained_block_size else []
+        return "-".join(parts)
 
-    Args:
-        run: from `Run.open`.
-        device: where to compute.
-        data: prepared data with the run's tokenizer; by default the run's own.
-        labels: labels of that data; by default the run's own, where they are still there and belong to the data.
-        split: which split of the data.
-        batch_size: blocks per forward pass (concept reliance takes at least 2).
-        dtype: float32 (default), or a narrower type used through autocast.
-        limit_blocks: use only the first blocks.
-        reliance: also measure concept reliance, where the model mixes concepts in.
-        per_document: also write the losses by document to `document_losses.json`, for the paired test of `compare`.
-        seed: of the shuffle in concept reliance.
+    def token_losses(self) -> "pd.DataFrame":
+        """One row per predicted token; columns as in `loss_slices.token_table`.
 
-    Raises:
-        CoCoMixError: data, labels and run do not belong together, or something cannot be read.
-    """
-    prepared = open_run_data(run, data)
-    meta = prepared.split(split).counts
-    blocks: MapDataset = prepared.split(split)
-    if run.manifest.document_masks:
-        blocks = DocumentBlocks(blocks, prepared.manifest.eos_token_id, prepared.manifest.bos_token_id)
-    if data is not None and begin_of_text(run.tokenizer()) != prepared.manifest.bos_token_id:
-        logger.warning(
-            f"the blocks of {data} begin otherwise than those that {run.manifest.name} was trained on: only one of the "
-            "two was prepared with --prepend-bos."
-        )
-    model = run.model()
-    found = None
-    if predicts_concepts(model):
-        store = open_run_labels(
-            run, prepared, model.config.num_concepts, labels, without="concept recall and the oracle"
-        )
-        found = None if store is None else store.split(split)
-    elif labels is not None:
-        raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
-    shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": found}
-    shared |= {"limit_blocks": limit_blocks}
-    bytes_per_token = meta.bytes / meta.tokens if meta.bytes > 0 else None
-    tally = DocumentTally(prepared.manifest.eos_token_id, prepared.manifest.bos_token_id) if per_document else None
-    result = evaluate(model, blocks, batch_size=batch_size, bytes_per_token=bytes_per_token, documents=tally, **shared)
-    measured, note = None, None
-    if reliance:
-        note = no_reliance_reason(model)
-        if note is None and result.blocks < 2:
-            note = "a single block was evaluated, so there is no other text to shuffle concepts with."
-        if note is None:
-            measured = concept_reliance(model, blocks, batch_size=max(2, batch_size), seed=seed, **shared)
-    whole = RunEvaluation(run.manifest.name, prepared.manifest.fingerprint, split, result, measured, note)
-    write_json(run.path / EVALUATION_FILE, whole.to_json())
-    if tally is not None:
-        fingerprint = prepared.manifest.fingerprint
-        write_document_losses(
-            run.path, tally, data_fingerprint=fingerprint, split=split, blocks=result.blocks, dtype=result.dtype
-        )
-    return whole
+        Raises:
+            CoCoMixError: the file is missing or damaged.
+        """
+        import pandas as pd
 
-
-def reliance_of_runs(runs: Sequence[Run]) -> dict[str, Reliance]:
-    """Concept reliance as `evaluate_run` left it beside the runs, by run name (and seed where a name has several).
-
-    Raises:
-        CoCoMixError: a result is damaged.
-    """
-    names = [run.manifest.name for run in runs]
-    found = {}
-    for run in runs:
-        file = run.path / EVALUATION_FILE
-        values = read_json(file).get("concept_reliance") if file.is_file() else None
-        if values is None:
-            continue
-        name = run.manifest.name
-        name = f"{name}, seed {run.manifest.seed}" if names.count(name) > 1 else name
+        assert self._folder is not None
+        file = self._folder / _LOSSES
         try:
-            found[name] = TypeAdapter(Reliance).validate_python({"oracle": None, **values})
-        except ValidationError as error:
-            raise CoCoMixError(f"{file} is damaged at concept_reliance; evaluate the run again.") from error
+            table = pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise CoCoMixError(f"{file} cannot be read ({error}); evaluate the run {self.run} again.") from error
+        if len(table) != self.targets:
+            raise CoCoMixError(f"{file} has {len(table):,} rows, not {self.targets:,}; evaluate {self.run} again.")
+        return table
+
+    def save(self, run: Run, table: "pd.DataFrame") -> None:
+        """Write it and its table into the run's folder; both are there or neither is."""
+        place = run.path / EVALUATIONS / self.key(run.manifest.data.block_size)
+        made = place.with_name(f".{place.name}.partial")
+        shutil.rmtree(made, ignore_errors=True)
+        with explained_full_disk(made):
+            made.mkdir(parents=True)
+            write_json(made / _RESULT, self.model_dump(mode="json"))
+            table.to_parquet(made / _LOSSES, index=False)
+            shutil.rmtree(place, ignore_errors=True)
+            made.rename(place)
+        self._folder = place
+
+
+def evaluations_of(run: Run) -> list[RunEvaluation]:
+    """A run's evaluations, the newest first.
+
+    Raises:
+        CoCoMixError: one of them is damaged or was written by another version.
+    """
+    files = [file for file in (run.path / EVALUATIONS).glob(f"*/{_RESULT}") if not file.parent.name.startswith(".")]
+    return [_read(file) for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)]
+
+
+def _read(file: Path) -> RunEvaluation:
+    try:
+        found = RunEvaluation.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        at = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CoCoMixError(f"{file} is damaged or of another version at {at}; evaluate the run again.") from error
+    found._folder = file.parent
     return found
-
-
-def open_run_data(run: Run, path: Path | None = None) -> Tokens:
-    """The data to measure a run on.
-
-    Args:
-        run: the run.
-        path: other prepared data, of the run's tokenizer; by default the run's own, which must be unchanged.
-
-    Raises:
-        CoCoMixError: it is not there, has changed, or has another tokenizer.
-    """
-    trained_on = run.manifest.data
-    own = [Path(trained_on.path)] if trained_on.mixture is None else [Path(part.path) for part in trained_on.mixture]
-    if path is None and not all(map(is_there, own)):
-        raise CoCoMixError(
-            f"the data of the run {run.manifest.name} is no longer at {trained_on.path}; say where it is with --data."
-        )
-    if path is None and trained_on.mixture is not None:
-        shares = [part.share for part in trained_on.mixture]
-        data: Tokens = MixedData([Tokens.open(folder) for folder in own], shares)
-    else:
-        data = Tokens.open(path or own[0])
-    if data.manifest.tokenizer_fingerprint != trained_on.tokenizer_fingerprint:
-        raise CoCoMixError(
-            f"{data.path} was prepared with another tokenizer than the run {run.manifest.name}; prepare it with the "
-            f"tokenizer in {run.path}."
-        )
-    if path is None and data.manifest.fingerprint != trained_on.fingerprint:
-        raise CoCoMixError(
-            f"{data.path} has changed since the run {run.manifest.name} was trained on it; name it with --data to "
-            "evaluate on it all the same."
-        )
-    if path is not None:
-        with suppress(CoCoMixError):  # the data of the run need not be there
-            warn_of_overlap([Tokens.open(folder) for folder in own], [data])
-    return data
-
-
-def open_run_labels(
-    run: Run,
-    data: Tokens,
-    num_concepts: int,
-    path: Path | None = None,
-    *,
-    without: str,
-) -> Labels | None:
-    """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
-
-    Args:
-        run: the run.
-        data: the data in use, from `open_run_data`.
-        num_concepts: of the run's model.
-        path: labels asked for.
-        without: what is left out where there are none, for the warning.
-
-    Raises:
-        CoCoMixError: the labels do not belong to this data or this model.
-    """
-    if path is None:
-        own = run.manifest.labels
-        if own is None or data.manifest.fingerprint != run.manifest.data.fingerprint:
-            logger.warning(f"there are no labels of this data, so {without} are left out.")
-            return None
-        if run.manifest.data.mixture is not None:
-            logger.warning(f"labels of a mixture are not read here, so {without} are left out; name one corpus.")
-            return None
-        path = Path(own.path)
-        if not is_there(path):
-            logger.warning(f"the run's labels are no longer at {path}, so {without} are left out.")
-            return None
-    store = Labels.open(path)
-    store.require_tokens(data)
-    store.require_concepts(num_concepts)
-    return store

@@ -1,13 +1,13 @@
 """What a run got from its teacher: which labels, and what they and work inside training cost in FLOPs, by formula."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from cocomix.labelling import Labels, LabelsManifest, TeacherProbabilities
+from cocomix.evaluation.run_inputs import run_labels
+from cocomix.labelling import LabelsManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
-__all__ = ["TeacherCost", "label_words", "run_labels", "teacher_cost"]
+__all__ = ["TeacherCost", "label_words", "teacher_cost"]
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,6 @@ def teacher_cost(run: Run) -> TeacherCost | None:
             return None
         parts.append((found.flops_per_token, found.tokens("train")))
     return TeacherCost(tuple(parts))
-
-
-def run_labels(run: Run) -> Labels | None:
-    """The stored labels of a run; `None` where it had none, or they are no longer there or are others."""
-    reference = run.manifest.labels
-    if reference is None:
-        return None
-    try:
-        found = Labels.open(Path(reference.path))
-    except CoCoMixError:
-        return None
-    return found if found.fingerprint == reference.fingerprint else None
 
 
 def label_words(labels: LabelsManifest) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 
 from cocomix.artifacts import locked
 from cocomix.evaluation import (
-    DOCUMENTS_FILE,
     Comparison,
     Run,
     compare,
     evaluate_run,
     evaluate_tasks,
+    evaluations_of,
     recorded_sections,
     write_report,
 )
@@ -185,8 +185,8 @@ def _run_here(loaded: LoadedPlan, job: Job) -> None:
     if job.try_of is not None:
         return
     run = Run.open(job.folder)
-    if not (job.folder / DOCUMENTS_FILE).is_file():
-        evaluate_run(run, device=default_device(), per_document=True)
+    if not evaluations_of(run):
+        evaluate_run(run, device=default_device())
     if tasks := _missing_tasks(loaded, run):
         evaluate_tasks(run, tasks, device=default_device())
 
@@ -207,8 +207,8 @@ def _run_in_process(loaded: LoadedPlan, job: Job, workers: int) -> None:
         verb("train", _recipe_file(loaded, job), "--output", job.folder)
     if job.try_of is not None:
         return
-    if not (job.folder / DOCUMENTS_FILE).is_file():
-        verb("eval", job.folder, "--per-document")
+    if not evaluations_of(Run.open(job.folder)):
+        verb("eval", job.folder)
     if tasks := _missing_tasks(loaded, Run.open(job.folder)):
         verb("eval", job.folder, "--tasks", ",".join(tasks))
 

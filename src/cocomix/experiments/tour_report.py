@@ -59,7 +59,7 @@ def write_demo_report(directory: Path, folders: Sequence[Path]) -> Path:
         logger.info(line)
     reliances = {result.run: result.reliance for result in measured if result.reliance is not None}
     # The best student that mixes concepts in is the one worth looking into.
-    mixing = [(result.evaluation.loss, run) for result, run in zip(measured, runs, strict=True) if result.reliance]
+    mixing = [(result.loss, run) for result, run in zip(measured, runs, strict=True) if result.reliance]
     best = min(mixing, key=lambda pair: pair[0])[1]
     sections = (
         _evaluation_section(measured),
@@ -78,11 +78,11 @@ def write_demo_report(directory: Path, folders: Sequence[Path]) -> Path:
 
 def _evaluation_section(measured: Sequence[RunEvaluation]) -> Section:
     rows = []
-    for result in measured:
-        value = result.evaluation
+    for value in measured:
         bits = "—" if value.bits_per_byte is None else f"{value.bits_per_byte:.3f}"
-        recall = "—" if value.concept_recall is None else f"{value.concept_recall:.1%}"
-        rows.append((result.run, f"{value.loss:.3f}", f"{value.perplexity:.1f}", bits, recall))
+        found = None if value.concepts is None else value.concepts.recall_at_32
+        recall = "—" if found is None else f"{found:.1%}"
+        rows.append((value.run, f"{value.loss:.3f}", f"{value.perplexity:.1f}", bits, recall))
     return Section(
         "Final evaluation",
         (

@@ -206,12 +206,14 @@ def _results(record: RunRecord) -> str:
         rows.append(("concept recall", percent(final["eval_concept_recall"])))
     text = ["At the end of training:", _table(rows)]
     if (measured := record.evaluation) is not None:
-        rows = [("loss, nats per token", f"{measured['loss']:.4f}"), ("tokens", f"{measured['targets']:,}")]
-        if measured.get("bits_per_byte") is not None:
-            rows.append(("bits per byte", f"{measured['bits_per_byte']:.4f}"))
-        deltas = measured.get("concept_reliance", {}).get("deltas", {})
-        rows += [(f"loss when concepts are replaced ({kind})", signed(delta)) for kind, delta in deltas.items()]
-        text += ["`cocomix eval` on the validation split:", _table(rows)]
+        rows = [("loss, nats per token", f"{measured.loss:.4f}"), ("tokens", f"{measured.targets:,}")]
+        if measured.references is not None:
+            rows.append(("loss of a bigram table of the training tokens", f"{measured.references.bigram:.4f}"))
+        if measured.bits_per_byte is not None:
+            rows.append(("bits per byte", f"{measured.bits_per_byte:.4f}"))
+        kinds = {} if measured.reliance is None else measured.reliance.kinds
+        rows += [(f"loss when concepts are replaced ({kind})", signed(each.nats)) for kind, each in kinds.items()]
+        text += [f"`cocomix eval` on the {measured.split} split:", _table(rows)]
     if record.downstream is not None:
         shown = [(name, PAPER_TASKS[name].metric, record.downstream.value(name)) for name in record.downstream.tasks]
         lines = [(name, metric, f"{value:.4g}") for name, metric, value in shown if value is not None]

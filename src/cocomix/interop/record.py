@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cocomix.artifacts import read_json
 from cocomix.data import Tokens, TokensManifest
-from cocomix.evaluation import EVALUATION_FILE, Downstream, Run
+from cocomix.evaluation import Downstream, Run, RunEvaluation, evaluations_of
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.labelling import Labels, LabelsManifest
 from cocomix.runtime.errors import CoCoMixError
@@ -39,7 +39,7 @@ class RunRecord(NamedTuple):
     versions: dict[str, str]
     data: tuple[TokensManifest, ...]
     labels: tuple[LabelsManifest, ...]
-    evaluation: dict[str, Any] | None
+    evaluation: RunEvaluation | None
     downstream: Downstream | None
 
 
@@ -52,7 +52,6 @@ def read_record(run: Run) -> RunRecord:
     recipe = load_recipe(run.path / "recipe.yaml")
     data = [_found(Tokens.open, path) for path in recipe.data_folders]
     labels = [_found(Labels.open, path) for path in recipe.label_folders]
-    evaluated = run.path / EVALUATION_FILE
     return RunRecord(
         run,
         recipe,
@@ -61,7 +60,7 @@ def read_record(run: Run) -> RunRecord:
         run.manifest.versions,
         tuple(opened.manifest for opened in data if opened is not None and _is_of(run, opened.manifest.fingerprint)),
         tuple(found.manifest for found in labels if found is not None and _is_of(run, found.fingerprint)),
-        read_json(evaluated) if evaluated.is_file() else None,
+        next(iter(evaluations_of(run)), None),
         read_downstream(run.path),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cocomix.evaluation.run_evaluation import open_run_data, open_run_labels
+from cocomix.evaluation import open_run_data, open_run_labels
 from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings
 from cocomix.interpret.atlas_naming import NameEndpoint
 from cocomix.interpret.atlas_pass import AtlasBlocks, read_blocks
@@ -64,7 +64,8 @@ def build_atlas(
     output = output or default_atlas_folder(run.path)
     model = concept_model(run.model())
     prepared = open_run_data(run, data)
-    store = open_run_labels(run, prepared, model.config.num_concepts, labels, without="label contexts and recall")
+    found = open_run_labels(run, prepared, model.config.num_concepts, labels, without="label contexts and recall")
+    store = None if found is None or len(found.parts) > 1 else found.first
     made_from = {
         "run": run.manifest.fingerprint,
         "tokens": prepared.manifest.fingerprint,
@@ -72,9 +73,9 @@ def build_atlas(
         **({} if store is None else {"labels": store.manifest.fingerprint}),
     }
     identity = {"made_from": made_from, "settings": settings.model_dump(mode="json")}
-    if endpoint is None and (found := ConceptAtlas.made(output, identity)) is not None:
+    if endpoint is None and (made := ConceptAtlas.made(output, identity)) is not None:
         logger.info(f"{output} is this atlas, finished: nothing to do")
-        return found.manifest
+        return made.manifest
     blocks = AtlasBlocks(prepared, store, settings.tokens, document_masks=run.manifest.document_masks)
     tokenizer = prepared.tokenizer()
     model.to(device)

@@ -10,8 +10,7 @@ import torch
 from cocomix.artifacts import whole_folder
 from cocomix.concepts import ConceptTeacher
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, positions_of_rows
-from cocomix.evaluation import Run, run_labels
-from cocomix.evaluation.run_evaluation import open_run_data
+from cocomix.evaluation import Run, open_run_data, run_labels
 from cocomix.interpret.followers import follower_scores
 from cocomix.interpret.prompts import concept_model
 from cocomix.interpret.run_concepts import describe_run_concepts

@@ -31,9 +31,10 @@ class _Part(BaseModel):
 
 
 class CorpusReference(_Part):
-    """One corpus of a mixture: its folder, the share it was given, and the training blocks drawn from it."""
+    """One corpus of a mixture: its folder and labels, the share it was given, the training blocks drawn from it."""
 
     path: str
+    labels: str | None = None
     share: float
     blocks: int
 

@@ -1,6 +1,6 @@
 """Objectives: named loss terms, each with its own count and weight. One file an objective."""
 
-from cocomix.training.objectives.cocomix import ConceptPrediction, concept_recall_counts, default_objectives
+from cocomix.training.objectives.cocomix import ConceptPrediction, default_objectives, recalled_labels
 from cocomix.training.objectives.hidden import HiddenPrediction
 from cocomix.training.objectives.kd import Distillation
 from cocomix.training.objectives.ntp import NextToken
@@ -18,13 +18,13 @@ __all__ = [
     "Objective",
     "Schedule",
     "add_heads",
-    "concept_recall_counts",
     "count_terms",
     "default_objectives",
     "drop_heads",
     "in_force",
     "loss_terms",
     "objective_type",
+    "recalled_labels",
     "register_objective",
     "step_loss",
 ]

@@ -16,7 +16,7 @@ from cocomix.training.objectives.ntp import NextToken
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["ConceptPrediction", "concept_recall_counts", "default_objectives"]
+__all__ = ["ConceptPrediction", "default_objectives", "recalled_labels"]
 
 
 class ConceptPrediction(Objective):
@@ -45,7 +45,8 @@ class ConceptPrediction(Objective):
     def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
         """`concept_loss`, nats per labelled position, and `concept_recall`."""
         (count,) = self.counts(batch).values()
-        found, used = concept_recall_counts(output.concept_ids, batch["concept_labels"])
+        labels = batch["concept_labels"]
+        found, used = recalled_labels(output.concept_ids, labels).sum(), (labels != IGNORE).sum()
         return {
             "concept_loss": LossTerm(output.concept_loss, count, self.weight),
             "concept_recall": LossTerm(found, used, None),
@@ -70,11 +71,9 @@ def default_objectives(config: PreTrainedConfig) -> tuple[Objective, ...]:
     return NextToken(config), ConceptPrediction(Schedule(value=weight))
 
 
-def concept_recall_counts(
-    predicted: Tensor,  # [batch, seq, k] int64
-    labels: Tensor,  # [batch, seq, k_attr] int64
-) -> tuple[Tensor, Tensor]:
-    """How many label concepts are among the predicted ones, and how many there are. Two scalars, no host sync."""
-    used = labels != IGNORE
-    found = (labels.unsqueeze(-1) == predicted.unsqueeze(-2)).any(-1) & used
-    return found.sum(), used.sum()
+def recalled_labels(
+    predicted: Tensor,  # [..., k] int64
+    labels: Tensor,  # [..., k_attr] int64
+) -> Tensor:
+    """Which labels are among the predicted concepts at their position. Bool [..., k_attr]; no host sync."""
+    return (labels.unsqueeze(-1) == predicted.unsqueeze(-2)).any(-1) & (labels != IGNORE)

@@ -1,0 +1,161 @@
+"""Where a loss falls: the loss of every predicted token in a table, and its means over slices of that table.
+
+A slice is one value of one of four columns: `token_class` (see `token_classes`), `position` in the block (bands that
+double), `frequency` (occurrences of the token in the training blocks, bands of ten) and `seen` (whether the token
+occurred earlier in the context).
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses
+from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cocomix.evaluation.run_inputs import RunBlocks
+
+__all__ = ["FREQUENCIES", "SLICES", "document_interval", "loss_slices", "slice_differences", "token_table"]
+
+SLICES = ("token_class", "position", "frequency", "seen")
+FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000 or more")
+_RESAMPLES = 1000
+
+Floats = NDArray[np.float64]
+
+
+def token_table(
+    blocks: "RunBlocks",
+    losses: NDArray[np.float32],
+    classes: TokenClasses,
+    references: Mapping[str, Floats] | None,
+    training_counts: NDArray[np.int64] | None,
+) -> "pd.DataFrame":
+    """One row per predicted token, in the order of the text.
+
+    Args:
+        blocks: what was evaluated.
+        losses: nats; NaN where a token is not predicted. [blocks, block_size]
+        classes: of the tokenizer.
+        references: losses of n-gram models by name, one per predicted token.
+        training_counts: occurrences of each token of the vocabulary in the training blocks.
+    """
+    import pandas as pd
+
+    asked = blocks.depth > 0
+    block, position = np.nonzero(asked)
+    tokens = blocks.ids[asked]
+    values: dict[str, Any] = {
+        "block": block.astype(np.int32),
+        "position": position.astype(np.int16),
+        "document": blocks.documents[asked].astype(np.int32),
+        "token": tokens.astype(np.int32),
+        "loss": losses[asked],
+        "token_class": pd.Categorical.from_codes(classes.of(blocks.ids)[asked], list(TOKEN_CLASSES)),
+        "frequency": pd.Categorical.from_codes(_bands(training_counts, tokens), list(FREQUENCIES), ordered=True),
+        "seen": _seen(blocks)[asked],
+    }
+    return pd.DataFrame(values | {name: each.astype(np.float32) for name, each in (references or {}).items()})
+
+
+def _bands(counts: NDArray[np.int64] | None, tokens: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Place in `FREQUENCIES`; −1: not known."""
+    if counts is None:
+        return np.full(len(tokens), -1, dtype=np.int8)
+    edges = 10 ** np.arange(len(FREQUENCIES) - 1)
+    return np.searchsorted(edges, counts, side="right").astype(np.int8)[tokens]
+
+
+def _seen(blocks: "RunBlocks") -> NDArray[np.bool_]:
+    """Whether each token stands earlier in its context. [blocks, block_size]"""
+    context = np.cumsum(blocks.depth == 0)
+    keys = context * (int(blocks.ids.max(initial=0)) + 1) + blocks.ids.ravel()
+    seen = np.ones(keys.shape, dtype=bool)
+    seen[np.unique(keys, return_index=True)[1]] = False
+    return seen.reshape(blocks.ids.shape)
+
+
+def loss_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Tokens and mean loss (nats) of every slice that has a token, as JSON."""
+    found = []
+    for name in SLICES:
+        grouped = table.groupby(_slice_values(table, name), observed=True)["loss"].agg(["size", "mean"])
+        found += [
+            {"slice": name, "value": str(value), "tokens": int(row["size"]), "loss": float(row["mean"])}
+            for value, row in grouped.iterrows()
+        ]
+    return found
+
+
+def _slice_values(table: "pd.DataFrame", name: str) -> Any:
+    """The value by which a table is grouped."""
+    import pandas as pd
+
+    if name == "seen":
+        return table["seen"].map({True: "yes", False: "no"})
+    if name != "position":
+        return table[name]
+    edges = [2**power for power in range(int(table["position"].max()).bit_length() + 1)]
+    names = [f"{low}-{2 * low - 1}" if low > 1 else "1" for low in edges[:-1]]
+    return pd.cut(table["position"], edges, right=False, labels=names)
+
+
+def slice_differences(first: "pd.DataFrame", second: "pd.DataFrame", *, seed: int = 0) -> "pd.DataFrame":
+    """By slice, how much higher the first loss is than the second; below 0 = the first model is better there.
+
+    Args:
+        first: losses of the same tokens by one model, from `RunEvaluation.token_losses`.
+        second: by the other.
+        seed: of the resampling.
+
+    Returns:
+        Columns `slice`, `value`, `tokens`, `first` and `second` (mean losses, nats), `difference`, and its 95% interval
+        over documents, `low` and `high`.
+
+    Raises:
+        CoCoMixError: they are not of the same tokens.
+    """
+    import pandas as pd
+
+    where = ["block", "position", "token"]
+    if len(first) != len(second) or not bool((first[where].to_numpy() == second[where].to_numpy()).all()):
+        raise CoCoMixError(
+            f"the losses are of {len(first):,} and {len(second):,} tokens that are not the same ones; evaluate both "
+            "runs on the same data, split and number of blocks."
+        )
+    documents = first["document"].to_numpy()
+    gap = first["loss"].to_numpy(np.float64) - second["loss"].to_numpy(np.float64)
+    rows = []
+    for name in SLICES:
+        values = pd.Categorical(_slice_values(first, name))
+        for code, value in enumerate(values.categories):
+            inside = values.codes == code
+            if not inside.any():
+                continue
+            low, high = document_interval(gap[inside], documents[inside], seed=seed)
+            means = (first["loss"][inside].mean(), second["loss"][inside].mean(), gap[inside].mean())
+            rows.append((name, str(value), int(inside.sum()), *map(float, means), low, high))
+    return pd.DataFrame(rows, columns=["slice", "value", "tokens", "first", "second", "difference", "low", "high"])
+
+
+def document_interval(values: Floats, documents: NDArray[Any], *, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a mean over tokens, from resampling whole documents (percentiles of 1,000 resamples).
+
+    Documents, not tokens, because the losses of a document's tokens depend on one another.
+
+    Args:
+        values: of each token. [tokens]
+        documents: number of each token's document. [tokens]
+        seed: of the resampling.
+    """
+    _, places = np.unique(documents, return_inverse=True)
+    sums, counts = np.bincount(places, values), np.bincount(places)
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(len(sums), size=len(sums)) for _ in range(_RESAMPLES))
+    means = [sums[some].sum() / counts[some].sum() for some in drawn]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

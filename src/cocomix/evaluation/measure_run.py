@@ -1,0 +1,165 @@
+"""`evaluate_run`: measure a finished run on a split of its own data, or of other data with the same tokenizer."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cocomix.data import VALIDATION
+from cocomix.evaluation.inference import ConceptCounts, measure
+from cocomix.evaluation.loss_slices import loss_slices, token_table
+from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
+from cocomix.evaluation.reliance import concept_reliance, no_reliance_reason
+from cocomix.evaluation.run_evaluation import ConceptResults, LossSlice, RunEvaluation, evaluations_of
+from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks, training_tokens
+from cocomix.evaluation.token_classes import TokenClasses
+from cocomix.labelling import Concatenated, Labels
+from cocomix.model import predicts_concepts
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["evaluate_run", "warn_if_worse_than_bigram"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    device: torch.device,
+    data: Path | None = None,
+    labels: Path | None = None,
+    split: str = VALIDATION,
+    batch_size: int = 8,
+    dtype: torch.dtype = torch.float32,
+    limit_blocks: int | None = None,
+    block_size: int | None = None,
+    reliance: bool = True,
+    seed: int = 0,
+) -> RunEvaluation:
+    """Load a run's model, measure it, and write the result into the run's folder (see `RunEvaluation`).
+
+    Args:
+        run: from `Run.open`.
+        device: where to compute.
+        data: prepared data with the run's tokenizer; by default the run's own.
+        labels: labels of that data; by default the run's own, where they are still there and belong to the data.
+        split: which split of the data.
+        batch_size: blocks per forward pass (concept reliance takes at least 2).
+        dtype: float32 (default), or a narrower type used through autocast.
+        limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
+        block_size: tokens of a block; by default as in training.
+        reliance: also measure concept reliance, where the model mixes concepts in.
+        seed: of the shuffles in concept reliance.
+
+    Raises:
+        CoCoMixError: data, labels and run do not belong together, or something cannot be read.
+    """
+    started = time.perf_counter()
+    prepared, model = open_run_data(run, data), run.model()
+    store = None
+    if predicts_concepts(model):
+        store = open_run_labels(run, prepared, model.config.num_concepts, labels, without="concept recall")
+    elif labels is not None:
+        raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
+    blocks = run_blocks(run, prepared, store, split=split, block_size=block_size, limit_blocks=limit_blocks)
+    shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": blocks.labels}
+    measured = measure(model, blocks.rows, batch_size=batch_size, **shared)
+    asked = blocks.depth > 0
+    loss = float(measured.losses[asked].astype(np.float64).mean())
+    precision = str(dtype).removeprefix("torch.")
+    losses, references, counts = _references(run, blocks, split)
+    table = token_table(blocks, measured.losses, TokenClasses(run.tokenizer()), losses, counts)
+    relied, note = None, None
+    if reliance:
+        note = no_reliance_reason(model)
+        if note is None and len(blocks.rows) < 2:
+            note = "a single block was evaluated, so there is no other text to shuffle concepts with."
+        if note is None:
+            relied = concept_reliance(model, blocks.rows, batch_size=max(2, batch_size), seed=seed, **shared)
+    meta = prepared.manifest.splits[split]
+    result = RunEvaluation(
+        run=run.manifest.name,
+        seed=run.manifest.seed,
+        data_fingerprint=prepared.manifest.fingerprint,
+        split=split,
+        dtype=precision,
+        blocks=len(blocks.rows),
+        limited=blocks.limited,
+        block_size=blocks.block_size,
+        targets=int(asked.sum()),
+        seconds=round(time.perf_counter() - started, 3),
+        loss=loss,
+        perplexity=math.exp(loss),
+        bits_per_byte=loss * meta.tokens / (meta.bytes * math.log(2.0)) if meta.bytes > 0 else None,
+        references=references,
+        slices=tuple(LossSlice(**values) for values in loss_slices(table)),
+        concepts=None if measured.concepts is None else _concept_results(measured.concepts, store),
+        reliance=relied,
+        reliance_note=note,
+    )
+    result.save(run, table)
+    return result
+
+
+def _concept_results(counts: ConceptCounts, store: Concatenated[Labels] | None) -> ConceptResults:
+    labelled, labels = counts.positions > 0, max(int(counts.labels.sum()), 1)
+    return ConceptResults(
+        loss=counts.loss / counts.positions if labelled else None,
+        recall_at_32=int(counts.found.sum()) / labels if labelled else None,
+        recall_at_labels=int(counts.found_at_labels.sum()) / labels if labelled else None,
+        labelled_positions=counts.positions if labelled else None,
+        label_content=None if store is None else store.first.manifest.content,
+        concepts_predicted=int((counts.predicted > 0).sum()),
+        num_concepts=len(counts.predicted),
+    )
+
+
+def _references(
+    run: Run, blocks: RunBlocks, split: str
+) -> tuple[dict[str, NDArray[Any]] | None, References | None, NDArray[np.int64] | None]:
+    """Losses of n-gram models on the evaluated tokens, their means, and the training tokens' counts.
+
+    Nothing is counted again where an earlier evaluation of this run has the losses of the same tokens.
+    """
+    try:
+        own = blocks.data if blocks.data.manifest.fingerprint == run.manifest.data.fingerprint else open_run_data(run)
+        train = training_tokens(run, own, MOST_TOKENS)
+    except CoCoMixError as error:
+        logger.warning(f"{str(error).rstrip('.')}, so there are no n-gram references to judge the loss by.")
+        return None, None, None
+    vocab_size = own.manifest.vocab_size
+    counts = np.bincount(train.tokens, minlength=vocab_size)
+    asked = blocks.depth > 0
+    for earlier in evaluations_of(run):
+        known = earlier.references
+        same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
+        if known is not None and same and earlier.block_size == blocks.block_size:
+            table = earlier.token_losses()[: int(asked.sum())]
+            if known.training_tokens == len(train.tokens) and np.array_equal(table["token"], blocks.ids[asked]):
+                losses = {order: table[order].to_numpy() for order in ORDERS}
+                means = {order: float(values.mean(dtype=np.float64)) for order, values in losses.items()}
+                whole = earlier.targets == int(asked.sum())
+                return losses, known if whole else known.model_copy(update=means), counts
+    logger.info(f"counting {len(train.tokens):,} training tokens for the n-gram references")
+    heldout = ContextTokens(blocks.ids.ravel(), blocks.depth.ravel())
+    losses, references = measure_references(train, heldout, vocab_size)
+    return losses, references, counts
+
+
+def warn_if_worse_than_bigram(name: str, loss: float, references: References | None) -> None:
+    """Say so where a table of token pairs predicts better than a model."""
+    if references is not None and loss > references.bigram:
+        logger.warning(
+            f"{name} is worse than a bigram table of its training tokens ({loss:.3f} against {references.bigram:.3f} "
+            "nats per token): what it says of concepts says little about models that have learnt the language; train "
+            "it on more tokens."
+        )

@@ -44,7 +44,7 @@ bench: $(VENV)/.dev ## measure speed as ratios; writes results/benchmarks/
 dist: $(VENV)/.dev ## build sdist and wheel into dist/; the version is the git tag's
 	$(BIN)/python -m build $(ARGS)
 
-licences: $(VENV)/.dev ## list the licences of all dependencies in docs/licences.md
+licences: $(VENV)/.dev ## list the licences of all dependencies in LICENCES.md
 	$(BIN)/python .ci/licences.py
 
 clean: ## remove the virtual environment and caches

@@ -1,4 +1,4 @@
-"""The licences of what cocomix needs, as the installed packages state them: `make licences` writes docs/licences.md."""
+"""The licences of what cocomix needs, as the installed packages state them: `make licences` writes LICENCES.md."""
 
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LIST = ROOT / "docs" / "licences.md"
+LIST = ROOT / "LICENCES.md"
 HEAD = """# Licences of dependencies
 
 cocomix itself is under the MIT licence. This list was made by `make licences` from the metadata of the installed

@@ -115,7 +115,7 @@ def test_the_sdist_can_be_tested(distributions: Path) -> None:
 
 
 def test_the_licences_of_what_it_needs_are_listed() -> None:
-    text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    text = (ROOT / "LICENCES.md").read_text(encoding="utf-8")
     rows = {
         cells[1].strip().lower().replace("_", "-"): cells[3].strip()
         for cells in (line.split("|") for line in text.splitlines() if line.startswith("| "))

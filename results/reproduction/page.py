@@ -1,26 +1,24 @@
-"""The tables of docs/results.md, docs/steering.md and README.md, from the files: python results/reproduction/page.py
+"""The tables of README.md, docs/results.md and two pages of results: python results/reproduction/page.py
 
 Everything between `<!-- table: NAME -->` and `<!-- end -->` is written anew; with `--check`, the exit status says
 whether it would change.
 """
 
-import csv
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import wilcoxon
 
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream
 from cocomix.evaluation.statistics import t_interval
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "steering.md", ROOT / "README.md")
 SMOLLM2 = HERE.parent / "smollm2"
 STEERING = HERE.parent / "steering"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", HERE / "README.md", STEERING / "README.md")
 
 HEADLINE = {
     "ntp": "NTP, matched",
@@ -37,6 +35,8 @@ LASTING = {
     "labels by attribution (`sign: logprob`), 32 prompts, nine factors": "lasting/logprob",
     "labels by activation, 32 prompts, up to 30": "lasting/far",
 }
+
+SINGLE = {"labels of the paper's sign": "paper_form", "labels of `sign: logprob`": "logprob"}
 
 PAIRS = (
     ("attribution − activation, paper's form", "cocomix", "labels_activation"),
@@ -65,6 +65,14 @@ PAIRS = (
     ("CoCoMix with KD − CoCoMix", "cocomix_kd", "cocomix"),
     ("KD from stored top-64 − KD online", "kd_stored", "kd"),
 )
+PAIRS_SHORT = (
+    ("residual", "cocomix"),
+    ("residual", "residual_mixing_only"),
+    ("cocomix", "labels_activation"),
+    ("residual", "residual_activation"),
+    ("cocomix", "labels_random"),
+    ("cocomix", "add"),
+)
 
 
 def main() -> None:
@@ -81,7 +89,8 @@ def with_tables(text: str) -> str:
     tables = {
         "headline": lambda: headline(report(HERE)),
         "arms": lambda: arms(report(HERE)),
-        "pairs": lambda: pairs(report(HERE)),
+        "pairs": lambda: pairs(report(HERE), PAIRS),
+        "pairs_short": lambda: pairs(report(HERE), [pair for pair in PAIRS if pair[1:] in PAIRS_SHORT]),
         "reach": lambda: reach(report(HERE)),
         "reliance": reliance,
         "longer": lambda: arms(report(HERE / "longer")),
@@ -90,6 +99,7 @@ def with_tables(text: str) -> str:
         "smollm2": lambda: arms(report(SMOLLM2)),
         "downstream": downstream,
         "lasting": lambda: steering(LASTING),
+        "single": lambda: steering(SINGLE, activations=False),
         "themes": themes,
         "scaled": scaled,
     }
@@ -100,32 +110,27 @@ def with_tables(text: str) -> str:
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-def steering(folders: dict[str, str]) -> str:
-    """What `cocomix steer-eval` found in each folder: how many concepts steer, how far, and against the control."""
+def steering(folders: dict[str, str], activations: bool = True) -> str:
+    """What `cocomix steer-eval` found in each folder: activations, and by both measures how many concepts steer."""
     arms = {"student": "the concept", "control": "another concept", "teacher": "the latent, in the teacher"}
     rows = []
     for name, folder in folders.items():
         found = json.loads((STEERING / folder / "steering.json").read_text(encoding="utf-8"))
-        factors, concepts = found["settings"]["factors"], found["concepts"]
-        neutral = 0.0 if found["settings"]["turn"] == "add" else 1.0
-        rises = {arm: rise(STEERING / folder, arm, neutral, max(factors)) for arm in arms}
-        p_value = float(wilcoxon(rises["student"], rises["control"]).pvalue)
+        factors = found["settings"]["factors"]
+        places = [factors.index(factor) for factor in (min(factors), 0.0 if activations else 1.0, max(factors))]
         for arm, turned in arms.items():
-            curve = found["curves"][arm]["activation"]["mean"]
-            steer = sum(concept[arm]["steers"] for concept in concepts)
-            score = sum(concept[arm]["correlation"] for concept in concepts) / len(concepts)
-            rows.append(
-                [
-                    name if arm == "student" else "",
-                    turned,
-                    *(f"{curve[factors.index(factor)]:.2f}" for factor in (min(factors), neutral, max(factors))),
-                    f"{p_value:.2g}" if arm == "student" else "",
-                    f"{steer} of {len(concepts)}",
-                    f"{score:+.2f}".replace("-", "−"),
-                ]
-            )
-    head = ["run", "what is turned", "most down", "untouched", "most up", "p", "steer", "mean score"]
-    lines = [head, ["---", "---", *["---:"] * 6], *rows]
+            row = [name if arm == "student" else "", turned]
+            if activations:
+                row += [f"{found['curves'][arm]['activation']['mean'][place]:.2f}" for place in places]
+            for measure in (found, found["following"]):
+                scores = [concept[arm]["correlation"] for concept in measure["concepts"]]
+                steer = sum(concept[arm]["steers"] for concept in measure["concepts"])
+                row += [f"{steer} of {len(scores)}", f"{sum(scores) / len(scores):+.2f}".replace("-", "−")]
+                row += [f"{measure['control_p_value']:.2g}" if arm == "student" else ""]
+            rows.append(row)
+    head = ["run", "what is turned", *(["most down", "untouched", "most up"] if activations else [])]
+    head += [f"{measure}: {column}" for measure in ("activation", "following") for column in ("steer", "score", "p")]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -160,16 +165,6 @@ def scaled() -> str:
         ["perplexity under the teacher", *perplexity],
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-
-
-def rise(folder: Path, arm: str, neutral: float, up: float) -> list[float]:
-    """By how much each concept's activation is above the untouched texts' when it is turned up."""
-    found: dict[str, dict[float, float]] = {}
-    with (folder / "steering.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["arm"] == arm:
-                found.setdefault(row["concept"], {})[float(row["factor"])] = float(row["activation"])
-    return [means[up] - means[neutral] for means in found.values()]
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -223,11 +218,11 @@ def arms(table: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def pairs(table: dict[str, Any]) -> str:
+def pairs(table: dict[str, Any], questions: Sequence[tuple[str, str, str]]) -> str:
     """Differences between arms, seed by seed."""
     losses = {row["name"]: dict(zip(row["seeds"], row["losses"], strict=True)) for row in table["rows"]}
     rows = []
-    for question, first, second in PAIRS:
+    for question, first, second in questions:
         seeds = sorted(losses[first].keys() & losses[second].keys())
         differences = [losses[first][seed] - losses[second][seed] for seed in seeds]
         rows.append((question, f"`{first}` − `{second}`", len(seeds), with_interval(differences)))

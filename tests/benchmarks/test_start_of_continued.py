@@ -1,4 +1,4 @@
-"""The measurement of docs/backbones.md, at toy size: adding starts at the pretrained model's loss."""
+"""The measurement of results/continued, at toy size: adding starts at the pretrained model's loss."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What other tools do with a model of transformers they do with ours: each row of docs/howto/frameworks.md.
+"""What other tools do with a model of transformers they do with ours: each row of docs/interop.md.
 
 Every test compares with the plain model in float32. FSDP2 is in tests/training/test_sharding.py and
 tests/model/test_sharded.py, Muon in tests/training/test_optimizers.py.

@@ -173,7 +173,7 @@ def test_an_unsupported_family_is_refused_with_the_reason_and_the_list(model_typ
     with pytest.raises(CoCoMixError, match=f"'{model_type}' is not supported: {reason}") as refused:
         backbone_of(config)
     assert "use one of gpt2, gpt_neox" in str(refused.value)
-    assert "docs/backbones.md" in str(refused.value)
+    assert "docs/models.md" in str(refused.value)
     with pytest.raises(CoCoMixError, match="not supported"):
         plain_model(config)
 

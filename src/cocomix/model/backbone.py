@@ -99,7 +99,7 @@ def backbone_of(config: PreTrainedConfig) -> Backbone:
     if family is None:
         raise CoCoMixError(
             f"backbone model_type {config.model_type!r} is not supported: {_why_not(config)}; use one of "
-            f"{', '.join(SUPPORTED_BACKBONES)}, or add it (docs/backbones.md)."
+            f"{', '.join(SUPPORTED_BACKBONES)}, or add it (docs/models.md)."
         )
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise CoCoMixError(

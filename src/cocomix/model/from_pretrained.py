@@ -51,7 +51,7 @@ def from_pretrained_backbone(
 
     With the defaults it starts as the pretrained model: `mixing="add"` adds nothing as long as the compression is
     zero. Interleaving cannot start neutral, because the upper half reads the next token at positions that it has never
-    seen; docs/backbones.md has measurements.
+    seen; results/continued has measurements.
 
     Args:
         source: hub name, folder or GGUF file of a causal LM of a supported family; or one that is loaded already,

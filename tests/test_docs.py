@@ -53,7 +53,6 @@ STARTS_FROM = {
     "quickstart.md": ("my_texts",),
     "corpus.md": ("my_texts", "held_out", "data/mine", "data/mine/labels", "runs/mine"),
     "dictionary.md": ("data/mine", "runs/teacher"),
-    "training.md": ("data/mine",),
     "evaluation.md": ("data/mine", "runs/mine", "runs/mine_ntp"),
     "steering.md": ("runs/mine",),
 }

@@ -27,7 +27,7 @@ from cocomix.concepts import (
 )
 from cocomix.data import VALIDATION, Tokens, begin_of_text
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.interpret.prompts import encode
+from cocomix.interpret import encode
 from cocomix.labelling import LabelBlocks, Labels, fit_on_data, label_data, open_labeller
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer

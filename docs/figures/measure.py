@@ -16,9 +16,7 @@ from cocomix.concepts import ConceptTeacher, SparseCodes
 from cocomix.concepts.scoring import attribute
 from cocomix.data import VALIDATION, Tokens
 from cocomix.evaluation import Run, inference
-from cocomix.interpret.prompts import visible
-from cocomix.interpret.run_concepts import describe_run_concepts
-from cocomix.interpret.run_teacher import open_run_teacher
+from cocomix.interpret import describe_run_concepts, open_run_teacher, visible
 
 
 def measure(run: Run, block: int, window: range, position: int) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def measure(run: Run, block: int, window: range, position: int) -> dict[str, Any
         "next": visible(tokenizer.decode([int(input_ids[0, window.stop])])),
         "position": position - window.start,
         "active": active,
-        "descriptions": {str(concept): descriptions[concept].short() for concept in sorted(found)},
+        "descriptions": {str(concept): descriptions[concept].name for concept in sorted(found)},
     }
 
 

@@ -24,10 +24,9 @@ from cocomix import CoCoMixForCausalLM, ConceptEdit
 from cocomix.concepts import ConceptTeacher
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
-from cocomix.interpret import ConceptAtlas, generate, teacher_steering, visible
-from cocomix.interpret.atlas_cards import ConceptCard, Context
+from cocomix.interpret import ConceptAtlas, ConceptCard, Context, generate, teacher_steering, visible
 from cocomix.interpret.generation import continue_tokens
-from cocomix.interpret.prompts import encode_together
+from cocomix.interpret.inspection import encode_together
 from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.survey import ConceptSurvey, survey_concepts
 

@@ -11,7 +11,7 @@ def test_numbers_and_words_find_concepts(subject):
     assert resolve_concept(subject, "7") == 7
     frequent = find_concepts(subject, "")
     assert frequent == subject.atlas.top(24, by="predicted_count")
-    word = next(word for hit in frequent for word in subject.atlas.card(hit.id).terms if word.isalpha())
+    word = next(word for hit in frequent for word, _ in subject.atlas.card(hit.id).terms if word.isalpha())
     assert resolve_concept(subject, word) == find_concepts(subject, word)[0].id
 
 

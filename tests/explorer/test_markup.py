@@ -14,8 +14,15 @@ from cocomix.explorer.read_text import NextTokenShift, TextReading, TokenReading
 from cocomix.explorer.steer_markup import progress, suggestions, text_columns
 from cocomix.explorer.steer_state import SteerState, SteerTexts
 from cocomix.explorer.text_markup import legend, token_chips, token_detail
-from cocomix.interpret import PredictedConcept, SteeringCandidate
-from cocomix.interpret.atlas_cards import ConceptCard, ConceptHit, Context, Histogram
+from cocomix.interpret import (
+    ConceptCard,
+    ConceptHit,
+    Context,
+    Effect,
+    Histogram,
+    PredictedConcept,
+    SteeringCandidate,
+)
 from cocomix.model import ConceptEdit
 from cocomix.training import CurvePoint
 
@@ -81,17 +88,25 @@ def test_a_single_token_has_a_colour():
 
 
 def test_the_concept_view():
-    context = Context(EVIL, EVIL, EVIL, 1.5, "train", 0, 0)
+    context = Context(EVIL, EVIL, EVIL, 1.5, 1.0, "validation", 0, 0)
     card = ConceptCard(
         id=3,
         name=EVIL,
-        terms=(EVIL,),
+        named_from="predictions",
+        terms=((EVIL, 2.0),),
+        next_terms=(),
         predicted_count=10,
-        positive_count=4,
         label_count=0,
-        frequency=0.1,
+        density=0.1,
+        label_density=None,
+        precision=None,
         recall=None,
+        lift=None,
+        auroc=None,
         compression_norm=None,
+        effect_amount=None,
+        detection=None,
+        fuzzing=None,
         mean_logit=1.0,
         max_logit=2.0,
         histogram=Histogram((0.0, 1.0, 2.0), (3, 7)),
@@ -114,7 +129,7 @@ def test_the_steer_view():
     assert "3 × 5, 4 ban" in parsed(page).text
     assert "same then<mark> other</mark>" in page
     assert "why" in parsed(text_columns(state, SteerTexts("", "", None, 0), "why " + EVIL)).text
-    parsed(suggestions([SteeringCandidate(3, 0.5, 0.1, ((EVIL, 0.2),))], {3: EVIL}))
+    parsed(suggestions([SteeringCandidate(Effect(3, 2.0, 0.1, ((EVIL, 0.2),), ()), 0.5)], {3: EVIL}))
     assert "2 of 9 tokens" in parsed(progress(2, 9)).text
 
 

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from tests.evaluation.small_world import World, build_world
 from tests.workshop import BLOCK, Workshop
 
 ATLAS = AtlasSettings(
-    tokens=150 * BLOCK, contexts=3, window=6, bins=8, effects=5, effect_tokens=4 * BLOCK, effect_top=4
+    tokens=150 * BLOCK, contexts=6, window=6, bins=8, effects=5, effect_tokens=4 * BLOCK, effect_top=4
 )
 
 
@@ -29,6 +28,5 @@ def atlas_folder(workshop: Workshop, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def atlas(atlas_folder: Path) -> Iterator[ConceptAtlas]:
-    with ConceptAtlas.open(atlas_folder) as opened:
-        yield opened
+def atlas(atlas_folder: Path) -> ConceptAtlas:
+    return ConceptAtlas.open(atlas_folder)

@@ -1,22 +1,26 @@
 import json
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
-from cocomix.artifacts import partial_path
 from cocomix.data import DocumentBlocks, Tokens
 from cocomix.evaluation import Run
-from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, atlas_rows, build_atlas, default_atlas_folder
-from cocomix.interpret.atlas_effects import mean_concept_logits, measure_effect, measure_effects
-from cocomix.interpret.atlas_tally import Tally
+from cocomix.interpret import (
+    AtlasSettings,
+    ConceptAtlas,
+    NameEndpoint,
+    build_atlas,
+    default_atlas_folder,
+    measure_effects,
+)
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from tests.interpret.conftest import ATLAS
-from tests.interpret.test_atlas_naming import says, server
+from tests.interpret.test_naming import says, server
 from tests.workshop import BLOCK, CONCEPTS, Workshop, resealed
 
 CPU = torch.device("cpu")
@@ -27,280 +31,252 @@ def run(workshop: Workshop) -> Run:
     return Run.open(workshop.cocomix_run)
 
 
-def dump(folder: Path) -> list[str]:
-    with closing(sqlite3.connect(folder / "atlas.sqlite")) as database:
-        return list(database.iterdump())
-
-
-def read_by_hand(run: Run):
-    """Every position of the first blocks: (split, block, position, {concept: logit}, {label: score})."""
+@pytest.fixture(scope="module")
+def by_hand(workshop: Workshop):
+    """Every held-out position: the model's top concepts, all concept logits, and the labels."""
+    run = Run.open(workshop.cocomix_run)
     data, model = Tokens.open(run.manifest.data.path), run.model()
-    store = Labels.open(run.manifest.labels.path)
-    left = ATLAS.tokens // BLOCK
-    for split in ("validation", "train"):
-        blocks, labels = data.split(split), store.split(split)
-        for index in range(min(left, len(blocks))):
-            with torch.no_grad():
-                output = model(input_ids=blocks[index]["input_ids"].unsqueeze(0))
-            for position in range(BLOCK):
-                predicted = zip(output.concept_ids[0, position], output.concept_values[0, position], strict=True)
-                named = zip(labels[index]["concept_labels"][position], labels.scores(index)[position], strict=True)
-                yield (
-                    split,
-                    index,
-                    position,
-                    {int(concept): float(value) for concept, value in predicted},
-                    {int(concept): float(score) for concept, score in named if concept >= 0},
-                )
-        left -= min(left, len(blocks))
+    store = Labels.open(run.manifest.labels.path).split("validation")
+    blocks = data.split("validation")
+    count = min(len(blocks), ATLAS.tokens // BLOCK)
+    ids, logits, labels = [], [], []
+    for index in range(count):
+        with torch.no_grad():
+            output = model(input_ids=blocks[index]["input_ids"].unsqueeze(0), output_concept_logits=True)
+        ids.append(output.concept_ids[0])
+        logits.append(output.concept_logits[0])
+        labels.append(store[index]["concept_labels"])
+    return torch.cat(ids).numpy(), torch.cat(logits).numpy(), torch.cat(labels).numpy(), data, count
 
 
-def test_cards_equal_what_the_model_predicts(atlas: ConceptAtlas, run: Run) -> None:
-    positions = list(read_by_hand(run))
-    assert {split for split, *_ in positions} == {"validation", "train"}
-    assert len(positions) == atlas.manifest.tokens == ATLAS.tokens
-    assert atlas.manifest.labelled_positions == sum(bool(labels) for *_, labels in positions)
-    norms = run.model().mixing.compression.weight.detach().norm(dim=1)
+def test_quality_is_measured_on_held_out_text_and_equals_a_naive_count(atlas: ConceptAtlas, by_hand) -> None:
+    ids, logits, labels, data, count = by_hand
+    assert atlas.manifest.tokens == len(ids) == count * BLOCK <= data.split("validation").block_size * count
+    assert atlas.manifest.split == "validation"
+    labelled = (labels >= 0).any(1)
+    assert atlas.manifest.labelled_positions == labelled.sum()
+    seen = 0
     for concept in range(CONCEPTS):
-        card = atlas.card(concept)
-        logits = [predicted[concept] for *_, predicted, _ in positions if concept in predicted]
-        labelled = [predicted for *_, predicted, labels in positions if concept in labels]
-        assert card.predicted_count == len(logits) == sum(card.histogram.counts)
-        assert card.positive_count == sum(logit > 0 for logit in logits)
-        assert card.frequency == len(logits) / len(positions)
-        assert card.label_count == len(labelled)
-        assert card.recall == (sum(concept in p for p in labelled) / len(labelled) if labelled else None)
-        assert card.compression_norm == pytest.approx(float(norms[concept]), rel=1e-6)
-        if logits:
-            assert card.mean_logit == pytest.approx(sum(logits) / len(logits), rel=1e-5)
-            assert card.max_logit == pytest.approx(max(logits), rel=1e-5)
+        card, predicted, true = atlas.card(concept), (ids == concept).any(1), (labels == concept).any(1)
+        assert (card.predicted_count, card.label_count) == (predicted.sum(), true.sum())
+        assert card.density == pytest.approx(predicted.mean())
+        assert sum(card.histogram.counts) == predicted.sum()
+        hits = (predicted & true).sum()
+        rate = true.sum() / labelled.sum()
+        there = (predicted & labelled).sum()
+        assert card.precision == (pytest.approx(hits / there) if there else None)
+        assert card.recall == (pytest.approx(hits / true.sum()) if true.any() else None)
+        assert card.lift == (pytest.approx(hits / there / rate) if there and true.any() else None)
+        if true.any():
+            seen += 1
+            assert card.auroc == pytest.approx(roc_auc_score(true[labelled], logits[labelled, concept]), abs=1e-6)
         else:
-            assert (card.mean_logit, card.max_logit, card.predicted_contexts) == (None, None, ())
-        assert len(card.predicted_contexts) == min(3, len({p[:2] for p in positions if concept in p[3]}))
-        strongest = [context.strength for context in card.predicted_contexts]
-        assert strongest == sorted(strongest, reverse=True)
-        assert strongest[:1] == pytest.approx(sorted(logits, reverse=True)[:1], rel=1e-5)
-        for context in card.label_contexts:
-            labels = next(p[4] for p in positions if p[:3] == (context.split, context.block, context.position))
-            assert context.strength == pytest.approx(labels[concept])
+            assert card.auroc is None
+        if predicted.any():
+            assert card.mean_logit == pytest.approx(logits[predicted, concept].mean(), rel=1e-4)
+            assert card.max_logit == pytest.approx(logits[predicted, concept].max(), rel=1e-5)
+    assert seen > 20
 
 
-def test_contexts_are_the_text_of_the_data(atlas: ConceptAtlas, run: Run) -> None:
-    data = Tokens.open(run.manifest.data.path)
+def test_contexts_go_from_the_strongest_to_the_weakest_and_are_the_datas_text(atlas: ConceptAtlas, by_hand) -> None:
+    _, logits, _, data, _ = by_hand
     tokenizer, seen = data.tokenizer(), 0
     for concept in range(CONCEPTS):
-        for context in (*atlas.card(concept).predicted_contexts, *atlas.card(concept).label_contexts):
-            tokens = data.split(context.split)[context.block]["input_ids"].tolist()
-            first, last = max(0, context.position - 6), context.position + 7
-            whole = tokenizer.decode(tokens[first:last])
-            if "\ufffd" not in context.before + context.token + context.after:
-                assert context.before + context.token + context.after == whole
-                seen += 1
+        card = atlas.card(concept)
+        for count, contexts in (
+            (card.predicted_count, card.predicted_contexts),
+            (card.label_count, card.label_contexts),
+        ):
+            strengths = [context.strength for context in contexts]
+            assert strengths == sorted(strengths, reverse=True)
+            assert len(contexts) == min(len(contexts), count) > 0 or count == 0
+            if count > ATLAS.contexts:
+                assert (contexts[0].quantile, contexts[-1].quantile) == (1.0, 0.0)
+            for context in contexts:
+                place = context.block * BLOCK + context.position
+                assert context.strength == pytest.approx(float(logits[place, concept]), rel=1e-4, abs=1e-5)
+                tokens = data.split(context.split)[context.block]["input_ids"].tolist()
+                whole = tokenizer.decode(tokens[max(0, context.position - 6) : context.position + 7])
+                if "\ufffd" not in "".join(context[:3]) and "<" not in whole:
+                    assert "".join(context[:3]) == whole
+                    seen += 1
     assert seen > 50
+
+
+def test_effects_of_the_most_frequent_concepts_are_measured(atlas: ConceptAtlas, run: Run) -> None:
+    frequent = [hit.id for hit in atlas.top(5, by="predicted_count")]
+    assert sorted(frequent) == [concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None]
+    blocks, model, tokenizer = Tokens.open(run.manifest.data.path).split("validation"), run.model(), run.tokenizer()
+    ids, card = torch.stack([blocks[index]["input_ids"] for index in range(4)]), atlas.card(frequent[0])
+    (by_hand,) = measure_effects(model, tokenizer, ids, {card.id: card.effect_amount}, top=4)
+    for measured in (card, atlas.measure_effect(model, tokenizer, card.id)):
+        assert [token for token, _ in measured.raised] == [token for token, _ in by_hand.raised]
+        assert [nats for _, nats in measured.lowered] == pytest.approx([nats for _, nats in by_hand.lowered], rel=1e-4)
+    other = next(concept for concept in range(CONCEPTS) if concept not in frequent)
+    assert atlas.measure_effect(model, tokenizer, other).raised
 
 
 def test_nearest_concepts_are_those_of_largest_cosine(atlas: ConceptAtlas, run: Run) -> None:
     weight = run.model().mixing.compression.weight.detach()
     cosines = torch.nn.functional.cosine_similarity(weight[:, None], weight[None], dim=-1).fill_diagonal_(-2)
     for concept in (0, 17, CONCEPTS - 1):
-        best = cosines[concept].topk(ATLAS.nearest)
-        nearest = atlas.card(concept).nearest
-        assert [neighbour for neighbour, _ in nearest] == best.indices.tolist()
-        assert [cosine for _, cosine in nearest] == pytest.approx(best.values.tolist(), abs=1e-5)
+        best, card = cosines[concept].topk(ATLAS.nearest), atlas.card(concept)
+        assert [neighbour for neighbour, _ in card.nearest] == best.indices.tolist()
+        assert [cosine for _, cosine in card.nearest] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert card.compression_norm == pytest.approx(float(weight[concept].norm()), rel=1e-5)
 
 
-def test_effects_of_the_most_frequent_concepts_are_measured(atlas: ConceptAtlas, run: Run) -> None:
-    frequent = [hit.id for hit in atlas.top(5, by="predicted_count")]
-    measured = [concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None]
-    assert sorted(frequent) == measured
-    assert atlas.manifest.effects == 5
-    blocks = Tokens.open(run.manifest.data.path).split("validation")
-    ids = torch.stack([blocks[index]["input_ids"] for index in range(4)])
-    concept, model = frequent[0], run.model()
-    card = atlas.card(concept)
-    edges, counts = card.histogram
-    share = [sum(counts[: index + 1]) / sum(counts) for index in range(len(counts))]
-    high = edges[1 + next(index for index, value in enumerate(share) if value >= 0.95)]
-    amount = max(high - float(mean_concept_logits(model, ids)[concept]), edges[1] - edges[0])
-    assert (card.raised, card.lowered) == measure_effect(model, atlas.tokenizer, ids, concept, amount, top=4)
-    assert atlas.measure_effect(model, concept) == (card.raised, card.lowered)
-    other = next(concept for concept in range(CONCEPTS) if concept not in measured)
-    assert atlas.measure_effect(model, other)[0]
+def test_probes_are_a_reference_for_the_best_concept(atlas: ConceptAtlas) -> None:
+    probes = {probe.property: probe for probe in atlas.manifest.probes}
+    assert len(probes) >= 2
+    for probe in probes.values():
+        assert 0 < probe.share < 1
+        assert 0 <= probe.concept < CONCEPTS
+        assert 0 <= probe.concept_auroc <= 1
+    assert probes["word start"].probe > 0.8  # the token itself says it
+
+
+def test_fewer_tokens_than_effects_are_measured_on(run: Run, tmp_path: Path) -> None:
+    made = build_atlas(run, tmp_path / "atlas", AtlasSettings(tokens=BLOCK, effects=2), device=CPU)
+    assert (made.blocks, made.effects) == (1, 2)
+    assert ConceptAtlas.open(tmp_path / "atlas").card(0).id == 0
+
+
+def test_an_atlas_is_made_once(run: Run, tmp_path: Path, atlas_folder: Path) -> None:
+    build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU)
+    for name in ("cards.parquet", "samples.parquet"):
+        assert pq.read_table(tmp_path / "atlas" / name).equals(pq.read_table(atlas_folder / name))
+    before = (tmp_path / "atlas" / "manifest.json").stat().st_mtime_ns
+    build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU)
+    assert (tmp_path / "atlas" / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(CoCoMixError, match="settings"):
+        build_atlas(run, tmp_path / "atlas", ATLAS.model_copy(update={"contexts": 2}), device=CPU)
 
 
 def test_documents_are_kept_apart_where_the_run_keeps_them_apart(run: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "document_masks": True}))
-    settings = AtlasSettings(tokens=30 * BLOCK, effects=1, effect_tokens=8 * BLOCK, effect_top=4, contexts=1, bins=8)
+    settings = AtlasSettings(tokens=30 * BLOCK, effects=1, effect_tokens=8 * BLOCK, contexts=2, bins=8)
     build_atlas(Run.open(folder), tmp_path / "atlas", settings, device=CPU)
-    data, model = Tokens.open(run.manifest.data.path), run.model()
-    rows = DocumentBlocks(data.split("validation"), data.manifest.eos_token_id)
-    ids = torch.stack([rows[index]["input_ids"] for index in range(8)])
-    positions = torch.stack([rows[index]["position_ids"] for index in range(8)])
-    assert (positions[:, 1:] == 0).any()
-    with ConceptAtlas.open(tmp_path / "atlas") as atlas, torch.no_grad():
-        columns = [{name: rows[index][name][None] for name in ("input_ids", "position_ids")} for index in range(30)]
+    data, model, atlas = Tokens.open(run.manifest.data.path), run.model(), ConceptAtlas.open(tmp_path / "atlas")
+    blocks = DocumentBlocks(data.split("validation"), data.manifest.eos_token_id)
+    rows = [blocks[index] for index in range(atlas.manifest.blocks)]
+    assert any((row["position_ids"][1:] == 0).any() for row in rows)
+    with torch.no_grad():
+        columns = [{name: row[name][None] for name in ("input_ids", "position_ids")} for row in rows]
         predicted = torch.cat([model(**column, use_cache=False).concept_ids for column in columns])
-        counts = torch.bincount(predicted.flatten(), minlength=CONCEPTS).tolist()
-        assert [atlas.card(concept).predicted_count for concept in range(CONCEPTS)] == counts
-        concept = next(concept for concept in range(CONCEPTS) if atlas.card(concept).raised is not None)
-        card = atlas.card(concept)
-        assert atlas.measure_effect(model, concept) == (card.raised, card.lowered)
-        edges, histogram = card.histogram
-        share = [sum(histogram[: index + 1]) / sum(histogram) for index in range(len(histogram))]
-        high = edges[1 + next(index for index, value in enumerate(share) if value >= 0.95)]
-        amount = max(high - float(mean_concept_logits(model, ids, positions)[concept]), edges[1] - edges[0])
-        measured = measure_effect(model, atlas.tokenizer, ids, concept, amount, 4, positions)
-        assert measured == (card.raised, card.lowered)
+    counts = torch.bincount(predicted.flatten(), minlength=CONCEPTS).tolist()
+    assert atlas.cards.column("predicted_count").to_pylist() == counts
+    concept = atlas.top(1)[0].id
+    measured = atlas.measure_effect(model, run.tokenizer(), concept)
+    assert [token for token, _ in measured.raised] == [token for token, _ in atlas.card(concept).raised]
 
 
-# --- stops ------------------------------------------------------------------------------------------------------------
-
-
-def stop_after(calls: int, function):
-    """The function, but Ctrl-C comes at the given call."""
-    count = 0
-
-    def stopping(*arguments, **settings):
-        nonlocal count
-        count += 1
-        if count == calls:
-            raise KeyboardInterrupt
-        return function(*arguments, **settings)
-
-    return stopping
-
-
-@pytest.mark.parametrize("place", ["reading", "describing", "naming", "effects"])
-def test_a_stopped_atlas_goes_on_and_ends_the_same(run, tmp_path, monkeypatch, place):
-    monkeypatch.setattr(atlas_rows, "_CHUNK_ELEMENTS", 10 * CONCEPTS)  # ten concepts a commit
-    monkeypatch.setattr(atlas_rows, "_NAMES_AT_ONCE", 10)
-    settings = ATLAS.model_copy(update={"batch_tokens": 8 * BLOCK})
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    build_atlas(run, whole, settings, device=CPU)
-    read, reads = Tally.add_predictions, []
-
-    def counted(tally, ids, values):
-        reads.append(len(ids))
-        read(tally, ids, values)
-
-    def two_effects(*arguments):
-        for count, effect in enumerate(measure_effects(*arguments)):
-            if count == 2:
-                raise KeyboardInterrupt
-            yield effect
-
-    with monkeypatch.context() as patched:
-        if place == "reading":
-            patched.setattr(Tally, "save", stop_after(3, Tally.save))
-        elif place == "describing":
-            writer = atlas_rows.AtlasWriter
-            patched.setattr(writer, "_write_contexts", stop_after(25, writer._write_contexts))
-        elif place == "naming":
-            patched.setattr(atlas_rows, "name_of", stop_after(25, atlas_rows.name_of))
-        else:
-            patched.setattr(atlas_rows, "measure_effects", two_effects)
-        with pytest.raises(KeyboardInterrupt):
-            build_atlas(run, stopped, settings, device=CPU, commit_tokens=16 * BLOCK)
-    assert not stopped.exists()
-    with pytest.raises(CoCoMixError, match="`cocomix atlas`"):
-        ConceptAtlas.open(stopped)
-    monkeypatch.setattr(Tally, "add_predictions", counted)
-    build_atlas(run, stopped, settings, device=CPU)
-    assert sum(reads) == (ATLAS.tokens // BLOCK - 32 if place == "reading" else 0)
-    assert dump(stopped) == dump(whole)
-    assert (stopped / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
-    assert sorted(path.name for path in stopped.iterdir()) == ["atlas.sqlite", "manifest.json", "tokenizer"]
-    assert not partial_path(stopped).exists()
-
-
-def test_a_stopped_atlas_of_something_else_is_refused(run, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(Tally, "save", stop_after(1, Tally.save))
-        with pytest.raises(KeyboardInterrupt):
-            build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU)
-    with pytest.raises(CoCoMixError, match="settings"):
-        build_atlas(run, tmp_path / "atlas", ATLAS.model_copy(update={"contexts": 2}), device=CPU)
-
-
-# --- other runs and data ----------------------------------------------------------------------------------------------
-
-
-def test_an_atlas_without_labels(run, tmp_path, caplog):
-    copy = tmp_path / "run"
-    shutil.copytree(run.path, copy)
+def test_an_atlas_without_labels(run: Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["labels"]["path"] = str(tmp_path / "gone")
     (copy / "manifest.json").write_text(json.dumps(manifest))
     record = build_atlas(Run.open(copy), None, ATLAS, device=CPU)
-    assert caplog.messages == [
-        f"the run's labels are no longer at {tmp_path / 'gone'}, so label contexts and recall are left out."
-    ]
     assert (record.made_from.get("labels"), record.label_concepts, record.labelled_positions) == (None, 0, 0)
-    with ConceptAtlas.open(default_atlas_folder(copy), Run.open(copy)) as atlas:
-        assert default_atlas_folder(copy) == tmp_path / "run_atlas"
-        card = atlas.card(atlas.top(1)[0].id)
-        assert (card.label_count, card.recall, card.label_contexts) == (0, None, ())
-        assert card.predicted_contexts
-        assert atlas.top(5, by="recall") == []
+    atlas = ConceptAtlas.open(default_atlas_folder(copy), Run.open(copy))
+    card = atlas.card(atlas.top(1)[0].id)
+    assert (card.label_count, card.recall, card.precision, card.auroc, card.label_contexts) == (0, None, None, None, ())
+    assert card.predicted_contexts
+    assert card.named_from == ("predictions" if card.terms else "nothing")
+    assert atlas.top(5, by="recall") == []
 
 
-def test_a_model_that_mixes_nothing_in(run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(run.path, copy)
+def test_a_model_that_mixes_nothing_in(run: Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "mixing": "none"}))
     opened = Run.open(resealed(copy))
     assert build_atlas(opened, tmp_path / "atlas", ATLAS, device=CPU).effects == 0
-    with ConceptAtlas.open(tmp_path / "atlas") as atlas:
-        card = atlas.card(0)
-        assert (card.compression_norm, card.raised, card.lowered, card.nearest) == (None, None, None, ())
-        with pytest.raises(CoCoMixError, match="mixes none in"):
-            atlas.measure_effect(opened.model(), 0)
+    atlas = ConceptAtlas.open(tmp_path / "atlas")
+    card = atlas.card(0)
+    assert (card.compression_norm, card.effect_amount, card.raised, card.lowered, card.nearest) == (*[None] * 4, ())
+    with pytest.raises(CoCoMixError, match="mixes none in"):
+        atlas.measure_effect(opened.model(), run.tokenizer(), 0)
 
 
-def test_a_run_without_concepts_is_refused(workshop, tmp_path):
+def test_a_run_without_concepts_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(CoCoMixError, match="has no concepts"):
         build_atlas(Run.open(workshop.ntp_run), tmp_path / "atlas", device=CPU)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_there_is_refused(run, tmp_path):
-    (tmp_path / "atlas").mkdir()
-    (tmp_path / "atlas" / "notes.txt").write_text("mine")
-    with pytest.raises(CoCoMixError, match="already exists"):
-        build_atlas(run, tmp_path / "atlas", device=CPU)
-    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+# --- names by an endpoint, scored -------------------------------------------------------------------------------------
 
 
-def test_settings_out_of_range():
-    for wrong in ({"tokens": 0}, {"bins": 1}, {"contexts": 0}, {"effects": -1}, {"other": 1}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            AtlasSettings(**wrong)
+class _Output:
+    def __init__(self, activating: bool, prediction: bool | None) -> None:
+        self.activating, self.prediction, self.correct = activating, prediction, prediction == activating
 
 
-# --- names by an endpoint ---------------------------------------------------------------------------------------------
+class _Record:
+    def __init__(self, **values) -> None:
+        self.__dict__.update(values)
 
 
-def test_an_endpoint_names_the_most_frequent_concepts(run, tmp_path):
-    with server(says("Lists of Things")) as (url, asked):
-        record = build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU, endpoint=NameEndpoint(url, limit=2))
-    assert (record.endpoint_names, len(asked)) == (2, 2)
-    with ConceptAtlas.open(tmp_path / "atlas") as atlas:
-        frequent = [hit.id for hit in atlas.top(2)]
-        assert {hit.id for hit in atlas.search("things lists")} == set(frequent)
-        assert atlas.name(frequent[0]) == "Lists of Things"
-        assert sum(atlas.name(concept) == "Lists of Things" for concept in range(CONCEPTS)) == 2
+@pytest.fixture
+def delphi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data classes of Delphi that the adapter fills."""
+    import sys
+    import types
+
+    package, latents = types.ModuleType("delphi"), types.ModuleType("delphi.latents")
+    for name in ("ActivatingExample", "NonActivatingExample", "LatentRecord"):
+        setattr(latents, name, type(name, (_Record,), {}))
+    latents.Latent = lambda module, index: (module, index)
+    monkeypatch.setitem(sys.modules, "delphi", package)
+    monkeypatch.setitem(sys.modules, "delphi.latents", latents)
 
 
-def test_a_failing_endpoint_leaves_the_terms(run, tmp_path, atlas, caplog):
-    with server(lambda _: (500, b"", {})) as (url, asked):
-        endpoint = NameEndpoint(url, limit=10)
-        record = build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU, endpoint=endpoint)
-    assert (record.endpoint_names, len(asked)) == (0, 3)
-    assert len(caplog.messages) == 4
-    assert "the terms are used instead" in caplog.messages[0]
-    assert "3 failures in a row" in caplog.messages[-1]
-    with ConceptAtlas.open(tmp_path / "atlas") as failed:
-        assert [failed.name(concept) for concept in range(CONCEPTS)] == [atlas.name(c) for c in range(CONCEPTS)]
+@pytest.mark.usefixtures("delphi")
+def test_names_of_an_endpoint_are_scored_on_contexts_it_did_not_see(run: Run, tmp_path: Path) -> None:
+    records = []
+
+    def scorer(record):
+        records.append(record)
+        outputs = [_Output(True, True) for _ in record.test] + [_Output(False, None) for _ in record.not_active[1:]]
+        return _Record(score=[*outputs, _Output(False, True), _Output(False, False)])
+
+    with server(says("Lists of things")) as (url, asked):
+        endpoint = NameEndpoint(url, limit=3)
+        made = build_atlas(
+            run,
+            tmp_path / "atlas",
+            ATLAS,
+            device=CPU,
+            endpoint=endpoint,
+            scorers={"detection": scorer, "fuzzing": scorer},
+        )
+    assert (made.endpoint_names, made.scored_names, len(asked)) == (3, 3, 3)
+    atlas = ConceptAtlas.open(tmp_path / "atlas")
+    for concept in (hit.id for hit in atlas.top(3)):
+        card = atlas.card(concept)
+        assert (card.name, card.named_from, card.detection, card.fuzzing) == ("Lists of things", "endpoint", 0.75, 0.75)
+    for record, (_, _, body) in zip(records[::2], asked, strict=True):
+        question = body["messages"][1]["content"]
+        for example in record.test:
+            assert f"{example.str_tokens[0]}<<{example.str_tokens[1]}>>{example.str_tokens[2]}" not in question
+            assert example.activations.tolist() == [0, 1, 0]
+        assert len(record.not_active) == len(record.test)
+
+
+def test_without_delphi_names_are_not_scored_and_that_is_said(run: Run, tmp_path: Path, caplog) -> None:
+    with server(says("Lists")) as (url, _):
+        made = build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU, endpoint=NameEndpoint(url, limit=1))
+    assert (made.endpoint_names, made.scored_names) == (1, 0)
+    assert any("eai-delphi" in message for message in caplog.messages)
+    card = ConceptAtlas.open(tmp_path / "atlas").top(1)[0]
+    assert card.name == "Lists"
+
+
+def test_an_endpoint_that_fails_is_left_alone(run: Run, tmp_path: Path, caplog) -> None:
+    with server(lambda _: (500, b"no", {})) as (url, asked):
+        made = build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU, endpoint=NameEndpoint(url, limit=20))
+    assert (made.endpoint_names, len(asked)) == (0, 3)
+    assert "endpoint" not in ConceptAtlas.open(tmp_path / "atlas").cards.column("named_from").to_pylist()

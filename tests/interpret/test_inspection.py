@@ -1,24 +1,17 @@
-import io
-import math
+import shutil
 from collections import Counter
 
 import pytest
 import torch
-from rich.console import Console
 
-from cocomix.interpret.inspection import (
-    ConceptDescription,
-    NextToken,
-    PredictedConcept,
-    TokenConcepts,
-    describe_concepts,
-    inspect_text,
-    render_table,
-    render_text,
-)
-from cocomix.interpret.prompts import visible
+from cocomix.artifacts import read_json, write_json
+from cocomix.data import Tokens
+from cocomix.evaluation import Run
+from cocomix.interpret.inspection import describe_run_concepts, inspect_text
+from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
-from tests.evaluation.conftest import CONCEPTS, TOPK
+from tests.evaluation.conftest import TOPK
+from tests.workshop import CONCEPTS
 
 
 @pytest.mark.parametrize("mixing", ["interleave", "none"])
@@ -65,57 +58,26 @@ def test_a_foreign_tokenizer_is_refused(world):
         inspect_text(cocomix_model(), world.tokenizer, "list of the")
 
 
-def test_descriptions_equal_a_naive_count(world):
-    blocks, labels = world.data.split("train"), world.labels.split("train")
-    here: dict[int, Counter] = {concept: Counter() for concept in range(CONCEPTS)}
-    after: dict[int, Counter] = {concept: Counter() for concept in range(CONCEPTS)}
-    for index in range(6):
-        tokens = blocks[index]["input_ids"].tolist()
-        for position, wanted in enumerate(labels[index]["concept_labels"].tolist()):
-            for concept in wanted:
-                if concept != -100:
-                    here[concept][tokens[position]] += 1
-                    if position + 1 < len(tokens):
-                        after[concept][tokens[position + 1]] += 1
-    found = describe_concepts(world.labels, world.data, range(CONCEPTS), max_blocks=6, top=2)
-    usual = Counter(token for index in range(6) for token in blocks[index]["input_ids"].tolist())
-
-    def typical(counts):
-        scores = {t: n * math.log((n / counts.total()) / (usual[t] / usual.total())) for t, n in counts.items()}
-        best = sorted(scores, key=lambda token: -scores[token])[:2]
-        return tuple((world.tokenizer.decode([token]), counts[token]) for token in best)
-
-    for concept, description in found.items():
-        assert description.count == here[concept].total()
-        assert description.tokens == typical(here[concept])
-        assert description.next_tokens == typical(after[concept])
-    assert sum(description.count for description in found.values()) > 100
+def test_runs_concepts_are_described_by_the_words_at_their_labels(workshop):
+    run = Run.open(workshop.cocomix_run)
+    data, store = Tokens.open(workshop.data), Labels.open(workshop.labels).split("train")
+    counts = Counter(int(c) for row in range(len(store)) for c in store[row]["concept_labels"].flatten() if c >= 0)
+    found = describe_run_concepts(run, range(CONCEPTS))
+    assert len(data.split("train")) <= 512, "otherwise only the first blocks count"
+    for concept, about in found.items():
+        assert about.count == counts[concept]
+        for words in (about.terms, about.next_terms):
+            assert [lift for _, lift in words] == sorted((lift for _, lift in words), reverse=True)
+            assert all(lift > 1 for _, lift in words)
+        assert about.name == (", ".join(word for word, _ in about.terms[:3]) or f"concept {concept}")
+    assert sum(bool(about.terms) for about in found.values()) > 20
+    with pytest.raises(CoCoMixError, match=str(CONCEPTS)):
+        describe_run_concepts(run, [CONCEPTS])
 
 
-def test_descriptions_of_concepts_never_named_or_not_there(world):
-    named = {int(c) for index in range(2) for c in world.labels.split("train")[index]["concept_labels"].flatten()}
-    unnamed = next(concept for concept in range(CONCEPTS) if concept not in named)
-    found = describe_concepts(world.labels, world.data, [unnamed], max_blocks=2)
-    assert found[unnamed].count == 0
-    assert found[unnamed].short() == "never a label"
-    with pytest.raises(CoCoMixError, match=f"concept {CONCEPTS} does not exist"):
-        describe_concepts(world.labels, world.data, [CONCEPTS])
-
-
-def test_visible_shows_what_cannot_be_seen():
-    assert visible(" a\n\tb") == "·a↵⇥b"
-    assert visible("\x1b[31m\u200b") == "\\x1b[31m\\u200b"
-
-
-def test_rendering_escapes_nothing_into_markup():
-    entry = TokenConcepts(
-        0, " [red]x\n", (PredictedConcept(3, 1.5, 1), PredictedConcept(7, -0.25, 2)), (NextToken("[/red]\x1b", 0.5),)
-    )
-    about = {3: ConceptDescription(3, 9, ((" [b]list", 5), ("\n", 4)), ())}
-    line = render_text([entry], about)
-    assert line == "·[red]x↵\t3 (1.50) [·[b]list ↵], 7 (-0.25)\t[/red]\\x1b (50%)"
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render_table([entry], about))
-    printed = console.export_text()
-    for cell in line.split("\t"):
-        assert cell in printed
+def test_nothing_is_said_of_concepts_whose_labels_are_gone(workshop, tmp_path):
+    copy = shutil.copytree(workshop.cocomix_run, tmp_path / "run")
+    manifest = read_json(copy / "manifest.json")
+    manifest["labels"]["path"] = str(tmp_path / "gone")
+    write_json(copy / "manifest.json", manifest)
+    assert describe_run_concepts(Run.open(copy), [3]) == {}

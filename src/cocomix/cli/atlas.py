@@ -1,16 +1,25 @@
 """The verb that makes and reads a run's concept atlas: atlas."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from cocomix.cli.options import OtherData, OtherLabels, RunFolder
-from cocomix.cli.printing import Printed
+from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
 
+if TYPE_CHECKING:
+    from cocomix.interpret import AtlasManifest, ConceptCard, Context, TokenChanges
+
 __all__ = ["atlas"]
+
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def atlas(
@@ -18,7 +27,7 @@ def atlas(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The atlas; default: RUN_atlas.")] = None,
     search: Annotated[str | None, typer.Option(metavar="TEXT", help="Search a finished atlas.")] = None,
     concept: Annotated[int | None, typer.Option(metavar="ID", help="Show a card of a finished atlas.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read, validation first.")] = 200_000,
+    tokens: Annotated[int, typer.Option(help="Held-out tokens to read.")] = 200_000,
     effects: Annotated[int, typer.Option(help="Concepts whose effect is measured, most frequent first.")] = 64,
     data: OtherData = None,
     labels: OtherLabels = None,
@@ -30,35 +39,113 @@ def atlas(
 ) -> Printed:
     """Make and search an atlas of a run's concepts.
 
-    It tells of every concept where it shows, what it does to the next token, and what to call it.
-
-    A stopped command goes on where it was. The key of a naming endpoint is read from COCOMIX_NAME_API_KEY.
+    It tells of every concept, on held-out text: where it shows, how well it is predicted, what it does to the next
+    token, and what to call it. Names by an endpoint (key: COCOMIX_NAME_API_KEY) are scored where Delphi is installed.
 
     [dim]Example: cocomix atlas runs/first; cocomix atlas runs/first --search "return value"[/dim]
     """
     from cocomix.evaluation import Run
     from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, build_atlas, default_atlas_folder
-    from cocomix.interpret.atlas_tables import card_table, hits_table
     from cocomix.runtime.device import default_device
 
     opened = Run.open(run)
     if search is None and concept is None:
         endpoint = None if name_endpoint is None else NameEndpoint(name_endpoint, name_model, name_count)
-        record = build_atlas(
-            opened,
-            output,
-            AtlasSettings(tokens=tokens, effects=effects),
-            device=default_device(),
-            data=data,
-            labels=labels,
-            endpoint=endpoint,
+        settings = AtlasSettings(tokens=tokens, effects=effects)
+        made = build_atlas(
+            opened, output, settings, device=default_device(), data=data, labels=labels, endpoint=endpoint
         )
-        return Printed(record.model_dump(mode="json"))
+        return Printed(made.model_dump(mode="json"), _summary(made))
     if search is not None and concept is not None:
         raise CoCoMixError("--search and --concept are two questions; ask one at a time.")
-    with ConceptAtlas.open(output or default_atlas_folder(run), opened) as found:
-        if concept is not None:
-            card = found.card(concept)
-            return Printed(asdict(card), card_table(card))
-        hits = found.search(search or "")
-        return Printed([asdict(hit) for hit in hits], hits_table(hits))
+    found = ConceptAtlas.open(output or default_atlas_folder(run), opened)
+    if concept is not None:
+        card = found.card(concept)
+        return Printed(_card_json(card), _card_table(card))
+    hits = found.search(search or "")
+    rows = ((str(hit.id), hit.name, " ".join(hit.snippet.split())) for hit in hits)
+    return Printed([hit._asdict() for hit in hits], table(rows, "concept", "name", "found in"))
+
+
+def _summary(made: "AtlasManifest") -> Group:
+    seen = table(
+        [
+            ("held-out tokens read", f"{made.tokens:,}"),
+            ("concepts predicted", f"{made.predicted_concepts:,} of {made.num_concepts:,}"),
+            ("concepts that are labels", f"{made.label_concepts:,}"),
+            ("effects measured", f"{made.effects:,}"),
+            ("names by a language model", f"{made.endpoint_names:,}, {made.scored_names:,} of them scored"),
+        ]
+    )
+    head = ("property of tokens", "share", "AUROC, hidden state", "AUROC, best concept", "concept")
+    rows = (
+        (one.property, f"{one.share:.1%}", f"{one.probe:.3f}", f"{one.concept_auroc:.3f}", str(one.concept))
+        for one in made.probes
+    )
+    return Group(seen, "", table(rows, *head)) if made.probes else Group(seen)
+
+
+def _card_json(card: "ConceptCard") -> dict[str, object]:
+    contexts = {
+        name: [one._asdict() for one in getattr(card, name)] for name in ("predicted_contexts", "label_contexts")
+    }
+    return {**asdict(card), "histogram": card.histogram._asdict(), **contexts}
+
+
+def _card_table(card: "ConceptCard") -> Table:
+    """A card as two columns, what and how much."""
+    rows = {
+        "concept": f"{card.id}: {card.name} (named from {card.named_from})",
+        "words, by lift": _lifts(card.terms),
+        "next words, by lift": _lifts(card.next_terms),
+        "predicted": f"at {card.density:.2%} of positions ({card.predicted_count:,})",
+        "label": f"at {_number(card.label_density, '.2%')} of labelled positions ({card.label_count:,})",
+        "precision": f"{_number(card.precision, '.1%')}, lift {_number(card.lift, '.1f')} over a blind guess",
+        "recall": f"{_number(card.recall, '.1%')} (a blind guess: {card.density:.1%})",
+        "AUROC": f"{_number(card.auroc, '.3f')} (a blind guess: 0.5)",
+        "logit": f"mean {_number(card.mean_logit, '.2f')}, largest {_number(card.max_logit, '.2f')}",
+        "histogram": f"{card.histogram.edges[0]:.1f} {_bars(card.histogram.counts)} {card.histogram.edges[-1]:.1f}",
+        "name's scores": f"detection {_number(card.detection, '.0%')}, fuzzing {_number(card.fuzzing, '.0%')}",
+        "raises (nats)": _changes(card.raised),
+        "lowers (nats)": _changes(card.lowered),
+        "nearest (cosine)": ", ".join(f"{concept} ({cosine:.2f})" for concept, cosine in card.nearest) or "-",
+    }
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(name, Text(value))
+    for name, contexts in (("predicted", card.predicted_contexts), ("label", card.label_contexts)):
+        for context in contexts:
+            made.add_row(f"{name}, quantile {context.quantile:.2f} ({context.strength:.3g})", _context(context))
+    return made
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _lifts(words: "TokenChanges") -> str:
+    return ", ".join(f"{word} (×{lift:.1f})" for word, lift in words) or "-"
+
+
+def _changes(changes: "TokenChanges | None") -> str:
+    from cocomix.interpret import visible
+
+    if changes is None:
+        return "not measured"
+    return ", ".join(f"{visible(token)} ({nats:+.3f})" for token, nats in changes) or "nothing"
+
+
+def _bars(counts: tuple[int, ...]) -> str:
+    """Counts as bars, the tallest for the largest; a count above 0 is never empty."""
+    largest = max(counts)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // largest) if largest else 0] for count in counts)
+
+
+def _context(context: "Context") -> Text:
+    """The context on one line, its token stressed."""
+    from cocomix.interpret import visible
+
+    before, after = (re.sub(r"\s+", " ", part) for part in (context.before, context.after))
+    return Text.assemble(before[-48:], (visible(context.token), "bold reverse"), after[:48])

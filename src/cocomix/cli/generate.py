@@ -1,5 +1,6 @@
 """The verb `generate`."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -9,6 +10,8 @@ from cocomix.cli.printing import Printed
 
 __all__ = ["generate"]
 
+logger = logging.getLogger(__name__)
+
 
 def generate(
     run: RunFolder,
@@ -16,8 +19,8 @@ def generate(
     steer: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ID=FACTOR",
-            help="Multiply a concept's logit (412=5), add to it (412+3, 412-3), set it (412:=8) or leave the concept "
+            metavar="ID+NUMBER",
+            help="Add to a concept's logit (412+3, 412-3), multiply it (412=5), set it (412:=8) or leave the concept "
             "out (412:ban); with @20 at the end from token 20 on. Repeatable.",
         ),
     ] = None,
@@ -28,21 +31,32 @@ def generate(
 ) -> Printed:
     """Continue a text, with concepts turned up or down.
 
-    [dim]Example: cocomix generate runs/first "The function returns" --steer 412=5[/dim]
+    [dim]Example: cocomix generate runs/first "The function returns" --steer 412+5[/dim]
     """
     from cocomix.evaluation import Run
+    from cocomix.interpret import edit_effects, encode, parse_steer
     from cocomix.interpret import generate as run_generate
-    from cocomix.interpret import parse_steer
 
     opened = Run.open(run)
-    texts = run_generate(
-        opened.model(),
-        opened.tokenizer(),
+    model, tokenizer, edits = opened.model(), opened.tokenizer(), [parse_steer(text) for text in steer or ()]
+    (text,) = run_generate(
+        model,
+        tokenizer,
         prompt,
         max_new_tokens=max_new_tokens,
-        edits=[parse_steer(text) for text in steer or ()],
+        edits=edits,
         temperature=temperature,
         top_k=top_k,
         seed=seed,
     )
-    return Printed({"prompt": prompt, "continuation": texts[0], "steer": list(steer or ())}, prompt + texts[0])
+    found = edit_effects(model, encode(model, tokenizer, prompt + text, cut=True), edits) if edits else []
+    for effect in found:
+        if not effect.acts:
+            logger.warning(str(effect))
+    effects = [
+        {"steer": given, "predicted": one.predicted, "acts": one.acts, "would_act": one.would_act}
+        for given, one in zip(steer or (), found, strict=True)
+    ]
+    return Printed(
+        {"prompt": prompt, "continuation": text, "steer": list(steer or ()), "effects": effects}, prompt + text
+    )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import RunFolder
-from cocomix.cli.printing import Printed
+from cocomix.cli.printing import Printed, table
 from cocomix.runtime.console import progress
 
 __all__ = ["inspect"]
@@ -16,19 +16,32 @@ def inspect(
     run: RunFolder,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to look at.")],
     top: Annotated[int, typer.Option(help="Concepts per token.")] = 3,
-    describe: Annotated[bool, typer.Option(help="Say what concepts stand for, from the run's labels.")] = True,
+    describe: Annotated[bool, typer.Option(help="Name concepts by the words of highest lift at their labels.")] = True,
 ) -> Printed:
     """Show the concepts predicted at every token.
 
     [dim]Example: cocomix inspect runs/first "Return the number of items."[/dim]
     """
     from cocomix.evaluation import Run
-    from cocomix.interpret import inspect_text, render_table
-    from cocomix.interpret.run_concepts import describe_run_concepts
+    from cocomix.interpret import describe_run_concepts, inspect_text, visible
 
     opened = Run.open(run)
     with progress("looking", None, "steps"):
         tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
         wanted = sorted({concept.id for token in tokens for concept in token.concepts})
-        descriptions = describe_run_concepts(opened, wanted) if describe else {}
-    return Printed([asdict(token) for token in tokens], render_table(tokens, descriptions))
+        names = {one: about.name for one, about in (describe_run_concepts(opened, wanted) if describe else {}).items()}
+    rows = (
+        (
+            visible(token.token),
+            ", ".join(
+                f"{one.id} ({one.logit:.2f})" + (f" [{names[one.id]}]" if one.id in names else "")
+                for one in token.concepts
+            ),
+            ", ".join(f"{visible(one.token)} ({one.probability:.0%})" for one in token.next_tokens),
+        )
+        for token in tokens
+    )
+    found = [asdict(token) for token in tokens]
+    for concept in (concept for token in found for concept in token["concepts"]):
+        concept["name"] = names.get(concept["id"])
+    return Printed(found, table(rows, "token", "concepts (logit)", "next token (probability)"))

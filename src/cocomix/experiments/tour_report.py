@@ -24,8 +24,7 @@ from cocomix.evaluation import (
     summary,
     write_report,
 )
-from cocomix.interpret import SteeringCandidate, generate, inspect_text, steering_candidates, visible
-from cocomix.interpret.run_concepts import describe_run_concepts
+from cocomix.interpret import describe_run_concepts, generate, inspect_text, steering_candidates, visible
 from cocomix.model import ConceptEdit
 from cocomix.runtime.device import default_device
 
@@ -34,7 +33,6 @@ __all__ = ["write_demo_report"]
 logger = logging.getLogger(__name__)
 
 _PROMPT = "Return the number of"
-_FACTOR = 5.0
 _INSPECTED_TOKENS = 48
 _STEERING_BLOCKS = 4
 
@@ -104,13 +102,13 @@ def _inspection_section(run: Run) -> Section:
     strongest = [token.concepts[0].id for token in tokens]
     concept = max(set(strongest), key=lambda one: (strongest.count(one), -one))
     described = describe_run_concepts(run, sorted({concept, *strongest}))
-    meaning = described[concept].short(5) if concept in described else "no labels at hand"
+    meaning = described[concept].name if concept in described else "no labels at hand"
     logits = [next((c.logit for c in token.concepts if c.id == concept), 0.0) for token in tokens]
     peak = max(max(logits), 1e-9)
     shaded = []
     for token, logit in zip(tokens, logits, strict=True):
         first = token.concepts[0]
-        known = f" ({described[first.id].short()})" if first.id in described else ""
+        known = f" ({described[first.id].name})" if first.id in described else ""
         shaded.append((token.token, logit / peak, f"strongest: concept {first.id}{known}, logit {first.logit:.1f}"))
     logger.info(f"\nConcept {concept}, most typical at: {meaning}. Where {run.manifest.name} predicts it:")
     pairs = zip(tokens, logits, strict=True)
@@ -132,14 +130,14 @@ def _steering_section(run: Run) -> Section:
     model, tokenizer = run.model(), run.tokenizer()
     blocks = TokenFolder.open(run.manifest.data.path).split(VALIDATION)
     batch = torch.stack([blocks[index]["input_ids"] for index in range(min(_STEERING_BLOCKS, len(blocks)))])
-    candidates = steering_candidates(model, tokenizer, batch, factor=_FACTOR)
+    candidates = steering_candidates(model, tokenizer, batch)
     if not candidates:
         return Section("One generation, steered", (Paragraph("No concept of this model can be steered."),))
-    chosen: SteeringCandidate = candidates[0]
+    chosen = candidates[0].effect
     raised = ", ".join(visible(token) for token, _ in chosen.raised)
     columns = []
-    for heading, factor in (("untouched", 1.0), (f"× {_FACTOR:g}", _FACTOR), (f"× {-_FACTOR:g}", -_FACTOR)):
-        edits = [ConceptEdit(chosen.concept, "scale", factor)]
+    for heading, dose in (("untouched", 0.0), ("turned up", 1.0), ("turned down", -1.0)):
+        edits = [ConceptEdit(chosen.concept, "add", dose * chosen.amount)]
         text = generate(model, tokenizer, _PROMPT, max_new_tokens=40, edits=edits, temperature=0.7, seed=0)[0]
         columns.append((f"concept {chosen.concept} {heading}", _PROMPT + text))
         logger.info(f"\nConcept {chosen.concept} {heading}: {_PROMPT}{text}")
@@ -147,9 +145,10 @@ def _steering_section(run: Run) -> Section:
         "One generation, steered",
         (
             Paragraph(
-                f"Concept {chosen.concept} of {run.manifest.name}: of the frequently predicted concepts, the one whose "
-                f"logit, multiplied by {_FACTOR:g}, changes the next-token distribution most ({chosen.effect:.2f} "
-                f"nats). It raises: {raised}. Same prompt, same seed; a model this small writes no sense either way."
+                f"Concept {chosen.concept} of {run.manifest.name}: of the frequently predicted concepts, the one that "
+                f"changes the next-token distribution most ({chosen.divergence:.2f} nats) when {chosen.amount:.1f} is "
+                f"added to its logit. It raises: {raised}. Same prompt, same seed; a model this small writes no "
+                f"sense either way."
             ),
             SideBySide(columns),
         ),
@@ -164,7 +163,7 @@ def _commands_section(directory: Path, runs: Sequence[Run]) -> Section:
         (
             Code(
                 f'cocomix inspect {best} "Return the number of items."\n'
-                f'cocomix generate {best} "Return the number of" --steer 12=5\n'
+                f'cocomix generate {best} "Return the number of" --steer 12+5\n'
                 f"cocomix eval {best}\n"
                 f"cocomix compare {names} --output {directory}-comparison"
             ),

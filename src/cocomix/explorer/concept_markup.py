@@ -7,7 +7,7 @@ from cocomix.evaluation.formatting import NOTHING, percent, si
 from cocomix.explorer.concepts import ConceptPage
 from cocomix.explorer.markup import concept_button, empty, escaped, number, shown_token, token_bar
 from cocomix.explorer.plots import histogram
-from cocomix.interpret.atlas_cards import ConceptCard, ConceptHit, Context, TokenChanges
+from cocomix.interpret import ConceptCard, ConceptHit, Context, TokenChanges, WordLifts
 
 __all__ = ["card_page", "effects", "hit_list"]
 
@@ -37,8 +37,8 @@ def card_page(page: ConceptPage, run: Path) -> str:
         about = page.description
         told = (
             f"<p class='cx-hint'>A label at {about.count:,} of the positions looked at.</p><div class='cx-columns'>"
-            f"<div><h4>Typical tokens</h4>{_counts(about.tokens)}</div>"
-            f"<div><h4>Tokens that follow</h4>{_counts(about.next_tokens)}</div></div>"
+            f"<div><h4>Typical words</h4>{_lifts(about.terms)}</div>"
+            f"<div><h4>Words that follow</h4>{_lifts(about.next_terms)}</div></div>"
         )
     advice = (
         "<p class='cx-hint'>There is no atlas of this run. One shows contexts, effects and neighbours and can be "
@@ -65,16 +65,17 @@ def effects(raised: TokenChanges, lowered: TokenChanges) -> str:
 
 def _card(card: ConceptCard, page: ConceptPage) -> str:
     facts = (
-        ("predicted", f"{si(card.predicted_count)} × ({percent(card.frequency)})"),
-        ("positive", f"{si(card.positive_count)} ×"),
+        ("predicted", f"{si(card.predicted_count)} × ({percent(card.density)})"),
         ("a label", f"{si(card.label_count)} ×"),
+        ("precision", NOTHING if card.precision is None else percent(card.precision)),
         ("recall", NOTHING if card.recall is None else percent(card.recall)),
+        ("AUROC", NOTHING if card.auroc is None else number(card.auroc)),
         ("logit, mean", NOTHING if card.mean_logit is None else number(card.mean_logit)),
         ("logit, largest", NOTHING if card.max_logit is None else number(card.max_logit)),
         ("‖W_comp‖", NOTHING if card.compression_norm is None else number(card.compression_norm)),
     )
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
-    terms = "".join(f"<span>{escaped(term)}</span>" for term in card.terms)
+    terms = "".join(f"<span>{escaped(term)}</span>" for term, _ in card.terms)
     plot = histogram(card.histogram.edges, card.histogram.counts, "logits where it is predicted") or empty("Never.")
     nearest = "".join(
         f"<li>{concept_button(near, page.names[near])}<span>{number(cosine)}</span></li>"
@@ -90,7 +91,7 @@ def _card(card: ConceptCard, page: ConceptPage) -> str:
         f'<div class="cx-columns"><div><h4>Logits where it is predicted</h4>{plot}</div>'
         f"<div><h4>Nearest concepts <small>cosine</small></h4><ol class='cx-nearest'>{nearest}</ol></div></div>"
         f"<div class='cx-columns'>{_contexts('Where it is predicted', 'logit', card.predicted_contexts)}"
-        f"{_contexts('Where it is a label', 'score', card.label_contexts)}</div>"
+        f"{_contexts('Where it is a label', 'logit', card.label_contexts)}</div>"
     )
 
 
@@ -112,10 +113,10 @@ def _focus(token: str) -> str:
     return escaped(token) if token.strip() else shown_token(token)
 
 
-def _counts(tokens: tuple[tuple[str, int], ...]) -> str:
-    largest = max((count for _, count in tokens), default=1)
+def _lifts(words: WordLifts) -> str:
+    largest = max((lift for _, lift in words), default=1.0)
     return (
         "<ol class='cx-bars'>"
-        + "".join(token_bar(token, count / largest, f"{count:,} ×") for token, count in tokens)
+        + "".join(token_bar(word, lift / largest, f"{lift:.1f} ×") for word, lift in words)
         + "</ol>"
     )

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from cocomix.explorer.subject import Subject
-from cocomix.interpret import ConceptDescription
-from cocomix.interpret.atlas_cards import ConceptCard, ConceptHit, TokenChanges
-from cocomix.interpret.run_concepts import describe_run_concepts
+from cocomix.interpret import ConceptCard, ConceptDescription, ConceptHit, TokenChanges, describe_run_concepts
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["ConceptPage", "concept_page", "find_concepts", "measure_concept", "resolve_concept"]
@@ -87,4 +85,5 @@ def measure_concept(subject: Subject, concept: int) -> tuple[TokenChanges, Token
     if subject.atlas is None:
         raise CoCoMixError(f"effects are measured with an atlas; make one with: cocomix atlas {subject.run.path}.")
     with subject.computing() as model:
-        return subject.atlas.measure_effect(model, concept)
+        effect = subject.atlas.measure_effect(model, subject.tokenizer, concept)
+    return effect.raised, effect.lowered

@@ -52,11 +52,11 @@ def suggestions(found: Sequence[SteeringCandidate], names: dict[int, str]) -> st
     if not found:
         return empty("No concept is mixed in often enough here to be worth turning; write a longer prompt.")
     rows = "".join(
-        f"<li>{concept_button(one.concept, names[one.concept], 'steer')}<span>{number(one.effect, 3)} nats</span>"
+        f"<li>{concept_button(one.concept, names[one.concept], 'steer')}<span>{number(one.divergence, 3)} nats</span>"
         f"<span>{' '.join(f'<code>{shown_token(token)}</code>' for token, _ in one.raised)}</span></li>"
-        for one in found
+        for one in (candidate.effect for candidate in found)
     )
-    hint = "By how much multiplying them by 5 changes the next tokens of this prompt; click to add."
+    hint = "By how much turning them up changes the next tokens of this prompt; click to add."
     return f'<p class="cx-hint">{hint}</p><ol class="cx-suggested">{rows}</ol>'
 
 

@@ -123,7 +123,7 @@ def steer_page(subject: Subject) -> SteerPage:
                 found = steering_candidates(subject.model, subject.tokenizer, input_ids, pool=_POOL)
         except CoCoMixError as error:
             return message(str(error), "error")
-        return suggestions(found, subject.names([one.concept for one in found]))
+        return suggestions(found, subject.names([one.effect.concept for one in found]))
 
     add.click(rows.one_more, rows.inputs, rows.outputs, show_progress="hidden", api_visibility="private")
     everything = [prompt, *sampling_inputs, *rows.inputs]

@@ -13,8 +13,7 @@ from cocomix.explorer.continuation import Forward, Sampling, continue_tokens
 from cocomix.explorer.limits import LIMITS, whole_number
 from cocomix.explorer.subject import Subject
 from cocomix.explorer.teacher_side import TeacherSide
-from cocomix.interpret.prompts import concept_model
-from cocomix.interpret.teacher_steering import teacher_steering
+from cocomix.interpret import concept_model, teacher_steering
 from cocomix.model import ConceptEdit
 from cocomix.model.edits import Operation
 from cocomix.runtime.errors import CoCoMixError

@@ -12,9 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from cocomix.evaluation import Comparison, Run, compare, inference
 from cocomix.explorer.limits import LIMITS, Limits, whole_number
 from cocomix.explorer.teacher_side import TeacherSide, open_teacher_side
-from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
-from cocomix.interpret.prompts import concept_model, encode
-from cocomix.interpret.run_concepts import describe_run_concepts
+from cocomix.interpret import ConceptAtlas, concept_model, default_atlas_folder, describe_run_concepts, encode
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
@@ -93,7 +91,7 @@ class Subject:
         if unknown:
             found = describe_run_concepts(self.run, unknown)
             for concept in unknown:
-                self._described[concept] = found[concept].short() if concept in found else ""
+                self._described[concept] = found[concept].name if concept in found else ""
         return {concept: self._described[concept] for concept in wanted}
 
 

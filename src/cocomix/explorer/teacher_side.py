@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import Run, open_run_data, run_labels
-from cocomix.interpret.run_teacher import open_run_teacher
+from cocomix.interpret import open_run_teacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
 

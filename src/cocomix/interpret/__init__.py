@@ -1,32 +1,43 @@
 """Reading the concepts a model predicts, and steering what it says with them."""
 
 from cocomix.interpret.atlas_build import build_atlas
-from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings, ConceptCard, ConceptHit, Context, Histogram
-from cocomix.interpret.atlas_effects import measure_effect
-from cocomix.interpret.atlas_naming import NameEndpoint
-from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
+from cocomix.interpret.atlas_cards import (
+    AtlasManifest,
+    AtlasSettings,
+    ConceptCard,
+    ConceptHit,
+    Context,
+    Histogram,
+    PropertyProbe,
+    TokenChanges,
+    WordLifts,
+)
+from cocomix.interpret.concept_atlas import ConceptAtlas, Ranking, default_atlas_folder
+from cocomix.interpret.effects import (
+    EditEffect,
+    Effect,
+    SteeringCandidate,
+    edit_effects,
+    measure_effects,
+    steering_candidates,
+)
 from cocomix.interpret.inspection import (
     ConceptDescription,
     NextToken,
     PredictedConcept,
     TokenConcepts,
-    describe_concepts,
+    concept_model,
+    describe_run_concepts,
+    encode,
     inspect_text,
-    render_table,
-    render_text,
 )
-from cocomix.interpret.prompts import visible
+from cocomix.interpret.naming import NameEndpoint
+from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
 from cocomix.interpret.steer_effects import SteerEvalSettings
 from cocomix.interpret.steer_run import evaluate_run_steering
-from cocomix.interpret.steering import (
-    FACTOR_LIMIT,
-    SteeringCandidate,
-    generate,
-    parse_steer,
-    steering,
-    steering_candidates,
-)
+from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering
 from cocomix.interpret.teacher_steering import teacher_steering
+from cocomix.interpret.words import visible
 
 __all__ = [
     "FACTOR_LIMIT",
@@ -37,23 +48,32 @@ __all__ = [
     "ConceptDescription",
     "ConceptHit",
     "Context",
+    "EditEffect",
+    "Effect",
     "Histogram",
     "NameEndpoint",
     "NextToken",
     "PredictedConcept",
+    "PropertyProbe",
+    "Ranking",
+    "RunTeacher",
     "SteerEvalSettings",
     "SteeringCandidate",
+    "TokenChanges",
     "TokenConcepts",
+    "WordLifts",
     "build_atlas",
+    "concept_model",
     "default_atlas_folder",
-    "describe_concepts",
+    "describe_run_concepts",
+    "edit_effects",
+    "encode",
     "evaluate_run_steering",
     "generate",
     "inspect_text",
-    "measure_effect",
+    "measure_effects",
+    "open_run_teacher",
     "parse_steer",
-    "render_table",
-    "render_text",
     "steering",
     "steering_candidates",
     "teacher_steering",

@@ -1,30 +1,53 @@
-"""Making the concept atlas of a run (`cocomix atlas`): one pass over its data, then a row per concept."""
+"""Making the concept atlas of a run (`cocomix atlas`): one pass over held-out text, then a row per concept."""
 
 import logging
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from cocomix.evaluation import open_run_data, open_run_labels
-from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings
-from cocomix.interpret.atlas_naming import NameEndpoint
-from cocomix.interpret.atlas_pass import AtlasBlocks, read_blocks
-from cocomix.interpret.atlas_rows import AtlasWriter
-from cocomix.interpret.atlas_store import DATABASE, TOKENIZER
-from cocomix.interpret.concept_atlas import ConceptAtlas, default_atlas_folder
-from cocomix.interpret.prompts import concept_model
+from cocomix.data import VALIDATION
+from cocomix.evaluation.inference import MapDataset
+from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
+from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings, Context
+from cocomix.interpret.atlas_pass import Array, Reading, read_held_out
+from cocomix.interpret.atlas_quality import concept_quality, probe_properties
+from cocomix.interpret.concept_atlas import (
+    CARD_SCHEMA,
+    CARDS,
+    EFFECT_TEXT,
+    SAMPLE_SCHEMA,
+    SAMPLES,
+    ConceptAtlas,
+    default_atlas_folder,
+)
+from cocomix.interpret.effects import measure_effects, turning_amounts
+from cocomix.interpret.inspection import concept_model
+from cocomix.interpret.naming import NameEndpoint, delphi_scorers, score_name
+from cocomix.interpret.words import Words, lifted_words
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import Run
 
 __all__ = ["build_atlas"]
 
 logger = logging.getLogger(__name__)
 
-_STATE = "tally.safetensors"
-_COMMIT_TOKENS = 2**15
+_CHUNK_ELEMENTS = 2**24  # cosines held at once: 64 MiB in float32
+_FAILURES = 3
+"""Failures in a row after which a naming endpoint is left alone."""
+_INACTIVE = 256
+"""Positions from which the contexts without a concept are drawn that names are scored by."""
 
 
 def build_atlas(
@@ -36,12 +59,9 @@ def build_atlas(
     data: Path | None = None,
     labels: Path | None = None,
     endpoint: NameEndpoint | None = None,
-    commit_tokens: int = _COMMIT_TOKENS,
+    scorers: Mapping[str, Any] | None = None,
 ) -> AtlasManifest:
-    """Make the atlas of a run.
-
-    A stopped run of this function goes on from its last commit, with the same result as if it had not been stopped.
-    Memory holds arrays of C rows (about half a kilobyte per concept) and one batch, whatever the number of tokens.
+    """Make the atlas of a run, all of it from the validation split.
 
     Args:
         run: a CoCoMix run.
@@ -51,87 +71,275 @@ def build_atlas(
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own. Without any, the atlas has predictions only.
         endpoint: a language model that names the most frequent concepts; by default none is asked.
-        commit_tokens: tokens between two commits of the pass; changes no result.
+        scorers: of its names; by default Delphi's, where it is installed (see `naming`).
 
     Returns:
         Its manifest.
 
     Raises:
-        CoCoMixError: the run has no concepts; run, data and labels do not belong together; `output` exists, or its
-            partial folder was begun with something else; the disk is full.
+        CoCoMixError: the run has no concepts; run, data and labels do not belong together; `output` exists, or the disk
+            is full.
     """
     settings = settings or AtlasSettings()
     output = output or default_atlas_folder(run.path)
     model = concept_model(run.model())
     prepared = open_run_data(run, data)
-    found = open_run_labels(run, prepared, model.config.num_concepts, labels, without="label contexts and recall")
-    store = None if found is None or len(found.parts) > 1 else found.first
+    store = open_run_labels(
+        run, prepared, model.config.num_concepts, labels, without="label contexts, precision, recall and AUROC"
+    )
     made_from = {
         "run": run.manifest.fingerprint,
         "tokens": prepared.manifest.fingerprint,
         "tokenizer": prepared.manifest.tokenizer_fingerprint,
-        **({} if store is None else {"labels": store.manifest.fingerprint}),
+        **({} if store is None else {"labels": store.fingerprint}),
     }
     identity = {"made_from": made_from, "settings": settings.model_dump(mode="json")}
-    if endpoint is None and (made := ConceptAtlas.made(output, identity)) is not None:
+    if endpoint is None and (found := ConceptAtlas.made(output, identity)) is not None:
         logger.info(f"{output} is this atlas, finished: nothing to do")
-        return made.manifest
-    blocks = AtlasBlocks(prepared, store, settings.tokens, document_masks=run.manifest.document_masks)
-    tokenizer = prepared.tokenizer()
-    model.to(device)
-    with ConceptAtlas.create(output, identity=identity, resume=True) as staging:
-        folder = staging.path
-        tally = read_blocks(
-            model,
-            blocks,
-            settings,
-            folder / _STATE,
-            device=device,
-            commit_tokens=commit_tokens,
+        return found.manifest
+    limit = max(1, settings.tokens // run.manifest.data.block_size)
+    blocks, tokenizer = run_blocks(run, prepared, store, limit_blocks=limit), prepared.tokenizer()
+    with ConceptAtlas.create(output, identity=identity) as staging:
+        reading = read_held_out(model.to(device), blocks, settings, device=device)
+        edges = np.linspace(reading.logits.min(), reading.logits.max() + 1e-6, settings.bins + 1)
+        columns = concept_quality(reading, model.config.num_concepts) | _logits(
+            reading, edges, model.config.num_concepts
         )
-        with _database(folder) as database:
-            writer = AtlasWriter(database, model, tokenizer, blocks, tally, settings)
-            writer.write_concepts()
-            writer.write_names()
-            effects = writer.write_effects()
-            if endpoint is not None:
-                writer.ask_for_names(endpoint)
-            endpoint_names = writer.finish()
-        tokenizer.save_pretrained(str(folder / TOKENIZER))
-        manifest = AtlasManifest(
-            made_from=made_from,
-            settings=settings,
-            num_concepts=model.config.num_concepts,
-            run=run.manifest.name,
-            blocks=len(blocks),
-            tokens=len(blocks) * blocks.block_size,
-            document_masks=run.manifest.document_masks,
-            labelled_positions=int(tally.labelled_positions[0]),
-            predicted_concepts=int((tally.predicted > 0).sum()),
-            label_concepts=int((tally.labels > 0).sum()),
-            effects=effects,
-            endpoint_names=endpoint_names,
-            histogram_edges=tuple(tally.edges.tolist()),
+        places = _Places(reading, tokenizer, settings)
+        columns |= _names(reading, tokenizer, settings, columns)
+        columns |= _vectors(
+            model.compression_weight if model.config.form.mixes_in else None, columns, reading, settings
         )
-        manifest = staging.finish(manifest, scratch=(_STATE,))
+        text = _effect_text(blocks.rows, len(reading.tokens), settings)
+        effects = _effects(model, tokenizer, text, columns, settings)
+        named, scored = (0, 0) if endpoint is None else _ask(endpoint, scorers, columns, places)
+        cards = pa.table(
+            {name: pa.array(_nullable(columns[name]), CARD_SCHEMA.field(name).type) for name in CARD_SCHEMA.names}
+        )
+        pq.write_table(cards, staging.path / CARDS)
+        pq.write_table(pa.Table.from_pylist(list(places.rows()), SAMPLE_SCHEMA), staging.path / SAMPLES)
+        save_file(text, staging.path / EFFECT_TEXT)
+        manifest = staging.finish(
+            AtlasManifest(
+                made_from=made_from,
+                settings=settings,
+                num_concepts=model.config.num_concepts,
+                run=run.manifest.name,
+                split=VALIDATION,
+                blocks=len(reading.tokens),
+                tokens=reading.tokens.size,
+                labelled_positions=int(reading.labelled.sum()),
+                predicted_concepts=int((columns["predicted_count"] > 0).sum()),
+                label_concepts=int((columns["label_count"] > 0).sum()),
+                effects=effects,
+                endpoint_names=named,
+                scored_names=scored,
+                histogram_edges=tuple(edges.tolist()),
+                probes=probe_properties(reading, tokenizer),
+            )
+        )
     logger.info(
         f"atlas of {manifest.run} in {output}: {manifest.predicted_concepts:,} of {manifest.num_concepts:,} concepts "
-        f"predicted and {manifest.label_concepts:,} labels in {manifest.tokens:,} tokens; {effects:,} effects measured"
+        f"predicted and {manifest.label_concepts:,} labels in {manifest.tokens:,} held-out tokens"
     )
     return manifest
 
 
-@contextmanager
-def _database(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The atlas' database, open for writing.
+def _nullable(values: Any) -> list[Any]:
+    """A column with `None` where a number is not one."""
+    plain = values.tolist() if isinstance(values, np.ndarray) else values
+    return [None if isinstance(value, float) and np.isnan(value) else value for value in plain]
 
-    Raises:
-        CoCoMixError: SQLite cannot write it (a full disk) or cannot read what an earlier run left.
+
+def _logits(reading: Reading, edges: Array, n_concepts: int) -> dict[str, Any]:
+    """The distribution of every concept's logit where it is predicted. [n_concepts] each"""
+    ids, logits = reading.ids.ravel().astype(np.int64), reading.logits.ravel()
+    bins = len(edges) - 1
+    histogram = np.bincount(ids * bins + np.searchsorted(edges[1:-1], logits, "right"), minlength=n_concepts * bins)
+    largest = np.full(n_concepts, np.nan)
+    np.fmax.at(largest, ids, logits)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(ids, weights=logits, minlength=n_concepts) / np.bincount(ids, minlength=n_concepts)
+    return {"mean_logit": mean, "max_logit": largest, "histogram": histogram.reshape(n_concepts, bins)}
+
+
+class _Places:
+    """Where each concept is predicted and where it is a label, by falling logit, and the text around some of them."""
+
+    def __init__(self, reading: Reading, tokenizer: PreTrainedTokenizerFast, settings: AtlasSettings) -> None:
+        self.reading, self._tokenizer, self._settings = reading, tokenizer, settings
+        self._special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
+        used = reading.labels != IGNORE
+        self._sorted = {
+            "predicted": _by_concept(reading.ids, reading.logits, np.ones_like(reading.ids, dtype=bool)),
+            "label": _by_concept(reading.labels, reading.label_logits, used),
+        }
+
+    def of(self, concept: int, kind: str) -> list[Context]:
+        """The contexts kept of a concept: a third of them the strongest, the rest evenly spread by rank."""
+        concepts, positions, logits = self._sorted[kind]
+        start, end = np.searchsorted(concepts, (concept, concept + 1))
+        count, kept = end - start, self._settings.contexts
+        if count == 0:
+            return []
+        spread = np.linspace(0, count - 1, kept - kept // 3).round().astype(int)
+        ranks = np.unique(np.concatenate((np.arange(min(kept // 3, count)), spread)))
+        return [
+            self.context(positions[start + r], logits[start + r], (count - 1 - r) / max(1, count - 1)) for r in ranks
+        ]
+
+    def context(self, place: int, strength: float = 0.0, quantile: float = 0.0) -> Context:
+        """The text around a position; special tokens, which are no words, are line breaks."""
+        block, position = divmod(int(place), self.reading.tokens.shape[1])
+        tokens, window = self.reading.tokens[block].tolist(), self._settings.window
+        start, parts = max(0, position - window), []
+        borders = (start, position, position + 1, position + 1 + window)
+        read = ""
+        for first, last in pairwise(borders):
+            whole = self._tokenizer.decode(tokens[start:last])
+            cut = whole.startswith(read)  # not where a character is cut at the border
+            parts.append(whole[len(read) :] if cut else self._tokenizer.decode(tokens[first:last]))
+            read = whole if cut else read + parts[-1]
+        before, token, after = (self._special.sub("\n", part) for part in parts)
+        return Context(before, token, after, float(strength), float(quantile), VALIDATION, block, position)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All contexts, as rows of `samples.parquet`."""
+        count = self.reading.sample_logits.shape[1]
+        with progress("describing", count, "concepts") as advance:
+            for concept in range(count):
+                for kind in self._sorted:
+                    for context in self.of(concept, kind):
+                        yield {"concept": concept, "kind": kind, **context._asdict()}
+                advance(1)
+
+    def without(self, concept: int, count: int) -> list[Context]:
+        """Contexts whose token neither predicts the concept nor has it as a label, evenly spread."""
+        reading = self.reading
+        places = np.linspace(0, len(reading.ids) - 1, min(_INACTIVE, len(reading.ids))).astype(int)
+        free = [p for p in places if concept not in reading.ids[p] and concept not in reading.labels[p]]
+        return [self.context(place) for place in free[:: max(1, len(free) // count)][:count]]
+
+
+def _by_concept(ids: Array, logits: Array, used: Array) -> tuple[Array, Array, Array]:
+    """Concepts, positions and logits of all entries in use, sorted by concept and falling logit."""
+    positions = np.nonzero(used)[0]
+    concepts, values = ids[used], logits[used]
+    order = np.lexsort((positions, -values, concepts))
+    return concepts[order], positions[order], values[order]
+
+
+def _names(
+    reading: Reading, tokenizer: PreTrainedTokenizerFast, settings: AtlasSettings, columns: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Terms by lift and names, from labels where there are enough, else from predictions."""
+    words, kept = Words.of(tokenizer, reading.tokens), {"limit": settings.terms, "least": settings.least_count}
+    used = reading.labels != IGNORE
+    labelled = lifted_words(words, reading.labels[used], np.nonzero(used)[0], **kept)
+    everywhere = np.repeat(np.arange(len(reading.ids)), reading.ids.shape[1])
+    predicted = lifted_words(words, reading.ids.ravel(), everywhere, **kept)
+    found: dict[str, list[Any]] = {"terms": [], "next_terms": [], "name": [], "named_from": []}
+    for concept, labels in enumerate(columns["label_count"].tolist()):
+        source = "labels" if labels >= settings.least_count else "predictions"
+        terms, following = (labelled if source == "labels" else predicted).get(concept, ((), ()))
+        name = ", ".join(word for word, _ in terms[:3])
+        rows = (terms, following, name or f"concept {concept}", source if name else "nothing")
+        for column, value in zip(found.values(), rows, strict=True):
+            column.append(value)
+    return found
+
+
+def _vectors(
+    weight: Tensor | None, columns: Mapping[str, Any], reading: Reading, settings: AtlasSettings
+) -> dict[str, list[Any]]:
+    """What the compression vectors tell: norms, nearest concepts, and what to add to turn a concept up."""
+    total = len(columns["predicted_count"])
+    if weight is None:
+        return {"compression_norm": [None] * total, "nearest": [[]] * total, "effect_amount": [None] * total}
+    nearest: list[Any] = []
+    with torch.inference_mode():
+        norms = weight.norm(dim=1)
+        unit = weight / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
+        rows = max(1, _CHUNK_ELEMENTS // total)
+        for start in range(0, total, rows):
+            cosines = unit[start : start + rows] @ unit.T
+            cosines.diagonal(start).fill_(-torch.inf)
+            best = cosines.topk(min(settings.nearest, total - 1), dim=-1)
+            nearest += [
+                list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+    amounts = turning_amounts(reading.ids, reading.logits, reading.sample_logits.mean(0))
+    return {"compression_norm": norms.tolist(), "nearest": nearest, "effect_amount": amounts.tolist()}
+
+
+def _effect_text(blocks: MapDataset, count: int, settings: AtlasSettings) -> dict[str, Tensor]:
+    """The first blocks: `input_ids` and, where documents are kept apart, `position_ids`. [blocks, seq] each"""
+    wanted = max(1, settings.effect_tokens // len(blocks[0]["input_ids"]))
+    rows = [blocks[row] for row in range(min(count, wanted))]
+    names = [name for name in ("input_ids", "position_ids") if name in rows[0]]
+    return {name: torch.stack([row[name] for row in rows]) for name in names}
+
+
+def _effects(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    text: dict[str, Tensor],
+    columns: dict[str, Any],
+    settings: AtlasSettings,
+) -> int:
+    """Measure the most frequent concepts' effects into the columns `raised` and `lowered`; returns how many."""
+    columns |= {name: [None] * len(columns["name"]) for name in ("raised", "lowered", "detection", "fuzzing")}
+    if not model.config.form.mixes_in:
+        return 0
+    amounts = {concept: columns["effect_amount"][concept] for concept in _frequent(columns, settings.effects)}
+    with progress("measuring effects", len(amounts), "concepts") as advance:
+        for effect in measure_effects(model, tokenizer, **text, amounts=amounts, top=settings.effect_top):
+            columns["raised"][effect.concept], columns["lowered"][effect.concept] = effect.raised, effect.lowered
+            advance(1)
+    return len(amounts)
+
+
+def _frequent(columns: Mapping[str, Any], limit: int) -> list[int]:
+    """The concepts predicted most often, most often first; none that is never predicted."""
+    order = np.argsort(-columns["predicted_count"], kind="stable")[:limit]
+    concepts: list[int] = order[columns["predicted_count"][order] > 0].tolist()
+    return concepts
+
+
+def _ask(
+    endpoint: NameEndpoint, scorers: Mapping[str, Any] | None, columns: dict[str, Any], places: _Places
+) -> tuple[int, int]:
+    """Have the most frequent concepts named by a language model, and the names scored; a failure keeps the terms.
+
+    A name is made from every second context, and scored by the others.
+
+    Returns:
+        How many were named, and how many names scored.
     """
-    try:
-        with closing(sqlite3.connect(folder / DATABASE)) as database:
-            yield database
-    except sqlite3.DatabaseError as error:
-        raise CoCoMixError(
-            f"cannot write {folder / DATABASE} ({error}); make room, or remove {folder}, and run the command again."
-        ) from error
+    scorers = delphi_scorers(endpoint) if scorers is None else scorers
+    if scorers is None:
+        logger.warning("Delphi is not installed, so names are not scored; run: pip install eai-delphi.")
+    failures = named = scored = 0
+    wanted: Sequence[int] = _frequent(columns, endpoint.limit)
+    with progress("naming", len(wanted), "concepts") as advance:
+        for concept in wanted:
+            contexts = places.of(concept, "predicted")
+            try:
+                name = endpoint.name([word for word, _ in columns["terms"][concept]], contexts[::2])
+            except CoCoMixError as error:
+                failures += 1
+                logger.warning(f"concept {concept}: {error}")
+                if failures == _FAILURES:
+                    logger.warning(f"{_FAILURES} failures in a row; the other concepts keep the names of their terms.")
+                    break
+                continue
+            failures, named = 0, named + 1
+            columns["name"][concept], columns["named_from"][concept] = name, "endpoint"
+            unseen = contexts[1::2]
+            absent = places.without(concept, len(unseen)) if unseen else []
+            if scorers is not None and absent:
+                scores = score_name(name, concept, unseen, absent, scorers)
+                columns["detection"][concept], columns["fuzzing"][concept] = scores
+                scored += 1
+            advance(1)
+    return named, scored

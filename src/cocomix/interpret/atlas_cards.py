@@ -1,27 +1,41 @@
-"""What an atlas says: a card per concept, hits of a search, and the record of how the atlas was made."""
+"""What an atlas holds: a card per concept, contexts by quantile of activation, probes, and its manifest."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cocomix.artifacts import Manifest
 
-__all__ = ["AtlasManifest", "AtlasSettings", "ConceptCard", "ConceptHit", "Context", "Histogram", "TokenChanges"]
+__all__ = [
+    "AtlasManifest",
+    "AtlasSettings",
+    "ConceptCard",
+    "ConceptHit",
+    "Context",
+    "Histogram",
+    "NamedFrom",
+    "PropertyProbe",
+    "TokenChanges",
+    "WordLifts",
+]
 
 TokenChanges = tuple[tuple[str, float], ...]
 """Tokens, each with its change in nats."""
+WordLifts = tuple[tuple[str, float], ...]
+"""Words, each with its lift: its share among the concept's positions over its share among all positions."""
+NamedFrom = Literal["labels", "predictions", "endpoint", "nothing"]
 
 
-@dataclass(frozen=True)
-class Context:
-    """A place in the data where a concept shows.
+class Context(NamedTuple):
+    """A place in the held-out text where a concept is predicted or is a label.
 
     Attributes:
         before: the text before the token, within its block.
         token: the text of the token itself.
         after: the text after it, within its block.
-        strength: the concept's logit where it was predicted, its score where it is a label.
+        strength: the student's logit for the concept there.
+        quantile: share of the concept's places (of this kind) whose logit is lower; 1 for the strongest.
         split: of the data.
         block: index of the block within the split.
         position: of the token within the block.
@@ -31,13 +45,14 @@ class Context:
     token: str
     after: str
     strength: float
+    quantile: float
     split: str
     block: int
     position: int
 
 
 class Histogram(NamedTuple):
-    """A concept's logits at the positions that predict it; the outer bins also hold what lies beyond them.
+    """A concept's logits at the positions that predict it.
 
     Attributes:
         edges: of the bins, one more than counts; the same for every concept of an atlas.
@@ -50,49 +65,68 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True)
 class ConceptCard:
-    """Everything an atlas knows of one concept. "Predicted" = among the model's top k at a position.
+    """Everything an atlas knows of one concept, all of it measured on held-out text.
+
+    "Predicted" means: among the student's top k at a position. Precision, recall, lift and AUROC compare the student
+    with the labels, at the labelled positions; each is `None` where it has no denominator, or there are no labels.
 
     Attributes:
         id: its index.
-        name: a few words.
-        terms: the words most typical of its contexts, most typical first.
+        name: its three words of highest lift, or a language model's answer.
+        named_from: where the name comes from: the concept's labels, the student's predictions, or an endpoint.
+        terms: words at its positions by lift, highest first (see `atlas_naming`).
+        next_terms: words that follow its positions, likewise.
         predicted_count: positions that predict it.
-        positive_count: those of them where its logit is above 0.
         label_count: positions that have it as a label.
-        frequency: predicted_count as a share of all positions read.
-        recall: of the positions that have it as a label, the share that predicts it; `None` if there are none.
-        compression_norm: ‖W_comp[concept]‖₂; `None` where the model mixes no concepts in.
+        density: predicted_count as a share of all positions read.
+        label_density: label_count as a share of the labelled positions; the precision of a blind guess.
+        precision: of the labelled positions that predict it, the share that has it as a label.
+        recall: of the positions that have it as a label, the share that predicts it.
+        lift: precision over label_density.
+        auroc: probability that the logit is higher where it is a label than where it is not; 0.5 is chance.
         mean_logit: over the positions that predict it; `None` if there are none.
         max_logit: likewise.
         histogram: of its logits there.
-        predicted_contexts: where it was predicted with the largest logits, at most one per block, largest first.
-        label_contexts: where it is a label with the largest scores, at most one per block, largest first.
+        compression_norm: ‖W_comp[concept]‖₂; `None` where the model mixes no concepts in.
+        effect_amount: what was added to its logit to measure `raised` and `lowered`; likewise.
         raised: tokens whose log-probability rises most when the concept is turned up, in nats; `None` = not measured.
         lowered: tokens whose log-probability falls most, likewise.
         nearest: concepts with the most similar compression vectors, and the cosine.
+        detection: balanced accuracy with which a language model, told the name, says which contexts have the concept
+            (Delphi's detection score); `None` = not scored.
+        fuzzing: likewise for which contexts mark the right token (Delphi's fuzzing score).
+        predicted_contexts: where it is predicted, by quantile of its logit: the strongest few and then evenly down.
+        label_contexts: where it is a label, likewise; the last ones are those the student misses.
     """
 
     id: int
     name: str
-    terms: tuple[str, ...]
+    named_from: NamedFrom
+    terms: WordLifts
+    next_terms: WordLifts
     predicted_count: int
-    positive_count: int
     label_count: int
-    frequency: float
+    density: float
+    label_density: float | None
+    precision: float | None
     recall: float | None
-    compression_norm: float | None
+    lift: float | None
+    auroc: float | None
     mean_logit: float | None
     max_logit: float | None
     histogram: Histogram
-    predicted_contexts: tuple[Context, ...]
-    label_contexts: tuple[Context, ...]
+    compression_norm: float | None
+    effect_amount: float | None
     raised: TokenChanges | None
     lowered: TokenChanges | None
     nearest: tuple[tuple[int, float], ...]
+    detection: float | None
+    fuzzing: float | None
+    predicted_contexts: tuple[Context, ...]
+    label_contexts: tuple[Context, ...]
 
 
-@dataclass(frozen=True)
-class ConceptHit:
+class ConceptHit(NamedTuple):
     """A concept found.
 
     Attributes:
@@ -108,21 +142,43 @@ class ConceptHit:
     score: float
 
 
+class PropertyProbe(BaseModel):
+    """How well a property of tokens can be read from hidden states, and from the best single concept.
+
+    AUROC on positions that neither the probe nor the choice of the concept saw; 0.5 is chance.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    property: str
+    share: float
+    """Of the positions that have the property."""
+    probe: float
+    """AUROC of a logistic regression on the hidden states at `insert_layer`."""
+    concept: int
+    """Of all concepts the one whose logit separates the property best, on the positions the probe was fitted to."""
+    concept_auroc: float
+
+
 class AtlasSettings(BaseModel):
     """What determines the content of an atlas, next to the run and its data. The defaults are our choice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = Field(default=200_000, ge=1)
-    """Tokens to read, validation split first, in whole blocks; at least one block."""
-    contexts: int = Field(default=12, ge=1)
-    """Contexts kept per concept, of each kind."""
+    """Tokens of the validation split to read, in whole blocks; at least one block. Memory: about 0.6 KB per token."""
+    sampled: int = Field(default=4096, ge=2)
+    """Positions, evenly spread, at which all logits and the hidden state are kept: negatives of AUROC, and probes."""
+    contexts: int = Field(default=12, ge=2)
+    """Contexts kept per concept, of each kind: a third of them the strongest, the others evenly spread by rank."""
     window: int = Field(default=24, ge=1)
     """Tokens of a context on either side."""
     bins: int = Field(default=24, ge=2)
     """Bins of the histograms."""
     terms: int = Field(default=5, ge=1)
-    """Terms per concept."""
+    """Terms per concept, of each kind."""
+    least_count: int = Field(default=3, ge=1)
+    """Positions of a concept at which a word must stand to be a term."""
     nearest: int = Field(default=8, ge=0)
     """Nearest concepts per concept."""
     effects: int = Field(default=64, ge=0)
@@ -133,10 +189,6 @@ class AtlasSettings(BaseModel):
     """Tokens raised and lowered to keep per concept."""
     batch_tokens: int = Field(default=2048, ge=1)
     """Tokens per forward pass of the student, in whole blocks; at least one block."""
-
-    def effect_blocks(self, block_size: int) -> int:
-        """Blocks the effects are measured on, if the atlas reads as many."""
-        return max(1, self.effect_tokens // block_size)
 
 
 class AtlasManifest(Manifest):
@@ -150,8 +202,8 @@ class AtlasManifest(Manifest):
     """Blocks read."""
     tokens: int
     """Tokens read, the positions of all counts."""
-    document_masks: bool = False
-    """Whether the documents of a block did not see one another, as when the model was trained."""
+    split: str
+    """Of the data."""
     labelled_positions: int
     """Positions with at least one label."""
     predicted_concepts: int
@@ -162,5 +214,9 @@ class AtlasManifest(Manifest):
     """Concepts whose effect was measured."""
     endpoint_names: int
     """Concepts named by a language model."""
+    scored_names: int
+    """Names that were scored by detection and fuzzing."""
     histogram_edges: tuple[float, ...]
     """Edges of every concept's histogram, bins + 1."""
+    probes: tuple[PropertyProbe, ...]
+    """Named properties of tokens, as a reference for the concepts; empty where scikit-learn is not installed."""

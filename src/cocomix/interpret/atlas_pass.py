@@ -1,145 +1,113 @@
-"""The pass over the data: the student reads every block once, and the tally counts what it predicts."""
+"""The atlas' one pass over held-out text: what the student predicts at every position, and what the labels say."""
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Subset
+from torch import Tensor, nn
 
-from cocomix.data import TRAIN, VALIDATION, DocumentBlocks, TokenBlocks, Tokens
 from cocomix.evaluation.inference import batches, count_blocks, inference
+from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.interpret.atlas_cards import AtlasSettings
-from cocomix.interpret.atlas_tally import Tally
-from cocomix.labelling import LabelBlocks, Labels
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["AtlasBlocks", "read_blocks"]
+__all__ = ["Array", "Reading", "read_held_out"]
+
+Array = NDArray[Any]
+_SAMPLED_ELEMENTS = 2**26  # logits of all concepts at sampled positions: 256 MiB in float32
 
 
-class AtlasBlocks(Dataset[dict[str, torch.Tensor]]):
-    """The blocks an atlas reads, validation first, then training, with their labels where there are any.
+@dataclass(frozen=True)
+class Reading:
+    """What was seen, position by position; positions are counted over all blocks.
 
-    Args:
-        data: prepared data.
-        labels: of that data.
-        tokens: how many tokens to read, in whole blocks; at least one block.
-        document_masks: whether the documents of a block do not see one another, as when the model was trained.
-
-    Raises:
-        CoCoMixError: the data holds no block, or the labels cover others.
+    Attributes:
+        tokens: int32 [blocks, seq].
+        ids: concepts in the student's top k. int32 [positions, k]
+        logits: the student's logits for them. float32 [positions, k]
+        labels: `IGNORE` = none; k_attr is 0 where there are no labels. int32 [positions, k_attr]
+        label_logits: the student's logits for the labels. float32 [positions, k_attr]
+        sample: positions at which everything is kept, evenly spread. int64 [sampled]
+        sample_logits: the student's logits for all concepts there. float32 [sampled, n_concepts]
+        sample_hidden: hidden states at `insert_layer` there, which the predictor reads. float32 [sampled, d_model]
     """
 
-    def __init__(self, data: Tokens, labels: Labels | None, tokens: int, *, document_masks: bool = False) -> None:
-        self.block_size = data.manifest.block_size
-        self._parts: list[tuple[str, TokenBlocks | DocumentBlocks, LabelBlocks | None]] = []
-        for split in (VALIDATION, TRAIN):
-            blocks: TokenBlocks | DocumentBlocks = data.split(split)
-            if document_masks:
-                blocks = DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
-            labelled = None if labels is None else labels.split(split)
-            if labelled is not None and len(labelled) != len(blocks):
-                raise CoCoMixError(
-                    f"the labels cover {len(labelled)} blocks of {split} but the data has {len(blocks)}; label this "
-                    "data set again."
-                )
-            self._parts.append((split, blocks, labelled))
-        self.labelled = labels is not None
-        self._count = min(sum(len(blocks) for _, blocks, _ in self._parts), max(1, tokens // self.block_size))
+    tokens: Array
+    ids: Array
+    logits: Array
+    labels: Array
+    label_logits: Array
+    sample: Array
+    sample_logits: Array
+    sample_hidden: Array
 
-    def __len__(self) -> int:
-        return self._count
-
-    def locate(self, index: int) -> tuple[str, int]:
-        """Split, and index within it, of a block."""
-        split, _, _, row = self._find(index)
-        return split, row
-
-    def tokens(self, index: int) -> NDArray[np.int64]:
-        """Tokens of a block. int64 [block_size]"""
-        _, blocks, _, row = self._find(index)
-        tokens: NDArray[np.int64] = blocks[row]["input_ids"].numpy()
-        return tokens
-
-    def scores(self, index: int) -> torch.Tensor:
-        """Scores of a block's labels. float32 [block_size, k_attr]"""
-        _, _, labels, row = self._find(index)
-        assert labels is not None
-        return labels.scores(row)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` int64 [block_size]; with labels `concept_labels` int64 [block_size, k_attr]; with
-        `document_masks` what `DocumentBlocks` adds.
-        """
-        _, blocks, labels, row = self._find(index)
-        return blocks[row] if labels is None else {**blocks[row], **labels[row]}
-
-    def _find(self, index: int) -> tuple[str, TokenBlocks | DocumentBlocks, LabelBlocks | None, int]:
-        if not 0 <= index < self._count:
-            raise IndexError(f"block {index} of {self._count}")
-        row = index
-        for split, blocks, labels in self._parts:
-            if row < len(blocks):
-                return split, blocks, labels, row
-            row -= len(blocks)
-        raise AssertionError("the count covers the parts")
+    @property
+    def labelled(self) -> Array:
+        """Whether a position has a label at all. bool [positions]"""
+        labelled: Array = (self.labels != IGNORE).any(-1)
+        return labelled
 
 
-def read_blocks(
+def read_held_out(
     model: CoCoMixForCausalLM,
-    blocks: AtlasBlocks,
+    blocks: RunBlocks,
     settings: AtlasSettings,
-    state: Path,
     *,
     device: torch.device,
-    commit_tokens: int,
-) -> Tally:
-    """Let the student read the blocks and count what it predicts.
-
-    The tally is written to `state` every `commit_tokens` tokens and at the end; a pass that finds it there goes on
-    after its last block. Batches start at the same blocks either way, so the result is the same.
+) -> Reading:
+    """Let the student read held-out blocks.
 
     Args:
         model: the student.
-        blocks: what to read.
+        blocks: from `run_blocks`, with their labels if there are any.
         settings: of the atlas.
-        state: file of the tally.
         device: where to compute.
-        commit_tokens: tokens between two writings.
 
     Raises:
-        CoCoMixError: data, labels and model do not belong together.
+        CoCoMixError: there is no block, or data, labels and model do not belong together.
     """
-    batch_size = max(1, settings.batch_tokens // blocks.block_size)
-    labelled = blocks if blocks.labelled else None
-    total = count_blocks(model, blocks, labelled, batch_size, None)
-    if state.exists():
-        tally = Tally.load(state)
-    else:
-        tally = Tally.empty(model.config.num_concepts, bins=settings.bins, contexts=settings.contexts)
-    done = int(tally.blocks[0])
-    rest = Subset(blocks, range(done, total))
-    labelled_rest = None if labelled is None else rest
-    written = done
-    with (
-        inference(model, device),
-        progress("reading", total * blocks.block_size, "tokens") as advance,
-    ):
-        advance(done * blocks.block_size)
-        for batch in batches(model, rest, labelled_rest, count=total - done, batch_size=batch_size, device=device):
-            output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-            ids, values = output.concept_ids.cpu().numpy(), output.concept_values.float().cpu().numpy()
-            tally.add_predictions(ids, values)
-            here = len(ids)
-            if batch.concept_labels is not None:
-                scores = torch.stack([blocks.scores(index) for index in range(done, done + here)])
-                tally.add_labels(batch.concept_labels.cpu().numpy(), scores.numpy(), ids)
-            tally.finish_blocks(here)
-            done += here
-            advance(here * blocks.block_size)
-            if (done - written) * blocks.block_size >= commit_tokens or done == total:
-                tally.save(state)
-                written = done
-    return tally
+    seq, n_concepts = blocks.block_size, model.config.num_concepts
+    size = max(1, settings.batch_tokens // seq)
+    count = count_blocks(model, blocks.rows, blocks.labels, size, None)
+    positions = count * seq
+    sampled = min(positions, settings.sampled, max(512, _SAMPLED_ELEMENTS // n_concepts))
+    sample = np.linspace(0, positions - 1, sampled).round().astype(np.int64)
+    columns: dict[str, list[Array]] = {name: [] for name in Reading.__dataclass_fields__ if name != "sample"}
+    hidden: list[Tensor] = []
+
+    def keep_hidden(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        hidden[:] = [output.last_hidden_state]
+
+    hook = model.lower.register_forward_hook(keep_hidden)
+    try:
+        with inference(model, device), progress("reading", positions, "tokens") as advance:
+            start = 0
+            for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=size, device=device):
+                output = model(
+                    input_ids=batch.input_ids,
+                    position_ids=batch.position_ids,
+                    use_cache=False,
+                    output_logits=False,
+                    output_concept_logits=True,
+                )
+                logits = output.concept_logits.flatten(0, 1).float()  # [batch · seq, n_concepts]
+                named = torch.empty(len(logits), 0, dtype=torch.int64, device=device)
+                if batch.concept_labels is not None:
+                    named = batch.concept_labels.flatten(0, 1)
+                here = sample[(sample >= start) & (sample < start + len(logits))] - start
+                columns["tokens"].append(batch.input_ids.cpu().numpy().astype(np.int32))
+                columns["ids"].append(output.concept_ids.flatten(0, 1).cpu().numpy().astype(np.int32))
+                columns["logits"].append(output.concept_values.flatten(0, 1).float().cpu().numpy())
+                columns["labels"].append(named.cpu().numpy().astype(np.int32))
+                columns["label_logits"].append(logits.gather(1, named.clamp_min(0)).cpu().numpy())
+                columns["sample_logits"].append(logits[here].cpu().numpy())
+                columns["sample_hidden"].append(hidden[0].flatten(0, 1)[here].float().cpu().numpy())
+                start += len(logits)
+                advance(len(logits))
+    finally:
+        hook.remove()
+    return Reading(sample=sample, **{name: np.concatenate(parts) for name, parts in columns.items()})

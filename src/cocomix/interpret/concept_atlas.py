@@ -1,55 +1,73 @@
-"""Reading a concept atlas: cards, full-text search and rankings.
+"""`ConceptAtlas`: what a run's concepts are, measured on held-out text; written by `build_atlas`.
 
-`build_atlas` (in `cocomix.interpret.atlas_build`) makes one; the layout is described in `atlas_store`.
+ATLAS/
+  manifest.json              `AtlasManifest`
+  cards.parquet              a row per concept: the fields of `ConceptCard` but its contexts
+  samples.parquet            a row per context: concept, kind (predicted or label), the fields of `Context`
+  effect_text.safetensors    the blocks that effects are measured on
 """
 
-import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.artifacts import Artifact, Damaged, Findings, MadeFromSomethingElse
-from cocomix.data import begin_of_text, positions_of_rows, tokenizer_fingerprint
-from cocomix.interpret.atlas_cards import (
-    AtlasManifest,
-    AtlasSettings,
-    ConceptCard,
-    ConceptHit,
-    Context,
-    Histogram,
-    TokenChanges,
-)
-from cocomix.interpret.atlas_effects import measure_effect
-from cocomix.interpret.atlas_store import (
-    DATABASE,
-    LABEL,
-    PREDICTED,
-    TOKENIZER,
-    cut,
-    unpack_changes,
-    unpack_tokens,
-)
+from cocomix.interpret.atlas_cards import AtlasManifest, ConceptCard, ConceptHit, Context, Histogram
+from cocomix.interpret.effects import Effect, measure_effects
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_tokenizer
 from cocomix.training import Run
 
-__all__ = ["ConceptAtlas", "Ranking", "default_atlas_folder"]
+__all__ = [
+    "CARDS",
+    "CARD_SCHEMA",
+    "EFFECT_TEXT",
+    "SAMPLES",
+    "SAMPLE_SCHEMA",
+    "ConceptAtlas",
+    "Ranking",
+    "default_atlas_folder",
+]
 
-Ranking = Literal["label_count", "predicted_count", "compression_norm", "recall"]
+CARDS, SAMPLES, EFFECT_TEXT = "cards.parquet", "samples.parquet", "effect_text.safetensors"
+Ranking = Literal[
+    "predicted_count", "label_count", "auroc", "precision", "recall", "lift", "compression_norm", "detection", "fuzzing"
+]
 
+_LIFTS, _MANY = pa.map_(pa.string(), pa.float32()), pa.list_(pa.int64())
+_NUMBERS = {
+    **dict.fromkeys(("density", "label_density", "precision", "recall", "lift", "auroc"), pa.float64()),
+    **dict.fromkeys(("mean_logit", "max_logit", "compression_norm", "effect_amount"), pa.float64()),
+    **dict.fromkeys(("detection", "fuzzing"), pa.float64()),
+    **dict.fromkeys(("id", "predicted_count", "label_count"), pa.int64()),
+}
+_OTHERS = {
+    **dict.fromkeys(("terms", "next_terms", "raised", "lowered"), _LIFTS),
+    **dict.fromkeys(("name", "named_from"), pa.string()),
+    **{"histogram": _MANY, "nearest": pa.map_(pa.int64(), pa.float32())},
+}
+CARD_SCHEMA = pa.schema(
+    [(field.name, {**_NUMBERS, **_OTHERS}[field.name]) for field in fields(ConceptCard) if "contexts" not in field.name]
+)
+SAMPLE_SCHEMA = pa.schema(
+    [("concept", pa.int64()), ("kind", pa.string())]
+    + [(name, pa.string()) for name in ("before", "token", "after")]
+    + [("strength", pa.float32()), ("quantile", pa.float32()), ("split", pa.string())]
+    + [("block", pa.int64()), ("position", pa.int64())]
+)
 _SEARCH_WORDS = 16
 """Words of a search that count; a longer text is cut there."""
-_RECALL = "CAST(hits AS REAL) / label_count"  # NULL where label_count is 0
+_SEARCHED = 4
+"""Contexts of a concept that are searched, its strongest."""
 
 
 def default_atlas_folder(run: Path) -> Path:
@@ -59,18 +77,17 @@ def default_atlas_folder(run: Path) -> Path:
 
 
 class ConceptAtlas(Artifact[AtlasManifest]):
-    """A finished atlas, open for reading. Any number of threads may use one object; each has its own connection."""
+    """A finished atlas, open for reading, by any number of threads."""
 
     kind = "atlas"
+    version = 3
     manifest_type = AtlasManifest
     made_by = "cocomix atlas"
 
     def __init__(self, path: Path, manifest: AtlasManifest, url: str | None = None) -> None:
         super().__init__(path, manifest, url)
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        self._closed = False
+        self._index: sqlite3.Connection | None = None
 
     @classmethod
     def open(cls, path: Path | str, run: Run | None = None) -> Self:
@@ -83,22 +100,18 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         atlas = super().open(path)
         if run is not None and run.manifest.fingerprint != atlas.manifest.made_from["run"]:
             raise MadeFromSomethingElse(
-                f"the atlas in {path} is of another run ({atlas.run_name}), not of the one in {run.path}; make an "
+                f"the atlas in {path} is of another run ({atlas.manifest.run}), not of the one in {run.path}; make an "
                 "atlas of this run with `cocomix atlas`.",
                 ("run",),
             )
         return atlas
 
     def check(self, findings: Findings) -> None:
-        """Check the tables, the tokenizer, and the run where it lies beside its atlas."""
-        with findings.check("tables", "SQLite's own check, and a row per concept", self._repair):
-            (state,) = self._rows("PRAGMA integrity_check", ())[0].values()
-            counts = [self._rows(f"SELECT count(*) AS n FROM {name}", ())[0]["n"] for name in ("concepts", "texts")]
-            if state != "ok" or counts != [self.num_concepts] * 2:
-                raise Damaged(f"{self.path / DATABASE} is damaged ({state}, {counts} rows); {self._repair}.", DATABASE)
-        with findings.check("tokenizer", "its fingerprint", self._repair):
-            if tokenizer_fingerprint(self.tokenizer) != self.manifest.made_from["tokenizer"]:
-                raise Damaged(f"{self.path / TOKENIZER} is not the tokenizer of the run's data.", TOKENIZER)
+        """Check that there is a card per concept, and the run where it lies beside its atlas."""
+        with findings.check("cards", "a row per concept, contexts of these concepts", self._repair):
+            ids, concepts = self.cards.column("id").to_pylist(), self.samples.column("concept").to_numpy()
+            if ids != list(range(self.num_concepts)) or (len(concepts) and concepts.max() >= self.num_concepts):
+                raise Damaged(f"{self.path / CARDS} does not hold one row per concept; {self._repair}.", CARDS)
         path, recorded = self.path.resolve(), self.manifest.made_from["run"]
         if path.name.endswith("_atlas"):
             run = path.with_name(path.name.removesuffix("_atlas"))
@@ -109,44 +122,37 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         """C: concepts are 0 … C − 1."""
         return self.manifest.num_concepts
 
-    @property
-    def run_name(self) -> str:
-        """Name of the run the atlas is of."""
-        return self.manifest.run
+    @cached_property
+    def cards(self) -> pa.Table:
+        """All cards without their contexts, in the order of concepts (`CARD_SCHEMA`)."""
+        return self._read(CARDS, CARD_SCHEMA)
 
-    @property
-    def settings(self) -> AtlasSettings:
-        """How the atlas was made."""
-        return self.manifest.settings
+    @cached_property
+    def samples(self) -> pa.Table:
+        """All contexts, by concept, kind and falling strength (`SAMPLE_SCHEMA`)."""
+        return self._read(SAMPLES, SAMPLE_SCHEMA)
+
+    @cached_property
+    def _starts(self) -> Any:
+        """First row of each concept's contexts in `samples`. int64 [n_concepts + 1]"""
+        return np.searchsorted(self.samples.column("concept").to_numpy(), np.arange(self.num_concepts + 1))
 
     def card(self, concept: int) -> ConceptCard:
         """Everything known of one concept.
 
         Raises:
-            CoCoMixError: there is no such concept, or the file is damaged.
+            CoCoMixError: there is no such concept, or a file is damaged.
         """
-        row = self._concept(concept)
-        predicted, labels = row["predicted_count"], row["label_count"]
+        row = self.cards.slice(self._known(concept), 1).to_pylist()[0]
+        for name, value in row.items():
+            row[name] = tuple(value) if isinstance(value, list) else value
+        row["histogram"] = Histogram(self.manifest.histogram_edges, row["histogram"])
+        contexts: dict[str, list[Context]] = {"predicted": [], "label": []}
+        for found in self._contexts(concept):
+            contexts[found["kind"]].append(Context(*(found[name] for name in Context._fields)))
         return ConceptCard(
-            id=concept,
-            name=row["name"],
-            terms=tuple(json.loads(row["terms"])),
-            predicted_count=predicted,
-            positive_count=row["positive_count"],
-            label_count=labels,
-            frequency=predicted / self.manifest.tokens,
-            recall=row["hits"] / labels if labels else None,
-            compression_norm=row["compression_norm"],
-            mean_logit=row["mean_logit"],
-            max_logit=row["max_logit"],
-            histogram=Histogram(
-                self.manifest.histogram_edges, tuple(np.frombuffer(row["histogram"], dtype="<i8").tolist())
-            ),
-            predicted_contexts=tuple(self._contexts(concept, PREDICTED)),
-            label_contexts=tuple(self._contexts(concept, LABEL)),
-            raised=unpack_changes(row["raised"]),
-            lowered=unpack_changes(row["lowered"]),
-            nearest=tuple((neighbour, cosine) for neighbour, cosine in json.loads(row["nearest"])),
+            **row,
+            **{f"{kind}_contexts": tuple(places) for kind, places in contexts.items()},  # type: ignore[arg-type]
         )
 
     def name(self, concept: int) -> str:
@@ -155,11 +161,13 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         Raises:
             CoCoMixError: there is no such concept.
         """
-        name: str = self._concept(concept)["name"]
+        name: str = self.cards.column("name")[self._known(concept)].as_py()
         return name
 
     def search(self, text: str, limit: int = 20) -> list[ConceptHit]:
         """Find concepts by the words of their names, terms and strongest contexts; the last word may be a beginning.
+
+        The full-text index (SQLite's FTS5) is built in memory at the first search.
 
         Args:
             text: any text. A number finds the concept of that index, first of all; a text without words (such as `(`)
@@ -170,142 +178,112 @@ class ConceptAtlas(Artifact[AtlasManifest]):
             Best first; none for an empty text.
 
         Raises:
-            CoCoMixError: `limit` is below 1, or the file is damaged.
+            CoCoMixError: `limit` is below 1, a file is damaged, or this Python's SQLite has no FTS5.
         """
         _check_limit(limit)
-        text = text.encode(errors="ignore").decode().strip()  # a lone surrogate cannot be looked for
+        text = text.encode(errors="ignore").decode().replace("\0", "").strip()  # a lone surrogate cannot be looked for
         words = re.findall(r"[^\W_]+", text)[:_SEARCH_WORDS]
-        if words:
-            query = " ".join(f'"{word}"' for word in words) + "*"
-            rows = self._rows(
-                "SELECT rowid AS id, texts.name AS name, snippet(texts, -1, '', '', '…', 12) AS snippet, "
-                "-bm25(texts, 10.0, 5.0, 1.0) AS score FROM texts WHERE texts MATCH ? ORDER BY score DESC, id LIMIT ?",
-                (query, limit),
-            )
-        elif text:
-            rows = self._rows(
-                "SELECT rowid AS id, name, terms AS snippet, 0.0 AS score FROM texts "
-                "WHERE instr(name, ?1) OR instr(terms, ?1) ORDER BY id LIMIT ?2",
-                (text, limit),
-            )
-        else:
-            rows = []
-        hits = [ConceptHit(**row) for row in rows]
+        with self._lock:
+            index = self._searchable()
+            if words:
+                rows = index.execute(
+                    "SELECT rowid, name, snippet(texts, -1, '', '', '…', 12), -bm25(texts, 10.0, 5.0, 1.0) AS score "
+                    "FROM texts WHERE texts MATCH ? ORDER BY score DESC, rowid LIMIT ?",
+                    (" ".join(f'"{word}"' for word in words) + "*", limit),
+                ).fetchall()
+            else:
+                rows = index.execute(
+                    "SELECT rowid, name, terms, 0.0 FROM texts "
+                    "WHERE ?1 != '' AND (instr(name, ?1) OR instr(terms, ?1)) ORDER BY rowid LIMIT ?2",
+                    (text, limit),
+                ).fetchall()
+        hits = [ConceptHit(*row) for row in rows]
         if re.fullmatch(r"[0-9]{1,12}", text) and int(text) < self.num_concepts:
-            row = self._concept(int(text))
-            best = hits[0].score if hits else 0.0
-            asked = ConceptHit(row["id"], row["name"], ", ".join(json.loads(row["terms"])), best + 1.0)
+            asked = self._hit(int(text), hits[0].score + 1 if hits else 1.0)
             hits = [asked, *(hit for hit in hits if hit.id != asked.id)]
         return hits[:limit]
 
     def top(self, limit: int, by: Ranking = "predicted_count") -> list[ConceptHit]:
-        """The concepts with the largest counts, norm or recall; of equal ones the commonest labels come first.
+        """The concepts with the largest value of a card's field; of equal ones the commonest labels come first.
 
         Concepts without the value (no norm, never a label) are left out.
 
         Raises:
-            CoCoMixError: `limit` is below 1, or `by` is none of the four.
+            CoCoMixError: `limit` is below 1, or `by` is not one of `Ranking`.
         """
         _check_limit(limit)
         if by not in get_args(Ranking):
             raise CoCoMixError(f"by={by!r} is not one of {', '.join(get_args(Ranking))}.")
-        value = _RECALL if by == "recall" else by
-        rows = self._rows(
-            f"SELECT id, name, terms, CAST({value} AS REAL) AS score FROM concepts WHERE {value} IS NOT NULL "
-            "ORDER BY score DESC, label_count DESC, id LIMIT ?",
-            (limit,),
-        )
-        return [ConceptHit(row["id"], row["name"], ", ".join(json.loads(row["terms"])), row["score"]) for row in rows]
+        values = self.cards.column(by).cast(pa.float64()).to_numpy()  # null is NaN
+        order = np.lexsort((-self.cards.column("label_count").to_numpy(), -values))
+        found = [int(concept) for concept in order[: limit + int(np.isnan(values).sum())]]
+        return [self._hit(concept, float(values[concept])) for concept in found if not np.isnan(values[concept])][
+            :limit
+        ]
 
-    def measure_effect(self, model: PreTrainedModel, concept: int) -> tuple[TokenChanges, TokenChanges]:
-        """Measure the effect of a concept as the atlas does for its most frequent ones: one forward pass or two.
+    def measure_effect(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, concept: int) -> Effect:
+        """Measure the effect of a concept as the atlas does for its most frequent ones: a few forward passes.
 
         Args:
             model: of the atlas' run.
+            tokenizer: the model's.
             concept: its index.
-
-        Returns:
-            (raised, lowered), as on a card.
 
         Raises:
             CoCoMixError: there is no such concept, or the model mixes no concepts in.
         """
-        amount = self._concept(concept)["effect_amount"]
-        # A model that mixes nothing in has no amounts, and `measure_effect` refuses it in words.
-        blocks, positions = self._effect_blocks(), None
-        if self.manifest.document_masks:
-            positions = positions_of_rows(blocks, self.tokenizer.eos_token_id, begin_of_text(self.tokenizer))
-        return measure_effect(
-            model, self.tokenizer, blocks, concept, amount or 0.0, self.settings.effect_top, positions
-        )
+        amount = self.cards.column("effect_amount")[self._known(concept)].as_py()
+        # A model that mixes nothing in has no amounts, and `measure_effects` refuses it in words.
+        text, top = load_file(self.file(EFFECT_TEXT)), self.manifest.settings.effect_top
+        return next(measure_effects(model, tokenizer, **text, amounts={concept: amount or 0.0}, top=top))
 
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the run's data."""
-        return load_tokenizer(str(self.path / TOKENIZER))
-
-    def close(self) -> None:
-        """Close every thread's connection; the atlas cannot be used afterwards."""
-        with self._lock:
-            self._closed = True
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-
-    def __enter__(self) -> "ConceptAtlas":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _concept(self, concept: int) -> dict[str, Any]:
+    def _known(self, concept: int) -> int:
         if not 0 <= concept < self.num_concepts:
             raise CoCoMixError(
-                f"concept {concept} does not exist: the atlas of {self.run_name} has concepts 0 to "
+                f"concept {concept} does not exist: the atlas of {self.manifest.run} has concepts 0 to "
                 f"{self.num_concepts - 1}."
             )
-        rows = self._rows("SELECT * FROM concepts WHERE id = ?", (concept,))
-        if not rows:
-            raise CoCoMixError(f"{self.path / DATABASE} lacks concept {concept}; make the atlas again.")
-        return rows[0]
+        return concept
 
-    def _contexts(self, concept: int, kind: int) -> Iterator[Context]:
-        rows = self._rows(
-            "SELECT strength, split, blocks.block AS block, position, tokens FROM contexts "
-            "JOIN blocks ON blocks.id = contexts.block WHERE concept = ? AND kind = ? ORDER BY rank",
-            (concept, kind),
-        )
-        for row in rows:
-            texts = cut(self.tokenizer, unpack_tokens(row["tokens"]), row["position"], self.settings.window)
-            yield Context(*texts, row["strength"], row["split"], row["block"], row["position"])
+    def _contexts(self, concept: int) -> list[dict[str, Any]]:
+        start, end = self._starts[concept : concept + 2].tolist()
+        rows: list[dict[str, Any]] = self.samples.slice(start, end - start).to_pylist()
+        return rows
 
-    def _effect_blocks(self) -> Tensor:
-        """The blocks that effects are measured on. [blocks, block_size], int64"""
-        count = self.settings.effect_blocks(self.manifest.tokens // self.manifest.blocks)
-        rows = self._rows("SELECT tokens FROM blocks WHERE id < ? ORDER BY id", (count,))
-        return torch.tensor([unpack_tokens(row["tokens"]) for row in rows])
+    def _hit(self, concept: int, score: float) -> ConceptHit:
+        terms = self.cards.column("terms")[concept].as_py()
+        return ConceptHit(concept, self.name(concept), ", ".join(word for word, _ in terms), score)
 
-    def _rows(self, query: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
-        """Ask the database, over this thread's own connection."""
+    def _read(self, name: str, schema: pa.Schema) -> pa.Table:
         try:
-            return [dict(row) for row in self._connection().execute(query, parameters)]
-        except sqlite3.DatabaseError as error:
-            raise CoCoMixError(f"{self.path / DATABASE} cannot be read ({error}); make the atlas again.") from error
+            return pq.read_table(self.file(name), schema=schema).combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise Damaged(f"{self.path / name} cannot be read ({error}); {self._repair}.", name) from error
 
-    def _connection(self) -> sqlite3.Connection:
-        if self._closed:
-            raise CoCoMixError(f"the atlas in {self.path} has been closed; open it again.")
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            address = f"{self.file(DATABASE).resolve().as_uri()}?mode=ro"
-            connection = sqlite3.connect(address, uri=True, check_same_thread=False)  # `close` may be another thread's
-            connection.row_factory = sqlite3.Row
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
-        return connection
+    def _searchable(self) -> sqlite3.Connection:
+        """The full-text index over name, terms and strongest contexts; rowid = concept. Called under the lock."""
+        if self._index is None:
+            index = sqlite3.connect(":memory:", check_same_thread=False)
+            try:
+                index.execute(
+                    "CREATE VIRTUAL TABLE texts USING fts5 "
+                    "(name, terms, contexts, tokenize = 'unicode61 remove_diacritics 2')"
+                )
+            except sqlite3.OperationalError as error:
+                raise CoCoMixError(
+                    f"this Python's SQLite cannot search ({error}); use a Python whose SQLite has FTS5."
+                ) from error
+            for row in self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist():
+                strongest = [found for found in self._contexts(row["id"]) if found["kind"] == "predicted"][:_SEARCHED]
+                if row["terms"] or strongest:
+                    terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))
+                    texts = "\n".join(found["before"] + found["token"] + found["after"] for found in strongest)
+                    index.execute(
+                        "INSERT INTO texts (rowid, name, terms, contexts) VALUES (?, ?, ?, ?)",
+                        (row["id"], row["name"], terms, texts),
+                    )
+            self._index = index
+        return self._index
 
 
 def _check_limit(limit: int) -> None:

@@ -1,32 +1,110 @@
-"""Which concepts a model predicts at each token of a text, and what a concept stands for."""
+"""Which concepts a model predicts at each token of a text, and what they are called."""
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.data import Tokens
-from cocomix.evaluation import inference
-from cocomix.interpret.prompts import concept_model, encode, visible
-from cocomix.labelling import Labels
+from cocomix.data import TRAIN, Tokens, begin_of_text
+from cocomix.evaluation import inference, run_labels
+from cocomix.interpret.atlas_cards import WordLifts
+from cocomix.interpret.words import Words, lifted_words
+from cocomix.model import CoCoMixForCausalLM, predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import Run
 
 __all__ = [
     "ConceptDescription",
     "NextToken",
     "PredictedConcept",
     "TokenConcepts",
-    "describe_concepts",
+    "concept_model",
+    "describe_run_concepts",
+    "encode",
+    "encode_together",
     "inspect_text",
-    "render_table",
-    "render_text",
 ]
+
+_DESCRIBED_BLOCKS = 512
+_LEAST_COUNT, _TERMS = 3, 5
+
+
+def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixForCausalLM:
+    """The model, if it has concepts, and if asked for, mixes them in.
+
+    Raises:
+        CoCoMixError: it has no concepts, or they change nothing.
+    """
+    if isinstance(model, CoCoMixForCausalLM) and not predicts_concepts(model):
+        raise CoCoMixError(
+            f"this model has no concepts (mixing: {model.config.mixing}, prediction: {model.config.prediction}); use a "
+            "run that predicts them."
+        )
+    if not isinstance(model, CoCoMixForCausalLM):
+        raise CoCoMixError(
+            f"this model ({type(model).__name__}) has no concepts; use a run with the objective cocomix."
+        )
+    if mixing and not model.config.form.mixes_in:
+        raise CoCoMixError(
+            'this model predicts concepts but mixes none in (mixing: "none"), so steering them changes nothing; use a '
+            "run with another mixing."
+        )
+    return model
+
+
+def encode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, room: int = 0, cut: bool = False
+) -> Tensor:
+    """Tokens of a text on the model's device. [1, seq], int64
+
+    They begin as the blocks that the model was trained on: with the begin-of-text token, if the tokenizer saved with it
+    puts that there (see `cocomix prepare --prepend-bos`). No other special token is added.
+
+    Args:
+        model: the model that will read them.
+        tokenizer: the model's.
+        text: what to encode.
+        room: tokens that will be generated after the text.
+        cut: cut the text at the context, instead of refusing a longer one.
+
+    Raises:
+        CoCoMixError: the text is empty, does not fit the model's context (both lengths are given), or the tokenizer
+            is not the model's.
+    """
+    if not text.strip():
+        raise CoCoMixError("the text is empty; give at least one word.")
+    begin = begin_of_text(tokenizer)
+    ids: list[int] = [] if begin is None else [begin]
+    ids += tokenizer.encode(text, add_special_tokens=False)
+    context = model.config.max_position_embeddings
+    ids = ids[:context] if cut else ids
+    if len(ids) + room > context:
+        asked = f"{len(ids)} tokens" if room == 0 else f"{len(ids)} tokens and {room} more are to be generated"
+        raise CoCoMixError(f"the text has {asked}, but the model's context is {context} tokens; shorten it.")
+    if max(ids) >= model.config.vocab_size:
+        raise CoCoMixError(
+            f"the tokenizer yields token {max(ids)} but the model's vocabulary has {model.config.vocab_size} entries; "
+            "use the tokenizer that was saved with the model."
+        )
+    return torch.tensor([ids], device=model.device)
+
+
+def encode_together(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, room: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Tokens and mask of several texts, padded on the left. Both int64 [batch, seq]; errors as in `encode`."""
+    if not texts:
+        raise CoCoMixError("there is no text to continue; give at least one.")
+    rows = [encode(model, tokenizer, text, room=room)[0] for text in texts]
+    longest = max(len(row) for row in rows)
+    input_ids = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])
+    mask = torch.stack([F.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
+    return input_ids, mask
 
 
 @dataclass(frozen=True)
@@ -63,27 +141,6 @@ class TokenConcepts:
     next_tokens: tuple[NextToken, ...]
 
 
-@dataclass(frozen=True)
-class ConceptDescription:
-    """What a concept stands for, told by the tokens it was a label of.
-
-    Attributes:
-        concept: its index.
-        count: labelled positions that name it, within the blocks looked at.
-        tokens: the tokens most typical of these positions, each with its count there.
-        next_tokens: the tokens most typical of the positions after these, each with its count there.
-    """
-
-    concept: int
-    count: int
-    tokens: tuple[tuple[str, int], ...]
-    next_tokens: tuple[tuple[str, int], ...]
-
-    def short(self, limit: int = 3) -> str:
-        """The most typical tokens in one line, e.g. `·list ·tuple ·of`."""
-        return " ".join(visible(token) for token, _ in self.tokens[:limit]) if self.tokens else "never a label"
-
-
 def inspect_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, top: int = 5, top_next: int = 3
 ) -> list[TokenConcepts]:
@@ -100,127 +157,89 @@ def inspect_text(
         CoCoMixError: the model has no concepts, the text is empty or longer than the context, or `top` is out of range.
     """
     model = concept_model(model)
-    if not 1 <= top <= model.config.concept_topk:
-        raise CoCoMixError(
-            f"top={top} is out of range: this model mixes {model.config.concept_topk} concepts in at each token, so it "
-            f"must be between 1 and {model.config.concept_topk}."
-        )
-    if not 1 <= top_next <= model.config.vocab_size:
-        raise CoCoMixError(f"top_next={top_next} must be between 1 and {model.config.vocab_size}.")
+    for name, value, most in (
+        ("top", top, model.config.concept_topk),
+        ("top_next", top_next, model.config.vocab_size),
+    ):
+        if not 1 <= value <= most:
+            raise CoCoMixError(f"{name}={value} is out of range; it must be between 1 and {most} for this model.")
     input_ids = encode(model, tokenizer, text)
     with inference(model, model.device, model.dtype):
         output = model(input_ids=input_ids, use_cache=False)
-        probabilities, candidates = output.logits[0].float().softmax(-1).topk(top_next, dim=-1)  # [seq, top_next]
-    concept_ids, values = output.concept_ids[0].tolist(), output.concept_values[0].tolist()
-    found = []
-    for position, token in enumerate(input_ids[0].tolist()):
-        concepts = zip(concept_ids[position][:top], values[position], strict=False)
-        likely = zip(candidates[position].tolist(), probabilities[position].tolist(), strict=True)
-        found.append(
-            TokenConcepts(
-                position=position,
-                token=tokenizer.decode([token]),
-                concepts=tuple(
-                    PredictedConcept(concept, value, rank) for rank, (concept, value) in enumerate(concepts, start=1)
-                ),
-                next_tokens=tuple(NextToken(tokenizer.decode([token]), share) for token, share in likely),
-            )
+        likely = output.logits[0].float().softmax(-1).topk(top_next, dim=-1)  # [seq, top_next]
+    columns = (output.concept_ids[0], output.concept_values[0], likely.indices, likely.values)
+    return [
+        TokenConcepts(
+            position=position,
+            token=tokenizer.decode([token]),
+            concepts=tuple(
+                PredictedConcept(concept, value, rank)
+                for rank, (concept, value) in enumerate(zip(ids[:top], values, strict=False), start=1)
+            ),
+            next_tokens=tuple(
+                NextToken(tokenizer.decode([following]), share)
+                for following, share in zip(next_ids, shares, strict=True)
+            ),
         )
-    return found
+        for position, (token, ids, values, next_ids, shares) in enumerate(
+            zip(input_ids[0].tolist(), *(column.tolist() for column in columns), strict=True)
+        )
+    ]
 
 
-def describe_concepts(
-    store: Labels,
-    data: Tokens,
-    concepts: Sequence[int],
-    *,
-    max_blocks: int = 512,
-    top: int = 5,
-    split: str = "train",
-) -> dict[int, ConceptDescription]:
-    """Say what concepts stand for: the tokens at the positions whose labels name them, and the tokens that follow.
+@dataclass(frozen=True)
+class ConceptDescription:
+    """What a concept stands for, told by the training text it labels.
 
-    Plain counts would show the corpus' commonest tokens for every concept. Our choice: with n of a concept's positions
-    holding a token, tokens are ordered by n · ln(share among the concept's positions / share among all positions), the
-    token's part in the divergence between the two; the counts themselves are given.
+    Attributes:
+        concept: its index.
+        count: positions that have it as a label, within the blocks looked at.
+        terms: words at these positions by lift, highest first.
+        next_terms: words that follow them, likewise.
+    """
+
+    concept: int
+    count: int
+    terms: WordLifts = ()
+    next_terms: WordLifts = ()
+
+    @property
+    def name(self) -> str:
+        """The three words of highest lift."""
+        return ", ".join(word for word, _ in self.terms[:3]) or f"concept {self.concept}"
+
+
+def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, ConceptDescription]:
+    """Describe concepts by the words of highest lift at their labels in the first training blocks of the run's data.
 
     Args:
-        store: labels.
-        data: the tokens they belong to.
-        concepts: indices to describe.
-        max_blocks: look at the first so many blocks.
-        top: tokens per concept.
-        split: which split to read.
+        run: a CoCoMix run.
+        concepts: their indices.
 
     Returns:
-        One description per concept asked for; one that is never a label has count 0.
+        Descriptions by index; empty where the run's data or labels are no longer where it found them.
 
     Raises:
-        CoCoMixError: the labels are not those of this data, or a concept does not exist.
+        CoCoMixError: a concept does not exist.
     """
-    known = store.num_concepts
-    store.require_tokens(data)
+    labels = run_labels(run)
+    if labels is None or not Path(run.manifest.data.path).is_dir():
+        return {}
     for concept in concepts:
-        if not 0 <= concept < known:
-            raise CoCoMixError(f"concept {concept} does not exist: the labels have concepts 0 to {known - 1}.")
-    blocks, labels = data.split(split), store.split(split)
-    wanted = torch.tensor(sorted(set(concepts)), dtype=torch.int64)
-    everywhere: Counter[int] = Counter()
-    here: dict[int, Counter[int]] = {concept: Counter() for concept in concepts}
-    after: dict[int, Counter[int]] = {concept: Counter() for concept in concepts}
-    for index in range(min(max_blocks, len(blocks))):
-        tokens = blocks[index]["input_ids"].tolist()
-        everywhere.update(tokens)
-        for concept, position in _occurrences(labels[index]["concept_labels"], wanted):
-            here[concept][tokens[position]] += 1
-            if position + 1 < len(tokens):
-                after[concept][tokens[position + 1]] += 1
-    tokenizer = data.tokenizer()
-
-    def texts(counts: Counter[int]) -> tuple[tuple[str, int], ...]:
-        typical = sorted(counts, key=lambda token: -_typicality(token, counts, everywhere))
-        return tuple((tokenizer.decode([token]), counts[token]) for token in typical[:top])
-
+        if not 0 <= concept < labels.num_concepts:
+            raise CoCoMixError(
+                f"concept {concept} does not exist: the labels have concepts 0 to {labels.num_concepts - 1}."
+            )
+    data = Tokens.open(run.manifest.data.path)
+    labels.require_tokens(data)
+    blocks, store = data.split(TRAIN), labels.split(TRAIN)
+    rows = range(min(_DESCRIBED_BLOCKS, len(blocks)))
+    tokens = np.stack([blocks[row]["input_ids"].numpy() for row in rows])
+    found = torch.stack([store[row]["concept_labels"] for row in rows]).flatten(0, 1).numpy()  # [positions, k_attr]
+    positions, slots = np.isin(found, list(concepts)).nonzero()
+    named = found[positions, slots]
+    lifts = lifted_words(Words.of(data.tokenizer(), tokens), named, positions, limit=_TERMS, least=_LEAST_COUNT)
     return {
-        concept: ConceptDescription(concept, here[concept].total(), texts(here[concept]), texts(after[concept]))
-        for concept in here
+        concept: ConceptDescription(concept, int((named == concept).sum()), *lifts.get(concept, ((), ())))
+        for concept in concepts
     }
-
-
-def _typicality(token: int, counts: Counter[int], everywhere: Counter[int]) -> float:
-    """A token's n · ln(share within `counts` / share within `everywhere`)."""
-    share, usual = counts[token] / counts.total(), everywhere[token] / everywhere.total()
-    return counts[token] * math.log(share / usual)
-
-
-def _occurrences(labels: Tensor, wanted: Tensor) -> Iterator[tuple[int, int]]:
-    """(concept, position) wherever a block's labels [block_size, k_attr] name one of the wanted concepts."""
-    matches = torch.isin(labels, wanted)
-    positions, _ = matches.nonzero(as_tuple=True)
-    yield from zip(labels[matches].tolist(), positions.tolist(), strict=True)
-
-
-def render_table(
-    tokens: Sequence[TokenConcepts], descriptions: Mapping[int, ConceptDescription] | None = None
-) -> Table:
-    """The result of `inspect_text` for the terminal: one row per token."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("token", "concepts (logit)", "next token (probability)"):
-        table.add_column(heading, overflow="fold")
-    for entry in tokens:
-        table.add_row(*(Text(cell) for cell in _cells(entry, descriptions or {})))
-    return table
-
-
-def render_text(tokens: Sequence[TokenConcepts], descriptions: Mapping[int, ConceptDescription] | None = None) -> str:
-    """The result of `inspect_text` as plain text: one line per token, columns separated by tabs."""
-    return "\n".join("\t".join(_cells(entry, descriptions or {})) for entry in tokens)
-
-
-def _cells(entry: TokenConcepts, descriptions: Mapping[int, ConceptDescription]) -> tuple[str, str, str]:
-    concepts = []
-    for concept in entry.concepts:
-        meaning = f" [{descriptions[concept.id].short()}]" if concept.id in descriptions else ""
-        concepts.append(f"{concept.id} ({concept.logit:.2f}){meaning}")
-    following = [f"{visible(likely.token)} ({likely.probability:.0%})" for likely in entry.next_tokens]
-    return visible(entry.token), ", ".join(concepts), ", ".join(following)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cocomix.concepts import ConceptLabeller, ConceptTeacher
 from cocomix.interpret.generation import check_sampling, continue_tokens
-from cocomix.interpret.prompts import concept_model
+from cocomix.interpret.inspection import concept_model
 from cocomix.interpret.steering import FACTOR_LIMIT
 from cocomix.interpret.survey import ConceptSurvey
 from cocomix.interpret.teacher_steering import teacher_steering

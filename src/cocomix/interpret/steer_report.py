@@ -234,7 +234,7 @@ class SteerReport:
         return float(self.survey.persistence[concept])
 
     def _typical(self, concept: int) -> str:
-        return self.descriptions[concept].short() if concept in self.descriptions else ""
+        return self.descriptions[concept].name if concept in self.descriptions else ""
 
     def draw(self) -> bytes:
         """Activation, what follows (or else the label rate), perplexity and variety against the factor, as PNG."""

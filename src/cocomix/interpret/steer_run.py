@@ -12,8 +12,7 @@ from cocomix.concepts import ConceptTeacher
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, Tokens, positions_of_rows
 from cocomix.evaluation import Run, open_run_data, run_labels
 from cocomix.interpret.followers import follower_scores
-from cocomix.interpret.prompts import concept_model
-from cocomix.interpret.run_concepts import describe_run_concepts
+from cocomix.interpret.inspection import concept_model, describe_run_concepts
 from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.steer_effects import SteerEvalSettings, check_measurable, measure_steering
 from cocomix.interpret.steer_report import SteerReport, write_steer_report

@@ -1,23 +1,20 @@
-"""Generating text with concepts turned up or down, and finding concepts that are worth turning."""
+"""Generating text with concepts turned up or down."""
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.evaluation import inference
 from cocomix.interpret.generation import check_sampling, continue_tokens
-from cocomix.interpret.prompts import concept_model, encode_together
+from cocomix.interpret.inspection import concept_model, encode_together
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import Operation, check_edits, edits_in_force
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["FACTOR_LIMIT", "SteeringCandidate", "generate", "parse_steer", "steering", "steering_candidates"]
+__all__ = ["FACTOR_LIMIT", "generate", "parse_steer", "steering"]
 
 FACTOR_LIMIT = 100.0
 """Largest size of a steering value: ten times the paper's largest, our choice."""
@@ -157,83 +154,3 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: 
         return whole[len(start) :]
     rest: str = tokenizer.decode(sequence[len(prompt) :], skip_special_tokens=True)
     return rest
-
-
-@dataclass(frozen=True)
-class SteeringCandidate:
-    """A concept that changes what the model says.
-
-    Attributes:
-        concept: its index.
-        share: of the positions, how many mix it in with a positive value.
-        effect: mean KL divergence of the steered from the untouched next-token distribution, nats per position.
-        raised: tokens whose mean probability rises most, each with the rise.
-    """
-
-    concept: int
-    share: float
-    effect: float
-    raised: tuple[tuple[str, float], ...]
-
-
-def steering_candidates(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    input_ids: Tensor,  # [batch, seq]
-    *,
-    factor: float = 5.0,
-    pool: int = 24,
-    top_tokens: int = 5,
-) -> list[SteeringCandidate]:
-    """Measure which concepts change the model's predictions most when multiplied by `factor`.
-
-    Our choice: of the concepts mixed in with a positive value (a factor turns a negative one down) at no more than half
-    of the positions (one that is nearly always there works as a bias), the `pool` most frequent are tried one by one on
-    a small batch. The effect is measured on next-token probabilities, not read off a weight.
-
-    Args:
-        model: a CoCoMix model that mixes its concepts in.
-        tokenizer: the model's.
-        input_ids: a few blocks of text.
-        factor: multiplies the concept's logit, within ±100.
-        pool: how many concepts to try; costs one forward pass each.
-        top_tokens: tokens to name per concept.
-
-    Returns:
-        The concepts tried, largest effect first; none where no concept meets the conditions.
-
-    Raises:
-        CoCoMixError: the model mixes no concepts in, or the factor is out of range.
-    """
-    model = concept_model(model, mixing=True)
-    input_ids = input_ids.to(model.device)
-    with inference(model, model.device, model.dtype):
-        untouched = model(input_ids=input_ids, use_cache=False)
-        log_before = untouched.logits.float().log_softmax(-1).flatten(0, 1)  # [positions, vocab]
-        positions = log_before.shape[0]
-        positive = untouched.concept_ids[untouched.concept_values > 0]
-        counts = torch.bincount(positive, minlength=model.config.num_concepts)
-        counts = counts.masked_fill(counts > positions / 2, 0)
-        frequent = counts.argsort(descending=True, stable=True)[:pool]
-        found = []
-        for concept in frequent[counts[frequent] > 0].tolist():
-            edits = (ConceptEdit(concept, "scale", factor),)
-            _check_steering(model, edits)
-            steered = model(input_ids=input_ids, use_cache=False, concept_edits=edits)
-            log_after = steered.logits.float().log_softmax(-1).flatten(0, 1)
-            after = log_after.exp()
-            rise = (after - log_before.exp()).mean(0)  # [vocab]
-            best = rise.topk(min(top_tokens, len(rise)))
-            found.append(
-                SteeringCandidate(
-                    concept=concept,
-                    share=int(counts[concept]) / positions,
-                    effect=float((after * (log_after - log_before)).sum(-1).mean()),
-                    raised=tuple(
-                        (tokenizer.decode([token]), amount)
-                        for token, amount in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                        if amount > 0
-                    ),
-                )
-            )
-    return sorted(found, key=lambda candidate: -candidate.effect)

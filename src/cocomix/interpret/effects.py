@@ -1,0 +1,246 @@
+"""What turning a concept does to the next token, measured: the model with the concept turned against it untouched."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix.evaluation import inference
+from cocomix.interpret.atlas_cards import TokenChanges
+from cocomix.interpret.atlas_pass import Array
+from cocomix.interpret.inspection import concept_model
+from cocomix.model import CoCoMixForCausalLM, ConceptEdit
+from cocomix.model.edits import check_edits
+
+__all__ = [
+    "EditEffect",
+    "Effect",
+    "SteeringCandidate",
+    "edit_effects",
+    "measure_effects",
+    "steering_candidates",
+    "turning_amounts",
+]
+
+_HIGH = 0.95
+_LEAST_AMOUNT = 0.1
+
+
+class Effect(NamedTuple):
+    """What a concept does when it is turned up.
+
+    Attributes:
+        concept: its index.
+        amount: what was added to its logit.
+        divergence: mean KL divergence of the steered from the untouched next-token distribution, nats per position.
+        raised: tokens whose mean log-probability rises most, with the change in nats, largest first.
+        lowered: tokens whose mean log-probability falls most, lowest first.
+    """
+
+    concept: int
+    amount: float
+    divergence: float
+    raised: TokenChanges
+    lowered: TokenChanges
+
+
+class SteeringCandidate(NamedTuple):
+    """A concept worth turning: `effect`, and the share of positions at which the model predicts it anyway."""
+
+    effect: Effect
+    share: float
+
+
+class EditEffect(NamedTuple):
+    """Whether an edit changes what the model says in a text.
+
+    Attributes:
+        edit: the edit.
+        positions: tokens of the text it applies to.
+        predicted: share of them that has the concept among the top k without any edit.
+        acts: whether the edit alone changes any next-token logit.
+        would_act: what has to be added to bring the concept in at half of the positions; 0 where it is there already.
+    """
+
+    edit: ConceptEdit
+    positions: int
+    predicted: float
+    acts: bool
+    would_act: float
+
+    def __str__(self) -> str:
+        """One sentence, with what would act where this does not."""
+        if self.positions == 0:
+            return f"the edit of concept {self.edit.concept} begins at token {self.edit.start}, after the text's end."
+        found = f"concept {self.edit.concept} is predicted at {self.predicted:.2%} of {self.positions} positions"
+        if self.acts:
+            return f"{found}; the edit acts."
+        if self.edit.neutral:
+            return f"{found}, and this edit leaves its logit as it is."
+        return (
+            f"{found}, so this edit changes nothing; adding acts: {self.edit.concept}+{self.would_act:.3g} "
+            "brings it in at half of them."
+        )
+
+
+def turning_amounts(ids: Array, logits: Array, mean: Array) -> Array:
+    """What to add to each concept's logit to turn it up as strongly as where it is truly there.
+
+    Our choice: the logit that 95% of the concept's predictions stay below, minus its mean logit over all positions, so
+    that it acts whatever the sign of the logits; at least 0.1. A concept that is never predicted gets the value that
+    95% of all predictions stay below.
+
+    Args:
+        ids: predicted concepts. int [positions, k]
+        logits: their logits. float [positions, k]
+        mean: mean logit over all positions. float [n_concepts]
+
+    Returns:
+        float64 [n_concepts]
+    """
+    order = np.lexsort((logits.ravel(), ids.ravel()))
+    counts = np.bincount(ids.ravel(), minlength=len(mean))
+    ends = counts.cumsum()
+    places = (ends - counts + np.ceil(_HIGH * counts).astype(np.int64) - 1).clip(min=0)
+    high = np.where(counts > 0, logits.ravel()[order][places], np.quantile(logits, _HIGH))
+    amounts: Array = (high.astype(np.float64) - mean).clip(min=_LEAST_AMOUNT)
+    return amounts
+
+
+def measure_effects(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,  # [batch, seq]
+    amounts: Mapping[int, float],
+    *,
+    top: int = 10,
+    position_ids: Tensor | None = None,  # [batch, seq]
+) -> Iterator[Effect]:
+    """Turn each concept up alone, at every position, and see which next tokens become likelier and less likely.
+
+    The change passes through the selection of the top k, the compression and every later block (our choice, in place of
+    a dot product of weights). Memory: log-probabilities of all positions.
+
+    Args:
+        model: a CoCoMix model that mixes its concepts in.
+        tokenizer: the model's.
+        input_ids: tokens to measure on.
+        amounts: what is added to the logit of each concept.
+        top: tokens to name of each kind; fewer where fewer move that way.
+        position_ids: where documents are kept apart.
+
+    Raises:
+        CoCoMixError: the model mixes no concepts in, a concept does not exist, or an amount is no finite number.
+    """
+    model = concept_model(model, mixing=True)
+    edits = [ConceptEdit(concept, "add", amount) for concept, amount in amounts.items()]
+    check_edits(edits, model.config.num_concepts)
+    before = _log_probabilities(model, input_ids, position_ids, ())
+    for edit in edits:
+        after = _log_probabilities(model, input_ids, position_ids, (edit,))
+        pairs = list(zip(after, before, strict=True))
+        change = torch.stack([(new - old).double().mean(0) for new, old in pairs]).mean(0)  # [vocab]
+        divergence = torch.stack([(new.exp() * (new - old)).sum(-1).mean() for new, old in pairs]).mean()
+        strongest = (_strongest(tokenizer, change, top, sign) for sign in (1, -1))
+        yield Effect(edit.concept, edit.value, float(divergence), *strongest)
+
+
+def _log_probabilities(
+    model: CoCoMixForCausalLM, input_ids: Tensor, position_ids: Tensor | None, edits: Sequence[ConceptEdit]
+) -> list[Tensor]:
+    """Log p(next token) of each sequence, one forward pass each. [seq, vocab], float32"""
+    found = []
+    with inference(model, model.device, model.dtype):
+        for row in range(len(input_ids)):
+            positions = None if position_ids is None else position_ids[row : row + 1].to(model.device)
+            output = model(
+                input_ids[row : row + 1].to(model.device),
+                position_ids=positions,
+                use_cache=False,
+                concept_edits=tuple(edits),
+            )
+            assert output.logits is not None
+            found.append(output.logits[0].float().log_softmax(-1))
+    return found
+
+
+def _strongest(tokenizer: PreTrainedTokenizerBase, change: Tensor, top: int, sign: int) -> TokenChanges:
+    """The tokens whose change is largest in the direction of `sign`."""
+    best = (sign * change).topk(min(top, len(change)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return tuple((tokenizer.decode([token]), sign * nats) for token, nats in pairs if nats > 0)
+
+
+def steering_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,  # [batch, seq]
+    *,
+    pool: int = 24,
+    top: int = 5,
+) -> list[SteeringCandidate]:
+    """Measure which concepts change the model's predictions most when turned up by `turning_amounts`.
+
+    Our choice: of the concepts predicted at no more than half of the positions (one that is nearly always there works
+    as a bias), the `pool` most frequent are tried one by one.
+
+    Args:
+        model: a CoCoMix model that mixes its concepts in.
+        tokenizer: the model's.
+        input_ids: a few blocks of text.
+        pool: how many concepts to try; one forward pass per block and concept.
+        top: tokens to name per concept.
+
+    Returns:
+        The concepts tried, largest divergence first; none where no concept meets the condition.
+
+    Raises:
+        CoCoMixError: the model mixes no concepts in.
+    """
+    model = concept_model(model, mixing=True)
+    with inference(model, model.device, model.dtype):
+        output = model(input_ids.to(model.device), use_cache=False, output_logits=False, output_concept_logits=True)
+        ids, logits, mean = output.concept_ids, output.concept_values, output.concept_logits.float().mean((0, 1))
+    ids, logits = (column.flatten(0, 1).float().cpu().numpy() for column in (ids, logits))
+    amounts = turning_amounts(ids.astype(np.int64), logits, mean.cpu().numpy())
+    shares = np.bincount(ids.astype(np.int64).ravel(), minlength=len(mean)) / len(ids)
+    frequent = np.argsort(-np.where(shares > 0.5, 0, shares), kind="stable")[:pool].tolist()
+    tried = {concept: float(amounts[concept]) for concept in frequent if 0 < shares[concept] <= 0.5}
+    effects = measure_effects(model, tokenizer, input_ids, tried, top=top)
+    found = [SteeringCandidate(effect, float(shares[effect.concept])) for effect in effects]
+    return sorted(found, key=lambda candidate: -candidate.effect.divergence)
+
+
+def edit_effects(model: PreTrainedModel, input_ids: Tensor, edits: Sequence[ConceptEdit]) -> list[EditEffect]:
+    """Whether each edit alone changes anything in a text, and what would where it does not.
+
+    Args:
+        model: a CoCoMix model that mixes its concepts in.
+        input_ids: the text, prompt and continuation. [1, seq]
+        edits: to look at; their `rows` are ignored.
+
+    Raises:
+        CoCoMixError: the model mixes no concepts in, or a concept does not exist.
+    """
+    model = concept_model(model, mixing=True)
+    check_edits(edits, model.config.num_concepts)
+    found = []
+    with inference(model, model.device, model.dtype):
+        untouched = model(input_ids, use_cache=False, output_concept_logits=True)
+        assert untouched.concept_ids is not None and untouched.concept_values is not None  # noqa: PT018
+        for edit in edits:
+            if edit.start >= input_ids.shape[1]:
+                found.append(EditEffect(edit, 0, 0.0, False, 0.0))
+                continue
+            alone = ConceptEdit(edit.concept, edit.operation, edit.value, edit.start)
+            steered = model(input_ids, use_cache=False, concept_edits=(alone,)).logits
+            there = (untouched.concept_ids[0, edit.start :] == edit.concept).any(-1)
+            own = untouched.concept_logits[0, edit.start :, edit.concept]
+            missing = (untouched.concept_values[0, edit.start :, -1] - own).float().median()
+            acts = not torch.equal(steered, untouched.logits)
+            would = max(0.0, 1.1 * float(missing))
+            found.append(EditEffect(edit, len(there), float(there.float().mean()), acts, would))
+    return found

@@ -25,7 +25,7 @@ def reference_pages() -> dict[str, str]:
         Part("A recipe", "What `cocomix train` reads.", RunConfig),
         *(
             Part(f"Labels: {kind}", f"`labels: {{kind: {kind}}}` in a recipe, and `--set` of `cocomix label`.", config)
-            for kind in ("attribution", "activation", "random", "token_lookup")
+            for kind in ("attribution", "activation", "contextual", "random", "token_lookup")
             for config in [labeller_config_type(kind)]
         ),
         Part("A plan", "What `cocomix sweep` reads.", SweepPlan),

@@ -87,7 +87,7 @@ def test_a_name_is_given_once(echo):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(CoCoMixError, match=r"'atribution'.*attribution, activation, random, token_lookup"):
+    with pytest.raises(CoCoMixError, match=r"'atribution'.*attribution, activation, random, contextual, token_lookup"):
         labeller_config({"kind": "atribution"})
     with pytest.raises(CoCoMixError, match="None"):
         labeller_config({"k": 4})
@@ -101,7 +101,7 @@ def test_a_wrong_setting_is_named_where_it_stands():
         labeller_config({"kind": "attribution", **SOURCE, "seed": 3})
 
 
-@pytest.mark.parametrize("kind", ["attribution", "activation", "random", "token_lookup"])
+@pytest.mark.parametrize("kind", ["attribution", "activation", "contextual", "random", "token_lookup"])
 def test_a_configuration_survives_a_dump(kind):
     config = labeller_config({"kind": kind, **SOURCE, "k": 7})
     assert (config.kind, config.k) == (kind, 7)

@@ -125,7 +125,11 @@ def test_closing_stops_the_work_and_frees_the_model(subject, monkeypatch):
 
 
 def test_what_the_context_cannot_hold_is_refused_in_words(subject):
-    for prompt, says in (("", "text is empty"), ("the " * 40, rf"{CONTEXT} (tokens|at most)"), ("x" * 9000, "9,000 characters")):
+    for prompt, says in (
+        ("", "text is empty"),
+        ("the " * 40, rf"{CONTEXT} (tokens|at most)"),
+        ("x" * 9000, "9,000 characters"),
+    ):
         with pytest.raises(CoCoMixError, match=says):
             next(steer(subject, SteerState(prompt, (), Sampling(10))))
 

@@ -69,6 +69,20 @@ def test_a_control_of_the_current_token_is_labelled_with_too(workshop: Workshop,
             assert seen.setdefault(token, ids) == ids
 
 
+@pytest.mark.parametrize("settings", [{"kind": "contextual"}, {"centre_by_token": True}])
+def test_centred_labels_are_made_by_a_finished_command_and_by_workers(
+    workshop: Workshop, tmp_path: Path, settings: dict[str, Any], cli: Cli
+) -> None:
+    found = label(workshop, tmp_path / "labels", sample_tokens=1000, **settings)
+    assert found.tables().keys() == {"keys", "means"}
+    assert found.manifest.content is not None
+    options = [part for name, value in settings.items() for part in ("--set", f"{name}={str(value).lower()}")]
+    command = ("label", workshop.data, *sources(workshop), "--set", "sample_tokens=1000", *options)
+    cli(*command, "--workers", "2", "-o", tmp_path / "again")
+    assert Labels.open(tmp_path / "again").manifest.labeller == found.manifest.labeller
+    assert Labels.open(tmp_path / "again").fingerprint == found.fingerprint
+
+
 def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,14 +107,15 @@ def test_dtype_auto_is_chosen_by_the_machine_and_recorded(
     assert (manifest.score_kept_of_float32 is not None) == fast
 
 
-def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["attribution", "contextual"])
+def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_path: Path, kind: str) -> None:
     other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280)
-    found = label(workshop, tmp_path / "labels", other.path, force=True)
+    found = label(workshop, tmp_path / "labels", other.path, force=True, kind=kind)
     made = found.manifest.labeller
     assert made["student_tokenizer"] == other.manifest.tokenizer_fingerprint
     assert made["teacher_tokenizer"] == Tokens.open(workshop.data).manifest.tokenizer_fingerprint
     config = labeller_config(found.manifest.labels)
-    labeller, _ = open_labeller(other, config, force=True)
+    labeller, _ = open_labeller(other, config, tables=found.tables(), force=True)
     blocks = torch.stack([other.split("train")[index]["input_ids"] for index in range(4)])
     stored = torch.stack([found.split("train")[index]["concept_labels"] for index in range(4)])
     assert torch.equal(labeller.label(blocks, k=config.k).ids, stored)

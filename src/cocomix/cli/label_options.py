@@ -31,7 +31,9 @@ class LabelOptions:
     ] = None
     set: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, seed …"),
+        typer.Option(
+            metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, centre_by_token, sample_tokens, seed …"
+        ),
     ] = None
 
     def labeller(self) -> "LabellerConfig":
@@ -51,14 +53,15 @@ class LabelOptions:
         values: dict[str, Any] = {"kind": "attribution"}
         if base is not None and base.labeller is not None:
             values = base.labeller.model_dump(exclude_unset=True)
+        given = {}
         for assignment in self.set or ():
             key, separator, text = assignment.partition("=")
             if not separator:
                 raise CoCoMixError(f"--set {assignment} is not of the form field=value.")
-            given = parse_yaml(text, f"--set {assignment}")
-            if key == "kind" and given != values["kind"]:  # the settings of another kind are none of this one's
-                values = {name: values[name] for name in ("k", "dtype", "teacher", "dictionary") if name in values}
-            values[key] = given
+            given[key] = parse_yaml(text, f"--set {assignment}")
+        if given.get("kind", values["kind"]) != values["kind"]:  # the recipe's settings of another kind do not apply
+            values = {name: values[name] for name in ("k", "dtype", "teacher", "dictionary") if name in values}
+        values |= given
         if self.dtype is not None:
             values["dtype"] = self.dtype
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from cocomix.concepts.aligned import AlignedTeacher
+    from cocomix.concepts.aligned import AlignedFittedTeacher, AlignedTeacher
     from cocomix.concepts.check import (
         SAMPLE_TOKENS,
         Agreement,
@@ -44,7 +44,13 @@ if TYPE_CHECKING:
         register_labeller,
     )
     from cocomix.concepts.labellers.activation import ActivationConfig, ActivationLabeller
-    from cocomix.concepts.labellers.attribution import AttributionConfig, AttributionLabeller
+    from cocomix.concepts.labellers.attribution import (
+        AttributionConfig,
+        AttributionLabeller,
+        CentredAttributionLabeller,
+    )
+    from cocomix.concepts.labellers.contextual import ContextualConfig, ContextualLabeller
+    from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
     from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
     from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
@@ -53,7 +59,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.token_rows import first_blocks, spread_blocks
 
 _MODULES = {
-    "aligned": ("AlignedTeacher",),
+    "aligned": ("AlignedFittedTeacher", "AlignedTeacher"),
     "check": (
         "SAMPLE_TOKENS",
         "Agreement",
@@ -97,7 +103,13 @@ _MODULES = {
     "labellers.attribution": (
         "AttributionConfig",
         "AttributionLabeller",
+        "CentredAttributionLabeller",
     ),
+    "labellers.contextual": (
+        "ContextualConfig",
+        "ContextualLabeller",
+    ),
+    "labellers.fitted": ("FittedTeacherLabeller",),
     "labellers.random": (
         "RandomConfig",
         "RandomLabeller",
@@ -130,19 +142,24 @@ __all__ = [
     "ActivationConfig",
     "ActivationLabeller",
     "Agreement",
+    "AlignedFittedTeacher",
     "AlignedTeacher",
     "AttributionConfig",
     "AttributionLabeller",
+    "CentredAttributionLabeller",
     "ConceptDictionary",
     "ConceptLabeller",
     "ConceptLabels",
     "ConceptTeacher",
+    "ContextualConfig",
+    "ContextualLabeller",
     "Dictionary",
     "DictionaryConfig",
     "DictionaryFit",
     "DictionaryManifest",
     "FitSettings",
     "FittedLabeller",
+    "FittedTeacherLabeller",
     "FrozenDecoder",
     "LabellerConfig",
     "RandomConfig",

@@ -12,7 +12,9 @@ the loss looks one token ahead, here one token of the teacher. And where a token
 follows: that "white" is one token shows only at its end, which is why the student's "whi" does not get its labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,11 +23,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
+from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.concepts.token_rows import pad_right
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["AlignedTeacher", "aligned_positions"]
+__all__ = ["AlignedFittedTeacher", "AlignedTeacher", "aligned_positions"]
 
 ALGORITHM = "1"
 """Version of the alignment; raised when labels change, so that labels of two versions are never mixed."""
@@ -165,6 +168,34 @@ class AlignedTeacher:
                 student_ends[stop - 1] = base
             start = stop
         return tokens, np.where(readable, aligned_positions(student_ends, np.array(ends, dtype=np.int64)), -1)
+
+
+class AlignedFittedTeacher(AlignedTeacher):
+    """One whose inner labeller learns tables: it learns them from the same text in the teacher's tokens."""
+
+    inner: FittedTeacherLabeller
+
+    @property
+    def sample_tokens(self) -> int:
+        """How many of the data's tokens `fit` is to be given."""
+        return self.inner.sample_tokens
+
+    def fit(self, batches: Iterable[Tensor]) -> Self:
+        """Learn from batches of the student's tokens, int64 [batch, seq] each."""
+        return self._with(self.inner.fit(self.teacher_blocks(batch) for batch in batches))
+
+    def tables(self) -> dict[str, Tensor]:
+        """The inner labeller's."""
+        return self.inner.tables()
+
+    def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
+        """See `FittedLabeller`."""
+        return self._with(self.inner.with_tables(tables))
+
+    def _with(self, inner: FittedTeacherLabeller) -> Self:
+        made = copy(self)
+        made.inner = inner
+        return made
 
 
 def aligned_positions(student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -127,8 +127,8 @@ def fit_dictionary(
     if report.dead_concepts > settings.num_concepts / 4:
         logger.warning(
             f"{report.dead_concepts:,} of {settings.num_concepts:,} concepts were not active at any of the last "
-            f"{settings.dead_after_tokens:,} tokens; fit fewer concepts (--num-concepts), or on more tokens (--tokens), "
-            "so that the auxiliary loss revives more of them."
+            f"{settings.dead_after_tokens:,} tokens; fit fewer concepts (--num-concepts) or on more tokens (--tokens), "
+            "so that the auxiliary loss revives them."
         )
     return Dictionary.open(output)
 

@@ -1,6 +1,6 @@
 """The labeller interface: blocks of tokens in, concept labels out; and the registry of its kinds.
 
-A kind is a class with the interface of `LabellerKind`. Four are built in (see `cocomix.concepts.labellers`); another is
+A kind is a class with the interface of `LabellerKind`. Five are built in (see `cocomix.concepts.labellers`); another is
 added by `@register_labeller`, or by an entry point of the group `cocomix.labellers` whose name is the kind and whose
 value is the class. What stored labels, labels made while training and labels in a notebook have in common is here;
 shards, disks and processes are unknown to a labeller.
@@ -43,6 +43,7 @@ _BUILT_IN = {
     "attribution": "cocomix.concepts.labellers.attribution:AttributionLabeller",
     "activation": "cocomix.concepts.labellers.activation:ActivationLabeller",
     "random": "cocomix.concepts.labellers.random:RandomLabeller",
+    "contextual": "cocomix.concepts.labellers.contextual:ContextualLabeller",
     "token_lookup": "cocomix.concepts.labellers.token_lookup:TokenLookupLabeller",
 }
 _registered: dict[str, Any] = {}

@@ -11,7 +11,15 @@ from transformers import PreTrainedModel
 from cocomix.concepts.decoder import FrozenDecoder, GradientScope, NumberFormat, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
-from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_attribution, best_labels, criterion
+from cocomix.concepts.scoring import (
+    Activation,
+    Sign,
+    attribute,
+    attribute_dense,
+    best_by_attribution,
+    best_labels,
+    criterion,
+)
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
@@ -136,16 +144,8 @@ class ConceptTeacher:
             CoCoMixError: the teacher's loss or gradient is not finite.
         """
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        targets = target_mask(input_ids, attention_mask)
-        hidden, slopes, loss = self.decoder.loss_gradient(
-            input_ids, attention_mask, scope=gradient, dtype=getattr(torch, dtype)
-        )
-        for what, value in (("loss", loss), ("gradient", slopes)):
-            if not bool(value.isfinite().all()):
-                raise CoCoMixError(
-                    f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
-                )
-        slopes = _reduce(slopes.float(), targets, reduction)
+        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype)
+        slopes = _reduce(slopes, target_mask(input_ids, attention_mask), reduction)
         with torch.no_grad():
             found = best_by_attribution(self.dictionary, hidden, slopes, k, activation=activation, sign=sign)
             labelled = self.labelled_positions(input_ids, attention_mask)
@@ -162,6 +162,28 @@ class ConceptTeacher:
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
         hidden = self.decoder.hidden_states(input_ids, attention_mask, dtype=getattr(torch, dtype))
         return self.dictionary.encode(hidden), self.labelled_positions(input_ids, attention_mask)
+
+    def attributed_concepts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        gradient: GradientScope = "sequence",
+        dtype: NumberFormat = "float32",
+    ) -> tuple[SparseCodes, Tensor]:
+        """Attribution of the active concepts of every position, and which positions get labels, bool [batch, seq].
+
+        Values are activations times the gradient of the summed loss, in nats, 0 in unused slots. [batch, seq, width]
+
+        Raises:
+            CoCoMixError: the teacher's loss or gradient is not finite.
+        """
+        input_ids, attention_mask = self._to_device(input_ids, attention_mask)
+        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype)
+        with torch.no_grad():
+            codes = self.dictionary.encode(hidden)
+            attributed = SparseCodes(codes.ids, attribute(self.dictionary, codes, slopes))
+        return attributed, self.labelled_positions(input_ids, attention_mask)
 
     def attribution(
         self,
@@ -197,6 +219,20 @@ class ConceptTeacher:
             return present
         first = present & (present.cumsum(dim=-1) == 1)
         return present & ~(first & (input_ids == self.bos_token_id))
+
+    def _loss_gradient(
+        self, input_ids: Tensor, attention_mask: Tensor | None, scope: GradientScope, dtype: NumberFormat
+    ) -> tuple[Tensor, Tensor]:
+        """Hooked hidden states, and the gradient of the summed loss with respect to them, float32."""
+        hidden, slopes, loss = self.decoder.loss_gradient(
+            input_ids, attention_mask, scope=scope, dtype=getattr(torch, dtype)
+        )
+        for what, value in (("loss", loss), ("gradient", slopes)):
+            if not bool(value.isfinite().all()):
+                raise CoCoMixError(
+                    f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
+                )
+        return hidden, slopes.float()
 
     def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         device = self.decoder.device

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _SESSIONS = 200
 
+
 def serve(
     subject: Subject,
     *,

@@ -69,7 +69,9 @@ def steer_page(subject: Subject) -> SteerPage:
                 suggest = gr.Button("Suggest concepts for this prompt", size="sm", elem_id="cx-suggest")
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
-                tokens = gr.Slider(1, subject.limits.new_tokens, default.new_tokens, step=1, label="Tokens", min_width=140)
+                tokens = gr.Slider(
+                    1, subject.limits.new_tokens, default.new_tokens, step=1, label="Tokens", min_width=140
+                )
                 temperature = gr.Slider(
                     0, LIMITS.temperature, default.temperature, step=0.1, label="Temperature", min_width=140
                 )

@@ -71,7 +71,9 @@ class Subject:
         length = input_ids.shape[1]
         if length + room > limits.tokens:
             more = f" and {room} more are to be generated" if room else ""
-            raise CoCoMixError(f"the text has {length:,} tokens{more}; {limits.tokens} at most fit here, so shorten it.")
+            raise CoCoMixError(
+                f"the text has {length:,} tokens{more}; {limits.tokens} at most fit here, so shorten it."
+            )
         return input_ids
 
     def concept(self, value: object) -> int:

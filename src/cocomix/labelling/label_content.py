@@ -69,8 +69,8 @@ class LabelContent(Section):
         if self.token_recall_at_32 > _MOST_BY_TOKEN:
             found.append(
                 f"the current token alone gives {self.token_recall_at_32:.0%} of the labels (recall@{WIDE} of a "
-                "table), so predicting them teaches little about context; take a later layer of the teacher, or a "
-                "larger one."
+                "table), so predicting them teaches little about context; take labels of kind contextual, or a later "
+                "layer of the teacher."
             )
         if self.concepts_used < self.num_concepts / 2:
             found.append(

@@ -11,14 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.concepts import (
     SAMPLE_TOKENS,
     Agreement,
+    AlignedFittedTeacher,
     AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
+    FittedTeacherLabeller,
     FrozenDecoder,
     LabellerConfig,
     TeacherConfig,
     TeacherLabeller,
     TeacherLabellerConfig,
+    TokenLookupLabeller,
     build_labeller,
     check_labeller,
     first_blocks,
@@ -122,13 +125,14 @@ def load_labeller(
     if found is None or same:
         check_tokenizer(model, found, tokens)
         return labeller
-    if isinstance(labeller, FittedLabeller):
+    if isinstance(labeller, TokenLookupLabeller):
         raise CoCoMixError(
-            f"labels of kind {config.kind} are learned from the data's own tokens, but {config.teacher.model} has "
+            f"labels of kind {config.kind} are looked up by the data's own tokens, but {config.teacher.model} has "
             "another tokenizer; prepare the data with the teacher's tokenizer, or choose another kind."
         )
     fingerprints = {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)}
-    return AlignedTeacher(
+    aligned = AlignedFittedTeacher if isinstance(labeller, FittedTeacherLabeller) else AlignedTeacher
+    return aligned(
         labeller,
         tokens.tokenizer(),
         found,

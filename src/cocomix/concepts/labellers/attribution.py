@@ -1,16 +1,19 @@
 """`attribution`: the concepts that matter most for the teacher's prediction (the paper's labels, Eq. 1)."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cocomix.concepts.decoder import GradientScope, NumberFormat
+from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
+from cocomix.concepts.labellers.contextual import CentredLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
-from cocomix.concepts.scoring import Activation, Sign
+from cocomix.concepts.scoring import Activation, Sign, best_labels, criterion
 from cocomix.concepts.teacher import ConceptTeacher
 
-__all__ = ["AttributionConfig", "AttributionLabeller"]
+__all__ = ["AttributionConfig", "AttributionLabeller", "CentredAttributionLabeller"]
 
 
 class AttributionConfig(TeacherLabellerConfig):
@@ -25,6 +28,21 @@ class AttributionConfig(TeacherLabellerConfig):
     """`sequence` = of the loss of all targets; `next` = of the loss of the position's own next token."""
     sign: Sign = "loss"
     """`loss` = concepts that raise the loss; `logprob` = concepts that lower it; `abs` = either."""
+    centre_by_token: bool = False
+    """Take away the attribution's mean over the positions of the same token, as `contextual` does of activations."""
+    sample_tokens: int = Field(default=2_000_000, ge=1)
+    """Tokens of the training split that these means are taken over."""
+
+    def choices(self) -> dict[str, Any]:
+        """See `TeacherLabellerConfig`."""
+        centring = set() if self.centre_by_token else {"centre_by_token", "sample_tokens"}
+        return {name: value for name, value in super().choices().items() if name not in centring}
+
+    @model_validator(mode="after")
+    def _only_active_concepts_are_centred(self) -> Self:
+        if self.centre_by_token and self.activation == "pre":
+            raise ValueError("centre_by_token takes active concepts as candidates; use activation: latent")
+        return self
 
 
 class AttributionLabeller(TeacherLabeller):
@@ -45,6 +63,13 @@ class AttributionLabeller(TeacherLabeller):
     ) -> None:
         super().__init__(teacher, dtype=dtype, activation=activation, gradient=gradient, sign=sign)
 
+    @classmethod
+    def build(cls, config: AttributionConfig, **options: Any) -> "TeacherLabeller":  # type: ignore[override]
+        """See `build_labeller`; with `centre_by_token` a `CentredAttributionLabeller`."""
+        if config.centre_by_token:
+            return CentredAttributionLabeller.build(config, **options)
+        return super().build(config, **options)
+
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptTeacher.label`."""
         return self.teacher.label(input_ids, attention_mask, k, dtype=self.dtype, reduction="sum", **self.settings)
@@ -55,7 +80,50 @@ class AttributionLabeller(TeacherLabeller):
         The backward pass is with respect to activations alone, so it costs what the forward pass of that part costs.
         With `activation: pre` the gradient, too, is multiplied with the dictionary's directions.
         """
-        decoder = self.teacher.decoder
-        below, whole = (decoder.flops_per_token(seq, up_to=end) for end in ("layer", "head"))
-        products = 2.0 * self.num_concepts * decoder.d_model
-        return whole + (whole - below) + products * (2 if self.settings["activation"] == "pre" else 1)
+        return _flops_per_token(self.teacher, seq, encodings=2 if self.settings["activation"] == "pre" else 1)
+
+
+class CentredAttributionLabeller(CentredLabeller):
+    """Labels by attribution minus its mean over the positions of the same token, which is the score."""
+
+    kind = "attribution"
+    algorithm = "1"
+    config_type: ClassVar = AttributionConfig
+
+    def __init__(
+        self,
+        teacher: ConceptTeacher,
+        *,
+        gradient: GradientScope = "sequence",
+        sign: Sign = "loss",
+        sample_tokens: int = 2_000_000,
+        dtype: NumberFormat = "float32",
+        **more: Any,
+    ) -> None:
+        settings = {"activation": "latent", "centre_by_token": True, **more}
+        super().__init__(teacher, sample_tokens=sample_tokens, dtype=dtype, gradient=gradient, sign=sign, **settings)
+
+    def scored(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[SparseCodes, Tensor]:
+        """See `FittedTeacherLabeller`."""
+        gradient: GradientScope = self.settings["gradient"]
+        return self.teacher.attributed_concepts(input_ids, attention_mask, gradient=gradient, dtype=self.dtype)
+
+    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
+        """See `ConceptLabeller.label`.
+
+        Raises:
+            CoCoMixError: nothing was learned yet.
+        """
+        codes, labelled = self.scored(input_ids, attention_mask)
+        codes = self.centred(input_ids, codes)
+        return best_labels(codes, criterion(codes.values, self.settings["sign"]), labelled, k)
+
+    def flops_per_token(self, seq: int) -> float:
+        """As of `attribution` without centring; the first pass costs the same on `sample_tokens` tokens."""
+        return _flops_per_token(self.teacher, seq, encodings=1)
+
+
+def _flops_per_token(teacher: ConceptTeacher, seq: int, encodings: int) -> float:
+    """The whole teacher forward, backward from the loss to the hooked block, and products with the dictionary."""
+    below, whole = (teacher.decoder.flops_per_token(seq, up_to=end) for end in ("layer", "head"))
+    return whole + (whole - below) + 2.0 * teacher.n_concepts * teacher.decoder.d_model * encodings

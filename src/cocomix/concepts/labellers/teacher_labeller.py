@@ -35,6 +35,10 @@ class TeacherLabellerConfig(LabellerConfig):
         """`teacher` and `dictionary`, where they are not given."""
         return tuple(name for name in ("teacher", "dictionary") if getattr(self, name) is None)
 
+    def choices(self) -> dict[str, Any]:
+        """The settings by which labels are chosen: arguments of the labeller beside its teacher."""
+        return self.model_dump(exclude={"kind", "k", "teacher", "dictionary"})
+
     def resolved(self, device: torch.device) -> Self:
         """See `LabellerConfig.resolved`."""
         if self.dtype != "auto":
@@ -81,7 +85,7 @@ class TeacherLabeller:
         teacher = ConceptTeacher(
             model, dictionary, source.layer, name=source.model, bos_token_id=bos_token_id, force=force
         )
-        return cls(teacher, **config.model_dump(exclude={"kind", "k", "teacher", "dictionary"}))
+        return cls(teacher, **config.choices())
 
     @property
     def num_concepts(self) -> int:

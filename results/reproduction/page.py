@@ -98,8 +98,9 @@ def with_tables(text: str) -> str:
         "shift": lambda: arms(report(HERE / "shift")),
         "smollm2": lambda: arms(report(SMOLLM2)),
         "downstream": downstream,
-        "lasting": lambda: steering(LASTING),
-        "single": lambda: steering(SINGLE, activations=False),
+        "lasting": lambda: steering(LASTING, ["activation"], activations=True),
+        "lasting_following": lambda: steering(LASTING, ["following"]),
+        "single": lambda: steering(SINGLE, ["activation", "following"]),
         "themes": themes,
         "scaled": scaled,
     }
@@ -110,26 +111,25 @@ def with_tables(text: str) -> str:
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-def steering(folders: dict[str, str], activations: bool = True) -> str:
-    """What `cocomix steer-eval` found in each folder: activations, and by both measures how many concepts steer."""
+def steering(folders: dict[str, str], measures: Sequence[str], activations: bool = False) -> str:
+    """What `cocomix steer-eval` found in each folder: how many concepts steer by a measure, and mean activations."""
     arms = {"student": "the concept", "control": "another concept", "teacher": "the latent, in the teacher"}
     rows = []
     for name, folder in folders.items():
         found = json.loads((STEERING / folder / "steering.json").read_text(encoding="utf-8"))
         factors = found["settings"]["factors"]
-        places = [factors.index(factor) for factor in (min(factors), 0.0 if activations else 1.0, max(factors))]
+        places = [factors.index(factor) for factor in (min(factors), 0.0, max(factors))] if activations else []
         for arm, turned in arms.items():
             row = [name if arm == "student" else "", turned]
-            if activations:
-                row += [f"{found['curves'][arm]['activation']['mean'][place]:.2f}" for place in places]
-            for measure in (found, found["following"]):
+            row += [f"{found['curves'][arm]['activation']['mean'][place]:.2f}" for place in places]
+            for measure in (found if name == "activation" else found[name] for name in measures):
                 scores = [concept[arm]["correlation"] for concept in measure["concepts"]]
                 steer = sum(concept[arm]["steers"] for concept in measure["concepts"])
                 row += [f"{steer} of {len(scores)}", f"{sum(scores) / len(scores):+.2f}".replace("-", "−")]
                 row += [f"{measure['control_p_value']:.2g}" if arm == "student" else ""]
             rows.append(row)
     head = ["run", "what is turned", *(["most down", "untouched", "most up"] if activations else [])]
-    head += [f"{measure}: {column}" for measure in ("activation", "following") for column in ("steer", "score", "p")]
+    head += [f"{measure}: {column}" for measure in measures for column in ("steer", "score", "p")]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

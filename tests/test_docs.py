@@ -328,6 +328,40 @@ def test_measured_tables_are_there() -> None:
     assert all(kind == "cpu" and section in measured["sections"] for kind, section in marks)
 
 
+# ---- what is named -------------------------------------------------------------------------------------------------
+
+NAMED = re.compile(
+    r"(?<![\w/])(?:tests|recipes|results|benchmarks|examples|src|docs|\.ci)/[\w./-]+\w|(?<![\w/])cocomix(?:\.\w+)+"
+)
+ENTRY_POINTS = ("cocomix.labellers", "cocomix.objectives")
+SOURCES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *Path(cocomix.__file__).parent.rglob("*.py")]
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        text = re.sub(r"^```.*?^```$|\n {4}[^\n]*", "", text, flags=re.MULTILINE | re.DOTALL)
+    for name in NAMED.findall(text):
+        if not name.startswith("cocomix."):
+            assert (ROOT / name).exists(), name
+        elif page.suffix == ".md" and name not in ENTRY_POINTS:
+            resolve(name)
+
+
+def resolve(name: str) -> None:
+    """Import the longest module of a dotted name, and look up the rest."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return
+
+
 # ---- what is quoted -------------------------------------------------------------------------------------------------
 
 

@@ -172,7 +172,7 @@ def test_runs_without_concepts_or_mixing_say_why_there_is_no_reliance(world, tra
     assert "no concepts" in plain.reliance_note
     assert plain.concepts is None
     unmixed = evaluate_run(trained("unmixed", world.student("none")), device=CPU, limit_blocks=4)
-    assert "nothing to intervene on" in unmixed.reliance_note
+    assert "nothing to replace" in unmixed.reliance_note
     assert unmixed.concepts.recall_at_32 is not None
     short = evaluate_run(trained("short", world.student()), device=CPU, limit_blocks=4, reliance=False)
     assert short.reliance is None

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import BatchBlocks, Output
-from cocomix.cli.printing import Printed, values_table
+from cocomix.cli.printing import Printed
 
 __all__ = ["analyse"]
 
 
 def analyse(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders; those without concepts are left out.")
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; one without concepts is the control.")
     ],
     output: Output,
     batch_size: BatchBlocks = 8,
@@ -22,15 +22,18 @@ def analyse(
 ) -> Printed:
     """Show what the concepts of runs do, as one page.
 
-    Concept reliance, lengths of compression vectors, recall by frequency, and statistics of the labels.
+    Concept reliance, as a share of the gain over the control, recall by frequency, compression vectors, loss by token.
 
     [dim]Example: cocomix analyse runs/first runs/residual --output analyses[/dim]
     """
+    from rich.console import Group
+
     from cocomix.evaluation import Run
-    from cocomix.evaluation.analyses_report import analyse_runs
+    from cocomix.evaluation.analyses import analyse_runs
+    from cocomix.evaluation.evaluation_tables import loss_table, recall_table, reliance_table
     from cocomix.runtime.device import default_device
 
-    values = analyse_runs(
+    result = analyse_runs(
         [Run.open(folder) for folder in runs],
         output,
         device=default_device(),
@@ -38,11 +41,6 @@ def analyse(
         limit_blocks=limit_blocks,
         seed=seed,
     )
-    deltas = {
-        f"{name}: {kind}": each["nats"]
-        for name, one in values["reliance"].items()
-        for kind, each in one["kinds"].items()
-    }
-    unused = values["unused_compression_vectors"].items()
-    shares = {f"{name}: compression vectors below 0.01": share for name, share in unused}
-    return Printed(values, values_table(deltas | shares))
+    found = [each.evaluation for each in result.runs]
+    shown = [loss_table(found), recall_table(found), *map(reliance_table, found)]
+    return Printed(result.model_dump(mode="json"), Group(*(table.rich() for table in shown if table is not None)))

@@ -1,20 +1,18 @@
 """The verb `eval`."""
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cocomix.cli.options import BatchBlocks, OtherData, OtherLabels, RunFolder
-from cocomix.cli.printing import Printed, table, values_table
+from cocomix.cli.printing import Printed, values_table
 from cocomix.runtime.errors import CoCoMixError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from cocomix.evaluation import RunEvaluation
-
 __all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -45,8 +43,10 @@ def evaluate(
     [dim]Example: cocomix eval runs/first --tasks lambada_openai,piqa --task-data benchmarks[/dim]
     """
     import torch
+    from rich.console import Group
 
-    from cocomix.evaluation import Run, evaluate_run, evaluate_tasks, warn_if_worse_than_bigram
+    from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
+    from cocomix.evaluation import evaluation_tables as tables
     from cocomix.runtime.device import default_device
 
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -74,30 +74,16 @@ def evaluate(
         limit_blocks=limit_blocks,
         block_size=block_size,
     )
-    warn_if_worse_than_bigram(result.run, result.loss, result.references)
-    return Printed(result.model_dump(mode="json"), evaluation_table(result))
-
-
-def evaluation_table(result: "RunEvaluation") -> "Table":
-    """What people read of an evaluation: losses beside their references, recall beside its own, reliance."""
-    from cocomix.evaluation.formatting import NOTHING, percent, signed
-
-    rows = [(f"{result.run}, seed {result.seed}", f"{result.loss:.4f}")]
-    if result.references is not None:
-        references = result.references
-        rows += [
-            (f"{order} table", f"{getattr(references, order):.4f}")
-            for order in ("fourgram", "trigram", "bigram", "unigram")
-        ]
-    rows.append(("perplexity", f"{result.perplexity:.2f}"))
-    rows.append(("bits per byte", NOTHING if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"))
-    rows.append(("predicted tokens", f"{result.targets:,}"))
-    if (concepts := result.concepts) is not None:
-        rows.append(("concepts predicted", f"{concepts.concepts_predicted:,} of {concepts.num_concepts:,}"))
-        if concepts.recall_at_32 is not None:
-            rows.append(("concept recall@32", percent(concepts.recall_at_32)))
-    if result.reliance is not None:
-        rows += [(f"loss with {kind}", signed(each.nats)) for kind, each in result.reliance.kinds.items()]
-    if result.reliance_note is not None:
-        rows.append(("reliance", result.reliance_note))
-    return table(rows, "measured", "nats per token")
+    for warning in filter(
+        None, (tables.worse_than_bigram(result.run, result.loss, result.references), tables.concept_advice(result))
+    ):
+        logger.warning(warning)
+    shown = [
+        tables.loss_table([result]),
+        tables.recall_table([result]),
+        tables.reliance_table(result),
+        tables.slice_table([result], "token_class"),
+    ]
+    note = result.reliance_note if result.reliance is None else result.reliance.note
+    printed = [table.rich() for table in shown if table is not None]
+    return Printed(result.model_dump(mode="json"), Group(*printed, *([note] if note else [])))

@@ -1,14 +1,22 @@
 """The verb `train`."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cocomix.cli.printing import Printed, values_table
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.processes import is_first_process
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["train"]
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -46,8 +54,26 @@ def train(
         return Printed(plan, values_table({name: _readable(name, value) for name, value in plan.items()}))
     choose_threads()
     folder = run(config, output, profile_steps=profile, recipe_fingerprint=recipe_fingerprint(values))
-    url = url_of(folder)
-    return Printed(read_json(folder / MANIFEST) if url is None else json.loads(RemoteFolder(url).read(MANIFEST)))
+    if (url := url_of(folder)) is not None:
+        return Printed(json.loads(RemoteFolder(url).read(MANIFEST)))
+    return Printed(read_json(folder / MANIFEST), _beside_references(folder) if is_first_process() else None)
+
+
+def _beside_references(folder: Path) -> "Table | None":
+    """The final loss among those of n-gram tables of the same training tokens; a warning where it is worse."""
+    from cocomix.evaluation import Run, final_references
+    from cocomix.evaluation.evaluation_tables import models_table, worse_than_bigram
+
+    finished = Run.open(folder)
+    name, loss = finished.manifest.name, finished.manifest.final.eval_loss
+    try:
+        references = final_references(finished)
+    except CoCoMixError as error:  # the run is whole without them
+        logger.warning(f"there are no n-gram references: {error}")
+        return None
+    if (warning := worse_than_bigram(name, loss, references)) is not None:
+        logger.warning(warning)
+    return models_table({name: loss}, references, "Final evaluation", None).rich()
 
 
 def _readable(name: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from cocomix.evaluation.comparison import Comparison, ComparisonRow
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.loss_slices import document_interval, slice_differences
-from cocomix.evaluation.measure_run import evaluate_run, warn_if_worse_than_bigram
+from cocomix.evaluation.measure_run import evaluate_run, final_references
 from cocomix.evaluation.page import (
     Block,
     Code,
@@ -58,6 +58,7 @@ __all__ = [
     "evaluate_run",
     "evaluate_tasks",
     "evaluations_of",
+    "final_references",
     "inference",
     "no_reliance_reason",
     "open_run_data",
@@ -69,6 +70,5 @@ __all__ = [
     "run_labels",
     "slice_differences",
     "summary",
-    "warn_if_worse_than_bigram",
     "write_report",
 ]

@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 
 from cocomix.data import VALIDATION
 from cocomix.evaluation.inference import ConceptCounts, measure
+from cocomix.evaluation.label_counts import LabelCounts, count_labels
 from cocomix.evaluation.loss_slices import loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
 from cocomix.evaluation.reliance import concept_reliance, no_reliance_reason
-from cocomix.evaluation.run_evaluation import ConceptResults, LossSlice, RunEvaluation, evaluations_of
+from cocomix.evaluation.run_evaluation import ConceptResults, FrequencyRecall, LossSlice, RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks, training_tokens
 from cocomix.evaluation.token_classes import TokenClasses
 from cocomix.labelling import Concatenated, Labels
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
+from cocomix.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["evaluate_run", "warn_if_worse_than_bigram"]
+__all__ = ["evaluate_run", "final_references"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def evaluate_run(
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own, where they are still there and belong to the data.
         split: which split of the data.
-        batch_size: blocks per forward pass (concept reliance takes at least 2).
+        batch_size: blocks per forward pass.
         dtype: float32 (default), or a narrower type used through autocast.
         limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
         block_size: tokens of a block; by default as in training.
@@ -78,13 +80,25 @@ def evaluate_run(
     precision = str(dtype).removeprefix("torch.")
     losses, references, counts = _references(run, blocks, split)
     table = token_table(blocks, measured.losses, TokenClasses(run.tokenizer()), losses, counts)
+    counted = None if store is None or blocks.labels is None else count_labels(prepared, store)
     relied, note = None, None
     if reliance:
         note = no_reliance_reason(model)
         if note is None and len(blocks.rows) < 2:
-            note = "a single block was evaluated, so there is no other text to shuffle concepts with."
+            note = "a single block was evaluated, so there is no other text to take concepts from."
         if note is None:
-            relied = concept_reliance(model, blocks.rows, batch_size=max(2, batch_size), seed=seed, **shared)
+            relied = concept_reliance(
+                model,
+                blocks.rows,
+                tokens=blocks.ids,
+                depth=blocks.depth,
+                documents=blocks.documents,
+                batch_size=batch_size,
+                label_kind=None if store is None else store.first.manifest.labels["kind"],
+                table=None if counted is None else counted.table(model.config.vocab_size, model.config.concept_topk),
+                seed=seed,
+                **shared,
+            )
     meta = prepared.manifest.splits[split]
     result = RunEvaluation(
         run=run.manifest.name,
@@ -102,7 +116,7 @@ def evaluate_run(
         bits_per_byte=loss * meta.tokens / (meta.bytes * math.log(2.0)) if meta.bytes > 0 else None,
         references=references,
         slices=tuple(LossSlice(**values) for values in loss_slices(table)),
-        concepts=None if measured.concepts is None else _concept_results(measured.concepts, store),
+        concepts=None if measured.concepts is None else _concept_results(measured.concepts, store, counted),
         reliance=relied,
         reliance_note=note,
     )
@@ -110,7 +124,9 @@ def evaluate_run(
     return result
 
 
-def _concept_results(counts: ConceptCounts, store: Concatenated[Labels] | None) -> ConceptResults:
+def _concept_results(
+    counts: ConceptCounts, store: Concatenated[Labels] | None, training: LabelCounts | None
+) -> ConceptResults:
     labelled, labels = counts.positions > 0, max(int(counts.labels.sum()), 1)
     return ConceptResults(
         loss=counts.loss / counts.positions if labelled else None,
@@ -118,9 +134,24 @@ def _concept_results(counts: ConceptCounts, store: Concatenated[Labels] | None) 
         recall_at_labels=int(counts.found_at_labels.sum()) / labels if labelled else None,
         labelled_positions=counts.positions if labelled else None,
         label_content=None if store is None else store.first.manifest.content,
+        recall_by_frequency=() if training is None else _recall_by_frequency(counts, training.of_concepts),
         concepts_predicted=int((counts.predicted > 0).sum()),
         num_concepts=len(counts.predicted),
     )
+
+
+def _recall_by_frequency(counts: ConceptCounts, training: NDArray[np.int64]) -> tuple[FrequencyRecall, ...]:
+    groups, low, high = [], 0, 0
+    while low <= int(training.max()):
+        inside = (training >= low) & (training <= high)
+        labels, found = int(counts.labels[inside].sum()), int(counts.found[inside].sum())
+        if inside.any():
+            recall = found / labels if labels else None
+            groups.append(
+                FrequencyRecall(lowest=low, highest=high, concepts=int(inside.sum()), labels=labels, recall=recall)
+            )
+        low, high = high + 1, high * 10 + 9
+    return tuple(groups)
 
 
 def _references(
@@ -139,7 +170,7 @@ def _references(
     vocab_size = own.manifest.vocab_size
     counts = np.bincount(train.tokens, minlength=vocab_size)
     asked = blocks.depth > 0
-    for earlier in evaluations_of(run):
+    for earlier in _readable_evaluations(run):
         known = earlier.references
         same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
         if known is not None and same and earlier.block_size == blocks.block_size:
@@ -155,11 +186,19 @@ def _references(
     return losses, references, counts
 
 
-def warn_if_worse_than_bigram(name: str, loss: float, references: References | None) -> None:
-    """Say so where a table of token pairs predicts better than a model."""
-    if references is not None and loss > references.bigram:
-        logger.warning(
-            f"{name} is worse than a bigram table of its training tokens ({loss:.3f} against {references.bigram:.3f} "
-            "nats per token): what it says of concepts says little about models that have learnt the language; train "
-            "it on more tokens."
-        )
+def _readable_evaluations(run: Run) -> list[RunEvaluation]:
+    try:
+        return evaluations_of(run)
+    except CoCoMixError:  # which must not keep a run from being evaluated again
+        return []
+
+
+def final_references(run: Run) -> References | None:
+    """The n-gram references of the validation blocks that the run's own final evaluation read.
+
+    Raises:
+        CoCoMixError: the run's data cannot be read.
+    """
+    limit = load_recipe(run.path / "recipe.yaml").evaluation_blocks
+    blocks = run_blocks(run, open_run_data(run), None, limit_blocks=limit)
+    return _references(run, blocks, VALIDATION)[1]

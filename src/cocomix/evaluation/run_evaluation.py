@@ -20,7 +20,7 @@ from cocomix.training import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EVALUATIONS", "ConceptResults", "LossSlice", "RunEvaluation", "evaluations_of"]
+__all__ = ["EVALUATIONS", "ConceptResults", "FrequencyRecall", "LossSlice", "RunEvaluation", "evaluations_of"]
 
 EVALUATIONS = "evaluations"
 """Folder within a run's folder."""
@@ -48,6 +48,24 @@ class LossSlice(_Part):
     loss: float
 
 
+class FrequencyRecall(_Part):
+    """Recall of the concepts that are about equally frequent among training labels.
+
+    Attributes:
+        lowest: fewest labels of a concept of the group, in about two million training positions.
+        highest: most.
+        concepts: concepts of the group.
+        labels: their labels in the evaluated blocks.
+        recall: share of these labels among the first 32 predicted concepts; `None` without labels.
+    """
+
+    lowest: int
+    highest: int
+    concepts: int
+    labels: int
+    recall: float | None
+
+
 class ConceptResults(_Part):
     """What a model's concepts are on the evaluated blocks; without labels, only the last two are known.
 
@@ -58,6 +76,7 @@ class ConceptResults(_Part):
         recall_at_labels: the same among the first k_attr, as many as a position can have labels.
         labelled_positions: positions with at least one label.
         label_content: what is in the labels themselves, to read recall by; `None` where it was not measured.
+        recall_by_frequency: recall_at_32 in groups of concepts by their number of training labels: 0, 1-9, 10-99, …
         concepts_predicted: concepts that were among those mixed in at some position.
         num_concepts: of the model.
     """
@@ -67,6 +86,7 @@ class ConceptResults(_Part):
     recall_at_labels: float | None
     labelled_positions: int | None
     label_content: LabelContent | None
+    recall_by_frequency: tuple[FrequencyRecall, ...]
     concepts_predicted: int
     num_concepts: int
 
@@ -177,6 +197,8 @@ def _read(file: Path) -> RunEvaluation:
         found = RunEvaluation.model_validate_json(file.read_bytes())
     except ValidationError as error:
         at = ".".join(map(str, error.errors()[0]["loc"]))
-        raise CoCoMixError(f"{file} is damaged or of another version at {at}; evaluate the run again.") from error
+        raise CoCoMixError(
+            f"{file} is damaged or of another version at {at}; remove {file.parent} and evaluate the run again."
+        ) from error
     found._folder = file.parent
     return found

@@ -61,7 +61,8 @@ def test_shares_of_the_gain_need_a_control_that_is_worse(workshop: Workshop, tmp
     assert all(shares) == any(shares) == (evaluated["loss"] > beside.runs[0].evaluation.loss)
 
 
-def test_eval_prints_what_it_measured_and_warns(workshop: Workshop, cli: Cli) -> None:
+def test_eval_prints_what_it_measured_and_warns(workshop: Workshop, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     values = RunEvaluation.model_validate_json(cli("eval", workshop.cocomix_run, "--json").out)
     printed = cli("eval", workshop.cocomix_run)
     for number in (values.loss, values.references.bigram, values.references.fourgram):

@@ -115,9 +115,9 @@ def test_summary_says_who_won_either_way(comparison, write_run):
 
 
 def test_reliance_section_shows_differences():
-    kinds = {"zero": Reliance(nats=0.25), "shuffle": Reliance(nats=-0.5)}
+    kinds = {"zero": Reliance(nats=0.25, low=0.2, high=0.3), "shuffle": Reliance(nats=-0.5, low=-0.6, high=-0.4)}
     one = RunReliance(kinds=kinds, documents=9)
-    two = RunReliance(kinds={"zero": Reliance(nats=0.125)}, documents=9)
+    two = RunReliance(kinds={"zero": Reliance(nats=0.125, low=0.1, high=0.2)}, documents=9)
     html = "".join(block.html() for block in reliance_section({"one": one, "two": two}).blocks)
     for text in ("+0.250", "+0.125", "\u22120.500", "\u2013"):
         assert text in html

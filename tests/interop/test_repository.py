@@ -111,9 +111,11 @@ def test_the_model_card(exported: Path, workshop: Workshop) -> None:
 
 def test_what_was_measured_is_in_the_card(workshop: Workshop, tmp_path: Path) -> None:
     run = Path(shutil.copytree(workshop.cocomix_run, tmp_path / "run"))
+    shutil.rmtree(run / "evaluations", ignore_errors=True)
     evaluate_run(Run.open(run), device=torch.device("cpu"), limit_blocks=4)
     (written,) = (run / "evaluations").glob("*/evaluation.json")
-    kinds = {"zero": {"nats": 0.25}, "shuffle": {"nats": -0.125}}
+    ends = {"low": -0.5, "high": 0.5}
+    kinds = {"zero": {"nats": 0.25, **ends}, "shuffle": {"nats": -0.125, **ends}}
     values = {"loss": 4.5, "targets": 1234, "bits_per_byte": 1.75, "reliance": {"kinds": kinds, "documents": 9}}
     write_json(written, read_json(written) | values)
     conditions = {"harness": "0.4", "context": 16, "batch_size": 1, "dtype": "float32", "limit": None}

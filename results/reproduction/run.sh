@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Recorded before steer-eval was rebuilt: check out ffc1e61 to repeat its steer-eval lines and themes.py.
 # The scaled-down reproduction: teachers, dictionaries, and every arm of the paper on two CPU cores.
 #   bash results/reproduction/run.sh CORPUS_FOLDER OUTPUT_FOLDER [TASK_FOLDER]
 # CORPUS_FOLDER: JSONL shards corpus-*.jsonl.gz and heldout.jsonl.gz with "text" and "source". TASK_FOLDER: hellaswag.jsonl

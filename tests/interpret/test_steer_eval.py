@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import AttributionLabeller, ConceptDictionary, ConceptTeacher
+from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
-from cocomix.interpret.rank_statistics import RankTrend
-from cocomix.interpret.steer_effects import ARMS, SteerEvalSettings, measure_steering
-from cocomix.interpret.steer_scores import ConceptScore, control_p_value, curve, score_concepts, steering_shares
-from cocomix.interpret.survey import survey_concepts
-from cocomix.interpret.text_measures import MEASURES, measure_texts
+from cocomix.interpret.steer_eval import (
+    ARMS,
+    SteerEvalSettings,
+    Strengths,
+    concept_strengths,
+    measure_steering,
+)
+from cocomix.interpret.steer_report import SteerReport
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model
@@ -20,23 +23,20 @@ from tests.model.factories import CONCEPTS, VOCAB, plain, student, tokens
 
 SETTINGS = SteerEvalSettings(
     concepts=(4, 9, 2),
-    turn="scale",
-    factors=(-3.0, 1.0, 8.0),
+    factors=(0.0, 1.0, 3.0),
     prompts=3,
     prompt_tokens=5,
     new_tokens=6,
     temperature=0.0,
     batch_size=7,
-    resamples=100,
 )
 PROMPTS = tokens(3, 5)
-K = 2
+ONES = Strengths(*(np.full(CONCEPTS, value) for value in (0.1, 2.0, 1.5, 0.1)))
+WORDS = ([3, 1], [], [5])
 
 
-def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, **extra):
-    return measure_steering(
-        model, teacher, AttributionLabeller(teacher), K, prompts, settings, end=0, vocab_size=VOCAB, **extra
-    )
+def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, strengths=ONES, words=WORDS):
+    return measure_steering(model, teacher, prompts, settings, strengths, words, end=0, vocab_size=VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -49,70 +49,51 @@ def measured(teacher):
     return measure(student("gpt2"), teacher)
 
 
-def test_every_text_is_the_one_generated_alone(teacher, measured):
-    model = student("gpt2")
+def activation_by_hand(teacher, text, concept):
+    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(text)[:, 5:])
+    return float((codes.values * (codes.ids == concept)).sum(-1).mean())
+
+
+def test_every_text_is_the_one_generated_alone_and_scored_for_every_concept(teacher, measured):
+    model, reader = student("gpt2"), teacher.decoder.model
     greedy = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "eos_token_id": 0, "pad_token_id": 0}
-    for arm, concept_place, factor_place, prompt in (("student", 1, 2, 0), ("control", 0, 2, 2), ("teacher", 2, 2, 1)):
-        turned = (measured.controls if arm == "control" else measured.concepts)[concept_place]
-        edits = [ConceptEdit(turned, "scale", SETTINGS.factors[factor_place])]
+    assert len(measured.rows) == 3 * (3 + 3 + 1) * 3
+    for arm, place, factor, prompt in (("student", 1, 2, 0), ("teacher", 2, 1, 1), ("prompt", 0, 0, 2)):
         ids = PROMPTS[prompt : prompt + 1]
-        if arm == "teacher":
-            with teacher_steering(teacher, edits) as steered:
-                text = steered.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
-        else:
-            text = model.generate(ids, concept_edits=edits, **greedy)
-        concept = measured.concepts[concept_place]
-        expected = measure_texts(
-            text, 5, [concept], student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=K
-        )
-        for name in measured.measures:
-            found = measured.values[arm][name][concept_place, factor_place, prompt]
-            assert found == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6), (arm, name)
-
-
-def test_a_factor_of_one_is_no_steering(measured):
-    assert set(measured.measures) == set(MEASURES) - {"following"}
-    for name in measured.measures:
-        neutral = measured.values["student"][name][:, 1]
-        assert np.array_equal(neutral, measured.values["control"][name][:, 1])
-    assert not np.array_equal(measured.values["student"]["activation"], measured.values["control"]["activation"])
-
-
-def test_adding_adds_so_many_times_the_usual_value(teacher):
-    model = student("gpt2")
-    survey = survey_concepts(model, teacher, tokens(8, 16), window=4)
-    settings = replace(SETTINGS, turn="add", factors=(-2.0, 0.0, 3.0))
-    found = measure(model, teacher, settings, survey=survey)
-    greedy = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "eos_token_id": 0, "pad_token_id": 0}
-    ids = PROMPTS[:1]
-    for arm, place, factor, value in (("student", 2, 2, 3.0), ("control", 0, 0, -2.0), ("teacher", 1, 2, 3.0)):
-        turned = (found.controls if arm == "control" else found.concepts)[place]
-        usual = survey.latent if arm == "teacher" else survey.logit
-        edit = ConceptEdit(turned, "add", value * float(usual[turned]))
-        if arm == "teacher":
-            with teacher_steering(teacher, [edit]) as steered:
-                text = steered.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
-        else:
+        concept, unit = SETTINGS.concepts[place], {"student": 2.0, "teacher": 1.5}.get(arm)
+        if arm == "prompt":
+            longer = torch.cat((torch.tensor([WORDS[place]]), ids), 1)
+            text = torch.cat((ids, model.generate(longer, **greedy)[:, longer.shape[1] :]), 1)
+        elif arm == "student":
+            edit = ConceptEdit(concept, "add", SETTINGS.factors[factor] * unit)
             text = model.generate(ids, concept_edits=[edit], **greedy)
-        expected = measure_texts(
-            text, 5, [found.concepts[place]], student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=K
-        )
-        for name in found.measures:
-            assert found.values[arm][name][place, factor, 0] == pytest.approx(expected[name][0], rel=1e-4, abs=1e-6)
-    unsteered = model.generate(ids, **greedy)
-    expected = measure_texts(
-        unsteered, 5, [found.concepts[0]], student=model, teacher=teacher, labeller=AttributionLabeller(teacher), k=K
-    )
-    assert found.values["student"]["activation"][0, 1, 0] == pytest.approx(expected["activation"][0], rel=1e-4)
-    with pytest.raises(CoCoMixError, match="needs a survey"):
-        measure(model, teacher, settings)
-    with pytest.raises(CoCoMixError, match="use --turn scale"):
-        measure(model, teacher, settings, survey=replace(survey, logit=torch.zeros(CONCEPTS)))
+        else:
+            with teacher_steering(teacher, [ConceptEdit(concept, "add", SETTINGS.factors[factor] * unit)]) as steered:
+                text = steered.generate(ids, attention_mask=torch.ones_like(ids), **greedy)
+        found = measured.of(arm, "activation")[place, factor, prompt]
+        assert found == pytest.approx([activation_by_hand(teacher, text, one) for one in SETTINGS.concepts], abs=1e-5)
+        with torch.no_grad():
+            logits = reader(text).logits[:, 4:-1].flatten(0, 1)
+        loss = float(torch.nn.functional.cross_entropy(logits, text[:, 5:].flatten()))
+        assert measured.of(arm, "loss")[place, factor, prompt] == pytest.approx(loss, rel=1e-4)
+        assert measured.of(arm, "tokens")[place, factor, prompt].tolist() == text[0].tolist()
 
 
-def test_controls_are_other_concepts_of_those_measured(measured):
-    assert all(control != concept for control, concept in zip(measured.controls, measured.concepts, strict=True))
-    assert set(measured.controls) <= set(measured.concepts)
+def test_the_control_of_a_concept_is_every_other_concepts_text(measured):
+    report = SteerReport("run", "teacher", "dictionary", measured, ONES, ("a", "", "b"))
+    every = measured.of("student", "activation")
+    own, others = report.activation["student"]
+    assert own[1] == pytest.approx(every[1, :, :, 1])
+    assert others[1] == pytest.approx((every[0, :, :, 1] + every[2, :, :, 1]) / 2)
+    assert np.array_equal(*(measured.of(arm, "activation")[:, 0] for arm in ("student", "student")))
+    assert report.activation["prompt"][0].shape == (3, 1, 3)
+
+
+def test_a_factor_of_zero_is_no_steering(measured):
+    neutral = measured.of("student", "tokens")[:, 0]
+    assert (neutral == neutral[:1]).all()
+    assert (measured.of("prompt", "tokens")[1, 0] == neutral[0]).all()  # nothing is put before these
+    assert (measured.of("student", "tokens")[:, 2] != neutral).any()
 
 
 def planted(concept=7, token=13):
@@ -141,60 +122,64 @@ def planted(concept=7, token=13):
     return model, ConceptTeacher(language_model, dictionary, 0)
 
 
-def test_a_planted_concept_is_found_to_steer_and_its_control_is_not():
+def test_a_planted_concept_is_found_to_steer_and_the_others_are_its_control():
     model, reader = planted()
-    factors = (-10.0, -3.0, 0.0, 1.0, 2.0, 4.0, 10.0)
-    changes = {"concepts": (7,), "factors": factors, "temperature": 1.0, "prompts": 6, "new_tokens": 10}
-    followers = torch.zeros(1, VOCAB)
-    followers[0, 13] = 1.0  # the planted token
-    found = measure(model, reader, replace(SETTINGS, **changes), tokens(6, 5), followers=followers)
-    (follows,) = score_concepts(found, "following")
-    assert follows.steers()
-    assert not follows.steers("control")
-    assert follows.gain > 0.1
-    (score,) = score_concepts(found)
-    assert score.steers()
-    assert score.trends["student"].correlation > 0.7
-    assert score.gain > 0.1
-    assert not score.steers("control")
-    assert score.trends["control"].correlation < score.trends["student"].low
-    assert steering_shares((score,)) == {"student": 1.0, "control": 0.0, "teacher": float(score.steers("teacher"))}
+    settings = replace(
+        SETTINGS, concepts=(7, 9), factors=(0.0, 1.0, 2.0, 5.0), temperature=1.0, prompts=6, new_tokens=10, fluency=1e9
+    )
+    strengths = Strengths(*(np.full(CONCEPTS, value) for value in (0.1, 2.0, 0.0, 0.1)))
+    found = measure(model, reader, settings, tokens(6, 5), strengths, ([13], []))
+    report = SteerReport("run", "teacher", "dictionary", found, strengths, ("it", ""))
+    own, others = report.trends["student"]
+    assert own[0] > 0.7 > others[0]
+    assert own[1] == 0  # nothing can be said of a concept that is never active
+    assert report.gains["steering"][0] > 0.1
+    assert settings.factors[report.best] > 0
 
 
-def test_scores_against_the_control_are_tested_over_concepts():
-    def score(student, control):
-        trends = {"student": student, "control": control, "teacher": 0.0}
-        return ConceptScore(0, 1, {arm: RankTrend(value, -1.0, 1.0, 0.5) for arm, value in trends.items()}, 0.0)
+def test_strengths_equal_a_naive_count(teacher):
+    model, ids = student("gpt2"), tokens(6, 8)
+    found = concept_strengths(model, teacher, ids)
+    with torch.no_grad():
+        output = model(ids, output_concept_logits=True)
+    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(ids))
+    for concept in (0, 7, CONCEPTS - 1):
+        there = output.concept_ids == concept
+        assert found.share[concept] == pytest.approx(float(there.any(-1).float().mean()))
+        latents = (codes.values * (codes.ids == concept)).sum(-1)
+        assert found.active[concept] == pytest.approx(float((latents > 0).float().mean()))
+        if there.any():
+            high = float(output.concept_values[there].quantile(0.95, interpolation="higher"))
+            mean = float(output.concept_logits[..., concept].mean())
+            assert found.logit[concept] == pytest.approx(max(high - mean, 0.1), abs=0.2)
 
-    clear = tuple(score(0.5 + 0.01 * place, 0.0) for place in range(8))
-    assert control_p_value(clear) == pytest.approx(2 / 2**8)  # all of eight on one side
-    assert control_p_value(clear[:5]) is None
-    assert control_p_value(tuple(score(0.3, 0.3) for _ in range(8))) == 1.0
 
-
-def test_curves_are_means_over_concepts_and_prompts(measured):
-    for arm in ARMS:
-        activation = curve(measured, arm, "activation")
-        assert activation.mean == pytest.approx(measured.values[arm]["activation"].mean((0, 2)))
-        assert (activation.low <= activation.mean + 1e-9).all()
-        assert (activation.mean <= activation.high + 1e-9).all()
-        perplexity = curve(measured, arm, "teacher_loss")
-        assert perplexity.mean == pytest.approx(np.exp(measured.values[arm]["teacher_loss"].mean((0, 2))))
+def test_concepts_are_chosen_by_how_often_they_are_predicted():
+    share = np.array([0.9, 0.3, 0.2, 0.1, 0.4, 0.0])
+    strengths = Strengths(share, share, share, np.array([1, 1, 0, 1, 1, 1.0]))
+    assert strengths.usable(2) == (4, 1)
+    assert strengths.usable(9) == (4, 1, 3)
+    with pytest.raises(CoCoMixError, match="two"):
+        Strengths(share, share, share, np.zeros(6)).usable(3)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factors": (1.0, 2.0)}, "at least three different numbers"),
-        ({"factors": (1.0, 2.0, 2.0)}, "at least three different numbers"),
-        ({"factors": (1.0, 2.0, float("nan"))}, "between -100 and 100"),
-        ({"factors": (1.0, 2.0, 101.0)}, "between -100 and 100"),
-        ({"concepts": (1, 1)}, "named twice"),
-        ({"prompts": 1}, "prompts=1 must be at least 2"),
-        ({"new_tokens": 3}, "new_tokens=3 must be at least 4"),
+        ({"factors": (0.0, 2.0)}, "factors"),
+        ({"factors": (0.0, 2.0, 2.0)}, "factors"),
+        ({"factors": (1.0, 2.0, 3.0)}, "with 0"),
+        ({"factors": (0.0, 2.0, 3.0), "turn": "scale"}, "with 1"),
+        ({"factors": (0.0, 2.0, float("nan"))}, "100"),
+        ({"factors": (0.0, 2.0, 101.0)}, "100"),
+        ({"concepts": (1, 1)}, "each once"),
+        ({"concepts": (1,)}, "two concepts"),
+        ({"num_concepts": 1}, "num_concepts=1"),
+        ({"prompts": 1}, "prompts=1"),
+        ({"new_tokens": 3}, "new_tokens=3"),
+        ({"fluency": 0.5}, r"fluency=0\.5"),
         ({"temperature": -1.0}, "temperature=-1"),
-        ({"turn": "set"}, "turn='set' is not one of add, scale"),
-        ({"choice": "best"}, "choice='best' is not one of persistent, frequent"),
+        ({"turn": "set"}, "turn='set'"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(changes, message):
@@ -206,10 +191,10 @@ def test_models_and_concepts_that_do_not_fit_are_refused(teacher):
     for model, settings, message in (
         (plain("gpt2"), SETTINGS, "has no concepts"),
         (student("gpt2", mixing="none"), SETTINGS, "mixes none in"),
-        (student("gpt2", num_concepts=20), SETTINGS, "has 48 concepts, but the model 20"),
-        (student("gpt2"), replace(SETTINGS, concepts=(CONCEPTS,)), f"concept {CONCEPTS} does not exist"),
-        (student("gpt2"), replace(SETTINGS, concepts=()), "no concept to turn"),
-        (student("gpt2"), replace(SETTINGS, new_tokens=60), "do not fit the context of 64 tokens"),
+        (student("gpt2", num_concepts=20), SETTINGS, "48 concepts.* 20"),
+        (student("gpt2"), replace(SETTINGS, concepts=(1, CONCEPTS)), f"concept {CONCEPTS}"),
+        (student("gpt2"), replace(SETTINGS, new_tokens=60), "64 tokens"),
     ):
         with pytest.raises(CoCoMixError, match=message):
             measure(model, teacher, settings)
+    assert set(ARMS) == {"student", "teacher", "prompt"}

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Recorded before steer-eval was rebuilt: check out ffc1e61 to repeat its steer-eval lines and themes.py.
 # The run behind this folder: teacher, dictionary, labels and one student on two CPU cores. Measured with cocomix at
 # f5f87ea, whose themes.py multiplied logits.
 #   bash results/steering/first/run.sh CORPUS_FOLDER OUTPUT_FOLDER

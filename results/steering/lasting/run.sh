@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Recorded before steer-eval was rebuilt: check out ffc1e61 to repeat its steer-eval lines and themes.py.
 # Two students steered by concepts that last, on two CPU cores in about two hours. The teacher, its tokenizer and the
 # validation text are those of results/reproduction/run.sh.
 #   bash results/steering/lasting/run.sh CORPUS_FOLDER REPRODUCTION_FOLDER OUTPUT_FOLDER

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Literal, TypeVar
 
 import typer
+from rich.console import Group
 
 from cocomix.cli.options import Output, RunFolder
-from cocomix.cli.printing import Printed, values_table
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["steer_eval"]
@@ -20,24 +21,21 @@ class _Settings:
     """Every field is an option, and one of `SteerEvalSettings`."""
 
     concepts: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Concepts to turn; default: chosen.")] = None
-    num_concepts: Annotated[int, typer.Option(help="How many to choose.")] = 16
-    choice: Annotated[
-        Literal["persistent", "frequent"],
-        typer.Option(help="Those that last over passages rather than single tokens, or that label most tokens."),
-    ] = "persistent"
+    num_concepts: Annotated[int, typer.Option(help="How many to choose, most frequently predicted first.")] = 16
     turn: Annotated[
         Literal["add", "scale"],
-        typer.Option(help="Add the logit's usual value so many times, or multiply the logit, as the paper does."),
+        typer.Option(help="Add to the logit, in units of where the concept truly is, or multiply it (the paper)."),
     ] = "add"
-    factors: Annotated[str, typer.Option(metavar="X,Y,…", help="How far to turn; below 0: down.")] = (
-        "-10,-5,-2,-1,0,1,2,5,10"
-    )
+    factors: Annotated[
+        str, typer.Option(metavar="X,Y,…", help="How far to turn, with the one that changes nothing (0; with scale 1).")
+    ] = "0,0.5,1,2,4"
     prompts: Annotated[int, typer.Option(help="Validation prompts per concept.")] = 8
     prompt_tokens: Annotated[int, typer.Option(help="Their length.")] = 16
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each.")] = 32
+    fluency: Annotated[float, typer.Option(help="Perplexity may rise so many times at the factor compared.")] = 1.5
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0
     batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32
-    seed: Annotated[int, typer.Option(help="Decides samples, controls and intervals.")] = 0
+    seed: Annotated[int, typer.Option(help="Decides samples and intervals.")] = 0
 
 
 def steer_eval(
@@ -48,7 +46,7 @@ def steer_eval(
     dictionary: Annotated[str | None, typer.Option(help="Folder of its dictionary; default: likewise.")] = None,
     options: _Settings,
 ) -> Printed:
-    """Measure which concepts steer, how, and at what cost.
+    """Measure whether concepts steer, against other concepts and against a prompt, and at what cost.
 
     [dim]Example: cocomix steer-eval runs/first --num-concepts 8 --output steering[/dim]
     """
@@ -59,7 +57,7 @@ def steer_eval(
     factors = tuple(_numbers(options.factors, "--factors", float))
     settings = SteerEvalSettings(**asdict(options) | {"concepts": concepts, "factors": factors})
     report = evaluate_run_steering(Run.open(run), output, settings, teacher=teacher, dictionary=dictionary)
-    return Printed(report.to_json(), values_table(report.summary()))
+    return Printed(report.to_json(), Group(*report.found(), *(table.rich() for table in report.tables())))
 
 
 def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:

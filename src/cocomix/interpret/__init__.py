@@ -33,8 +33,8 @@ from cocomix.interpret.inspection import (
 )
 from cocomix.interpret.naming import NameEndpoint
 from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
-from cocomix.interpret.steer_effects import SteerEvalSettings
-from cocomix.interpret.steer_run import evaluate_run_steering
+from cocomix.interpret.steer_eval import SteerEvalSettings
+from cocomix.interpret.steer_report import SteerReport, evaluate_run_steering
 from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering
 from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.words import visible
@@ -58,6 +58,7 @@ __all__ = [
     "Ranking",
     "RunTeacher",
     "SteerEvalSettings",
+    "SteerReport",
     "SteeringCandidate",
     "TokenChanges",
     "TokenConcepts",

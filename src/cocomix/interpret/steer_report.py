@@ -1,54 +1,98 @@
-"""The report of a steering evaluation: steering.json, steering.csv, steering.md and steering.png."""
+"""`cocomix steer-eval`: a run's steering measured with the teacher of its own labels, and the report of it."""
 
-import csv
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
-from cocomix.artifacts import write_json, write_text
-from cocomix.evaluation.figures import LIGHT, dress
-from cocomix.evaluation.formatting import signed
-from cocomix.interpret.inspection import ConceptDescription
-from cocomix.interpret.rank_statistics import RankTrend
-from cocomix.interpret.steer_effects import ARMS, Arm, SteerMeasurements, Turn
-from cocomix.interpret.steer_scores import (
-    LEVEL,
-    ConceptScore,
-    Curve,
-    control_p_value,
-    curve,
-    score_concepts,
-    steering_shares,
+from cocomix.artifacts import whole_folder, write_json, write_text
+from cocomix.data import TRAIN, VALIDATION, TokenBlocks, positions_of_rows
+from cocomix.evaluation import Figure, Run, open_run_data, render_page
+from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress
+from cocomix.evaluation.formatting import NOTHING, signed
+from cocomix.evaluation.pages import Table
+from cocomix.interpret.atlas_pass import Array
+from cocomix.interpret.inspection import concept_model, describe_run_concepts
+from cocomix.interpret.run_teacher import open_run_teacher
+from cocomix.interpret.steer_eval import (
+    ARMS,
+    Arm,
+    SteerEvalSettings,
+    SteerMeasurements,
+    Strengths,
+    check_measurable,
+    concept_strengths,
+    measure_steering,
 )
-from cocomix.interpret.survey import ConceptSurvey
-from cocomix.interpret.text_measures import MEASURES
+from cocomix.runtime.device import default_device
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["PairedDifference", "SteerReport", "evaluate_run_steering", "paired_difference"]
 
-__all__ = ["SteerReport", "write_steer_report"]
+logger = logging.getLogger(__name__)
 
-_ARM_NAMES: dict[Arm, str] = {
-    "student": "the student, concept turned",
-    "control": "the student, another concept turned",
-    "teacher": "the teacher, latent turned",
-}
-_TURNS: dict[Turn, str] = {
-    "scale": "the logit (in the teacher, the latent) was multiplied by {} factors",
-    "add": "the logit (in the teacher, the latent) had its usual value added to it {} different numbers of times",
-}
-_PANELS = {
-    "activation": "activation of the concept",
-    "following": "tokens that follow its labels (nats)",
-    "label_rate": "share of tokens labelled with it",
-    "teacher_loss": "perplexity under the teacher",
-    "distinct_2": "distinct token pairs",
-}
+_SURVEY_TOKENS = 65_536  # of training text, in which strengths are measured
+_RESAMPLES = 2000
+_LEAST_PAIRS = 6  # fewer pairs cannot reach p < 0.05 in Wilcoxon's test
+
+
+class PairedDifference(NamedTuple):
+    """A difference measured concept by concept.
+
+    Attributes:
+        mean: over concepts.
+        low: lower end of its 95% interval, by bootstrap over concepts.
+        high: upper end.
+        p_value: of Wilcoxon's signed-rank test, two-sided; `None` for fewer than 6 concepts, which cannot reach 0.05.
+        positive: concepts with a difference above 0.
+        concepts: all.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float | None
+    positive: int
+    concepts: int
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is above 0 with p < 0.05."""
+        return self.mean > 0 and self.p_value is not None and self.p_value < 0.05
+
+    def __str__(self) -> str:
+        """The numbers as they are quoted: difference, interval, p-value, count."""
+        p_value = "too few concepts for a test" if self.p_value is None else f"Wilcoxon p = {self.p_value:.2g}"
+        interval = f"[{signed(self.low)}, {signed(self.high)}]"
+        return f"{signed(self.mean)} {interval}, {p_value}, above 0 for {self.positive} of {self.concepts} concepts"
+
+
+def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:
+    """Mean, interval and test of differences, one per concept. [concepts]"""
+    from scipy.stats import wilcoxon
+
+    low, high = _interval(values, seed)
+    p_value = None
+    if len(values) >= _LEAST_PAIRS:
+        p_value = float(wilcoxon(values).pvalue) if np.any(values) else 1.0
+    return PairedDifference(
+        float(values.mean()), float(low), float(high), p_value, int((values > 0).sum()), len(values)
+    )
+
+
+def _interval(values: Array, seed: int) -> tuple[Any, Any]:
+    """95% interval of the mean over the first axis, by bootstrap."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=seed, axis=0)
+    return found.confidence_interval
 
 
 @dataclass(frozen=True)
@@ -59,253 +103,320 @@ class SteerReport:
         run: its name.
         teacher: where the teacher was loaded from.
         dictionary: likewise.
-        measured: everything measured.
-        survey: how the concepts behave in ordinary text.
-        descriptions: what the concepts stand for, where known.
+        measured: every text.
+        strengths: how strong the concepts are in ordinary text.
+        words: what was put before the prompts, for each concept.
     """
 
     run: str
     teacher: str
     dictionary: str
     measured: SteerMeasurements
-    survey: ConceptSurvey
-    descriptions: Mapping[int, ConceptDescription]
+    strengths: Strengths
+    words: tuple[str, ...]
 
     @cached_property
-    def scores(self) -> tuple[ConceptScore, ...]:
-        """The concepts by their activation, highest steering score first."""
-        return score_concepts(self.measured)
+    def activation(self) -> dict[Arm, tuple[Array, Array]]:
+        """(own, others): activation of each concept where it is turned, and where the others are, averaged over them.
+
+        [concepts, factors, prompts] each
+        """
+        found = {}
+        for arm in ARMS:
+            every = self.measured.of(arm, "activation")  # [turned, factors, prompts, measured]
+            own = np.einsum("cfpc->cfp", every)
+            found[arm] = (own, (np.moveaxis(every.sum(0), -1, 0) - own) / (len(own) - 1))
+        return found
 
     @cached_property
-    def following(self) -> tuple[ConceptScore, ...]:
-        """The concepts by the tokens that follow their labels; empty where that was not measured."""
-        return score_concepts(self.measured, "following") if "following" in self.measured.measures else ()
+    def trends(self) -> dict[Arm, tuple[Array, Array]]:
+        """(own, others): Spearman's rank correlation of factor and activation, averaged over the others. [concepts]"""
+        found: dict[Arm, tuple[Array, Array]] = {}
+        for arm in ("student", "teacher"):
+            every = self.measured.of(arm, "activation").mean(2)  # [turned, factors, measured]
+            factors = self.measured.settings.factors
+            pairs = np.array([[_spearman(factors, column) for column in turned.T] for turned in every])
+            own = pairs.diagonal()  # of [turned, measured]
+            found[arm] = (own, (pairs.sum(0) - own) / (len(own) - 1))
+        return found
+
+    @cached_property
+    def perplexity(self) -> dict[Arm, Array]:
+        """The teacher's perplexity of each arm's texts. [factors]"""
+        return {arm: np.exp(self.measured.of(arm, "loss").mean((0, 2))) for arm in ARMS}
+
+    @cached_property
+    def neutral(self) -> int:
+        """Place of the factor that changes nothing."""
+        return self.measured.settings.factors.index(self.measured.settings.neutral)
+
+    @cached_property
+    def best(self) -> int:
+        """Place of the factor that raises the student's concepts most, of those whose texts are fluent enough.
+
+        Chosen on every second prompt; what is said of it is measured on the others.
+        """
+        ratio = self.perplexity["student"] / self.perplexity["student"][self.neutral]
+        raised = self.activation["student"][0][:, :, ::2].mean((0, 2))
+        return int(np.where(ratio <= self.measured.settings.fluency, raised, -np.inf).argmax())
+
+    @cached_property
+    def gains(self) -> dict[str, Array]:
+        """Change of each concept's activation at the best factor, and with its words in the prompt. [concepts]"""
+        student, prompt = (self.activation[arm][0][:, :, 1::2].mean(-1) for arm in ("student", "prompt"))  # type: ignore[index]
+        plain = student[:, self.neutral]
+        return {"steering": student[:, self.best] - plain, "prompt": prompt[:, 0] - plain}
+
+    @cached_property
+    def tests(self) -> dict[str, PairedDifference]:
+        """The comparisons, concept by concept."""
+        differences = {f"{arm}_own_minus_others": own - others for arm, (own, others) in self.trends.items()}
+        differences |= {f"{name}_gain": values for name, values in self.gains.items()}
+        differences["steering_minus_prompt_gain"] = self.gains["steering"] - self.gains["prompt"]
+        seed = self.measured.settings.seed
+        return {name: paired_difference(values, seed=seed) for name, values in differences.items()}
+
+    def found(self) -> list[str]:
+        """What was found, one sentence each."""
+        tests, student = self.tests, self.perplexity["student"]
+        steers, latents = tests["student_own_minus_others"], tests["teacher_own_minus_others"]
+        beats = tests["steering_minus_prompt_gain"]
+        shown = "raises" if steers.shown else "is not shown to raise"
+        return [
+            f"Turning a concept in the student {shown} it in the text more than turning another does: difference of the "
+            f"rank correlations of factor and activation {steers}.",
+            f"In the teacher, whose latents are turned: {latents}.",
+            f"Steering at factor {self.measured.settings.factors[self.best]:g} changes the concept's activation by "
+            f"{tests['steering_gain']}; its words in the prompt by {tests['prompt_gain']}.",
+            f"Steering is {'' if beats.shown else 'not shown to be '}better than the prompt: difference {beats}.",
+            f"The teacher's perplexity of the texts is {student[self.neutral]:.1f} unsteered, {student[self.best]:.1f} "
+            f"at that factor, {self.perplexity['prompt'][0]:.1f} with the words in the prompt (lower is better).",
+        ]
+
+    def tables(self) -> tuple[Table, Table]:
+        """By factor, and by concept."""
+        curves, rows = self.to_json()["curves"], []
+        for arm, of in curves.items():
+            for place, (low, high) in enumerate(zip(of["low"], of["high"], strict=True)):
+                factor = NOTHING if arm == "prompt" else f"{self.measured.settings.factors[place]:g}"
+                own = f"{of['own'][place]:.3f} [{low:.3f}, {high:.3f}]"
+                others, perplexity, distinct = (of[name][place] for name in ("others", "perplexity", "distinct_2"))
+                rows.append((arm, factor, own, f"{others:.3f}", f"{perplexity:.1f}", f"{distinct:.2f}"))
+        by_factor = Table(
+            (
+                "arm",
+                "factor",
+                "own, activation",
+                "others, activation",
+                "perplexity, lower is better",
+                "distinct, share",
+            ),
+            rows,
+            caption="Dose and response, means over concepts and prompts",
+            meanings={
+                "own": "Activation of the concept that was turned [95% interval over concepts].",
+                "others": "Activation of the other concepts in the same texts: the control.",
+                "perplexity": "Of the new tokens under the unsteered teacher.",
+                "distinct": "Distinct pairs of neighbouring tokens, of all pairs of a text.",
+            },
+        )
+        numbers = ("student", "teacher", "steering_gain", "prompt_gain")
+        by_concept = Table(
+            ("concept", "words", *(name.replace("_", " ") for name in numbers)),
+            [(str(row["concept"]), row["words"], *(signed(row[name]) for name in numbers)) for row in self.concepts()],
+            caption="Concepts",
+            text_columns=2,
+            meanings={
+                "student": "Rank correlation of factor and activation where the concept is turned in the student, minus "
+                "the mean where others are; teacher likewise.",
+                "steering gain": "Change of the activation at the factor compared with the prompt.",
+                "prompt gain": "Change of the activation with the concept's words before the prompt.",
+            },
+        )
+        return by_factor, by_concept
+
+    def concepts(self) -> list[dict[str, Any]]:
+        """One object per concept, the one that steers most in the student first."""
+        columns: dict[str, Array] = {f"{name}_gain": values for name, values in self.gains.items()}
+        columns |= {arm: own - others for arm, (own, others) in self.trends.items()}
+        rows = [
+            {
+                "concept": concept,
+                "words": self.words[place],
+                "predicted": float(self.strengths.share[concept]),
+                "amount": float(self.strengths.logit[concept]),
+                **{name: float(values[place]) for name, values in columns.items()},
+            }
+            for place, concept in enumerate(self.measured.concepts)
+        ]
+        return sorted(rows, key=lambda row: (-row["student"], row["concept"]))
 
     def to_json(self) -> dict[str, Any]:
-        """Scores, curves and settings as JSON."""
+        """Tests, concepts, curves and settings as JSON; the texts are in texts.parquet."""
+        curves = {}
+        for arm, (own, others) in self.activation.items():
+            low, high = _interval(own.mean(-1), self.measured.settings.seed)
+            columns = {"own": own.mean((0, 2)), "low": low, "high": high, "others": others.mean((0, 2))}
+            columns |= {
+                "perplexity": self.perplexity[arm],
+                "distinct_2": self.measured.of(arm, "distinct_2").mean((0, 2)),
+            }
+            curves[arm] = {name: values.tolist() for name, values in columns.items()}
         return {
-            "format_version": 1,
+            "format_version": 2,
             "run": self.run,
             "teacher": self.teacher,
             "dictionary": self.dictionary,
             "settings": asdict(self.measured.settings),
-            "criterion": f"positive rank correlation of factor and activation, one-sided p < {LEVEL}",
-            "share_that_steers": steering_shares(self.scores),
-            "control_p_value": control_p_value(self.scores),
-            "concepts": [self._score_json(score) for score in self.scores],
-            "following": {
-                "share_that_steers": steering_shares(self.following),
-                "control_p_value": control_p_value(self.following),
-                "concepts": [self._score_json(score) for score in self.following],
-            }
-            if self.following
-            else None,
-            "measures": {name: MEASURES[name] for name in self.measured.measures},
-            "curves": {
-                arm: {
-                    _measure_name(name): _curve_json(curve(self.measured, arm, name)) for name in self.measured.measures
-                }
-                for arm in ARMS
-            },
+            "best_factor": self.measured.settings.factors[self.best],
+            "tests": {name: test._asdict() for name, test in self.tests.items()},
+            "concepts": self.concepts(),
+            "curves": curves,
         }
 
-    def summary(self) -> dict[str, Any]:
-        """The shares of concepts that steer and their mean scores, for the terminal."""
-        lines = {}
-        for arm in ARMS:
-            lines[_ARM_NAMES[arm]] = f"{_count(self.scores, arm)}, mean score {_mean(self.scores, arm)}"
-            if self.following:
-                lines[f"{_ARM_NAMES[arm]}, by what follows"] = (
-                    f"{_count(self.following, arm)}, mean score {_mean(self.following, arm)}"
-                )
-        return lines | {f"student against control, {name}": text for name, text in self._against_control().items()}
-
-    def _against_control(self) -> dict[str, str]:
-        """How the student's scores compare with the control's, by measure."""
-        lines = {}
-        for name, scores in (("activation", self.scores), ("what follows", self.following)):
-            p_value = control_p_value(scores)
-            if p_value is not None:
-                higher = sum(
-                    score.trends["student"].correlation > score.trends["control"].correlation for score in scores
-                )
-                lines[name] = f"higher for {higher} of {len(scores)} concepts, p = {p_value:.2g} (Wilcoxon)"
-        return lines
-
-    def _score_json(self, score: ConceptScore) -> dict[str, Any]:
-        return {
-            "concept": score.concept,
-            "typical_tokens": self._typical(score.concept),
-            "persistence": self._persistence(score.concept),
-            "mixed_share": int(self.survey.mixed[score.concept]) / self.survey.positions,
-            "typical_logit": float(self.survey.logit[score.concept]),
-            "typical_latent": float(self.survey.latent[score.concept]),
-            "control": score.control,
-            "gain": score.gain,
-            **{arm: {**score.trends[arm]._asdict(), "steers": score.steers(arm)} for arm in ARMS},
-        }
-
-    def to_csv(self) -> str:
-        """One row per arm, concept and factor: the measurements' means over prompts."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        names = self.measured.measures
-        writer.writerow(["arm", "concept", "turned", "factor", *names])
-        for arm in ARMS:
-            turned = self.measured.controls if arm == "control" else self.measured.concepts
-            for row, concept in enumerate(self.measured.concepts):
-                for column, factor in enumerate(self.measured.settings.factors):
-                    means = [f"{self.measured.values[arm][name][row, column].mean():.6g}" for name in names]
-                    writer.writerow([arm, concept, turned[row], f"{factor:g}", *means])
-        return stream.getvalue()
-
-    def to_markdown(self) -> str:
-        """What steers, in words and tables."""
-        lines = [f"# Steering of {self.run}", "", *self._summary(), ""]
-        lines += ["## Concepts", ""]
-        lines += [
-            "Steering score: Spearman's rank correlation of factor and activation [95% interval]. Persistence: "
-            "correlation, in training text, of the concept's activation at a token with its mean over the next "
-            f"{self.survey.window}; a concept of single tokens (about 0) cannot be expected to stay in a text.",
-            "",
+    def page(self) -> str:
+        """The report as one HTML page."""
+        settings = self.measured.settings
+        added = "added to the logit, in units that reach from its mean to where the concept truly is"
+        protocol = [
+            f"{len(self.words)} concepts, {settings.prompts} validation prompts of {settings.prompt_tokens} "
+            f"tokens, each continued by {settings.new_tokens} (temperature {settings.temperature:g}, seed "
+            f"{settings.seed}). Factors are {added if settings.turn == 'add' else 'multiplied with the logit'}; in the "
+            "teacher likewise with the latent.",
+            f"The teacher {self.teacher} with the dictionary {self.dictionary} reads every text for every concept. The "
+            "prompt arm puts the concept's words of highest lift before the prompt; the text is read without them.",
+            "The factor compared with the prompt is chosen on every second prompt, among those whose perplexity is at "
+            f"most {settings.fluency:g} times the unsteered one, and measured on the others.",
         ]
-        lines += self._concepts(self.scores)
-        if self.following:
-            lines += ["", "## What follows", ""]
-            lines += [
-                "The same with the tokens that follow the concept's labels in the training text, in place of its "
-                "activation: a label speaks of the next token, so a concept that works brings these.",
-                "",
-            ]
-            lines += self._concepts(self.following)
-        lines += ["", "## By factor", "", "Means over concepts and prompts [95% interval over prompts]."]
-        for name in self.measured.measures:
-            curves = [curve(self.measured, arm, name) for arm in ARMS]
-            rows = [
-                [f"{factor:g}", *(_point(found, index) for found in curves)]
-                for index, factor in enumerate(self.measured.settings.factors)
-            ]
-            unit = " (exponentiated: perplexity)" if name.endswith("_loss") else ""
-            lines += ["", f"**{_measure_name(name)}**: {MEASURES[name]}{unit}.", ""]
-            lines += _table(["factor", *ARMS], rows)
-        lines += ["", "![Curves](steering.png)", ""]
-        return "\n".join(lines)
-
-    def _concepts(self, scores: tuple[ConceptScore, ...]) -> list[str]:
-        header = ["concept", "typical tokens", "persistence", "score", "p", "steers", "gain", "control", "teacher"]
-        rows = [
+        by_factor, by_concept = self.tables()
+        alt = "Activation of turned and other concepts, and perplexity, against the factor"
+        return render_page(
+            f"Steering of {self.run}",
+            self.found(),
             [
-                str(score.concept),
-                self._typical(score.concept).replace("|", "\\|"),
-                f"{self._persistence(score.concept):.2f}",
-                _trend(score.trends["student"]),
-                f"{score.trends['student'].p_value:.3f}",
-                "yes" if score.steers() else "no",
-                signed(score.gain),
-                _trend(score.trends["control"]),
-                _trend(score.trends["teacher"]),
-            ]
-            for score in scores
-        ]
-        return _table(header, rows)
+                {"heading": "Dose and response", "tables": [by_factor]},
+                {"heading": "Figure", "figures": [Figure(self._draw(LIGHT), self._draw(DARK), alt)]},
+                {"heading": "Concepts", "tables": [by_concept]},
+                {"heading": "Protocol", "text": protocol},
+            ],
+        )
 
-    def _summary(self) -> list[str]:
-        settings, scores = self.measured.settings, self.scores
-        lines = []
-        for arm in ARMS:
-            line = f"- {_ARM_NAMES[arm]}: {_count(scores, arm)}, mean score {_mean(scores, arm)}"
-            if self.following:
-                line += f"; by what follows its labels {_count(self.following, arm)}, mean {_mean(self.following, arm)}"
-            lines.append(f"{line}.")
-        lines += [f"- Student against control, by {name}: {text}." for name, text in self._against_control().items()]
-        return [
-            f"Of each of {len(scores)} concepts, {_TURNS[settings.turn].format(len(settings.factors))}, from "
-            f"{min(settings.factors):g} to {max(settings.factors):g}, and {settings.prompts} prompts of "
-            f"{settings.prompt_tokens} tokens were continued by {settings.new_tokens} at each (temperature "
-            f"{settings.temperature:g}, seed {settings.seed}). The texts were read by the teacher, {self.teacher}, "
-            f"with the dictionary {self.dictionary}. A concept steers if its activation rises with the factor: "
-            f"positive rank correlation, one-sided permutation p < {LEVEL}. By chance alone, about {LEVEL:.0%} of "
-            "concepts would.",
-            "",
-            *lines,
-        ]
-
-    def _persistence(self, concept: int) -> float:
-        return float(self.survey.persistence[concept])
-
-    def _typical(self, concept: int) -> str:
-        return self.descriptions[concept].name if concept in self.descriptions else ""
-
-    def draw(self) -> bytes:
-        """Activation, what follows (or else the label rate), perplexity and variety against the factor, as PNG."""
+    def _draw(self, theme: Theme) -> bytes:
+        """Activation and perplexity against the factor, as PNG."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure as Canvas
 
-        figure = Figure(figsize=(11.0, 7.2), dpi=140, facecolor=LIGHT.background, layout="constrained")
-        FigureCanvasAgg(figure)
-        left_out = "label_rate" if self.following else "following"
-        panels = [(name, title) for name, title in _PANELS.items() if name != left_out]
-        for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            self._panel(axes, name, title)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=LIGHT.ink)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", facecolor=LIGHT.background, metadata={"Software": None})
-        return stream.getvalue()
-
-    def _panel(self, axes: "Axes", name: str, title: str) -> None:
         factors = np.array(self.measured.settings.factors)
         order = factors.argsort()
-        for arm, colour, marker in zip(ARMS, (LIGHT.series[0], LIGHT.ink, LIGHT.series[1]), "os^", strict=True):
-            mean, low, high = (values[order] for values in curve(self.measured, arm, name))
-            axes.plot(factors[order], mean, color=colour, marker=marker, markersize=4.5, label=_ARM_NAMES[arm])
-            axes.fill_between(factors[order], low, high, color=colour, alpha=0.15, linewidth=0)
-        dress(axes, LIGHT)
-        if name.endswith("_loss"):
-            from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
-
-            axes.set_yscale("log")
-            bottom, top = axes.get_ylim()
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if top > 6 * bottom else MaxNLocator(5))
-            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=LIGHT.ink)
-        axes.set_xlabel("factor", color=LIGHT.ink)
-
-
-def write_steer_report(report: SteerReport, folder: Path) -> None:
-    """Write steering.json, steering.csv, steering.md and steering.png into a folder."""
-    write_json(folder / "steering.json", report.to_json())
-    write_text(folder / "steering.csv", report.to_csv())
-    write_text(folder / "steering.md", report.to_markdown())
-    (folder / "steering.png").write_bytes(report.draw())
-
-
-def _count(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
-    return f"{sum(score.steers(arm) for score in scores)} of {len(scores)} concepts steer"
+        figure = Canvas(figsize=(11.0, 4.4), dpi=140, facecolor=theme.background, layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        arms: tuple[tuple[Arm, str, str], ...] = (("student", theme.series[0], "o"), ("teacher", theme.series[1], "^"))
+        for arm, colour, marker in arms:
+            own, others = (part.mean((0, 2))[order] for part in self.activation[arm])
+            left.plot(factors[order], own, color=colour, marker=marker, label=f"{arm}, own concept")
+            left.plot(factors[order], others, color=colour, linestyle=":", label=f"{arm}, others")
+            right.plot(factors[order], self.perplexity[arm][order], color=colour, marker=marker)
+        for axes, value, title in (
+            (left, self.activation["prompt"][0].mean(), "activation in the teacher's dictionary"),
+            (right, self.perplexity["prompt"][0], "perplexity under the teacher (lower is better)"),
+        ):
+            axes.axhline(value, color=theme.ink, linestyle="--", label="words in the prompt")
+            dress(axes, theme)
+            axes.set_title(title, loc="left", color=theme.ink)
+            axes.set_xlabel("factor", color=theme.ink)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=theme.ink)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", facecolor=theme.background, metadata={"Software": None})
+        return stream.getvalue()
 
 
-def _mean(scores: tuple[ConceptScore, ...], arm: Arm) -> str:
-    return signed(float(np.mean([score.trends[arm].correlation for score in scores])))
+def _spearman(factors: tuple[float, ...], values: Array) -> float:
+    """Rank correlation; 0 where the values do not vary."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(factors, values).statistic) if np.ptp(values) > 0 else 0.0
 
 
-def _measure_name(measure: str) -> str:
-    return measure.replace("_loss", "_perplexity")
+def evaluate_run_steering(
+    run: Run,
+    output: Path,
+    settings: SteerEvalSettings | None = None,
+    *,
+    teacher: str | None = None,
+    dictionary: str | None = None,
+) -> SteerReport:
+    """Measure how a run's concepts steer, and write steering.json, texts.parquet and steering.html.
+
+    Args:
+        run: a CoCoMix run that mixes its concepts in, with its data still there.
+        output: the folder to create; it appears when it is whole.
+        settings: concepts, factors and texts.
+        teacher: of the concepts; by default as the run's recipe or labels say.
+        dictionary: likewise.
+
+    Raises:
+        CoCoMixError: the run has no concepts to steer; its data, teacher or dictionary is not to be found or does not
+            belong to it; a concept does not exist; `output` exists.
+    """
+    require_extra("report", "matplotlib", "scipy", "jinja2", purpose="a report")
+    settings = settings or SteerEvalSettings()
+    with whole_folder(output) as folder:
+        student = concept_model(run.model(), mixing=True).to(default_device())
+        data = open_run_data(run)
+        opened = open_run_teacher(run, data, teacher=teacher, dictionary=dictionary)
+        check_measurable(student, opened.teacher, settings)
+        prompts = _prompts(data.split(VALIDATION), settings)
+        train = data.split(TRAIN)
+        step = max(1, len(train) * train.block_size // _SURVEY_TOKENS)
+        text = torch.stack([train[row]["input_ids"] for row in range(0, len(train), step)])
+        meta, positions = data.manifest, None
+        if run.manifest.document_masks:
+            positions = positions_of_rows(text, meta.eos_token_id, meta.bos_token_id)
+        strengths = concept_strengths(student, opened.teacher, text, positions)
+        if not settings.concepts:
+            settings = replace(settings, concepts=strengths.usable(settings.num_concepts))
+        described = describe_run_concepts(run, settings.concepts)
+        words = tuple(
+            ", ".join(word for word, _ in described[one].terms[:3]) if one in described else ""
+            for one in settings.concepts
+        )
+        tokenizer = data.tokenizer()
+        measured = measure_steering(
+            student,
+            opened.teacher,
+            prompts,
+            settings,
+            strengths,
+            [tokenizer.encode(f"{found}. ", add_special_tokens=False) if found else [] for found in words],
+            end=tokenizer.eos_token_id,
+            vocab_size=data.manifest.vocab_size,
+            head=0 if data.manifest.bos_token_id is None else 1,
+        )
+        report = SteerReport(
+            run.manifest.name, opened.teacher.name, opened.teacher.dictionary.name, measured, strengths, words
+        )
+        write_json(folder / "steering.json", report.to_json())
+        write_text(folder / "steering.html", report.page())
+        rows = [{**row, "text": tokenizer.decode(row["tokens"])} for row in measured.rows]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "texts.parquet")
+    logger.info(f"report: {output / 'steering.html'}")
+    return report
 
 
-def _curve_json(found: Curve) -> dict[str, list[float]]:
-    return {name: values.tolist() for name, values in found._asdict().items()}
-
-
-def _trend(trend: RankTrend) -> str:
-    return f"{trend.correlation:+.2f} [{trend.low:+.2f}, {trend.high:+.2f}]".replace("-", "\u2212")
-
-
-def _point(found: Curve, index: int) -> str:
-    return f"{found.mean[index]:.3g} [{found.low[index]:.3g}, {found.high[index]:.3g}]"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+def _prompts(blocks: TokenBlocks, settings: SteerEvalSettings) -> torch.Tensor:
+    """Beginnings of validation blocks, evenly spread over the split. [prompts, prompt_tokens]"""
+    if len(blocks) < settings.prompts:
+        raise CoCoMixError(
+            f"the validation split has {len(blocks)} blocks, fewer than the {settings.prompts} prompts asked for; "
+            "lower --prompts."
+        )
+    if settings.prompt_tokens > blocks.block_size:
+        raise CoCoMixError(
+            f"prompts of {settings.prompt_tokens} tokens are longer than the data's blocks of {blocks.block_size}; "
+            "lower --prompt-tokens."
+        )
+    step = len(blocks) // settings.prompts
+    rows = [blocks[number * step]["input_ids"][: settings.prompt_tokens] for number in range(settings.prompts)]
+    return torch.stack(rows)

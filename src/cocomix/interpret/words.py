@@ -35,7 +35,7 @@ class Words:
 
     Attributes:
         ids: index into `texts`. int32 [blocks, seq]
-        texts: words in lower case; what has no letter or digit stands for itself, made visible.
+        texts: words in lower case; what has no letter or digit stands for itself, made visible; special tokens are "".
     """
 
     ids: Array
@@ -45,18 +45,21 @@ class Words:
     def of(cls, tokenizer: PreTrainedTokenizerBase, tokens: Array) -> "Words":
         """Join tokens to words: a word is a run of tokens without white space or punctuation between them."""
         pieces = {int(token): tokenizer.decode([int(token)]) for token in np.unique(tokens)}
-        parts = {token: (_wordlike(piece[:1]), _wordlike(piece[-1:])) for token, piece in pieces.items()}
+        joins = {token: _wordlike(piece[:1]) for token, piece in pieces.items()}
+        goes_on = {
+            token: _wordlike(piece[-1:]) or bool(piece) and not piece.strip(" ") for token, piece in pieces.items()
+        }
         known: dict[tuple[int, ...], int] = {}
         texts: dict[str, int] = {}
         ids = np.empty(tokens.shape, dtype=np.int32)
         for row, block in zip(ids, tokens.tolist(), strict=True):
             start = 0
             for end in range(1, len(block) + 1):
-                if end < len(block) and parts[block[end]][0] and parts[block[end - 1]][1]:
+                if end < len(block) and joins[block[end]] and goes_on[block[end - 1]]:
                     continue
                 word = tuple(block[start:end])
                 if word not in known:
-                    text = tokenizer.decode(list(word))
+                    text = tokenizer.decode(list(word), skip_special_tokens=True)
                     shown = visible(text.strip().lower() or text)[:_LONGEST]
                     known[word] = texts.setdefault(shown, len(texts))
                 row[start:end] = known[word]
@@ -107,7 +110,9 @@ def _lifts(
     totals = np.add.reduceat(counts, first)
     share = counts / totals[group]
     lift = share / base[ids]
-    kept = (counts >= least) & (share >= _LEAST_SHARE) & (lift > 1)
+    kept = (
+        (counts >= least) & (share >= _LEAST_SHARE) & (lift > 1) & np.array([bool(text) for text in words.texts])[ids]
+    )
     order = np.lexsort((ids, -counts, -lift, owners))
     order = order[kept[order]]
     lists: dict[int, WordLifts] = {}

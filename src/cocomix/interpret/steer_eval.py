@@ -1,0 +1,333 @@
+"""Does steering work, and better than a prompt? Texts are generated, and the teacher's dictionary reads them all.
+
+Three arms continue the same prompts: the *student* with a concept's logit edited (paper section 5.3), the *teacher*
+with the concept's latent edited, and the student with the concept's words put before the *prompt*. Every text is
+scored for every concept, so that the control of a concept is the texts in which the others were turned.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.concepts import ConceptTeacher
+from cocomix.evaluation import inference
+from cocomix.evaluation.inference import token_losses
+from cocomix.interpret.atlas_pass import Array
+from cocomix.interpret.effects import turning_amounts
+from cocomix.interpret.inspection import concept_model
+from cocomix.interpret.steering import FACTOR_LIMIT, check_sampling, continue_tokens
+from cocomix.interpret.teacher_steering import teacher_steering
+from cocomix.model import CoCoMixForCausalLM, ConceptEdit
+from cocomix.model.edits import check_edits
+from cocomix.runtime.console import progress
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = [
+    "ARMS",
+    "Arm",
+    "SteerEvalSettings",
+    "SteerMeasurements",
+    "Strengths",
+    "check_measurable",
+    "concept_strengths",
+    "measure_steering",
+]
+
+Arm = Literal["student", "teacher", "prompt"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+Turn = Literal["add", "scale"]
+_TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class SteerEvalSettings:
+    """What is generated and how it is counted.
+
+    Attributes:
+        concepts: concepts to turn, at least two; none = the `num_concepts` most frequent (`Strengths.usable`).
+        num_concepts: how many to choose.
+        turn: what a factor does: `"add"` adds so many times `turning_amounts`, which brings a concept in whatever the
+            sign of its logit; `"scale"` multiplies, as the paper does, and turns a negative logit the wrong way.
+        factors: at least three different ones, with the one that changes nothing: 0 (`"add"`) or 1 (`"scale"`).
+        prompts: prompts from the validation split, the same for every concept; at least two.
+        prompt_tokens: length of each prompt.
+        new_tokens: length of each continuation; the end-of-document token is never drawn, so that all are equally long.
+        fluency: the factor compared with prompts may raise the teacher's perplexity at most so many times.
+        temperature: of the sampling; 0 = always the likeliest token.
+        top_k: sample among so many tokens.
+        batch_size: texts per batch; the sampled texts depend on it.
+        seed: of sampling and intervals.
+    """
+
+    concepts: tuple[int, ...] = ()
+    num_concepts: int = 16
+    turn: Turn = "add"
+    factors: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    prompts: int = 8
+    prompt_tokens: int = 16
+    new_tokens: int = 32
+    fluency: float = 1.5
+    temperature: float = 1.0
+    top_k: int | None = 50
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.turn not in get_args(Turn):
+            raise CoCoMixError(f"turn={self.turn!r} is not one of {', '.join(get_args(Turn))}.")
+        check_sampling(self.new_tokens, self.temperature, self.top_k)
+        if len(set(self.factors)) != len(self.factors) or len(self.factors) < 3 or self.neutral not in self.factors:
+            raise CoCoMixError(
+                f"factors={list(self.factors)} must be at least three different numbers, with {self.neutral:g}, which "
+                f"changes nothing with turn={self.turn!r}."
+            )
+        if not all(abs(factor) <= FACTOR_LIMIT for factor in self.factors):
+            raise CoCoMixError(f"every factor must be a number between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}.")
+        if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
+            raise CoCoMixError("name at least two concepts, each once: one is the other's control.")
+        least = {"num_concepts": 2, "prompts": 2, "prompt_tokens": 1, "new_tokens": 4, "batch_size": 1, "fluency": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise CoCoMixError(f"{name}={getattr(self, name)} must be at least {smallest}.")
+
+    @property
+    def neutral(self) -> float:
+        """The factor that changes nothing."""
+        return 0.0 if self.turn == "add" else 1.0
+
+
+class Strengths(NamedTuple):
+    """How strong every concept is in ordinary text. [n_concepts] each
+
+    Attributes:
+        share: of the positions at which the student predicts it.
+        logit: what to add to its logit to turn it up (`turning_amounts`).
+        latent: likewise to the teacher's latent.
+        active: share of the positions at which the teacher's latent is active.
+    """
+
+    share: Array
+    logit: Array
+    latent: Array
+    active: Array
+
+    def usable(self, count: int) -> tuple[int, ...]:
+        """The concepts predicted most often, but at no more than half of the positions, that are also active.
+
+        One that is always there works as a bias; one that the teacher never shows cannot be measured (our choice).
+
+        Raises:
+            CoCoMixError: there are fewer than two.
+        """
+        shares = np.where((self.share <= 0.5) & (self.active > 0), self.share, 0)
+        chosen = tuple(int(concept) for concept in np.argsort(-shares, kind="stable")[:count] if shares[concept] > 0)
+        if len(chosen) < 2:
+            raise CoCoMixError(
+                f"{len(chosen)} concepts are predicted at half of the positions or fewer and active in the teacher; "
+                "two are needed, so train longer, or name some with --concepts."
+            )
+        return chosen
+
+
+def concept_strengths(
+    student: CoCoMixForCausalLM, teacher: ConceptTeacher, input_ids: Tensor, position_ids: Tensor | None = None
+) -> Strengths:
+    """Read blocks of text with the student and with the teacher. Both arguments int64 [blocks, seq]."""
+    count, size = input_ids.numel(), max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
+    n_concepts = student.config.num_concepts
+    sums = torch.zeros(2, n_concepts, dtype=torch.float64)
+    parts: dict[str, list[Array]] = {name: [] for name in ("ids", "logits", "latent_ids", "latents")}
+    with progress("reading concepts", len(input_ids), "blocks") as advance:
+        for start in range(0, len(input_ids), size):
+            batch = input_ids[start : start + size].to(student.device)
+            positions = None if position_ids is None else position_ids[start : start + size].to(student.device)
+            with inference(student, student.device, student.dtype):
+                output = student(
+                    batch, position_ids=positions, use_cache=False, output_logits=False, output_concept_logits=True
+                )
+                codes = teacher.dictionary.encode(teacher.decoder.hidden_states(batch))
+            assert output.concept_logits is not None and output.concept_ids is not None  # noqa: PT018
+            sums[0] += output.concept_logits.double().sum((0, 1)).cpu()
+            latents = codes.values.clamp_min(0).flatten(0, 1).cpu()
+            sums[1].index_add_(0, codes.ids.flatten().cpu(), latents.flatten().double())
+            found = (output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1))
+            for column, values in zip(parts.values(), (*found, codes.ids.flatten(0, 1), latents), strict=True):
+                column.append(values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy())
+            advance(len(batch))
+    ids, logits, latent_ids, latents = (np.concatenate(column) for column in parts.values())
+    there = np.bincount(latent_ids[latents > 0], minlength=n_concepts) / count
+    means = (sums / count).numpy()
+    return Strengths(
+        share=np.bincount(ids.ravel(), minlength=n_concepts) / count,
+        logit=turning_amounts(ids, logits, means[0]),
+        latent=turning_amounts(latent_ids, latents, means[1]),
+        active=there,
+    )
+
+
+@dataclass(frozen=True)
+class SteerMeasurements:
+    """Every text and what was measured of it.
+
+    Attributes:
+        settings: how.
+        concepts: those turned, and those measured.
+        rows: one per text: arm, turned, factor, prompt, tokens; loss (nats per token under the unsteered teacher),
+            distinct_2 (share of distinct pairs of neighbouring tokens) and activation, the mean over the new tokens of
+            each of `concepts` in the teacher's dictionary.
+    """
+
+    settings: SteerEvalSettings
+    concepts: tuple[int, ...]
+    rows: list[dict[str, Any]] = field(repr=False)
+
+    def of(self, arm: Arm, name: str) -> Array:
+        """A measure of an arm's texts. [turned, factors, prompts]; activation [turned, factors, prompts, measured]"""
+        values = np.array([row[name] for row in self.rows if row["arm"] == arm])
+        return values.reshape(len(self.concepts), -1, self.settings.prompts, *values.shape[1:])
+
+
+def measure_steering(
+    student: CoCoMixForCausalLM,
+    teacher: ConceptTeacher,
+    prompts: Tensor,
+    settings: SteerEvalSettings,
+    strengths: Strengths,
+    words: Sequence[Sequence[int]],
+    *,
+    end: int | None,
+    vocab_size: int,
+    head: int = 0,
+) -> SteerMeasurements:
+    """Generate the three arms' texts for every concept, factor and prompt, and measure each text for every concept.
+
+    Args:
+        student: a CoCoMix model that mixes its concepts in.
+        teacher: whose dictionary names the student's concepts; on the student's device.
+        prompts: int64 [prompts, prompt_tokens].
+        settings: with the concepts.
+        strengths: of all concepts; used with `turn="add"`.
+        words: tokens put before the prompts in the arm `prompt`, for each of the settings' concepts; as many as the
+            context has room for.
+        end: the end-of-document token.
+        vocab_size: tokens of the tokenizer; others are not drawn.
+        head: tokens that every prompt begins with and words come after: 1 for a begin-of-text token.
+
+    Raises:
+        CoCoMixError: as `check_measurable`.
+    """
+    student = concept_model(student, mixing=True)
+    check_measurable(student, teacher, settings)
+    concepts, prompts = settings.concepts, prompts.to(student.device)
+    rows: list[dict[str, Any]] = []
+    room = student.config.max_position_embeddings - settings.prompt_tokens - settings.new_tokens
+    total = len(concepts) * (2 * len(settings.factors) + 1) * len(prompts)
+    with progress("steering", total, "texts") as advance:
+        for arm in ARMS:
+            factors = (settings.neutral,) if arm == "prompt" else settings.factors
+            for number, cells in enumerate(_batches(settings, factors)):
+                starts = [prompts] * len(cells)
+                if arm == "prompt":
+                    before = [torch.tensor(words[place][:room], dtype=torch.int64) for place, _ in cells]
+                    rows_of = [ids.to(prompts.device).expand(len(prompts), -1) for ids in before]
+                    starts = [torch.cat((prompts[:, :head], ids, prompts[:, head:]), 1) for ids in rows_of]
+                units = {"student": strengths.logit, "teacher": strengths.latent}.get(arm)
+                edits = [
+                    ConceptEdit(
+                        concepts[place],
+                        settings.turn,
+                        factor * (float(units[concepts[place]]) if units is not None and settings.turn == "add" else 1),
+                        rows=tuple(range(cell * len(prompts), (cell + 1) * len(prompts))),
+                    )
+                    for cell, (place, factor) in enumerate(cells)
+                    if arm != "prompt"
+                ]
+                new = _continued(arm, student, teacher, starts, edits, settings, number, end, vocab_size)
+                texts = torch.cat((prompts.repeat(len(cells), 1), new), 1)  # as read: without the words before
+                for index, measured in enumerate(_measured(teacher, texts, prompts.shape[1], concepts)):
+                    place, factor = cells[index // len(prompts)]
+                    about = {"arm": arm, "turned": concepts[place], "factor": factor, "prompt": index % len(prompts)}
+                    rows.append({**about, "tokens": texts[index].tolist(), **measured})
+                advance(len(texts))
+    return SteerMeasurements(settings, concepts, rows)
+
+
+def _batches(settings: SteerEvalSettings, factors: Sequence[float]) -> Iterator[list[tuple[int, float]]]:
+    """(place of a concept, factor), as many at a time as fill a batch with all their prompts."""
+    cells = [(place, factor) for place in range(len(settings.concepts)) for factor in factors]
+    size = max(1, settings.batch_size // settings.prompts)
+    for start in range(0, len(cells), size):
+        yield cells[start : start + size]
+
+
+def _continued(
+    arm: Arm,
+    student: CoCoMixForCausalLM,
+    teacher: ConceptTeacher,
+    starts: Sequence[Tensor],
+    edits: Sequence[ConceptEdit],
+    settings: SteerEvalSettings,
+    number: int,
+    end: int | None,
+    vocab_size: int,
+) -> Tensor:
+    """The new tokens; the same batch has the same random numbers in the arms student and teacher. [batch, new]"""
+    longest = max(rows.shape[1] for rows in starts)
+    input_ids = torch.cat([F.pad(rows, (longest - rows.shape[1], 0)) for rows in starts])
+    mask = torch.cat([F.pad(torch.ones_like(rows), (longest - rows.shape[1], 0)) for rows in starts])
+    shared: dict[str, Any] = {
+        "end": end,
+        "max_new_tokens": settings.new_tokens,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "seed": settings.seed + number,
+        "stop_at_end": False,
+        "vocab_size": vocab_size,
+    }
+    if arm != "teacher":
+        return continue_tokens(student, input_ids, mask, edits=edits, **shared)[:, longest:]
+    with teacher_steering(teacher, edits) as model:
+        return continue_tokens(model, input_ids, mask, **shared)[:, longest:]
+
+
+def _measured(
+    teacher: ConceptTeacher, texts: Tensor, prompt_tokens: int, concepts: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """What the unsteered teacher makes of each text's new tokens. Texts int64 [batch, seq]."""
+    model, wanted = teacher.decoder.model, torch.tensor(concepts, device=texts.device)
+    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(texts)[:, prompt_tokens:])
+    activation = torch.stack([(codes.values * (codes.ids == one)).sum(-1).mean(-1) for one in wanted], -1)
+    with inference(model, model.device, model.dtype):
+        logits = model(input_ids=texts, use_cache=False).logits[:, prompt_tokens - 1 :]
+        losses = token_losses(logits, texts[:, prompt_tokens - 1 :]).mean(-1)
+    for tokens, loss, row in zip(texts[:, prompt_tokens:].tolist(), losses.tolist(), activation.tolist(), strict=True):
+        pairs = list(pairwise(tokens))
+        yield {"loss": loss, "distinct_2": len(set(pairs)) / len(pairs), "activation": row}
+
+
+def check_measurable(student: CoCoMixForCausalLM, teacher: ConceptTeacher, settings: SteerEvalSettings) -> None:
+    """Refuse what cannot be measured, before any work.
+
+    Raises:
+        CoCoMixError: the teacher has another number of concepts, a concept does not exist, or prompt and continuation
+            do not fit the shorter of the two contexts.
+    """
+    known = student.config.num_concepts
+    if teacher.n_concepts != known:
+        raise CoCoMixError(
+            f"the dictionary {teacher.dictionary.name} has {teacher.n_concepts} concepts, but the model {known}; use "
+            "the dictionary of its labels."
+        )
+    check_edits([ConceptEdit(concept) for concept in settings.concepts], known)
+    contexts = [model.config.get_text_config().max_position_embeddings for model in (student, teacher.decoder.model)]
+    if settings.prompt_tokens + settings.new_tokens > min(contexts):
+        raise CoCoMixError(
+            f"{settings.prompt_tokens} tokens of prompt and {settings.new_tokens} new ones do not fit the context of "
+            f"{min(contexts)} tokens; lower --prompt-tokens or --new-tokens."
+        )

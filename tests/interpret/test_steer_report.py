@@ -1,0 +1,74 @@
+"""`cocomix steer-eval` on a toy run: what it writes, which statistics it quotes, and what it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import wilcoxon
+
+from cocomix.interpret.steer_report import paired_difference
+from tests.workshop import CONCEPTS
+
+SMALL = ("--factors", "0,1,4", "--prompts", 2, "--prompt-tokens", 4, "--new-tokens", 6, "--num-concepts", 7)
+
+
+@pytest.mark.usefixtures("progress_at_once")
+def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
+    output = tmp_path / "steering"
+    result = cli("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, "--json")
+    for phase in ("reading concepts: 0 of", "steering: 0 of"):
+        assert phase in result.err
+    values = json.loads(result.out)
+    assert values == json.loads((output / "steering.json").read_text())
+    assert (values["format_version"], values["run"], values["teacher"]) == (2, "mixed", str(workshop.teacher))
+    assert values["settings"]["factors"] == [0.0, 1.0, 4.0]
+    assert values["settings"]["turn"] == "add"
+    assert len(values["concepts"]) == 7
+    assert all(concept["amount"] > 0 and 0 < concept["predicted"] <= 0.5 for concept in values["concepts"])
+    texts = pq.read_table(output / "texts.parquet").to_pylist()
+    assert len(texts) == 7 * (3 + 3 + 1) * 2
+    concepts = values["settings"]["concepts"]
+    for arm in ("student", "teacher", "prompt"):
+        own = [
+            text["activation"][concepts.index(text["turned"])]
+            for text in texts
+            if text["arm"] == arm and text["factor"] == (0.0 if arm == "prompt" else 4.0)
+        ]
+        assert values["curves"][arm]["own"][-1] == pytest.approx(np.mean(own))
+    page = (output / "steering.html").read_text()
+    shown = cli("steer-eval", workshop.cocomix_run, "-o", tmp_path / "again", *SMALL).out
+    assert json.loads((tmp_path / "again" / "steering.json").read_text()) == values
+    for test in values["tests"].values():  # the p-values that are printed are those of the page and of the file
+        assert f"{test['p_value']:.2g}" in page
+        assert f"{test['p_value']:.2g}" in shown
+    cli.refuses("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, says="already exists")
+
+
+def test_tests_are_scipys():
+    values = np.array([0.3, -0.1, 0.5, 0.2, 0.4, 0.1, 0.6, 0.2])
+    found = paired_difference(values)
+    assert found.p_value == wilcoxon(values).pvalue
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low < found.mean < found.high
+    assert (found.positive, found.concepts) == (7, 8)
+    assert paired_difference(values[:5]).p_value is None
+    assert paired_difference(np.zeros(8)).p_value == 1.0
+
+
+def test_what_cannot_be_measured_is_said_and_leaves_nothing(workshop, cli, tmp_path):
+    run, output = workshop.cocomix_run, tmp_path / "steering"
+    for arguments, says in (
+        ([workshop.ntp_run, *SMALL], "has no concepts"),
+        ([run, *SMALL, "--concepts", f"1,{CONCEPTS}"], f"concept {CONCEPTS} does not exist"),
+        ([run, *SMALL, "--concepts", "3,x"], "--concepts 3,x"),
+        ([run, *SMALL, "--factors", "0,1"], "three different numbers"),
+        ([run, *SMALL, "--prompts", 10_000], "lower --prompts"),
+        ([run, *SMALL, "--prompt-tokens", 17], "lower --prompt-tokens"),
+        ([run, *SMALL, "--new-tokens", 100], "do not fit the context"),
+        ([run, *SMALL, "--teacher", tmp_path / "none"], "does not exist"),
+        ([run, *SMALL, "--dictionary", tmp_path / "none"], "there is no dictionary at"),
+    ):
+        cli.refuses("steer-eval", "-o", output, *arguments, says=says)
+        assert not output.exists()
+        assert not list(tmp_path.iterdir())

@@ -8,11 +8,10 @@ import torch
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
+from cocomix.interpret.effects import Strengths, concept_strengths
 from cocomix.interpret.steer_eval import (
     ARMS,
     SteerEvalSettings,
-    Strengths,
-    concept_strengths,
     measure_steering,
 )
 from cocomix.interpret.steer_report import SteerReport

@@ -1,4 +1,4 @@
-"""What turning a concept does to the next token, measured: the model with the concept turned against it untouched."""
+"""How strong concepts are in ordinary text, and what turning one does to the next token: measured, not guessed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -8,17 +8,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.interpret.atlas_cards import TokenChanges
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.inspection import concept_model
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
+from cocomix.runtime.console import progress
+from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "EditEffect",
     "Effect",
     "SteeringCandidate",
+    "Strengths",
+    "concept_strengths",
     "edit_effects",
     "measure_effects",
     "steering_candidates",
@@ -26,6 +31,7 @@ __all__ = [
 ]
 
 _HIGH = 0.95
+_TOKENS_AT_ONCE = 4096
 _LEAST_AMOUNT = 0.1
 
 
@@ -108,6 +114,75 @@ def turning_amounts(ids: Array, logits: Array, mean: Array) -> Array:
     high = np.where(counts > 0, logits.ravel()[order][places], np.quantile(logits, _HIGH))
     amounts: Array = (high.astype(np.float64) - mean).clip(min=_LEAST_AMOUNT)
     return amounts
+
+
+class Strengths(NamedTuple):
+    """How strong every concept is in ordinary text. [n_concepts] each
+
+    Attributes:
+        share: of the positions at which the student predicts it.
+        logit: what to add to its logit to turn it up (`turning_amounts`).
+        latent: likewise to the teacher's latent.
+        active: share of the positions at which the teacher's latent is active.
+    """
+
+    share: Array
+    logit: Array
+    latent: Array
+    active: Array
+
+    def usable(self, count: int) -> tuple[int, ...]:
+        """The concepts predicted most often, but at no more than half of the positions, that are also active.
+
+        One that is always there works as a bias; one that the teacher never shows cannot be measured (our choice).
+
+        Raises:
+            CoCoMixError: there are fewer than two.
+        """
+        shares = np.where((self.share <= 0.5) & (self.active > 0), self.share, 0)
+        chosen = tuple(int(concept) for concept in np.argsort(-shares, kind="stable")[:count] if shares[concept] > 0)
+        if len(chosen) < 2:
+            raise CoCoMixError(
+                f"{len(chosen)} concepts are predicted at half of the positions or fewer and active in the teacher; "
+                "two are needed, so train longer, or name some with --concepts."
+            )
+        return chosen
+
+
+def concept_strengths(
+    student: CoCoMixForCausalLM, teacher: ConceptTeacher, input_ids: Tensor, position_ids: Tensor | None = None
+) -> Strengths:
+    """Read blocks of text with the student and with the teacher. Both arguments int64 [blocks, seq]."""
+    count, size = input_ids.numel(), max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
+    n_concepts = student.config.num_concepts
+    sums = torch.zeros(2, n_concepts, dtype=torch.float64)
+    parts: dict[str, list[Array]] = {name: [] for name in ("ids", "logits", "latent_ids", "latents")}
+    with progress("reading concepts", len(input_ids), "blocks") as advance:
+        for start in range(0, len(input_ids), size):
+            batch = input_ids[start : start + size].to(student.device)
+            positions = None if position_ids is None else position_ids[start : start + size].to(student.device)
+            with inference(student, student.device, student.dtype):
+                output = student(
+                    batch, position_ids=positions, use_cache=False, output_logits=False, output_concept_logits=True
+                )
+                codes = teacher.dictionary.encode(teacher.decoder.hidden_states(batch))
+            assert output.concept_logits is not None and output.concept_ids is not None  # noqa: PT018
+            sums[0] += output.concept_logits.double().sum((0, 1)).cpu()
+            latents = codes.values.clamp_min(0).flatten(0, 1).cpu()
+            sums[1].index_add_(0, codes.ids.flatten().cpu(), latents.flatten().double())
+            found = (output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1))
+            for column, part in zip(parts.values(), (*found, codes.ids.flatten(0, 1), latents), strict=True):
+                column.append(part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy())
+            advance(len(batch))
+    ids, logits, latent_ids, values = (np.concatenate(column) for column in parts.values())
+    there = np.bincount(latent_ids[values > 0], minlength=n_concepts) / count
+    means = (sums / count).numpy()
+    return Strengths(
+        share=np.bincount(ids.ravel(), minlength=n_concepts) / count,
+        logit=turning_amounts(ids, logits, means[0]),
+        latent=turning_amounts(latent_ids, values, means[1]),
+        active=there,
+    )
 
 
 def measure_effects(

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
+from cocomix.evaluation.formatting import signed
 from cocomix.evaluation.inference import token_losses
 from cocomix.interpret.atlas_pass import Array
-from cocomix.interpret.effects import turning_amounts
+from cocomix.interpret.effects import Strengths
 from cocomix.interpret.inspection import concept_model
 from cocomix.interpret.steering import FACTOR_LIMIT, check_sampling, continue_tokens
 from cocomix.interpret.teacher_steering import teacher_steering
@@ -31,18 +32,21 @@ from cocomix.runtime.errors import CoCoMixError
 __all__ = [
     "ARMS",
     "Arm",
+    "PairedDifference",
     "SteerEvalSettings",
     "SteerMeasurements",
-    "Strengths",
     "check_measurable",
-    "concept_strengths",
+    "mean_interval",
     "measure_steering",
+    "paired_difference",
+    "rank_correlation",
 ]
 
 Arm = Literal["student", "teacher", "prompt"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 Turn = Literal["add", "scale"]
-_TOKENS_AT_ONCE = 4096
+_RESAMPLES = 2000
+_LEAST_PAIRS = 6  # fewer pairs cannot reach p < 0.05 in Wilcoxon's test
 
 
 @dataclass(frozen=True)
@@ -100,75 +104,6 @@ class SteerEvalSettings:
     def neutral(self) -> float:
         """The factor that changes nothing."""
         return 0.0 if self.turn == "add" else 1.0
-
-
-class Strengths(NamedTuple):
-    """How strong every concept is in ordinary text. [n_concepts] each
-
-    Attributes:
-        share: of the positions at which the student predicts it.
-        logit: what to add to its logit to turn it up (`turning_amounts`).
-        latent: likewise to the teacher's latent.
-        active: share of the positions at which the teacher's latent is active.
-    """
-
-    share: Array
-    logit: Array
-    latent: Array
-    active: Array
-
-    def usable(self, count: int) -> tuple[int, ...]:
-        """The concepts predicted most often, but at no more than half of the positions, that are also active.
-
-        One that is always there works as a bias; one that the teacher never shows cannot be measured (our choice).
-
-        Raises:
-            CoCoMixError: there are fewer than two.
-        """
-        shares = np.where((self.share <= 0.5) & (self.active > 0), self.share, 0)
-        chosen = tuple(int(concept) for concept in np.argsort(-shares, kind="stable")[:count] if shares[concept] > 0)
-        if len(chosen) < 2:
-            raise CoCoMixError(
-                f"{len(chosen)} concepts are predicted at half of the positions or fewer and active in the teacher; "
-                "two are needed, so train longer, or name some with --concepts."
-            )
-        return chosen
-
-
-def concept_strengths(
-    student: CoCoMixForCausalLM, teacher: ConceptTeacher, input_ids: Tensor, position_ids: Tensor | None = None
-) -> Strengths:
-    """Read blocks of text with the student and with the teacher. Both arguments int64 [blocks, seq]."""
-    count, size = input_ids.numel(), max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
-    n_concepts = student.config.num_concepts
-    sums = torch.zeros(2, n_concepts, dtype=torch.float64)
-    parts: dict[str, list[Array]] = {name: [] for name in ("ids", "logits", "latent_ids", "latents")}
-    with progress("reading concepts", len(input_ids), "blocks") as advance:
-        for start in range(0, len(input_ids), size):
-            batch = input_ids[start : start + size].to(student.device)
-            positions = None if position_ids is None else position_ids[start : start + size].to(student.device)
-            with inference(student, student.device, student.dtype):
-                output = student(
-                    batch, position_ids=positions, use_cache=False, output_logits=False, output_concept_logits=True
-                )
-                codes = teacher.dictionary.encode(teacher.decoder.hidden_states(batch))
-            assert output.concept_logits is not None and output.concept_ids is not None  # noqa: PT018
-            sums[0] += output.concept_logits.double().sum((0, 1)).cpu()
-            latents = codes.values.clamp_min(0).flatten(0, 1).cpu()
-            sums[1].index_add_(0, codes.ids.flatten().cpu(), latents.flatten().double())
-            found = (output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1))
-            for column, values in zip(parts.values(), (*found, codes.ids.flatten(0, 1), latents), strict=True):
-                column.append(values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy())
-            advance(len(batch))
-    ids, logits, latent_ids, latents = (np.concatenate(column) for column in parts.values())
-    there = np.bincount(latent_ids[latents > 0], minlength=n_concepts) / count
-    means = (sums / count).numpy()
-    return Strengths(
-        share=np.bincount(ids.ravel(), minlength=n_concepts) / count,
-        logit=turning_amounts(ids, logits, means[0]),
-        latent=turning_amounts(latent_ids, latents, means[1]),
-        active=there,
-    )
 
 
 @dataclass(frozen=True)
@@ -331,3 +266,62 @@ def check_measurable(student: CoCoMixForCausalLM, teacher: ConceptTeacher, setti
             f"{settings.prompt_tokens} tokens of prompt and {settings.new_tokens} new ones do not fit the context of "
             f"{min(contexts)} tokens; lower --prompt-tokens or --new-tokens."
         )
+
+
+class PairedDifference(NamedTuple):
+    """A difference measured concept by concept.
+
+    Attributes:
+        mean: over concepts.
+        low: lower end of its 95% interval, by bootstrap over concepts.
+        high: upper end.
+        p_value: of Wilcoxon's signed-rank test, two-sided; `None` for fewer than 6 concepts, which cannot reach 0.05.
+        positive: concepts with a difference above 0.
+        concepts: all.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float | None
+    positive: int
+    concepts: int
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is above 0 with p < 0.05."""
+        return self.mean > 0 and self.p_value is not None and self.p_value < 0.05
+
+    def __str__(self) -> str:
+        """The numbers as they are quoted: difference, interval, p-value, count."""
+        p_value = "too few concepts for a test" if self.p_value is None else f"Wilcoxon p = {self.p_value:.2g}"
+        interval = f"[{signed(self.low)}, {signed(self.high)}]"
+        return f"{signed(self.mean)} {interval}, {p_value}, above 0 for {self.positive} of {self.concepts} concepts"
+
+
+def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:
+    """Mean, interval and test of differences, one per concept. [concepts]"""
+    from scipy.stats import wilcoxon
+
+    low, high = mean_interval(values, seed)
+    p_value = None
+    if len(values) >= _LEAST_PAIRS:
+        p_value = float(wilcoxon(values).pvalue) if np.any(values) else 1.0
+    return PairedDifference(
+        float(values.mean()), float(low), float(high), p_value, int((values > 0).sum()), len(values)
+    )
+
+
+def mean_interval(values: Array, seed: int) -> tuple[Array, Array]:
+    """95% interval of the mean over the first axis, by bootstrap."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=seed, axis=0)
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def rank_correlation(factors: tuple[float, ...], values: Array) -> float:
+    """Rank correlation; 0 where the values do not vary."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(factors, values).statistic) if np.ptp(values) > 0 else 0.0

@@ -5,7 +5,7 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,80 +19,29 @@ from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress
 from cocomix.evaluation.formatting import NOTHING, signed
 from cocomix.evaluation.pages import Table
 from cocomix.interpret.atlas_pass import Array
+from cocomix.interpret.effects import Strengths, concept_strengths
 from cocomix.interpret.inspection import concept_model, describe_run_concepts
 from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.steer_eval import (
     ARMS,
     Arm,
+    PairedDifference,
     SteerEvalSettings,
     SteerMeasurements,
-    Strengths,
     check_measurable,
-    concept_strengths,
+    mean_interval,
     measure_steering,
+    paired_difference,
+    rank_correlation,
 )
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
-__all__ = ["PairedDifference", "SteerReport", "evaluate_run_steering", "paired_difference"]
+__all__ = ["SteerReport", "evaluate_run_steering"]
 
 logger = logging.getLogger(__name__)
 
 _SURVEY_TOKENS = 65_536  # of training text, in which strengths are measured
-_RESAMPLES = 2000
-_LEAST_PAIRS = 6  # fewer pairs cannot reach p < 0.05 in Wilcoxon's test
-
-
-class PairedDifference(NamedTuple):
-    """A difference measured concept by concept.
-
-    Attributes:
-        mean: over concepts.
-        low: lower end of its 95% interval, by bootstrap over concepts.
-        high: upper end.
-        p_value: of Wilcoxon's signed-rank test, two-sided; `None` for fewer than 6 concepts, which cannot reach 0.05.
-        positive: concepts with a difference above 0.
-        concepts: all.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float | None
-    positive: int
-    concepts: int
-
-    @property
-    def shown(self) -> bool:
-        """Whether it is above 0 with p < 0.05."""
-        return self.mean > 0 and self.p_value is not None and self.p_value < 0.05
-
-    def __str__(self) -> str:
-        """The numbers as they are quoted: difference, interval, p-value, count."""
-        p_value = "too few concepts for a test" if self.p_value is None else f"Wilcoxon p = {self.p_value:.2g}"
-        interval = f"[{signed(self.low)}, {signed(self.high)}]"
-        return f"{signed(self.mean)} {interval}, {p_value}, above 0 for {self.positive} of {self.concepts} concepts"
-
-
-def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:
-    """Mean, interval and test of differences, one per concept. [concepts]"""
-    from scipy.stats import wilcoxon
-
-    low, high = _interval(values, seed)
-    p_value = None
-    if len(values) >= _LEAST_PAIRS:
-        p_value = float(wilcoxon(values).pvalue) if np.any(values) else 1.0
-    return PairedDifference(
-        float(values.mean()), float(low), float(high), p_value, int((values > 0).sum()), len(values)
-    )
-
-
-def _interval(values: Array, seed: int) -> tuple[Any, Any]:
-    """95% interval of the mean over the first axis, by bootstrap."""
-    from scipy.stats import bootstrap
-
-    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=seed, axis=0)
-    return found.confidence_interval
 
 
 @dataclass(frozen=True)
@@ -135,7 +84,7 @@ class SteerReport:
         for arm in ("student", "teacher"):
             every = self.measured.of(arm, "activation").mean(2)  # [turned, factors, measured]
             factors = self.measured.settings.factors
-            pairs = np.array([[_spearman(factors, column) for column in turned.T] for turned in every])
+            pairs = np.array([[rank_correlation(factors, column) for column in turned.T] for turned in every])
             own = pairs.diagonal()  # of [turned, measured]
             found[arm] = (own, (pairs.sum(0) - own) / (len(own) - 1))
         return found
@@ -163,7 +112,7 @@ class SteerReport:
     @cached_property
     def gains(self) -> dict[str, Array]:
         """Change of each concept's activation at the best factor, and with its words in the prompt. [concepts]"""
-        student, prompt = (self.activation[arm][0][:, :, 1::2].mean(-1) for arm in ("student", "prompt"))  # type: ignore[index]
+        student, prompt = (self.activation[arm][0][:, :, 1::2].mean(-1) for arm in ("student", "prompt"))
         plain = student[:, self.neutral]
         return {"steering": student[:, self.best] - plain, "prompt": prompt[:, 0] - plain}
 
@@ -183,8 +132,8 @@ class SteerReport:
         beats = tests["steering_minus_prompt_gain"]
         shown = "raises" if steers.shown else "is not shown to raise"
         return [
-            f"Turning a concept in the student {shown} it in the text more than turning another does: difference of the "
-            f"rank correlations of factor and activation {steers}.",
+            f"Turning a concept in the student {shown} it in the text more than turning another does: difference of "
+            f"the rank correlations of factor and activation {steers}.",
             f"In the teacher, whose latents are turned: {latents}.",
             f"Steering at factor {self.measured.settings.factors[self.best]:g} changes the concept's activation by "
             f"{tests['steering_gain']}; its words in the prompt by {tests['prompt_gain']}.",
@@ -227,8 +176,8 @@ class SteerReport:
             caption="Concepts",
             text_columns=2,
             meanings={
-                "student": "Rank correlation of factor and activation where the concept is turned in the student, minus "
-                "the mean where others are; teacher likewise.",
+                "student": "Rank correlation of factor and activation where the concept is turned in the student, "
+                "minus the mean where others are; teacher likewise.",
                 "steering gain": "Change of the activation at the factor compared with the prompt.",
                 "prompt gain": "Change of the activation with the concept's words before the prompt.",
             },
@@ -255,7 +204,7 @@ class SteerReport:
         """Tests, concepts, curves and settings as JSON; the texts are in texts.parquet."""
         curves = {}
         for arm, (own, others) in self.activation.items():
-            low, high = _interval(own.mean(-1), self.measured.settings.seed)
+            low, high = mean_interval(own.mean(-1), self.measured.settings.seed)
             columns = {"own": own.mean((0, 2)), "low": low, "high": high, "others": others.mean((0, 2))}
             columns |= {
                 "perplexity": self.perplexity[arm],
@@ -330,13 +279,6 @@ class SteerReport:
         stream = io.BytesIO()
         figure.savefig(stream, format="png", facecolor=theme.background, metadata={"Software": None})
         return stream.getvalue()
-
-
-def _spearman(factors: tuple[float, ...], values: Array) -> float:
-    """Rank correlation; 0 where the values do not vary."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(factors, values).statistic) if np.ptp(values) > 0 else 0.0
 
 
 def evaluate_run_steering(

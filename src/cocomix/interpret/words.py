@@ -47,7 +47,7 @@ class Words:
         pieces = {int(token): tokenizer.decode([int(token)]) for token in np.unique(tokens)}
         joins = {token: _wordlike(piece[:1]) for token, piece in pieces.items()}
         goes_on = {
-            token: _wordlike(piece[-1:]) or bool(piece) and not piece.strip(" ") for token, piece in pieces.items()
+            token: _wordlike(piece[-1:]) or (bool(piece) and not piece.strip(" ")) for token, piece in pieces.items()
         }
         known: dict[tuple[int, ...], int] = {}
         texts: dict[str, int] = {}

@@ -358,7 +358,9 @@ def verify(path: Path | str) -> Findings:
 
 def _kind(kind: str, path: Path | str) -> type[Artifact[Any]]:
     if kind not in _KINDS:
-        raise WrongKind(f"{shown(path)} holds {kind!r}, which this version of cocomix does not know.")
+        raise WrongKind(
+            f"{shown(path)} holds {kind!r}, which this version of cocomix does not know; use the version that wrote it."
+        )
     return _KINDS[kind]
 
 

@@ -100,7 +100,7 @@ class ManifestFile:
             raise WrongVersion(f"{folder} is of an older cocomix: make it again, or use that version.")
         kind = values.get("kind")
         if not isinstance(kind, str) or not isinstance(values.get("version"), int):
-            raise WrongKind(f"{folder}/{MANIFEST} is not of cocomix: it names no kind and version.")
+            raise WrongKind(f"{folder}/{MANIFEST} names no kind and version; give a folder that cocomix wrote.")
         self.kind, self._values = kind, values
 
     def parse(self, kind: str, version: int, manifest_type: type[M]) -> M:

@@ -198,8 +198,11 @@ def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) 
         keys = ()
     of = f" and was made with another {', '.join(keys)}" if keys else ""
     if (url := url_of(output)) is not None:
-        push = f"its upload was interrupted: `cocomix push {place} {url}` uploads it; or remove {place}"
-        raise AlreadyExists(f"{url} was made before{of}, but {push} to make it again.", keys)
+        raise AlreadyExists(
+            f"the upload of {place} to {url} was interrupted{of}; `cocomix push {place} {url}` goes on with it, or "
+            f"remove {place} to make it again.",
+            keys,
+        )
     raise AlreadyExists(f"{place} already exists{of}; remove it or choose another --output.", keys)
 
 

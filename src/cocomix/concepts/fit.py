@@ -82,7 +82,7 @@ def fit_dictionary(
     settings = settings or FitSettings()
     if settings.k > settings.num_concepts:
         raise CoCoMixError(
-            f"k = {settings.k} active concepts cannot be more than num_concepts = {settings.num_concepts}."
+            f"k = {settings.k} active concepts must not be more than num_concepts = {settings.num_concepts}."
         )
     if len(blocks) == 0:
         raise CoCoMixError("there are no token blocks to fit a dictionary on; prepare a larger corpus.")

@@ -233,7 +233,9 @@ def build_labeller(
     labeller = _labeller_class(config.kind).build(config, device=device, bos_token_id=bos_token_id, **options)
     if tables:
         if not isinstance(labeller, FittedLabeller):
-            raise CoCoMixError(f"a labeller of kind {config.kind!r} learns no tables, but some were given.")
+            raise CoCoMixError(
+                f"a labeller of kind {config.kind!r} learns no tables, but some were given; leave them out."
+            )
         return labeller.with_tables(tables)
     return labeller
 

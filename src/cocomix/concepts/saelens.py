@@ -266,7 +266,10 @@ def _normalization(config: SaeConfig, name: str) -> Normalization:
     if not loading.get("center_writing_weights") or normalize == "layer_norm":  # which centres, too
         return normalize
     if normalize != "none":
-        raise CoCoMixError(f"{name} is of a model with center_writing_weights and {normalize!r}, which is not known.")
+        raise CoCoMixError(
+            f"{name} is of a model with center_writing_weights and {normalize!r}, which is not known; take an "
+            "autoencoder without one of the two."
+        )
     return "centre"
 
 

@@ -53,7 +53,7 @@ class DictionaryConfig(Section):
         if self.fingerprint not in (None, found.fingerprint()):
             raise CoCoMixError(
                 f"the dictionary {self.name} is not the one that dictionary.fingerprint pins: what is there now has "
-                f"{found.fingerprint()}."
+                f"{found.fingerprint()}; pin that, or name the dictionary that was meant."
             )
         return found
 

@@ -80,8 +80,8 @@ class TokenBytes:
             if found != text.encode() and found != normalized.encode():
                 raise CoCoMixError(
                     f"the tokenizer {name} cannot be inverted to bytes: the bytes of its tokens for {text[:20]!r}… are "
-                    f"not those of the text it decodes them to ({normalized[:20]!r}…), so its tokens cannot be aligned "
-                    "with those of another tokenizer."
+                    f"not those of the text it decodes them to ({normalized[:20]!r}…); choose a teacher with the "
+                    "data's own tokenizer, or prepare the data with a byte-level one."
                 )
 
 

@@ -211,7 +211,9 @@ def _numpy(path: Path) -> _File:
     except ValueError as error:
         raise CoCoMixError(f"{path} is a damaged .npy file ({error}); fetch it again.") from error
     if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-        raise CoCoMixError(f"{path} holds {array.dtype} {list(array.shape)}, not a row of tokens.")
+        raise CoCoMixError(
+            f"{path} holds {array.dtype} {list(array.shape)}; a file of tokens must hold one row of integers."
+        )
     return _File(array, None)
 
 

@@ -206,7 +206,7 @@ class Tokens(Artifact[TokensManifest]):
             from cocomix.data.tokenizer import tokenizer_fingerprint
 
             if tokenizer_fingerprint(self.tokenizer()) != self.manifest.tokenizer_fingerprint:
-                raise CoCoMixError(f"{self.path / 'tokenizer'} is not the tokenizer the blocks were made with.")
+                raise CoCoMixError(f"{self.path / 'tokenizer'} is not the blocks' tokenizer; {self._repair}.")
 
     def _check_blocks(self, file: TokensFile) -> None:
         from cocomix.data.token_blocks import mapped_blocks

@@ -56,7 +56,10 @@ def export_to_released(source: Path, output: Path) -> CoCoMixForCausalLM:
     """
     model = load_causal_lm(source)
     if not isinstance(model, CoCoMixForCausalLM):
-        raise CoCoMixError(f"{source} holds a plain {model.config.model_type}, which transformers loads as it is.")
+        raise CoCoMixError(
+            f"{source} holds a plain {model.config.model_type}, which transformers loads as it is; export a "
+            "run with concepts."
+        )
     with whole_folder(output) as target:
         write_reference_folder(model, target)
     return model

@@ -56,7 +56,9 @@ def read_openai_autoencoder(path: Path) -> ConceptDictionary:
 def _tensor(values: dict[str, Any], name: str, path: Path) -> Tensor:
     tensor = values.get(name)
     if not isinstance(tensor, Tensor):
-        raise CoCoMixError(f"{path} has no tensor {name}, so it is not an autoencoder of OpenAI's form.")
+        raise CoCoMixError(
+            f"{path} has no tensor {name}, so it is not an autoencoder of OpenAI's form; give one of its .pt files."
+        )
     return tensor.detach().to(torch.float32)
 
 

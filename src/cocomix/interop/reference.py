@@ -113,7 +113,9 @@ def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
             f"(mixing: {config.mixing}, prediction: {config.prediction}); there is no such checkpoint to write."
         )
     if not config.tie_word_embeddings:
-        raise CoCoMixError("the released code ties the language-model head to the embedding, and this model does not.")
+        raise CoCoMixError(
+            "the released code needs the language-model head tied to the embedding; train with tie_word_embeddings."
+        )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     tensors["mixing.compression.weight"] = tensors["mixing.compression.weight"].T
     return {_their_name(name, config.insert_layer): tensor.contiguous() for name, tensor in tensors.items()}

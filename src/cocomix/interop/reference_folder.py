@@ -141,7 +141,7 @@ def _settings(folder: Path, given: ConceptSettings) -> dict[str, Any]:
     if files:
         written = parse_yaml(files[0].read_text(encoding="utf-8"), str(files[0]))
         if not isinstance(written, dict):
-            raise CoCoMixError(f"{files[0]} is not the released code's: it holds no settings by name.")
+            raise CoCoMixError(f"{files[0]} is not the released code's: it must hold settings by name.")
     return {
         "insert_layer": _whole(given.insert_layer, written, "insert_layer_index", "--insert-layer", folder),
         "concept_topk": _whole(given.concept_topk, written, "concept_num", "--concept-topk", folder),

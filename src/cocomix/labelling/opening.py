@@ -67,7 +67,9 @@ def open_labeller(
     labeller = load_labeller(tokens, config, device=device or default_device(), tables=tables, force=force)
     if isinstance(labeller, FittedLabeller) and not labeller.tables():
         if TRAIN not in tokens.manifest.splits:
-            raise CoCoMixError(f"labels of kind {config.kind!r} learn from training blocks, which a stream has not.")
+            raise CoCoMixError(
+                f"labels of kind {config.kind!r} need training blocks to learn from, which a stream lacks."
+            )
         logger.info("learning from %s tokens of the training split", f"{labeller.sample_tokens:,}")
         blocks = spread_blocks(tokens.split(TRAIN), labeller.sample_tokens)
         labeller = labeller.fit(torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])))

@@ -110,8 +110,8 @@ def _from_pretrained(name: str, path: Path, revision: str | None) -> Any:
                 f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in."
             ) from error
         raise CoCoMixError(
-            f"cannot load the tokenizer {name}: it is neither a folder with a tokenizer nor a name that the Hugging "
-            f"Face Hub gives ({_reason(error)})."
+            f"cannot load the tokenizer {name}: it must be a folder with a tokenizer or a name that the Hugging Face "
+            f"Hub knows ({_reason(error)})."
         ) from error
 
 

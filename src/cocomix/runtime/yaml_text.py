@@ -62,11 +62,13 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:
-        raise CoCoMixError(f"{where} is not valid YAML: it is nested too deeply, or within itself.") from None
+        raise CoCoMixError(
+            f"{where} is not valid YAML: it must not be nested within itself, or hundreds of levels deep."
+        ) from None
     except (ValueError, OverflowError) as error:
         if isinstance(error, CoCoMixError):
             raise
-        raise CoCoMixError(f"{where} holds a number that cannot be read ({error}).") from None
+        raise CoCoMixError(f"{where} holds a number that cannot be read ({error}); write it in digits.") from None
 
 
 def _expanded_size(root: yaml.Node) -> int:

@@ -75,9 +75,11 @@ class Run(Artifact[RunManifest]):
         with findings.check("model", "loads, is finite and has as many parameters as recorded", self._repair):
             weights = list(self.model().parameters())
             if sum(weight.numel() for weight in weights) != self.manifest.parameters.total:
-                raise CoCoMixError(f"the model in {self.path} has another number of parameters than recorded.")
+                raise CoCoMixError(
+                    f"the model in {self.path} has another number of parameters than recorded; {self._repair}."
+                )
             if not all(bool(weight.isfinite().all()) for weight in weights):
-                raise CoCoMixError(f"the model in {self.path} has weights that are not finite.")
+                raise CoCoMixError(f"the model in {self.path} has weights that are not finite; {self._repair}.")
         data, labels = self.manifest.data, self.manifest.labels
         findings.source("data", data.path, data.fingerprint, lambda: Tokens.open(data.path).manifest.fingerprint)
         if labels is not None:

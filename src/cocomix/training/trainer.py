@@ -245,7 +245,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             resume_from_checkpoint = str(last_complete_checkpoint(Path(self.args.output_dir)) or "")
             if not resume_from_checkpoint:
                 raise CoCoMixError(
-                    f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint."
+                    f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint; leave it out."
                 )
         if resume_from_checkpoint:
             self._resume_meters(Path(resume_from_checkpoint))

@@ -35,7 +35,7 @@ TOY_OPTIONS = {
     f"{_BACKBONE}",
     "generate": "--max-new-tokens 4",
     "atlas": "--tokens 600 --effects 2",
-    "steer-eval": "--num-concepts 2 --factors=-5,0,5 --prompts 2 --prompt-tokens 4 --new-tokens 4",
+    "steer-eval": "--num-concepts 2 --factors=0,1,5 --prompts 2 --prompt-tokens 4 --new-tokens 4",
     "eval": "--limit-blocks 4 --batch-size 2",
     "analyse": "--limit-blocks 4 --batch-size 2",
 }

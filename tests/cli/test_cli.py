@@ -55,6 +55,7 @@ def test_from_text_to_a_report(cli: Cli, workshop: Workshop, tmp_path: Path) -> 
 
     generated = json.loads(cli("generate", runs[1], "the list", "--steer", "3=5", "--max-new-tokens", 4, "--json").out)
     assert generated["steer"] == ["3=5"]
+    assert generated["effects"][0].keys() == {"steer", "predicted", "acts", "would_act"}
     assert generated["prompt"] == "the list"
 
     tokens = json.loads(cli("inspect", runs[1], "the list", "--top", 2, "--json").out)

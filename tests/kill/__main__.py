@@ -148,7 +148,7 @@ def _page(summary: dict[str, Any]) -> str:
         "",
         "Every command was ended by SIGKILL at random moments, started again until it was done, and its output",
         "compared file by file with that of an uninterrupted command: bytes of weights, tokens, labels and",
-        "dictionaries, rows of databases, JSON without times and speeds.",
+        "dictionaries, JSON without times and speeds.",
         "",
         "| stage | uninterrupted, s | outputs | kills | in a checkpoint | lost |",
         "|---|---:|---:|---:|---:|---:|",

@@ -4,9 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from tests.workshop import TOY_BACKBONE, write_corpus
 
 __all__ = ["Stage", "World", "contents", "litter"]
 
-_SPEED = {"seconds", "tokens_per_second", "database_sha256"}  # of a database, the rows are compared
+_SPEED = {"seconds", "tokens_per_second"}
 _CORPUS_FILES = 120
 
 
@@ -141,9 +139,6 @@ def _content(path: Path) -> str:
         return _hash(
             json.dumps([_timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()])
         )
-    if path.suffix == ".sqlite":
-        with closing(sqlite3.connect(path)) as database:
-            return _hash("\n".join(database.iterdump()))
     return file_sha256(path)
 
 

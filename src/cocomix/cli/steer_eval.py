@@ -46,7 +46,7 @@ def steer_eval(
     dictionary: Annotated[str | None, typer.Option(help="Folder of its dictionary; default: likewise.")] = None,
     options: _Settings,
 ) -> Printed:
-    """Measure whether concepts steer, against other concepts and against a prompt, and at what cost.
+    """Measure whether concepts steer, and better than a prompt.
 
     [dim]Example: cocomix steer-eval runs/first --num-concepts 8 --output steering[/dim]
     """

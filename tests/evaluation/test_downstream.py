@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 
 from cocomix.evaluation import Run
 from cocomix.evaluation.downstream import (
-    DOWNSTREAM_FILE,
     PAPER_TASKS,
     TASKS_FOLDER,
     Downstream,
@@ -120,13 +120,44 @@ def test_seven_tasks_from_the_command_line(workshop: Workshop, rows: Path, cli: 
     assert found.average_accuracy() == pytest.approx(sum(accuracies) / 5)
     perplexities = [found.value("lambada_openai"), found.value("wikitext"), 50.0]
     assert found.average_perplexity(50.0) == pytest.approx(sum(perplexities) / 3)
-    assert "of 4 prompts cut" in cli("eval", workshop.cocomix_run, "--tasks", "piqa", "--task-data", rows).out
-    assert read_downstream(workshop.cocomix_run).tasks.keys() == PAPER_TASKS.keys()  # kept: same conditions
+    printed = cli("eval", workshop.cocomix_run, "--tasks", "piqa", "--task-data", rows, "--batch-size", 3).out
+    assert "4 of 4" in printed
+    assert f"{found.tasks['piqa'].metrics['acc']:.4f}" in printed
+    again = read_downstream(workshop.cocomix_run)
+    assert again.tasks.keys() == PAPER_TASKS.keys()  # another batch size keeps them
+    assert (again.tasks["piqa"].batch_size, again.tasks["arc_easy"].batch_size) == (3, 8)
     arguments = ("--tasks", "piqa", "--task-data", rows, "--limit", 1, "--json")
     alone = json.loads(cli("eval", workshop.cocomix_run, *arguments).out)
     assert list(alone["tasks"]) == ["piqa"]
     assert Downstream.model_validate(alone).average_accuracy() is None
-    (workshop.cocomix_run / DOWNSTREAM_FILE).unlink()
+    assert read_downstream(workshop.cocomix_run) == again  # a look at a few rows does not take its place
+    for file in workshop.cocomix_run.glob("evaluations/tasks-*/downstream.json"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("aggregated", [True, False])
+def test_a_group_of_tasks(
+    aggregated: bool, workshop: Workshop, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import tasks as harness_tasks
+
+    for name in ("piqa", "arc_easy"):
+        files = {"data_files": {"test": str(rows / f"{name}.jsonl")}}
+        values = {"include": str(TASKS_FOLDER / f"{name}.yaml"), "task": f"mine_{name}", "dataset_kwargs": files}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    group = {"group": "pair", "task": ["mine_piqa", "mine_arc_easy"]}
+    metric = {"metric": "acc", "aggregation": "mean", "weight_by_size": True}
+    group |= {"aggregate_metric_list": [metric]} if aggregated else {}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(group))
+    manager = harness_tasks.TaskManager(include_defaults=False, include_path=str(tmp_path))
+    monkeypatch.setattr(harness_tasks, "TaskManager", lambda **_: manager)
+    run = Run.open(shutil.copytree(workshop.ntp_run, tmp_path / "run"))
+    found = evaluate_tasks(run, ["pair"], device=CPU).tasks["pair"]
+    assert found.parts.keys() == {"mine_piqa", "mine_arc_easy"}
+    sizes = {f"mine_{name}": len(ROWS[name]) for name in ("piqa", "arc_easy")}
+    assert found.examples == sum(sizes.values())
+    mean = sum(found.parts[name]["acc"] * count for name, count in sizes.items()) / found.examples
+    assert found.metrics.get("acc") == (pytest.approx(mean) if aggregated else None)
 
 
 def test_refusals(workshop: Workshop, rows: Path, tmp_path: Path, cli: Cli) -> None:
@@ -138,10 +169,12 @@ def test_refusals(workshop: Workshop, rows: Path, tmp_path: Path, cli: Cli) -> N
     (tmp_path / "piqa.jsonl").write_text('{"goal": "no solutions"}\n')
     with pytest.raises(CoCoMixError, match="piqa"):
         evaluate_tasks(run, ["piqa"], device=CPU, task_data=tmp_path)
-    (run.path / DOWNSTREAM_FILE).write_text("{}")
-    with pytest.raises(CoCoMixError, match="damaged"):
+    damaged = run.path / "evaluations" / "tasks-x" / "downstream.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
+    with pytest.raises(CoCoMixError, match=r"downstream\.json.*conditions"):
         read_downstream(run.path)
-    (run.path / DOWNSTREAM_FILE).unlink()
+    shutil.rmtree(damaged.parent)
 
 
 def test_a_hub_task_needs_the_hub(workshop: Workshop, cli: Cli) -> None:
@@ -155,7 +188,7 @@ def test_a_hub_task_needs_the_hub(workshop: Workshop, cli: Cli) -> None:
 def test_local_benchmarks_can_be_read(name: str, workshop: Workshop) -> None:
     found = evaluate_tasks(Run.open(workshop.ntp_run), [name], device=CPU, task_data=BENCHMARKS, limit=2)
     assert found.tasks[name].examples == 2
-    (workshop.ntp_run / DOWNSTREAM_FILE).unlink()
+    found.file(workshop.ntp_run).unlink()
 
 
 HARNESS_ALONE = """
@@ -180,4 +213,4 @@ def test_the_harness_alone_runs_a_run_folder(workshop: Workshop, rows: Path) -> 
     run = Run.open(workshop.cocomix_run)
     ours = evaluate_tasks(run, ["lambada_openai"], device=CPU, task_data=rows, batch_size=2)
     assert json.loads(found.stdout.splitlines()[-1]) == pytest.approx(ours.value("lambada_openai"), rel=1e-4)
-    (run.path / DOWNSTREAM_FILE).unlink()
+    ours.file(run.path).unlink()

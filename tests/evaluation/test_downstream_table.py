@@ -2,14 +2,14 @@ import pytest
 
 from cocomix.artifacts import write_json
 from cocomix.evaluation import Run, compare
-from cocomix.evaluation.downstream import DOWNSTREAM_FILE, PAPER_TASKS, Downstream, HarnessConditions, TaskResult
+from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, HarnessConditions, TaskResult
 from tests.evaluation.test_compare import COCOMIX
 
-CONDITIONS = HarnessConditions(harness="0.4.13", context=128, batch_size=8, dtype="float32", limit=None)
+CONDITIONS = HarnessConditions(harness="0.4.13", context=128, dtype="float32", limit=None)
 
 
 def result(value, tasks=tuple(PAPER_TASKS), source="hub", conditions=CONDITIONS):
-    measured = {"requests": 10, "truncated": 1, "endings_cut": 0, "examples": 5, "source": source}
+    measured = {"requests": 10, "truncated": 1, "endings_cut": 0, "examples": 5, "source": source, "batch_size": 8}
     found = {
         name: TaskResult(**measured, metrics={PAPER_TASKS[name].metric: value * (100 if name == "wikitext" else 1)})
         for name in tasks
@@ -21,7 +21,8 @@ def compared(write_run, ours, theirs):
     runs = [write_run("ntp", [6.0, 4.0]), write_run("ours", [6.0, 4.0], **COCOMIX)]
     for folder, found in zip(runs, (ours, theirs), strict=True):
         if found is not None:
-            write_json(folder / DOWNSTREAM_FILE, found.model_dump())
+            found.file(folder).parent.mkdir(parents=True)
+            write_json(found.file(folder), found.model_dump())
     return compare([Run.open(folder) for folder in runs])
 
 
@@ -46,7 +47,7 @@ def test_only_what_is_alike_stands_side_by_side(write_run, tmp_path):
     ("theirs", "reason"),
     [
         (None, "ours was not measured on any"),
-        (result(0.5, conditions=CONDITIONS.model_copy(update={"batch_size": 4})), "under different conditions"),
+        (result(0.5, conditions=CONDITIONS.model_copy(update={"context": 64})), "under different conditions"),
         (result(0.5, source="a file"), "no task was measured on the same rows"),
     ],
 )

@@ -118,10 +118,12 @@ def test_what_was_measured_is_in_the_card(workshop: Workshop, tmp_path: Path) ->
     kinds = {"zero": {"nats": 0.25, **ends}, "shuffle": {"nats": -0.125, **ends}}
     values = {"loss": 4.5, "targets": 1234, "bits_per_byte": 1.75, "reliance": {"kinds": kinds, "documents": 9}}
     write_json(written, read_json(written) | values)
-    conditions = {"harness": "0.4", "context": 16, "batch_size": 1, "dtype": "float32", "limit": None}
-    counts = {"source": "hub", "examples": 9, "requests": 18, "truncated": 0, "endings_cut": 0}
+    conditions = {"harness": "0.4", "context": 16, "dtype": "float32", "limit": None}
+    counts = {"source": "hub", "examples": 9, "requests": 18, "truncated": 0, "endings_cut": 0, "batch_size": 1}
     task = {**counts, "metrics": {"acc_norm": 0.6125}}
-    write_json(run / "downstream.json", {"format_version": 1, "conditions": conditions, "tasks": {"piqa": task}})
+    (run / "evaluations" / "tasks").mkdir()
+    downstream = {"format_version": 2, "conditions": conditions, "tasks": {"piqa": task}}
+    write_json(run / "evaluations" / "tasks" / "downstream.json", downstream)
     manifest = read_json(run / "manifest.json")
     write_json(run / "manifest.json", {**manifest, "data": {**manifest["data"], "fingerprint": "0" * 64}})
     front, text = card_of(export_run(run, tmp_path / "out"))

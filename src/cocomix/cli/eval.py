@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cocomix.cli.options import BatchBlocks, OtherData, OtherLabels, RunFolder
-from cocomix.cli.printing import Printed, values_table
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["evaluate"]
@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="A,B,…", help="Measure downstream tasks instead; `paper` = the paper's seven."),
+        typer.Option(metavar="A,B,…", help="Measure downstream tasks or groups instead; `paper` = the paper's seven."),
     ] = None,
     task_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with A.jsonl, B.jsonl, …; default: the tasks' hub data.")
@@ -61,7 +61,7 @@ def evaluate(
             dtype=dtype,
             limit=limit,
         )
-        return Printed(downstream.model_dump(), values_table(downstream.summary()))
+        return Printed(downstream.model_dump(), downstream.table().rich())
     if task_data is not None or limit is not None:
         raise CoCoMixError("--task-data and --limit are for downstream tasks; name them with --tasks.")
     result = evaluate_run(

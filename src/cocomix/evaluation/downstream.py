@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cocomix.artifacts import read_json, write_json
 from cocomix.evaluation.inference import inference
+from cocomix.evaluation.pages import Table
+from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from cocomix.evaluation.harness import CountingModel
 
 __all__ = [
-    "DOWNSTREAM_FILE",
     "PAPER_TASKS",
     "TASKS_FOLDER",
     "Downstream",
@@ -42,8 +43,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-DOWNSTREAM_FILE = "downstream.json"
-"""Name of the result within the run's folder."""
+_FILE = "downstream.json"
+"""Within a folder of the run's `evaluations` whose name says under which conditions."""
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 """The local task files; also for `lm_eval --include_path`, where each reads `NAME.jsonl` of the current folder."""
@@ -80,20 +81,24 @@ class HarnessConditions(_Part):
     Attributes:
         harness: version of lm-evaluation-harness.
         context: tokens the model reads at once; a longer prompt loses its beginning.
-        batch_size: requests per forward pass.
         dtype: precision of the matrix products.
         limit: rows used of each task; `None` = all.
     """
 
     harness: str
     context: int
-    batch_size: int
     dtype: str
     limit: int | None
 
+    @property
+    def key(self) -> str:
+        """Name of the folder of results under these conditions."""
+        rows = "" if self.limit is None else f"-{self.limit}rows"
+        return f"tasks-harness{self.harness}-{self.context}tokens-{self.dtype}{rows}"
+
 
 class TaskResult(_Part):
-    """One task.
+    """One task, or a group of tasks of the harness.
 
     Attributes:
         source: `"hub"`, or the SHA-256 of the local file.
@@ -101,7 +106,10 @@ class TaskResult(_Part):
         requests: texts scored: an ending each, or a window each of a long text.
         truncated: requests whose prompt lost its beginning.
         endings_cut: requests whose ending alone exceeds the context.
-        metrics: as the harness names them, e.g. `acc_norm`, and for accuracies `acc_norm_stderr` over the rows.
+        batch_size: requests per forward pass; changes results by rounding alone.
+        metrics: as the harness names them, e.g. `acc_norm`, and for accuracies `acc_norm_stderr` over the rows. Of a
+            group, what the harness aggregates.
+        parts: metrics of each task of a group.
     """
 
     source: str
@@ -109,23 +117,32 @@ class TaskResult(_Part):
     requests: int
     truncated: int
     endings_cut: int
+    batch_size: int
     metrics: dict[str, float]
+    parts: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class Downstream(_Part):
     """All tasks of one run under the same conditions."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     conditions: HarnessConditions
     tasks: dict[str, TaskResult]
 
-    def summary(self) -> dict[str, Any]:
-        """Every metric and what was cut, by name, for people."""
-        shown: dict[str, Any] = dict(self.conditions)
+    def file(self, folder: Path) -> Path:
+        """Where results under these conditions are in a run's folder."""
+        return folder / EVALUATIONS / self.conditions.key / _FILE
+
+    def table(self) -> Table:
+        """Every metric and what was cut, for people."""
+        rows = []
         for name, task in self.tasks.items():
-            metrics = ", ".join(f"{metric} {value:.4g}" for metric, value in task.metrics.items())
-            shown[name] = f"{metrics}; {task.examples:,} rows, {task.truncated:,} of {task.requests:,} prompts cut"
-        return shown
+            cut = f"{task.truncated:,} of {task.requests:,}"
+            for part, metrics in {name: task.metrics, **task.parts}.items():
+                rows += [(part, metric, f"{value:.4f}", f"{task.examples:,}", cut) for metric, value in metrics.items()]
+        one = self.conditions
+        caption = f"lm-evaluation-harness {one.harness}, zero-shot, {one.dtype}, context of {one.context} tokens"
+        return Table(("task", "metric", "value", "rows", "prompts cut"), rows, caption=caption, text_columns=2)
 
     def value(self, task: str) -> float | None:
         """The number that the paper's table shows: accuracy as a share of 1, or perplexity. `None` if not measured."""
@@ -158,13 +175,14 @@ def evaluate_tasks(
     dtype: torch.dtype = torch.float32,
     limit: int | None = None,
 ) -> Downstream:
-    """Measure a run on downstream tasks and write `downstream.json` in its folder.
+    """Measure a run on downstream tasks and write `evaluations/KEY/downstream.json` in its folder.
 
-    Tasks measured before under the same conditions are kept in the file; under other conditions they are dropped.
+    KEY names the conditions. Tasks measured before under the same ones are kept in the file, others have their own.
 
     Args:
         run: from `Run.open`.
-        tasks: names of `PAPER_TASKS`, or without `task_data` any of the harness's names; `"paper"` = all seven.
+        tasks: names of `PAPER_TASKS`, or without `task_data` any of the harness's tasks and groups; `"paper"` = the
+            paper's seven.
         device: where to compute.
         task_data: folder with `NAME.jsonl` for each task; by default the harness fetches its data from the hub.
         batch_size: requests per forward pass.
@@ -188,7 +206,6 @@ def evaluate_tasks(
     conditions = HarnessConditions(
         harness=str(harness_version),
         context=int(model.config.max_position_embeddings),
-        batch_size=batch_size,
         dtype=str(dtype).removeprefix("torch."),
         limit=limit,
     )
@@ -198,29 +215,35 @@ def evaluate_tasks(
         for name in names:
             logger.info(f"{name}: scoring")
             wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype)
-            found[name] = _evaluate_task(name, wrapped, definitions, limit)
+            found[name] = _evaluate_task(name, wrapped, definitions, limit, batch_size)
             _warn_of_cuts(name, found[name], conditions.context)
-    earlier = read_downstream(run.path)
-    if earlier is not None and earlier.conditions == conditions:
-        found = {**earlier.tasks, **found}
     result = Downstream(conditions=conditions, tasks=found)
-    write_json(run.path / DOWNSTREAM_FILE, result.model_dump())
+    if (file := result.file(run.path)).is_file():
+        result = Downstream(conditions=conditions, tasks={**_read(file).tasks, **found})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, result.model_dump())
     return result
 
 
 def read_downstream(folder: Path) -> Downstream | None:
-    """Read a run's results; `None` where there are none.
+    """Read a run's newest results on whole tasks, or else its newest; `None` where there are none.
 
     Raises:
-        CoCoMixError: the file is damaged.
+        CoCoMixError: a file is damaged or of another version.
     """
-    path = folder / DOWNSTREAM_FILE
-    if not path.is_file():
-        return None
+    files = sorted((folder / EVALUATIONS).glob(f"*/{_FILE}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    found = sorted(map(_read, files), key=lambda each: each.conditions.limit is not None)  # stable: newest first
+    return found[0] if found else None
+
+
+def _read(file: Path) -> Downstream:
     try:
-        return Downstream.model_validate(read_json(path))
+        return Downstream.model_validate(read_json(file))
     except ValidationError as error:
-        raise CoCoMixError(f"{path} is damaged ({error.errors()[0]['msg']}); measure the tasks again.") from error
+        at = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CoCoMixError(
+            f"{file} is damaged or of another version at {at}; remove it and measure the tasks again."
+        ) from error
 
 
 class _Definitions:
@@ -265,7 +288,9 @@ class _Definitions:
         return hashlib.sha256(self.files[name].read_bytes()).hexdigest() if name in self.files else "hub"
 
 
-def _evaluate_task(name: str, model: "CountingModel", definitions: _Definitions, limit: int | None) -> TaskResult:
+def _evaluate_task(
+    name: str, model: "CountingModel", definitions: _Definitions, limit: int | None, batch_size: int
+) -> TaskResult:
     from lm_eval import simple_evaluate
 
     try:
@@ -285,24 +310,31 @@ def _evaluate_task(name: str, model: "CountingModel", definitions: _Definitions,
             f"the task {name} cannot be run with data from {origin} ({reason}); give rows in its schema with "
             "--task-data, see cocomix/evaluation/tasks."
         ) from error
-    (measured,) = answer["results"].values()
-    (counts,) = answer["n-samples"].values()
+    rows = {task: int(counts["effective"]) for task, counts in answer["n-samples"].items()}
+    parts = {task: _metrics(answer["results"][task], count) for task, count in rows.items()}
+    alone = len(parts) == 1
+    return TaskResult(
+        source=definitions.source(name),
+        examples=sum(rows.values()),
+        requests=model.requests,
+        truncated=model.truncated,
+        endings_cut=model.endings_cut,
+        batch_size=batch_size,
+        metrics=next(iter(parts.values())) if alone else _metrics(answer["results"].get(name, {}), 0),
+        parts={} if alone else parts,
+    )
+
+
+def _metrics(measured: dict[str, Any], examples: int) -> dict[str, float]:
+    """Numbers of a task or a group, with standard errors of accuracies over so many rows."""
     metrics = {
         key.removesuffix(",none"): float(value)
         for key, value in measured.items()
         if key.endswith(",none") and isinstance(value, int | float)
     }
-    examples = int(counts["effective"])
     for shown in {"acc", "acc_norm"} & metrics.keys() if examples > 1 else ():
         metrics[f"{shown}_stderr"] = math.sqrt(metrics[shown] * (1 - metrics[shown]) / (examples - 1))
-    return TaskResult(
-        source=definitions.source(name),
-        examples=examples,
-        requests=model.requests,
-        truncated=model.truncated,
-        endings_cut=model.endings_cut,
-        metrics=metrics,
-    )
+    return metrics
 
 
 def _warn_of_cuts(name: str, result: TaskResult, context: int) -> None:

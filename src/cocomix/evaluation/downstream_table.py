@@ -98,8 +98,8 @@ def _note(tasks: Sequence[str], shared: Sequence[str], every: Sequence[Downstrea
     )
     local = [name for name in tasks if results[name].source != "hub"]
     parts = [
-        f"Downstream tasks: lm-evaluation-harness {conditions.harness}, zero-shot, {conditions.dtype}, batches of "
-        f"{conditions.batch_size}, at most {conditions.context} tokens at once",
+        f"Downstream tasks: lm-evaluation-harness {conditions.harness}, zero-shot, {conditions.dtype}, "
+        f"at most {conditions.context} tokens at once",
         f"prompts that lost their beginning to that: {cut or NOTHING}",
     ]
     if conditions.limit is not None:

@@ -159,7 +159,7 @@ def test_a_number_is_what_its_source_says(claim: str, paragraph: Paragraph) -> N
     check(claim, paragraph)
 
 
-def test_a_number_without_source_a_drifted_one_and_a_wrong_field_are_noticed(tmp_path: Path) -> None:
+def test_a_number_without_source_a_drifted_one_and_a_wrong_field_are_noticed() -> None:
     page = ROOT / "docs" / "page.md"
     text = "It ends 0.5 nats behind (p = 0.03), 12% and 3 MB later, in Python 3.11 with `1.5` and Eq. 2.\n"
     (bare,) = paragraphs(page, text)

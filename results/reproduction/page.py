@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream
-from cocomix.evaluation.statistics import t_interval
+from cocomix.evaluation.statistics import t_test
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -295,9 +295,9 @@ def percent_with_error(metrics: dict[str, float], name: str) -> str:
 
 def with_interval(values: list[float], signed: bool = True) -> str:
     """Mean ± half of the 95% t-interval where there are several values."""
-    half = t_interval(values)
+    half = t_test(values).half_width
     sign = "+" if signed else ""
-    text = f"{sum(values) / len(values):{sign}.3f}" + (f" ± {(half.high - half.low) / 2:.3f}" if half else "")
+    text = f"{sum(values) / len(values):{sign}.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
     return text.replace("-", "−")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import GPT2Config, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
@@ -103,11 +104,44 @@ def curve_rows(
     return rows
 
 
+def recipe_of(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that fits a manifest, with dotted changes."""
+    recipe: dict[str, Any] = {
+        "name": values["name"],
+        "objective": values["objective"],
+        "data": values["data"]["path"],
+        "model": {"backbone": backbone().to_diff_dict(), "insert_layer": 1, "num_concepts": CONCEPTS},
+        "training": {"seed": values["seed"]},
+        "tokens": values["tokens"],
+        "evaluation_blocks": values["evaluation_blocks"],
+    }
+    if values["objective"] == "cocomix":
+        recipe["labels"] = {"path": "labels"}
+        recipe["model"]["mixing"] = values["mixing"]
+    for name, value in changes.items():
+        inner = recipe
+        *sections, last = name.split(".")
+        for section in sections:
+            if not isinstance(inner.get(section), dict):
+                inner[section] = {}
+            inner = inner[section]
+        inner[last] = value
+    return recipe
+
+
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """Write a synthetic run folder: `write_run(name, losses, **manifest changes)`."""
+    """Write a synthetic run folder: `write_run(name, losses, recipe=dotted changes, **manifest changes)`."""
 
-    def write(name: str, losses: list[float], *, folder: str | None = None, **changes: Any) -> Path:
+    def write(
+        name: str,
+        losses: list[float],
+        *,
+        folder: str | None = None,
+        recipe: dict[str, Any] | None = None,
+        annealed: bool = True,
+        **changes: Any,
+    ) -> Path:
         path = tmp_path / (folder or name.replace("/", "_"))
         path.mkdir()
         changes.setdefault("final", {"eval_loss": losses[-1]})
@@ -115,9 +149,11 @@ def write_run(tmp_path: Path) -> WriteRun:
         rate = values["tokens"] / values["seconds"]
         step = values["tokens"] // len(losses)
         rows = curve_rows(losses, step=step, flops=values["flops_per_token"]["training"], rate=rate)
-        training = {"step": 1, "tokens": 10, "seconds": 1.0, "flops": 300.0, "loss": 9.0, "ntp_loss": 9.0}
+        training = {"step": 1, "tokens": 10, "seconds": 1.0, "flops": 300.0, "loss": 9.0, "learning_rate": 1e-3}
+        last = {**training, "step": 10, "learning_rate": 1e-4 if annealed else 5e-4}
         (path / "manifest.json").write_text(json.dumps(values))
-        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [training, *rows]))
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [training, *rows, last]))
+        (path / "recipe.yaml").write_text(yaml.safe_dump(recipe_of(values, recipe or {})))
         return path
 
     return write

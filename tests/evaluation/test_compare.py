@@ -1,254 +1,292 @@
+"""Comparisons of synthetic runs whose every number is known."""
+
 import csv
 import io
 import json
 import math
+from pathlib import Path
+from typing import Any
 
+import jsonschema
+import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import scipy.stats
+from statsmodels.stats.multitest import multipletests
 
-from cocomix.evaluation.compare_runs import compare
-from cocomix.evaluation.comparison import COLUMNS, REACH_COLUMNS, SETTING_COLUMNS
-from cocomix.evaluation.reach import Reach, mean_curve, reach
+from cocomix.evaluation import Comparison, Run, RunEvaluation, compare, json_schema
+from cocomix.evaluation.comparison import COLUMNS
+from cocomix.evaluation.comparison_tables import comparison_tables
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training import CurvePoint, Run
+from tests.evaluation.conftest import WriteRun
 
-COCOMIX = {
+COCOMIX: dict[str, Any] = {
     "objective": "cocomix",
     "mixing": "residual",
     "labels": {"path": "labels", "fingerprint": "l" * 64},
-    "parameters": {"total": 2000, "active": 1100},
+    "parameters": {"total": 2000, "active": 1010},
     "flops_per_token": {"forward": 20.0, "training": 60.0},
     "seconds": 100.0,
     "learning_rate": 1e-3,
     "concept_loss_weight": 0.1,
 }
+GRAMS = {"unigram": 7.0, "bigram": 6.0, "trigram": 5.5, "fourgram": 5.4}
 
 
-def points(*losses: float) -> list[CurvePoint]:
-    """Evaluations every 100 tokens; 2 seconds and 5 FLOPs a token."""
-    return [CurvePoint(100 * i, 200.0 * i, 500.0 * i, loss) for i, loss in enumerate(losses, start=1)]
+def measured(path: Path, shift: float, *, seed: int = 0, own: float = 0.0, documents: int = 12) -> Run:
+    """Give a run an evaluation: losses `shift` above those of any other (names: twice), with noise by seed.
+
+    A document has 8 tokens, every second a name. `own` is the size of noise that other arms do not share.
+    """
+    run = Run.open(path)
+    tokens = 8 * documents
+    noise = np.random.default_rng(seed).normal(0, 0.05, tokens)
+    base = np.random.default_rng(99).normal(5.0, 1.0, tokens)
+    if own:
+        noise = noise + np.random.default_rng([seed, abs(int(1000 * shift))]).normal(0, own, tokens)
+    table = pd.DataFrame(
+        {
+            "block": np.arange(tokens) // 16,
+            "position": 1 + np.arange(tokens) % 16,
+            "document": np.arange(tokens) // 8,
+            "token": np.arange(tokens),
+            "loss": (base + shift * (1 + np.arange(tokens) % 2) + noise).astype(np.float32),
+            "token_class": pd.Categorical(np.where(np.arange(tokens) % 2, "name", "function word")),
+            "frequency": pd.Categorical(["10-99"] * tokens),
+            "seen": np.arange(tokens) % 4 == 0,
+            **{name: np.full(tokens, loss, dtype=np.float32) for name, loss in GRAMS.items()},
+        }
+    )
+    loss = float(table["loss"].mean())
+    references = {**GRAMS, "training_tokens": 1000, "seconds": 1.0, "peak_memory": 1}
+    RunEvaluation.model_validate(
+        {
+            "run": run.manifest.name, "seed": run.manifest.seed, "data_fingerprint": "d" * 64, "split": "validation",
+            "dtype": "float32", "blocks": documents // 2, "limited": False, "block_size": 128, "targets": tokens,
+            "seconds": 1.0,
+            "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": None, "references": references, "slices": [],
+            "concepts": None, "reliance": None, "reliance_note": None,
+        }
+    ).save(run, table)  # fmt: skip
+    return run
 
 
-def test_reach_interpolates_linearly_in_tokens():
-    found = reach(points(6.0, 5.0, 4.0), 4.75)
-    assert found == Reach(tokens=225.0, flops=1125.0, seconds=450.0, at_first_evaluation=False)
+def seeds(
+    write_run: WriteRun, name: str, curves: list[list[float]], shift: float | None = None, own: float = 0.0, **more: Any
+) -> list[Run]:
+    paths = [write_run(name, losses, folder=f"{name[:5]}{n}", seed=n, **more) for n, losses in enumerate(curves)]
+    return [Run.open(path) if shift is None else measured(path, shift, seed=n, own=own) for n, path in enumerate(paths)]
 
 
-def test_reach_at_a_point_before_the_first_and_never():
-    assert reach(points(6.0, 5.0, 4.0), 5.0) == Reach(200.0, 1000.0, 400.0, False)
-    assert reach(points(6.0, 5.0), 7.0) == Reach(100, 500.0, 200.0, True)
-    assert reach(points(6.0, 5.0), 4.9) is None
+def arm(comparison: Comparison, name: str) -> Any:
+    return next(row for row in comparison.arms.itertuples() if row.arm == name)
 
 
-def test_reach_takes_the_first_crossing_of_a_curve_that_rises_again():
-    found = reach(points(6.0, 4.0, 5.0, 3.0), 4.5)
-    assert found is not None
-    assert found.tokens == 175.0
-
-
-@given(
-    losses=st.lists(st.floats(0.5, 9.0), min_size=2, max_size=12),
-    loss=st.floats(0.5, 9.0),
-)
-def test_reach_lies_on_the_curve(losses, loss):
-    curve = points(*losses)
-    found = reach(curve, loss)
-    if found is None:
-        assert min(losses) > loss
-        return
-    assert curve[0].tokens <= found.tokens <= curve[-1].tokens
-    assert found.seconds == pytest.approx(2 * found.tokens)
-    assert found.flops == pytest.approx(5 * found.tokens)
-    index = min(int(found.tokens // 100), len(losses) - 1) - 1
-    part = found.tokens / 100 - 1 - index
-    if not found.at_first_evaluation:
-        assert losses[index] + part * (losses[index + 1] - losses[index]) == pytest.approx(loss, abs=1e-6)
-
-
-def test_table_by_hand(write_run):
+def test_numbers_by_hand(write_run: WriteRun) -> None:
     runs = [Run.open(write_run("ntp", [6.0, 5.0])), Run.open(write_run("ours", [5.5, 4.5], **COCOMIX))]
     comparison = compare(runs)
+    ours = arm(comparison, "ours")
     assert comparison.baseline == "ntp"
-    base, ours = comparison.rows
-    assert (base.difference, base.reach) == (0.0, Reach(1000.0, 30000.0, 50.0, False))
-    assert ours.kind == "cocomix, residual"
-    assert ours.difference == -0.5
-    assert ours.perplexity == pytest.approx(math.exp(4.5))
-    assert ours.training_flops == 60_000.0
-    assert ours.tokens_per_second == 10.0
-    assert ours.reach == Reach(750.0, 45_000.0, 75.0, False)
-    assert comparison.cells()[1] == (
-        "ours", "cocomix, residual", "1", "4.500", "90.0", "\u22120.500", "60.0 k", "\u2013", "1 min 40 s", "10",
+    assert (ours.kind, ours.seeds, ours.loss, ours.difference) == ("cocomix", [0], 4.5, -0.5)
+    assert (ours.flops, ours.flops_ratio, ours.seconds_ratio, ours.tokens_ratio) == (60_000.0, 2.0, 2.0, 1.0)
+    assert ours.like_baseline == "iso-parameter"
+    assert np.isnan([ours.difference_low, ours.p_seeds, ours.p_documents, ours.teacher_flops]).all()
+    assert arm(comparison, "ntp").teacher_flops == arm(comparison, "ntp").dictionary_flops == 0
+    assert "teacher's work are not known for ours" in " ".join(comparison.notes)
+    assert comparison.references == {}
+    assert "cocomix eval" in " ".join(comparison.notes)
+
+
+def test_seeds_are_paired_and_p_values_are_those_of_scipy_and_statsmodels(write_run: WriteRun) -> None:
+    base = seeds(write_run, "ntp", [[5.0]] * 3, shift=0.0)
+    ours = seeds(write_run, "ours", [[5.0]] * 3, shift=-0.02, own=0.1, **COCOMIX)
+    third = seeds(write_run, "third", [[5.0]] * 2, shift=0.01, own=0.1, recipe={"model.mixing": "add"}, **COCOMIX)
+    comparison = compare([*base, *ours, *third])
+    raw = []
+    for name, runs in (("ours", ours), ("third", third)):
+        row, partners = arm(comparison, name), base[: len(runs)]
+        tables = [[run_losses(run) for run in some] for some in (runs, partners)]
+        means = [[table["loss"].to_numpy(np.float64).mean() for table in some] for some in tables]
+        assert row.difference == pytest.approx(np.mean(means[0]) - np.mean(means[1]), abs=1e-6)
+        assert row.p_seeds == pytest.approx(scipy.stats.ttest_rel(*means).pvalue, rel=1e-3)
+        by_document = [np.mean([table.groupby("document")["loss"].mean() for table in some], axis=0) for some in tables]
+        raw.append(scipy.stats.wilcoxon(by_document[0] - by_document[1]).pvalue)
+        assert row.p_documents == pytest.approx(raw[-1], rel=1e-6)
+        assert row.documents_low < row.difference < row.documents_high
+        assert row.documents == 12
+    corrected = multipletests(raw, method="holm")[1]
+    assert [arm(comparison, name).p_documents_holm for name in ("ours", "third")] == pytest.approx(corrected)
+    assert np.isnan(arm(comparison, "ntp").p_documents_holm)
+
+
+def run_losses(run: Run) -> pd.DataFrame:
+    from cocomix.evaluation import evaluations_of
+
+    return evaluations_of(run)[0].token_losses()
+
+
+def test_the_document_test_heeds_seeds(write_run: WriteRun) -> None:
+    """Noise that belongs to the seed cancels within pairs: an unpaired test sees ten times the difference in it."""
+    base = seeds(write_run, "ntp", [[5.0]] * 2, shift=0.0)
+    ours = seeds(write_run, "ours", [[5.0]] * 2, shift=-0.001, **COCOMIX)
+    row = arm(compare([*ours[::-1], *base]), "ours")
+    assert row.documents_low == pytest.approx(-0.0015, abs=2e-4)
+    assert row.documents_high == pytest.approx(-0.0015, abs=2e-4)
+
+
+def test_arms_without_a_common_seed_are_refused(write_run: WriteRun) -> None:
+    base = Run.open(write_run("ntp", [5.0]))
+    ours = Run.open(write_run("ours", [5.0], seed=1, **COCOMIX))
+    with pytest.raises(CoCoMixError, match=r"ours and ntp.*training\.seed"):
+        compare([base, ours])
+
+
+def test_a_seed_without_a_partner_counts_in_no_difference(write_run: WriteRun) -> None:
+    base = seeds(write_run, "ntp", [[5.0], [5.2]])
+    ours = seeds(write_run, "ours", [[4.5], [4.2], [1.0]], **COCOMIX)
+    row = arm(compare([*base, *ours]), "ours")
+    assert row.difference == pytest.approx(-0.75)
+    assert row.difference_high - row.difference == pytest.approx(12.7062 * 0.25, rel=1e-5)  # t(0.975, 1) · s / √2
+
+
+def test_words_are_paired_too(write_run: WriteRun) -> None:
+    comparison = compare([measured(write_run("ntp", [5.0]), 0.0), measured(write_run("ours", [5.0], **COCOMIX), -0.1)])
+    words = comparison.words.set_index(["slice", "value"])
+    assert words.loc[("token_class", "function word"), "difference"] == pytest.approx(-0.1, abs=1e-5)
+    assert words.loc[("token_class", "name"), "difference"] == pytest.approx(-0.2, abs=1e-5)
+    assert words.loc[("token_class", "name"), "high"] < 0
+    assert set(words.index.get_level_values(0)) == {"token_class", "position", "frequency", "seen"}
+    assert comparison.references == pytest.approx(GRAMS)
+    assert comparison.curve_references == pytest.approx(GRAMS)
+
+
+def test_evaluations_of_other_blocks_are_not_mixed(write_run: WriteRun) -> None:
+    whole = measured(write_run("ntp", [5.0]), 0.0)
+    fewer = measured(write_run("ours", [4.0], **COCOMIX), 0.0, documents=6)
+    comparison = compare([whole, fewer])
+    assert comparison.words.empty
+    assert comparison.references == {}
+    assert arm(comparison, "ntp").loss == 5.0  # of the training's last evaluation, as the other's
+    measured(whole.path, 0.0, documents=6)
+    assert not compare([whole, fewer]).words.empty
+
+
+# --- savings and costs ------------------------------------------------------------------------------------------------
+
+CHEAP = {**COCOMIX, "flops_per_token": {"forward": 8.0, "training": 24.0}, "seconds": 40.0}
+
+
+def test_a_saving_needs_a_loss_no_worse_between_ends_of_schedules(write_run: WriteRun) -> None:
+    base = Run.open(write_run("ntp", [6.0, 5.0]))
+    cheap = Run.open(write_run("cheap", [6.0, 5.0], **CHEAP))
+    worse = Run.open(write_run("worse", [6.0, 5.1], **CHEAP))
+    early = Run.open(write_run("early", [6.0, 4.0], annealed=False, **CHEAP))
+    comparison = compare([base, cheap, worse, early])
+    assert arm(comparison, "cheap").flops_saved == pytest.approx(0.2)
+    assert arm(comparison, "cheap").seconds_saved == pytest.approx(0.2)
+    assert np.isnan(arm(comparison, "cheap").tokens_saved)
+    for name in ("worse", "early", "ntp"):
+        assert np.isnan(arm(comparison, name).flops_saved), name
+    assert not arm(comparison, "early").annealed
+    assert "No saving is stated for or against early" in " ".join(comparison.notes)
+
+
+def test_no_saving_against_a_baseline_in_mid_schedule(write_run: WriteRun) -> None:
+    base = Run.open(write_run("ntp", [6.0, 5.0], annealed=False))
+    comparison = compare([base, Run.open(write_run("cheap", [6.0, 4.0], **CHEAP))])
+    assert np.isnan(arm(comparison, "cheap").flops_saved)
+
+
+def test_a_shorter_run_saves_tokens_where_the_comparison_is_about_tokens(write_run: WriteRun) -> None:
+    base = Run.open(write_run("ntp", [6.0, 5.0]))
+    short = Run.open(write_run("short", [6.0, 4.9], tokens=600, seconds=30.0))
+    with pytest.raises(CoCoMixError, match="tokens"):
+        compare([base, short])
+    row = arm(compare([base, short], "ntp", vary=["tokens"]), "short")
+    assert (row.tokens_saved, row.flops_saved, row.seconds_saved) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_baselines_of_equal_cost_are_named(write_run: WriteRun) -> None:
+    weights = Run.open(write_run("same weights", [5.0], parameters={"total": 1000, "active": 1000}))
+    flops = Run.open(
+        write_run(
+            "same flops", [4.8], parameters={"total": 3000, "active": 3000},
+            flops_per_token={"forward": 20.0, "training": 61.0},
+        )
     )  # fmt: skip
-    assert comparison.setting_cells()[1] == (
-        "ours", "2.00 k", "1.10 k", "0.1", "0.001", "10", "1.00 k", "60.0",
-    )  # fmt: skip
-    assert comparison.reach_cells() == [
-        ("ours", "750", "25.0%", "45.0 k", "50.0% more", "\u2013", "\u2013", "1 min 15 s", "50.0% more")
-    ]
-    for columns, cells in (
-        (COLUMNS, comparison.cells()),
-        (SETTING_COLUMNS, comparison.setting_cells()),
-        (REACH_COLUMNS, comparison.reach_cells()),
-    ):
-        assert len(cells[0]) == len(columns)
+    far = Run.open(write_run("far", [5.0], parameters={"total": 500, "active": 500}))
+    ours = Run.open(write_run("ours", [4.5], **COCOMIX))
+    found = compare([weights, flops, far, ours], "far").baselines
+    rows = {(row.likeness, row.baseline): row.difference for row in found[found["arm"] == "ours"].itertuples()}
+    assert rows == {
+        ("iso-parameter", "same weights"): pytest.approx(-0.5),
+        ("iso-FLOP", "same flops"): pytest.approx(-0.3),
+    }
+    assert compare([weights, flops, ours]).baseline == "same weights"
 
 
-def test_not_reached_is_said(write_run):
-    runs = [Run.open(write_run("ntp", [6.0, 5.0])), Run.open(write_run("ours", [7.0, 5.1], **COCOMIX))]
-    comparison = compare(runs)
-    assert comparison.rows[1].reach is None
-    assert comparison.reach_cells()[0][1] == "not reached"
-    assert "not reached" in comparison.to_markdown()
+def test_scaling_needs_three_sizes(write_run: WriteRun) -> None:
+    def size(n: int, kind: dict[str, Any]) -> Run:
+        name = f"{kind.get('objective', 'ntp')}{n}"
+        flops = {"forward": 1.0, "training": 30.0 * n}
+        changes = {**kind, "parameters": {"total": 100 * n, "active": 100 * n}, "flops_per_token": flops}
+        return Run.open(write_run(name, [5.0 * n**-0.1], **{**changes, "seconds": 10.0 * n}))
+
+    runs = [size(n, {}) for n in (1, 4, 16)] + [size(n, COCOMIX) for n in (1, 4)]
+    found = compare(runs).scaling
+    assert list(zip(found["kind"], found["axis"], strict=True)) == [("ntp", "flops"), ("ntp", "seconds")]
+    assert found["exponent"].tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
+    assert found["runs"].tolist() == [3, 3]
 
 
-def test_markdown_csv_and_json_agree(write_run):
-    hostile = "a|b<script>*x*"
-    runs = [Run.open(write_run("ntp", [6.0, 5.0])), Run.open(write_run(hostile, [5.5, 4.5], **COCOMIX))]
-    comparison = compare(runs)
-    markdown = comparison.to_markdown()
-    assert r"a\|b\<script\>\*x\*" in markdown
-    assert all(line.replace(r"\|", "").count("|") == len(COLUMNS) + 1 for line in markdown.splitlines()[:4])
-    rows = list(csv.DictReader(io.StringIO(comparison.to_csv())))
-    assert rows[1]["name"] == hostile
-    assert float(rows[1]["validation_loss"]) == 4.5
-    assert float(rows[1]["tokens_to_baseline_loss"]) == 750.0
-    values = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
-    assert values["baseline"] == "ntp"
-    assert values["rows"][1]["reach"]["flops"] == 45_000.0
-    assert values["curves"][hostile][0] == {"tokens": 500, "seconds": 50.0, "flops": 30000.0, "loss": 5.5}
+# --- refusals, forms --------------------------------------------------------------------------------------------------
 
 
-def test_of_several_baselines_the_nearest_in_active_parameters(write_run):
-    small = Run.open(write_run("same-width", [6.0], parameters={"total": 900, "active": 900}))
-    matched = Run.open(write_run("matched", [6.0], parameters={"total": 1090, "active": 1090}))
-    ours = Run.open(write_run("ours", [5.0], **COCOMIX))
-    comparison = compare([small, matched, ours])
-    assert comparison.baseline == "matched"
-    assert "nearest the others' mean of 1.10 k" in comparison.notes[0]
-    assert compare([small, matched, ours], "ours").baseline == "ours"
-    assert compare([small, matched]).baseline == "same-width"
-
-
-def test_a_baseline_that_rises_again_is_measured_at_its_own_first_crossing(write_run):
-    runs = [
-        Run.open(write_run("ntp", [6.0, 4.0, 5.0, 5.0])),
-        Run.open(write_run("ours", [6.0, 5.0, 4.0, 3.0], **COCOMIX)),
-    ]
-    comparison = compare(runs)
-    assert comparison.rows[0].reach.tokens == 375.0
-    assert comparison.reach_cells()[0][2] == "33.3% more"
-    assert any("itself first reaches its final loss after 375" in note for note in comparison.notes)
-
-
-def test_other_devices_and_labels_are_stated(write_run):
-    one = Run.open(write_run("ours", [6.0, 5.0], **COCOMIX))
-    labels = {"path": "other", "fingerprint": "m" * 64}
-    two = Run.open(write_run("theirs", [5.5, 4.5], **{**COCOMIX, "labels": labels, "device": "cuda"}))
-    notes = " ".join(compare([one, two], "ours").notes)
-    assert "seconds do not compare: cpu, cuda" in notes
-    assert f"differ in labels: {'l' * 16}, {'m' * 16}" in notes
-    assert "teacher's FLOPs are not known for ours, theirs" in notes
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data": {"fingerprint": "x" * 64}}, f"'ntp' and 'ours' differ in their data .{'d' * 16} and {'x' * 16}"),
-        ({"data": {"tokenizer_fingerprint": "y" * 64}}, f"differ in their tokenizer .{'t' * 16} and {'y' * 16}"),
-        ({"data": {"block_size": 256}}, "differ in their block size .128 and 256"),
-        ({"tokens": 2000}, "differ in their training tokens .1,000 and 2,000"),
-        ({"training_dtype": "bfloat16"}, "differ in their training precision .float32 and bfloat16"),
-        ({"evaluation_blocks": 8}, "differ in their number of validation blocks .64 and 8"),
-        ({"evaluation_dtype": "bfloat16"}, "differ in their evaluation precision .float32 and bfloat16"),
-    ],
-)
-def test_unlike_runs_are_refused_with_names_and_values(write_run, changes, message):
-    one = Run.open(write_run("ntp", [6.0]))
-    changes = {**changes}
-    if "data" in changes:
-        changes["data"] = {**one.manifest.data.model_dump(), **changes["data"]}
-    two = Run.open(write_run("ours", [5.0], **{**COCOMIX, **changes}))
-    with pytest.raises(CoCoMixError, match=message):
-        compare([one, two])
-
-
-def test_other_refusals(write_run):
+def test_refusals(write_run: WriteRun) -> None:
     ntp, ours = Run.open(write_run("ntp", [6.0])), Run.open(write_run("ours", [5.0], **COCOMIX))
-    again = Run.open(write_run("ours", [5.0], folder="copy", **COCOMIX))
     third = Run.open(write_run("third", [5.0], **COCOMIX))
-    with pytest.raises(CoCoMixError, match="two runs"):
+    with pytest.raises(CoCoMixError, match="'ntp'"):
         compare([ntp])
-    with pytest.raises(CoCoMixError, match=r"'ours'.*seed 0"):
-        compare([ntp, ours, again])
     with pytest.raises(CoCoMixError, match=r"'other'.*ntp, ours"):
         compare([ntp, ours], "other")
     with pytest.raises(CoCoMixError, match="--baseline: ours, third"):
         compare([ours, third])
+    assert compare([ours, third], "third").baseline == "third"
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------------
+def test_devices_are_stated(write_run: WriteRun) -> None:
+    runs = [Run.open(write_run("ntp", [6.0])), Run.open(write_run("ours", [5.5], **{**COCOMIX, "device": "cuda"}))]
+    assert "seconds do not compare: cpu, cuda" in " ".join(compare(runs).notes)
 
 
-def seeds(write_run, name, curves, **changes):
-    return [
-        Run.open(write_run(name, losses, folder=f"{name}{seed}", seed=seed, **changes))
-        for seed, losses in enumerate(curves)
-    ]
+def test_json_follows_its_schema(write_run: WriteRun) -> None:
+    """`cocomix compare --json`: a new column or another type is a new version of the format."""
+    base = seeds(write_run, "ntp", [[5.0]] * 2, shift=0.0)
+    ours = seeds(write_run, "ours", [[4.0]] * 2, shift=-0.02, **COCOMIX)
+    values = json.loads(json.dumps(compare([*base, *ours]).to_json(), allow_nan=False))
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(values, schema)
+    assert values["format_version"] == 2
+    assert list(values) == [
+        "format_version", "baseline", "shared", "references", "curve_references", "notes", "runs", "arms", "words",
+        "baselines", "scaling", "curves", "downstream",
+    ]  # fmt: skip
+    assert {name: set(values[name][0]) for name in ("runs", "arms", "words", "curves")} == {
+        name: set(COLUMNS[name]) for name in ("runs", "arms", "words", "curves")
+    }
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**values, "arms": [{**values["arms"][0], "loss": "low"}]}, schema)
 
 
-def test_seeds_of_one_name_are_one_arm_measured_seed_by_seed(write_run):
-    base = seeds(write_run, "ntp", [[6.0, 5.0], [6.0, 5.2]])
-    ours = seeds(write_run, "ours", [[5.5, 4.5], [5.2, 4.2]], **COCOMIX)
-    comparison = compare([*base, *ours])
-    row = comparison.rows[1]
-    assert [each.name for each in comparison.rows] == ["ntp", "ours"]
-    assert (row.seeds, row.losses, row.reached) == ((0, 1), (4.5, 4.2), 2)
-    assert row.validation_loss == pytest.approx(4.35)
-    # Differences −0.5 and −1.0: mean −0.75, s = 0.3536, t(0.975, 1) = 12.7062, half width 12.7062 · 0.25.
-    assert row.difference == pytest.approx(-0.75)
-    assert row.difference_interval.half_width == pytest.approx(12.7062 * 0.25, rel=1e-5)
-    # Seed 0 reaches 5.0 half-way between 500 and 1,000 tokens, seed 1 reaches 5.2 at once: 25% and 50% saved.
-    assert row.saving.tokens == pytest.approx(0.375)
-    assert row.saving.tokens_interval.low == pytest.approx(0.375 - 12.7062 * 0.125, rel=1e-5)
-    assert row.reach == Reach(625.0, 37_500.0, 62.5, at_first_evaluation=True)
-    assert comparison.curves["ours"][-1].loss == pytest.approx(4.35)
-    assert "95% t-intervals" in " ".join(comparison.notes)
-    assert "±" in comparison.to_markdown()
-    assert json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"][1]["losses"] == [4.5, 4.2]
-
-
-def test_a_baseline_without_the_seeds_is_taken_as_its_mean(write_run):
-    base = seeds(write_run, "ntp", [[6.0, 5.0]])
-    ours = seeds(write_run, "ours", [[5.5, 4.5], [5.5, 4.9]], **COCOMIX)
-    comparison = compare([*base, *ours])
-    assert comparison.rows[1].difference == pytest.approx(-0.3)
-    assert "lacks seeds of ours" in " ".join(comparison.notes)
-    assert comparison.rows[0].loss_interval is None
-
-
-def test_some_seeds_reach_and_some_do_not(write_run):
-    base = seeds(write_run, "ntp", [[6.0, 5.0], [6.0, 5.0]])
-    ours = seeds(write_run, "ours", [[5.5, 4.5], [5.5, 5.1]], **COCOMIX)
-    comparison = compare([*base, *ours])
-    assert (comparison.rows[1].reached, comparison.rows[1].reach, comparison.rows[1].saving) == (1, None, None)
-    assert comparison.reach_cells()[0][1] == "not reached by 1 of 2 seeds"
-
-
-def test_an_arm_holds_one_model_and_each_seed_once(write_run):
-    ntp = seeds(write_run, "ntp", [[5.0]])
-    ours = seeds(write_run, "ours", [[5.0]], **COCOMIX)
-    other = Run.open(write_run("ours", [5.0], folder="other", seed=1, **{**COCOMIX, "mixing": "add"}))
-    with pytest.raises(CoCoMixError, match=r"'ours'.*mixing.*residual.*add"):
-        compare([*ntp, *ours, other])
-    with pytest.raises(CoCoMixError, match="different names"):
-        compare(seeds(write_run, "same", [[5.0], [5.0]]))
-
-
-def test_the_mean_curve_keeps_to_shared_evaluations():
-    one, two = points(6.0, 5.0, 4.0), points(6.2, 5.2, 4.4)[1:]
-    mean = mean_curve([one, two])
-    assert [point.tokens for point in mean] == [200, 300]
-    assert [point.loss for point in mean] == pytest.approx([5.1, 4.2])
-    assert mean_curve([one]) == tuple(one)
+def test_table_explains_every_number(write_run: WriteRun) -> None:
+    hostile = "a|b<script>*x*_y"
+    runs = [measured(write_run("ntp", [6.0]), 0.0), measured(write_run(hostile, [5.5], folder="h", **COCOMIX), -0.1)]
+    comparison = compare(runs)
+    tables = comparison_tables(comparison)
+    assert tables.keys() == {"result", "cost", "baselines", "words", "trained"}
+    assert "nats per token, lower is better" in " ".join(tables["result"].headings)
+    assert tables["result"].rows[1][0] == hostile
+    assert r"a\|b\<script\>\*x\*\_y" in tables["result"].markdown()
+    rows = list(csv.DictReader(io.StringIO(comparison.arms.to_csv(index=False))))
+    assert rows[1]["arm"] == hostile

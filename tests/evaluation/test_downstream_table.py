@@ -2,6 +2,7 @@ import pytest
 
 from cocomix.artifacts import write_json
 from cocomix.evaluation import Run, compare
+from cocomix.evaluation.comparison_tables import comparison_tables
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, HarnessConditions, TaskResult
 from tests.evaluation.test_compare import COCOMIX
 
@@ -29,18 +30,19 @@ def compared(write_run, ours, theirs):
 def test_the_papers_averages(write_run):
     comparison = compared(write_run, result(0.25), result(0.5))
     columns = comparison.downstream.columns
-    assert columns[-2:] == ("mean ppl ↓", "mean acc ↑")
-    row = dict(zip(columns[1:], dict(comparison.downstream.rows)["ours"], strict=True))
-    assert row["piqa ↑"] == row["mean acc ↑"] == 50.0
-    assert row["mean ppl ↓"] == pytest.approx((54.598 + 0.5 + 50.0) / 3, rel=1e-4)
+    assert columns[-2:] == ("mean perplexity, lower is better", "mean accuracy, %, higher is better")
+    row = comparison.downstream.to_json()["ours"]
+    assert row["piqa, %, higher is better"] == row[columns[-1]] == 50.0
+    assert row[columns[-2]] == pytest.approx((54.598 + 0.5 + 50.0) / 3, rel=1e-4)
     assert "wikitext 10%" in comparison.notes[-1]
-    assert "Downstream tasks:" in comparison.to_markdown()
-    assert comparison.to_json()["downstream"]["ntp"]["piqa ↑"] == 25.0
+    assert comparison_tables(comparison)["downstream"].rows[0][0] == "ntp"
+    assert comparison.to_json()["downstream"]["ntp"]["piqa, %, higher is better"] == 25.0
 
 
 def test_only_what_is_alike_stands_side_by_side(write_run, tmp_path):
     comparison = compared(write_run, result(0.25), result(0.5, tasks=("piqa", "arc_easy")))
-    assert comparison.downstream.columns == ("run", "validation ↓", "piqa ↑", "arc_easy ↑")
+    names = [column.partition(",")[0] for column in comparison.downstream.columns]
+    assert names == ["run", "validation", "piqa", "arc_easy"]
 
 
 @pytest.mark.parametrize(

@@ -1,56 +1,45 @@
-import csv
-import re
-from html.parser import HTMLParser
+"""The report: five sentences that follow from the numbers, one loss, the same numbers on page, terminal and file."""
+
+import json
+import logging
+from typing import Any
 
 import matplotlib
+import pandas as pd
 import pytest
+from rich.console import Console
 
-from cocomix.evaluation.compare_runs import compare
-from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves
-from cocomix.evaluation.page import Code, Image, Page, Paragraph, Points, Section, SideBySide, Table, Tokens
-from cocomix.evaluation.reliance import Reliance, RunReliance
-from cocomix.evaluation.report import reliance_section, summary, write_report
+from cocomix.evaluation import Comparison, Run, compare, shown, write_report
+from cocomix.evaluation.figures import AXES, draw_curves
+from cocomix.evaluation.report import found
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training import Run
-from tests.evaluation.test_compare import COCOMIX
+from tests.evaluation.conftest import WriteRun
+from tests.evaluation.test_compare import COCOMIX, GRAMS, measured, seeds
+from tests.evaluation.test_pages import Checker
 
-HOSTILE = "<script>alert('x')</script>\"&$1$"
-
-
-class Checker(HTMLParser):
-    """Collects tags and addresses and sees that every element is closed."""
-
-    VOID = {"meta", "img", "source", "br"}  # noqa: RUF012
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.addresses, self.open = [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+HOSTILE = "mine_ntp <script>alert('x')</script>\"&$1$"
 
 
 @pytest.fixture
-def comparison(write_run):
-    return compare(
-        [
-            Run.open(write_run("ntp", [7.0, 6.0, 5.5, 5.0])),
-            Run.open(write_run("paper form", [7.5, 6.5, 5.6, 5.2], **{**COCOMIX, "mixing": "interleave"})),
-            Run.open(write_run(HOSTILE, [6.5, 5.5, 4.8, 4.5], folder="hostile", **COCOMIX)),
-        ]
+def comparison(write_run: WriteRun) -> Comparison:
+    base = seeds(write_run, "ntp", [[7.0, 6.0, 5.0], [7.0, 6.1, 5.1]], shift=0.0, own=0.02)
+    ours = seeds(write_run, HOSTILE, [[6.5, 5.5, 4.9], [6.6, 5.6, 5.0]], shift=-0.05, own=0.02, **COCOMIX)
+    return compare([*base, *ours])
+
+
+def changed(comparison: Comparison, references: dict[str, float] | None = None, **numbers: Any) -> Comparison:
+    """The comparison with other numbers of the second arm."""
+    arms = comparison.arms.copy()
+    for column, value in numbers.items():
+        arms[column] = pd.Series([arms[column].iloc[0], value], dtype=float)
+    fields = {name: getattr(comparison, name) for name in Comparison.__dataclass_fields__}
+    return Comparison(
+        **{**fields, "arms": arms, "references": comparison.references if references is None else references}
     )
 
 
-def test_report_folder_is_whole_and_self_contained(comparison, tmp_path):
-    page = write_report(comparison, tmp_path / "report")
+def test_the_folder_is_whole_and_self_contained(comparison: Comparison, tmp_path: Any) -> None:
+    page = write_report(comparison, tmp_path / "report", title=HOSTILE)
     assert sorted(file.name for file in page.parent.iterdir()) == [
         "loss_vs_flops.png", "loss_vs_seconds.png", "loss_vs_tokens.png", "report.html", "table.csv", "table.json",
         "table.md",
@@ -58,91 +47,114 @@ def test_report_folder_is_whole_and_self_contained(comparison, tmp_path):
     html = page.read_text(encoding="utf-8")
     checker = Checker(html)
     assert checker.tags.count("img") == 3
-    assert checker.addresses
+    assert "script" not in checker.tags
     assert all(address.startswith("data:image/png;base64,") for address in checker.addresses)
     assert "http" not in html
-    assert "url(" not in html
-    assert "@import" not in html
-    rows = list(csv.DictReader((page.parent / "table.csv").open(encoding="utf-8")))
-    assert [row["name"] for row in rows] == ["ntp", "paper form", HOSTILE]
+    headings = [text for text in checker.texts if text in ("Result", "Loss during training", "Protocol")]
+    assert headings == ["Result", "Loss during training", "Protocol"]
+    assert json.loads((page.parent / "table.json").read_text()) == comparison.to_json()
+    with pytest.raises(CoCoMixError, match="already exists"):
+        write_report(comparison, tmp_path / "report")
 
 
-def test_hostile_names_stay_text(comparison, tmp_path):
-    html = write_report(comparison, tmp_path / "report", title=HOSTILE).read_text(encoding="utf-8")
-    assert "script" not in Checker(html).tags
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
+def test_one_loss_on_page_terminal_and_file(comparison: Comparison, tmp_path: Any) -> None:
+    """And nothing is escaped in the terminal, nor marked up on the page (`mine\\_ntp`, literal backticks)."""
+    page = write_report(comparison, tmp_path / "report").read_text(encoding="utf-8")
+    console = Console(width=400, color_system=None)
+    with console.capture() as printed:
+        console.print(shown(comparison))
+    terminal, file = printed.get(), (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
+    for row in comparison.arms.itertuples():
+        for text in (page, terminal, file):
+            assert f"{row.loss:.3f}" in text
+    assert HOSTILE in terminal
+    assert "\\_" not in terminal
+    assert r"mine\_ntp" in file
+    for sentence in found(comparison):
+        assert sentence in terminal
+        assert sentence in " ".join(Checker(page).texts)
+    shared = page.split("Shared by all runs")[1].split("</table>")[0]
+    assert "training time" not in shared
 
 
-def test_every_block_escapes_its_text():
-    blocks = [
-        Paragraph(HOSTILE),
-        Paragraph(HOSTILE, quiet=True),
-        Points([HOSTILE]),
-        Table([HOSTILE, "n"], [[HOSTILE, HOSTILE]], caption=HOSTILE),
-        Code(HOSTILE),
-        Image(b"png", alt=HOSTILE, caption=HOSTILE, dark_png=b"dark"),
-        Tokens([(HOSTILE, 0.5, HOSTILE)], legend=HOSTILE),
-        SideBySide([(HOSTILE, HOSTILE)]),
-    ]
-    html = Page(HOSTILE, [HOSTILE], [Section(HOSTILE, blocks)], footer=HOSTILE).html()
-    assert "script" not in Checker(html).tags
-    assert "<script" not in html
-    assert 'alt="&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&quot;&amp;$1$"' in html
+def test_is_the_model_any_good(comparison: Comparison) -> None:
+    first = found(comparison)[0]
+    assert f"{comparison.arms['loss'].min():.3f}" in first
+    assert "better than both" in first
+    grams = {**GRAMS, "bigram": 4.0, "fourgram": 3.5}
+    assert "all runs are worse than a bigram table" in found(changed(comparison, grams))[0]
+    assert "`cocomix eval`" in found(changed(comparison, {}))[0]
 
 
-def test_token_strength_is_clamped():
-    html = Tokens([("a", 7.0, ""), ("b", -1.0, "")], legend="").html()
-    assert re.findall(r"--s:([\d.]+)", html) == ["1.00", "0.00"]
+def test_do_concepts_carry_more_than_the_token(comparison: Comparison) -> None:
+    assert "was not measured" in found(comparison)[1]
+    numbers = {"static_recall": 0.3, "token_recall": 0.95, "recall": 0.86, "shuffle_same_token": 0.011}
+    told = found(changed(comparison, **numbers))[1]
+    for part in ("30.0%", "95.0%", "86.0%", "+0.011", "mostly the token's identity"):
+        assert part in told
+    assert "more than the token's identity" in found(changed(comparison, **{**numbers, "token_recall": 0.4}))[1]
 
 
-def test_summary_says_who_won_either_way(comparison, write_run):
-    text = " ".join(summary(comparison))
-    assert "has the lowest validation loss: 4.500 nats per token against 5.000 of the baseline, ntp" in text
-    # The baseline passes 5.2 at 750 + 250 · (5.5 − 5.2)/(5.5 − 5.0) = 900 of 1,000 tokens: 27,000 of 60,000 FLOPs.
-    assert (
-        "paper form ends 0.200 nats above the baseline (5.200) and does not reach the baseline's final loss; the "
-        "baseline reaches paper form's with 10.0% fewer tokens, 55.0% fewer training FLOPs and 55.0% less training "
-        "time."
-    ) in text
-    assert "ends 0.500 nats below the baseline (4.500)" in text
-    assert "with 32.1% fewer tokens, 35.7% more training FLOPs and 35.7% more training time" in text
-    assert "One run with one seed each" in text
-    lost = compare([Run.open(write_run("base", [5.0])), Run.open(write_run("loser", [6.0], **COCOMIX))])
-    assert summary(lost)[0] == "The baseline, base, has the lowest validation loss: 5.000 nats per token."
-    level = compare([Run.open(write_run("a", [5.0])), Run.open(write_run("b", [5.0], **COCOMIX))])
-    assert "ends level with the baseline (5.000)" in summary(level)[1]
+def test_are_concepts_used(comparison: Comparison) -> None:
+    told = found(changed(comparison, shuffle=0.2, shuffle_low=0.1, shuffle_high=0.3, mean=0.15))[2]
+    assert "+0.200 (+0.100 … +0.300)" in told
+    assert "+0.150" in told
+    assert "does not measurably use" in found(changed(comparison, shuffle=0.0, shuffle_low=-0.1, shuffle_high=0.1))[2]
 
 
-def test_reliance_section_shows_differences():
-    kinds = {"zero": Reliance(nats=0.25, low=0.2, high=0.3), "shuffle": Reliance(nats=-0.5, low=-0.6, high=-0.4)}
-    one = RunReliance(kinds=kinds, documents=9)
-    two = RunReliance(kinds={"zero": Reliance(nats=0.125, low=0.1, high=0.2)}, documents=9)
-    html = "".join(block.html() for block in reliance_section({"one": one, "two": two}).blocks)
-    for text in ("+0.250", "+0.125", "\u22120.500", "\u2013"):
-        assert text in html
+def test_does_it_pay(comparison: Comparison) -> None:
+    surely = {"difference": -0.1, "documents_low": -0.2, "documents_high": -0.05}
+    dear = {"tokens_ratio": 1.0, "flops_ratio": 1.4, "seconds_ratio": 1.4}
+    cheap = {"tokens_ratio": 1.0, "flops_ratio": 0.8, "seconds_ratio": 1.01}
+    told = found(changed(comparison, **surely, **dear))[3]
+    assert "pays per token" in told
+    assert "open per FLOP, at ×1.40" in told
+    told = found(changed(comparison, **surely, **cheap))[3]
+    assert "pays per FLOP (×0.80)" in told
+    assert "pays per second" in told
+    worse = {"difference": 0.1, "documents_low": 0.05, "documents_high": 0.2}
+    told = found(changed(comparison, **worse, **dear))[3]
+    assert "does not pay per token" in told
+    assert "does not pay per FLOP" in told
+    unsure = {"difference": -0.1, "documents_low": -0.2, "documents_high": 0.05}
+    assert "not decided" in found(changed(comparison, **unsure, **dear))[3]
+
+
+def test_on_which_words(comparison: Comparison) -> None:
+    told = found(comparison)[4]
+    assert told.index("name") < told.index("function word")  # names gain twice as much
+
+
+def test_a_run_worse_than_a_bigram_is_warned_of(write_run: WriteRun, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [measured(write_run("ntp", [6.0]), 0.0), measured(write_run("bad", [6.0], **COCOMIX), 2.0)]
+    with caplog.at_level(logging.WARNING):
+        compare(runs)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["bad"]
 
 
 @pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.field)
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_curves_are_png_and_leave_matplotlib_as_it_was(comparison, axis, theme):
+@pytest.mark.parametrize("dark", [False, True])
+def test_curves_are_png_and_leave_matplotlib_as_it_was(comparison: Comparison, axis: Any, dark: bool) -> None:
     before = dict(matplotlib.rcParams)
-    image = draw_curves(comparison, axis, theme)
+    image = draw_curves(comparison, axis, dark=dark)
     assert image.startswith(b"\x89PNG")
-    assert image == draw_curves(comparison, axis, theme), "the same runs give the same bytes"
+    assert image == draw_curves(comparison, axis, dark=dark), "the same runs give the same bytes"
     assert dict(matplotlib.rcParams) == before
 
 
-def test_single_point_curves_and_many_runs_can_be_drawn(write_run):
+def test_single_points_and_many_runs_can_be_drawn(write_run: WriteRun) -> None:
     runs = [Run.open(write_run("ntp", [5.0]))]
-    runs += [Run.open(write_run(f"a very long name of an arm number {i}", [5.0], **COCOMIX)) for i in range(9)]
+    runs += [Run.open(write_run(f"a very long name of an arm number {i}", [5.0 + i], **COCOMIX)) for i in range(10)]
+    many = compare(runs)
     for axis in AXES:
-        assert draw_curves(compare(runs), axis, LIGHT).startswith(b"\x89PNG")
+        assert draw_curves(many, axis).startswith(b"\x89PNG")
 
 
-def test_an_existing_folder_is_not_overwritten(comparison, tmp_path):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "mine").write_text("x")
-    with pytest.raises(CoCoMixError, match="already exists"):
-        write_report(comparison, tmp_path / "report")
-    assert [file.name for file in (tmp_path / "report").iterdir()] == ["mine"]
+def test_the_mean_curve_keeps_to_shared_evaluations(write_run: WriteRun) -> None:
+    one = Run.open(write_run("ntp", [6.0, 5.0, 4.0, 3.0]))
+    two = Run.open(write_run("ntp", [5.2, 3.4], folder="second", seed=1))
+    other = Run.open(write_run("ours", [4.0], **COCOMIX))
+    curve = compare([one, two, other], "ours").mean_curves()["ntp"]
+    assert curve["tokens"].tolist() == [500, 1000]
+    assert curve["loss"].tolist() == pytest.approx([5.1, 3.2])
+    assert (curve["low"].tolist(), curve["high"].tolist()) == ([5.0, 3.0], [5.2, 3.4])

@@ -75,7 +75,7 @@ def test_damaged_lines_are_named_with_file_and_number(write_run, line, message):
     path = write_run("ntp", [6.0, 5.0])
     with (path / "metrics.jsonl").open("a") as stream:
         stream.write(line + "\n")
-    with pytest.raises(CoCoMixError, match=rf"metrics\.jsonl:4: {message}"):
+    with pytest.raises(CoCoMixError, match=rf"metrics\.jsonl:5: {message}"):
         Run.open(path)
 
 

@@ -6,34 +6,60 @@ from transformers import AutoModelForCausalLM
 
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
-from cocomix.evaluation.teacher_flops import TeacherCost, teacher_cost
+from cocomix.evaluation.teacher_flops import dictionary_flops, teacher_flops
+from cocomix.labelling import Labels
 from cocomix.model import account
+from cocomix.training.manifest import ExtraFlops
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 
-def test_at_counts_every_stored_token_once() -> None:
-    cost = TeacherCost(((2.0, 200), (10.0, 100), (1.0, 50)))
-    assert cost.at(0) == 0
-    assert cost.at(40) == 2 * 40 + 11 * 40
-    assert cost.at(200) == 2 * 200 + 10 * 100 + 50
+def test_stored_labels_count_once_and_as_far_as_the_run_read(workshop: Workshop, tmp_path: Path) -> None:
+    run = Run.open(workshop.cocomix_run)
+    per_token = Labels.open(workshop.labels).manifest.flops_per_token
+    whole = Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
+    for tokens, counted in ((40, 40), (10 * whole, whole)):
+        run.manifest = run.manifest.model_copy(update={"tokens": tokens})
+        assert teacher_flops(run) == pytest.approx(per_token * counted)
+
+
+def test_work_while_training_counts_until_its_weight_is_0(workshop: Workshop) -> None:
+    run = Run.open(workshop.ntp_run)
+    extra = {"kd": ExtraFlops(per_token=10.0, tokens=100), "hidden": ExtraFlops(per_token=1.0, tokens=10**9)}
+    run.manifest = run.manifest.model_copy(update={"extra_flops": extra, "tokens": 500})
+    assert teacher_flops(run) == 10 * 100 + 500
 
 
 def test_labels_cost_a_forward_and_part_of_a_backward_pass(workshop: Workshop) -> None:
-    found = teacher_cost(Run.open(workshop.cocomix_run))
+    run = Run.open(workshop.cocomix_run)
+    tokens = min(run.manifest.tokens, Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK)
+    found = teacher_flops(run)
     assert found is not None
-    ((flops, tokens),) = found.parts
-    assert tokens == Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
+    flops = found / tokens
     teacher = AutoModelForCausalLM.from_pretrained(workshop.teacher)
     whole, d_model, layers, hooked = account(teacher, BLOCK).forward_flops_per_token, 16, 3, 2
     head = 2 * teacher.config.vocab_size * d_model
     below = hooked * (2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2)
     assert whole == pytest.approx(below * layers / hooked + head)
     assert flops == pytest.approx(2 * whole - below + 2 * CONCEPTS * d_model)
-    assert teacher_cost(Run.open(workshop.ntp_run)).at(1000) == 0
+    assert teacher_flops(Run.open(workshop.ntp_run)) == dictionary_flops(Run.open(workshop.ntp_run)) == 0
 
 
 def test_unknown_where_the_labels_are_gone(workshop: Workshop, tmp_path: Path) -> None:
     run = shutil.copytree(workshop.cocomix_run, tmp_path / "run")
     manifest = run / "manifest.json"
     manifest.write_text(manifest.read_text().replace(str(workshop.labels), str(tmp_path / "gone")))
-    assert teacher_cost(Run.open(run)) is None
+    assert teacher_flops(Run.open(run)) is None
+    assert dictionary_flops(Run.open(run)) is None
+
+
+def test_a_dictionarys_fit_is_counted_by_formula(workshop: Workshop, tmp_path: Path) -> None:
+    from cocomix.concepts import FitSettings, TeacherConfig
+    from cocomix.labelling import fit_on_data
+
+    settings = FitSettings(num_concepts=32, k=4, tokens=2048, batch_size=256, forward_tokens=512)
+    teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
+    report = fit_on_data(workshop.data, teacher, tmp_path / "dictionary", settings).manifest.report
+    assert report is not None
+    d_model, layers = 16, 2  # of the teacher, up to the layer
+    below = layers * (2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2)
+    assert report.flops == pytest.approx(report.tokens * (below + 10 * d_model * 32))

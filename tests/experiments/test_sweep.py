@@ -11,11 +11,11 @@ import yaml
 
 from cocomix.artifacts import BeingWritten, read_json
 from cocomix.concepts import ActivationConfig
-from cocomix.evaluation import DOCUMENTS_FILE, Run, evaluations_of
+from cocomix.evaluation import Run, evaluations_of
+from cocomix.evaluation.alike import ARM_FIELDS
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
-from cocomix.experiments.runner import prepare_sweep
-from cocomix.experiments.tuning import TRIED
+from cocomix.experiments.runner import TRIED, final_loss
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
@@ -59,16 +59,16 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
         ("ntp", 0, "finished"), ("mixed", 0, "finished"), ("ntp", 1, "finished"), ("mixed", 1, "finished"),
     ]  # fmt: skip
     assert (output / "report" / "report.html").is_file()
-    mixed = result["comparison"]["rows"][1]
-    assert (mixed["name"], mixed["seeds"], len(mixed["losses"])) == ("mixed", [0, 1], 2)
-    assert mixed["difference_interval"]["count"] == 2
-    assert mixed["documents"]["documents"] > 6
-    assert mixed["flops_with_teacher"] > mixed["training_flops"]
+    mixed = result["comparison"]["arms"][1]
+    assert (mixed["arm"], mixed["seeds"], mixed["documents"] > 6) == ("mixed", [0, 1], True)
+    assert mixed["difference_low"] <= mixed["difference"] <= mixed["difference_high"]
+    assert mixed["teacher_flops"] > 0
+    assert result["comparison"]["references"].keys() == {"unigram", "bigram", "trigram", "fourgram"}
     run = Run.open(output / "runs" / "mixed" / "seed1")
     assert (run.manifest.name, run.manifest.seed, run.manifest.labels.path) == (
         "mixed", 1, str(output / "labels" / "default"),
     )  # fmt: skip
-    assert (run.path / DOCUMENTS_FILE).is_file()
+    assert len(evaluations_of(run)) == 1
     before = manifests(output)
 
     # A third arm and nothing else is new; its labels are its own.
@@ -76,8 +76,7 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
     arms["active"] = {"base": "cocomix.yaml", "seeds": [0], "labels": {"kind": "activation"}}
     write_plan(tmp_path / "plans", workshop, arms=arms)
     text = cli("sweep", plan, "--output", output, "-q").out
-    assert "| active |" in text
-    assert "cocomix, labels: kind activation" in text
+    assert "labels: kind activation" in text
     after = manifests(output)
     assert after.keys() - before.keys() == {"runs/active/seed0"}
     assert all(after[name] == time for name, time in before.items())
@@ -95,7 +94,7 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
 def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     arms = {
         "ntp": "ntp.yaml",
-        "broken": {"base": "ntp.yaml", "model": {"backbone": {"n_positions": 4}}},
+        "broken": {"base": "cocomix.yaml", "model": {"insert_layer": 99}},
         "mixed": "cocomix.yaml",
     }
     plan, output = write_plan(tmp_path / "plans", workshop, arms=arms, seeds=[0]), tmp_path / "out"
@@ -105,7 +104,7 @@ def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Pa
     assert (values["complete"], values["comparison"], values["report"]) == (False, None, None)
     states = {run["arm"]: (run["status"], run["error"]) for run in values["runs"]}
     assert states["mixed"] == states["ntp"] == ("finished", None)
-    assert "n_positions" in states["broken"][1]
+    assert "insert_layer" in states["broken"][1]
     assert not (output / "report").exists()
 
 
@@ -117,6 +116,9 @@ def test_learning_rates_are_chosen_on_one_grid(workshop: Workshop, tmp_path: Pat
     }
     tune = {"learning_rates": [1e-2, 1e20], "tokens": 2 * 8 * BLOCK, "seed": 7}
     plan = write_plan(tmp_path / "plans", workshop, arms=arms, tune=tune, seeds=[0])
+    cli.refuses("sweep", plan, "-o", tmp_path / "out", says="training.optim (adamw_torch_fused and muon)")
+    assert not (tmp_path / "out").exists()
+    plan = write_plan(tmp_path / "plans", workshop, arms=arms, tune=tune, seeds=[0], vary=["training.optim"])
     output = tmp_path / "out"
     done = cli("sweep", plan, "-o", output, "--json")
     result = json.loads(done.out)
@@ -127,7 +129,7 @@ def test_learning_rates_are_chosen_on_one_grid(workshop: Workshop, tmp_path: Pat
     assert rates["ntp"]["losses"]["0.01"] < rates["ntp"]["losses"]["1e-05"] < rates["ntp"]["losses"]["1e-09"]
     assert rates["mixed"]["losses"]["1e+20"] is None
     assert "ntp: the best learning rate, 0.01, is the largest tried" in done.err
-    assert [row["name"] for row in result["comparison"]["rows"]] == ["ntp", "mixed"]
+    assert [row["arm"] for row in result["comparison"]["arms"]] == ["ntp", "mixed"]
     for arm, optimizer in (("ntp", None), ("mixed", "muon")):
         training = load_recipe(output / "runs" / arm / "seed0" / "recipe.yaml").training
         assert (training["learning_rate"], training.get("optim"), training["seed"]) == (1e-2, optimizer, 0)
@@ -144,30 +146,26 @@ def test_a_second_sweep_in_the_folder_is_refused(
     loaded = load_plan(write_plan(tmp_path / "plans", workshop, seeds=[0]), tmp_path / "out")
     refused = []
 
-    def again(loaded: Any, job: Any) -> None:
-        for sweep in (lambda: prepare_sweep(loaded), lambda: run_sweep(loaded, jobs, board)):
-            with pytest.raises(BeingWritten) as caught:
-                sweep()
-            refused.append(caught.value.pid)
+    def again(*arguments: Any) -> None:
+        with pytest.raises(BeingWritten) as caught:
+            run_sweep(loaded)
+        refused.append(caught.value.pid)
         raise CoCoMixError("enough")
 
-    monkeypatch.setattr("cocomix.experiments.runner._run_here", again)
-    jobs, board = prepare_sweep(loaded)
-    run_sweep(loaded, jobs[:1], board)
+    monkeypatch.setattr("cocomix.experiments.runner._train_and_measure", again)
+    result = run_sweep(loaded)
     assert refused == [os.getpid()] * 2
+    assert set(result.errors.values()) == {"enough"}
 
 
 @pytest.mark.slow
 def test_several_at_once_are_processes_of_the_same_runs(workshop: Workshop, tmp_path: Path) -> None:
     loaded = load_plan(write_plan(tmp_path / "plans", workshop, seeds=[0]), tmp_path / "out")
-    first = run_sweep(loaded, *prepare_sweep(loaded))
+    first = [final_loss(job) for job in run_sweep(loaded).jobs]
     shutil.rmtree(tmp_path / "out" / "runs" / "mixed")
-    jobs, board = prepare_sweep(loaded)
-    assert [entry.arm for entry in board.entries() if entry.status != "finished"] == ["mixed"]
-    again = run_sweep(loaded, jobs, board, workers=2)
-    losses = [[entry.loss for entry in result.entries] for result in (first, again)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert len(evaluations_of(Run.open(jobs[1].folder))) == 1
+    again = run_sweep(loaded, workers=2)
+    assert [final_loss(job) for job in again.jobs] == pytest.approx(first, rel=1e-5)
+    assert len(evaluations_of(Run.open(again.jobs[1].folder))) == 1
 
 
 @pytest.mark.parametrize(
@@ -209,6 +207,9 @@ def test_every_shipped_plan_resolves(path: Path, tmp_path: Path) -> None:
     assert {"ntp", "kd", "cocomix", "labels_activation", "hidden_l2", "mixing_only", "add", "pause"} <= arms.keys()
     shared = {(str(r.data), r.tokens, r.evaluation_blocks, r.training["learning_rate"]) for r in arms.values()}
     assert len(shared) == 1
+    fields = {field.partition(".")[0] for field in ARM_FIELDS} - {"model", "training"}
+    rest = [recipe.model_dump(mode="json", exclude=fields | {"model"}) for recipe in arms.values()]
+    assert all(each == rest[0] for each in rest), "what is not an arm's own is shared"
     assert len({json.dumps(recipe.model_dump(mode="json", exclude={"name"})) for recipe in arms.values()}) == len(arms)
     assert arms["kd"].distillation.weight.value == 0.1
 
@@ -231,9 +232,9 @@ def test_the_shipped_plan_runs_every_arm(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     result = json.loads(cli("sweep", tmp_path / "plan.yaml", "--fast", "-o", tmp_path / "out", "--json", "-q").out)
     assert result["complete"]
-    rows = {row["name"]: row for row in result["comparison"]["rows"]}
+    rows = {row["arm"]: row for row in result["comparison"]["arms"]}
     assert rows.keys() == plan["arms"].keys()
     assert {row["steps"] for row in rows.values()} == {2}
-    assert rows["kd"]["flops_with_teacher"] > rows["ntp"]["flops_with_teacher"] == rows["ntp"]["training_flops"]
-    assert rows["kd_stored"]["flops_with_teacher"] == pytest.approx(rows["kd"]["flops_with_teacher"])
+    assert rows["kd"]["total_flops"] > rows["ntp"]["total_flops"] == rows["ntp"]["flops"]
+    assert rows["kd_stored"]["total_flops"] == pytest.approx(rows["kd"]["total_flops"])
     assert read_json(tmp_path / "out" / "shared.json")["teacher"]["layer"] == 1

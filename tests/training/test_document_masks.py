@@ -125,9 +125,9 @@ def test_a_run_is_evaluated_as_it_was_trained(runs: dict[str, Path], objective: 
 
 def test_a_comparison_refuses_runs_that_differ_in_it(workshop: Workshop, runs: dict[str, Path]) -> None:
     masked = train(workshop.recipe("ntp", name="seen", evaluation_blocks=None), runs["ntp"].parent / "seen")
-    with pytest.raises(CoCoMixError, match="document masks"):
+    with pytest.raises(CoCoMixError, match="document_masks"):
         compare([Run.open(masked), Run.open(runs["cocomix"])])
-    assert len(compare([Run.open(run) for run in runs.values()]).rows) == 2
+    assert len(compare([Run.open(run) for run in runs.values()]).arms) == 2
 
 
 def test_kernels_that_would_ignore_it_are_refused(workshop: Workshop) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cocomix.artifacts import partial_path, read_json
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, compare
-from cocomix.evaluation.teacher_flops import teacher_cost
+from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.labelling import Job, LabelBlocks, Labels, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import dry_run, train
@@ -90,11 +90,10 @@ def test_it_trains_to_the_end(workshop: Workshop, labels: Path, whole: Path, tmp
 def test_the_flops_show_the_saving(workshop: Workshop, labels: Path, whole: Path, tmp_path: Path) -> None:
     tokens = Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
     constant = train(workshop.recipe("cocomix", **{**SETTINGS, "name": "all", "model": {}}), tmp_path / "all")
-    few, all_of_them = teacher_cost(Run.open(whole)), teacher_cost(Run.open(constant))
+    few, all_of_them = teacher_flops(Run.open(whole)), teacher_flops(Run.open(constant))
     assert few is not None
     assert all_of_them is not None
-    assert few.at(tokens) / all_of_them.at(tokens) == pytest.approx(FIRST * BLOCK / tokens)
-    assert few.at(20) == all_of_them.at(20) > 0
+    assert few / all_of_them == pytest.approx(FIRST * BLOCK / tokens)
     online = {"path": None, "kind": "attribution"}
     online |= {
         "teacher": {"model": str(workshop.teacher), "layer": 1},
@@ -104,9 +103,7 @@ def test_the_flops_show_the_saving(workshop: Workshop, labels: Path, whole: Path
     manifest = Run.open(paid).manifest
     per_token = Labels.open(workshop.labels).manifest.flops_per_token
     assert manifest.teacher_flops_per_token == pytest.approx(per_token * FIRST * BLOCK / tokens)
-    cost = teacher_cost(Run.open(paid))
-    assert cost is not None
-    assert cost.at(tokens) == pytest.approx(few.at(tokens))
+    assert teacher_flops(Run.open(paid)) == pytest.approx(few)
     assert [row["loss"] for row in rows(paid) if "loss" in row] == pytest.approx(
         [row["loss"] for row in rows(whole) if "loss" in row], rel=1e-4
     )
@@ -196,10 +193,10 @@ def test_a_dry_run_says_how_many_blocks_to_label(workshop: Workshop) -> None:
 def test_runs_in_another_order_are_not_compared(workshop: Workshop, whole: Path, tmp_path: Path) -> None:
     short = {"tokens": None, "training": SETTINGS["training"]}
     plain = train(workshop.recipe("ntp", name="plain", **short), tmp_path / "plain")
-    with pytest.raises(CoCoMixError, match="first blocks"):
+    with pytest.raises(CoCoMixError, match="first_blocks"):
         compare([Run.open(plain), Run.open(whole)])
     same = train(workshop.recipe("ntp", name="plain", first_blocks=FIRST, **short), tmp_path / "same")
-    assert compare([Run.open(same), Run.open(whole)])
+    assert len(compare([Run.open(same), Run.open(whole)]).arms) == 2
     assert read_json(same / "manifest.json")["labels_until"] is None
 
 

@@ -16,16 +16,21 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, the baseline among them.")],
     output: Output,
     baseline: Annotated[str | None, typer.Option(help="Name of the baseline; default: the nearest NTP run.")] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="A recipe field that the comparison is about; repeatable.")
+    ] = None,
 ) -> Printed:
-    """Compare runs: a table, curves, and a report page.
+    """Compare runs: what was found, tables, curves, and a report page.
+
+    Runs that differ in more than their arm are refused. Evaluate each with `cocomix eval` before.
 
     [dim]Example: cocomix compare runs/ntp runs/first --output report[/dim]
     """
-    from cocomix.evaluation import Run, recorded_sections, write_report
+    from cocomix.evaluation import Run, shown, write_report
     from cocomix.evaluation import compare as run
 
     opened = [Run.open(folder) for folder in runs]
     with progress("comparing", None, "runs"):
-        comparison = run(opened, baseline)
-    write_report(comparison, output, sections=recorded_sections(opened))
-    return Printed(comparison.to_json(), comparison.to_markdown())
+        comparison = run(opened, baseline, vary or ())
+    write_report(comparison, output)
+    return Printed(comparison.to_json(), shown(comparison))

@@ -18,15 +18,17 @@ def demo(
 
     The text is the documentation of what is installed here: no download.
 
-    Finished stages are kept: a second run, or one after a stop, goes on where it was.
+    Finished parts are kept: a second run, or one after a stop, goes on where it was.
 
     [dim]Example: cocomix demo --fast[/dim]
     """
     from cocomix.artifacts import require_local
+    from cocomix.evaluation import shown
     from cocomix.experiments.tour import run_demo
     from cocomix.runtime.device import choose_threads
 
     require_local(directory, "the demo's folder")
     choose_threads()
-    page = run_demo(directory, fast=fast)
-    return Printed({"folder": str(directory), "report": str(page)})
+    result = run_demo(directory, fast=fast)
+    assert result.comparison is not None
+    return Printed({"folder": str(directory), "report": str(result.report)}, shown(result.comparison))

@@ -22,6 +22,8 @@ _COLOURS = {
     "dim": ("waiting",),
 }
 _STYLES = {state: style for style, states in _COLOURS.items() for state in states}
+_FILE_WIDTH = 200
+"""Columns of tables that go to a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Printed:
         elif isinstance(self.text, str):
             typer.echo(self.text)
         elif self.text is not None:
-            Console().print(self.text)
+            console = Console()
+            if not console.is_terminal:
+                console.width = max(console.width, _FILE_WIDTH)
+            console.print(self.text)
 
 
 def values_table(values: Mapping[str, Any]) -> Table:

@@ -1,24 +1,14 @@
-"""The verb `sweep`: arms × seeds from a plan, with a live table."""
+"""The verb `sweep`: arms × seeds from a plan."""
 
-import logging
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.live import Live
-from rich.table import Table
 
 from cocomix.cli.printing import Printed, table
-from cocomix.runtime.console import is_terminal, terminal
 from cocomix.runtime.errors import CoCoMixError
 
-if TYPE_CHECKING:
-    from cocomix.experiments import Entry
-
 __all__ = ["sweep"]
-
-logger = logging.getLogger(__name__)
 
 
 def sweep(
@@ -29,38 +19,23 @@ def sweep(
 ) -> Printed:
     """Train and compare all arms and seeds of a plan.
 
-    Finished runs are kept, stopped ones go on, when the same command is given again. A run that fails does not stop
-    the others; exit status 1 then, and no report.
+    Finished runs are kept, stopped ones go on, when the same command is given again; `cocomix runs` shows them
+    meanwhile. A run that fails does not stop the others; exit status 1 then, and no report.
 
     [dim]Example: cocomix sweep recipes/paper_cpu.yaml --fast[/dim]
     """
     from cocomix.artifacts import require_local
+    from cocomix.evaluation import shown
     from cocomix.experiments import load_plan, run_sweep
-    from cocomix.experiments.runner import prepare_sweep
 
     if output is not None:
         require_local(output, "a sweep")
-    loaded = load_plan(plan, output, fast=fast)
-    todo, board = prepare_sweep(loaded)
-    with (
-        Live(get_renderable=lambda: _table(board.entries()), console=terminal(), refresh_per_second=1)
-        if is_terminal() and logger.isEnabledFor(logging.INFO)
-        else nullcontext()
-    ):
-        result = run_sweep(loaded, todo, board, workers=jobs)
+    result = run_sweep(load_plan(plan, output, fast=fast), workers=jobs)
     if result.comparison is not None:
-        return Printed(result.to_json(), result.comparison.to_markdown())
-    names = ", ".join(f"{entry.arm} seed {entry.seed}" for entry in result.missing)
+        return Printed(result.to_json(), shown(result.comparison))
     missing = CoCoMixError(
-        f"{len(result.missing)} of {len(result.entries)} runs are missing ({names}), so there is no report; mend what "
-        "stopped them and give the command again."
+        f"{len(result.missing)} of {len(result.jobs)} runs are missing ({', '.join(result.missing)}), so there is no "
+        "report; mend what stopped them and give the command again."
     )
-    return Printed(result.to_json(), _table(list(result.entries)), missing)
-
-
-def _table(entries: "list[Entry]") -> Table:
-    rows = []
-    for entry in entries:
-        loss = "" if entry.loss is None else f"{entry.loss:.4f}"
-        rows.append((entry.arm, str(entry.seed), entry.status, f"{entry.tokens:,}", loss))
-    return table(rows, "arm", "seed", "state", "tokens", "validation loss", state=2)
+    rows = [(run["arm"], str(run["seed"]), run["status"], run["error"] or "") for run in result.to_json()["runs"]]
+    return Printed(result.to_json(), table(rows, "arm", "seed", "state", "reason", state=2), missing)

@@ -98,6 +98,8 @@ class FitReport(Section):
         dead_concepts: latents active at none of the last `dead_after_tokens` training positions.
         tokens: positions trained on.
         seconds: training alone.
+        flops: by formula, of the teacher's blocks up to the layer and of the autoencoder, forward and backward; None of
+            a dictionary that was fitted before this was recorded.
         tokens_per_second: training alone.
         sae_lens_version: of the trainer.
     """
@@ -107,6 +109,7 @@ class FitReport(Section):
     dead_concepts: int
     tokens: int
     seconds: float
+    flops: float | None = None
     tokens_per_second: float
     sae_lens_version: str
 

@@ -105,6 +105,7 @@ def fit_dictionary(
             dead_concepts=int(trainer.dead_neurons.sum()),
             tokens=trainer.n_training_samples,
             seconds=seconds,
+            flops=trainer.n_training_samples * _flops_per_token(decoder, settings, evaluation.shape[1]),
             tokens_per_second=trainer.n_training_samples / seconds,
             sae_lens_version=sae_lens.__version__,
         )
@@ -131,6 +132,15 @@ def fit_dictionary(
             "so that the auxiliary loss revives them."
         )
     return Dictionary.open(output)
+
+
+def _flops_per_token(decoder: FrozenDecoder, settings: FitSettings, seq: int) -> float:
+    """The teacher forward up to the layer; encoder and decoder forward and backward.
+
+    Matrix products alone, dense ones, as SAELens does them: 2dC each for encoder and decoder forward, for the gradients
+    of their weights, and for that of the decoder's input.
+    """
+    return decoder.flops_per_token(seq, up_to="layer") + 10.0 * decoder.d_model * settings.num_concepts
 
 
 def _require_memory(settings: FitSettings, decoder: FrozenDecoder) -> None:

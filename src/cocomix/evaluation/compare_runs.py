@@ -1,275 +1,381 @@
-"""Comparing runs: what each arm reached, against the baseline, over seeds and document by document.
+"""Comparing runs: one data frame of runs, grouped by arm, every difference paired by seed.
 
-Like is compared with like: runs on other data, another tokenizer or block size, of another length or precision, or
-evaluated on other blocks are refused, not warned about (house rule).
+Runs of one name and several seeds are an arm. `alike` refuses runs that differ in more than their arms; then
+
+    runs       one row per run, from its manifest and its evaluation
+    arms       one row per arm: means over its seeds, and its differences from the baseline's runs of the same seeds
+    words      the same differences on some of the tokens: function words, names, rare tokens, …
+    baselines  differences from every NTP arm that spends as many FLOPs or has as many parameters
+    scaling    power laws through final losses, where the arms of one kind have three sizes or more
+    curves     validation loss during training
+
+Their columns are described in `comparison.COLUMNS`.
 """
 
-import math
+import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cocomix.evaluation.arms import Arm, choose_baseline, group
-from cocomix.evaluation.comparison import Comparison, ComparisonRow, Saving
+from cocomix.evaluation.alike import refuse_unlike
+from cocomix.evaluation.comparison import COLUMNS, RELIANCE, Comparison
 from cocomix.evaluation.downstream_table import downstream_table
-from cocomix.evaluation.formatting import si
-from cocomix.evaluation.reach import Reach, reach
-from cocomix.evaluation.run_evaluation import evaluations_of
+from cocomix.evaluation.loss_slices import SLICES, slice_values
+from cocomix.evaluation.references import ORDERS
+from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import run_labels
-from cocomix.evaluation.statistics import MINIMAL_DOCUMENTS, PairedTest, holm, paired_test, t_interval
-from cocomix.evaluation.teacher_flops import TeacherCost, label_words, teacher_cost
-from cocomix.runtime.errors import require_extra
+from cocomix.evaluation.statistics import Estimate, crossed_interval, document_p, holm, power_law, t_test
+from cocomix.evaluation.teacher_flops import dictionary_flops, label_words, teacher_flops
+from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["compare"]
 
+logger = logging.getLogger(__name__)
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
-    """Put runs side by side. Runs of one name and different seeds are one arm.
+_ALIKE = 0.03
+"""FLOPs or parameters that differ by less are called equal."""
+
+_ANNEALED = 0.2
+"""A run whose last logged learning rate is below this share of its largest has ended its schedule (paper: 10%)."""
+
+_AXES = ("tokens", "flops", "seconds")
+
+
+def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str] = ()) -> Comparison:
+    """Put runs side by side.
 
     Args:
         runs: of at least two names.
-        baseline: name of the arm to measure against; by default the `ntp` arm. Of several `ntp` arms the one whose
-            active parameters are nearest the mean of the other arms' is taken, and the notes say so.
+        baseline: name of the arm to measure against; by default the `ntp` arm, of several the one whose active
+            parameters are nearest the mean of the other arms'.
+        vary: dotted names of recipe fields that the comparison is about, beside those that are an arm's own anyway.
 
     Raises:
-        CoCoMixError: fewer than two arms, a name and seed twice, no such baseline, or runs that must not be compared;
-            the two runs and the values in which they differ are named.
+        CoCoMixError: fewer than two arms; no such baseline; runs that must not be compared (see
+            `alike.refuse_unlike`), or that share no seed with the baseline's.
     """
-    require_extra("report", "matplotlib", "scipy", purpose="a comparison")
-    arms = group(runs)
-    chosen, reason = choose_baseline(arms, baseline)
-    costs = {arm.name: teacher_cost(arm.runs[0]) for arm in arms}
-    tests, documents_note = _document_tests(arms, chosen)
-    downstream, downstream_note = downstream_table(arms)
-    rows = tuple(_row(arm, chosen, costs[arm.name], costs[chosen.name], tests.get(arm.name)) for arm in arms)
-    manifest = chosen.manifest
+    require_extra("report", "pandas", "scipy", "statsmodels", purpose="a comparison")
+    refuse_unlike(runs, vary)
+    names = list(dict.fromkeys(run.manifest.name for run in runs))
+    if len(names) < 2:
+        raise CoCoMixError(f"a comparison needs runs of at least two names, but all are named {names[0]!r}.")
+    evaluations = _shared_evaluations(runs)
+    frame = _runs_frame(runs, evaluations)
+    chosen, reason = _choose_baseline(frame, baseline)
+    arms = _arms_frame(frame, chosen)
+    tokens = evaluations[0].token_losses() if evaluations else None
+    documents, words = _differences_on_tokens(frame, evaluations, tokens, chosen)
+    references, curve_references = _references(evaluations, tokens, runs[0].manifest.evaluation_blocks)
+    arms = arms.join(documents).reset_index()
+    arms["p_documents_holm"], arms["p_seeds_holm"] = holm(arms["p_documents"]), holm(arms["p_seeds"])
+    downstream, downstream_note = downstream_table(runs)
+    for worse in arms.loc[arms["loss"] > references.get("bigram", np.inf), "arm"]:
+        logger.warning(f"{worse} is worse than a bigram table of the training text ({references['bigram']:.3f} nats).")
+    manifest = runs[0].manifest
     return Comparison(
-        rows=rows,
-        baseline=chosen.name,
-        notes=(reason, *_notes(arms, chosen, rows), documents_note, downstream_note),
-        curves={arm.name: arm.curve for arm in arms},
-        seed_curves={arm.name: tuple(run.curve for run in arm.runs) for arm in arms},
-        conditions={
+        baseline=chosen,
+        runs=frame[list(COLUMNS["runs"])],
+        arms=arms[list(COLUMNS["arms"])],
+        words=words[list(COLUMNS["words"])],
+        baselines=_baselines_frame(frame)[list(COLUMNS["baselines"])],
+        scaling=_scaling_frame(frame)[list(COLUMNS["scaling"])],
+        curves=_curves_frame(runs)[list(COLUMNS["curves"])],
+        references=references,
+        curve_references=curve_references,
+        shared={
             "data": manifest.data.fingerprint[:16],
             "tokenizer": manifest.data.tokenizer_fingerprint[:16],
             "block size": f"{manifest.data.block_size} tokens",
-            "training tokens": f"{manifest.tokens:,}",
             "training precision": manifest.training_dtype,
-            "validation blocks": f"{manifest.evaluation_blocks:,}",
-            "evaluation precision": manifest.evaluation_dtype,
+            **({"training tokens": f"{manifest.tokens:,}"} if frame["tokens"].nunique() == 1 else {}),
+            **_measured(manifest, evaluations),
+            **({"what the comparison is about": ", ".join(vary)} if vary else {}),
         },
+        notes=(reason, *_notes(frame, arms, bool(evaluations)), downstream_note),
         downstream=downstream,
     )
 
 
-@dataclass(frozen=True)
-class _SeedResult:
-    """One run against its partner: the difference of the final losses, and both ways to the partner's final loss."""
+def _shared_evaluations(runs: Sequence[Run]) -> list[RunEvaluation]:
+    """One evaluation of each run, all of the same tokens in the same precision; empty if there are none."""
+    found = [evaluations_of(run) for run in runs]
+    for wanted in found[0]:
+        same = [next((one for one in each if one.conditions == wanted.conditions), None) for each in found]
+        if all(one is not None for one in same):
+            return [one for one in same if one is not None]
+    return []
 
-    difference: float
-    needed: Reach | None
-    partner_needed: Reach
 
+def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "DataFrame":
+    import pandas as pd
 
-def _row(
-    arm: Arm,
-    baseline: Arm,
-    cost: TeacherCost | None,
-    baseline_cost: TeacherCost | None,
-    test: PairedTest | None,
-) -> ComparisonRow:
-    manifest = arm.manifest
-    results = []
-    for run, partner in zip(arm.runs, arm.partners(baseline), strict=True):
-        target = partner[-1].loss
-        partner_needed = reach(partner, target)
-        assert partner_needed is not None  # a curve reaches its own last point
-        results.append(_SeedResult(run.curve[-1].loss - target, reach(run.curve, target), partner_needed))
-    found = [(result.needed, result.partner_needed) for result in results if result.needed is not None]
-    losses = tuple(run.manifest.final.eval_loss for run in arm.runs)
-    seconds = fmean(run.manifest.seconds for run in arm.runs)
-    whole = len(found) == len(results)
-    flops = manifest.tokens * manifest.flops_per_token.training
-    return ComparisonRow(
-        name=arm.name,
-        kind=_kind(arm),
-        seeds=arm.seeds,
-        parameters=manifest.parameters.total,
-        active_parameters=manifest.parameters.active,
-        learning_rate=manifest.learning_rate,
-        concept_loss_weight=manifest.concept_loss_weight,
-        steps=manifest.steps,
-        training_flops_per_token=manifest.flops_per_token.training,
-        tokens=manifest.tokens,
-        losses=losses,
-        validation_loss=fmean(losses),
-        loss_interval=t_interval(losses),
-        perplexity=math.exp(fmean(losses)),
-        training_flops=flops,
-        flops_with_teacher=None if cost is None else flops + cost.at(manifest.tokens),
-        seconds=seconds,
-        tokens_per_second=manifest.tokens / seconds,
-        difference=fmean(result.difference for result in results),
-        difference_interval=t_interval([result.difference for result in results]),
-        reached=len(found),
-        reach=_mean_reach([needed for needed, _ in found]) if whole else None,
-        flops_with_teacher_to_reach=_flops_with_teacher([needed for needed, _ in found], cost) if whole else None,
-        saving=_saving(found, cost, baseline_cost) if whole else None,
-        documents=test,
+    rows = []
+    for number, run in enumerate(runs):
+        manifest, measured = run.manifest, evaluations[number] if evaluations else None
+        flops = manifest.tokens * manifest.flops_per_token.training
+        row = {
+            "arm": manifest.name,
+            "seed": manifest.seed,
+            "kind": _kind(run),
+            "objective": manifest.objective,
+            "parameters": manifest.parameters.total,
+            "active_parameters": manifest.parameters.active,
+            "learning_rate": manifest.learning_rate,
+            "concept_loss_weight": manifest.concept_loss_weight,
+            "steps": manifest.steps,
+            "tokens": manifest.tokens,
+            "flops": flops,
+            "teacher_flops": teacher_flops(run),
+            "dictionary_flops": dictionary_flops(run),
+            "seconds": manifest.seconds,
+            "device": manifest.device,
+            "annealed": _annealed(run),
+            "loss": manifest.final.eval_loss if measured is None else measured.loss,
+            **_concept_numbers(measured),
+        }
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    numbers = [name for name, (kind, _) in COLUMNS["runs"].items() if kind == "number" and name in frame]
+    frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
+    frame["total_flops"] = (
+        frame["flops"] + frame["teacher_flops"].astype(float) + frame["dictionary_flops"].astype(float)
     )
+    return frame
 
 
-def _kind(arm: Arm) -> str:
-    """What sets an arm apart, in a few words."""
-    manifest = arm.manifest
-    words = manifest.arm
-    if words is None:  # a run from before arms were recorded
-        words = manifest.objective if manifest.mixing in (None, "interleave") else f"cocomix, {manifest.mixing}"
-    labels = run_labels(arm.runs[0])
-    if labels is None:
-        return words
-    chosen = label_words(labels.manifest)
+def _kind(run: Run) -> str:
+    """What sets an arm apart, e.g. `cocomix, residual`, and how labels were chosen where that is not the default."""
+    labels = run_labels(run)
+    chosen = "" if labels is None else label_words(labels.manifest)
+    words = run.manifest.arm or run.manifest.objective
     return f"{words}, labels: {chosen}" if chosen else words
 
 
-def _mean_reach(reaches: Sequence[Reach]) -> Reach:
-    return Reach(
-        tokens=fmean(each.tokens for each in reaches),
-        flops=fmean(each.flops for each in reaches),
-        seconds=fmean(each.seconds for each in reaches),
-        at_first_evaluation=any(each.at_first_evaluation for each in reaches),
-    )
+def _annealed(run: Run) -> bool:
+    """Whether the learning rate had come down when the run ended."""
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rates = [rate for line in lines if line.strip() and (rate := json.loads(line).get("learning_rate")) is not None]
+    return bool(rates) and rates[-1] <= _ANNEALED * max(*rates, run.manifest.learning_rate or 0.0)
 
 
-def _flops_with_teacher(reaches: Sequence[Reach], cost: TeacherCost | None) -> float | None:
-    return None if cost is None else fmean(each.flops + cost.at(each.tokens) for each in reaches)
-
-
-def _saving(
-    found: Sequence[tuple[Reach, Reach]], cost: TeacherCost | None, baseline_cost: TeacherCost | None
-) -> Saving:
-    """Shares saved by each seed, averaged."""
-    tokens = [1.0 - needed.tokens / base.tokens for needed, base in found]
-    with_teacher = None
-    if cost is not None and baseline_cost is not None:
-        with_teacher = fmean(
-            1.0 - (needed.flops + cost.at(needed.tokens)) / (base.flops + baseline_cost.at(base.tokens))
-            for needed, base in found
-        )
-    return Saving(
-        tokens=fmean(tokens),
-        tokens_interval=t_interval(tokens),
-        flops=fmean(1.0 - needed.flops / base.flops for needed, base in found),
-        flops_with_teacher=with_teacher,
-        seconds=fmean(1.0 - needed.seconds / base.seconds for needed, base in found),
-    )
-
-
-class _DocumentLosses(NamedTuple):
-    """Summed losses and numbers of predicted tokens of every document of an evaluation."""
-
-    conditions: tuple[Any, ...]
-    losses: NDArray[np.float64]
-    targets: NDArray[np.float64]
-
-
-def _document_losses(run: Run) -> _DocumentLosses | None:
-    """Of a run's newest evaluation; `None` where there is none."""
-    for evaluation in evaluations_of(run)[:1]:
-        grouped = evaluation.token_losses().groupby("document")["loss"]
-        losses = grouped.sum().to_numpy(np.float64)
-        return _DocumentLosses(evaluation.conditions, losses, grouped.size().to_numpy(np.float64))
-    return None
-
-
-def _document_tests(arms: Sequence[Arm], baseline: Arm) -> tuple[dict[str, PairedTest], str]:
-    """A test of every other arm against the baseline, and how to read it or why there is none."""
-    measured: dict[str, _DocumentLosses] = {}
-    for arm in arms:
-        found = [_document_losses(run) for run in arm.runs]
-        losses = [each for each in found if each is not None]
-        if len(losses) < len(found):
-            return {}, (
-                f"There is no test on documents: {arm.name} was not evaluated; measure every run with `cocomix eval "
-                "RUN`."
-            )
-        if len({each.conditions for each in losses}) > 1:
-            return {}, f"There is no test on documents: the seeds of {arm.name} were measured on different blocks."
-        measured[arm.name] = losses[0]._replace(losses=np.mean([each.losses for each in losses], axis=0))
-    base = measured[baseline.name]
-    if any(each.conditions != base.conditions for each in measured.values()):
-        return {}, "There is no test on documents: the runs were measured on different blocks or in other precisions."
-    if len(base.targets) < MINIMAL_DOCUMENTS:
-        return {}, f"There is no test on documents: {len(base.targets)} in the validation split tell too little."
-    tests = {
-        name: paired_test(each.losses, base.losses, base.targets)
-        for name, each in measured.items()
-        if name != baseline.name
+def _concept_numbers(measured: RunEvaluation | None) -> dict[str, float | None]:
+    """Recall between its two references, and what replacing the concepts costs."""
+    concepts = None if measured is None else measured.concepts
+    content = None if concepts is None else concepts.label_content
+    kinds = measured.reliance.kinds if measured and measured.reliance else {}
+    numbers: dict[str, float | None] = {
+        "recall": None if concepts is None else concepts.recall_at_32,
+        "static_recall": None if content is None else content.static_recall_at_32,
+        "token_recall": None if content is None else content.token_recall_at_32,
     }
-    adjusted = holm([test.p_value for test in tests.values()])
-    tests = {
-        name: replace(test, adjusted_p_value=p_value)
-        for (name, test), p_value in zip(tests.items(), adjusted, strict=True)
-    }
-    return tests, (
-        f"The test on documents compares the mean losses of {len(base.targets):,} validation documents (averaged over "
-        "seeds): two-sided Wilcoxon signed-rank, Holm's correction over the arms, interval by resampling documents. It "
-        "speaks of these trained models on other documents, not of other seeds."
+    for kind in RELIANCE:
+        found = kinds.get(kind)
+        for column, end in ((kind, "nats"), (f"{kind}_low", "low"), (f"{kind}_high", "high")):
+            numbers[column] = None if found is None else getattr(found, end)
+    return numbers
+
+
+def _choose_baseline(frame: "DataFrame", name: str | None) -> tuple[str, str]:
+    """The arm to measure against, and why in one sentence."""
+    names = ", ".join(frame["arm"].unique())
+    arms = frame.groupby("arm", sort=False).first()
+    plain = arms[arms["objective"] == "ntp"]
+    if name is not None:
+        if name not in arms.index:
+            raise CoCoMixError(f"there is no run named {name!r} to be the baseline; the runs are {names}.")
+        return name, f"Baseline: {name}, as asked for."
+    if plain.empty:
+        raise CoCoMixError(f"none of the runs has the objective ntp; choose the baseline with --baseline: {names}.")
+    others = arms[arms["objective"] != "ntp"]
+    if len(plain) == 1 or others.empty:
+        return str(plain.index[0]), f"Baseline: {plain.index[0]}, the first run trained on next tokens alone."
+    away = (plain["active_parameters"] - others["active_parameters"].mean()).abs()
+    return str(away.idxmin()), (
+        f"Baseline: {away.idxmin()}, of the ntp runs the one whose active parameters are nearest the others' mean."
     )
 
 
-def _notes(arms: Sequence[Arm], baseline: Arm, rows: Sequence[ComparisonRow]) -> list[str]:
-    notes = [
-        "Loss is nats per token on the validation split; a difference below 0 is better than the baseline.",
-        "The baseline's final loss is reached where a run's validation curve first comes down to the last point of the "
-        "baseline's curve; between two evaluations the curve is taken as a straight line in tokens.",
-        "FLOPs are those of training the student; \"with teacher\" adds the teacher's and the dictionary's work for "
-        "labels (each label counted once, when it is first read) and inside training. Training the teacher and fitting "
-        "the dictionary, and evaluation, are in neither; stored labels are not in the seconds.",
-        *_seed_notes(arms, baseline),
+def _arms_frame(frame: "DataFrame", baseline: str) -> "DataFrame":
+    """Means by arm, and differences and costs against the baseline, seed by seed."""
+    numbers = frame.select_dtypes("number").columns.difference(["seed"])
+    grouped = frame.groupby("arm", sort=False)
+    arms = grouped[["kind", "objective"]].first().join(grouped[list(numbers)].mean())
+    arms["seeds"] = grouped["seed"].agg(lambda seeds: sorted(map(int, seeds)))
+    arms["annealed"] = grouped["annealed"].all()
+    intervals = grouped["loss"].agg(lambda losses: t_test(losses.to_numpy()))
+    arms["loss_low"], arms["loss_high"] = ([getattr(one, end) for one in intervals] for end in ("low", "high"))
+    found = {name: _paired(frame, name, baseline) for name in arms.index}
+    for place, column in enumerate(("difference", "difference_low", "difference_high", "p_seeds")):
+        arms[column] = [found[name][place] for name in arms.index]
+    for axis in (*_AXES, "total_flops", "active_parameters"):
+        arms[f"{axis}_ratio"] = arms[axis] / arms.loc[baseline, axis]
+    # A saving is a loss no worse for less, where both have ended their schedules: a run in the middle of one would get
+    # better by annealing, so what it spent until then cannot be set against another's whole cost.
+    stated = arms["annealed"] & arms.loc[baseline, "annealed"] & (arms["difference"] <= 0)
+    for axis in (*_AXES, "total_flops"):
+        saved = 1.0 - arms[f"{axis}_ratio"]
+        arms[f"{axis}_saved"] = saved.where(stated & (saved > _ALIKE) & (arms.index != baseline))
+    close = {kind: (arms[f"{axis}_ratio"] - 1).abs() <= _ALIKE for kind, axis in _LIKENESS.items()}
+    arms["like_baseline"] = [
+        ", ".join(kind for kind, holds in close.items() if holds[name] and name != baseline) for name in arms.index
     ]
-    manifests = [arm.manifest for arm in arms]
-    labels = {m.labels.fingerprint[:16]: None for m in manifests if m.labels is not None}
-    devices = dict.fromkeys(run.manifest.device for arm in arms for run in arm.runs)
-    for what, values in (("devices, so seconds do not compare", devices), ("labels", labels)):
-        if len(values) > 1:
-            notes.append(f"The runs differ in {what}: {', '.join(values)}.")
-    online = [manifest.name for manifest in manifests if manifest.online_labels is not None]
-    if online:
-        notes.append(f"Labels were made while training by {', '.join(online)}; their seconds include the labelling.")
-    unknown = [row.name for row in rows if row.flops_with_teacher is None]
-    if unknown:
-        notes.append(
-            f"The teacher's FLOPs are not known for {', '.join(unknown)}: labels or teacher are not where they were."
-        )
-    own = reach(baseline.curve, baseline.curve[-1].loss)
-    if own is not None and own.tokens < baseline.curve[-1].tokens:
-        notes.append(
-            f"The baseline itself first reaches its final loss after {si(own.tokens)} of its "
-            f"{si(baseline.curve[-1].tokens)} tokens; savings are measured against that point."
-        )
-    return notes
+    return arms
 
 
-def _seed_notes(arms: Sequence[Arm], baseline: Arm) -> list[str]:
-    single = [arm.name for arm in arms if len(arm.seeds) == 1]
-    if len(single) == len(arms):
-        notes = ["Each row is one run with one seed; differences of the size that another seed makes mean nothing."]
+_LIKENESS = {"iso-FLOP": "flops", "iso-parameter": "active_parameters"}
+
+
+def _paired(frame: "DataFrame", arm: str, other: str) -> Estimate:
+    """An arm's final loss minus another's, over the seeds that both have; of an arm and itself nothing."""
+    if arm == other:
+        return Estimate(0.0)
+    losses = frame[frame["arm"].isin([arm, other])].pivot(index="seed", columns="arm", values="loss").dropna()
+    if losses.empty:
+        raise CoCoMixError(
+            f"{arm} and {other} have no seed in common, so their runs saw other blocks in another order; train one of "
+            "them with the other's training.seed."
+        )
+    return t_test((losses[arm] - losses[other]).to_numpy())
+
+
+def _differences_on_tokens(
+    frame: "DataFrame", evaluations: Sequence[RunEvaluation], tokens: "DataFrame | None", baseline: str
+) -> tuple["DataFrame", "DataFrame"]:
+    """Differences from the baseline over documents and over kinds of tokens, with intervals over documents × seeds."""
+    import pandas as pd
+
+    columns = ["documents", "documents_low", "documents_high", "better", "p_documents"]
+    arms = frame.groupby("arm", sort=False)["seed"].agg(set)
+    whole, words = pd.DataFrame(index=arms.index, columns=columns, dtype=float), []
+    if tokens is not None:
+        keys = zip(frame["arm"], frame["seed"], strict=True)
+        losses = {
+            key: one.token_losses()["loss"].to_numpy(np.float64) for key, one in zip(keys, evaluations, strict=True)
+        }
+        documents, slices = tokens["document"].to_numpy(), {name: slice_values(tokens, name) for name in SLICES}
+        for name in arms.index.drop(baseline):
+            shared = sorted(arms[name] & arms[baseline])
+            gaps = np.stack([losses[name, seed] - losses[baseline, seed] for seed in shared])
+            sums, targets = _by_document(gaps, documents)
+            better = float(((sums / targets).mean(axis=0) < 0).mean())
+            whole.loc[name] = [len(sums[0]), *crossed_interval(sums, targets), better, document_p(sums, targets)]
+            for which, values in slices.items():
+                for value in pd.Categorical(values).categories:
+                    if (inside := (values == value).to_numpy()).any():
+                        sums, targets = _by_document(gaps[:, inside], documents[inside])
+                        difference = float(sums.sum() / targets.sum())
+                        row = (name, which, str(value), int(inside.sum()), difference, *crossed_interval(sums, targets))
+                        words.append(row)
+    return whole, pd.DataFrame(words, columns=list(COLUMNS["words"]))
+
+
+def _by_document(gaps: Any, documents: Any) -> tuple[Any, Any]:
+    """Sums of differences, and targets, by document. [seeds, documents]"""
+    _, place = np.unique(documents, return_inverse=True)
+    sums = np.stack([np.bincount(place, weights=row) for row in gaps])
+    return sums, np.tile(np.bincount(place).astype(np.float64), (len(gaps), 1))
+
+
+def _baselines_frame(frame: "DataFrame") -> "DataFrame":
+    """Every arm beside the NTP arms that cost or weigh the same."""
+    import pandas as pd
+
+    arms = frame.groupby("arm", sort=False).agg({"objective": "first", "flops": "mean", "active_parameters": "mean"})
+    plain = arms[arms["objective"] == "ntp"]
+    rows = []
+    for name, arm in arms.iterrows():
+        for kind, axis in _LIKENESS.items():
+            for other in plain.index[(plain[axis] / arm[axis] - 1).abs() <= _ALIKE]:
+                if other != name:
+                    found = _paired(frame, str(name), str(other))
+                    row = {
+                        "arm": name,
+                        "likeness": kind,
+                        "baseline": other,
+                        "ratio": arm[axis] / plain.loc[other, axis],
+                    }
+                    rows.append({**row, "difference": found.mean, "low": found.low, "high": found.high, "p": found.p})
+    return pd.DataFrame(rows, columns=list(COLUMNS["baselines"]))
+
+
+def _scaling_frame(frame: "DataFrame") -> "DataFrame":
+    """Power laws through annealed final losses of one kind of arm, where it has three sizes (or lengths) or more."""
+    import pandas as pd
+
+    rows = []
+    for kind, runs in frame[frame["annealed"]].groupby("kind", sort=False):
+        for axis in _AXES if max(runs["active_parameters"].nunique(), runs["tokens"].nunique()) >= 3 else ():
+            costs = runs[axis].to_numpy(np.float64)
+            if len(runs.groupby("arm")) >= 3 and np.ptp(np.log(costs)) > _ALIKE:
+                law = power_law(costs, runs["loss"].to_numpy(np.float64))
+                rows.append({"kind": kind, "axis": axis, "runs": len(runs), **law._asdict()})
+    return pd.DataFrame(rows, columns=list(COLUMNS["scaling"]))
+
+
+def _curves_frame(runs: Sequence[Run]) -> "DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(
+        [{"arm": run.manifest.name, "seed": run.manifest.seed, **vars(point)} for run in runs for point in run.curve]
+    )
+
+
+def _references(
+    evaluations: Sequence[RunEvaluation], tokens: "DataFrame | None", blocks: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """N-gram losses on the tokens of the evaluations, and on those of the curves: the first `blocks` blocks."""
+    if tokens is None or evaluations[0].references is None:
+        return {}, {}
+    whole, first = (
+        {name: float(some[name].to_numpy(np.float64).mean()) for name in ORDERS}
+        for some in (tokens, tokens[tokens["block"] < blocks])
+    )
+    return whole, first
+
+
+def _measured(manifest: Any, evaluations: Sequence[RunEvaluation]) -> dict[str, str]:
+    """What the losses are of."""
+    if not evaluations:
+        blocks = f"{manifest.evaluation_blocks:,} blocks, {manifest.evaluation_dtype}"
+        return {"loss": f"last evaluation during training, {blocks}"}
+    one = evaluations[0]
+    return {"loss": f"`cocomix eval`: {one.split}, {one.blocks:,} blocks, {one.targets:,} tokens, {one.dtype}"}
+
+
+def _notes(frame: "DataFrame", arms: "DataFrame", evaluated: bool) -> list[str]:
+    """How to read the numbers, and what is missing."""
+    notes = []
+    counts = frame.groupby("arm", sort=False)["seed"].count()
+    if (counts == 1).all():
+        notes.append("Each arm is one run with one seed (n = 1): another seed may make as large a difference.")
     else:
-        notes = ["± and ranges are 95% t-intervals over seeds."]
-        if single:
-            notes.append(f"One seed only, so without an interval: {', '.join(single)}.")
-    unpaired = [arm.name for arm in arms if not set(arm.seeds) <= set(baseline.seeds)]
-    if len(single) < len(arms):
-        notes.append("Each seed is measured against the baseline's run of the same seed.")
-    if unpaired:
+        seeds = f"{counts.min()}" if counts.nunique() == 1 else f"{counts.min()} to {counts.max()}"
         notes.append(
-            f"The baseline lacks seeds of {', '.join(unpaired)}, which are measured against the baseline's mean curve; "
-            "the baseline's own spread over seeds is then not in their intervals."
+            f"± is half a 95% t-interval over seeds (n = {seeds}); each seed is measured against the baseline's run of "
+            "the same seed, and seeds without one count in no difference."
         )
+    if not evaluated:
+        notes.append(
+            "Not all runs have an evaluation of the same tokens, so there are no references, no tests on documents and "
+            "no words; give `cocomix eval` every run."
+        )
+    unfinished = arms.loc[~arms["annealed"], "arm"]
+    if len(unfinished):
+        notes.append(
+            f"No saving is stated for or against {', '.join(unfinished)}: the learning rate had not come down when it "
+            "ended, and a run in the middle of its schedule cannot be set against the end of another's."
+        )
+    for what, column in (("devices, so seconds do not compare", "device"), ("tokens", "tokens")):
+        if frame[column].nunique() > 1:
+            notes.append(f"The runs differ in {what}: {', '.join(map(str, frame[column].unique()))}.")
+    for whose, column in (("teacher's work", "teacher_flops"), ("dictionary's fit", "dictionary_flops")):
+        unknown = frame.loc[frame[column].isna(), "arm"].unique()
+        if len(unknown):
+            notes.append(f"The FLOPs of the {whose} are not known for {', '.join(unknown)}.")
     return notes

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from cocomix.evaluation.arms import Arm
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, read_downstream
 from cocomix.evaluation.formatting import NOTHING
-from cocomix.evaluation.statistics import t_interval
+from cocomix.evaluation.statistics import t_test
+from cocomix.training import Run
 
 __all__ = ["DownstreamTable", "downstream_table"]
 
@@ -23,72 +22,64 @@ class DownstreamTable:
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[float, ...]], ...]
+    rows: dict[str, tuple[float, ...]]
     cells: tuple[tuple[str, ...], ...]
 
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Arm → column → number."""
+        return {name: dict(zip(self.columns[1:], row, strict=True)) for name, row in self.rows.items()}
 
-def downstream_table(arms: Sequence[Arm]) -> tuple[DownstreamTable | None, str]:
+
+def downstream_table(runs: Sequence[Run]) -> tuple[DownstreamTable | None, str]:
     """The table, and how to read it or why there is none.
 
     Only results under equal conditions stand side by side: harness, context, batch size, precision, rows and their
     source. Tasks that some run lacks are left out and named.
     """
-    found: dict[str, list[Downstream]] = {}
-    for arm in arms:
-        read = [read_downstream(run.path) for run in arm.runs]
-        found[arm.name] = [each for each in read if each is not None]
-        if len(found[arm.name]) < len(read):
+    import pandas as pd
+
+    found: list[Downstream] = []
+    for run in runs:
+        if (each := read_downstream(run.path)) is None:
             return None, (
-                f"There is no table of downstream tasks: {arm.name} was not measured on any; use `cocomix eval RUN "
-                "--tasks paper` on every run."
+                f"There is no table of downstream tasks: {run.manifest.name} was not measured on any; use `cocomix "
+                "eval RUN --tasks paper` on every run."
             )
-    every = [each for results in found.values() for each in results]
-    first = every[0]
-    if any(each.conditions != first.conditions for each in every):
+        found.append(each)
+    if any(each.conditions != found[0].conditions for each in found):
         return None, "There is no table of downstream tasks: the runs were measured under different conditions."
-    shared = [name for name in PAPER_TASKS if all(name in each.tasks for each in every)]
-    unlike = [name for name in shared if len({each.tasks[name].source for each in every}) > 1]
-    tasks = [name for name in shared if name not in unlike]
+    shared = [name for name in PAPER_TASKS if all(name in each.tasks for each in found)]
+    tasks = [name for name in shared if len({each.tasks[name].source for each in found}) == 1]
     if not tasks:
         return None, "There is no table of downstream tasks: no task was measured on the same rows by all runs."
-    columns, rows, cells = _columns(tasks), [], []
-    for arm in arms:
-        by_seed = [
-            _numbers(tasks, run.perplexity, result) for run, result in zip(arm.runs, found[arm.name], strict=True)
-        ]
-        means = tuple(fmean(column) for column in zip(*by_seed, strict=True))
-        rows.append((arm.name, means))
-        cells.append((arm.name, *(_cell(column) for column in zip(*by_seed, strict=True))))
-    return DownstreamTable(columns, tuple(rows), tuple(cells)), _note(tasks, shared, every)
+    frame = pd.DataFrame([_numbers(tasks, run.perplexity, each) for run, each in zip(runs, found, strict=True)])
+    by_arm = list(frame.groupby([run.manifest.name for run in runs], sort=False))
+    rows = {str(name): tuple(map(float, group.mean())) for name, group in by_arm}
+    cells = tuple((str(name), *(_cell(group[column].tolist()) for column in frame)) for name, group in by_arm)
+    return DownstreamTable(("run", *frame.columns), rows, cells), _note(tasks, shared, found)
 
 
-def _columns(tasks: Sequence[str]) -> tuple[str, ...]:
-    arrows = {"perplexity": "↓", "accuracy": "↑"}
-    columns = ["run", "validation ↓", *(f"{name} {arrows[PAPER_TASKS[name].kind]}" for name in tasks)]
-    kinds = {kind: {name for name, shown in PAPER_TASKS.items() if shown.kind == kind} for kind in arrows}
-    if kinds["perplexity"] <= set(tasks):
-        columns.append("mean ppl ↓")
-    if kinds["accuracy"] <= set(tasks):
-        columns.append("mean acc ↑")
-    return tuple(columns)
-
-
-def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> list[float]:
-    """One run's row: perplexities, accuracies in percent."""
-    numbers = [validation]
+def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
+    """One run's row: perplexities (lower is better), accuracies in percent (higher is better)."""
+    row = {"validation, perplexity, lower is better": validation}
     for name in tasks:
-        value = result.value(name)
+        value, percent = result.value(name), PAPER_TASKS[name].kind == "accuracy"
         assert value is not None
-        numbers.append(100 * value if PAPER_TASKS[name].kind == "accuracy" else value)
-    perplexity, accuracy = result.average_perplexity(validation), result.average_accuracy()
-    numbers += [] if perplexity is None else [perplexity]
-    return numbers + ([] if accuracy is None else [100 * accuracy])
+        row[f"{name}, %, higher is better" if percent else f"{name}, perplexity, lower is better"] = (
+            100 * value if percent else value
+        )
+    missing = {shown.kind for name, shown in PAPER_TASKS.items() if name not in tasks}
+    if "perplexity" not in missing and (mean := result.average_perplexity(validation)) is not None:
+        row["mean perplexity, lower is better"] = mean
+    if "accuracy" not in missing and (mean := result.average_accuracy()) is not None:
+        row["mean accuracy, %, higher is better"] = 100 * mean
+    return row
 
 
 def _cell(values: Sequence[float]) -> str:
-    mean, interval = fmean(values), t_interval(values)
-    shown = f"{mean:,.1f}" if mean < 1e5 else f"{mean:.1e}"  # an untrained model's perplexity
-    return shown if interval is None else f"{shown} ± {interval.half_width:.1f}"
+    found = t_test(values)
+    shown = f"{found.mean:,.1f}" if found.mean < 1e5 else f"{found.mean:.1e}"  # an untrained model's perplexity
+    return shown if len(values) < 2 else f"{shown} ± {found.half_width:.1f}"
 
 
 def _note(tasks: Sequence[str], shared: Sequence[str], every: Sequence[Downstream]) -> str:

@@ -4,9 +4,10 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cocomix.artifacts import MANIFEST, partial_path
 from cocomix.runtime.errors import CoCoMixError
@@ -65,76 +66,49 @@ def list_runs(folder: Path, now: float | None = None) -> list[RunSummary]:
             "cocomix train RECIPE --output runs/first."
         )
     now = time.time() if now is None else now
-    found = [
-        _unfinished(path, folder, now) if partial else _finished(path, folder, now) for path, partial in _walk(folder)
-    ]
-    return sorted(found, key=lambda run: run.age)
+    return sorted((_summary(path, folder, now) for path in _walk(folder)), key=lambda run: run.age)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """The folders of runs, and whether each is unfinished; what lies within a run is left alone."""
-    top = len(folder.parts)
+def _walk(folder: Path) -> Iterator[Path]:
+    """The folders of runs, finished or not; what lies within a run is left alone."""
     for place, folders, files in os.walk(folder):
         path = Path(place)
-        if path.name.endswith(_PARTIAL) and "recipe.yaml" in files:
+        if "recipe.yaml" in files and (path.name.endswith(_PARTIAL) or MANIFEST in files):
             folders.clear()
-            yield path, True
-        elif "manifest.json" in files and "recipe.yaml" in files:
-            folders.clear()
-            yield path, False
-        elif len(path.parts) - top >= _DEPTH:
+            yield path
+        elif len(path.parts) - len(folder.parts) >= _DEPTH:
             folders.clear()
 
 
-def _finished(path: Path, folder: Path, now: float) -> RunSummary:
-    age = now - (path / "manifest.json").stat().st_mtime
-    try:
-        run = Run.open(path)
-    except CoCoMixError as error:
-        return RunSummary(_name(path, folder), path, "damaged", None, 0, 0, None, age, str(error))
-    manifest = run.manifest
-    arm = manifest.arm or manifest.objective
-    loss = manifest.final.eval_loss
-    return RunSummary(_name(path, folder), path, "finished", arm, manifest.steps, manifest.tokens, loss, age)
-
-
-def _unfinished(path: Path, folder: Path, now: float) -> RunSummary:
+def _summary(path: Path, folder: Path, now: float) -> RunSummary:
     whole = path.with_name(path.name.removesuffix(_PARTIAL))
-    metrics = path / "metrics.jsonl"
-    rows = _rows(metrics)
-    alive = liveness(path)
+    name = str(whole.relative_to(folder)) if folder in path.parents else whole.resolve().name
+    if path == whole:
+        age = now - (path / MANIFEST).stat().st_mtime
+        try:
+            made = Run.open(path).manifest
+        except CoCoMixError as error:
+            return RunSummary(name, path, "damaged", None, 0, 0, None, age, str(error))
+        arm = made.arm or made.objective
+        return RunSummary(name, path, "finished", arm, made.steps, made.tokens, made.final.eval_loss, age)
+    rows, alive = _rows(path / "metrics.jsonl"), liveness(path)
     step = int(rows[-1].get("step", 0)) if rows else 0
     if alive.state != "running":
-        marks = (path / "checkpoints").glob(f"checkpoint-*/{MANIFEST}")
-        step = max((checkpoint_step(mark.parent) for mark in marks), default=0)
-    losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
-    tokens = int(rows[-1].get("tokens", 0)) if rows else 0
+        step = max((checkpoint_step(mark.parent) for mark in path.glob(f"checkpoints/*/{MANIFEST}")), default=0)
     try:
-        arm = load_recipe(path / "recipe.yaml").arm
+        unfinished = load_recipe(path / "recipe.yaml").arm
     except CoCoMixError:
-        arm = None
-    written = (metrics if rows else path).stat().st_mtime
+        unfinished = None
+    tokens = int(rows[-1].get("tokens", 0)) if rows else 0
+    losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    age = now - (path / "metrics.jsonl" if rows else path).stat().st_mtime
     last = losses[-1] if losses else None
-    return RunSummary(_name(whole, folder), whole, alive.state, arm, step, tokens, last, now - written, alive.detail)
+    return RunSummary(name, whole, alive.state, unfinished, step, tokens, last, age, alive.detail)
 
 
-def _name(path: Path, folder: Path) -> str:
-    """Relative to the listed folder; of a run that is that folder itself, its own name."""
-    return str(path.relative_to(folder)) if folder in path.parents else path.resolve().name
-
-
-def _rows(metrics: Path) -> list[dict[str, Any]]:
+def _rows(metrics: Path) -> list[dict[str, float]]:
     """The lines of an unfinished run's `metrics.jsonl`; the last one may be in the middle of being written."""
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return rows
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    rows: list[dict[str, float]] = []
+    with suppress(OSError, ValueError):  # so far as it can be read
+        rows.extend(json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if isinstance(row, dict)]

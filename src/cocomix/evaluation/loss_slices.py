@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from cocomix.evaluation.run_inputs import RunBlocks
 
-__all__ = ["FREQUENCIES", "SLICES", "document_interval", "loss_slices", "slice_differences", "token_table"]
+__all__ = [
+    "FREQUENCIES",
+    "SLICES",
+    "document_interval",
+    "loss_slices",
+    "slice_differences",
+    "slice_values",
+    "token_table",
+]
 
 SLICES = ("token_class", "position", "frequency", "seen")
 FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000 or more")
@@ -83,7 +91,7 @@ def loss_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
     """Tokens and mean loss (nats) of every slice that has a token, as JSON."""
     found = []
     for name in SLICES:
-        grouped = table.groupby(_slice_values(table, name), observed=True)["loss"].agg(["size", "mean"])
+        grouped = table.groupby(slice_values(table, name), observed=True)["loss"].agg(["size", "mean"])
         found += [
             {"slice": name, "value": str(value), "tokens": int(row["size"]), "loss": float(row["mean"])}
             for value, row in grouped.iterrows()
@@ -91,7 +99,7 @@ def loss_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
     return found
 
 
-def _slice_values(table: "pd.DataFrame", name: str) -> Any:
+def slice_values(table: "pd.DataFrame", name: str) -> Any:
     """The value by which a table is grouped."""
     import pandas as pd
 
@@ -131,7 +139,7 @@ def slice_differences(first: "pd.DataFrame", second: "pd.DataFrame", *, seed: in
     gap = first["loss"].to_numpy(np.float64) - second["loss"].to_numpy(np.float64)
     rows = []
     for name in SLICES:
-        values = pd.Categorical(_slice_values(first, name))
+        values = pd.Categorical(slice_values(first, name))
         for code, value in enumerate(values.categories):
             inside = values.codes == code
             if not inside.any():

@@ -132,10 +132,6 @@ def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     style = files("cocomix.evaluation").joinpath("templates", "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
-        title=title,
-        found=found,
-        sections=sections,
-        style=style,
-        footer=footer or f"Made by cocomix {version('cocomix')}.",
-    )
+    footer = footer or f"Made by cocomix {version('cocomix')}."
+    page = environment.get_template("page.html")
+    return str(page.render(title=title, found=found, sections=sections, style=style, footer=footer))

@@ -1,60 +1,158 @@
-"""The report of a comparison: one HTML page, the curves as PNG, the table as Markdown, CSV and JSON."""
+"""The report of a comparison: five sentences, one table, then what stands behind them; as one page and as files."""
 
 import logging
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cocomix.artifacts import whole_folder, write_json, write_text
-from cocomix.evaluation.comparison import (
-    COLUMNS,
-    DOCUMENT_COLUMNS,
-    REACH_COLUMNS,
-    SETTING_COLUMNS,
-    Comparison,
-    ComparisonRow,
-)
-from cocomix.evaluation.figures import AXES, DARK, LIGHT, draw_curves, drawn_names
-from cocomix.evaluation.formatting import NOTHING, duration, percent, signed
-from cocomix.evaluation.page import Block, Image, Page, Paragraph, Points, Section, Table
-from cocomix.evaluation.reach import reach
-from cocomix.evaluation.reliance import RunReliance
-from cocomix.evaluation.run_evaluation import evaluations_of
+from cocomix.evaluation.comparison import Comparison
+from cocomix.evaluation.comparison_tables import change, comparison_tables, known
+from cocomix.evaluation.figures import AXES, draw_curves, drawn_names
+from cocomix.evaluation.formatting import markdown_text, percent, signed
+from cocomix.evaluation.pages import Figure, Section, Table, render_page
 from cocomix.runtime.errors import require_extra
-from cocomix.training import Run
 
-__all__ = ["REPORT_FILE", "recorded_sections", "reliance_section", "summary", "write_report"]
+if TYPE_CHECKING:
+    import rich.console
+
+__all__ = ["REPORT_FILE", "found", "shown", "worse_than_bigram", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 """Name of the page within the report's folder."""
 
-_DESCRIPTIONS = {
-    "ntp": "next-token prediction only",
-    "ntp, matched": "next-token prediction only, as many active parameters",
-    "ntp, matched, kd": "knowledge distillation, as many active parameters",
-    "cocomix": "CoCoMix, the paper's form",
-    "cocomix, residual": "CoCoMix, residual form",
-    "cocomix, add": "CoCoMix, concepts added",
-    "cocomix, prediction only": "concepts predicted, not mixed in",
-    "cocomix, mixing only": "CoCoMix without the concept loss",
-    "pause": "a learned vector in the concepts' place",
-}
-"""What a run is, for readers who do not know our words; others are shown in ours."""
+_TOKEN_SHARE = 0.8
+"""Above this share of labels that the current token gives, concepts say little else (method: section 12)."""
 
-_MOST_VERDICTS = 5
-"""Of more arms than this, only the best are spoken of."""
+_COMMON = 0.01
+"""Kinds of tokens that are rarer are not spoken of."""
 
-_EVEN = 0.0005
-"""Losses closer than this are called equal: they agree in the three decimals that are shown."""
+
+def found(comparison: Comparison) -> list[str]:
+    """Five sentences: is the model any good, do concepts carry more than the token, are they used, what pays, where.
+
+    They speak of the arm with concepts whose loss is lowest, or without one of the arm with the lowest loss, against
+    the baseline. What was not measured is said not to have been.
+    """
+    arms = comparison.arms
+    others = arms[arms["arm"] != comparison.baseline]
+    with_concepts = others[others["recall"].notna() | others["shuffle"].notna() | (others["objective"] != "ntp")]
+    among = with_concepts if len(with_concepts) else others
+    best = next(among.nsmallest(1, "loss").itertuples())
+    return [
+        _is_it_good(comparison),
+        _beyond_the_token(best),
+        _is_it_used(best),
+        _does_it_pay(comparison, best),
+        _on_which_words(comparison, best),
+    ]
+
+
+def worse_than_bigram(comparison: Comparison) -> list[str]:
+    """The arms whose loss is above that of the bigram model."""
+    bigram = comparison.references.get("bigram")
+    return [] if bigram is None else comparison.arms.loc[comparison.arms["loss"] > bigram, "arm"].tolist()
+
+
+def _is_it_good(comparison: Comparison) -> str:
+    best = next(comparison.arms.nsmallest(1, "loss").itertuples())
+    start = f"The lowest validation loss is {best.arm}'s, {best.loss:.3f} nats per token"
+    if not comparison.references:
+        return f"{start}; without n-gram references (`cocomix eval`) nothing says whether that is any good."
+    grams = comparison.references
+    told = (
+        f"n-gram models of the training text reach {grams['bigram']:.3f} (bigram) and {grams['fourgram']:.3f} (4-gram)"
+    )
+    if bad := worse_than_bigram(comparison):
+        who = "all runs" if len(bad) == len(comparison.arms) else ", ".join(bad)
+        return (
+            f"{start}, but {told}: {who} are worse than a bigram table, and differences between such models say little."
+        )
+    verdict = "it is better than both" if best.loss < min(grams.values()) else "it is no better than the 4-gram"
+    return f"{start}; {told}: {verdict}."
+
+
+def _beyond_the_token(best: Any) -> str:
+    if best.objective == "ntp":
+        return "None of the other runs predicts concepts, so there is nothing to say of what concepts carry."
+    parts = []
+    if known(best.token_recall):
+        mostly = "mostly the token's identity" if best.token_recall > _TOKEN_SHARE else "more than the token's identity"
+        parts.append(
+            f"The labels are {mostly}: at 32, a static list recalls {percent(best.static_recall)} of them, a table of "
+            f"the current token {percent(best.token_recall)}, and {best.arm} {percent(best.recall)}"
+        )
+    if known(best.shuffle_same_token):
+        parts.append(
+            f"concepts of another position of the same token cost it {change(best, 'shuffle_same_token')} nats, which "
+            "is what the context adds"
+        )
+    return (
+        f"{'; '.join(parts)}." if parts else f"How much {best.arm}'s concepts carry beyond the token was not measured."
+    )
+
+
+def _is_it_used(best: Any) -> str:
+    if best.objective == "ntp" or not known(best.shuffle):
+        return "Whether a model uses its concepts was not measured (`cocomix eval`)."
+    uses = "uses" if known(best.shuffle_low) and best.shuffle_low > 0 else "does not measurably use"
+    average = f", their average {change(best, 'mean')}" if known(best.mean) else ""
+    return (
+        f"{best.arm} {uses} its concepts: those of any other position cost it {change(best, 'shuffle')} nats{average}."
+    )
+
+
+def _does_it_pay(comparison: Comparison, best: Any) -> str:
+    """Per token, FLOP, second: a lower loss for no more pays, a higher one for no less does not, the rest is open."""
+    base = comparison.baseline
+    low, high = (
+        (best.documents_low, best.documents_high)
+        if known(best.documents_low)
+        else (best.difference_low, best.difference_high)
+    )
+    told = f"{signed(best.difference)} nats against {base}" + (
+        f" ({signed(low)} … {signed(high)})" if known(low) else ""
+    )
+    if not known(low) or low <= 0 <= high:
+        return f"Whether {best.arm} pays is not decided: {told}, and chance is not ruled out."
+    better = best.difference < 0
+    words = []
+    for unit, axis in (("token", "tokens"), ("FLOP", "flops"), ("second", "seconds")):
+        ratio = getattr(best, f"{axis}_ratio")
+        equal = abs(ratio - 1) <= 0.03
+        if equal or (ratio < 1) == better:
+            words.append(f"{'pays' if better else 'does not pay'} per {unit}{'' if equal else f' (×{ratio:.2f})'}")
+        else:
+            words.append(f"is open per {unit}, at ×{ratio:.2f} the cost")
+    same = comparison.baselines[
+        (comparison.baselines["arm"] == best.arm) & (comparison.baselines["likeness"] == "iso-FLOP")
+    ]
+    extra = "".join(
+        f"; against the iso-FLOP baseline {row.baseline} {signed(row.difference)}" for row in same.itertuples()
+    )
+    return f"{best.arm} {', '.join(words)}: {told}{extra}."
+
+
+def _on_which_words(comparison: Comparison, best: Any) -> str:
+    mine = comparison.words[(comparison.words["arm"] == best.arm) & (comparison.words["slice"] == "token_class")]
+    if mine.empty:
+        return "On which words the runs differ was not measured (`cocomix eval` of every run)."
+    common = mine[mine["tokens"] >= _COMMON * mine["tokens"].sum()]
+    ranked = list(common.sort_values("difference").itertuples())
+    least, most = (
+        f"{row.value} ({signed(row.difference)}, {signed(row.low)} … {signed(row.high)})"
+        for row in (ranked[0], ranked[-1])
+    )
+    return f"Against {comparison.baseline}, {best.arm} does best on {least} and worst on {most}, in nats per token."
 
 
 def write_report(
     comparison: Comparison,
     output: Path,
     *,
-    title: str = "CoCoMix and its baseline",
+    title: str = "Runs compared",
     sections: Sequence[Section] = (),
 ) -> Path:
     """Write a comparison as a folder: report.html, loss_vs_{tokens,flops,seconds}.png, table.{md,csv,json}.
@@ -63,7 +161,7 @@ def write_report(
         comparison: from `compare`.
         output: the folder to create; it appears when it is whole.
         title: heading of the page.
-        sections: shown after the curves, e.g. concept reliance, an inspected text, generations, commands.
+        sections: shown before the protocol, e.g. an inspected text, generations, commands.
 
     Returns:
         The page, `output`/report.html.
@@ -71,176 +169,78 @@ def write_report(
     Raises:
         CoCoMixError: `output` exists or cannot be written to.
     """
-    require_extra("report", "matplotlib", "scipy", purpose="a report")
-    images: list[Block] = []
+    require_extra("report", "jinja2", "matplotlib", purpose="a report")
+    tables, sentences = comparison_tables(comparison), found(comparison)
     with whole_folder(output) as folder:
+        figures = []
         for axis in AXES:
-            light = draw_curves(comparison, axis, LIGHT)
+            light, dark = (draw_curves(comparison, axis, dark=dark) for dark in (False, True))
             (folder / f"{axis.file}.png").write_bytes(light)
-            alt = f"Validation loss of {', '.join(drawn_names(comparison))} against training {axis.field}"
-            images.append(Image(light, alt=alt, dark_png=draw_curves(comparison, axis, DARK)))
-        write_text(folder / "table.md", comparison.to_markdown())
-        write_text(folder / "table.csv", comparison.to_csv())
+            names = ", ".join(drawn_names(comparison))
+            figures.append(Figure(light, dark, alt=f"Validation loss of {names} against training {axis.field}"))
+        write_text(folder / "table.md", markdown(comparison))
+        write_text(folder / "table.csv", comparison.arms.to_csv(index=False, lineterminator="\n"))
         write_json(folder / "table.json", comparison.to_json())
-        page = Page(
-            title=title,
-            summary=summary(comparison),
-            sections=(*_result_sections(comparison, images), *sections, _conditions_section(comparison)),
-            footer=f"Made by cocomix {version('cocomix')} from the runs' own logs.",
-        )
-        write_text(folder / REPORT_FILE, page.html())
+        page = [
+            *_result_sections(comparison, tables, figures),
+            *sections,
+            _protocol(comparison, tables),
+        ]
+        write_text(folder / REPORT_FILE, render_page(title, sentences, page))
     logger.info(f"report: {output / REPORT_FILE}")
     return output / REPORT_FILE
 
 
-def summary(comparison: Comparison) -> list[str]:
-    """What won and by how much, in plain sentences made from the numbers, either way."""
-    base = comparison.baseline_row
-    best = min(comparison.rows, key=lambda row: row.validation_loss)
-    if best.difference > -_EVEN:
-        head = f"The baseline, {base.name}, has the lowest validation loss: {base.validation_loss:.3f} nats per token."
-    else:
-        head = (
-            f"{best.name} has the lowest validation loss: {best.validation_loss:.3f} nats per token against "
-            f"{base.validation_loss:.3f} of the baseline, {base.name}."
-        )
-    others = comparison.others
-    sentences = [head]
-    if len(others) > _MOST_VERDICTS:
-        better = sum(row.difference <= -_EVEN for row in others)
-        others = tuple(sorted(others, key=lambda row: row.validation_loss)[:3])
-        sentences.append(f"{better} of {len(comparison.others)} arms end below the baseline; the best three:")
-    sentences += [_verdict(row, comparison) for row in others]
-    seeds = {len(row.seeds) for row in comparison.rows}
-    if seeds == {1}:
-        sentences.append("One run with one seed each: small differences may be chance.")
-    else:
-        counts = str(seeds.pop()) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        sentences.append(f"Means over {counts} seeds; ± and ranges are 95% intervals over them.")
-    return sentences
+def shown(comparison: Comparison) -> "rich.console.Group":
+    """Sentences, tables and notes for a terminal, the same numbers as on the page."""
+    from rich.console import Group
+    from rich.text import Text
+
+    sentences = [Text(f"{sentence}\n") for sentence in found(comparison)]
+    notes = [Text(f"- {note}", style="dim") for note in comparison.notes if note]
+    return Group(*sentences, *(table.rich() for table in comparison_tables(comparison).values()), *notes)
 
 
-def _verdict(row: ComparisonRow, comparison: Comparison) -> str:
-    """One arm against the baseline: the final losses, and what the better one needs to reach the other's."""
-    base = comparison.baseline_row
-    if abs(row.difference) < _EVEN:
-        ending = f"ends level with the baseline ({row.validation_loss:.3f})"
-    else:
-        side = "below" if row.difference < 0 else "above"
-        spread = "" if row.difference_interval is None else f" (± {row.difference_interval.half_width:.3f})"
-        ending = f"ends {abs(row.difference):.3f}{spread} nats {side} the baseline ({row.validation_loss:.3f})"
-    if row.saving is not None:
-        saved = row.saving
-        interval = saved.tokens_interval
-        spread = "" if interval is None else f" ({percent(interval.low)} … {percent(interval.high)} saved)"
-        cost = _cost(saved.tokens, saved.flops, saved.seconds, spread)
-        return f"{row.name} {ending}; it reaches the baseline's final loss with {cost}."
-    if row.reached:
-        some = f"{row.reached} of its {len(row.seeds)} seeds reach"
-        return f"{row.name} {ending}; {some} the baseline's final loss."
-    own = reach(comparison.curves[row.name], comparison.curves[row.name][-1].loss)
-    other = reach(comparison.curves[base.name], comparison.curves[row.name][-1].loss)
-    if own is None or other is None:
-        return f"{row.name} {ending} and does not reach the baseline's final loss."
-    shares = (1 - other.tokens / own.tokens, 1 - other.flops / own.flops, 1 - other.seconds / own.seconds)
-    return (
-        f"{row.name} {ending} and does not reach the baseline's final loss; the baseline reaches {row.name}'s with "
-        f"{_cost(*shares)}."
+def markdown(comparison: Comparison) -> str:
+    """Sentences, tables and notes as Markdown."""
+    parts = [markdown_text(sentence) for sentence in found(comparison)]
+    parts += [table.markdown() for table in comparison_tables(comparison).values()]
+    parts.append("\n".join(f"- {markdown_text(note)}" for note in comparison.notes if note))
+    return "\n\n".join(parts) + "\n"
+
+
+def _result_sections(comparison: Comparison, tables: dict[str, Table], figures: Sequence[Figure]) -> list[Section]:
+    left_out = len(comparison.arms) - len(drawn_names(comparison))
+    drawn = f" {left_out} more arms, which end higher, are in the tables." if left_out else ""
+    curves = (
+        "Lower is better, further left is cheaper. Dashed: the baseline. Thin lines: n-gram models of the same "
+        "training text on the same tokens, which may be fewer than those of the tables. Bands span the seeds. Before a "
+        "run ends its learning rate has not come down, so curves that cross on the way say nothing of what is saved."
+        f"{drawn}"
     )
-
-
-def _cost(tokens: float, flops: float, seconds: float, spread: str = "") -> str:
-    """Shares saved, in words."""
-    return (
-        f"{_relative(tokens, 'fewer')} tokens{spread}, {_relative(flops, 'fewer')} training FLOPs and "
-        f"{_relative(seconds, 'less')} training time"
-    )
-
-
-def _relative(share: float, smaller: str) -> str:
-    if abs(share) < 0.0005:
-        return "as many" if smaller == "fewer" else "as much"
-    return f"{percent(abs(share))} {smaller if share > 0 else 'more'}"
-
-
-def _result_sections(comparison: Comparison, images: Sequence[Block]) -> tuple[Section, ...]:
-    losses = [row.validation_loss for row in comparison.rows]
-    table = Table(
-        [COLUMNS[0], *COLUMNS[2:]],
-        [(name, *numbers) for name, _, *numbers in comparison.cells()],
-        marked=losses.index(min(losses)),
-        remarks=[_DESCRIPTIONS.get(row.kind, row.kind) for row in comparison.rows],
-        caption="Loss is validation loss in nats per token; FLOPs are those of training (M = 10⁶, T = 10¹²), without "
-        "and with the teacher's work. The shaded run has the lowest loss.",
-    )
-    needed = Table(
-        REACH_COLUMNS,
-        comparison.reach_cells(),
-        caption=f"What each run needs to reach the final loss of {comparison.baseline}",
-    )
-    tables: list[Block] = [table, needed]
-    if documents := comparison.document_cells():
-        caption = f"Against {comparison.baseline} on the same validation documents, nats per token"
-        tables.append(Table(DOCUMENT_COLUMNS, documents, caption=caption))
-    if comparison.downstream is not None:
-        caption = "Downstream tasks: perplexity, and accuracy in percent"
-        tables.append(Table(comparison.downstream.columns, comparison.downstream.cells, caption=caption))
-    bands = " Where an arm has several seeds, the line is their mean and the band spans them."
-    several = any(len(row.seeds) > 1 for row in comparison.rows)
-    left_out = len(comparison.rows) - len(drawn_names(comparison))
-    bands = bands if several else ""
-    if left_out:
-        bands += f" Drawn are the baseline and the arms with the lowest final losses; {left_out} more are in the table."
-    return (
-        Section("Result", (*tables, Points(comparison.notes))),
-        Section(
-            "Validation loss during training",
-            (
-                Paragraph(
-                    "The same runs against three costs. Lower is better; further left is cheaper. The thin line is the "
-                    f"baseline's final loss.{bands}",
-                ),
-                *images,
-            ),
-        ),
-        Section("What was trained", (Table(SETTING_COLUMNS, comparison.setting_cells()),)),
-    )
-
-
-def _conditions_section(comparison: Comparison) -> Section:
-    rows = list(comparison.conditions.items())
-    rows += [(f"training time of {row.name}", duration(row.seconds)) for row in comparison.rows]
-    return Section("Shared by all runs", (Table(("what", "value"), rows, text_columns=2),))
-
-
-def recorded_sections(runs: Sequence[Run]) -> list[Section]:
-    """What `cocomix eval` left beside the runs: concept reliance, where any has it."""
-    reliances = {}
-    for run in runs:
-        for evaluation in evaluations_of(run)[:1]:
-            if evaluation.reliance is not None:
-                reliances[f"{run.manifest.name}, seed {run.manifest.seed}"] = evaluation.reliance
-    return [reliance_section(reliances)] if reliances else []
-
-
-def reliance_section(reliances: dict[str, RunReliance]) -> Section:
-    """Concept reliance of several runs as a section of the report.
-
-    Args:
-        reliances: run name → its measurement.
-    """
-    kinds = list(dict.fromkeys(kind for each in reliances.values() for kind in each.kinds))
-    rows = [
-        (name, *(signed(each.kinds[kind].nats) if kind in each.kinds else NOTHING for kind in kinds))
-        for name, each in reliances.items()
+    sections: list[Section] = [
+        {"heading": "Result", "tables": [tables["result"]]},
+        {"heading": "Loss during training", "text": [curves], "figures": figures},
     ]
-    return Section(
-        "Do the models use their concepts?",
-        (
-            Paragraph(
-                "Validation loss after replacing the concepts that are mixed in, minus the untouched loss, in nats per "
-                "token: above 0, the replacement hurts."
-            ),
-            Table(("run", *(kind.replace("_", " ") for kind in kinds)), rows),
-        ),
-    )
+    for heading, names in (
+        ("What it cost", ("cost", "baselines", "scaling")),
+        ("What the concepts are worth", ("concepts",)),
+        ("On which words", ("words",)),
+        ("Downstream tasks", ("downstream",)),
+    ):
+        if shown := [tables[name] for name in names if name in tables]:
+            sections.append({"heading": heading, "tables": shown})
+    return sections
+
+
+def _protocol(comparison: Comparison, tables: dict[str, Table]) -> Section:
+    rows = [
+        *comparison.shared.items(),
+        *((f"{name} loss, nats", f"{loss:.3f}") for name, loss in comparison.references.items()),
+    ]
+    shared = Table(("what", "value"), rows, caption="Shared by all runs", text_columns=2)
+    return {
+        "heading": "Protocol",
+        "tables": [shared, tables["trained"]],
+        "notes": [note for note in comparison.notes if note],
+    }

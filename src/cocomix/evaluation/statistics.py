@@ -1,13 +1,12 @@
-"""What may be said of a few seeds and of many documents: intervals and a paired test."""
+"""What may be said of a few seeds and of many documents; every number is scipy's or statsmodels'."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MINIMAL_DOCUMENTS", "Interval", "PairedTest", "holm", "paired_test", "t_interval"]
+__all__ = ["MINIMAL_DOCUMENTS", "Estimate", "PowerLaw", "crossed_interval", "document_p", "holm", "power_law", "t_test"]
 
 MINIMAL_DOCUMENTS = 6
 """Fewer documents cannot reach p < 0.05 in a two-sided signed-rank test."""
@@ -15,23 +14,16 @@ MINIMAL_DOCUMENTS = 6
 _RESAMPLES = 2000
 
 Floats = NDArray[np.float64]
+_NAN = float("nan")
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its 95% interval.
-
-    Attributes:
-        mean: of the values.
-        low: lower end.
-        high: upper end.
-        count: number of values.
-    """
+class Estimate(NamedTuple):
+    """A mean, the ends of its 95% interval, and the p-value of its being 0; NaN where there are too few values."""
 
     mean: float
-    low: float
-    high: float
-    count: int
+    low: float = _NAN
+    high: float = _NAN
+    p: float = _NAN
 
     @property
     def half_width(self) -> float:
@@ -39,87 +31,100 @@ class Interval:
         return self.high - self.mean
 
 
-def t_interval(values: Sequence[float]) -> Interval | None:
-    """Mean ± t(0.975, n − 1) · s / √n of independent values; `None` for fewer than two.
+def t_test(values: Sequence[float] | Floats) -> Estimate:
+    """Mean ± t(0.975, n − 1) · s / √n of independent values, and `scipy.stats.ttest_1samp` against 0.
 
-    With two or three seeds the interval is wide because the spread itself is hardly known, as it should be.
+    Of differences within pairs this is the paired t-test (`ttest_rel`). With two or three values the interval is wide
+    because the spread itself is hardly known, as it should be.
     """
-    count = len(values)
-    if count < 2:
-        return None
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
-    mean = math.fsum(values) / count
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half, count)
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """Two models on the same documents; below 0 = the first is better.
-
-    Attributes:
-        difference: of their losses over all documents, nats per token.
-        low: lower end of its 95% interval, from resampling documents.
-        high: upper end.
-        p_value: two-sided Wilcoxon signed-rank test of the documents' mean losses.
-        adjusted_p_value: the same after Holm's correction for the number of arms compared.
-        better: share of documents on which the first model's mean loss is lower.
-        documents: how many.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    adjusted_p_value: float
-    better: float
-    documents: int
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return Estimate(float(values.mean()))
+    if not values.std():
+        mean = float(values[0])
+        return Estimate(mean, mean, mean, 1.0 if mean == 0 else _NAN)
+    found = ttest_1samp(values, 0.0)
+    interval = found.confidence_interval(0.95)
+    return Estimate(float(values.mean()), float(interval.low), float(interval.high), float(found.pvalue))
 
 
-def paired_test(losses: Floats, baseline: Floats, targets: Floats, *, seed: int = 0) -> PairedTest:
-    """Compare two models document by document.
+def crossed_interval(gaps: Floats, targets: Floats, *, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a difference of two models' losses, from resampling documents and seeds.
 
-    Documents, not tokens, are resampled and ranked: losses within a document depend on one another.
+    Seeds and documents are crossed: every seed is measured on every document. Each resample draws as many of both, with
+    replacement (Owen 2007, "The pigeonhole bootstrap"), so that the interval holds the spread over either. Documents,
+    not tokens, because losses within a document depend on one another.
 
     Args:
-        losses: summed next-token losses of each document, nats. [documents]
-        baseline: the baseline's. [documents]
-        targets: tokens predicted in each document, above 0. [documents]
+        gaps: summed differences of next-token losses, nats. [seeds, documents]
+        targets: tokens predicted. [seeds, documents]
         seed: of the resampling.
+    """
+    seeds, documents = gaps.shape
+    generator = np.random.default_rng(seed)
+    by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=_RESAMPLES)
+    by_document = generator.multinomial(documents, np.full(documents, 1 / documents), size=_RESAMPLES)
+    sums, counts = (((by_seed @ each) * by_document).sum(axis=1) for each in (gaps, targets))
+    drawn = counts > 0
+    low, high = np.quantile(sums[drawn] / counts[drawn], (0.025, 0.975))
+    return float(low), float(high)
 
-    Returns:
-        The test, `adjusted_p_value` equal to `p_value`; see `holm`.
+
+def document_p(gaps: Floats, targets: Floats) -> float:
+    """Two-sided `scipy.stats.wilcoxon` of the documents' mean differences, averaged over seeds.
+
+    Args:
+        gaps: summed differences, nats. [seeds, documents]
+        targets: tokens predicted, above 0. [seeds, documents]
     """
     from scipy.stats import wilcoxon
 
-    assert len(losses) == len(baseline) == len(targets) >= MINIMAL_DOCUMENTS
-    gap = losses - baseline
-    means = gap / targets
-    generator = np.random.default_rng(seed)
-    resampled = np.empty(_RESAMPLES)
-    for index in range(_RESAMPLES):
-        drawn = generator.integers(len(gap), size=len(gap))
-        resampled[index] = gap[drawn].sum() / targets[drawn].sum()
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    p_value = 1.0 if not means.any() else float(wilcoxon(means).pvalue)
-    return PairedTest(
-        difference=float(gap.sum() / targets.sum()),
-        low=float(low),
-        high=float(high),
-        p_value=p_value,
-        adjusted_p_value=p_value,
-        better=float((means < 0).mean()),
-        documents=len(gap),
-    )
+    means = (gaps / targets).mean(axis=0)
+    if len(means) < MINIMAL_DOCUMENTS:
+        return _NAN
+    return float(wilcoxon(means).pvalue) if means.any() else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that may be read together, in the order given."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    """`statsmodels`' Holm correction: p-values that may be read together; NaN stays and does not count."""
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.array(p_values, dtype=np.float64)
+    known = ~np.isnan(values)
+    if known.any():
+        values[known] = multipletests(values[known], method="holm")[1]
+    return [float(value) for value in values]
+
+
+class PowerLaw(NamedTuple):
+    """loss = factor · cost^(−exponent), with the exponent's 95% interval."""
+
+    factor: float
+    exponent: float
+    low: float
+    high: float
+
+
+def power_law(costs: Floats, losses: Floats) -> PowerLaw:
+    """Fit a power law to final losses by `scipy.optimize.curve_fit`; the interval is t(0.975, n − 2) standard errors.
+
+    There is no irreducible loss in it: with three or four sizes its value would be made up.
+
+    Args:
+        costs: tokens, FLOPs or seconds of at least three runs, not all equal.
+        losses: their final losses, nats per token.
+    """
+    from scipy.optimize import curve_fit
+    from scipy.stats import linregress, t
+
+    centre = float(np.exp(np.log(costs).mean()))  # so that factor and exponent are of one size
+    start = linregress(np.log(costs / centre), np.log(losses))
+
+    def law(cost: Floats, factor: float, exponent: float) -> Floats:
+        return factor * (cost / centre) ** -exponent
+
+    (factor, exponent), covariance = curve_fit(law, costs, losses, p0=(np.exp(start.intercept), -start.slope))
+    half = float(t.ppf(0.975, len(costs) - 2) * np.sqrt(covariance[1, 1]))
+    return PowerLaw(float(factor * centre**exponent), float(exponent), float(exponent - half), float(exponent + half))

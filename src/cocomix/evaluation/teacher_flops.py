@@ -1,52 +1,58 @@
-"""What a run got from its teacher: which labels, and what they and work inside training cost in FLOPs, by formula."""
+"""What a run got from its teacher: which labels, and what these, other teaching and the dictionary cost in FLOPs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
+from cocomix.concepts import Dictionary
 from cocomix.evaluation.run_inputs import run_labels
 from cocomix.labelling import LabelsManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
-__all__ = ["TeacherCost", "label_words", "teacher_cost"]
+__all__ = ["dictionary_flops", "label_words", "teacher_flops"]
 
 
-@dataclass(frozen=True)
-class TeacherCost:
-    """The teacher's FLOPs for one run.
+def teacher_flops(run: Run) -> float | None:
+    """The teacher's FLOPs for a run, by formula; `None` where they cannot be known, because what it made is gone.
 
-    Attributes:
-        parts: (FLOPs per training token, up to so many tokens). Spent while training (online labels, distillation,
-            hidden states): until the weight is 0 for good. Written before training: each token of the training split is
-            worked on once, however often it is read.
+    Work while training (online labels, distillation, hidden states) counts until its weight is 0 for good. Of what was
+    written before training each token counts once, however often it is read, and only as far as the run read.
     """
-
-    parts: tuple[tuple[float, int], ...] = ()
-
-    def at(self, tokens: float) -> float:
-        """FLOPs by the time a run has seen `tokens` training tokens; what it has not read yet is not counted."""
-        return sum(flops * min(tokens, count) for flops, count in self.parts)
-
-
-def teacher_cost(run: Run) -> TeacherCost | None:
-    """The teacher's cost for a run; `None` where it cannot be known, because what it made is gone."""
     manifest = run.manifest
-    average = manifest.teacher_flops_per_token
-    if average is None and manifest.online_labels is not None:
+    while_training = (manifest.extra_flops or {}).values()
+    total = sum(extra.per_token * min(extra.tokens, manifest.tokens) for extra in while_training)
+    try:
+        if manifest.labels is not None:
+            if (labels := run_labels(run)) is None:
+                return None
+            total += labels.manifest.flops_per_token * min(labels.manifest.tokens("train"), manifest.tokens)
+        if manifest.teaching is not None and manifest.teaching.path is not None:
+            found = TeacherProbabilities.open(manifest.teaching.path).manifest
+            total += found.flops_per_token * min(found.tokens("train"), manifest.tokens)
+    except CoCoMixError:
         return None
-    parts = [(average, manifest.tokens)] if average else []  # of a run that does not say how long
-    if manifest.extra_flops is not None:
-        parts = [(extra.per_token, extra.tokens) for extra in manifest.extra_flops.values()]
-    if manifest.labels is not None:
+    return total
+
+
+def dictionary_flops(run: Run) -> float | None:
+    """What fitting the dictionary of a run's labels cost; 0 without labels, `None` where that is not recorded."""
+    settings: Mapping[str, Any] | None = None
+    if run.manifest.online_labels is not None:
+        settings = run.manifest.online_labels.labels
+    elif run.manifest.labels is not None:
         if (labels := run_labels(run)) is None:
             return None
-        parts.append((labels.manifest.flops_per_token, labels.manifest.tokens("train")))
-    if manifest.teaching is not None and manifest.teaching.path is not None:
-        try:
-            found = TeacherProbabilities.open(manifest.teaching.path).manifest
-        except CoCoMixError:
-            return None
-        parts.append((found.flops_per_token, found.tokens("train")))
-    return TeacherCost(tuple(parts))
+        settings = labels.manifest.labels
+    if settings is None:
+        return 0.0
+    place = (settings.get("dictionary") or {}).get("path")
+    if place is None:
+        return 0.0 if "dictionary" not in settings else None
+    try:
+        report = Dictionary.open(place).manifest.report
+    except CoCoMixError:
+        return None
+    return None if report is None else report.flops
 
 
 def label_words(labels: LabelsManifest) -> str:

@@ -15,24 +15,21 @@
 A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cocomix.artifacts import fingerprint_json
-from cocomix.concepts import AttributionConfig, FitSettings, LabellerConfig
+from cocomix.concepts import AttributionConfig, FitSettings, LabellerConfig, TeacherConfig
 from cocomix.data import PrepareSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import parse_yaml
-from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe
-from cocomix.training.recipe_file import merged
+from cocomix.training.recipe import RecipeVersion, RunConfig
+from cocomix.training.recipe_file import merged, recipe_values
 from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "TunePlan", "label_folder", "load_plan"]
@@ -110,6 +107,8 @@ class SweepPlan(Section):
     """Probabilities kept where an arm is distilled from stored ones."""
     tasks: tuple[str, ...] = ()
     """Downstream tasks to measure every run on."""
+    vary: tuple[str, ...] = ()
+    """Dotted recipe fields that the comparison is about, beside those that are an arm's own, e.g. `training.optim`."""
     fast: dict[str, Any] = Field(default_factory=dict)
     """Laid over the plan by `--fast`: sizes at which every arm runs for a few steps."""
 
@@ -164,37 +163,28 @@ class LoadedPlan:
     output: Path
 
     @property
-    def teacher_model(self) -> str | None:
-        """Where the teacher is or will be."""
-        teacher = self.plan.teacher
-        return None if teacher is None else teacher.model or str(self.output / "teacher")
-
-    @property
-    def teacher_source(self) -> dict[str, Any] | None:
-        """What recipes say of the teacher."""
+    def teacher(self) -> TeacherConfig | None:
+        """The teacher that is or will be there."""
         plan = self.plan.teacher
-        return None if plan is None else {"model": self.teacher_model, "layer": plan.layer, "revision": plan.revision}
+        if plan is None:
+            return None
+        return TeacherConfig(model=plan.model or str(self.output / "teacher"), layer=plan.layer, revision=plan.revision)
 
     @property
-    def dictionary_path(self) -> str | None:
-        """Where the dictionary is or will be."""
-        dictionary = self.plan.dictionary
-        return None if dictionary is None else dictionary.path or str(self.output / "dictionary")
-
-    @property
-    def dictionary_source(self) -> dict[str, Any] | None:
-        """What recipes say of the dictionary."""
+    def dictionary(self) -> dict[str, Any] | None:
+        """What recipes say of the dictionary that is or will be there."""
         plan = self.plan.dictionary
         if plan is None:
             return None
-        return {"path": self.dictionary_path, "sae_id": plan.sae_id, "fingerprint": plan.fingerprint}
+        path = plan.path or str(self.output / "dictionary")
+        return {"path": path, "sae_id": plan.sae_id, "fingerprint": plan.fingerprint}
 
     def teacher_recipe(self) -> RunConfig:
         """How to train the teacher."""
         assert self.plan.teacher is not None
         assert self.plan.teacher.recipe is not None
         file, values, _ = self._arm(self.plan.teacher.recipe)
-        return self._recipe("teacher", file, values, [*self._data(), "name=teacher", "labels=null"])
+        return self._recipe("teacher", file, values, {"name": "teacher", "labels": None})
 
     def tries(self) -> list[Job]:
         """The runs by which `tune` chooses learning rates; none without it.
@@ -202,15 +192,15 @@ class LoadedPlan:
         Raises:
             CoCoMixError: as `jobs`.
         """
-        tune, jobs = self.plan.tune, []
-        for name, value in self.plan.arms.items() if tune else ():
-            assert tune is not None
-            file, values, _ = self._arm(value)
+        if (tune := self.plan.tune) is None:
+            return []
+        jobs = []
+        for name, value in self.plan.arms.items():
             rates = tune.learning_rates if isinstance(value, str) else value.get("learning_rates", tune.learning_rates)
-            for rate in rates:
-                recipe = self._complete(name, file, values, tune.seed, [_rate(rate), _set("tokens", tune.tokens)])
-                arm, folder = f"{name} {float(rate):g}", self.output / "tuning" / name / f"{float(rate):g}"
-                jobs.append(Job(arm, tune.seed, folder, recipe, name))
+            for rate in map(float, rates):
+                recipe = self._complete(name, tune.seed, rate, tokens=tune.tokens)
+                folder = self.output / "tuning" / name / f"{rate:g}"
+                jobs.append(Job(f"{name} {rate:g}", tune.seed, folder, recipe, name))
         return jobs
 
     def jobs(self, learning_rates: Mapping[str, float] | None = None) -> list[Job]:
@@ -222,15 +212,18 @@ class LoadedPlan:
         Raises:
             CoCoMixError: a recipe is missing or wrong; the arm is named.
         """
-        jobs, chosen = [], learning_rates or {}
-        for rank in range(max(len(self._arm(value)[2]) for value in self.plan.arms.values())):
-            for name, value in self.plan.arms.items():
-                file, values, seeds = self._arm(value)
-                if rank < len(seeds):
-                    folder = self.output / "runs" / name / f"seed{seeds[rank]}"
-                    rate = [_rate(chosen[name])] if name in chosen else []
-                    jobs.append(Job(name, seeds[rank], folder, self._complete(name, file, values, seeds[rank], rate)))
-        return jobs
+        seeds = {name: self._arm(value)[2] for name, value in self.plan.arms.items()}
+        return [
+            Job(
+                name,
+                seeds[name][rank],
+                self.output / "runs" / name / f"seed{seeds[name][rank]}",
+                self._complete(name, seeds[name][rank], (learning_rates or {}).get(name)),
+            )
+            for rank in range(max(map(len, seeds.values())))
+            for name in self.plan.arms
+            if rank < len(seeds[name])
+        ]
 
     def _arm(self, value: str | Mapping[str, Any]) -> tuple[Path, dict[str, Any], tuple[int, ...]]:
         """An arm's file, what the plan lays over it, and its seeds."""
@@ -244,39 +237,42 @@ class LoadedPlan:
             raise CoCoMixError(f"{self.path}: seeds must be a list without repetitions, not {seeds!r}.")
         return file, values, tuple(int(seed) for seed in seeds)
 
-    def _data(self) -> list[str]:
-        return [] if self.plan.prepare is None else [_set("data", str(self.output / "data"))]
-
-    def _complete(self, name: str, file: Path, values: dict[str, Any], seed: int, more: Sequence[str]) -> RunConfig:
+    def _complete(self, name: str, seed: int, learning_rate: float | None, tokens: int | None = None) -> RunConfig:
         """The arm's recipe, pointed at what the sweep makes."""
-        overrides = [*self._data(), _set("name", name), _set("training.seed", seed), *more]
-        source = self.teacher_source
-        if source is not None:
-            overrides.append(_set("teacher", source))
-            overrides.append("model.teacher_hidden_size=null")
-        plain = self._recipe(name, file, values, overrides)
-        if plain.has_concepts and plain.labels is not None and self.plan.dictionary is not None:
-            made = plain.labels.labeller or _DEFAULT
-            labels = {**made.model_dump(mode="json"), "dictionary": self.dictionary_source}
-            labels["path"] = str(label_folder(self.output, made)) if plain.label_folders else None
-            overrides.append(_set("labels", {**labels, "teacher": source or labels["teacher"]}))
+        file, values, _ = self._arm(self.plan.arms[name])
+        training = {"seed": seed} | ({} if learning_rate is None else {"learning_rate": float(learning_rate)})
+        changes: dict[str, Any] = {"name": name, "training": training} | ({} if tokens is None else {"tokens": tokens})
+        teacher = None if self.teacher is None else self.teacher.model_dump(mode="json", exclude_unset=True)
+        if teacher is not None:
+            changes |= {"teacher": teacher, "model": {"teacher_hidden_size": None}}
+        plain = self._recipe(name, file, values, changes)
         if not plain.has_concepts:
-            overrides.append("labels=null")
-        targets = None if plain.distillation is None else plain.distillation.targets
-        if self.plan.teacher is not None and isinstance(targets, Path):
-            overrides.append(_set("distillation.targets", str(self.output / "probabilities")))
-        return self._recipe(name, file, values, overrides)
+            changes["labels"] = None
+        elif plain.labels is not None and self.dictionary is not None:
+            made = plain.labels.labeller or _DEFAULT
+            labels, shared = made.model_dump(mode="json"), {"dictionary": self.dictionary, "teacher": teacher}
+            labels |= {part: value for part, value in shared.items() if part in labels and value is not None}
+            changes["labels"] = {
+                **labels,
+                "path": str(label_folder(self.output, made)) if plain.label_folders else None,
+            }
+        if self.plan.teacher is not None and plain.distillation and isinstance(plain.distillation.targets, Path):
+            changes["distillation"] = {"targets": str(self.output / "probabilities")}
+        return self._recipe(name, file, values, changes)
 
-    def _recipe(self, name: str, file: Path, values: dict[str, Any], overrides: list[str]) -> RunConfig:
-        with TemporaryDirectory() as folder:
-            lower, upper = Path(folder) / "common.yaml", Path(folder) / "arm.yaml"
-            lower.write_text(yaml.safe_dump({**self.plan.common, "base": str(file.resolve())}), encoding="utf-8")
-            upper.write_text(yaml.safe_dump({**values, "base": str(lower)}), encoding="utf-8")
-            try:
-                return load_recipe(upper, overrides)
-            except CoCoMixError as error:
-                reason = str(error).removeprefix(f"{upper}: ")
-                raise CoCoMixError(f"{self.path}: the arm {name!r} (from {file}): {reason}") from None
+    def _recipe(self, name: str, file: Path, values: Mapping[str, Any], changes: dict[str, Any]) -> RunConfig:
+        """A recipe file, under it what the plan says of all arms and of this one, and last what the sweep makes."""
+        if self.plan.prepare is not None:
+            changes = {**changes, "data": str(self.output / "data")}
+        try:
+            found = merged(merged(recipe_values(file), self.plan.common), values)
+            replaced = {"data", "labels", "teacher"} & changes.keys()  # as a whole, not field by field
+            return RunConfig.model_validate(merged({n: v for n, v in found.items() if n not in replaced}, changes))
+        except ValidationError as error:
+            reason = describe_validation_error(error, RunConfig)
+        except CoCoMixError as error:
+            reason = str(error).rstrip(".")
+        raise CoCoMixError(f"{self.path}: the arm {name!r} (from {file}): {reason}.")
 
 
 def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> LoadedPlan:
@@ -315,11 +311,3 @@ def label_folder(output: Path, made: LabellerConfig) -> Path:
     """Where labels that are made so go: arms that choose labels alike share them, whatever their recipes' teacher."""
     values, default = (each.model_dump(mode="json", exclude={"teacher", "dictionary"}) for each in (made, _DEFAULT))
     return output / "labels" / ("default" if values == default else fingerprint_json(values)[:12])
-
-
-def _rate(learning_rate: float) -> str:
-    return _set("training.learning_rate", float(learning_rate))
-
-
-def _set(field: str, value: Any) -> str:
-    return f"{field}={json.dumps(value)}"

@@ -1,118 +1,154 @@
-"""Running a plan: shared parts, then every run that is not there yet, then the report."""
+"""Running a plan: what its arms share, every run that is not there yet, the report when none is missing.
+
+The sweep's folder is its whole state. A part or run that is there is kept; one that was stopped goes on from its last
+checkpoint; `cocomix runs FOLDER` shows them meanwhile.
+"""
 
 import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cocomix.artifacts import locked
+from cocomix.artifacts import locked, read_json, write_json
+from cocomix.concepts import FitSettings
+from cocomix.data import prepare
 from cocomix.evaluation import (
     Comparison,
     Run,
+    Section,
     compare,
     evaluate_run,
     evaluate_tasks,
     evaluations_of,
-    recorded_sections,
     write_report,
 )
+from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
-from cocomix.experiments.board import Board, Entry
 from cocomix.experiments.plan import Job, LoadedPlan
-from cocomix.experiments.stages import make_shared_parts
-from cocomix.experiments.tuning import best_learning_rates, note_learning_rates
+from cocomix.labelling import distill_data, fit_on_data, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import train
 from cocomix.training.recipe import load_recipe, save_recipe
 
-__all__ = ["SweepResult", "prepare_sweep", "run_sweep"]
+__all__ = ["TRIED", "SweepResult", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 
+TRIED = "learning_rates.json"
+"""File of a sweep's folder with the learning rates that were tried and chosen."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class SweepResult:
     """What a sweep came to.
 
     Attributes:
-        entries: every run of the plan.
+        jobs: every run of the plan, those that choose learning rates first.
+        errors: why a run is missing, by arm and seed.
+        learning_rates: what was tried and chosen, where the plan tunes them.
         comparison: of all arms; `None` while a run is missing, so that no part is taken for the whole.
         report: the report page; likewise.
-        learning_rates: what was tried and chosen, where the plan tunes them.
     """
 
-    entries: tuple[Entry, ...]
-    comparison: Comparison | None
-    report: Path | None
-    learning_rates: dict[str, Any]
+    jobs: list[Job]
+    errors: dict[tuple[str, int], str] = field(default_factory=dict)
+    learning_rates: dict[str, Any] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    report: Path | None = None
 
     @property
-    def missing(self) -> tuple[Entry, ...]:
+    def missing(self) -> list[str]:
         """Runs that are not finished; a try of a learning rate may fail."""
-        return tuple(entry for entry in self.entries if entry.status != "finished" and not entry.is_try)
+        return [f"{job.arm} seed {job.seed}" for job in self.jobs if job.try_of is None and not job.folder.exists()]
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
         return {
             "complete": self.comparison is not None,
-            "runs": [asdict(entry) for entry in self.entries],
-            "missing": [f"{entry.arm} seed {entry.seed}" for entry in self.missing],
+            "runs": [
+                {
+                    "arm": job.arm,
+                    "seed": job.seed,
+                    "status": "finished" if job.folder.exists() else "failed",
+                    "loss": final_loss(job),
+                    "error": self.errors.get((job.arm, job.seed)),
+                    "is_try": job.try_of is not None,
+                }
+                for job in self.jobs
+            ],
+            "missing": self.missing,
             "learning_rates": self.learning_rates,
             "report": None if self.report is None else str(self.report),
             "comparison": None if self.comparison is None else self.comparison.to_json(),
         }
 
 
-def prepare_sweep(loaded: LoadedPlan) -> tuple[list[Job], Board]:
-    """Check every recipe of a plan and make the shared parts.
-
-    Returns:
-        The runs, those that choose learning rates first; their board.
-
-    Raises:
-        BeingWritten: another process sweeps in this folder.
-        CoCoMixError: a recipe is wrong, a part cannot be made, or the folder holds another plan's parts or runs.
-    """
-    require_extra("report", "matplotlib", "scipy", purpose="a sweep")
-    tries = loaded.tries()
-    jobs = [*tries, *loaded.jobs(best_learning_rates(tries))]
-    for job in jobs:
-        if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
-            raise CoCoMixError(
-                f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
-                "--output."
-            )
-    with _alone(loaded):
-        make_shared_parts(loaded, jobs)
-    return jobs, Board(jobs)
+def final_loss(job: Job) -> float | None:
+    """The validation loss at the end of a finished run's training, nats per token."""
+    return read_json(job.folder / "manifest.json")["final"]["eval_loss"] if job.folder.exists() else None
 
 
-def run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, *, workers: int = 1) -> SweepResult:
-    """Train and measure what is missing, and write the report when nothing is.
+More = Callable[[Comparison, Sequence[Run]], Sequence[Section]]
+
+
+def run_sweep(
+    loaded: LoadedPlan, *, workers: int = 1, title: str | None = None, more: More = lambda comparison, runs: ()
+) -> SweepResult:
+    """Make, train and measure what is missing, and write the report when nothing is.
 
     Args:
         loaded: the plan.
-        jobs: from `prepare_sweep`.
-        board: likewise; kept up to date while it runs.
         workers: runs at once. More than one are processes of their own that share the cores evenly.
+        title: of the report.
+        more: makes further sections for it.
 
     Returns:
         The outcome; failed runs are in it, not raised, and do not stop the others.
 
     Raises:
         BeingWritten: another process sweeps in this folder.
+        CoCoMixError: a recipe is wrong, a shared part cannot be made, or the folder holds another plan's parts or runs.
     """
+    require_extra("report", "jinja2", "matplotlib", "scipy", "statsmodels", purpose="a sweep")
+    tries = loaded.tries()
+    result = SweepResult([*tries, *loaded.jobs(_best(tries))])
+    refuse_unlike_recipes({job.arm: job.recipe for job in result.jobs if job.try_of is None}, loaded.plan.vary)
+    for job in result.jobs:
+        if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
+            raise CoCoMixError(
+                f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
+                "--output."
+            )
     with _alone(loaded):
-        return _run_sweep(loaded, jobs, board, workers)
+        _make_shared_parts(loaded, result.jobs)
+        with progress("sweep", len(result.jobs), "runs") as advance:
+            _run_all(loaded, tries, result.errors, workers, advance)
+            result.learning_rates, chosen = _note_learning_rates(loaded, tries), _best(tries)
+            compared = loaded.jobs(chosen)
+            result.jobs = [*tries, *compared]
+            untuned = [job for job in compared if tries and job.arm not in chosen]
+            result.errors |= {
+                (job.arm, job.seed): "it could be trained at none of the learning rates" for job in untuned
+            }
+            _run_all(loaded, [job for job in compared if job not in untuned], result.errors, workers, advance)
+        if not result.missing and not any((job.arm, job.seed) in result.errors for job in compared):
+            runs = [Run.open(job.folder) for job in compared]
+            result.comparison = compare(runs, loaded.plan.baseline, loaded.plan.vary)
+            shutil.rmtree(loaded.output / "report", ignore_errors=True)  # seeds or arms may have been added since
+            sections = more(result.comparison, runs)
+            title = title or f"Sweep {loaded.path.stem}"
+            result.report = write_report(result.comparison, loaded.output / "report", title=title, sections=sections)
+    return result
 
 
 @contextmanager
@@ -126,75 +162,104 @@ def _alone(loaded: LoadedPlan) -> Iterator[None]:
         yield
 
 
-def _run_sweep(loaded: LoadedPlan, jobs: list[Job], board: Board, workers: int) -> SweepResult:
+def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
+    """Data, teacher, probabilities, dictionary and labels, each made once, where they are missing."""
+    plan, output, teacher = loaded.plan, loaded.output, loaded.teacher
+    parts = plan.model_dump(mode="json", include={"prepare", "teacher", "dictionary", "probabilities_top_k"})
+    trained = plan.teacher is not None and plan.teacher.recipe is not None
+    if trained:
+        parts["teacher"]["recipe"] = loaded.teacher_recipe().model_dump(mode="json")
+    found = read_json(output / "shared.json") if (output / "shared.json").exists() else parts
+    if differing := [name for name, value in parts.items() if found.get(name) != value]:
+        raise CoCoMixError(
+            f"{output} holds a sweep with another {', '.join(differing)}; remove it or choose another --output."
+        )
+    write_json(output / "shared.json", parts)
+    if plan.prepare is not None and not (output / "data").exists():
+        logger.info("data")
+        prepare(plan.prepare, output / "data")
+    if teacher is None:
+        return
+    if trained and not Path(teacher.model).exists():
+        logger.info("teacher")
+        train(loaded.teacher_recipe(), Path(teacher.model))
+    data = jobs[0].recipe.data
+    if not isinstance(data, Path):
+        raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
+    for job in jobs:
+        targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
+        if isinstance(targets, Path) and not targets.exists():
+            logger.info(f"probabilities: {targets.name}")
+            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k)
+    if plan.dictionary is None or loaded.dictionary is None:
+        return
+    if plan.dictionary.path is None and not Path(loaded.dictionary["path"]).exists():
+        logger.info("dictionary")
+        settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
+        fit_on_data(data, teacher, Path(loaded.dictionary["path"]), settings)
+    for job in jobs:
+        labels = job.recipe.labels
+        if labels is not None and labels.path is not None and labels.labeller is not None and not labels.path.exists():
+            logger.info(f"labels: {labels.path.name}, first for {job.arm}")
+            label_data(data, labels.labeller, labels.path, force=plan.dictionary.force)
+
+
+def _run_all(
+    loaded: LoadedPlan,
+    jobs: Sequence[Job],
+    errors: dict[tuple[str, int], str],
+    workers: int,
+    advance: Callable[[float], None],
+) -> None:
+    """Train and measure jobs, `workers` at once; what fails is noted and does not stop the others."""
     (loaded.output / "recipes").mkdir(exist_ok=True)
+    verbs = _here if workers == 1 else _in_processes(workers)
 
-    def run(job: Job) -> None:
-        done = job.folder.exists()
-        board.mark(job, "running")
-        save_recipe(job.recipe, _recipe_file(loaded, job))
+    def attempt(job: Job) -> str | None:
+        if not job.folder.exists():
+            logger.info(f"{job.arm}, seed {job.seed}")
         try:
-            if workers == 1:
-                _run_here(loaded, job)
-            else:
-                _run_in_process(loaded, job, workers)
-        except Exception as error:  # whatever it was, the other runs go on
-            reason = " ".join(str(error).split()) or type(error).__name__
-            board.mark(job, "failed", reason)
-            logger.warning(f"{job.arm} seed {job.seed} failed: {reason}")
-        else:
-            board.mark(job, "finished")
-            if not done:
-                logger.info(f"{job.arm} seed {job.seed} is finished")
+            save_recipe(job.recipe, _recipe_file(loaded, job))
+            _train_and_measure(loaded, job, verbs)
+        except Exception as error:  # whatever it was
+            return " ".join(str(error).split()) or type(error).__name__
+        return None
 
-    def run_all(jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
-        if workers == 1:
-            for job in jobs:
-                run(job)
-                advance(1)
+    def outcomes() -> Iterator[tuple[Job, str | None]]:
+        if workers == 1:  # here, so that Ctrl-C and SIGTERM reach the training
+            yield from ((job, attempt(job)) for job in jobs)
             return
         with ThreadPoolExecutor(max_workers=workers) as threads:
+            futures = {threads.submit(attempt, job): job for job in jobs}
             try:
-                for _ in threads.map(run, jobs):
-                    advance(1)
-            except KeyboardInterrupt:
+                yield from ((futures[done], done.result()) for done in as_completed(futures))
+            except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    tries = [job for job in jobs if job.try_of is not None]
-    with progress("sweep", len(jobs), "runs") as advance:
-        run_all(tries, advance)
-        rates = note_learning_rates(loaded, tries)
-        chosen = best_learning_rates(tries)
-        compared = loaded.jobs(chosen) if tries else jobs
-        for job in compared:
-            if tries and job.arm not in chosen:
-                board.mark(job, "failed", "it could be trained at none of the learning rates")
-        run_all([job for job in compared if not tries or job.arm in chosen], advance)
-    result = SweepResult(tuple(board.entries()), None, None, rates)
-    if result.missing:
-        return result
-    runs = [Run.open(job.folder) for job in compared]
-    comparison = compare(runs, loaded.plan.baseline)
-    return replace(result, comparison=comparison, report=_report(loaded, comparison, runs))
+    for job, error in outcomes():
+        advance(1)
+        if error is not None:
+            errors[job.arm, job.seed] = error
+            logger.warning(f"{job.arm} seed {job.seed} failed: {error}")
+        else:
+            logger.info(f"{job.arm} seed {job.seed}: {final_loss(job):.4f} nats per token")
 
 
-def _run_here(loaded: LoadedPlan, job: Job) -> None:
-    if not job.folder.exists():
-        train(job.recipe, job.folder)
-    if job.try_of is not None:
-        return
-    run = Run.open(job.folder)
-    if not evaluations_of(run):
-        evaluate_run(run, device=default_device())
-    if tasks := _missing_tasks(loaded, run):
-        evaluate_tasks(run, tasks, device=default_device())
+Verbs = tuple[Callable[[Job, Path], Any], Callable[[Path], Any], Callable[[Path, Sequence[str]], Any]]
+"""How a job's recipe is trained, its run evaluated, and measured on tasks."""
+
+_here: Verbs = (
+    lambda job, recipe: train(job.recipe, job.folder),
+    lambda folder: evaluate_run(Run.open(folder), device=default_device()),
+    lambda folder, tasks: evaluate_tasks(Run.open(folder), tasks, device=default_device()),
+)
 
 
-def _run_in_process(loaded: LoadedPlan, job: Job, workers: int) -> None:
+def _in_processes(workers: int) -> Verbs:
     """The same by the command line, each verb a process with its share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
     def verb(*arguments: str | Path) -> None:
         command = [sys.executable, "-m", "cocomix", *map(str, arguments), "--quiet"]
@@ -203,27 +268,56 @@ def _run_in_process(loaded: LoadedPlan, job: Job, workers: int) -> None:
             lines = ended.stderr.strip().splitlines() or [f"its process ended with status {ended.returncode}"]
             raise CoCoMixError(lines[-1].removeprefix("error: "))
 
+    return (
+        lambda job, recipe: verb("train", recipe, "--output", job.folder),
+        lambda folder: verb("eval", folder),
+        lambda folder, tasks: verb("eval", folder, "--tasks", ",".join(tasks)),
+    )
+
+
+def _train_and_measure(loaded: LoadedPlan, job: Job, verbs: Verbs) -> None:
+    trained, evaluated, measured = verbs
     if not job.folder.exists():
-        verb("train", _recipe_file(loaded, job), "--output", job.folder)
+        trained(job, _recipe_file(loaded, job))
     if job.try_of is not None:
         return
     if not evaluations_of(Run.open(job.folder)):
-        verb("eval", job.folder)
-    if tasks := _missing_tasks(loaded, Run.open(job.folder)):
-        verb("eval", job.folder, "--tasks", ",".join(tasks))
-
-
-def _missing_tasks(loaded: LoadedPlan, run: Run) -> list[str]:
-    return [] if not loaded.plan.tasks or read_downstream(run.path) is not None else list(loaded.plan.tasks)
+        evaluated(job.folder)
+    if loaded.plan.tasks and read_downstream(job.folder) is None:
+        measured(job.folder, loaded.plan.tasks)
 
 
 def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:
     return loaded.output / "recipes" / f"{job.arm.replace(' ', '-')}-seed{job.seed}.yaml"
 
 
-def _report(loaded: LoadedPlan, comparison: Comparison, runs: Sequence[Run]) -> Path:
-    """Write the report in place of an earlier one: seeds or arms may have been added since."""
-    folder = loaded.output / "report"
-    shutil.rmtree(folder, ignore_errors=True)
-    title = f"Sweep {loaded.path.stem}"
-    return write_report(comparison, folder, title=title, sections=recorded_sections(runs))
+def _losses(tries: Sequence[Job]) -> dict[str, dict[float, float]]:
+    """The final loss of every finished try, by arm and learning rate."""
+    losses: dict[str, dict[float, float]] = {}
+    for job in tries:
+        if (loss := final_loss(job)) is not None and job.try_of is not None:
+            losses.setdefault(job.try_of, {})[job.learning_rate] = loss
+    return losses
+
+
+def _best(tries: Sequence[Job]) -> dict[str, float]:
+    """The learning rate of the least loss, by arm; arms of which no try is finished are left out."""
+    return {arm: min(found, key=found.__getitem__) for arm, found in _losses(tries).items()}
+
+
+def _note_learning_rates(loaded: LoadedPlan, tries: Sequence[Job]) -> dict[str, Any]:
+    """Write what was tried and chosen, by arm; a choice at the end of its grid is warned of."""
+    chosen, losses, noted = _best(tries), _losses(tries), {}
+    for arm in dict.fromkeys(job.try_of for job in tries if job.try_of is not None):
+        grid = sorted(job.learning_rate for job in tries if job.try_of == arm)
+        best = chosen.get(arm, math.nan)
+        if best in (grid[0], grid[-1]):
+            end = "smallest" if best == grid[0] else "largest"
+            logger.warning(f"{arm}: the best learning rate, {best:g}, is the {end} tried; widen learning_rates.")
+        noted[arm] = {
+            "losses": {f"{rate:g}": losses.get(arm, {}).get(rate) for rate in grid},
+            "chosen": chosen.get(arm),
+        }
+    if noted:
+        write_json(loaded.output / TRIED, noted)
+    return noted

@@ -1,124 +1,117 @@
-"""`cocomix demo`: the whole method on this machine's own documentation, stage by stage, each kept when finished."""
+"""`cocomix demo`: a small plan on this machine's own documentation, its report with a text inspected and steered."""
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.artifacts import read_json, write_json
-from cocomix.concepts import AttributionConfig, DictionaryConfig, FitSettings, TeacherConfig
-from cocomix.data import PrepareSettings, prepare
-from cocomix.experiments.tour_report import write_demo_report
-from cocomix.labelling import fit_on_data, label_data
+import torch
+
+from cocomix.data import VALIDATION
+from cocomix.data import Tokens as TokenFolder
+from cocomix.evaluation import Comparison, Run, Section
+from cocomix.experiments.plan import load_plan
+from cocomix.experiments.runner import SweepResult, run_sweep
+from cocomix.interpret import describe_run_concepts, generate, inspect_text, steering_candidates, visible
+from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError, require_extra
-from cocomix.training import train
-from cocomix.training.recipe import RunConfig, load_recipe
 from cocomix.training.recipes_folder import recipes_folder
 
-__all__ = ["DemoSizes", "run_demo"]
+__all__ = ["run_demo"]
 
 logger = logging.getLogger(__name__)
 
-ARMS = {"NTP": "demo_ntp.yaml", "CoCoMix": "demo.yaml", "CoCoMix residual": "demo_residual.yaml"}
+PLAN = "demo_plan.yaml"
+_PROMPT = "Return the number of"
+_INSPECTED_TOKENS = 48
+_STEERING_BLOCKS = 4
 
 
-@dataclass(frozen=True)
-class DemoSizes:
-    """How much the demo does.
-
-    Attributes:
-        text_bytes: UTF-8 bytes of training text.
-        vocab_size: entries of the tokenizer.
-        block_size: tokens per block.
-        layer: block of the teacher whose output gives the concepts.
-        dictionary_tokens: hidden states the autoencoder is fitted on.
-        teacher_tokens: training tokens of the teacher; `None` = as the recipe says.
-        student_tokens: training tokens of each student; likewise.
-    """
-
-    text_bytes: int = 2_200_000
-    vocab_size: int = 4096
-    block_size: int = 128
-    layer: int = 1
-    dictionary_tokens: int = 300_000
-    teacher_tokens: int | None = None
-    student_tokens: int | None = None
-
-
-FAST = DemoSizes(text_bytes=600_000, dictionary_tokens=80_000, teacher_tokens=120_000, student_tokens=80_000)
-
-
-def run_demo(directory: Path, *, fast: bool = False) -> Path:
+def run_demo(directory: Path, *, fast: bool = False) -> SweepResult:
     """Run the demo, or what is left of it.
 
     Args:
-        directory: holds `data`, `teacher`, `dictionary`, `labels`, `runs/*` and `report` in the end. Stages whose
-            folder is there are not repeated.
+        directory: holds `data`, `teacher`, `dictionary`, `labels/default`, `runs/ARM/seed0` and `report` in the end.
+            What is there is not made again.
         fast: two to three minutes in all, at sizes too small to learn much.
 
     Returns:
-        The report page.
+        The outcome, with the comparison and the report's page.
+
+    Raises:
+        CoCoMixError: a student could not be trained; or as `run_sweep`.
     """
     require_extra("demo", "sae_lens", "matplotlib", "scipy", purpose="the demo")
-    sizes = FAST if fast else DemoSizes()
-    _refuse_other_sizes(directory, sizes)
-    _stage(1, "text", "documentation on this machine, split by document, as blocks of tokens")
-    if not (directory / "data").exists():
-        settings = PrepareSettings(
-            sources=("docs:",),
-            vocab_size=sizes.vocab_size,
-            block_size=sizes.block_size,
-            max_bytes=sizes.text_bytes,
-            validation_fraction=0.05,
-        )
-        prepare(settings, directory / "data")
-    _stage(2, "teacher", "a plain decoder, trained on next tokens")
-    if not (directory / "teacher").exists():
-        train(_recipe(directory, "teacher", "demo_teacher.yaml", sizes.teacher_tokens), directory / "teacher")
-    _stage(3, "dictionary", f"a sparse autoencoder on the output of the teacher's block {sizes.layer}")
-    teacher = TeacherConfig(model=str(directory / "teacher"), layer=sizes.layer)
-    if not (directory / "dictionary").exists():
-        settings_of_fit = FitSettings(tokens=sizes.dictionary_tokens)
-        fit_on_data(directory / "data", teacher, directory / "dictionary", settings_of_fit)
-    _stage(4, "labels", "for every token, the 4 concepts that matter for what comes next")
-    if not (directory / "labels").exists():
-        dictionary = DictionaryConfig(path=str(directory / "dictionary"))
-        made = AttributionConfig(teacher=teacher, dictionary=dictionary)
-        label_data(directory / "data", made, directory / "labels", force=True)
-    for number, (name, file) in enumerate(ARMS.items(), start=5):
-        _stage(number, name, "a student, trained from scratch on the same tokens in the same order")
-        output = _run_folder(directory, name)
-        if not output.exists():
-            train(_recipe(directory, name, file, sizes.student_tokens), output)
-    _stage(8, "results", "what the students learnt, measured in float32 on the validation documents")
-    return write_demo_report(directory, [_run_folder(directory, name) for name in ARMS])
+    loaded = load_plan(recipes_folder() / PLAN, directory, fast=fast)
+    result = run_sweep(loaded, title="CoCoMix demo", more=_sections)
+    if result.report is None:
+        raise CoCoMixError(f"{result.missing[0]} is missing: {next(iter(result.errors.values()))}")
+    return result
 
 
-def _stage(number: int, name: str, what: str) -> None:
-    logger.info(f"\n[{number}/8] {name}: {what}")
+def _sections(comparison: Comparison, runs: Sequence[Run]) -> list[Section]:
+    """A look into the best student that mixes concepts in, and commands to look further."""
+    arms = comparison.arms[comparison.arms["shuffle"].notna()]
+    best = next(run for run in runs if run.manifest.name == arms.loc[arms["loss"].idxmin(), "arm"])
+    names = " ".join(str(run.path) for run in runs)
+    commands = (
+        f'cocomix inspect {best.path} "Return the number of items."\n'
+        f'cocomix generate {best.path} "Return the number of" --steer 12=5\n'
+        f"cocomix explore {best.path}\n"
+        f"cocomix compare {names} --output comparison"
+    )
+    return [_inspection(best), _steering(best), {"heading": "Look further", "code": commands}]
 
 
-def _refuse_other_sizes(directory: Path, sizes: DemoSizes) -> None:
-    """Stages of a fast demo must not be mixed with those of a full one."""
-    record = directory / "demo.json"
-    if record.exists():
-        if read_json(record) != asdict(sizes):
-            raise CoCoMixError(f"{directory} holds a demo of other sizes (--fast or not); remove it or name another.")
-        return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CoCoMixError(f"cannot write to {directory}: {error.strerror}; name another folder.") from error
-    write_json(record, asdict(sizes))
+def _inspection(run: Run) -> Section:
+    """One text of the validation split, shaded by the concept that is predicted there most often."""
+    tokenizer = run.tokenizer()
+    blocks = TokenFolder.open(run.manifest.data.path).split(VALIDATION)
+    text = tokenizer.decode(blocks[0]["input_ids"][:_INSPECTED_TOKENS], skip_special_tokens=True)
+    tokens = inspect_text(run.model(), tokenizer, text, top=32)
+    strongest = [token.concepts[0].id for token in tokens]
+    concept = max(set(strongest), key=lambda one: (strongest.count(one), -one))
+    described = describe_run_concepts(run, sorted({concept, *strongest}))
+    meaning = described[concept].name if concept in described else "no labels at hand"
+    logits = [next((c.logit for c in token.concepts if c.id == concept), 0.0) for token in tokens]
+    peak = max(*logits, 1e-9)
+    shaded = []
+    for token, logit in zip(tokens, logits, strict=True):
+        first = token.concepts[0]
+        known = f" ({described[first.id].name})" if first.id in described else ""
+        shaded.append((token.token, logit / peak, f"strongest: concept {first.id}{known}, logit {first.logit:.1f}"))
+    return {
+        "heading": "One concept, inspected",
+        "text": [
+            f"Concept {concept} is the strongest prediction of {run.manifest.name} at most tokens of this text. In the "
+            f"labels it is most typical of: {meaning}."
+        ],
+        "tokens": shaded,
+        "legend": f"Shade: the logit of concept {concept}. Point at a token for its strongest concept.",
+    }
 
 
-def _recipe(directory: Path, name: str, file: str, tokens: int | None) -> RunConfig:
-    overrides = [f"name={json.dumps(name)}"]
-    overrides += [f"{part}={json.dumps(str(directory / part))}" for part in ("data", "labels")]
-    if tokens is not None:
-        overrides.append(f"tokens={tokens}")
-    return load_recipe(recipes_folder() / file, overrides)
-
-
-def _run_folder(directory: Path, name: str) -> Path:
-    return directory / "runs" / name.lower().replace(" ", "_")
+def _steering(run: Run) -> Section:
+    """The same prompt and seed, untouched and with one concept turned up and down."""
+    model, tokenizer = run.model(), run.tokenizer()
+    blocks = TokenFolder.open(run.manifest.data.path).split(VALIDATION)
+    batch = torch.stack([blocks[index]["input_ids"] for index in range(min(_STEERING_BLOCKS, len(blocks)))])
+    candidates = steering_candidates(model, tokenizer, batch)
+    if not candidates:
+        return {"heading": "One generation, steered", "text": ["No concept of this model can be steered."]}
+    chosen = candidates[0].effect
+    raised = ", ".join(visible(token) for token, _ in chosen.raised)
+    texts = []
+    for heading, dose in (("untouched", 0.0), ("turned up", 1.0), ("turned down", -1.0)):
+        edits = [ConceptEdit(chosen.concept, "add", dose * chosen.amount)]
+        text = generate(model, tokenizer, _PROMPT, max_new_tokens=40, edits=edits, temperature=0.7, seed=0)[0]
+        texts.append((f"concept {chosen.concept} {heading}", _PROMPT + text))
+    return {
+        "heading": "One generation, steered",
+        "text": [
+            f"Concept {chosen.concept} of {run.manifest.name}: of the frequently predicted concepts, the one that "
+            f"changes the next-token distribution most ({chosen.divergence:.2f} nats) when {chosen.amount:.1f} is "
+            f"added to its logit. It raises: {raised}. Same prompt, same seed; a model this small writes no sense "
+            "either way."
+        ],
+        "texts": texts,
+    }

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
-from cocomix.evaluation import Comparison, Run
-from cocomix.evaluation.comparison import COLUMNS, REACH_COLUMNS
+from cocomix.evaluation import Comparison, CurvePoint, Run
+from cocomix.evaluation.comparison_tables import comparison_tables
 from cocomix.evaluation.formatting import duration, si
 from cocomix.explorer.markup import empty, escaped, message, table
 from cocomix.explorer.plots import curves
@@ -13,7 +13,11 @@ __all__ = ["comparison_curves", "comparison_table", "single_run"]
 
 def comparison_curves(run: Run, comparison: Comparison | None, chosen: Collection[str], axis: str) -> str:
     """The chosen runs' curves; the run's own where there is no comparison."""
-    lines = {run.manifest.name: run.curve} if comparison is None else comparison.curves
+    lines = {run.manifest.name: list(run.curve)}
+    if comparison is not None:
+        fields = ["tokens", "seconds", "flops", "loss"]
+        curves_of = comparison.mean_curves().items()
+        lines = {name: [CurvePoint(*point) for point in curve[fields].to_numpy()] for name, curve in curves_of}
     shown = {name: line for name, line in lines.items() if name in chosen}
     if not shown:
         return empty("Choose at least one run.")
@@ -21,12 +25,14 @@ def comparison_curves(run: Run, comparison: Comparison | None, chosen: Collectio
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """The table, what each run needs to reach the baseline's final loss, and the notes."""
+    """Loss and cost of each run, and the notes."""
     notes = "".join(f"<li>{escaped(note)}</li>" for note in comparison.notes)
-    return (
-        f"{table(COLUMNS, comparison.cells())}<h4>To reach the final loss of {escaped(comparison.baseline)}</h4>"
-        f"{table(REACH_COLUMNS, comparison.reach_cells())}<ul class='cx-notes'>{notes}</ul>"
+    shown = comparison_tables(comparison)
+    tables = "".join(
+        f"<h4>{escaped(shown[name].caption)}</h4>{table(shown[name].headings, shown[name].rows)}"
+        for name in ("result", "cost")
     )
+    return f"{tables}<ul class='cx-notes'>{notes}</ul>"
 
 
 def single_run(run: Run) -> str:

@@ -12,7 +12,7 @@ __all__ = ["compare_page"]
 def compare_page(subject: Subject) -> None:
     """Build the view inside the tab that is open."""
     run, comparison = subject.run, subject.comparison
-    names = [run.manifest.name] if comparison is None else list(comparison.curves)
+    names = [run.manifest.name] if comparison is None else list(comparison.arms["arm"])
     with gr.Row():
         axis = gr.Radio(
             [(label, field) for field, label in AXES.items()], value="tokens", label="Against", elem_id="cx-axis"

@@ -30,7 +30,7 @@ SETTINGS = SteerEvalSettings(
     batch_size=7,
 )
 PROMPTS = tokens(3, 5)
-ONES = Strengths(*(np.full(CONCEPTS, value) for value in (0.1, 2.0, 1.5, 0.1)))
+ONES = Strengths(*(np.full(CONCEPTS, value) for value in (0.1, 2.0, 0.1, 1.5)))
 WORDS = ([3, 1], [], [5])
 
 
@@ -126,7 +126,7 @@ def test_a_planted_concept_is_found_to_steer_and_the_others_are_its_control():
     settings = replace(
         SETTINGS, concepts=(7, 9), factors=(0.0, 1.0, 2.0, 5.0), temperature=1.0, prompts=6, new_tokens=10, fluency=1e9
     )
-    strengths = Strengths(*(np.full(CONCEPTS, value) for value in (0.1, 2.0, 0.0, 0.1)))
+    strengths = Strengths(*(np.full(CONCEPTS, value) for value in (0.1, 2.0, 0.1, 0.0)))
     found = measure(model, reader, settings, tokens(6, 5), strengths, ([13], []))
     report = SteerReport("run", "teacher", "dictionary", found, strengths, ("it", ""))
     own, others = report.trends["student"]
@@ -138,7 +138,7 @@ def test_a_planted_concept_is_found_to_steer_and_the_others_are_its_control():
 
 def test_strengths_equal_a_naive_count(teacher):
     model, ids = student("gpt2"), tokens(6, 8)
-    found = concept_strengths(model, teacher, ids)
+    found = concept_strengths(model, ids, teacher=teacher)
     with torch.no_grad():
         output = model(ids, output_concept_logits=True)
     codes = teacher.dictionary.encode(teacher.decoder.hidden_states(ids))
@@ -155,11 +155,10 @@ def test_strengths_equal_a_naive_count(teacher):
 
 def test_concepts_are_chosen_by_how_often_they_are_predicted():
     share = np.array([0.9, 0.3, 0.2, 0.1, 0.4, 0.0])
-    strengths = Strengths(share, share, share, np.array([1, 1, 0, 1, 1, 1.0]))
-    assert strengths.usable(2) == (4, 1)
-    assert strengths.usable(9) == (4, 1, 3)
-    with pytest.raises(CoCoMixError, match="two"):
-        Strengths(share, share, share, np.zeros(6)).usable(3)
+    strengths = Strengths(share, share, np.array([1, 1, 0, 1, 1, 1.0]), share)
+    assert strengths.usable(2) == [4, 1]
+    assert strengths.usable(9) == [4, 1, 2, 3]
+    assert strengths.usable(9, active=True) == [4, 1, 3]
 
 
 @pytest.mark.parametrize(

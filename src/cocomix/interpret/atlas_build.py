@@ -44,6 +44,7 @@ __all__ = ["build_atlas"]
 logger = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 2**24  # cosines held at once: 64 MiB in float32
+_CONCEPTS_AT_ONCE = 1024
 _FAILURES = 3
 """Failures in a row after which a naming endpoint is left alone."""
 _INACTIVE = 256
@@ -117,7 +118,9 @@ def build_atlas(
             {name: pa.array(_nullable(columns[name]), CARD_SCHEMA.field(name).type) for name in CARD_SCHEMA.names}
         )
         pq.write_table(cards, staging.path / CARDS)
-        pq.write_table(pa.Table.from_pylist(list(places.rows()), SAMPLE_SCHEMA), staging.path / SAMPLES)
+        with pq.ParquetWriter(staging.path / SAMPLES, SAMPLE_SCHEMA) as writer:
+            for rows in places.rows():
+                writer.write_table(pa.Table.from_pylist(rows, SAMPLE_SCHEMA))
         save_file(text, staging.path / EFFECT_TEXT)
         manifest = staging.finish(
             AtlasManifest(
@@ -203,15 +206,19 @@ class _Places:
         before, token, after = (self._special.sub("\n", part) for part in parts)
         return Context(before, token, after, float(strength), float(quantile), VALIDATION, block, position)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All contexts, as rows of `samples.parquet`."""
+    def rows(self) -> Iterator[list[dict[str, Any]]]:
+        """All contexts, as rows of `samples.parquet`, some concepts at a time."""
         count = self.reading.sample_logits.shape[1]
         with progress("describing", count, "concepts") as advance:
-            for concept in range(count):
-                for kind in self._sorted:
-                    for context in self.of(concept, kind):
-                        yield {"concept": concept, "kind": kind, **context._asdict()}
-                advance(1)
+            for start in range(0, count, _CONCEPTS_AT_ONCE):
+                concepts = range(start, min(start + _CONCEPTS_AT_ONCE, count))
+                yield [
+                    {"concept": concept, "kind": kind, **context._asdict()}
+                    for concept in concepts
+                    for kind in self._sorted
+                    for context in self.of(concept, kind)
+                ]
+                advance(len(concepts))
 
     def without(self, concept: int, count: int) -> list[Context]:
         """Contexts whose token neither predicts the concept nor has it as a label, evenly spread."""

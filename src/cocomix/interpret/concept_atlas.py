@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,7 +149,8 @@ class ConceptAtlas(Artifact[AtlasManifest]):
             row[name] = tuple(value) if isinstance(value, list) else value
         row["histogram"] = Histogram(self.manifest.histogram_edges, row["histogram"])
         contexts: dict[str, list[Context]] = {"predicted": [], "label": []}
-        for found in self._contexts(concept):
+        start, end = self._starts[concept : concept + 2].tolist()
+        for found in self.samples.slice(start, end - start).to_pylist():
             contexts[found["kind"]].append(Context(*(found[name] for name in Context._fields)))
         return ConceptCard(
             **row,
@@ -245,11 +247,6 @@ class ConceptAtlas(Artifact[AtlasManifest]):
             )
         return concept
 
-    def _contexts(self, concept: int) -> list[dict[str, Any]]:
-        start, end = self._starts[concept : concept + 2].tolist()
-        rows: list[dict[str, Any]] = self.samples.slice(start, end - start).to_pylist()
-        return rows
-
     def _hit(self, concept: int, score: float) -> ConceptHit:
         terms = self.cards.column("terms")[concept].as_py()
         return ConceptHit(concept, self.name(concept), ", ".join(word for word, _ in terms), score)
@@ -273,14 +270,19 @@ class ConceptAtlas(Artifact[AtlasManifest]):
                 raise CoCoMixError(
                     f"this Python's SQLite cannot search ({error}); use a Python whose SQLite has FTS5."
                 ) from error
-            for row in self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist():
-                strongest = [found for found in self._contexts(row["id"]) if found["kind"] == "predicted"][:_SEARCHED]
-                if row["terms"] or strongest:
-                    terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))
-                    texts = "\n".join(found["before"] + found["token"] + found["after"] for found in strongest)
+            texts, rows = self.samples, self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist()
+            ranks = np.arange(len(texts)) - self._starts[texts.column("concept").to_numpy()]
+            found = texts.filter(pc.and_(pc.equal(texts.column("kind"), "predicted"), pa.array(ranks < _SEARCHED)))
+            for concept, *parts in zip(
+                *found.select(["concept", "before", "token", "after"]).to_pydict().values(), strict=True
+            ):
+                rows[concept]["text"] = "".join((rows[concept].get("text", ""), *parts, "\n"))
+            for row in rows:
+                terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))
+                if terms or "text" in row:
                     index.execute(
                         "INSERT INTO texts (rowid, name, terms, contexts) VALUES (?, ?, ?, ?)",
-                        (row["id"], row["name"], terms, texts),
+                        (row["id"], row["name"], terms, row.get("text", "")),
                     )
             self._index = index
         return self._index

@@ -16,7 +16,6 @@ from cocomix.interpret.inspection import concept_model
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
-from cocomix.runtime.errors import CoCoMixError
 
 __all__ = [
     "EditEffect",
@@ -122,41 +121,34 @@ class Strengths(NamedTuple):
     Attributes:
         share: of the positions at which the student predicts it.
         logit: what to add to its logit to turn it up (`turning_amounts`).
-        latent: likewise to the teacher's latent.
-        active: share of the positions at which the teacher's latent is active.
+        active: share of the positions at which the teacher's latent is active; without a teacher 0, as is `latent`.
+        latent: what to add to that latent, likewise.
     """
 
     share: Array
     logit: Array
-    latent: Array
     active: Array
+    latent: Array
 
-    def usable(self, count: int) -> tuple[int, ...]:
-        """The concepts predicted most often, but at no more than half of the positions, that are also active.
+    def usable(self, count: int, *, active: bool = False) -> list[int]:
+        """The concepts predicted most often, but at no more than half of the positions; if asked for, also active.
 
-        One that is always there works as a bias; one that the teacher never shows cannot be measured (our choice).
-
-        Raises:
-            CoCoMixError: there are fewer than two.
+        Our choice: one that is always there works as a bias; one that the teacher never shows cannot be measured.
         """
-        shares = np.where((self.share <= 0.5) & (self.active > 0), self.share, 0)
-        chosen = tuple(int(concept) for concept in np.argsort(-shares, kind="stable")[:count] if shares[concept] > 0)
-        if len(chosen) < 2:
-            raise CoCoMixError(
-                f"{len(chosen)} concepts are predicted at half of the positions or fewer and active in the teacher; "
-                "two are needed, so train longer, or name some with --concepts."
-            )
-        return chosen
+        shares = np.where((self.share <= 0.5) & ((self.active > 0) | (not active)), self.share, 0)
+        return [concept for concept in np.argsort(-shares, kind="stable")[:count].tolist() if shares[concept] > 0]
 
 
 def concept_strengths(
-    student: CoCoMixForCausalLM, teacher: ConceptTeacher, input_ids: Tensor, position_ids: Tensor | None = None
+    student: CoCoMixForCausalLM,
+    input_ids: Tensor,  # [blocks, seq]
+    position_ids: Tensor | None = None,  # [blocks, seq]
+    teacher: ConceptTeacher | None = None,
 ) -> Strengths:
-    """Read blocks of text with the student and with the teacher. Both arguments int64 [blocks, seq]."""
-    count, size = input_ids.numel(), max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
-    n_concepts = student.config.num_concepts
-    sums = torch.zeros(2, n_concepts, dtype=torch.float64)
-    parts: dict[str, list[Array]] = {name: [] for name in ("ids", "logits", "latent_ids", "latents")}
+    """Read blocks of text with the student and, if there is one, with the teacher."""
+    n_concepts, size = student.config.num_concepts, max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
+    found: list[list[Array]] = []  # per batch: ids, logits, latents' ids, latents
+    total = np.zeros(n_concepts)
     with progress("reading concepts", len(input_ids), "blocks") as advance:
         for start in range(0, len(input_ids), size):
             batch = input_ids[start : start + size].to(student.device)
@@ -165,24 +157,24 @@ def concept_strengths(
                 output = student(
                     batch, position_ids=positions, use_cache=False, output_logits=False, output_concept_logits=True
                 )
-                codes = teacher.dictionary.encode(teacher.decoder.hidden_states(batch))
-            assert output.concept_logits is not None and output.concept_ids is not None  # noqa: PT018
-            sums[0] += output.concept_logits.double().sum((0, 1)).cpu()
-            latents = codes.values.clamp_min(0).flatten(0, 1).cpu()
-            sums[1].index_add_(0, codes.ids.flatten().cpu(), latents.flatten().double())
-            found = (output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1))
-            for column, part in zip(parts.values(), (*found, codes.ids.flatten(0, 1), latents), strict=True):
-                column.append(part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy())
+                columns = [output.concept_ids, output.concept_values]
+                if teacher is not None:
+                    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(batch))
+                    columns += [codes.ids, codes.values.clamp_min(0)]
+                total += output.concept_logits.double().sum((0, 1)).cpu().numpy()
+            plain = [column.flatten(0, 1).float().cpu().numpy() for column in columns]  # ids are exact below 2**24
+            plain[::2] = [ids.astype(np.int64) for ids in plain[::2]]
+            found.append(plain)
             advance(len(batch))
-    ids, logits, latent_ids, values = (np.concatenate(column) for column in parts.values())
-    there = np.bincount(latent_ids[values > 0], minlength=n_concepts) / count
-    means = (sums / count).numpy()
-    return Strengths(
-        share=np.bincount(ids.ravel(), minlength=n_concepts) / count,
-        logit=turning_amounts(ids, logits, means[0]),
-        latent=turning_amounts(latent_ids, values, means[1]),
-        active=there,
-    )
+    ids, logits, *codes_found = (np.concatenate(column) for column in zip(*found, strict=True))
+    share = np.bincount(ids.ravel(), minlength=n_concepts) / len(ids)
+    amounts = turning_amounts(ids, logits, total / len(ids))
+    if teacher is None:
+        return Strengths(share, amounts, np.zeros(n_concepts), np.zeros(n_concepts))
+    latent_ids, latents = codes_found
+    active = np.bincount(latent_ids[latents > 0], minlength=n_concepts) / len(ids)
+    means = np.bincount(latent_ids.ravel(), weights=latents.ravel(), minlength=n_concepts) / len(ids)
+    return Strengths(share, amounts, active, turning_amounts(latent_ids, latents, means))
 
 
 def measure_effects(
@@ -276,16 +268,10 @@ def steering_candidates(
         CoCoMixError: the model mixes no concepts in.
     """
     model = concept_model(model, mixing=True)
-    with inference(model, model.device, model.dtype):
-        output = model(input_ids.to(model.device), use_cache=False, output_logits=False, output_concept_logits=True)
-        ids, logits, mean = output.concept_ids, output.concept_values, output.concept_logits.float().mean((0, 1))
-    ids, logits = (column.flatten(0, 1).float().cpu().numpy() for column in (ids, logits))
-    amounts = turning_amounts(ids.astype(np.int64), logits, mean.cpu().numpy())
-    shares = np.bincount(ids.astype(np.int64).ravel(), minlength=len(mean)) / len(ids)
-    frequent = np.argsort(-np.where(shares > 0.5, 0, shares), kind="stable")[:pool].tolist()
-    tried = {concept: float(amounts[concept]) for concept in frequent if 0 < shares[concept] <= 0.5}
+    strengths = concept_strengths(model, input_ids)
+    tried = {concept: float(strengths.logit[concept]) for concept in strengths.usable(pool)}
     effects = measure_effects(model, tokenizer, input_ids, tried, top=top)
-    found = [SteeringCandidate(effect, float(shares[effect.concept])) for effect in effects]
+    found = [SteeringCandidate(effect, float(strengths.share[effect.concept])) for effect in effects]
     return sorted(found, key=lambda candidate: -candidate.effect.divergence)
 
 

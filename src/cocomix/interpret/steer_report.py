@@ -316,9 +316,15 @@ def evaluate_run_steering(
         meta, positions = data.manifest, None
         if run.manifest.document_masks:
             positions = positions_of_rows(text, meta.eos_token_id, meta.bos_token_id)
-        strengths = concept_strengths(student, opened.teacher, text, positions)
+        strengths = concept_strengths(student, text, positions, opened.teacher)
         if not settings.concepts:
-            settings = replace(settings, concepts=strengths.usable(settings.num_concepts))
+            chosen = strengths.usable(settings.num_concepts, active=True)
+            if len(chosen) < 2:
+                raise CoCoMixError(
+                    f"{len(chosen)} concepts are predicted at half of the positions or fewer and active in the "
+                    "teacher; two are needed, so train longer, or name some with --concepts."
+                )
+            settings = replace(settings, concepts=tuple(chosen))
         described = describe_run_concepts(run, settings.concepts)
         words = tuple(
             ", ".join(word for word, _ in described[one].terms[:3]) if one in described else ""

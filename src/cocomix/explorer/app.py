@@ -1,84 +1,93 @@
-"""The page: four views, and the ways from one to another."""
+"""The page: four views, the ways from one to another, and links that reproduce each."""
 
+from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
-from cocomix.evaluation.formatting import si
-from cocomix.explorer.compare_page import compare_page
-from cocomix.explorer.concept_page import concept_view
-from cocomix.explorer.limits import LIMITS
-from cocomix.explorer.markup import escaped, message
-from cocomix.explorer.steer_page import steer_page
+from cocomix.evaluation.formatting import markdown_text, si
+from cocomix.explorer.compare_view import compare_view
+from cocomix.explorer.concept_view import concept_view
+from cocomix.explorer.parts import QUIET, check_run, message
+from cocomix.explorer.steer_view import steer_view
 from cocomix.explorer.subject import Subject
-from cocomix.explorer.text_page import text_page
+from cocomix.explorer.text_view import text_view
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "style_sheet", "theme"]
 
-_VIEWS = ("text", "concept", "steer", "compare")
+_SHOW_LINK = """(query) => {
+  const link = location.origin + location.pathname + "?" + query;
+  history.replaceState(null, "", link);
+  return link;
+}"""
 
 
 def build_app(subject: Subject) -> gr.Blocks:
     """The page as Gradio blocks, with its queue; `serve` launches it."""
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    app: gr.Blocks
-    with gr.Blocks(title=f"{subject.run.manifest.name} · cocomix", analytics_enabled=False, fill_width=True) as app:
-        gr.HTML(_header(subject), js_on_load=None)
-        with gr.Tabs(elem_id="cx-views") as tabs:
-            with gr.Tab("Text", id="text"):
-                text = text_page(subject)
-            with gr.Tab("Concept", id="concept"):
-                concept = concept_view(subject)
-            with gr.Tab("Steer", id="steer"):
-                steer = steer_page(subject)
-            with gr.Tab("Compare", id="compare"):
-                compare_page(subject)
+    limits, app = subject.limits, gr.Blocks(title=f"{subject.run.manifest.name} · cocomix", analytics_enabled=False)
+    with app:
+        gr.Markdown(_header(subject), elem_id="cx-header")
+        told, query = gr.HTML(elem_id="cx-told", js_on_load=None), gr.Textbox(label="query", visible="hidden")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Text", id="text") as text_tab:
+                text = text_view(subject, query)
+            with gr.Tab("Concept", id="concept") as concept_tab:
+                concept, colour, steer_it = concept_view(subject, query)
+            with gr.Tab("Steer", id="steer") as steer_tab:
+                steer, fields, turned = steer_view(subject, query)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                compare = compare_view(subject, query)
+        link = gr.Textbox(label="Link to what is shown", interactive=False, buttons=["copy"], elem_id="cx-link")
+        query.change(None, query, link, js=_SHOW_LINK, api_visibility="private")
+        # A view is computed when its tab is opened; a text is generated when it is asked for.
+        for tab, view in ((text_tab, text), (concept_tab, concept), (compare_tab, compare)):
+            tab.select(**view.again())
+        steer_tab.select(lambda *values: steer.link(values), list(steer.parameters.values()), query, **QUIET)
 
-        def open_concept(event: gr.EventData) -> list[Any]:
-            return [gr.Tabs(selected="concept"), _clicked(event)]
-
-        def colour_by(event: gr.EventData) -> list[Any]:
-            return [gr.Tabs(selected="text"), str(_clicked(event))]
-
-        def add_clicked(event: gr.EventData, *slots: Any) -> list[Any]:
-            return add_to_steer(_clicked(event), *slots)
-
-        def add_to_steer(concept: int, *slots: Any) -> list[Any]:
-            try:
-                return [gr.Tabs(selected="steer"), "", *steer.slots.with_concept(slots, concept)]
-            except CoCoMixError as error:
-                kept = [gr.skip()] * len(steer.slots.outputs)
-                return [gr.Tabs(selected="steer"), message(str(error), "error"), *kept]
-
-        def colour_by_open(concept: int) -> list[Any]:
-            return [gr.Tabs(selected="text"), str(concept)]
-
-        steered = [tabs, steer.said, *steer.slots.outputs]
-        coloured = [tabs, text.colour]
-        for part in (text.often, text.detail, concept.hits, concept.card, steer.suggested):
-            part.click(open_concept, None, [tabs, concept.chosen], **quiet)
-            part.apply(colour_by, None, coloured, **quiet).then(**text.again)
-            part.edit(add_clicked, steer.slots.inputs, steered, **quiet)
-        concept.steer.click(add_to_steer, [concept.chosen, *steer.slots.inputs], steered, **quiet)
-        concept.colour.click(colour_by_open, concept.chosen, coloured, **quiet).then(**text.again)
+        views = {view.name: view for view in (text, concept, steer, compare)}
 
         def restore(request: gr.Request) -> list[Any]:
-            query = dict(request.query_params)
-            view = query.get("view")
-            if view != "steer":
-                return [gr.Tabs(selected=view if view in _VIEWS else "text"), *[gr.skip()] * len(steer.restored)]
-            return [gr.Tabs(selected="steer"), *steer.restore(subject, query)]
+            asked = dict(request.query_params)
+            values = {name: [gr.skip()] * len(view.parameters) for name, view in views.items()}
+            name, said = "text", ""
+            try:
+                if asked.get("view") in views:
+                    check_run(subject, asked)
+                    name = asked["view"]
+                    values[name] = views[name].restored(asked)
+                    said = message("the link is restored; press Generate.") if name == "steer" else ""
+            except CoCoMixError as error:
+                name, said = "text", message(error, "error")
+            return [gr.Tabs(selected=name), said, *(value for each in values.values() for value in each)]
 
-        app.load(restore, None, [tabs, *steer.restored], **quiet)
-        app.load(**text.again)
-    app.queue(max_size=LIMITS.waiting, default_concurrency_limit=LIMITS.running, api_open=False)
+        parameters = [component for view in views.values() for component in view.parameters.values()]
+        app.load(restore, None, [tabs, told, *parameters], **QUIET)
+        app.load(**text.again())
+        chosen, coloured = concept.parameters["concept"], text.parameters["concept"]
+        colour.click(lambda one: [gr.Tabs(selected="text"), one], chosen, [tabs, coloured], **QUIET)
+        steer_it.click(lambda one: [gr.Tabs(selected="steer"), *turned(one)], chosen, [tabs, *fields], **QUIET)
+    app.queue(max_size=limits.waiting, default_concurrency_limit=limits.running, api_open=False)
     return app
 
 
-def _clicked(event: gr.EventData) -> int:
-    """The concept of the button that was clicked."""
-    return int(event._data["value"])
+def theme() -> gr.themes.Base:
+    """Neutral greys, one accent colour, and fonts of the system, so that nothing is fetched."""
+    sizes, colours, font = gr.themes.sizes, gr.themes.colors, gr.themes.Font
+    return gr.themes.Base(
+        primary_hue=colours.indigo,
+        neutral_hue=colours.slate,
+        spacing_size=sizes.spacing_sm,
+        radius_size=sizes.radius_sm,
+        text_size=sizes.text_md,
+        font=[font(name) for name in ("system-ui", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif")],
+        font_mono=[font(name) for name in ("ui-monospace", "Menlo", "DejaVu Sans Mono", "monospace")],
+    )
+
+
+def style_sheet() -> str:
+    """The page's CSS."""
+    return files(__package__).joinpath("explorer.css").read_text(encoding="utf-8")
 
 
 def _header(subject: Subject) -> str:
@@ -88,10 +97,6 @@ def _header(subject: Subject) -> str:
         f"{subject.num_concepts:,} concepts",
         f"{si(manifest.parameters.total)} parameters",
         f"{manifest.final.eval_loss:.3f} nats per token",
-        "atlas" if subject.atlas is not None else "no atlas",
+        "with an atlas" if subject.atlas is not None else "without an atlas",
     )
-    return (
-        f'<header class="cx-header"><h1>{escaped(manifest.name)}</h1><p>'
-        + "".join(f"<span>{escaped(fact)}</span>" for fact in facts)
-        + "</p></header>"
-    )
+    return f"# {markdown_text(manifest.name)}\n{' · '.join(map(markdown_text, facts))}"

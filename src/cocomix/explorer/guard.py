@@ -30,7 +30,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 # Gradio builds templates and plots with `new Function` ('unsafe-eval') and styles them inline. Its inline scripts are
 # named by their hashes, so that neither a script nor an event handler slipped into the page would run.
@@ -57,7 +56,7 @@ def find_password(host: str, password_file: Path | None) -> str | None:
             raise CoCoMixError(f"{source} cannot be read ({error}).") from error
     elif PASSWORD_VARIABLE in os.environ:
         source, password = PASSWORD_VARIABLE, os.environ[PASSWORD_VARIABLE].strip()
-    elif _is_loopback(host):
+    elif _is(host, "is_loopback"):
         return None
     else:
         raise CoCoMixError(
@@ -78,7 +77,7 @@ def login(password: str) -> Callable[[str, str], bool]:
 
 
 def names_of(host: str, allowed: Sequence[str] = ()) -> list[str]:
-    """The names by which a browser may ask for the page; a page of any other name is refused.
+    """The names by which a browser may ask for the page; a request by any other name is refused.
 
     A web page can make its own host name resolve to this machine (DNS rebinding) and would then share an origin with a
     server that answers to any name.
@@ -93,16 +92,15 @@ def names_of(host: str, allowed: Sequence[str] = ()) -> list[str]:
     for name in allowed:
         if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:]+\]?", name):
             raise CoCoMixError(f"--allowed-host {name} is no host name; give a name alone, without https:// and port.")
-    names = {"localhost", "127.0.0.1", "[::1]", _bracketed(host), *map(_bracketed, allowed)}
-    if _is_unspecified(host):  # served on every address of this machine
-        addresses = [address.address for found in psutil.net_if_addrs().values() for address in found]
-        names |= {_bracketed(address.partition("%")[0]) for address in addresses if ":" in address or "." in address}
+    names = {"localhost", "127.0.0.1", "::1", host, *allowed}
+    if _is(host, "is_unspecified"):  # served on every address of this machine
+        names |= {address.address.partition("%")[0] for found in psutil.net_if_addrs().values() for address in found}
         names |= {socket.gethostname(), socket.getfqdn()}
-    return sorted(name.lower() for name in names)
+    return sorted({_bracketed(name.lower()) for name in names})
 
 
 class SecurityHeaders:
-    """ASGI middleware: refuse requests sent by another site's page, and fence ours in.
+    """ASGI middleware: refuse requests that another site's page sends, and fence ours in.
 
     Every answer forbids framing, sniffing of content types, and anything that is not this server's own.
     """
@@ -126,7 +124,8 @@ class SecurityHeaders:
 
         async def fenced(message: Any) -> None:
             if message["type"] == "http.response.start":
-                if _is_html(message["headers"]):
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                if kind.startswith(b"text/html"):
                     held.update(start=message, body=b"")
                     return
                 message = _with_headers(message, b"")
@@ -149,12 +148,8 @@ def _with_headers(start: Any, html: bytes) -> Any:
     return {**start, "headers": [*start["headers"], *((name.lower().encode(), ours[name].encode()) for name in ours)]}
 
 
-def _is_html(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
-
-
 def _host_of(origin: str) -> str | None:
-    """The host an `Origin` header names; `None` for an opaque one."""
+    """The host that an `Origin` header names; `None` for an opaque one."""
     try:
         host = urlsplit(origin).hostname
     except ValueError:
@@ -167,15 +162,9 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _is_loopback(host: str) -> bool:
+def _is(host: str, what: str) -> bool:
+    """A property of an address, such as `is_loopback`."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return bool(getattr(ipaddress.ip_address(host), what))
     except ValueError:
-        return host == "localhost"
-
-
-def _is_unspecified(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+        return host == "localhost" and what == "is_loopback"

@@ -9,8 +9,7 @@ from threading import Event
 from typing import Any
 
 from cocomix.explorer.guard import USER, SecurityHeaders, login, names_of
-from cocomix.explorer.limits import LIMITS
-from cocomix.explorer.subject import Subject
+from cocomix.explorer.subject import LIMITS, Subject
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["serve", "serving"]
@@ -66,8 +65,7 @@ def serving(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from cocomix.explorer.app import build_app
-    from cocomix.explorer.look import style_sheet, theme
+    from cocomix.explorer.app import build_app, style_sheet, theme
 
     app = build_app(subject)
     options: dict[str, Any] = {}
@@ -94,7 +92,7 @@ def serving(
                 Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
             ]
         },
-        max_threads=LIMITS.running + LIMITS.waiting,
+        max_threads=LIMITS.running + 16,
         state_session_capacity=_SESSIONS,
         theme=theme(),
         css=style_sheet(),

@@ -1,26 +1,89 @@
-"""What the explorer shows: one run, loaded once and shared by all users, and never changed by any of them."""
+"""What the explorer shows: one run, loaded once and shared by all visitors, and how much each may ask of it."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cocomix.evaluation import Comparison, Run, compare, inference
-from cocomix.explorer.limits import LIMITS, Limits, whole_number
-from cocomix.explorer.teacher_side import TeacherSide, open_teacher_side
-from cocomix.interpret import ConceptAtlas, concept_model, default_atlas_folder, describe_run_concepts, encode
+from cocomix.concepts import ConceptTeacher
+from cocomix.evaluation import Comparison, Run, compare, inference, open_run_data, run_labels
+from cocomix.interpret import (
+    ConceptAtlas,
+    ConceptHit,
+    concept_model,
+    default_atlas_folder,
+    describe_run_concepts,
+    encode,
+    open_run_teacher,
+)
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.recipe import load_recipe
 
-__all__ = ["Subject", "open_subject"]
+__all__ = ["LIMITS", "Limits", "Subject", "number", "open_subject"]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Bounds on every input. Our choice: what a laptop answers within seconds.
+
+    Attributes:
+        characters: length of a text, checked before it is tokenized.
+        tokens: its length in tokens, a prompt and its continuation together.
+        new_tokens: tokens to generate per text.
+        edits: concepts turned at once.
+        value: size of a steering value.
+        temperature: of sampling.
+        seed: largest seed.
+        search_characters: length of a search.
+        running: requests that compute at once.
+        waiting: requests that wait for their turn; further ones are told to come back.
+    """
+
+    characters: int = 8_000
+    tokens: int = 512
+    new_tokens: int = 200
+    edits: int = 5
+    value: float = 40.0
+    temperature: float = 3.0
+    seed: int = 2**31 - 1
+    search_characters: int = 200
+    running: int = 2
+    waiting: int = 256
+
+    def within(self, context: int) -> "Limits":
+        """These limits for models that take `context` tokens at once: half of them at most are generated."""
+        tokens = min(self.tokens, context)
+        return replace(self, tokens=tokens, new_tokens=max(1, min(self.new_tokens, tokens // 2)))
+
+
+LIMITS = Limits()
+
+
+def number(value: object, what: str, smallest: float, largest: float, *, whole: bool = False) -> float:
+    """A number within its bounds, from text or a number.
+
+    Raises:
+        CoCoMixError: it is none, out of range, or not whole where that is asked for.
+    """
+    shown = repr(str(value).strip()[:40])
+    try:
+        found = float(str(value).strip())
+    except ValueError:
+        raise CoCoMixError(f"{what} {shown} is not a number; give {smallest:g} to {largest:g}.") from None
+    if not smallest <= found <= largest or (whole and not found.is_integer()):
+        kind = "whole number" if whole else "number"
+        raise CoCoMixError(f"{what} {shown} is out of range; give a {kind} from {smallest:g} to {largest:g}.")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A run and everything known about it.
 
@@ -31,19 +94,23 @@ class Subject:
         atlas: what is known of its concepts; `None` without one.
         teacher: the teacher with its dictionary, for steering it too, or the sentence that says why it is not there.
         comparison: the run beside others; `None` where none were named.
-        limits: what users may ask.
-        lock: held while the model computes.
+        limits: what visitors may ask.
+        lock: held while the model or the teacher computes.
     """
 
     run: Run
     model: CoCoMixForCausalLM
     tokenizer: PreTrainedTokenizerBase
     atlas: ConceptAtlas | None
-    teacher: TeacherSide | str
+    teacher: ConceptTeacher | str
     comparison: Comparison | None
     limits: Limits = LIMITS
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _described: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Beginning of the run's fingerprint, by which links name it."""
+        return self.run.manifest.fingerprint[:12]
 
     @property
     def num_concepts(self) -> int:
@@ -56,45 +123,63 @@ class Subject:
         with self.lock, inference(self.model, self.model.device, self.model.dtype):
             yield self.model
 
-    def encode(self, prompt: str, *, room: int = 0) -> Tensor:
-        """Tokens of a prompt. [1, seq], int64
+    def encode(self, text: str, *, room: int = 0) -> Tensor:
+        """Tokens of a text. [1, seq], int64
 
         Raises:
             CoCoMixError: it is empty, too long, or leaves no room for the tokens to generate.
         """
         limits = self.limits
-        if len(prompt) > limits.prompt_characters:
-            raise CoCoMixError(
-                f"the text has {len(prompt):,} characters; the explorer takes {limits.prompt_characters:,} at most."
-            )
-        input_ids = encode(self.model, self.tokenizer, prompt)
+        if len(text) > limits.characters:
+            raise CoCoMixError(f"the text has {len(text):,} characters; at most {limits.characters:,} are read.")
+        input_ids = encode(self.model, self.tokenizer, text)
         length = input_ids.shape[1]
         if length + room > limits.tokens:
             more = f" and {room} more are to be generated" if room else ""
-            raise CoCoMixError(
-                f"the text has {length:,} tokens{more}; {limits.tokens} at most fit here, so shorten it."
-            )
+            raise CoCoMixError(f"the text has {length:,} tokens{more}; at most {limits.tokens} fit; shorten it.")
         return input_ids
 
-    def concept(self, value: object) -> int:
-        """A concept's index from what somebody typed.
+    def find(self, text: str, limit: int = 24) -> list[ConceptHit]:
+        """Concepts that a number or words mean, best first.
 
         Raises:
-            CoCoMixError: it is no whole number from 0 to C − 1.
+            CoCoMixError: the search is too long, names a concept that does not exist, or words need an atlas that is
+                not there.
         """
-        return whole_number(value, "concept", 0, self.num_concepts - 1)
+        text = text.strip()
+        if len(text) > self.limits.search_characters:
+            raise CoCoMixError(f"the search has {len(text)} characters; write {self.limits.search_characters} at most.")
+        if text.lstrip("-").isdecimal():
+            concept = int(number(text, "concept", 0, self.num_concepts - 1, whole=True))
+            if self.atlas is None:
+                return [ConceptHit(concept, self.names([concept])[concept], "", 0.0)]
+        if self.atlas is not None:
+            return self.atlas.search(text, limit)
+        raise CoCoMixError(
+            f"without an atlas a concept is found by its number alone; make one with: cocomix atlas {self.run.path}."
+        )
+
+    def concept(self, text: str) -> int:
+        """The concept that a number or words mean: the best hit.
+
+        Raises:
+            CoCoMixError: there is none.
+        """
+        hits = self.find(text, 1) if text.strip() else []
+        if not hits:
+            raise CoCoMixError(f"no concept is found for {text[:40]!r}; write a number or other words.")
+        return hits[0].id
 
     def names(self, concepts: Iterable[int]) -> dict[int, str]:
-        """What concepts are called: the atlas' name, else the tokens they label in the run's data, else nothing."""
-        wanted = set(concepts)
+        """What concepts are called: the atlas' name, else the words they label in the run's data, else nothing."""
         if self.atlas is not None:
-            return {concept: self.atlas.name(concept) for concept in wanted}
-        unknown = sorted(wanted - self._described.keys())
-        if unknown:
-            found = describe_run_concepts(self.run, unknown)
-            for concept in unknown:
-                self._described[concept] = found[concept].name if concept in found else ""
-        return {concept: self._described[concept] for concept in wanted}
+            return {concept: self.atlas.name(concept) for concept in concepts}
+        return {concept: self._described.get(concept, "") for concept in concepts}
+
+    @cached_property
+    def _described(self) -> dict[int, str]:
+        found = describe_run_concepts(self.run, range(self.num_concepts))
+        return {concept: described.name for concept, described in found.items()}
 
 
 def open_subject(
@@ -123,16 +208,16 @@ def open_subject(
     model.to(default_device())
     if atlas is None and default_atlas_folder(run.path).is_dir():
         atlas = default_atlas_folder(run.path)
-    beside = open_teacher_side(run, teacher, dictionary)
+    opened = _open_teacher(run, teacher, dictionary)
     contexts = [model.config.max_position_embeddings]
-    if isinstance(beside, TeacherSide):
-        contexts.append(beside.context)
+    if isinstance(opened, ConceptTeacher):
+        contexts.append(opened.decoder.model.config.get_text_config().max_position_embeddings)
     return Subject(
         run=run,
         model=model,
         tokenizer=run.tokenizer(),
         atlas=None if atlas is None else ConceptAtlas.open(atlas, run=run),
-        teacher=beside,
+        teacher=opened,
         comparison=_compared(run, [Run.open(path) for path in compare_with]),
         limits=LIMITS.within(min(contexts)),
     )
@@ -145,3 +230,25 @@ def _compared(run: Run, others: Sequence[Run]) -> Comparison | None:
     runs = [run, *others]
     baseline = None if any(one.manifest.objective == "ntp" for one in runs) else run.manifest.name
     return compare(runs, baseline)
+
+
+def _open_teacher(run: Run, teacher: str | None, dictionary: str | None) -> ConceptTeacher | str:
+    """The teacher and dictionary that gave a run its concepts, or why they are not at hand where neither was named."""
+    named = teacher is not None or dictionary is not None
+    try:
+        if not named:
+            _refuse_download(run)
+        return open_run_teacher(run, open_run_data(run), teacher=teacher, dictionary=dictionary).teacher
+    except CoCoMixError as error:
+        if named:
+            raise
+        return f"The teacher is not at hand: {error}"
+
+
+def _refuse_download(run: Run) -> None:
+    """Refuse a teacher that the recipe or the labels name but that is not on this machine."""
+    labels, store = load_recipe(run.path / "recipe.yaml").labels, run_labels(run)
+    made = {} if store is None else store.manifest.labels.get("teacher") or {}
+    name = labels.teacher.model if labels is not None and labels.teacher is not None else made.get("model")
+    if name is not None and not Path(name).exists():
+        raise CoCoMixError(f"it is {name}, which is no folder here; give --teacher to load it.")

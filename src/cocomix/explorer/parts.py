@@ -1,0 +1,113 @@
+"""What the four views share: parameters and results, links that reproduce them, and sentences for the visitor."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+from urllib.parse import urlencode
+
+import gradio as gr
+
+from cocomix.explorer.subject import Subject, number
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["QUIET", "View", "check_run", "message", "named"]
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Arguments of an event that computes little."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of the page; equal parameters show equal pages.
+
+    Attributes:
+        name: of its tab, and in links.
+        parameters: components by the names that links give their values.
+        said: where sentences for the visitor go; the first of what `show` fills.
+        results: the other components that `show` fills.
+        show: values of `parameters` → those of `said` and `results`, once or, of a text that grows, many times.
+        query: the page's hidden box for the query of the link to what is shown.
+        subject: what is shown.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    said: gr.HTML
+    results: list[Any]
+    show: Callable[..., Iterator[list[Any]]]
+    query: gr.Textbox
+    subject: Subject
+
+    def again(self, **options: Any) -> dict[str, Any]:
+        """The event that shows the view with the parameters as they stand: arguments of `gr.on` and `then`."""
+
+        def shown(*given: Any) -> Iterator[list[Any]]:
+            values = ["" if value is None else value for value in given]  # an empty box
+            link = self.link(values)
+            try:
+                for found in self.show(*values):
+                    yield [link, *found]
+            except CoCoMixError as error:
+                yield [link, message(error, "error"), *[gr.skip()] * len(self.results)]
+
+        outputs = [self.query, self.said, *self.results]
+        event = {"fn": shown, "inputs": list(self.parameters.values()), "outputs": outputs}
+        return {**event, **QUIET, "concurrency_id": "model", "trigger_mode": "always_last", **options}
+
+    def link(self, values: Sequence[Any]) -> str:
+        """The query of a link to this view with these values of its parameters; it names the run."""
+        told = {
+            name: ",".join(value) if isinstance(value, list) else value
+            for name, value in zip(self.parameters, values, strict=True)
+        }
+        return urlencode({"run": self.subject.fingerprint, "view": self.name, **told})
+
+    def restored(self, query: Mapping[str, str]) -> list[Any]:
+        """Values of the parameters from a link's query; what it leaves out stays as it is.
+
+        Raises:
+            CoCoMixError: a value is none that a visitor could give.
+        """
+        known = self.parameters.items()
+        return [_restored(component, name, query[name]) if name in query else gr.skip() for name, component in known]
+
+
+def check_run(subject: Subject, query: Mapping[str, str]) -> None:
+    """Refuse a link to another run.
+
+    Raises:
+        CoCoMixError: the link names another run, or none.
+    """
+    if query.get("run") != subject.fingerprint:
+        raise CoCoMixError(
+            f"this link is to run {query.get('run', 'unknown')[:12]}, but this explorer shows run "
+            f"{subject.fingerprint} ({subject.run.manifest.name}); open it in an explorer of that run."
+        )
+
+
+def message(text: object, kind: str = "info") -> str:
+    """A sentence for the visitor, as HTML; `kind` is `info` or `error`, and an error is read out at once."""
+    told = str(text)
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="cx-{kind}" role="{role}">{escape(told[:1].upper() + told[1:])}</p>'
+
+
+def named(concept: int, names: Mapping[int, str]) -> str:
+    """A concept's number and name."""
+    return f"{concept} {names.get(concept, '')}".strip()
+
+
+def _restored(component: Any, name: str, text: str) -> Any:
+    """A component's value from a link."""
+    if isinstance(component, gr.Slider | gr.Number):
+        assert component.minimum is not None and component.maximum is not None  # noqa: PT018
+        return number(text, name, component.minimum, component.maximum)
+    if isinstance(component, gr.CheckboxGroup | gr.Radio):
+        several, known = isinstance(component, gr.CheckboxGroup), [str(value) for _, value in component.choices]
+        wanted = text.split(",") if several else [text]
+        for value in wanted:
+            if value not in known:
+                raise CoCoMixError(f"{name} {value[:40]!r} is none of {', '.join(known)}.")
+        return wanted if several else text
+    return text[: component.max_length]

@@ -1,0 +1,182 @@
+"""The steer view: the text with concepts turned, beside the untouched one, one after a hint, and the teacher's."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from cocomix.explorer.parts import QUIET, View, message, named
+from cocomix.explorer.steer_texts import Sampling, grow_texts
+from cocomix.explorer.subject import Subject, number
+from cocomix.interpret import edit_effects, parse_steer, steering_candidates, visible
+from cocomix.model import ConceptEdit
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["read_edits", "steer_view"]
+
+_DO = {"add": "+", "multiply": "=", "set to": ":=", "ban": ":ban"}
+_POOL, _SUGGESTED = 16, 8  # concepts tried for a suggestion, one forward pass each; and shown
+_COLUMNS = {
+    "untouched": ("Untouched", ""),
+    "steered": ("Steered: the same prompt, the concepts turned", "Choose a concept to turn."),
+    "hinted": ("Prompted: nothing turned, the hint before the prompt", "Write a hint to see what words alone do."),
+    "teacher": ("Teacher, the same latents of its dictionary turned", ""),
+}
+_IDLE = (gr.update(interactive=True), gr.update(interactive=False))  # the buttons Generate and Stop
+_BUSY = (gr.update(interactive=False), gr.update(interactive=True))
+
+
+def read_edits(subject: Subject, concept: str, do: str, by: float, more: str) -> list[ConceptEdit]:
+    """The edits that the page's fields ask for: of one concept, and further ones as the command line writes them.
+
+    Raises:
+        CoCoMixError: a concept does not exist, an edit cannot be read, a value is out of range, or there are too many.
+    """
+    most, edits = subject.limits.value, []
+    if concept.strip():
+        value = number(by, "the value", -most, most)
+        amount = "" if do == "ban" else f"{_DO[do]}{value:g}".replace("+-", "-")
+        edits.append(parse_steer(f"{subject.concept(concept)}{amount or _DO[do]}"))
+    edits += [parse_steer(part) for part in more.split()]
+    if len(edits) > subject.limits.edits:
+        raise CoCoMixError(f"{len(edits)} concepts are turned; {subject.limits.edits} at most can be turned at once.")
+    for edit in edits:
+        subject.concept(str(edit.concept))
+        number(edit.value, f"the value for concept {edit.concept}", -most, most)
+    return edits
+
+
+def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Callable[[str], list[Any]]]:
+    """Build the view inside the tab that is open; also returns fields, and what turns a named concept in them."""
+    limits = subject.limits
+    with gr.Row():
+        with gr.Column(scale=3, min_width=280):
+            about = f"Enter generates; up to {limits.tokens} tokens with what follows"
+            prompt = gr.Textbox(
+                "The function returns",
+                label="Prompt",
+                info=about,
+                max_lines=6,
+                max_length=limits.characters,
+                elem_id="cx-prompt",
+            )
+            with gr.Row():
+                most = limits.search_characters
+                concept = gr.Textbox(
+                    label="Concept to turn", info="number or words", max_length=most, min_width=120, elem_id="cx-turned"
+                )
+                do = gr.Radio(list(_DO), value="add", label="Do", info="to its logit", min_width=200)
+            by = gr.Slider(-limits.value, limits.value, 5.0, step=0.1, label="By", elem_id="cx-by", buttons=[])
+            suggest = gr.Button("Suggest concepts for this prompt", size="sm")
+            about = "Suggested: what is added to the logit, its effect, tokens that become likelier"
+            suggested = gr.Radio([], label=about, visible=False, elem_id="cx-suggested")
+        with gr.Column(scale=2, min_width=280):
+            about = "words put before the prompt, nothing turned: what steering must beat"
+            hint = gr.Textbox(label="Hint", info=about, max_length=most, elem_id="cx-hint")
+            with gr.Accordion("Further concepts, sampling", open=False):
+                about = "as for cocomix generate --steer, spaces between: 97:ban 412+3 8=2@20"
+                more = gr.Textbox(label="Further edits", info=about, max_length=most)
+                default = min(60, limits.new_tokens)
+                tokens = gr.Slider(1, limits.new_tokens, default, step=1, precision=0, label="Tokens", buttons=[])
+                temperature = gr.Slider(0, limits.temperature, 0.8, step=0.1, label="Temperature", buttons=[])
+                top_k = gr.Number(50, label="Top-k (0 = all)", precision=0, minimum=0, maximum=10**6)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=limits.seed)
+            with gr.Row():
+                run, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop", interactive=False)
+    said, texts = gr.HTML(elem_id="cx-steer-said", js_on_load=None), []
+    for names in (("untouched", "steered"), ("hinted", "teacher")):
+        with gr.Row():
+            texts += [
+                gr.HighlightedText(
+                    [("Press Generate.", None)],
+                    label=_COLUMNS[name][0],
+                    color_map={"differs": "orange"},
+                    show_inline_category=False,
+                    min_width=280,
+                    elem_id=f"cx-{name}",
+                )
+                for name in names
+            ]
+
+    def show(text: str, wanted: str, do: str, by: float, more: str, hint: str, *how: Any) -> Iterator[list[Any]]:
+        edits = read_edits(subject, wanted or "", do, by, more or "")
+        sampling = Sampling(
+            int(number(how[0], "tokens", 1, limits.new_tokens)),
+            number(how[1], "temperature", 0, limits.temperature),
+            int(number(how[2] or 0, "top-k", 0, 10**6)) or None,
+            int(number(how[3] or 0, "seed", 0, limits.seed)),
+        )
+        grown: dict[str, str] = {}
+        for count, grown in enumerate(grow_texts(subject, text, edits, hint or "", sampling)):
+            told = message(f"{count} of {sampling.new_tokens} tokens…")
+            yield [told, *_columns(subject, text, grown), *_BUSY]
+        yield [_told(subject, text, grown, edits), *_columns(subject, text, grown), *_IDLE]
+
+    def propose(text: str) -> list[Any]:
+        try:
+            input_ids = subject.encode(text)
+            with subject.lock:
+                found = steering_candidates(subject.model, subject.tokenizer, input_ids, pool=_POOL)[:_SUGGESTED]
+        except CoCoMixError as error:
+            return [message(error, "error"), gr.skip()]
+        names = subject.names(one.effect.concept for one in found)
+        options = []
+        for effect, _ in found:
+            likelier = " ".join(visible(token) for token, _ in effect.raised[:4])
+            told = f"{named(effect.concept, names)} · + {effect.amount:.1f} · {effect.divergence:.3f} nats · {likelier}"
+            options.append((told, f"{effect.concept}+{min(effect.amount, limits.value):.1f}"))
+        told = "" if found else message("no concept is predicted at only some of these tokens; write a longer prompt.")
+        return [told, gr.update(choices=options, value=None, visible=bool(found))]
+
+    def taken(chosen: str) -> list[Any]:
+        edit = parse_steer(chosen)
+        return [str(edit.concept), "add", edit.value, _words(subject, edit.concept)]
+
+    def turned(wanted: str) -> list[Any]:
+        chosen = subject.concept(wanted)
+        amount = None if subject.atlas is None else subject.atlas.card(chosen).effect_amount
+        return [str(chosen), "add", min(amount or 5.0, limits.value), _words(subject, chosen)]
+
+    fields = [concept, do, by, hint]
+    parameters = {"prompt": prompt, "concept": concept, "do": do, "by": by, "more": more, "hint": hint}
+    parameters |= {"tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    view = View("steer", parameters, said, [*texts, run, stop], show, query, subject)
+    growing = gr.on([run.click, prompt.submit], **view.again(trigger_mode="once"))
+    stop.click(None, cancels=[growing], api_visibility="private").then(
+        lambda: [message("stopped."), *_IDLE], None, [said, run, stop], **QUIET
+    )
+    suggest.click(propose, prompt, [said, suggested], concurrency_id="model", api_visibility="private")
+    suggested.input(taken, suggested, fields, **QUIET)
+    return view, fields, turned
+
+
+def _columns(subject: Subject, prompt: str, texts: dict[str, str]) -> list[Any]:
+    """What the four columns show; where a text parts from the untouched one, its rest is marked."""
+    shown: list[Any] = []
+    for name, (_, missing) in _COLUMNS.items():
+        if name not in texts:
+            shown.append([(missing or str(subject.teacher), None)])
+            continue
+        text, untouched = texts[name], texts["untouched"]
+        same = next((at for at, letter in enumerate(text) if untouched[at : at + 1] != letter), len(text))
+        shown.append([(prompt + text[:same], None), *([(text[same:], "differs")] if text[same:] else [])])
+    return shown
+
+
+def _told(subject: Subject, prompt: str, texts: dict[str, str], edits: list[ConceptEdit]) -> str:
+    """For each edit, whether it acts on the untouched text, and if not, why and what would."""
+    if not edits:
+        return message("nothing is turned; choose a concept.")
+    input_ids = subject.encode(prompt + texts["untouched"])
+    with subject.lock:
+        found = edit_effects(subject.model, input_ids, edits)
+    told = "".join(message(effect, "info" if effect.acts else "error") for effect in found)
+    same = texts["steered"] == texts["untouched"] and any(effect.acts for effect in found)
+    return told + (message("the steered text is the same nevertheless: add more, or try another seed.") if same else "")
+
+
+def _words(subject: Subject, concept: int) -> str:
+    """Words of a concept, as a hint."""
+    if subject.atlas is None:
+        return subject.names([concept])[concept]
+    return ", ".join(word for word, _ in subject.atlas.card(concept).terms)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -20,16 +22,17 @@ CPU = torch.device("cpu")
 MIXED = ["interleave", "residual", "add"]
 
 
-def measured(model, blocks: Rows, **changes) -> RunReliance:
-    tokens = blocks.rows.numpy()
+def measured(model, rows: Rows, labels: Rows | None = None, batch_size: int = 2, **changes) -> RunReliance:
+    tokens = rows.rows.numpy()
     depth = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     documents = np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)
-    given = {"tokens": tokens, "depth": depth, "documents": documents, "batch_size": 2, "device": CPU}
-    return concept_reliance(model, blocks, **{**given, **changes})
+    blocks = SimpleNamespace(rows=rows, labels=labels, ids=tokens, depth=depth, documents=documents)
+    losses = measure(model, rows, batch_size=batch_size, device=CPU)[0]
+    return concept_reliance(model, blocks, losses, batch_size=batch_size, device=CPU, **changes)
 
 
 def loss_of(model, blocks: Rows) -> float:
-    losses = measure(model, blocks, batch_size=2, device=CPU).losses
+    losses = measure(model, blocks, batch_size=2, device=CPU)[0]
     return float(np.nanmean(losses.astype(np.float64)))
 
 

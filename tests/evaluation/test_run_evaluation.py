@@ -62,11 +62,11 @@ def test_a_cocomix_run_is_measured_whole_and_written(world, trained):
     result = evaluate_run(run, device=CPU, batch_size=4)
     split = world.data.manifest.splits["validation"]
     labels = world.labels.split("validation")
-    direct = measure(model, world.data.split("validation"), labels=labels, batch_size=4, device=CPU)
-    assert result.loss == pytest.approx(np.nanmean(direct.losses.astype(np.float64)))
+    direct, concepts = measure(model, world.data.split("validation"), labels=labels, batch_size=4, device=CPU)
+    assert result.loss == pytest.approx(np.nanmean(direct.astype(np.float64)))
     assert result.perplexity == pytest.approx(math.exp(result.loss))
-    assert result.concepts.recall_at_32 == pytest.approx(direct.concepts.found.sum() / direct.concepts.labels.sum())
-    assert result.concepts.concepts_predicted == (direct.concepts.predicted > 0).sum()
+    assert result.concepts.recall_at_32 == pytest.approx(concepts.found.sum() / concepts.labels.sum())
+    assert result.concepts.concepts_predicted == (concepts.predicted > 0).sum()
     assert result.bits_per_byte == pytest.approx(result.loss * split.tokens / split.bytes / math.log(2))
     assert (result.blocks, result.limited, result.block_size) == (split.blocks, False, 10)
     assert result.targets == split.blocks * 9

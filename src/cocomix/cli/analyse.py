@@ -41,6 +41,6 @@ def analyse(
         limit_blocks=limit_blocks,
         seed=seed,
     )
-    found = [each.evaluation for each in result.runs]
+    found = result.runs
     shown = [loss_table(found), recall_table(found), *map(reliance_table, found)]
     return Printed(result.model_dump(mode="json"), Group(*(table.rich() for table in shown if table is not None)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -44,12 +44,14 @@ class Batch(NamedTuple):
         concept_labels: their labels, or `None` where none were asked for. [batch, seq, k_attr], int64
         targets: the tokens that are predicted, `IGNORE` in place of others. [batch, seq], int64
         position_ids: where documents are kept apart; otherwise `None`. [batch, seq], int64
+        blocks: which blocks they are.
     """
 
     input_ids: Tensor
     concept_labels: Tensor | None
     targets: Tensor
-    position_ids: Tensor | None = None
+    position_ids: Tensor | None
+    blocks: slice
 
 
 def count_blocks(
@@ -61,30 +63,22 @@ def count_blocks(
         CoCoMixError: there is no block, a number is not positive, the labels do not belong to these blocks, the model
             has no concepts to compare labels with, or its context is shorter than a block.
     """
-    if batch_size < 1:
-        raise CoCoMixError(f"batch_size={batch_size} must be at least 1.")
-    if limit_blocks is not None and limit_blocks < 1:
-        raise CoCoMixError(f"limit_blocks={limit_blocks} must be at least 1; leave it out to use every block.")
+    for name, number in (("batch_size", batch_size), ("limit_blocks", 1 if limit_blocks is None else limit_blocks)):
+        if number < 1:
+            raise CoCoMixError(f"{name}={number} must be at least 1.")
     if len(blocks) == 0:
         raise CoCoMixError("there is no block to evaluate on; prepare the data with a larger validation share.")
-    if labels is not None:
-        if not predicts_concepts(model):
-            raise CoCoMixError(
-                f"labels were given, but a {type(model).__name__} predicts no concepts; evaluate it without labels."
-            )
-        if len(labels) != len(blocks):
-            raise CoCoMixError(
-                f"the labels cover {len(labels)} blocks but the data has {len(blocks)}; label this data set again."
-            )
-    block_size, context = len(blocks[0]["input_ids"]), model.config.max_position_embeddings
-    if block_size < 2:
+    if labels is not None and not predicts_concepts(model):
+        raise CoCoMixError(f"a {type(model).__name__} predicts no concepts; evaluate it without labels.")
+    if labels is not None and len(labels) != len(blocks):
         raise CoCoMixError(
-            f"blocks of {block_size} token hold nothing to predict; prepare the data with longer blocks."
+            f"the labels cover {len(labels)} blocks but the data has {len(blocks)}; label this data set again."
         )
-    if block_size > context:
+    block_size, context = len(blocks[0]["input_ids"]), model.config.max_position_embeddings
+    if not 2 <= block_size <= context:
         raise CoCoMixError(
-            f"the data's blocks have {block_size} tokens but the model's context is {context}; "
-            f"prepare the data with a block size of at most {context}."
+            f"the data's blocks have {block_size} tokens but this model reads 2 to {context}; prepare the data with "
+            f"--block-size {context}."
         )
     return len(blocks) if limit_blocks is None else min(limit_blocks, len(blocks))
 
@@ -106,31 +100,32 @@ def batches(
         CoCoMixError: a token is outside the model's vocabulary, or a label names a concept that does not exist.
     """
     for start in range(0, count, batch_size):
-        indices = range(start, min(start + batch_size, count))
+        chosen = slice(start, min(start + batch_size, count))
+        indices = range(count)[chosen]
         rows = [blocks[index] for index in indices]
-        input_ids = torch.stack([row["input_ids"] for row in rows])
-        if int(input_ids.max()) >= model.config.vocab_size:
+
+        def stacked(name: str, rows: list[dict[str, Any]] = rows) -> Tensor | None:
+            return torch.stack([row[name] for row in rows]).to(device) if name in rows[0] else None
+
+        input_ids, targets = stacked("input_ids"), stacked("labels")
+        assert input_ids is not None
+        if (largest := int(input_ids.max())) >= model.config.vocab_size:
             raise CoCoMixError(
-                f"the data holds token {int(input_ids.max())} but the model's vocabulary has {model.config.vocab_size} "
-                "entries; evaluate on data prepared with the model's own tokenizer."
+                f"the data holds token {largest} but the model's vocabulary has {model.config.vocab_size} entries; "
+                "evaluate on data prepared with the model's own tokenizer."
             )
-        targets = torch.stack([row["labels"] for row in rows]).to(device) if "labels" in rows[0] else None
-        positions = torch.stack([row["position_ids"] for row in rows]).to(device) if "position_ids" in rows[0] else None
-        input_ids = input_ids.to(device)
         targets = input_ids if targets is None else targets
-        if labels is None:
-            yield Batch(input_ids, None, targets, positions)
-            continue
-        concept_labels = torch.stack([labels[index]["concept_labels"] for index in indices])
-        if int(concept_labels.max()) >= model.config.num_concepts:
-            raise CoCoMixError(
-                f"a label names concept {int(concept_labels.max())} but the model has concepts 0 to "
-                f"{model.config.num_concepts - 1}; use the labels the model was trained with."
-            )
-        if bool(((concept_labels < 0) & (concept_labels != IGNORE)).any()):
-            raise CoCoMixError(f'a label is negative but not {IGNORE} ("no concept"); label this data set again.')
-        concept_labels = drop_without_target(concept_labels.to(device), targets)
-        yield Batch(input_ids, concept_labels, targets, positions)
+        found = None
+        if labels is not None:
+            found = torch.stack([labels[index]["concept_labels"] for index in indices])
+            wrong = found[(found != IGNORE) & ((found < 0) | (found >= model.config.num_concepts))]
+            if len(wrong):
+                raise CoCoMixError(
+                    f"a label names concept {int(wrong[0])} but the model has concepts 0 to "
+                    f"{model.config.num_concepts - 1}; use the labels the model was trained with."
+                )
+            found = drop_without_target(found.to(device), targets)
+        yield Batch(input_ids, found, targets, stacked("position_ids"), chosen)
 
 
 @contextmanager
@@ -222,19 +217,6 @@ class ConceptCounts:
         self.found_at_labels += per_concept(labels[recalled_labels(predicted[..., : labels.shape[-1]], labels)])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What `measure` found.
-
-    Attributes:
-        losses: next-token losses, nats; NaN where a token is not predicted. [blocks, block_size], float32
-        concepts: counts of concepts; `None` of a model that predicts none.
-    """
-
-    losses: NDArray[np.float32]
-    concepts: ConceptCounts | None = field(repr=False)
-
-
 def measure(
     model: PreTrainedModel,
     blocks: MapDataset,
@@ -243,7 +225,7 @@ def measure(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     labels: MapDataset | None = None,
-) -> Measured:
+) -> tuple[NDArray[np.float32], ConceptCounts | None]:
     """Run a model once over token blocks. Results do not depend on `batch_size`, except for rounding.
 
     Args:
@@ -254,15 +236,17 @@ def measure(
         dtype: float32 (default), or a narrower type used through autocast.
         labels: concept labels of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
 
+    Returns:
+        Next-token losses, nats, NaN where a token is not predicted [blocks, block_size]; counts of the concepts, `None`
+        of a model that predicts none.
+
     Raises:
         CoCoMixError: data, labels and model do not belong together, or a loss is not a finite number.
     """
     count = count_blocks(model, blocks, labels, batch_size, None)
-    block_size = len(blocks[0]["input_ids"])
-    losses = np.full((count, block_size), np.nan, dtype=np.float32)
+    losses = np.full((count, len(blocks[0]["input_ids"])), np.nan, dtype=np.float32)
     concepts = ConceptCounts.empty(model.config.num_concepts) if predicts_concepts(model) else None
-    done = 0
-    with inference(model, device, dtype), progress("evaluating", count * block_size, "tokens") as advance:
+    with inference(model, device, dtype), progress("evaluating", losses.size, "tokens") as advance:
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
             given: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
             if batch.concept_labels is not None:  # the sum over labelled positions, not their mean
@@ -274,12 +258,11 @@ def measure(
                     "the model's loss on this data is not a finite number; its weights are damaged, train it again."
                 )
             found[batch.targets[:, 1:].cpu() == IGNORE] = torch.nan
-            losses[done : done + len(found), 1:] = found.numpy()
+            losses[batch.blocks, 1:] = found.numpy()
             if concepts is not None:
                 loss = 0.0 if batch.concept_labels is None else float(output.concept_loss)
                 concepts.add(output.concept_ids, batch.concept_labels, loss)
-            done += len(found)
             advance(batch.input_ids.numel())
     if concepts is not None and labels is not None and concepts.positions == 0:
         raise CoCoMixError("none of the blocks evaluated has a labelled position; raise limit_blocks or label again.")
-    return Measured(losses, concepts)
+    return losses, concepts

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from cocomix.data import VALIDATION
 from cocomix.evaluation.inference import ConceptCounts, measure
@@ -16,7 +17,14 @@ from cocomix.evaluation.label_counts import LabelCounts, count_labels
 from cocomix.evaluation.loss_slices import loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
 from cocomix.evaluation.reliance import concept_reliance, no_reliance_reason
-from cocomix.evaluation.run_evaluation import ConceptResults, FrequencyRecall, LossSlice, RunEvaluation, evaluations_of
+from cocomix.evaluation.run_evaluation import (
+    CompressionNorms,
+    ConceptResults,
+    FrequencyRecall,
+    LossSlice,
+    RunEvaluation,
+    evaluations_of,
+)
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks, training_tokens
 from cocomix.evaluation.token_classes import TokenClasses
 from cocomix.labelling import Concatenated, Labels
@@ -73,13 +81,14 @@ def evaluate_run(
     elif labels is not None:
         raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
     blocks = run_blocks(run, prepared, store, split=split, block_size=block_size, limit_blocks=limit_blocks)
-    shared: dict[str, Any] = {"device": device, "dtype": dtype, "labels": blocks.labels}
-    measured = measure(model, blocks.rows, batch_size=batch_size, **shared)
+    token_losses, concepts = measure(
+        model, blocks.rows, batch_size=batch_size, device=device, dtype=dtype, labels=blocks.labels
+    )
     asked = blocks.depth > 0
-    loss = float(measured.losses[asked].astype(np.float64).mean())
+    loss = float(token_losses[asked].astype(np.float64).mean())
     precision = str(dtype).removeprefix("torch.")
     losses, references, counts = _references(run, blocks, split)
-    table = token_table(blocks, measured.losses, TokenClasses(run.tokenizer()), losses, counts)
+    table = token_table(blocks, token_losses, TokenClasses(run.tokenizer()), losses, counts)
     counted = None if store is None or blocks.labels is None else count_labels(prepared, store)
     relied, note = None, None
     if reliance:
@@ -89,15 +98,14 @@ def evaluate_run(
         if note is None:
             relied = concept_reliance(
                 model,
-                blocks.rows,
-                tokens=blocks.ids,
-                depth=blocks.depth,
-                documents=blocks.documents,
+                blocks,
+                token_losses,
                 batch_size=batch_size,
+                device=device,
+                dtype=dtype,
                 label_kind=None if store is None else store.first.manifest.labels["kind"],
                 table=None if counted is None else counted.table(model.config.vocab_size, model.config.concept_topk),
                 seed=seed,
-                **shared,
             )
     meta = prepared.manifest.splits[split]
     result = RunEvaluation(
@@ -116,7 +124,7 @@ def evaluate_run(
         bits_per_byte=loss * meta.tokens / (meta.bytes * math.log(2.0)) if meta.bytes > 0 else None,
         references=references,
         slices=tuple(LossSlice(**values) for values in loss_slices(table)),
-        concepts=None if measured.concepts is None else _concept_results(measured.concepts, store, counted),
+        concepts=None if concepts is None else _concept_results(model, concepts, store, counted),
         reliance=relied,
         reliance_note=note,
     )
@@ -125,7 +133,10 @@ def evaluate_run(
 
 
 def _concept_results(
-    counts: ConceptCounts, store: Concatenated[Labels] | None, training: LabelCounts | None
+    model: PreTrainedModel,
+    counts: ConceptCounts,
+    store: Concatenated[Labels] | None,
+    training: LabelCounts | None,
 ) -> ConceptResults:
     labelled, labels = counts.positions > 0, max(int(counts.labels.sum()), 1)
     return ConceptResults(
@@ -137,7 +148,14 @@ def _concept_results(
         recall_by_frequency=() if training is None else _recall_by_frequency(counts, training.of_concepts),
         concepts_predicted=int((counts.predicted > 0).sum()),
         num_concepts=len(counts.predicted),
+        compression=_compression(model) if model.config.form.mixes_in else None,
     )
+
+
+def _compression(model: PreTrainedModel) -> CompressionNorms:
+    norms = model.compression_weight.detach().float().cpu().norm(dim=-1)
+    low, median, high = norms.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+    return CompressionNorms(unused=float((norms < 0.01).float().mean()), low=low, median=median, high=high)
 
 
 def _recall_by_frequency(counts: ConceptCounts, training: NDArray[np.int64]) -> tuple[FrequencyRecall, ...]:

@@ -21,10 +21,8 @@ this position has yet to predict.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +38,9 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
+if TYPE_CHECKING:
+    from cocomix.evaluation.run_inputs import RunBlocks
+
 __all__ = ["Reliance", "RunReliance", "concept_reliance", "first_distinct", "no_reliance_reason", "oracle", "zero"]
 
 MOST_POSITIONS = 2**20
@@ -49,6 +50,8 @@ _BLIND_TO_THE_TARGET = ("activation", "contextual", "token_lookup")
 """Kinds of labels that are made without the next token."""
 
 Integers = NDArray[np.integer[Any]]
+Concepts = tuple[Tensor, Tensor]
+"""Ids and values, [batch, seq, k] each."""
 
 
 class _Part(BaseModel):
@@ -104,34 +107,37 @@ def no_reliance_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Predicted:
-    """What a model mixes in, and its losses, over the text.
+class _Mixed(NamedTuple):
+    """What a model mixes in over some text.
 
     Attributes:
         ids: concepts, best first. [blocks, seq, k], int32
         values: theirs. [blocks, seq, k], float32
         mean: the average compressed vector. [d_model]
-        losses: untouched, nats; 0 where nothing is predicted. [blocks, seq − 1]
     """
 
     ids: NDArray[np.int32]
     values: NDArray[np.float32]
     mean: Tensor
-    losses: NDArray[np.float64]
+
+    def at(self, blocks: slice) -> Concepts:
+        """Concepts of some blocks. [blocks, seq, k] each"""
+        return torch.from_numpy(self.ids[blocks].astype(np.int64)), torch.from_numpy(self.values[blocks])
+
+    def taken(self, positions: Integers) -> Concepts:
+        """Concepts of positions numbered through all blocks. [*positions, k] each"""
+        ids, values = (array.reshape(-1, array.shape[-1])[positions] for array in (self.ids, self.values))
+        return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(values)
 
 
 def concept_reliance(
     model: CoCoMixForCausalLM,
-    rows: MapDataset,
+    blocks: "RunBlocks",
+    losses: NDArray[np.float32],
     *,
-    tokens: Integers,
-    depth: Integers,
-    documents: Integers,
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    labels: MapDataset | None = None,
     label_kind: str | None = None,
     table: Integers | None = None,
     seed: int = 0,
@@ -140,15 +146,12 @@ def concept_reliance(
 
     Args:
         model: mixes its concepts in.
-        rows: at least two token blocks, as the model reads them.
-        tokens: the same tokens. [blocks, seq]
-        depth: 0 where a token has no context and is not predicted. [blocks, seq]
-        documents: number of each token's document. [blocks, seq]
+        blocks: at least two; with their labels for `oracle`.
+        losses: untouched, from `measure`. [blocks, seq]
         batch_size: blocks per forward pass.
         device: where to compute.
         dtype: float32, or a narrower type used through autocast.
-        labels: concept labels of the same blocks, for `oracle`.
-        label_kind: how they were made.
+        label_kind: how the labels were made.
         table: from `LabelCounts.table`, for `token_table`.
         seed: of the shuffles and of the intervals.
 
@@ -157,88 +160,74 @@ def concept_reliance(
     """
     if (reason := no_reliance_reason(model)) is not None:
         raise CoCoMixError(reason)
-    count, notes = min(len(tokens), max(MOST_POSITIONS // tokens.shape[1], 2)), []
+    count = min(len(blocks.ids), max(MOST_POSITIONS // blocks.ids.shape[1], 2))
     if count < 2:
         raise CoCoMixError("a single block was evaluated, so there is no other text to take concepts from.")
-    if count < len(tokens):
-        notes.append(f"Measured on the first {count:,} blocks.")
-    tokens, asked, documents = tokens[:count], depth[:count] > 0, documents[:count]
+    tokens, asked, documents = blocks.ids[:count], blocks.depth[:count] > 0, blocks.documents[:count]
     generator = np.random.default_rng(seed)
     other, other_same = _another_block(tokens.shape, generator), _same_token(tokens, generator)
-    alone = float((other_same == np.arange(tokens.size).reshape(tokens.shape)).mean())
-    notes.append(
-        f"{alone:.1%} of the positions hold a token of no other block and keep their own in shuffle_same_token."
-    )
-    kinds: dict[str, Callable[[Batch, slice, _Predicted], Any]] = {
-        "mean": lambda batch, at, found: None,
-        "shuffle": lambda batch, at, found: _taken(found, other[at]),
-        "shuffle_same_token": lambda batch, at, found: _taken(found, other_same[at]),
-    }
-    if table is not None:
-        chosen = table
-        kinds["token_table"] = lambda batch, at, found: _from_table(found, chosen[tokens[at]])
-    if labels is not None and label_kind in _BLIND_TO_THE_TARGET:
-        kinds["oracle"] = lambda batch, at, found: oracle(batch.concept_labels)(*_taken(found, at))  # type: ignore[arg-type]
-    elif labels is not None:
+    alone = float((other_same.ravel() == np.arange(tokens.size)).mean())
+    notes = [f"Measured on the first {count:,} blocks."] if count < len(blocks.ids) else []
+    notes.append(f"In shuffle_same_token {alone:.1%} of the positions, whose token no other block has, keep their own.")
+    labels = blocks.labels if label_kind in _BLIND_TO_THE_TARGET else None
+    if blocks.labels is not None and labels is None:
         notes.append(f"No oracle: {label_kind} labels tell of the next token, which the model is to predict.")
-    kinds["zero"] = lambda batch, at, found: zero(*_taken(found, at))
-    with (
-        inference(model, device, dtype),
-        progress("measuring concept reliance", (1 + len(kinds)) * tokens.size, "tokens") as advance,
-    ):
-        changed: dict[str, NDArray[np.float64]] = {kind: np.empty((count, tokens.shape[1] - 1)) for kind in kinds}
-        found = _predict(model, rows, count, batch_size, device, advance)
-        as_mean = partial(_expanded, found.mean)
-        for at, batch in _batches(model, rows, labels, count, batch_size, device):
+    changed: dict[str, NDArray[np.float64]] = {}
+    total = 7 * tokens.size
+    with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:
+        mixed = _mixed(model, blocks.rows, count, batch_size, device)
+        ranks = torch.from_numpy(mixed.values.mean(axis=(0, 1)))  # average value of the strongest concept, the next, …
+        kinds: dict[str, Callable[[Batch], Concepts | None]] = {
+            "mean": lambda batch: None,
+            "shuffle": lambda batch: mixed.taken(other[batch.blocks]),
+            "shuffle_same_token": lambda batch: mixed.taken(other_same[batch.blocks]),
+        }
+        if table is not None:
+            chosen = torch.from_numpy(table)
+            kinds["token_table"] = lambda batch: _same_shape(chosen[batch.input_ids.cpu()], ranks)
+        if labels is not None:
+            kinds["oracle"] = lambda batch: oracle(batch.concept_labels.cpu())(*mixed.at(batch.blocks))  # type: ignore[union-attr]
+        kinds["zero"] = lambda batch: zero(*mixed.at(batch.blocks))
+        for batch in batches(model, blocks.rows, labels, count=count, batch_size=batch_size, device=device):
             for kind, replacement in kinds.items():
-                given = replacement(batch, at, found)
-                with nullcontext() if given is not None else _hooked(model, as_mean):
-                    output = model(
-                        input_ids=batch.input_ids,
-                        position_ids=batch.position_ids,
-                        use_cache=False,
-                        concept_intervention=None if given is None else _placed(given, device),
-                    )
-                changed[kind][at] = token_losses(output.logits, batch.targets).numpy()
+                found = _losses_with(model, batch, replacement(batch), mixed.mean)
+                changed.setdefault(kind, np.empty((count, found.shape[1])))[batch.blocks] = found
                 advance(batch.input_ids.numel())
     measured = {}
-    for kind, losses in changed.items():
-        gaps = (losses - found.losses)[asked[:, 1:]]
+    for kind, found in changed.items():
+        gaps = (found - losses[:count, 1:])[asked[:, 1:]]
         low, high = document_interval(gaps, documents[asked], seed=seed)
         measured[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
     return RunReliance(kinds=measured, documents=len(np.unique(documents[asked])), note=" ".join(notes))
 
 
-def _batches(
-    model: PreTrainedModel, rows: MapDataset, labels: MapDataset | None, count: int, size: int, device: torch.device
-) -> Iterator[tuple[slice, Batch]]:
-    """Batches and which blocks they hold."""
-    done = 0
-    for batch in batches(model, rows, labels, count=count, batch_size=size, device=device):
-        yield slice(done, done + len(batch.input_ids)), batch
-        done += len(batch.input_ids)
-
-
-def _predict(
-    model: CoCoMixForCausalLM,
-    rows: MapDataset,
-    count: int,
-    batch_size: int,
-    device: torch.device,
-    advance: Callable[[float], None],
-) -> _Predicted:
-    ids, values, losses = [], [], []
+def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, count: int, batch_size: int, device: torch.device) -> _Mixed:
+    ids, values = [], []
     sums: list[Tensor] = []  # of the compressed vectors of each batch
-    for _, batch in _batches(model, rows, None, count, batch_size, device):
+    for batch in batches(model, rows, None, count=count, batch_size=batch_size, device=device):
         with _hooked(model, lambda vectors: sums.append(vectors.flatten(0, -2).float().sum(0))):
             output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         ids.append(output.concept_ids.to(torch.int32).cpu().numpy())
         values.append(output.concept_values.float().cpu().numpy())
-        losses.append(token_losses(output.logits, batch.targets).numpy())
-        advance(batch.input_ids.numel())
     positions = sum(each.shape[0] * each.shape[1] for each in ids)
-    mean = torch.stack(sums).sum(0) / positions
-    return _Predicted(np.concatenate(ids), np.concatenate(values), mean, np.concatenate(losses))
+    return _Mixed(np.concatenate(ids), np.concatenate(values), torch.stack(sums).sum(0) / positions)
+
+
+def _losses_with(model: CoCoMixForCausalLM, batch: Batch, given: Concepts | None, mean: Tensor) -> NDArray[np.float64]:
+    """Losses with some concepts mixed in, or with an average vector in their place. [batch, seq − 1]"""
+
+    def placed(ids: Tensor, values: Tensor) -> Concepts:
+        assert given is not None
+        return given[0].to(ids.device), given[1].to(values)
+
+    asked = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if given is not None:
+        output = model(**asked, concept_intervention=placed)
+    else:
+        with _hooked(model, lambda vectors: mean.to(vectors.dtype).expand_as(vectors)):
+            output = model(**asked)
+    found: NDArray[np.float64] = token_losses(output.logits, batch.targets).numpy()
+    return found
 
 
 @contextmanager
@@ -251,35 +240,8 @@ def _hooked(model: CoCoMixForCausalLM, hook: Callable[[Tensor], Tensor | None]) 
         handle.remove()
 
 
-def _expanded(vector: Tensor, vectors: Tensor) -> Tensor:
-    return vector.to(vectors.dtype).expand_as(vectors)
-
-
-Concepts = tuple[Tensor, Tensor]
-
-
-def _taken(found: _Predicted, where: Any) -> Concepts:
-    """Concepts of whole blocks (a slice), or of positions numbered through all blocks. [batch, seq, k] each"""
-    ids, values = found.ids, found.values
-    if not isinstance(where, slice):
-        ids, values = ids.reshape(-1, ids.shape[-1]), values.reshape(-1, values.shape[-1])
-    return torch.from_numpy(ids[where].astype(np.int64)), torch.from_numpy(values[where])
-
-
-def _from_table(found: _Predicted, ids: Integers) -> Concepts:
-    """A table's concepts, each with the mean value of its rank. [batch, seq, k] each"""
-    values = torch.from_numpy(found.values.mean(axis=(0, 1)))
-    chosen = torch.from_numpy(ids.astype(np.int64))
-    return chosen, values.expand(chosen.shape)
-
-
-def _placed(given: Concepts, device: torch.device) -> ConceptIntervention:
-    """The intervention that mixes given concepts in."""
-
-    def intervention(ids: Tensor, values: Tensor) -> Concepts:
-        return given[0].to(device), given[1].to(device, values.dtype)
-
-    return intervention
+def _same_shape(ids: Tensor, values: Tensor) -> Concepts:
+    return ids, values.expand(ids.shape)
 
 
 def zero(ids: Tensor, values: Tensor) -> Concepts:

@@ -20,7 +20,15 @@ from cocomix.training import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EVALUATIONS", "ConceptResults", "FrequencyRecall", "LossSlice", "RunEvaluation", "evaluations_of"]
+__all__ = [
+    "EVALUATIONS",
+    "CompressionNorms",
+    "ConceptResults",
+    "FrequencyRecall",
+    "LossSlice",
+    "RunEvaluation",
+    "evaluations_of",
+]
 
 EVALUATIONS = "evaluations"
 """Folder within a run's folder."""
@@ -66,8 +74,24 @@ class FrequencyRecall(_Part):
     recall: float | None
 
 
+class CompressionNorms(_Part):
+    """Lengths of the compression vectors ‖W_comp[c]‖₂ over the concepts c.
+
+    Attributes:
+        unused: share below 0.01, which the paper calls unused (Fig. 6c: 5.8%).
+        low: 5% of them are shorter.
+        median: half of them are.
+        high: 95% are.
+    """
+
+    unused: float
+    low: float
+    median: float
+    high: float
+
+
 class ConceptResults(_Part):
-    """What a model's concepts are on the evaluated blocks; without labels, only the last two are known.
+    """What a model's concepts are on the evaluated blocks; without labels, only the last three are known.
 
     Attributes:
         loss: Eq. 2 averaged over labelled positions, nats.
@@ -79,6 +103,7 @@ class ConceptResults(_Part):
         recall_by_frequency: recall_at_32 in groups of concepts by their number of training labels: 0, 1-9, 10-99, …
         concepts_predicted: concepts that were among those mixed in at some position.
         num_concepts: of the model.
+        compression: lengths of the vectors that concepts are mixed in as; `None` where none are.
     """
 
     loss: float | None
@@ -89,6 +114,7 @@ class ConceptResults(_Part):
     recall_by_frequency: tuple[FrequencyRecall, ...]
     concepts_predicted: int
     num_concepts: int
+    compression: CompressionNorms | None
 
 
 class RunEvaluation(_Part):

@@ -109,7 +109,7 @@ def slice_table(found: Sequence[RunEvaluation], column: str) -> Table:
         for value, part in losses[0].items()
     ]
     headings = [f"{each.run} (seed {each.seed}), nats per token, lower is better" for each in found]
-    return Table((names.get(column, column), "tokens", *headings), rows, caption="Where the loss falls")
+    return Table((names.get(column, column), "tokens", *headings), rows, caption=f"Loss by {names.get(column, column)}")
 
 
 def worse_than_bigram(name: str, loss: float, references: References | None) -> str | None:

@@ -94,47 +94,46 @@ def _card_json(card: "ConceptCard") -> dict[str, object]:
 
 def _card_table(card: "ConceptCard") -> Table:
     """A card as two columns, what and how much."""
+    blind = "a blind guess:"
     rows = {
         "concept": f"{card.id}: {card.name} (named from {card.named_from})",
-        "words, by lift": _lifts(card.terms),
-        "next words, by lift": _lifts(card.next_terms),
+        "words (lift)": _lifts(card.terms),
+        "next words (lift)": _lifts(card.next_terms),
         "predicted": f"at {card.density:.2%} of positions ({card.predicted_count:,})",
-        "label": f"at {_number(card.label_density, '.2%')} of labelled positions ({card.label_count:,})",
-        "precision": f"{_number(card.precision, '.1%')}, lift {_number(card.lift, '.1f')} over a blind guess",
-        "recall": f"{_number(card.recall, '.1%')} (a blind guess: {card.density:.1%})",
-        "AUROC": f"{_number(card.auroc, '.3f')} (a blind guess: 0.5)",
-        "logit": f"mean {_number(card.mean_logit, '.2f')}, largest {_number(card.max_logit, '.2f')}",
-        "histogram": f"{card.histogram.edges[0]:.1f} {_bars(card.histogram.counts)} {card.histogram.edges[-1]:.1f}",
-        "name's scores": f"detection {_number(card.detection, '.0%')}, fuzzing {_number(card.fuzzing, '.0%')}",
+        "label": card.label_density and f"at {card.label_density:.2%} of labelled positions ({card.label_count:,})",
+        "precision": card.precision is not None and f"{card.precision:.1%} ({blind} {card.label_density:.1%})",
+        "recall": card.recall is not None and f"{card.recall:.1%} ({blind} {card.density:.1%})",
+        "AUROC": card.auroc is not None and f"{card.auroc:.3f} ({blind} 0.5)",
+        "logit": card.max_logit is not None and f"mean {card.mean_logit:.2f}, largest {card.max_logit:.2f}",
+        "histogram": card.predicted_count
+        and f"{card.histogram.edges[0]:.1f} {_bars(card.histogram.counts)} {card.histogram.edges[-1]:.1f}",
+        "name's scores": card.detection is not None
+        and card.fuzzing is not None
+        and f"detection {card.detection:.0%}, fuzzing {card.fuzzing:.0%} ({blind} 50%)",
         "raises (nats)": _changes(card.raised),
         "lowers (nats)": _changes(card.lowered),
-        "nearest (cosine)": ", ".join(f"{concept} ({cosine:.2f})" for concept, cosine in card.nearest) or "-",
+        "nearest (cosine)": ", ".join(f"{concept} ({cosine:.2f})" for concept, cosine in card.nearest),
     }
     made = Table(box=None, pad_edge=False, show_header=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows.items():
-        made.add_row(name, Text(value))
+        if value:  # what was not seen or measured is left out
+            made.add_row(name, Text(str(value)))
     for name, contexts in (("predicted", card.predicted_contexts), ("label", card.label_contexts)):
         for context in contexts:
             made.add_row(f"{name}, quantile {context.quantile:.2f} ({context.strength:.3g})", _context(context))
     return made
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _lifts(words: "TokenChanges") -> str:
-    return ", ".join(f"{word} (×{lift:.1f})" for word, lift in words) or "-"
+    return ", ".join(f"{word} (×{lift:.1f})" for word, lift in words)
 
 
 def _changes(changes: "TokenChanges | None") -> str:
     from cocomix.interpret import visible
 
-    if changes is None:
-        return "not measured"
-    return ", ".join(f"{visible(token)} ({nats:+.3f})" for token, nats in changes) or "nothing"
+    return ", ".join(f"{visible(token)} ({nats:+.3f})" for token, nats in changes or ())
 
 
 def _bars(counts: tuple[int, ...]) -> str:

@@ -16,6 +16,8 @@ __all__ = ["Words", "lifted_words", "visible"]
 
 _LEAST_SHARE = 0.02
 """Of a concept's positions that must hold a word: else any rare word that only stands there would come first."""
+_LEAST_LIFT = 1.5
+"""Below it a word is about as common everywhere: a concept that is always there has no typical word."""
 _LONGEST = 32
 """Letters; longer strings (keys, hashes) are cut."""
 _HIDDEN = {" ": "·", "\n": "↵", "\t": "⇥"}
@@ -85,7 +87,7 @@ def lifted_words(
         least: positions of a concept at which a word must stand; 2% of them, if that is more.
 
     Returns:
-        (words, following words) with their lifts above 1, highest first, by concept.
+        (words, following words) with their lifts of at least 1.5, highest first, by concept.
     """
     seq = words.ids.shape[1]
     inside = positions % seq < seq - 1  # the last token of a block has no next one here
@@ -111,7 +113,10 @@ def _lifts(
     share = counts / totals[group]
     lift = share / base[ids]
     kept = (
-        (counts >= least) & (share >= _LEAST_SHARE) & (lift > 1) & np.array([bool(text) for text in words.texts])[ids]
+        (counts >= least)
+        & (share >= _LEAST_SHARE)
+        & (lift >= _LEAST_LIFT)
+        & np.array([bool(text) for text in words.texts])[ids]
     )
     order = np.lexsort((ids, -counts, -lift, owners))
     order = order[kept[order]]

@@ -85,7 +85,7 @@ def test_text_for_people(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     assert cli("generate", run, "the list", "--max-new-tokens", 3, "--temperature", 0).out == text
     assert "the" in cli("inspect", run, "the list").out
     assert cli("inspect", run, "the list", "--no-describe").err == ""
-    assert "| " in cli("compare", run, workshop.ntp_run, "-o", tmp_path / "report", "-q").out
+    assert "nats per token" in cli("compare", run, workshop.ntp_run, "-o", tmp_path / "report", "-q").out
 
 
 def test_dry_run_trains_nothing(cli: Cli, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,9 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from cocomix.evaluation import slice_differences
-from cocomix.evaluation.loss_slices import FREQUENCIES, document_interval, loss_slices
+from cocomix.evaluation import document_interval
+from cocomix.evaluation.loss_slices import FREQUENCIES, loss_slices
 from cocomix.evaluation.token_classes import TOKEN_CLASSES
-from cocomix.runtime.errors import CoCoMixError
 
 
 def table(rows: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -40,27 +39,6 @@ def test_slices_by_hand() -> None:
 def test_unknown_frequencies_make_no_slice() -> None:
     made = table().assign(frequency=pd.Categorical.from_codes(np.full(400, -1), list(FREQUENCIES)))
     assert not [each for each in loss_slices(made) if each["slice"] == "frequency"]
-
-
-def test_differences_find_the_slice_in_which_one_model_is_better() -> None:
-    second = table()
-    better = second["token_class"] == TOKEN_CLASSES[1]
-    first = second.assign(loss=second["loss"] - np.where(better, 0.5, 0.0).astype(np.float32))
-    found = slice_differences(first, second).set_index(["slice", "value"])
-    one, other = found.loc["token_class", TOKEN_CLASSES[1]], found.loc["token_class", TOKEN_CLASSES[0]]
-    assert one["difference"] == pytest.approx(-0.5, abs=1e-6)
-    assert (one["low"], one["high"]) == pytest.approx((-0.5, -0.5), abs=1e-6)
-    assert other["difference"] == other["low"] == other["high"] == 0.0
-    whole = found.loc["seen"]
-    assert (whole["tokens"] * whole["difference"]).sum() / 400 == pytest.approx((first["loss"] - second["loss"]).mean())
-
-
-def test_other_tokens_are_refused() -> None:
-    first, second = table(), table()
-    second.loc[7, "token"] = 0
-    for other in (second, second[:-1]):
-        with pytest.raises(CoCoMixError, match=f"{len(other)} tokens"):
-            slice_differences(first, other)
 
 
 def test_the_interval_is_that_of_scipy() -> None:

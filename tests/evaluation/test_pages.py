@@ -58,6 +58,11 @@ def test_every_part_is_text() -> None:
     assert re.findall(r"--s:([\d.]+)", html) == ["0.50", "1.00", "0.00"]
 
 
+def test_commands_between_backticks_are_code() -> None:
+    html = render_page("x", ["give `cocomix eval <RUN>`"], [])
+    assert "give <code>cocomix eval &lt;RUN&gt;</code>" in html
+
+
 def test_the_page_begins_with_what_was_found() -> None:
     html = render_page("Title", ["first", "second"], [{"heading": "Protocol"}])
     order = [html.index(f">{text}<") for text in ("first", "second", "Protocol")]

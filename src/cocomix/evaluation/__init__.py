@@ -4,7 +4,6 @@ from cocomix.evaluation.compare_runs import compare
 from cocomix.evaluation.comparison import Comparison, json_schema
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, evaluate_tasks
 from cocomix.evaluation.inference import inference
-from cocomix.evaluation.loss_slices import document_interval, slice_differences
 from cocomix.evaluation.measure_run import evaluate_run, final_references
 from cocomix.evaluation.pages import Figure, Section, Table, render_page
 from cocomix.evaluation.references import References
@@ -12,6 +11,7 @@ from cocomix.evaluation.reliance import Reliance, RunReliance, concept_reliance,
 from cocomix.evaluation.report import REPORT_FILE, shown, write_report
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_labels
+from cocomix.evaluation.statistics import document_interval
 from cocomix.training import CurvePoint, Run, RunManifest
 
 __all__ = [
@@ -44,6 +44,5 @@ __all__ = [
     "render_page",
     "run_labels",
     "shown",
-    "slice_differences",
     "write_report",
 ]

@@ -26,7 +26,7 @@ from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import run_labels
-from cocomix.evaluation.statistics import Estimate, crossed_interval, document_p, holm, power_law, t_test
+from cocomix.evaluation.statistics import Estimate, by_document, crossed_interval, document_p, holm, power_law, t_test
 from cocomix.evaluation.teacher_flops import dictionary_flops, label_words, teacher_flops
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
@@ -262,24 +262,17 @@ def _differences_on_tokens(
         for name in arms.index.drop(baseline):
             shared = sorted(arms[name] & arms[baseline])
             gaps = np.stack([losses[name, seed] - losses[baseline, seed] for seed in shared])
-            sums, targets = _by_document(gaps, documents)
+            sums, targets = by_document(gaps, documents)
             better = float(((sums / targets).mean(axis=0) < 0).mean())
             whole.loc[name] = [len(sums[0]), *crossed_interval(sums, targets), better, document_p(sums, targets)]
             for which, values in slices.items():
                 for value in pd.Categorical(values).categories:
                     if (inside := (values == value).to_numpy()).any():
-                        sums, targets = _by_document(gaps[:, inside], documents[inside])
+                        sums, targets = by_document(gaps[:, inside], documents[inside])
                         difference = float(sums.sum() / targets.sum())
                         row = (name, which, str(value), int(inside.sum()), difference, *crossed_interval(sums, targets))
                         words.append(row)
     return whole, pd.DataFrame(words, columns=list(COLUMNS["words"]))
-
-
-def _by_document(gaps: Any, documents: Any) -> tuple[Any, Any]:
-    """Sums of differences, and targets, by document. [seeds, documents]"""
-    _, place = np.unique(documents, return_inverse=True)
-    sums = np.stack([np.bincount(place, weights=row) for row in gaps])
-    return sums, np.tile(np.bincount(place).astype(np.float64), (len(gaps), 1))
 
 
 def _baselines_frame(frame: "DataFrame") -> "DataFrame":

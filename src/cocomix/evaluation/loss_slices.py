@@ -12,26 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses
-from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from cocomix.evaluation.run_inputs import RunBlocks
 
-__all__ = [
-    "FREQUENCIES",
-    "SLICES",
-    "document_interval",
-    "loss_slices",
-    "slice_differences",
-    "slice_values",
-    "token_table",
-]
+__all__ = ["FREQUENCIES", "SLICES", "loss_slices", "slice_values", "token_table"]
 
 SLICES = ("token_class", "position", "frequency", "seen")
 FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000 or more")
-_RESAMPLES = 1000
 
 Floats = NDArray[np.float64]
 
@@ -110,60 +100,3 @@ def slice_values(table: "pd.DataFrame", name: str) -> Any:
     edges = [2**power for power in range(int(table["position"].max()).bit_length() + 1)]
     names = [f"{low}-{2 * low - 1}" if low > 1 else "1" for low in edges[:-1]]
     return pd.cut(table["position"], edges, right=False, labels=names)
-
-
-def slice_differences(first: "pd.DataFrame", second: "pd.DataFrame", *, seed: int = 0) -> "pd.DataFrame":
-    """By slice, how much higher the first loss is than the second; below 0 = the first model is better there.
-
-    Args:
-        first: losses of the same tokens by one model, from `RunEvaluation.token_losses`.
-        second: by the other.
-        seed: of the resampling.
-
-    Returns:
-        Columns `slice`, `value`, `tokens`, `first` and `second` (mean losses, nats), `difference`, and its 95% interval
-        over documents, `low` and `high`.
-
-    Raises:
-        CoCoMixError: they are not of the same tokens.
-    """
-    import pandas as pd
-
-    where = ["block", "position", "token"]
-    if len(first) != len(second) or not bool((first[where].to_numpy() == second[where].to_numpy()).all()):
-        raise CoCoMixError(
-            f"the losses are of {len(first):,} and {len(second):,} tokens that are not the same ones; evaluate both "
-            "runs on the same data, split and number of blocks."
-        )
-    documents = first["document"].to_numpy()
-    gap = first["loss"].to_numpy(np.float64) - second["loss"].to_numpy(np.float64)
-    rows = []
-    for name in SLICES:
-        values = pd.Categorical(slice_values(first, name))
-        for code, value in enumerate(values.categories):
-            inside = values.codes == code
-            if not inside.any():
-                continue
-            low, high = document_interval(gap[inside], documents[inside], seed=seed)
-            means = (first["loss"][inside].mean(), second["loss"][inside].mean(), gap[inside].mean())
-            rows.append((name, str(value), int(inside.sum()), *map(float, means), low, high))
-    return pd.DataFrame(rows, columns=["slice", "value", "tokens", "first", "second", "difference", "low", "high"])
-
-
-def document_interval(values: Floats, documents: NDArray[Any], *, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of a mean over tokens, from resampling whole documents (percentiles of 1,000 resamples).
-
-    Documents, not tokens, because the losses of a document's tokens depend on one another.
-
-    Args:
-        values: of each token. [tokens]
-        documents: number of each token's document. [tokens]
-        seed: of the resampling.
-    """
-    _, places = np.unique(documents, return_inverse=True)
-    sums, counts = np.bincount(places, values), np.bincount(places)
-    generator = np.random.default_rng(seed)
-    drawn = (generator.integers(len(sums), size=len(sums)) for _ in range(_RESAMPLES))
-    means = [sums[some].sum() / counts[some].sum() for some in drawn]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)

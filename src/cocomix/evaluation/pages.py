@@ -11,6 +11,7 @@ The same `Table` prints to the terminal (`rich`) and to a file (`markdown`), so 
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -95,7 +96,8 @@ class Figure:
 
 
 class Section(TypedDict, total=False):
-    """A section of a page; every part but the heading is optional. Text is plain text.
+    """A section of a page; every part but the heading is optional. Text is plain, but for
+    `commands` between backticks.
 
     `tokens` are (text, strength 0 … 1, remark shown when pointing at it) with `legend` saying what the shade means;
     `texts` are (heading, text) side by side; `code` is preformatted; `notes` are remarks set smaller.
@@ -126,10 +128,12 @@ def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *
     """
     require_extra("report", "jinja2", purpose="a report page")
     from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("cocomix.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["prose"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     style = files("cocomix.evaluation").joinpath("templates", "page.css").read_text(encoding="utf-8")
     footer = footer or f"Made by cocomix {version('cocomix')}."

@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.evaluation.inference import Batch, MapDataset, batches, inference, token_losses
-from cocomix.evaluation.loss_slices import document_interval
+from cocomix.evaluation.statistics import document_interval
 from cocomix.model import CoCoMixForCausalLM, ConceptIntervention, predicts_concepts
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError

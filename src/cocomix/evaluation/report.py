@@ -196,8 +196,8 @@ def shown(comparison: Comparison) -> "rich.console.Group":
     from rich.console import Group
     from rich.text import Text
 
-    sentences = [Text(f"{sentence}\n") for sentence in found(comparison)]
-    notes = [Text(f"- {note}", style="dim") for note in comparison.notes if note]
+    sentences = [Text(sentence.replace("`", "") + "\n") for sentence in found(comparison)]
+    notes = [Text("- " + note.replace("`", ""), style="dim") for note in comparison.notes if note]
     return Group(*sentences, *(table.rich() for table in comparison_tables(comparison).values()), *notes)
 
 

@@ -1,12 +1,23 @@
 """What may be said of a few seeds and of many documents; every number is scipy's or statsmodels'."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MINIMAL_DOCUMENTS", "Estimate", "PowerLaw", "crossed_interval", "document_p", "holm", "power_law", "t_test"]
+__all__ = [
+    "MINIMAL_DOCUMENTS",
+    "Estimate",
+    "PowerLaw",
+    "by_document",
+    "crossed_interval",
+    "document_interval",
+    "document_p",
+    "holm",
+    "power_law",
+    "t_test",
+]
 
 MINIMAL_DOCUMENTS = 6
 """Fewer documents cannot reach p < 0.05 in a two-sided signed-rank test."""
@@ -70,6 +81,29 @@ def crossed_interval(gaps: Floats, targets: Floats, *, seed: int = 0) -> tuple[f
     drawn = counts > 0
     low, high = np.quantile(sums[drawn] / counts[drawn], (0.025, 0.975))
     return float(low), float(high)
+
+
+def by_document(values: Floats, documents: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Sums and numbers of tokens by document. [seeds, documents] each
+
+    Args:
+        values: of each token. [seeds, tokens]
+        documents: number of each token's document. [tokens]
+    """
+    _, places = np.unique(documents, return_inverse=True)
+    sums = np.stack([np.bincount(places, weights=row) for row in values])
+    return sums, np.broadcast_to(np.bincount(places).astype(np.float64), sums.shape)
+
+
+def document_interval(values: Floats, documents: NDArray[Any], *, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a mean over tokens, from resampling whole documents; see `crossed_interval`.
+
+    Args:
+        values: of each token. [tokens]
+        documents: number of each token's document. [tokens]
+        seed: of the resampling.
+    """
+    return crossed_interval(*by_document(values[None], documents), seed=seed)
 
 
 def document_p(gaps: Floats, targets: Floats) -> float:

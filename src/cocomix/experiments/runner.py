@@ -246,12 +246,12 @@ def _run_all(
             logger.info(f"{job.arm} seed {job.seed}: {final_loss(job):.4f} nats per token")
 
 
-Verbs = tuple[Callable[[Job, Path], Any], Callable[[Path], Any], Callable[[Path, Sequence[str]], Any]]
+Verbs = tuple[Callable[[Job, Path], Any], Callable[[Path, int], Any], Callable[[Path, Sequence[str]], Any]]
 """How a job's recipe is trained, its run evaluated, and measured on tasks."""
 
 _here: Verbs = (
     lambda job, recipe: train(job.recipe, job.folder),
-    lambda folder: evaluate_run(Run.open(folder), device=default_device()),
+    lambda folder, batch: evaluate_run(Run.open(folder), device=default_device(), batch_size=batch),
     lambda folder, tasks: evaluate_tasks(Run.open(folder), tasks, device=default_device()),
 )
 
@@ -270,7 +270,7 @@ def _in_processes(workers: int) -> Verbs:
 
     return (
         lambda job, recipe: verb("train", recipe, "--output", job.folder),
-        lambda folder: verb("eval", folder),
+        lambda folder, batch: verb("eval", folder, "--batch-size", str(batch)),
         lambda folder, tasks: verb("eval", folder, "--tasks", ",".join(tasks)),
     )
 
@@ -282,7 +282,7 @@ def _train_and_measure(loaded: LoadedPlan, job: Job, verbs: Verbs) -> None:
     if job.try_of is not None:
         return
     if not evaluations_of(Run.open(job.folder)):
-        evaluated(job.folder)
+        evaluated(job.folder, int(job.recipe.training.get("per_device_eval_batch_size", 8)))
     if loaded.plan.tasks and read_downstream(job.folder) is None:
         measured(job.folder, loaded.plan.tasks)
 

@@ -47,6 +47,7 @@ def evaluate(
 
     from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
     from cocomix.evaluation import evaluation_tables as tables
+    from cocomix.evaluation.loss_slices import SLICES
     from cocomix.runtime.device import default_device
 
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -82,7 +83,7 @@ def evaluate(
         tables.loss_table([result]),
         tables.recall_table([result]),
         tables.reliance_table(result),
-        tables.slice_table([result], "token_class"),
+        *(tables.slice_table([result], column) for column in SLICES),
     ]
     note = result.reliance_note if result.reliance is None else result.reliance.note
     printed = [table.rich() for table in shown if table is not None]

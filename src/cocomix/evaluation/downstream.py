@@ -8,13 +8,13 @@ import hashlib
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -197,6 +197,7 @@ def evaluate_tasks(
     if batch_size < 1 or (limit is not None and limit < 1):
         raise CoCoMixError(f"batch size {batch_size} and limit {limit} must be at least 1.")
     from lm_eval import __version__ as harness_version
+    from lm_eval.tasks import TaskManager
 
     from cocomix.evaluation.harness import CountingModel
 
@@ -210,12 +211,13 @@ def evaluate_tasks(
         limit=limit,
     )
     found: dict[str, TaskResult] = {}
+    manager = TaskManager(include_defaults=task_data is None)
     with TemporaryDirectory() as folder, inference(model, device):
-        definitions = _Definitions(names, task_data, Path(folder))
-        for name in names:
+        known = manager.all_tasks if task_data is None else PAPER_TASKS
+        for name, source in _sources(names, task_data, Path(folder), known).items():
             logger.info(f"{name}: scoring")
             wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype)
-            found[name] = _evaluate_task(name, wrapped, definitions, limit, batch_size)
+            found[name] = _evaluate_task(name, source, wrapped, manager, limit, batch_size)
             _warn_of_cuts(name, found[name], conditions.context)
     result = Downstream(conditions=conditions, tasks=found)
     if (file := result.file(run.path)).is_file():
@@ -246,50 +248,43 @@ def _read(file: Path) -> Downstream:
         ) from error
 
 
-class _Definitions:
-    """Where the harness finds each task and its rows, checked before anything is computed.
+class _Source(NamedTuple):
+    """What the harness is asked for (a task's name, or a task file), and `"hub"` or the SHA-256 of the local rows."""
+
+    asked: str
+    rows: str
+
+
+def _sources(names: Sequence[str], task_data: Path | None, folder: Path, known: Collection[str]) -> dict[str, _Source]:
+    """Where each task comes from, checked before anything is computed.
 
     Args:
         names: of the tasks.
         task_data: folder of the local rows; `None` = the harness's own tasks.
-        folder: where to put a task file that joins our questions with the user's rows.
+        folder: where to put task files that join our questions with the user's rows.
+        known: tasks there are.
     """
-
-    def __init__(self, names: Sequence[str], task_data: Path | None, folder: Path) -> None:
-        from lm_eval.tasks import TaskManager
-
-        self.manager = TaskManager(include_defaults=task_data is None)
-        self.files: dict[str, Path] = {}
-        self._folder = folder
-        known = set(self.manager.all_tasks) if task_data is None else set(PAPER_TASKS)
-        for name in names:
-            if name not in known:
-                raise CoCoMixError(
-                    f"there is no task {name!r}{' with a local task file' if task_data else ''}; choose among "
-                    f"{', '.join(PAPER_TASKS)}{'' if task_data else ' or the names of lm-evaluation-harness'}."
-                )
-            if task_data is not None:
-                self.files[name] = (task_data / f"{name}.jsonl").resolve()
-                if not self.files[name].is_file():
-                    raise CoCoMixError(f"{self.files[name]} does not exist; --task-data needs a NAME.jsonl per task.")
-
-    def of(self, name: str) -> str:
-        """What the harness is asked for: a task's name, or a task file."""
-        if name not in self.files:
-            return name
-        file = self._folder / f"{name}.yaml"
-        rows = {"data_files": {"test": str(self.files[name])}}
-        values = {"include": str(TASKS_FOLDER / f"{name}.yaml"), "task": f"local_{name}", "dataset_kwargs": rows}
+    if unknown := [name for name in names if name not in known]:
+        raise CoCoMixError(
+            f"there is no task {unknown[0]!r}{' with a local task file' if task_data else ''}; choose among "
+            f"{', '.join(PAPER_TASKS)}{'' if task_data else ' or the names of lm-evaluation-harness'}."
+        )
+    if task_data is None:
+        return {name: _Source(name, "hub") for name in names}
+    found = {}
+    for name in names:
+        rows, file = (task_data / f"{name}.jsonl").resolve(), folder / f"{name}.yaml"
+        if not rows.is_file():
+            raise CoCoMixError(f"{rows} does not exist; --task-data needs a NAME.jsonl per task.")
+        values: dict[str, Any] = {"include": str(TASKS_FOLDER / f"{name}.yaml"), "task": f"local_{name}"}
+        values["dataset_kwargs"] = {"data_files": {"test": str(rows)}}
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return str(file)
-
-    def source(self, name: str) -> str:
-        """`"hub"`, or the local file's SHA-256."""
-        return hashlib.sha256(self.files[name].read_bytes()).hexdigest() if name in self.files else "hub"
+        found[name] = _Source(str(file), hashlib.sha256(rows.read_bytes()).hexdigest())
+    return found
 
 
 def _evaluate_task(
-    name: str, model: "CountingModel", definitions: _Definitions, limit: int | None, batch_size: int
+    name: str, source: _Source, model: "CountingModel", manager: Any, limit: int | None, batch_size: int
 ) -> TaskResult:
     from lm_eval import simple_evaluate
 
@@ -297,14 +292,14 @@ def _evaluate_task(
         with redirect_stdout(sys.stderr):  # the harness prints; standard output is for results
             answer = simple_evaluate(
                 model,
-                tasks=[definitions.of(name)],
-                task_manager=definitions.manager,
+                tasks=[source.asked],
+                task_manager=manager,
                 limit=limit,
                 log_samples=False,
                 bootstrap_iters=0,  # it would fork processes
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        origin = definitions.files.get(name, "the Hugging Face Hub")
+        origin = "the Hugging Face Hub" if source.rows == "hub" else f"{name}.jsonl"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CoCoMixError(
             f"the task {name} cannot be run with data from {origin} ({reason}); give rows in its schema with "
@@ -314,7 +309,7 @@ def _evaluate_task(
     parts = {task: _metrics(answer["results"][task], count) for task, count in rows.items()}
     alone = len(parts) == 1
     return TaskResult(
-        source=definitions.source(name),
+        source=source.rows,
         examples=sum(rows.values()),
         requests=model.requests,
         truncated=model.truncated,

@@ -99,6 +99,11 @@ def open_run_labels(
     Raises:
         CoCoMixError: the labels do not belong to this data or this model.
     """
+    parts = data.parts if isinstance(data, MixedData) else (data,)
+    if path is not None and len(parts) > 1:
+        raise CoCoMixError(
+            f"{path} holds labels of one corpus, and this run's data are {len(parts)}; leave --labels out."
+        )
     if path is not None:
         found = Concatenated([Labels.open(path)])
     else:
@@ -109,7 +114,7 @@ def open_run_labels(
         except CoCoMixError as error:
             logger.warning(f"{str(error).rstrip('.')}, so {without} are left out.")
             return None
-    for labels, part in zip(found.parts, data.parts if isinstance(data, MixedData) else (data,), strict=True):
+    for labels, part in zip(found.parts, parts, strict=True):
         labels.require_tokens(part)
         labels.require_concepts(num_concepts)
     return found
@@ -261,7 +266,12 @@ def training_tokens(run: Run, data: Tokens, most: int) -> ContextTokens:
         run: the run.
         data: what it was trained on.
         most: tokens, at most; the run's first ones.
+
+    Raises:
+        CoCoMixError: the text is at a URL: what was streamed once must not be fetched as a whole to be counted.
     """
+    if any(part.url is not None for part in (data.parts if isinstance(data, MixedData) else (data,))):
+        raise CoCoMixError(f"the training text of {run.manifest.name} is at a URL, which is not fetched to be counted.")
     recipe, blocks = load_recipe(run.path / "recipe.yaml"), data.split(TRAIN)
     seed = recipe.training.get("data_seed")
     order = block_order(recipe, data, run.manifest.seed if seed is None else int(seed))

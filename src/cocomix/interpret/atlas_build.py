@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -114,9 +115,8 @@ def build_atlas(
         text = _effect_text(blocks.rows, len(reading.tokens), settings)
         effects = _effects(model, tokenizer, text, columns, settings)
         named, scored = (0, 0) if endpoint is None else _ask(endpoint, scorers, columns, places)
-        cards = pa.table(
-            {name: pa.array(_nullable(columns[name]), CARD_SCHEMA.field(name).type) for name in CARD_SCHEMA.names}
-        )
+        columns["histogram"] = list(columns["histogram"])
+        cards = pa.Table.from_pandas(pd.DataFrame(columns), CARD_SCHEMA, preserve_index=False)  # NaN becomes null
         pq.write_table(cards, staging.path / CARDS)
         with pq.ParquetWriter(staging.path / SAMPLES, SAMPLE_SCHEMA) as writer:
             for rows in places.rows():
@@ -146,12 +146,6 @@ def build_atlas(
         f"predicted and {manifest.label_concepts:,} labels in {manifest.tokens:,} held-out tokens"
     )
     return manifest
-
-
-def _nullable(values: Any) -> list[Any]:
-    """A column with `None` where a number is not one."""
-    plain = values.tolist() if isinstance(values, np.ndarray) else values
-    return [None if isinstance(value, float) and np.isnan(value) else value for value in plain]
 
 
 def _logits(reading: Reading, edges: Array, n_concepts: int) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def continue_tokens(
     vocab_size: int | None = None,
     advance: Callable[[float], None] = lambda amount: None,
 ) -> Tensor:
-    """Prompts and what follows them; the caller's random state stays as it was.
+    """Prompts and what follows them; what is not said here is as in `generate`.
 
     Args:
         model: a causal LM; with `edits`, a CoCoMix model.
@@ -183,8 +183,8 @@ def continue_tokens(
         end: the end-of-document token, also used as padding after it.
         max_new_tokens: generate at most so many tokens.
         edits: concepts to turn; rows are those of `input_ids`.
-        temperature: divisor of the next-token logits; 0 = always the likeliest token.
-        top_k: sample among the k likeliest tokens; `None` = among all.
+        temperature: divisor of the next-token logits.
+        top_k: sample among the k likeliest tokens.
         seed: of the sampling.
         num_return_sequences: continuations per prompt.
         stop_at_end: a text ends at `end`. Otherwise `end` is never drawn, and every text has `max_new_tokens` tokens.
@@ -193,10 +193,6 @@ def continue_tokens(
 
     Returns:
         int64 [batch · num_return_sequences, seq + new tokens].
-
-    Raises:
-        CoCoMixError: a number is out of range (see `check_sampling`), or an edit names a concept or row that is not
-            there.
     """
     check_sampling(max_new_tokens, temperature, top_k, num_return_sequences)
     settings: dict[str, object] = {"concept_edits": tuple(edits)} if edits else {}

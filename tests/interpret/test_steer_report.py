@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import wilcoxon
 
-from cocomix.interpret.steer_texts import paired_difference
+from cocomix.interpret.steer_arms import paired_difference
 from tests.workshop import CONCEPTS
 
 SMALL = ("--factors", "0,1,4", "--prompts", 2, "--prompt-tokens", 4, "--new-tokens", 6, "--num-concepts", 7)

@@ -33,8 +33,8 @@ from cocomix.interpret.inspection import (
 )
 from cocomix.interpret.naming import NameEndpoint
 from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
+from cocomix.interpret.steer_arms import SteerEvalSettings
 from cocomix.interpret.steer_report import SteerReport, evaluate_run_steering
-from cocomix.interpret.steer_texts import SteerEvalSettings
 from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering
 from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.words import visible

@@ -22,7 +22,7 @@ from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths, concept_strengths
 from cocomix.interpret.inspection import concept_model, describe_run_concepts
 from cocomix.interpret.run_teacher import open_run_teacher
-from cocomix.interpret.steer_texts import (
+from cocomix.interpret.steer_arms import (
     ARMS,
     Arm,
     PairedDifference,

@@ -9,12 +9,12 @@ import torch
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
 from cocomix.interpret.effects import Strengths, concept_strengths
-from cocomix.interpret.steer_report import SteerReport
-from cocomix.interpret.steer_texts import (
+from cocomix.interpret.steer_arms import (
     ARMS,
     SteerEvalSettings,
     measure_steering,
 )
+from cocomix.interpret.steer_report import SteerReport
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cocomix.evaluation.downstream import PAPER_TASKS, Downstream
+from cocomix.evaluation.downstream import PAPER_TASKS
 from cocomix.evaluation.statistics import t_test
 
 HERE = Path(__file__).parent
@@ -270,20 +270,19 @@ def reliance() -> str:
 def downstream() -> str:
     """Scores of the tasks, an arm per column; the averages are the paper's."""
     names = ("ntp", "kd", "cocomix", "residual")
-    found = {
-        name: Downstream.model_validate_json((HERE / "tasks" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in names
-    }
+    found = [json.loads((HERE / "tasks" / f"{name}.json").read_text(encoding="utf-8"))["tasks"] for name in names]
     rows: list[tuple[Any, ...]] = []
+    accuracies: list[list[float]] = [[] for _ in names]
     for task, shown in PAPER_TASKS.items():
-        scores = [
-            percent_with_error(each.tasks[task].metrics, shown.metric)
-            if shown.kind == "accuracy"
-            else f"{each.value(task):,.0f}"
-            for each in found.values()
-        ]
-        rows.append((task, shown.metric, f"{found[names[0]].tasks[task].examples:,}", *scores))
-    averages = [f"{each.average_accuracy() or 0.0:.1%}" for each in found.values()]
+        metrics = [tasks[task]["metrics"] for tasks in found]
+        if shown.kind == "accuracy":
+            scores = [percent_with_error(each, shown.metric) for each in metrics]
+            for values, each in zip(accuracies, metrics, strict=True):
+                values.append(each[shown.metric])
+        else:
+            scores = [f"{each[shown.metric]:,.0f}" for each in metrics]
+        rows.append((task, shown.metric, f"{found[0][task]['examples']:,}", *scores))
+    averages = [f"{sum(values) / len(values):.1%}" for values in accuracies]
     rows.append(("mean of the five accuracies", "", "", *averages))
     return markdown(("task", "measure", "rows", *names), rows)
 

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cocomix.artifacts import read_json, write_json
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.pages import Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training import Run
 
 if TYPE_CHECKING:
@@ -71,11 +72,7 @@ PAPER_TASKS = {
 choice, as is perplexity per word for WikiText."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HarnessConditions(_Part):
+class HarnessConditions(Section):
     """What must be equal for results to be compared.
 
     Attributes:
@@ -97,7 +94,7 @@ class HarnessConditions(_Part):
         return f"tasks-harness{self.harness}-{self.context}tokens-{self.dtype}{rows}"
 
 
-class TaskResult(_Part):
+class TaskResult(Section):
     """One task, or a group of tasks of the harness.
 
     Attributes:
@@ -122,7 +119,7 @@ class TaskResult(_Part):
     parts: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
-class Downstream(_Part):
+class Downstream(Section):
     """All tasks of one run under the same conditions."""
 
     format_version: Literal[2] = 2
@@ -242,9 +239,9 @@ def _read(file: Path) -> Downstream:
     try:
         return Downstream.model_validate(read_json(file))
     except ValidationError as error:
-        at = ".".join(map(str, error.errors()[0]["loc"]))
+        wrong = describe_validation_error(error)
         raise CoCoMixError(
-            f"{file} is damaged or of another version at {at}; remove it and measure the tasks again."
+            f"{file} is damaged or of another version ({wrong}); remove it and measure the tasks again."
         ) from error
 
 

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -37,6 +36,7 @@ from cocomix.model import CoCoMixForCausalLM, ConceptIntervention, predicts_conc
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.runtime.section import Section
 
 if TYPE_CHECKING:
     from cocomix.evaluation.run_inputs import RunBlocks
@@ -54,11 +54,7 @@ Concepts = tuple[Tensor, Tensor]
 """Ids and values, [batch, seq, k] each."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Reliance(_Part):
+class Reliance(Section):
     """What one kind of replacement does to the loss.
 
     Attributes:
@@ -75,7 +71,7 @@ class Reliance(_Part):
     share_of_gain: float | None = None
 
 
-class RunReliance(_Part):
+class RunReliance(Section):
     """Every kind that was measured, on the same tokens.
 
     Attributes:

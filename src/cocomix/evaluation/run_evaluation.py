@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from cocomix.artifacts import explained_full_disk, write_json
 from cocomix.evaluation.references import References
 from cocomix.evaluation.reliance import RunReliance
 from cocomix.labelling import LabelContent
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training import Run
 
 if TYPE_CHECKING:
@@ -36,11 +37,7 @@ EVALUATIONS = "evaluations"
 _RESULT, _LOSSES = "evaluation.json", "losses.parquet"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LossSlice(_Part):
+class LossSlice(Section):
     """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`.
 
     Attributes:
@@ -56,7 +53,7 @@ class LossSlice(_Part):
     loss: float
 
 
-class FrequencyRecall(_Part):
+class FrequencyRecall(Section):
     """Recall of the concepts that are about equally frequent among training labels.
 
     Attributes:
@@ -74,7 +71,7 @@ class FrequencyRecall(_Part):
     recall: float | None
 
 
-class CompressionNorms(_Part):
+class CompressionNorms(Section):
     """Lengths of the compression vectors ‖W_comp[c]‖₂ over the concepts c.
 
     Attributes:
@@ -90,7 +87,7 @@ class CompressionNorms(_Part):
     high: float
 
 
-class ConceptResults(_Part):
+class ConceptResults(Section):
     """What a model's concepts are on the evaluated blocks; without labels, only the last three are known.
 
     Attributes:
@@ -117,7 +114,7 @@ class ConceptResults(_Part):
     compression: CompressionNorms | None
 
 
-class RunEvaluation(_Part):
+class RunEvaluation(Section):
     """What `evaluate_run` measured.
 
     Attributes:
@@ -222,9 +219,9 @@ def _read(file: Path) -> RunEvaluation:
     try:
         found = RunEvaluation.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        at = ".".join(map(str, error.errors()[0]["loc"]))
+        wrong = describe_validation_error(error)
         raise CoCoMixError(
-            f"{file} is damaged or of another version at {at}; remove {file.parent} and evaluate the run again."
+            f"{file} is damaged or of another version ({wrong}); remove {file.parent} and evaluate the run again."
         ) from error
     found._folder = file.parent
     return found

@@ -4,6 +4,7 @@ import gradio as gr
 import pandas as pd
 import pytest
 
+from cocomix.evaluation import References
 from cocomix.explorer.compare_view import compare_view
 from cocomix.runtime.errors import CoCoMixError
 
@@ -33,13 +34,14 @@ def test_curves_of_the_chosen_runs(subject, axis, title, scale):
 
 def test_ngram_references_are_lines_across(subject, monkeypatch):
     data = subject.run.manifest.data.fingerprint
-    losses = SimpleNamespace(bigram=3.1, trigram=2.5, fourgram=2.4)
+    losses = References(unigram=6.0, bigram=3.1, trigram=2.5, fourgram=2.4, training_tokens=9, seconds=1, peak_memory=1)
     found = [SimpleNamespace(data_fingerprint="other data", references=losses)]
     monkeypatch.setattr("cocomix.explorer.compare_view.evaluations_of", lambda run: found)
     assert "bigram" not in set(drawn(subject, "tokens", ["mixed"])[1]["run"])
     found.append(SimpleNamespace(data_fingerprint=data, references=losses))
     _, points = drawn(subject, "tokens", ["mixed"])
-    for name, loss in vars(losses).items():
+    assert "unigram" not in set(points["run"])
+    for name, loss in {"bigram": 3.1, "trigram": 2.5, "fourgram": 2.4}.items():
         line = points[points["run"] == name]
         assert set(line.iloc[:, 2]) == {loss}
         assert len(line) == 2

@@ -51,6 +51,7 @@ def test_a_link_to_another_run_is_refused(subject, run):
     [
         ("text", {"token": "0"}),
         ("text", {"token": "x"}),
+        ("text", {"concept": "x" * 201}),
         ("steer", {"do": "explode"}),
         ("steer", {"by": "nan"}),
         ("steer", {"by": "1e9"}),
@@ -64,18 +65,35 @@ def test_a_link_to_another_run_is_refused(subject, run):
 )
 def test_a_link_out_of_range_is_refused(views, name, query):
     ((field, value),) = query.items()
-    with pytest.raises(CoCoMixError, match=f"{field}.*{value.split(',')[-1]}"):
+    with pytest.raises(CoCoMixError, match=f"{field}.*{'201' if len(value) > 200 else value.split(',')[-1]}"):
         views[name].restored(query)
 
 
-def test_a_long_text_is_cut(subject, views):
-    restored = views["text"].restored({"text": "x" * 100_000})
-    assert restored[0] == "x" * subject.limits.characters
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("text", 0, "x" * 8001),
+        ("text", 1, "x" * 201),
+        ("text", 2, 10**6),
+        ("concept", 0, "x" * 201),
+        ("steer", 2, "explode"),
+        ("steer", 3, float("nan")),
+        ("steer", 6, 10**6),
+        ("steer", 7, -1),
+        ("steer", 9, -3),
+        ("compare", 1, ["other"]),
+    ],
+)
+def test_what_a_page_could_not_send_is_refused(views, name, place, value):
+    """A page's own bounds hold for requests that no page has sent, and end in a sentence."""
+    values = list(VALUES[name])
+    values[place] = value
+    ((_, said, *_),) = views[name].again()["fn"](*values)
+    assert 'role="alert"' in said
+    assert list(views[name].parameters)[place] in said.lower()
 
 
 def test_errors_are_shown_in_their_views(views):
-    event = views["text"].again()
-    ((link, said, *_),) = event["fn"]("", "", 1)
-    assert "view=text" in link
+    ((_, said, *_),) = views["text"].again()["fn"]("", None, 1)
     assert 'role="alert"' in said
     assert "<b>" not in message("<b>x</b>")

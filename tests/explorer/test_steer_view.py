@@ -48,7 +48,7 @@ def test_edits_from_the_pages_fields(subject):
         (str(CONCEPTS), 5, "", str(CONCEPTS)),
         ("zzzzqqq", 5, "", "zzzzqqq"),
         ("3", float("nan"), "", "nan"),
-        ("3", 1e9, "", "1000000000"),
+        ("3", 1e9, "", "1e+09"),
         ("3", 5, "nonsense", "nonsense"),
         ("3", 5, f"{CONCEPTS}+1", str(CONCEPTS)),
         ("3", 5, "7+90", "90"),
@@ -58,14 +58,6 @@ def test_edits_from_the_pages_fields(subject):
 def test_edits_out_of_range_are_refused(subject, concept, by, more, at_fault):
     with pytest.raises(CoCoMixError, match=re.escape(at_fault)):
         read_edits(subject, concept, "add", by, more)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("tokens", 0), ("tokens", 25), ("temperature", 9.0), ("top_k", -1), ("seed", -3)]
-)
-def test_sampling_out_of_range_is_refused(steer, field, value):
-    with pytest.raises(CoCoMixError, match=str(value)):
-        shown(steer[0], **{field: value})
 
 
 def test_the_view_opens_on_adding(steer):

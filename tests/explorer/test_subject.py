@@ -4,7 +4,6 @@ import pytest
 
 from cocomix.concepts import ConceptTeacher
 from cocomix.explorer import LIMITS, open_subject
-from cocomix.explorer.subject import number
 from cocomix.interpret import default_atlas_folder
 from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import CONTEXT
@@ -53,7 +52,7 @@ def test_limits_take_the_context_into_account(subject):
     subject.encode("the list of", room=CONTEXT - length)
     with pytest.raises(CoCoMixError, match=rf"{length} tokens.*{CONTEXT - length + 1} more.*{CONTEXT}"):
         subject.encode("the list of", room=CONTEXT - length + 1)
-    for text, says in ((" \n", "empty"), ("the " * 60, f"{CONTEXT}"), ("x" * 9000, "9,000")):
+    for text, says in ((" \n", "empty"), ("the " * 60, f"{CONTEXT}")):
         with pytest.raises(CoCoMixError, match=says):
             subject.encode(text)
 
@@ -64,19 +63,12 @@ def test_numbers_and_words_find_concepts(subject):
     assert subject.concept(word) == subject.find(word)[0].id
 
 
-@pytest.mark.parametrize("text", [str(CONCEPTS), "-1", "9" * 20, "", "  ", "zzzzqqq", "1e400", "x" * 201])
+@pytest.mark.parametrize("text", [str(CONCEPTS), "-1", "9" * 20, "  ", "zzzzqqq", "1e400"])
 def test_what_is_no_concept_is_refused(subject, text):
-    with pytest.raises(CoCoMixError, match="201" if len(text) > 200 else f"{text[:20]}'"):
+    with pytest.raises(CoCoMixError, match=text[:20]):
         subject.concept(text)
 
 
 @pytest.mark.parametrize("text", ['"', "' OR 1=1 --", "*", "<script>", "NEAR(", "\x00", "\ud800"])
 def test_a_search_is_never_more_than_a_search(subject, text):
     assert isinstance(subject.find(text), list)
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-1", "11", "x", "", None])
-def test_numbers_out_of_range_are_refused(value):
-    with pytest.raises(CoCoMixError, match=r"the seed.*10"):
-        number(value, "the seed", 0, 10)
-    assert number(" 3.5 ", "the seed", 0, 10) == 3.5

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.evaluation.evaluation_tables import (
@@ -19,11 +20,9 @@ from cocomix.evaluation.evaluation_tables import (
 from cocomix.evaluation.formatting import NOTHING, percent, signed
 from cocomix.evaluation.loss_slices import SLICES
 from cocomix.evaluation.measure_run import evaluate_run
-from cocomix.evaluation.pages import Section as PageSection
-from cocomix.evaluation.pages import Table, render_page
+from cocomix.evaluation.pages import Section, Table, render_page
 from cocomix.evaluation.run_evaluation import RunEvaluation
 from cocomix.runtime.errors import CoCoMixError, require_extra
-from cocomix.runtime.section import Section
 from cocomix.training import Run
 
 __all__ = ["Analyses", "analyse_runs"]
@@ -31,13 +30,15 @@ __all__ = ["Analyses", "analyse_runs"]
 logger = logging.getLogger(__name__)
 
 
-class Analyses(Section):
+class Analyses(BaseModel):
     """What `analyses.json` holds.
 
     Attributes:
         runs: evaluations, with the shares of the gain over the control in their reliance.
         controls: run trained on next tokens alone that the gain of each is counted from, or `None`.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[2] = 2
     runs: tuple[RunEvaluation, ...]
@@ -98,7 +99,7 @@ def _beside_control(each: RunEvaluation, controls: Sequence[RunEvaluation]) -> t
 
 def _page(found: Sequence[RunEvaluation], everything: Sequence[RunEvaluation]) -> str:
     told = [recall_table(found), _frequency_table(found)]
-    sections: list[PageSection] = [
+    sections: list[Section] = [
         {"heading": "Is the model any good?", "tables": [loss_table(everything)]},
         {
             "heading": "Does it use its concepts?",

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cocomix.artifacts import read_json, write_json
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.pages import Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training import Run
 
 if TYPE_CHECKING:
@@ -72,7 +71,11 @@ PAPER_TASKS = {
 choice, as is perplexity per word for WikiText."""
 
 
-class HarnessConditions(Section):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HarnessConditions(_Part):
     """What must be equal for results to be compared.
 
     Attributes:
@@ -94,7 +97,7 @@ class HarnessConditions(Section):
         return f"tasks-harness{self.harness}-{self.context}tokens-{self.dtype}{rows}"
 
 
-class TaskResult(Section):
+class TaskResult(_Part):
     """One task, or a group of tasks of the harness.
 
     Attributes:
@@ -119,7 +122,7 @@ class TaskResult(Section):
     parts: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
-class Downstream(Section):
+class Downstream(_Part):
     """All tasks of one run under the same conditions."""
 
     format_version: Literal[2] = 2
@@ -239,9 +242,9 @@ def _read(file: Path) -> Downstream:
     try:
         return Downstream.model_validate(read_json(file))
     except ValidationError as error:
-        wrong = describe_validation_error(error)
+        at = ".".join(map(str, error.errors()[0]["loc"]))
         raise CoCoMixError(
-            f"{file} is damaged or of another version ({wrong}); remove it and measure the tasks again."
+            f"{file} is damaged or of another version at {at}; remove it and measure the tasks again."
         ) from error
 
 

@@ -3,9 +3,8 @@
 import logging
 import math
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +32,9 @@ from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["evaluate_run", "final_references"]
 
@@ -186,21 +188,27 @@ def _references(
     vocab_size = own.manifest.vocab_size
     counts = np.bincount(train.tokens, minlength=vocab_size)
     asked = blocks.depth > 0
-    with suppress(CoCoMixError):  # a damaged evaluation must not keep a run from being evaluated again
-        for earlier in evaluations_of(run):
-            known, tokens = earlier.references, blocks.ids[asked]
-            same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
-            if known is None or not same or known.training_tokens != len(train.tokens):
-                continue
-            table = earlier.token_losses()[: len(tokens)]
-            if earlier.block_size == blocks.block_size and np.array_equal(table["token"], tokens):
+    for earlier in _readable_evaluations(run):
+        known = earlier.references
+        same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
+        if known is not None and same and earlier.block_size == blocks.block_size:
+            table = earlier.token_losses()[: int(asked.sum())]
+            if known.training_tokens == len(train.tokens) and np.array_equal(table["token"], blocks.ids[asked]):
                 losses = {order: table[order].to_numpy() for order in ORDERS}
                 means = {order: float(values.mean(dtype=np.float64)) for order, values in losses.items()}
-                return losses, known if earlier.targets == len(tokens) else known.model_copy(update=means), counts
+                whole = earlier.targets == int(asked.sum())
+                return losses, known if whole else known.model_copy(update=means), counts
     logger.info(f"counting {len(train.tokens):,} training tokens for the n-gram references")
     heldout = ContextTokens(blocks.ids.ravel(), blocks.depth.ravel())
     losses, references = measure_references(train, heldout, vocab_size)
     return losses, references, counts
+
+
+def _readable_evaluations(run: Run) -> list[RunEvaluation]:
+    try:
+        return evaluations_of(run)
+    except CoCoMixError:  # which must not keep a run from being evaluated again
+        return []
 
 
 def final_references(run: Run) -> References | None:

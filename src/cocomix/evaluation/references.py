@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from cocomix.runtime.section import Section
+from pydantic import BaseModel, ConfigDict
 
 __all__ = ["BYTES_PER_TOKEN", "MOST_TOKENS", "ORDERS", "ContextTokens", "References", "measure_references"]
 
@@ -42,7 +41,7 @@ Integers = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 
-class References(Section):
+class References(BaseModel):
     """Mean loss of each n-gram model on the tokens that a model was evaluated on, nats per token.
 
     Attributes:
@@ -50,6 +49,8 @@ class References(Section):
         seconds: for counting and looking up.
         peak_memory: bytes in use at most.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     unigram: float
     bigram: float

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,7 +37,6 @@ from cocomix.model import CoCoMixForCausalLM, ConceptIntervention, predicts_conc
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
-from cocomix.runtime.section import Section
 
 if TYPE_CHECKING:
     from cocomix.evaluation.run_inputs import RunBlocks
@@ -54,7 +54,11 @@ Concepts = tuple[Tensor, Tensor]
 """Ids and values, [batch, seq, k] each."""
 
 
-class Reliance(Section):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reliance(_Part):
     """What one kind of replacement does to the loss.
 
     Attributes:
@@ -71,7 +75,7 @@ class Reliance(Section):
     share_of_gain: float | None = None
 
 
-class RunReliance(Section):
+class RunReliance(_Part):
     """Every kind that was measured, on the same tokens.
 
     Attributes:

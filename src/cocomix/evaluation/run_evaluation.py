@@ -8,14 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from cocomix.artifacts import explained_full_disk, write_json
 from cocomix.evaluation.references import References
 from cocomix.evaluation.reliance import RunReliance
 from cocomix.labelling import LabelContent
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training import Run
 
 if TYPE_CHECKING:
@@ -37,7 +36,11 @@ EVALUATIONS = "evaluations"
 _RESULT, _LOSSES = "evaluation.json", "losses.parquet"
 
 
-class LossSlice(Section):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LossSlice(_Part):
     """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`.
 
     Attributes:
@@ -53,7 +56,7 @@ class LossSlice(Section):
     loss: float
 
 
-class FrequencyRecall(Section):
+class FrequencyRecall(_Part):
     """Recall of the concepts that are about equally frequent among training labels.
 
     Attributes:
@@ -71,7 +74,7 @@ class FrequencyRecall(Section):
     recall: float | None
 
 
-class CompressionNorms(Section):
+class CompressionNorms(_Part):
     """Lengths of the compression vectors ‖W_comp[c]‖₂ over the concepts c.
 
     Attributes:
@@ -87,7 +90,7 @@ class CompressionNorms(Section):
     high: float
 
 
-class ConceptResults(Section):
+class ConceptResults(_Part):
     """What a model's concepts are on the evaluated blocks; without labels, only the last three are known.
 
     Attributes:
@@ -114,7 +117,7 @@ class ConceptResults(Section):
     compression: CompressionNorms | None
 
 
-class RunEvaluation(Section):
+class RunEvaluation(_Part):
     """What `evaluate_run` measured.
 
     Attributes:
@@ -219,9 +222,9 @@ def _read(file: Path) -> RunEvaluation:
     try:
         found = RunEvaluation.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        wrong = describe_validation_error(error)
+        at = ".".join(map(str, error.errors()[0]["loc"]))
         raise CoCoMixError(
-            f"{file} is damaged or of another version ({wrong}); remove {file.parent} and evaluate the run again."
+            f"{file} is damaged or of another version at {at}; remove {file.parent} and evaluate the run again."
         ) from error
     found._folder = file.parent
     return found

@@ -56,14 +56,14 @@ def compare_view(subject: Subject, query: gr.Textbox) -> View:
     return view
 
 
-def _references(subject: Subject) -> Mapping[str, float]:
+def _references(subject: Subject) -> dict[str, float]:
     """Losses of n-gram models on the validation tokens of the curves, where an evaluation has measured them."""
-    if subject.comparison is not None and subject.comparison.curve_references:
-        return subject.comparison.curve_references
+    found: Mapping[str, Any] = {} if subject.comparison is None else subject.comparison.curve_references
     for one in evaluations_of(subject.run):
-        if one.references is not None and one.data_fingerprint == subject.run.manifest.data.fingerprint:
-            return {name: getattr(one.references, name) for name in ("bigram", "trigram", "fourgram")}
-    return {}
+        if not found and one.references is not None and one.data_fingerprint == subject.run.manifest.data.fingerprint:
+            found = one.references.model_dump()
+    # A unigram's line would lie so far above the others that the curves could not be told apart.
+    return {name: found[name] for name in ("bigram", "trigram", "fourgram") if name in found}
 
 
 def _table(subject: Subject) -> str:

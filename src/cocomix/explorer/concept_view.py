@@ -52,7 +52,7 @@ def concept_view(subject: Subject, query: gr.Textbox) -> tuple[View, gr.Button, 
         with gr.Column(scale=1, min_width=280):
             about = "number, or words of names and contexts; Enter searches"
             concept = gr.Textbox(
-                str(first[0].id) if first else "0", label="Concept", info=about, max_length=limits.search_characters
+                str(first[0].id) if first else "0", label="Concept", info=about, max_length=limits.words
             )
             order = gr.Dropdown(list(_RANKINGS.items()), label="List those", visible=bool(first))
             hits = gr.Radio(_options(first), label="Concepts", elem_id="cx-hits")

@@ -1,5 +1,6 @@
 """What the four views share: parameters and results, links that reproduce them, and sentences for the visitor."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,7 +9,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from cocomix.explorer.subject import Subject, number
+from cocomix.explorer.subject import Subject
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["QUIET", "View", "check_run", "message", "named"]
@@ -43,13 +44,14 @@ class View:
         """The event that shows the view with the parameters as they stand: arguments of `gr.on` and `then`."""
 
         def shown(*given: Any) -> Iterator[list[Any]]:
-            values = ["" if value is None else value for value in given]  # an empty box
-            link = self.link(values)
             try:
+                known = zip(self.parameters.items(), given, strict=True)
+                values = [_checked(component, name, value) for (name, component), value in known]
+                link = self.link(values)
                 for found in self.show(*values):
                     yield [link, *found]
             except CoCoMixError as error:
-                yield [link, message(error, "error"), *[gr.skip()] * len(self.results)]
+                yield [gr.skip(), message(error, "error"), *[gr.skip()] * len(self.results)]
 
         outputs = [self.query, self.said, *self.results]
         event = {"fn": shown, "inputs": list(self.parameters.values()), "outputs": outputs}
@@ -70,7 +72,7 @@ class View:
             CoCoMixError: a value is none that a visitor could give.
         """
         known = self.parameters.items()
-        return [_restored(component, name, query[name]) if name in query else gr.skip() for name, component in known]
+        return [_checked(component, name, query[name]) if name in query else gr.skip() for name, component in known]
 
 
 def check_run(subject: Subject, query: Mapping[str, str]) -> None:
@@ -98,16 +100,25 @@ def named(concept: int, names: Mapping[int, str]) -> str:
     return f"{concept} {names.get(concept, '')}".strip()
 
 
-def _restored(component: Any, name: str, text: str) -> Any:
-    """A component's value from a link."""
+def _checked(component: Any, name: str, value: Any) -> Any:
+    """A value of a parameter, from its component or from the text of a link, within the component's bounds."""
     if isinstance(component, gr.Slider | gr.Number):
-        assert component.minimum is not None and component.maximum is not None  # noqa: PT018
-        return number(text, name, component.minimum, component.maximum)
+        low, high = component.minimum, component.maximum
+        assert low is not None and high is not None  # noqa: PT018
+        try:
+            number = float(value or 0)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise CoCoMixError(f"{name} is {str(value)[:40]!r}; give a number from {low:g} to {high:g}.")
+        return int(number) if component.precision == 0 else number
     if isinstance(component, gr.CheckboxGroup | gr.Radio):
-        several, known = isinstance(component, gr.CheckboxGroup), [str(value) for _, value in component.choices]
-        wanted = text.split(",") if several else [text]
-        for value in wanted:
-            if value not in known:
-                raise CoCoMixError(f"{name} {value[:40]!r} is none of {', '.join(known)}.")
-        return wanted if several else text
-    return text[: component.max_length]
+        several, known = isinstance(component, gr.CheckboxGroup), [str(choice) for _, choice in component.choices]
+        wanted = value.split(",") if several and isinstance(value, str) else value if several else [value]
+        for one in wanted:
+            if one not in known:
+                raise CoCoMixError(f"{name} {str(one)[:40]!r} is none of {', '.join(known)}.")
+        return wanted if several else value
+    if len(value or "") > component.max_length:
+        raise CoCoMixError(f"{name} has {len(value):,} characters; at most {component.max_length:,} are read.")
+    return value or ""

@@ -19,29 +19,11 @@ logger = logging.getLogger(__name__)
 _SESSIONS = 200
 
 
-def serve(
-    subject: Subject,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    password: str | None = None,
-    allowed_hosts: Sequence[str] = (),
-) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        subject: what the page shows.
-        host: address to serve on.
-        port: port to serve on.
-        password: asked for where it is given.
-        allowed_hosts: names the page answers to beside the host's own; see `names_of`.
-
-    Raises:
-        CoCoMixError: the port is taken, the host is not this machine's, or an allowed host is no name.
-    """
-    with serving(subject, host=host, port=port, password=password, allowed_hosts=allowed_hosts) as address:
+def serve(subject: Subject, **where: Any) -> None:
+    """Serve the page until Ctrl-C. Arguments and errors as in `serving`."""
+    with serving(subject, **where) as address:
         logger.info(f"the explorer of {subject.run.manifest.name} is at {address}; Ctrl-C ends it.")
-        if password is not None:
+        if where.get("password") is not None:
             logger.info(f"the user name is {USER}.")
         try:
             Event().wait()
@@ -58,7 +40,18 @@ def serving(
     password: str | None = None,
     allowed_hosts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Serve the page from a thread while the block runs; yields its address. Arguments and errors as in `serve`."""
+    """Serve the page from a thread while the block runs; yields its address.
+
+    Args:
+        subject: what the page shows.
+        host: address to serve on.
+        port: port to serve on.
+        password: asked for where it is given.
+        allowed_hosts: names the page answers to beside the host's own; see `names_of`.
+
+    Raises:
+        CoCoMixError: the port is taken, the host is not this machine's, or an allowed host is no name.
+    """
     names = names_of(host, allowed_hosts)
     _refuse_taken(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported

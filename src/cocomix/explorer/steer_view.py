@@ -5,9 +5,9 @@ from typing import Any
 
 import gradio as gr
 
+from cocomix.explorer.continuations import Sampling, grow_texts
 from cocomix.explorer.parts import QUIET, View, message, named
-from cocomix.explorer.steer_texts import Sampling, grow_texts
-from cocomix.explorer.subject import Subject, number
+from cocomix.explorer.subject import Subject
 from cocomix.interpret import edit_effects, parse_steer, steering_candidates, visible
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
@@ -34,15 +34,17 @@ def read_edits(subject: Subject, concept: str, do: str, by: float, more: str) ->
     """
     most, edits = subject.limits.value, []
     if concept.strip():
-        value = number(by, "the value", -most, most)
-        amount = "" if do == "ban" else f"{_DO[do]}{value:g}".replace("+-", "-")
-        edits.append(parse_steer(f"{subject.concept(concept)}{amount or _DO[do]}"))
+        amount = _DO[do] if do == "ban" else f"{_DO[do]}{by:g}".replace("+-", "-")
+        edits.append(parse_steer(f"{subject.concept(concept)}{amount}"))
     edits += [parse_steer(part) for part in more.split()]
     if len(edits) > subject.limits.edits:
         raise CoCoMixError(f"{len(edits)} concepts are turned; {subject.limits.edits} at most can be turned at once.")
     for edit in edits:
         subject.concept(str(edit.concept))
-        number(edit.value, f"the value for concept {edit.concept}", -most, most)
+        if abs(edit.value) > most:
+            raise CoCoMixError(
+                f"concept {edit.concept} is turned by {edit.value:g}; stay between -{most:g} and {most:g}."
+            )
     return edits
 
 
@@ -61,7 +63,7 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
                 elem_id="cx-prompt",
             )
             with gr.Row():
-                most = limits.search_characters
+                most = limits.words
                 concept = gr.Textbox(
                     label="Concept to turn", info="number or words", max_length=most, min_width=120, elem_id="cx-turned"
                 )
@@ -78,9 +80,9 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
                 more = gr.Textbox(label="Further edits", info=about, max_length=most)
                 default = min(60, limits.new_tokens)
                 tokens = gr.Slider(1, limits.new_tokens, default, step=1, precision=0, label="Tokens", buttons=[])
-                temperature = gr.Slider(0, limits.temperature, 0.8, step=0.1, label="Temperature", buttons=[])
+                temperature = gr.Slider(0, 3, 0.8, step=0.1, label="Temperature", buttons=[])
                 top_k = gr.Number(50, label="Top-k (0 = all)", precision=0, minimum=0, maximum=10**6)
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=limits.seed)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
             with gr.Row():
                 run, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop", interactive=False)
     said, texts = gr.HTML(elem_id="cx-steer-said", js_on_load=None), []
@@ -99,15 +101,11 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
             ]
 
     def show(text: str, wanted: str, do: str, by: float, more: str, hint: str, *how: Any) -> Iterator[list[Any]]:
-        edits = read_edits(subject, wanted or "", do, by, more or "")
-        sampling = Sampling(
-            int(number(how[0], "tokens", 1, limits.new_tokens)),
-            number(how[1], "temperature", 0, limits.temperature),
-            int(number(how[2] or 0, "top-k", 0, 10**6)) or None,
-            int(number(how[3] or 0, "seed", 0, limits.seed)),
-        )
+        edits = read_edits(subject, wanted, do, by, more)
+        new_tokens, temperature, top_k, seed = how
+        sampling = Sampling(new_tokens, temperature, top_k or None, seed)
         grown: dict[str, str] = {}
-        for count, grown in enumerate(grow_texts(subject, text, edits, hint or "", sampling)):
+        for count, grown in enumerate(grow_texts(subject, text, edits, hint, sampling)):
             told = message(f"{count} of {sampling.new_tokens} tokens…")
             yield [told, *_columns(subject, text, grown), *_BUSY]
         yield [_told(subject, text, grown, edits), *_columns(subject, text, grown), *_IDLE]

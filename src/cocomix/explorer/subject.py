@@ -26,34 +26,30 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["LIMITS", "Limits", "Subject", "number", "open_subject"]
+__all__ = ["LIMITS", "Limits", "Subject", "open_subject"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on every input. Our choice: what a laptop answers within seconds.
+    """How much a visitor may ask. Our choice: what a laptop answers within seconds.
 
     Attributes:
-        characters: length of a text, checked before it is tokenized.
-        tokens: its length in tokens, a prompt and its continuation together.
+        characters: length of a text.
+        words: length of a search or of a hint, in characters.
+        tokens: length of a text in tokens, a prompt and its continuation together.
         new_tokens: tokens to generate per text.
         edits: concepts turned at once.
         value: size of a steering value.
-        temperature: of sampling.
-        seed: largest seed.
-        search_characters: length of a search.
         running: requests that compute at once.
         waiting: requests that wait for their turn; further ones are told to come back.
     """
 
     characters: int = 8_000
+    words: int = 200
     tokens: int = 512
     new_tokens: int = 200
     edits: int = 5
     value: float = 40.0
-    temperature: float = 3.0
-    seed: int = 2**31 - 1
-    search_characters: int = 200
     running: int = 2
     waiting: int = 256
 
@@ -64,23 +60,6 @@ class Limits:
 
 
 LIMITS = Limits()
-
-
-def number(value: object, what: str, smallest: float, largest: float, *, whole: bool = False) -> float:
-    """A number within its bounds, from text or a number.
-
-    Raises:
-        CoCoMixError: it is none, out of range, or not whole where that is asked for.
-    """
-    shown = repr(str(value).strip()[:40])
-    try:
-        found = float(str(value).strip())
-    except ValueError:
-        raise CoCoMixError(f"{what} {shown} is not a number; give {smallest:g} to {largest:g}.") from None
-    if not smallest <= found <= largest or (whole and not found.is_integer()):
-        kind = "whole number" if whole else "number"
-        raise CoCoMixError(f"{what} {shown} is out of range; give a {kind} from {smallest:g} to {largest:g}.")
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,32 +108,26 @@ class Subject:
         Raises:
             CoCoMixError: it is empty, too long, or leaves no room for the tokens to generate.
         """
-        limits = self.limits
-        if len(text) > limits.characters:
-            raise CoCoMixError(f"the text has {len(text):,} characters; at most {limits.characters:,} are read.")
         input_ids = encode(self.model, self.tokenizer, text)
         length = input_ids.shape[1]
-        if length + room > limits.tokens:
+        if length + room > self.limits.tokens:
             more = f" and {room} more are to be generated" if room else ""
-            raise CoCoMixError(f"the text has {length:,} tokens{more}; at most {limits.tokens} fit; shorten it.")
+            raise CoCoMixError(f"the text has {length:,} tokens{more}; at most {self.limits.tokens} fit; shorten it.")
         return input_ids
 
     def find(self, text: str, limit: int = 24) -> list[ConceptHit]:
         """Concepts that a number or words mean, best first.
 
         Raises:
-            CoCoMixError: the search is too long, names a concept that does not exist, or words need an atlas that is
-                not there.
+            CoCoMixError: there is no concept of this number, or words need an atlas that is not there.
         """
         text = text.strip()
-        if len(text) > self.limits.search_characters:
-            raise CoCoMixError(f"the search has {len(text)} characters; write {self.limits.search_characters} at most.")
-        if text.lstrip("-").isdecimal():
-            concept = int(number(text, "concept", 0, self.num_concepts - 1, whole=True))
-            if self.atlas is None:
-                return [ConceptHit(concept, self.names([concept])[concept], "", 0.0)]
+        if text.lstrip("-").isdecimal() and not 0 <= int(text) < self.num_concepts:
+            raise CoCoMixError(f"concept {text[:40]} does not exist; give a number from 0 to {self.num_concepts - 1}.")
         if self.atlas is not None:
             return self.atlas.search(text, limit)
+        if text.isdecimal():
+            return [ConceptHit(int(text), self.names([int(text)])[int(text)], "", 0.0)]
         raise CoCoMixError(
             f"without an atlas a concept is found by its number alone; make one with: cocomix atlas {self.run.path}."
         )

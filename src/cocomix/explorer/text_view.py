@@ -96,7 +96,7 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
             _EXAMPLE, label="Text", info=about, max_lines=8, max_length=limits.characters, scale=3, elem_id="cx-text"
         )
         about = "number or words; empty = the strongest"
-        concept = gr.Textbox(label="Concept", info=about, max_length=limits.search_characters, min_width=200)
+        concept = gr.Textbox(label="Concept", info=about, max_length=limits.words, min_width=200)
         button = gr.Button("Read", variant="primary", scale=0, min_width=90)
     said, found = gr.HTML(js_on_load=None), gr.Markdown(elem_id="cx-found")
     tokens = gr.HighlightedText(
@@ -116,9 +116,9 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
         without = gr.Label(label="Next token without concepts", show_heading=False, min_width=260, elem_id="cx-without")
     change = gr.Markdown()
 
-    def show(text: str, wanted: str, place: float) -> Iterator[list[Any]]:
+    def show(text: str, wanted: str, place: int) -> Iterator[list[Any]]:
         reading = read_text(subject, text, subject.concept(wanted) if wanted.strip() else None)
-        at = min(max(int(place or 1), 1), len(reading.tokens)) - 1
+        at = min(place, len(reading.tokens)) - 1
         names = subject.names({reading.concept, *(concept for concept, _ in reading.concepts[at])})
         logits, here = reading.logits.tolist(), visible(reading.tokens[at])
         largest = max(map(abs, logits)) or 1.0

@@ -108,6 +108,19 @@ def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Pa
     assert not (output / "report").exists()
 
 
+def test_a_run_that_cannot_be_measured_is_missing(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Run, **settings: Any) -> None:
+        if run.manifest.name == "mixed":
+            raise CoCoMixError("no")
+
+    monkeypatch.setattr("cocomix.experiments.runner.evaluate_run", fail)
+    result = run_sweep(load_plan(write_plan(tmp_path / "plans", workshop, seeds=[0]), tmp_path / "out"))
+    assert (result.missing, result.comparison) == (["mixed seed 0"], None)
+    assert [run["status"] for run in result.to_json()["runs"]] == ["finished", "failed"]
+
+
 def test_learning_rates_are_chosen_on_one_grid(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     """The arms' own grids too; a rate at which training fails is not chosen; a second command finds all done."""
     arms = {

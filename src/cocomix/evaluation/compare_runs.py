@@ -15,7 +15,7 @@ Their columns are described in `comparison.COLUMNS`.
 import json
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,6 +45,8 @@ _ANNEALED = 0.2
 """A run whose last logged learning rate is below this share of its largest has ended its schedule (paper: 10%)."""
 
 _AXES = ("tokens", "flops", "seconds")
+_RECORDED = ("seed", "objective", "learning_rate", "concept_loss_weight", "steps", "tokens", "seconds", "device")
+"""Fields of a run's manifest that are columns of the same name."""
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str] = ()) -> Comparison:
@@ -61,6 +63,8 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
             `alike.refuse_unlike`), or that share no seed with the baseline's.
     """
     require_extra("report", "pandas", "scipy", "statsmodels", purpose="a comparison")
+    import pandas as pd
+
     refuse_unlike(runs, vary)
     names = list(dict.fromkeys(run.manifest.name for run in runs))
     if len(names) < 2:
@@ -77,6 +81,9 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     downstream, downstream_note = downstream_table(runs)
     for worse in arms.loc[arms["loss"] > references.get("bigram", np.inf), "arm"]:
         logger.warning(f"{worse} is worse than a bigram table of the training text ({references['bigram']:.3f} nats).")
+    curves = pd.DataFrame(
+        {"arm": run.manifest.name, "seed": run.manifest.seed, **vars(point)} for run in runs for point in run.curve
+    )
     manifest = runs[0].manifest
     return Comparison(
         baseline=chosen,
@@ -85,7 +92,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
         words=words[list(COLUMNS["words"])],
         baselines=_baselines_frame(frame)[list(COLUMNS["baselines"])],
         scaling=_scaling_frame(frame)[list(COLUMNS["scaling"])],
-        curves=_curves_frame(runs)[list(COLUMNS["curves"])],
+        curves=curves[list(COLUMNS["curves"])],
         references=references,
         curve_references=curve_references,
         shared={
@@ -94,7 +101,9 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
             "block size": f"{manifest.data.block_size} tokens",
             "training precision": manifest.training_dtype,
             **({"training tokens": f"{manifest.tokens:,}"} if frame["tokens"].nunique() == 1 else {}),
-            **_measured(manifest, evaluations),
+            "loss": "`cocomix eval`" if evaluations else "last evaluation during training",
+            "validation blocks": f"{evaluations[0].blocks if evaluations else manifest.evaluation_blocks:,}",
+            "evaluation precision": evaluations[0].dtype if evaluations else manifest.evaluation_dtype,
             **({"what the comparison is about": ", ".join(vary)} if vary else {}),
         },
         notes=(reason, *_notes(frame, arms, bool(evaluations)), downstream_note),
@@ -118,34 +127,25 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "D
     rows = []
     for number, run in enumerate(runs):
         manifest, measured = run.manifest, evaluations[number] if evaluations else None
-        flops = manifest.tokens * manifest.flops_per_token.training
-        row = {
-            "arm": manifest.name,
-            "seed": manifest.seed,
-            "kind": _kind(run),
-            "objective": manifest.objective,
-            "parameters": manifest.parameters.total,
-            "active_parameters": manifest.parameters.active,
-            "learning_rate": manifest.learning_rate,
-            "concept_loss_weight": manifest.concept_loss_weight,
-            "steps": manifest.steps,
-            "tokens": manifest.tokens,
-            "flops": flops,
-            "teacher_flops": teacher_flops(run),
-            "dictionary_flops": dictionary_flops(run),
-            "seconds": manifest.seconds,
-            "device": manifest.device,
-            "annealed": _annealed(run),
-            "loss": manifest.final.eval_loss if measured is None else measured.loss,
-            **_concept_numbers(measured),
-        }
-        rows.append(row)
+        rows.append(
+            {name: getattr(manifest, name) for name in _RECORDED}
+            | {
+                "arm": manifest.name,
+                "kind": _kind(run),
+                "parameters": manifest.parameters.total,
+                "active_parameters": manifest.parameters.active,
+                "flops": manifest.tokens * manifest.flops_per_token.training,
+                "teacher_flops": teacher_flops(run),
+                "dictionary_flops": dictionary_flops(run),
+                "annealed": _annealed(run),
+                "loss": manifest.final.eval_loss if measured is None else measured.loss,
+            }
+            | _concept_numbers(measured)
+        )
     frame = pd.DataFrame(rows)
     numbers = [name for name, (kind, _) in COLUMNS["runs"].items() if kind == "number" and name in frame]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
-    frame["total_flops"] = (
-        frame["flops"] + frame["teacher_flops"].astype(float) + frame["dictionary_flops"].astype(float)
-    )
+    frame["total_flops"] = frame["flops"] + frame["teacher_flops"] + frame["dictionary_flops"]
     return frame
 
 
@@ -311,14 +311,6 @@ def _scaling_frame(frame: "DataFrame") -> "DataFrame":
     return pd.DataFrame(rows, columns=list(COLUMNS["scaling"]))
 
 
-def _curves_frame(runs: Sequence[Run]) -> "DataFrame":
-    import pandas as pd
-
-    return pd.DataFrame(
-        [{"arm": run.manifest.name, "seed": run.manifest.seed, **vars(point)} for run in runs for point in run.curve]
-    )
-
-
 def _references(
     evaluations: Sequence[RunEvaluation], tokens: "DataFrame | None", blocks: int
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -330,15 +322,6 @@ def _references(
         for some in (tokens, tokens[tokens["block"] < blocks])
     )
     return whole, first
-
-
-def _measured(manifest: Any, evaluations: Sequence[RunEvaluation]) -> dict[str, str]:
-    """What the losses are of."""
-    if not evaluations:
-        blocks = f"{manifest.evaluation_blocks:,} blocks, {manifest.evaluation_dtype}"
-        return {"loss": f"last evaluation during training, {blocks}"}
-    one = evaluations[0]
-    return {"loss": f"`cocomix eval`: {one.split}, {one.blocks:,} blocks, {one.targets:,} tokens, {one.dtype}"}
 
 
 def _notes(frame: "DataFrame", arms: "DataFrame", evaluated: bool) -> list[str]:

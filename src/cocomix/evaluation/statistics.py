@@ -91,7 +91,7 @@ def by_document(values: Floats, documents: NDArray[Any]) -> tuple[Floats, Floats
         documents: number of each token's document. [tokens]
     """
     _, places = np.unique(documents, return_inverse=True)
-    sums = np.stack([np.bincount(places, weights=row) for row in values])
+    sums = np.stack([np.bincount(places, weights=row) for row in values]).astype(np.float64)
     return sums, np.broadcast_to(np.bincount(places).astype(np.float64), sums.shape)
 
 

@@ -68,8 +68,12 @@ class SweepResult:
 
     @property
     def missing(self) -> list[str]:
-        """Runs that are not finished; a try of a learning rate may fail."""
-        return [f"{job.arm} seed {job.seed}" for job in self.jobs if job.try_of is None and not job.folder.exists()]
+        """Runs that are not finished or not measured; a try of a learning rate may fail."""
+        return [f"{job.arm} seed {job.seed}" for job in self.jobs if job.try_of is None and not self.is_done(job)]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether a run is there and nothing went wrong with it."""
+        return job.folder.exists() and (job.arm, job.seed) not in self.errors
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -79,7 +83,7 @@ class SweepResult:
                 {
                     "arm": job.arm,
                     "seed": job.seed,
-                    "status": "finished" if job.folder.exists() else "failed",
+                    "status": "finished" if self.is_done(job) else "failed",
                     "loss": final_loss(job),
                     "error": self.errors.get((job.arm, job.seed)),
                     "is_try": job.try_of is not None,
@@ -141,7 +145,7 @@ def run_sweep(
                 (job.arm, job.seed): "it could be trained at none of the learning rates" for job in untuned
             }
             _run_all(loaded, [job for job in compared if job not in untuned], result.errors, workers, advance)
-        if not result.missing and not any((job.arm, job.seed) in result.errors for job in compared):
+        if not result.missing:
             runs = [Run.open(job.folder) for job in compared]
             result.comparison = compare(runs, loaded.plan.baseline, loaded.plan.vary)
             shutil.rmtree(loaded.output / "report", ignore_errors=True)  # seeds or arms may have been added since

@@ -151,7 +151,7 @@ def test_longer_blocks_are_cut_to_the_length_trained_with(workshop: Workshop, ru
     results = [evaluate_run(runs["ntp"], data=data.path, device=CPU, limit_blocks=8) for data in (long, same)]
     assert [result.block_size for result in results] == [16, 16]
     assert results[0].loss == pytest.approx(results[1].loss)
-    for size in (1, 33):
+    for size in (0, 1, 33):
         with pytest.raises(CoCoMixError, match=f"block_size={size}"):
             evaluate_run(runs["ntp"], data=long.path, device=CPU, block_size=size)
 

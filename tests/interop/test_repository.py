@@ -134,6 +134,7 @@ def test_what_was_measured_is_in_the_card(workshop: Workshop, tmp_path: Path) ->
         "+0.250",
         "\u22120.125",
         "0.6125",
+        "a table of the current token",
         "| text | not recorded with the run |",
     ):
         assert fact in text, fact

@@ -210,7 +210,7 @@ def run_blocks(
         CoCoMixError: there is no such split, or it has no block of such a length.
     """
     meta, whole = data.manifest, data.split(split)
-    size = block_size or min(run.manifest.data.block_size, meta.block_size)
+    size = min(run.manifest.data.block_size, meta.block_size) if block_size is None else block_size
     if not 2 <= size <= meta.block_size:
         raise CoCoMixError(
             f"block_size={size}: blocks of 2 to {meta.block_size} tokens can be cut from {data.path}; for longer ones "

@@ -211,6 +211,17 @@ def _results(record: RunRecord) -> str:
             rows.append(("loss of a bigram table of the training tokens", f"{measured.references.bigram:.4f}"))
         if measured.bits_per_byte is not None:
             rows.append(("bits per byte", f"{measured.bits_per_byte:.4f}"))
+        concepts = measured.concepts
+        if (
+            concepts is not None
+            and concepts.recall_at_32 is not None
+            and (content := concepts.label_content) is not None
+        ):
+            rows += [
+                ("concept recall@32", percent(concepts.recall_at_32)),
+                ("the same of a static list of concepts", percent(content.static_recall_at_32)),
+                ("the same of a table of the current token", percent(content.token_recall_at_32)),
+            ]
         kinds = {} if measured.reliance is None else measured.reliance.kinds
         rows += [(f"loss when concepts are replaced ({kind})", signed(each.nats)) for kind, each in kinds.items()]
         text += [f"`cocomix eval` on the {measured.split} split:", _table(rows)]

@@ -76,8 +76,14 @@ COLUMNS: dict[str, _Columns] = {
         "p_seeds": ("number", "Paired t-test over seeds."),
         "p_seeds_holm": ("number", "Paired t-test over seeds, after Holm's correction over the arms shown."),
         "documents": ("number", "Validation documents."),
-        "documents_low": ("number", "Lower end of the difference's 95% interval from drawing documents × seeds anew."),
-        "documents_high": ("number", "Upper end of the difference's 95% interval from drawing documents × seeds anew."),
+        "documents_low": (
+            "number",
+            "The difference's 95% interval from drawing documents × seeds anew: its lower end.",
+        ),
+        "documents_high": (
+            "number",
+            "The difference's 95% interval from drawing documents × seeds anew: its upper end.",
+        ),
         "better": ("number", "Share of documents on which the arm's loss is lower."),
         "p_documents": ("number", "Wilcoxon signed-rank test over documents, differences averaged over seeds."),
         "p_documents_holm": ("number", "The Wilcoxon test over documents, corrected by Holm over the arms shown."),

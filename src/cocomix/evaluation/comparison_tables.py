@@ -109,7 +109,11 @@ def _table(
     marked: int | None = None,
 ) -> Table:
     rows = [[show(row) for _, _, show in shown] for row in frame.itertuples()]
-    meanings = {heading.partition(", ")[0]: COLUMNS[name][column][1] for heading, column, _ in shown if column}
+    meanings = {
+        heading.partition(", ")[0]: COLUMNS[name][column][1].removesuffix(": its lower end.")
+        for heading, column, _ in shown
+        if column
+    }
     return Table([heading for heading, *_ in shown], rows, caption, meanings, text_columns, marked)
 
 

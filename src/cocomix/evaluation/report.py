@@ -79,7 +79,10 @@ def _beyond_the_token(best: Any) -> str:
         return "None of the other runs predicts concepts, so there is nothing to say of what concepts carry."
     parts = []
     if known(best.token_recall):
-        mostly = "mostly the token's identity" if best.token_recall > _TOKEN_SHARE else "more than the token's identity"
+        mostly = "more than the token's identity"
+        if max(best.token_recall, best.static_recall) > _TOKEN_SHARE:
+            same = best.static_recall > _TOKEN_SHARE
+            mostly = "mostly the same few concepts everywhere" if same else "mostly the token's identity"
         parts.append(
             f"The labels are {mostly}: at 32, a static list recalls {percent(best.static_recall)} of them, a table of "
             f"the current token {percent(best.token_recall)}, and {best.arm} {percent(best.recall)}"

@@ -71,7 +71,8 @@ def _table(subject: Subject) -> str:
     run, manifest, comparison = subject.run, subject.run.manifest, subject.comparison
     if comparison is not None:
         tables = comparison_tables(comparison)
-        notes = "\n".join(f"- {markdown_text(note)}" for note in comparison.notes)
+        escaped = (markdown_text(note).replace("\\`", "`") for note in comparison.notes)  # commands stand in backticks
+        notes = "\n".join(f"- {note}" for note in escaped)
         return "\n\n".join([*(tables[name].markdown() for name in ("result", "cost")), notes])
     facts = (
         ("final validation loss", f"{manifest.final.eval_loss:.3f} nats per token"),

@@ -17,7 +17,8 @@ REMEDY = re.compile(
     r"; "  # what was wrong; what to do
     r"|\bmust\b|\bneeds?\b|\bat least\b|\bbetween\b|\bonly\b|\bcannot be used with\b|\bexclude each other\b"
     r"|\bnot one of\b|\bnot of the form\b|\bis no\b|\bis not a\b|\bhas (concepts|blocks|rows)\b|\bdoes not exist\b"
-    r"|: (give|<|'|\")|--[a-z]|<remedy>|\.detail>"  # the remedy is filled in
+    r"|: (give|<|'|\")|--[a-z]"
+    r"|<remedy>|\.detail>|<_REMEDY>|<error>"  # filled in
 )
 """A remedy, or a rule that says what would be right."""
 

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.recipe import load_recipe
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["evaluate_run", "final_references"]
 
@@ -183,7 +180,7 @@ def _references(
         own = blocks.data if blocks.data.manifest.fingerprint == run.manifest.data.fingerprint else open_run_data(run)
         train = training_tokens(run, own, MOST_TOKENS)
     except CoCoMixError as error:
-        logger.warning(f"{str(error).rstrip('.')}, so there are no n-gram references to judge the loss by.")
+        logger.warning(f"there are no n-gram references to judge the loss by: {error}")
         return None, None, None
     vocab_size = own.manifest.vocab_size
     counts = np.bincount(train.tokens, minlength=vocab_size)

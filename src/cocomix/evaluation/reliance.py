@@ -162,7 +162,7 @@ def concept_reliance(
         raise CoCoMixError(reason)
     count = min(len(blocks.ids), max(MOST_POSITIONS // blocks.ids.shape[1], 2))
     if count < 2:
-        raise CoCoMixError("a single block was evaluated, so there is no other text to take concepts from.")
+        raise CoCoMixError("concepts are taken from another block, and only one was evaluated; evaluate at least two.")
     tokens, asked, documents = blocks.ids[:count], blocks.depth[:count] > 0, blocks.documents[:count]
     generator = np.random.default_rng(seed)
     other, other_same = _another_block(tokens.shape, generator), _same_token(tokens, generator)

@@ -109,10 +109,10 @@ def open_run_labels(
     else:
         try:
             if data.manifest.fingerprint != run.manifest.data.fingerprint:
-                raise CoCoMixError("there are no labels of this data")
+                raise CoCoMixError(f"the run has no labels of {data.path}; name some with --labels.")
             found = _own_labels(run)
         except CoCoMixError as error:
-            logger.warning(f"{str(error).rstrip('.')}, so {without} are left out.")
+            logger.warning(f"{without} is left out: {error}")
             return None
     for labels, part in zip(found.parts, parts, strict=True):
         labels.require_tokens(part)
@@ -128,14 +128,14 @@ def _own_labels(run: Run) -> Concatenated[Labels]:
     """
     reference, mixture = run.manifest.labels, run.manifest.data.mixture
     if reference is None:
-        raise CoCoMixError("there are no labels of this data")
+        raise CoCoMixError("the run was trained without stored labels; name some with --labels.")
     folders = [reference.path] if mixture is None else [part.labels or reference.path for part in mixture]
     gone = [folder for folder in folders if not is_there(Path(folder))]
     if gone:
-        raise CoCoMixError(f"the run's labels are no longer at {gone[0]}")
+        raise CoCoMixError(f"the run's labels are no longer at {gone[0]}; name them with --labels.")
     found = Concatenated([Labels.open(folder) for folder in folders])
     if found.fingerprint != reference.fingerprint:
-        raise CoCoMixError(f"the labels at {reference.path} are not those the run was trained with")
+        raise CoCoMixError(f"the labels at {reference.path} are not those of the run; name its own with --labels.")
     return found
 
 
@@ -271,7 +271,9 @@ def training_tokens(run: Run, data: Tokens, most: int) -> ContextTokens:
         CoCoMixError: the text is at a URL: what was streamed once must not be fetched as a whole to be counted.
     """
     if any(part.url is not None for part in (data.parts if isinstance(data, MixedData) else (data,))):
-        raise CoCoMixError(f"the training text of {run.manifest.name} is at a URL, which is not fetched to be counted.")
+        raise CoCoMixError(
+            f"the training text of {run.manifest.name} is at a URL, which is not fetched to be counted; copy it here."
+        )
     recipe, blocks = load_recipe(run.path / "recipe.yaml"), data.split(TRAIN)
     seed = recipe.training.get("data_seed")
     order = block_order(recipe, data, run.manifest.seed if seed is None else int(seed))

@@ -117,7 +117,7 @@ def _checked(component: Any, name: str, value: Any) -> Any:
         wanted = value.split(",") if several and isinstance(value, str) else value if several else [value]
         for one in wanted:
             if one not in known:
-                raise CoCoMixError(f"{name} {str(one)[:40]!r} is none of {', '.join(known)}.")
+                raise CoCoMixError(f"{name} {str(one)[:40]!r} must be one of {', '.join(known)}.")
         return wanted if several else value
     if len(value or "") > component.max_length:
         raise CoCoMixError(f"{name} has {len(value):,} characters; at most {component.max_length:,} are read.")

@@ -57,7 +57,9 @@ def open_run_teacher(
     store = run_labels(run)
     config = store.manifest.config() if store is not None else None if named is None else named.labeller
     if config is not None and not isinstance(config, TeacherLabellerConfig):
-        raise CoCoMixError(f"the labels of the run {run.manifest.name} are of kind {config.kind!r}: without a teacher.")
+        raise CoCoMixError(
+            f"the labels of the run {run.manifest.name} are of kind {config.kind!r} and need no teacher."
+        )
     config = config or AttributionConfig()
     layer = None if config.teacher is None else config.teacher.layer
     known, described = config.teacher, config.dictionary

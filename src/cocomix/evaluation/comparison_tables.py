@@ -110,7 +110,7 @@ def _table(
 ) -> Table:
     rows = [[show(row) for _, _, show in shown] for row in frame.itertuples()]
     meanings = {
-        heading.partition(", ")[0]: COLUMNS[name][column][1].removesuffix(": its lower end.")
+        heading.partition(", ")[0]: COLUMNS[name][column][1].replace(": its lower end", "")
         for heading, column, _ in shown
         if column
     }

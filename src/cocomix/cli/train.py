@@ -56,7 +56,8 @@ def train(
     folder = run(config, output, profile_steps=profile, recipe_fingerprint=recipe_fingerprint(values))
     if (url := url_of(folder)) is not None:
         return Printed(json.loads(RemoteFolder(url).read(MANIFEST)))
-    return Printed(read_json(folder / MANIFEST), _beside_references(folder) if is_first_process() else None)
+    told = is_first_process() and logger.isEnabledFor(logging.INFO)  # not with --quiet, as sweeps train
+    return Printed(read_json(folder / MANIFEST), _beside_references(folder) if told else None)
 
 
 def _beside_references(folder: Path) -> "Table | None":

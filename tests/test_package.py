@@ -81,7 +81,9 @@ def wheel_files(folder: Path) -> dict[str, bytes]:
 def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_else(distributions: Path) -> None:
     names = set(wheel_files(distributions))
     data = {"py.typed", *(f"evaluation/tasks/{path.name}" for path in (SOURCE / "evaluation" / "tasks").iterdir())}
-    data |= {str(path.relative_to(SOURCE)) for suffix in ("css", "js", "md") for path in SOURCE.rglob(f"*.{suffix}")}
+    data |= {
+        str(path.relative_to(SOURCE)) for suffix in ("css", "html", "js", "md") for path in SOURCE.rglob(f"*.{suffix}")
+    }
     code = {str(path.relative_to(SOURCE)) for path in FILES}
     recipes = {
         f"recipes/{path.relative_to(recipes_folder())}" for path in recipes_folder().rglob("*") if path.is_file()

@@ -5,9 +5,7 @@
 set -euo pipefail
 teacher=$(realpath "$1") folder=$(realpath "$2")
 cocomix="${COCOMIX:-cocomix}"
-for kind in activation contextual attribution centred_attribution; do
-  options=(--set "kind=${kind#centred_}")
-  [ "$kind" = centred_attribution ] && options+=(--set centre_by_token=true)
+for kind in activation contextual attribution; do
   $cocomix label "$folder/student_data" --teacher "$teacher" --dictionary "$folder/dictionary" --layer 12 --dtype auto \
-    "${options[@]}" --output "$folder/labels_$kind" 2>&1 | tee "$folder/label_$kind.log"
+    --set "kind=$kind" --output "$folder/labels_$kind" 2>&1 | tee "$folder/label_$kind.log"
 done

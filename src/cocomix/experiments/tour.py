@@ -55,7 +55,7 @@ def _sections(comparison: Comparison, runs: Sequence[Run]) -> list[Section]:
     names = " ".join(str(run.path) for run in runs)
     commands = (
         f'cocomix inspect {best.path} "Return the number of items."\n'
-        f'cocomix generate {best.path} "Return the number of" --steer 12=5\n'
+        f'cocomix generate {best.path} "Return the number of" --steer 12+3\n'
         f"cocomix explore {best.path}\n"
         f"cocomix compare {names} --output comparison"
     )

@@ -143,6 +143,11 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         trainer.block_size = data.manifest.block_size  # rather than read off a block, which may have to be fetched
         trainer.remove_callback(PrinterCallback)
         _announce(recipe, plan, trainer)
+        if labels is not None and (content := labels.first.manifest.content) is not None:
+            logger.info(
+                f"concept recall without context would be {content.token_recall_at_32:.1%} by a list for every current "
+                f"token and {content.static_recall_at_32:.1%} by one for all positions (32 concepts each)"
+            )
         if fast_bfloat16(arguments.device) and not (arguments.bf16 or arguments.fp16):
             logger.info("this machine is fast in bfloat16 and the run is in float32; training.bf16: true changes that")
         if online is not None:

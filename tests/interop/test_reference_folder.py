@@ -206,7 +206,7 @@ def strange_index(folder: Path) -> None:
         (edited("config.json", n_layer=9), "disagree about the sizes"),
         (edited("config.json", activation_function="none"), "last: "),
         (edited("config.json", scale_attn_by_inverse_layer_idx=True), "cannot be split"),
-        (run_config("- a list\n"), "holds no settings by name"),
+        (run_config("- a list\n"), "settings by name"),
         (run_config("insert_layer_index: null\n"), "give --insert-layer"),
         (run_config(RUN_CONFIG.replace("0.3", "much")), "lam_concept in config.yaml is 'much'"),
         (run_config(RUN_CONFIG.replace(f"concept_num: {TOPK}", "concept_num: 99")), "concept_topk=99"),

@@ -175,8 +175,8 @@ def test_the_wall_clock_decides_nothing() -> None:
     """It may jump. Durations are monotonic, checkpoints are ordered by step; people may be told how old a run is.
 
     Three modules compare a file's time with the one noted before, to see that it was changed, and with no clock; the
-    cache orders its files by the times of their last use, which decides what is fetched again and nothing else. Of a run
-    that was evaluated in several ways, the evaluation made last is shown first.
+    cache orders its files by the times of their last use, which decides what is fetched again and nothing else. Of
+    several evaluations of a run, the one made last is shown first.
     """
     source = ROOT / "src" / "cocomix"
     reading = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)|st_[mc]time|getmtime")

@@ -171,7 +171,7 @@ def test_refusals():
         measured(ntp_model(), token_blocks(4))
     with pytest.raises(CoCoMixError, match="none"):
         measured(cocomix_model("none"), token_blocks(4))
-    with pytest.raises(CoCoMixError, match="single block"):
+    with pytest.raises(CoCoMixError, match="at least two"):
         measured(cocomix_model(), token_blocks(1))
 
 

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from cocomix.data import TRAIN, MixedData, Tokens
 from cocomix.evaluation.reliance import first_distinct
-from cocomix.labelling import Concatenated, Labels
+from cocomix.labelling import MOST_POSITIONS, Concatenated, Labels, places_in_lists
 from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["LabelCounts", "count_labels"]
-
-_MOST_POSITIONS = 2_000_000
 
 Integers = NDArray[np.integer[Any]]
 
@@ -45,11 +43,10 @@ class LabelCounts:
 
         A token with fewer concepts gets those that are most frequent over all tokens in their place.
         """
-        order = np.lexsort((-self.counts, self.tokens))
-        rank = np.arange(len(order)) - np.searchsorted(self.tokens, self.tokens)  # within the token's pairs
-        first = order[rank < k]
+        places = places_in_lists(self.tokens, self.counts)
+        kept = places < k
         table = np.full((vocab_size, k), IGNORE, dtype=np.int64)
-        table[self.tokens[first], rank[rank < k]] = self.concepts[first]
+        table[self.tokens[kept], places[kept]] = self.concepts[kept]
         frequent = np.argsort(-self.of_concepts, kind="stable")[:k]
         candidates = np.concatenate((table, np.broadcast_to(frequent, (vocab_size, len(frequent)))), axis=1)
         filled = [first_distinct(some, k) for some in torch.split(torch.from_numpy(candidates), 4096)]
@@ -65,7 +62,7 @@ def count_labels(data: Tokens, labels: Concatenated[Labels]) -> LabelCounts:
     """
     n_concepts, keys = labels.first.num_concepts, []
     parts = data.parts if isinstance(data, MixedData) else (data,)
-    step = max(data.manifest.splits[TRAIN].blocks * data.manifest.block_size // _MOST_POSITIONS, 1)
+    step = max(data.manifest.splits[TRAIN].blocks * data.manifest.block_size // MOST_POSITIONS, 1)
     for part, store in zip(parts, labels.parts, strict=True):
         blocks, stored = part.split(TRAIN), store.split(TRAIN)
         for index in range(0, len(stored), step):

@@ -112,7 +112,7 @@ def open_run_labels(
                 raise CoCoMixError(f"the run has no labels of {data.path}; name some with --labels.")
             found = _own_labels(run)
         except CoCoMixError as error:
-            logger.warning(f"{without} is left out: {error}")
+            logger.warning(f"no {without}: {error}")
             return None
     for labels, part in zip(found.parts, parts, strict=True):
         labels.require_tokens(part)

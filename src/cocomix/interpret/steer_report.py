@@ -1,6 +1,5 @@
 """`cocomix steer-eval`: a run's steering measured with the teacher of its own labels, and the report of it."""
 
-import io
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ import torch
 from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, positions_of_rows
 from cocomix.evaluation import Figure, Run, open_run_data, render_page
-from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress
+from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress, png
 from cocomix.evaluation.formatting import NOTHING, signed
 from cocomix.evaluation.pages import Table
 from cocomix.interpret.atlas_pass import Array
@@ -276,9 +275,7 @@ class SteerReport:
             axes.set_xlabel("factor", color=theme.ink)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=theme.ink)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", facecolor=theme.background, metadata={"Software": None})
-        return stream.getvalue()
+        return png(figure)
 
 
 def evaluate_run_steering(

@@ -10,7 +10,7 @@ from cocomix.runtime.lazy import lazily
 if TYPE_CHECKING:
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data, fitted
-    from cocomix.labelling.label_content import LabelContent
+    from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
     from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cocomix.labelling.storing import Job, finish, recognised
 
 __all__ = [
+    "MOST_POSITIONS",
     "Concatenated",
     "Executor",
     "Inline",
@@ -42,13 +43,14 @@ __all__ = [
     "label_data",
     "open_decoder",
     "open_labeller",
+    "places_in_lists",
     "recognised",
 ]
 
 _MODULES = {
     "executors": ("Inline", "Processes", "SlurmArray"),
     "fitting": ("fit_on_data", "fitted"),
-    "label_content": ("LabelContent",),
+    "label_content": ("MOST_POSITIONS", "LabelContent", "places_in_lists"),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
     "opening": ("check_tokenizer", "open_decoder", "open_labeller"),

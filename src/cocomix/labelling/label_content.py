@@ -18,7 +18,7 @@ from pydantic import Field
 
 from cocomix.runtime.section import Section
 
-__all__ = ["MOST_POSITIONS", "LabelContent", "label_content"]
+__all__ = ["MOST_POSITIONS", "LabelContent", "label_content", "places_in_lists"]
 
 MOST_POSITIONS = 2_000_000
 """Positions that are looked at, in blocks spread over the training split: 2 s and 0.4 GB with four labels each."""
@@ -126,18 +126,27 @@ def label_content(
     )
 
 
+def places_in_lists(tokens: NDArray[Any], counts: NDArray[Any]) -> Ints:
+    """Place of each pair of a token and a concept in the token's list, the most frequent first. [pairs]
+
+    Args:
+        tokens: of the pairs, not falling. [pairs]
+        counts: of the pairs. [pairs]
+    """
+    order = np.lexsort((-counts, tokens))  # by token, then by falling count
+    places = np.empty(len(tokens), np.int64)
+    places[order] = np.arange(len(tokens)) - np.searchsorted(tokens, tokens)
+    return places
+
+
 def _token_ranks(fitted: Ints, measured: Ints, by_static: Ints, num_concepts: int) -> Ints:
     """Place of every measured label in its token's list; beyond all lists where the list lacks it."""
-    pairs, counts = np.unique(fitted, return_counts=True)  # sorted by token, then by concept
-    order = np.lexsort((-counts, pairs // num_concepts))  # by token, then by falling count
-    tokens = pairs[order] // num_concepts
-    starts = np.searchsorted(tokens, tokens)  # where the token's list begins
-    ranks = np.empty(len(pairs), np.int64)
-    ranks[order] = np.arange(len(pairs)) - starts
+    pairs, counts = np.unique(fitted, return_counts=True)
+    tokens = pairs // num_concepts
+    ranks = places_in_lists(tokens, counts)
     place = np.minimum(np.searchsorted(pairs, measured), len(pairs) - 1)
     found = np.where(pairs[place] == measured, ranks[place], num_concepts)
-    known = np.isin(measured // num_concepts, tokens)
-    return np.where(known, found, by_static)
+    return np.where(np.isin(measured // num_concepts, tokens), found, by_static)
 
 
 def _entropy(counts: NDArray[np.integer[Any]]) -> float:

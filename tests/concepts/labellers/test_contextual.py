@@ -99,3 +99,9 @@ def test_what_cannot_be_centred_is_refused(teacher):
         ContextualLabeller(teacher).with_tables({**tables, "keys": tables["keys"] + VOCAB * CONCEPTS})
     with pytest.raises(ValidationError, match="centre_by_token"):
         AttributionConfig(centre_by_token=True, activation="pre")
+
+
+def test_a_sample_without_an_active_concept_centres_nothing(teacher):
+    nothing = {"keys": torch.zeros(0, dtype=torch.int64), "means": torch.zeros(0)}
+    found = ContextualLabeller(teacher).with_tables(nothing).label(TEXT, k=3)
+    assert (found.ids != -100).any()

@@ -48,6 +48,8 @@ class CentredLabeller(FittedTeacherLabeller):
     """
 
     shapes: ClassVar[Mapping[str, torch.dtype]] = {"keys": torch.int64, "means": torch.float32}
+    _keys: Tensor
+    _means: Tensor
 
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
         """See `FittedTeacherLabeller`."""
@@ -59,16 +61,18 @@ class CentredLabeller(FittedTeacherLabeller):
         labeller = super().with_tables(tables)
         if len(keys := tables["keys"]) and int(keys[-1]) >= self.teacher.vocab_size * self.num_concepts:
             raise CoCoMixError(f"the means of {self.kind} are of another teacher or dictionary; label the data again.")
+        device = self.teacher.decoder.device  # copied once, not for every batch
+        labeller._keys, labeller._means = (tables[name].to(device) for name in ("keys", "means"))
         return labeller
 
     def centred(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
         """Scores minus their means, 0 where there was no score. [batch, seq, width]"""
         self.require_tables()
-        keys, means = (self._tables[name].to(codes.values.device) for name in ("keys", "means"))
+        if not len(self._keys):  # no concept was active in the sample
+            return codes
         wanted = input_ids.to(codes.ids.device)[..., None] * self.num_concepts + codes.ids
-        places = torch.searchsorted(keys, wanted).clamp(max=max(0, len(keys) - 1))
-        known = keys[places] == wanted
-        values = codes.values - torch.where(known, means[places], 0.0)
+        places = torch.searchsorted(self._keys, wanted).clamp(max=len(self._keys) - 1)
+        values = codes.values - torch.where(self._keys[places] == wanted, self._means[places], 0.0)
         return SparseCodes(codes.ids, values.masked_fill(codes.values == 0, 0.0))
 
 

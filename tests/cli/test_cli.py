@@ -74,8 +74,8 @@ def test_results_go_to_standard_output_and_progress_to_standard_error(
     quiet = cli("train", recipe, "--output", tmp_path / "quiet", "--quiet")
     assert (quiet.out, quiet.err) == ("", "")
     table = cli("eval", tmp_path / "quiet", "--limit-blocks", 4, "--quiet")
-    assert "reliance" in table.out
-    assert table.err == ""
+    assert "Reliance" in table.out
+    assert all(line.startswith("warning: ") for line in table.err.splitlines())  # such as of a model below the bigram
 
 
 def test_text_for_people(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:

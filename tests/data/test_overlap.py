@@ -51,8 +51,7 @@ def test_other_splits_are(other: str, corpora: dict[str, Tokens], caplog: pytest
 
 
 def test_a_mixture_and_an_evaluation_warn(workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from cocomix.evaluation import Run
-    from cocomix.evaluation.run_evaluation import open_run_data
+    from cocomix.evaluation import Run, open_run_data
     from cocomix.training.corpora import open_data
 
     caplog.set_level(logging.WARNING, "cocomix")

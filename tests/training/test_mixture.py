@@ -88,7 +88,7 @@ def test_a_run_on_a_mixture(
     drawn = order.blocks(0, 0, 96)
     assert parts[0]["blocks"] == int((drawn < len(data.parts[0].split(TRAIN))).sum())
     result = evaluate_run(Run.open(run), device=torch.device("cpu"), reliance=False)
-    assert result.evaluation.loss == pytest.approx(manifest["final"]["eval_loss"], rel=1e-4)
+    assert result.loss == pytest.approx(manifest["final"]["eval_loss"], rel=1e-4)
 
 
 def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_labels: Path) -> None:

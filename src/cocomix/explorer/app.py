@@ -62,8 +62,8 @@ def build_app(subject: Subject) -> gr.Blocks:
             return [gr.Tabs(selected=name), said, *(value for each in values.values() for value in each)]
 
         parameters = [component for view in views.values() for component in view.parameters.values()]
-        app.load(restore, None, [tabs, told, *parameters], **QUIET)
-        app.load(**text.again())
+        # The text is read after the link is restored: side by side, the slower of the two would show the default.
+        app.load(restore, None, [tabs, told, *parameters], **QUIET).then(**text.again())
         chosen, coloured = concept.parameters["concept"], text.parameters["concept"]
         colour.click(lambda one: [gr.Tabs(selected="text"), one], chosen, [tabs, coloured], **QUIET)
         steer_it.click(lambda one: [gr.Tabs(selected="steer"), *turned(one)], chosen, [tabs, *fields], **QUIET)

@@ -255,7 +255,7 @@ def test_a_pause_run_loads_evaluates_and_refuses_what_needs_concepts(workshop: W
     assert (manifest.objective, manifest.mixing, manifest.labels) == ("cocomix", "pause", None)
     assert AutoModelForCausalLM.from_pretrained(run).config.has_concepts is False
     evaluated = evaluate_run(Run.open(run), device=torch.device("cpu"), limit_blocks=11)
-    assert evaluated.evaluation.loss == pytest.approx(read_json(run / "manifest.json")["final"]["eval_loss"], abs=1e-6)
+    assert evaluated.loss == pytest.approx(read_json(run / "manifest.json")["final"]["eval_loss"], abs=1e-6)
     assert evaluated.reliance is None
 
 

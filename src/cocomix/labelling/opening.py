@@ -1,8 +1,9 @@
 """Teachers and labellers, loaded for a data set and tried on it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from cocomix.concepts import (
     spread_blocks,
 )
 from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
+from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
@@ -70,15 +72,22 @@ def open_labeller(
             raise CoCoMixError(
                 f"labels of kind {config.kind!r} need training blocks to learn from, which a stream lacks."
             )
-        logger.info("learning from %s tokens of the training split", f"{labeller.sample_tokens:,}")
         blocks = spread_blocks(tokens.split(TRAIN), labeller.sample_tokens)
-        labeller = labeller.fit(torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])))
+        with progress(f"learning {config.kind} from a sample", blocks.numel(), "tokens") as advance:
+            labeller = labeller.fit(_counted(blocks, advance))
     if not isinstance(config, TeacherLabellerConfig):
         return labeller, None
     sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
     if isinstance(labeller, AlignedTeacher):
         return labeller, check_labeller(labeller.inner, labeller.teacher_blocks(sample), k=config.k, force=force)
     return labeller, check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
+
+
+def _counted(blocks: Tensor, advance: Callable[[float], Any]) -> Iterator[Tensor]:
+    """Batches of blocks, each reported when the next is asked for."""
+    for batch in torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])):
+        yield batch
+        advance(batch.numel())
 
 
 @dataclass(frozen=True)

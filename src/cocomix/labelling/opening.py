@@ -1,6 +1,5 @@
 """Teachers and labellers, loaded for a data set and tried on it."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +35,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
 __all__ = ["SentTokens", "check_tokenizer", "load_labeller", "open_decoder", "open_labeller", "tokenizer_of"]
-
-logger = logging.getLogger(__name__)
 
 _LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit
 _BATCH_TOKENS = 4096  # of the sample that a labeller learns from

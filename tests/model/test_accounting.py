@@ -117,6 +117,17 @@ def test_models_without_concepts_by_hand(kind: str) -> None:
     assert costs.forward_flops_per_token == flops
 
 
+@pytest.mark.parametrize("mixing", ["add", "interleave"])
+def test_a_baseline_of_the_same_flops(mixing: str) -> None:
+    """Interleaving runs the upper half at twice the positions, which active parameters do not show."""
+    config = CoCoMixConfig(gpt2(256, 4, 4), insert_layer=2, num_concepts=4096, mixing=mixing)
+    baseline = matched_config(config, "flops", 128)
+    wanted = account(build_model(config), 128).forward_flops_per_token
+    assert account(build_model(baseline), 128).forward_flops_per_token == pytest.approx(wanted, rel=0.02)
+    wider = baseline.hidden_size > matched_config(config).hidden_size
+    assert wider is (mixing == "interleave")
+
+
 def test_a_matched_pause_model_has_the_active_parameters_of_the_concepts_it_does_without() -> None:
     config = CoCoMixConfig(backbone=gpt2(256, 4, 4), insert_layer=1, num_concepts=8192, mixing="pause")
     before = copy.deepcopy(config.to_dict())

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -89,15 +90,28 @@ def build_model(config: PreTrainedConfig, attn_implementation: str | None = None
     return plain_model(config, attn_implementation)
 
 
-def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
-    """The baseline whose active parameters match a CoCoMix model's, by width alone (paper section 3).
+def matched_config(
+    config: CoCoMixConfig, by: Literal["matched", "flops"] = "matched", block_size: int | None = None
+) -> PreTrainedConfig:
+    """The baseline whose active parameters or FLOPs match a CoCoMix model's, by width alone.
 
     The baseline is the plain decoder, or with `mixing="pause"` the pause model, which is matched to the model that
     predicts `num_concepts` concepts in its place. Hidden and feed-forward widths grow together; depth, heads and
     vocabulary stay. Of the widths that are multiples of `_width_step` and that the heads can share (see `_fits_heads`),
-    the one with the nearest parameter count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for
-    d = 512, 1024 and 2048.
+    the one with the nearest count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for d = 512,
+    1024 and 2048.
+
+    Args:
+        config: of the CoCoMix model.
+        by: `matched` for active parameters (paper section 3), `flops` for those of a forward pass: our choice, because
+            interleaving doubles the positions of the upper half, which parameters do not show.
+        block_size: context in tokens of the attention scores in those FLOPs; `None` leaves them out.
     """
+
+    def size(model: PreTrainedModel) -> float:
+        cost = account(model, block_size)
+        return cost.active_parameters if by == "matched" else cost.forward_flops_per_token
+
     pause = not config.form.predicts
     matched_to = copy.deepcopy(config)
     if pause:
@@ -112,14 +126,14 @@ def matched_config(config: CoCoMixConfig) -> PreTrainedConfig:
         return wider
 
     with torch.device("meta"):
-        target = account(CoCoMixForCausalLM(matched_to)).active_parameters
+        target = size(CoCoMixForCausalLM(matched_to))
         step = _width_step(config.hidden_size)
         first = -(-config.hidden_size // step) * step
         best, best_gap = first, float("inf")
         for width in itertools.count(first, step):
             if not _fits_heads(config.backbone, width):
                 continue
-            gap = count_parameters(build_model(baseline(width))) - target
+            gap = size(build_model(baseline(width))) - target
             if abs(gap) < best_gap:
                 best, best_gap = width, abs(gap)
             if gap >= 0:

@@ -146,9 +146,9 @@ class RunConfig(Section):
     """What tables call the run; by default the output folder's name."""
     objective: Literal["ntp", "cocomix"] = "cocomix"
     """`ntp` trains the plain decoder, `cocomix` the model with concepts."""
-    baseline: Literal["matched"] | None = None
-    """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters match the CoCoMix
-    model of this recipe."""
+    baseline: Literal["matched", "flops"] | None = None
+    """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters (`matched`) or the
+    FLOPs of a token (`flops`) match the CoCoMix model of this recipe."""
     data: DataConfig
     """Folder written by `cocomix prepare`, its URL, a `mixture` of such, or, beyond the disk, `path` and `cache_gb`."""
     labels: LabelsConfig | None = None
@@ -189,9 +189,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "RunConfig":
         if self.baseline is not None and self.model.pretrained is not None:
-            raise ValueError("baseline: matched widens the decoder, so it cannot start from model.pretrained")
+            raise ValueError(f"baseline: {self.baseline} widens the decoder, so it cannot start from model.pretrained")
         if self.baseline is not None and self.objective != "ntp" and self.model.form.predicts:
-            raise ValueError("baseline: matched needs objective: ntp or model.mixing: pause")
+            raise ValueError(f"baseline: {self.baseline} needs objective: ntp or model.mixing: pause")
         if isinstance(self.data, MixtureConfig):
             if self.labels is not None and self.labels.path is not None:
                 raise ValueError("labels: a folder belongs to one corpus; give every corpus of data.mixture its own")
@@ -292,7 +292,7 @@ class RunConfig(Section):
                 parts.append(f"λ {model.concept_loss_weight}")
             parts += model.form.options(model)
         if self.baseline is not None:
-            parts.append(self.baseline)
+            parts.append({"matched": "matched", "flops": "same FLOPs"}[self.baseline])
         if self.distillation is not None:
             parts.append("kd")
             if self.distillation.weight.changes:

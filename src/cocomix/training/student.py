@@ -61,7 +61,8 @@ def model_config(
     given = {name: getattr(config.model, name) for name in MODEL_ARGUMENTS if name not in _SIZES}
     given |= {"backbone": backbone, "concept_loss_weight": config.model.concept_loss_weight.peak}
     student = CoCoMixConfig(**given, **_sizes(config, label_concepts, teacher_hidden_size))
-    return student if config.baseline is None else matched_config(student)
+    block_size = None if vocabulary is None else vocabulary.block_size
+    return student if config.baseline is None else matched_config(student, config.baseline, block_size)
 
 
 def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: int | None) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from mkdocs.structure.files import File, Files
 __all__ = ["on_files", "reference_pages"]
 
 
+KINDS = ("attribution", "activation", "contextual", "random", "token_lookup", "future_words", "future_clusters")
+
+
 def reference_pages() -> dict[str, str]:
     """Path below the documentation's folder → Markdown."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,7 +28,7 @@ def reference_pages() -> dict[str, str]:
         Part("A recipe", "What `cocomix train` reads.", RunConfig),
         *(
             Part(f"Labels: {kind}", f"`labels: {{kind: {kind}}}` in a recipe, and `--set` of `cocomix label`.", config)
-            for kind in ("attribution", "activation", "contextual", "random", "token_lookup")
+            for kind in KINDS
             for config in [labeller_config_type(kind)]
         ),
         Part("A plan", "What `cocomix sweep` reads.", SweepPlan),

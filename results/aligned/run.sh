@@ -13,4 +13,4 @@ $cocomix sae "$out/teacher_data" --teacher "$teacher" --layer 12 --num-concepts 
 $cocomix prepare "$3" --vocab-size 4096 --block-size 256 --max-bytes 460000 --validation-fraction 0.04 \
   --output "$out/student_data"
 time $cocomix label "$out/student_data" --teacher "$teacher" --dictionary "$out/dictionary" --layer 12 \
-  --set kind=activation --output "$out/labels" --json > "$out/labels.json" 2> "$out/label.log"
+  --kind activation --output "$out/labels" --json > "$out/labels.json" 2> "$out/label.log"

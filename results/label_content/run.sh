@@ -7,5 +7,5 @@ teacher=$(realpath "$1") folder=$(realpath "$2")
 cocomix="${COCOMIX:-cocomix}"
 for kind in activation contextual attribution; do
   $cocomix label "$folder/student_data" --teacher "$teacher" --dictionary "$folder/dictionary" --layer 12 --dtype auto \
-    --set "kind=$kind" --output "$folder/labels_$kind" 2>&1 | tee "$folder/label_$kind.log"
+    --kind "$kind" --output "$folder/labels_$kind" 2>&1 | tee "$folder/label_$kind.log"
 done

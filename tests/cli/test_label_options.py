@@ -36,9 +36,9 @@ def test_from_a_recipe_and_options(tmp_path: Path) -> None:
     assert found.k == 3
     changed = labeller(recipe=path, set=["k=2", "sign=logprob"])
     assert (changed.k, changed.sign) == (2, "logprob")
-    other = labeller(recipe=path, set=["kind=random", "seed=4"])
+    other = labeller(recipe=path, kind="random", set=["seed=4"])
     assert (other.kind, other.k, other.seed, other.teacher) == ("random", 3, 4, found.teacher)
-    with pytest.raises(CoCoMixError, match=r"did you mean kind\?"):
+    with pytest.raises(CoCoMixError, match="selection is not a known field"):
         labeller(recipe=path, set=["selection=random"])
     # Another teacher has other revisions, another dictionary another layer and no sae_id.
     assert labeller(recipe=path, teacher="u").teacher == TeacherConfig(model="u", layer=5)
@@ -46,6 +46,16 @@ def test_from_a_recipe_and_options(tmp_path: Path) -> None:
     other = labeller(recipe=path, dictionary="folder")
     assert (other.teacher.layer, other.dictionary) == (7, DictionaryConfig(path="folder"))
     assert labeller(recipe=path, layer=2).teacher.layer == 2
+
+
+def test_kinds_without_a_teacher_need_and_take_none(tmp_path: Path) -> None:
+    found = labeller(kind="future_words", set=["window=8"])
+    assert (found.kind, found.window, found.missing()) == ("future_words", 8, ())
+    (path := tmp_path / "r.yaml").write_text(LABELLED)
+    assert labeller(recipe=path, kind="future_clusters").model_dump(exclude_unset=True) == {
+        "kind": "future_clusters",
+        "k": 3,
+    }
 
 
 def test_without_a_recipe() -> None:
@@ -62,6 +72,9 @@ def test_without_a_recipe() -> None:
         ({"teacher": "t", "dictionary": "d", "set": ["colour=red"]}, "colour is not a known field"),
         ({"teacher": "t", "dictionary": "d", "set": ["k=0"]}, "label settings: k"),
         ({"teacher": "t", "dictionary": "d", "layer": -1}, "layer"),
+        ({"set": ["kind=random"]}, "--kind random"),
+        ({"kind": "future_wrods"}, "future_wrods"),
+        ({"kind": "future_words", "teacher": "t"}, "teacher"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], match: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 
-from cocomix.concepts import ConceptLabels, LabellerConfig, labeller, register_labeller
+from cocomix.concepts import ConceptLabels, LabellerConfig, Vocabulary, labeller, register_labeller
 from cocomix.labelling import Labels
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
@@ -30,7 +30,7 @@ class DummyLabeller:
         self.num_concepts = concepts
 
     @classmethod
-    def build(cls, config: DummyConfig, *, device: Any, bos_token_id: int | None) -> "DummyLabeller":
+    def build(cls, config: DummyConfig, *, device: Any, vocabulary: Vocabulary | None) -> "DummyLabeller":
         return cls(config.concepts)
 
     def label(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, *, k: int) -> ConceptLabels:
@@ -66,7 +66,7 @@ def losses(workshop: Workshop, folder: Path, labels: Any) -> list[float]:
 
 @pytest.mark.usefixtures("_registered")
 def test_a_labeller_of_ones_own_labels_and_trains(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
-    cli("label", workshop.data, "--set", "kind=dummy", "--set", "k=2", "--scores", "none", "-o", tmp_path / "labels")
+    cli("label", workshop.data, "--kind", "dummy", "--set", "k=2", "--scores", "none", "-o", tmp_path / "labels")
     stored = Labels.open(tmp_path / "labels")
     assert (stored.manifest.labels["kind"], stored.manifest.num_concepts) == ("dummy", 7)
     online = losses(workshop, tmp_path / "online", {"kind": "dummy", "k": 2})

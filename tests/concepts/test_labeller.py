@@ -11,6 +11,7 @@ from cocomix.concepts import (
     ConceptLabels,
     ConceptTeacher,
     LabellerConfig,
+    Vocabulary,
     build_labeller,
     labeller,
     labeller_config,
@@ -40,7 +41,7 @@ class EchoLabeller:
         self.shift = shift
 
     @classmethod
-    def build(cls, config, *, device, bos_token_id):
+    def build(cls, config, *, device, vocabulary):
         return cls(config.shift)
 
     def label(self, input_ids, attention_mask=None, *, k):
@@ -123,7 +124,7 @@ def test_a_labeller_is_built_from_what_its_configuration_names(kind, tmp_path, i
         "dictionary": {"path": str(tmp_path / "sae")},
     }
     config = labeller_config({"kind": kind, **values})
-    built = build_labeller(config, bos_token_id=int(input_ids[0, 0]))
+    built = build_labeller(config, vocabulary=Vocabulary(VOCAB, 0, int(input_ids[0, 0])))
     by_hand = type(built)(ConceptTeacher(model, dictionary, 1, bos_token_id=int(input_ids[0, 0])))
     assert torch.equal(built.label(input_ids, k=3).ids, by_hand.label(input_ids, k=3).ids)
     assert built.fingerprint() == by_hand.fingerprint()

@@ -76,7 +76,7 @@ def test_centred_labels_are_made_by_a_finished_command_and_by_workers(
     found = label(workshop, tmp_path / "labels", sample_tokens=1000, **settings)
     assert found.tables().keys() == {"keys", "means"}
     assert found.manifest.content is not None
-    options = [part for name, value in settings.items() for part in ("--set", f"{name}={str(value).lower()}")]
+    options = ["--kind", "contextual"] if "kind" in settings else ["--set", "centre_by_token=true"]
     command = ("label", workshop.data, *sources(workshop), "--set", "sample_tokens=1000", *options)
     cli(*command, "--workers", "2", "-o", tmp_path / "again")
     assert Labels.open(tmp_path / "again").manifest.labeller == found.manifest.labeller

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cocomix.artifacts import AlreadyExists, BeingWritten, MadeFromSomethingElse, NotAnArtifact, partial_path
-from cocomix.concepts import ConceptLabels, LabellerConfig, TeacherConfig, register_labeller
+from cocomix.concepts import ConceptLabels, LabellerConfig, TeacherConfig, Vocabulary, register_labeller
 from cocomix.data import Tokens
 from cocomix.labelling import (
     Executor,
@@ -393,7 +393,7 @@ class Counted:
         self._tables = dict(tables or {})
 
     @classmethod
-    def build(cls, config: Any, *, device: Any = None, bos_token_id: int | None = None) -> "Counted":
+    def build(cls, config: Any, *, device: Any = None, vocabulary: Vocabulary | None = None) -> "Counted":
         return cls()
 
     def fit(self, batches: Iterable[Tensor]) -> Self:

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.concepts import AttributionLabeller, ConceptLabels, ConceptTeacher, LabellerConfig, register_labeller
+from cocomix.concepts import (
+    AttributionLabeller,
+    ConceptLabels,
+    ConceptTeacher,
+    LabellerConfig,
+    Vocabulary,
+    register_labeller,
+)
 from cocomix.data import SplitMeta, Tokens, TokensFile, TokensManifest
 from tests.concepts.conftest import VOCAB, make_dictionary, make_model
 
@@ -37,10 +44,11 @@ class TinyLabeller(AttributionLabeller):
     kill: str = ""
 
     @classmethod
-    def build(cls, config: TinyConfig, *, device: Any = None, bos_token_id: int | None = None) -> "TinyLabeller":
+    def build(cls, config: TinyConfig, *, device: Any = None, vocabulary: Vocabulary | None = None) -> "TinyLabeller":
         with _DRAWING:
             model = make_model("gpt2", seed=config.seed)
-        teacher = ConceptTeacher(model, make_dictionary(), 1, bos_token_id=bos_token_id)
+        begin = None if vocabulary is None else vocabulary.bos_token_id
+        teacher = ConceptTeacher(model, make_dictionary(), 1, bos_token_id=begin)
         labeller = cls(teacher, sign=config.sign)
         labeller.kill = config.kill
         return labeller

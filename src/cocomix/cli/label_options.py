@@ -20,6 +20,7 @@ class LabelOptions:
     """How labels are made; every field is an option."""
 
     recipe: Annotated[Path | None, typer.Option(help="Take from a recipe how labels are made.")] = None
+    kind: Annotated[str | None, typer.Option(help="Kind of labels: attribution (default), future_words …")] = None
     teacher: Annotated[str | None, typer.Option(help="Causal language model: Hub name, folder or GGUF file.")] = None
     dictionary: Annotated[str | None, typer.Option(help="SAELens release, or folder of an autoencoder.")] = None
     sae_id: Annotated[str | None, typer.Option(help="Which autoencoder of a release.")] = None
@@ -32,7 +33,7 @@ class LabelOptions:
     set: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FIELD=VALUE", help="kind, k, activation, gradient, sign, centre_by_token, sample_tokens, seed …"
+            metavar="FIELD=VALUE", help="k, activation, gradient, sign, centre_by_token, sample_tokens, seed …"
         ),
     ] = None
 
@@ -58,9 +59,12 @@ class LabelOptions:
             key, separator, text = assignment.partition("=")
             if not separator:
                 raise CoCoMixError(f"--set {assignment} is not of the form field=value.")
+            if key == "kind":
+                raise CoCoMixError(f"--set {assignment}: the kind of labels is named with --kind {text}.")
             given[key] = parse_yaml(text, f"--set {assignment}")
-        if given.get("kind", values["kind"]) != values["kind"]:  # the recipe's settings of another kind do not apply
-            values = {name: values[name] for name in ("k", "dtype", "teacher", "dictionary") if name in values}
+        if self.kind not in (None, values["kind"]):  # the recipe's settings of another kind do not apply
+            shared = {"k", "dtype", "teacher", "dictionary"} & labeller_config_type(self.kind).model_fields.keys()
+            values = {name: values[name] for name in shared & values.keys()} | {"kind": self.kind}
         values |= given
         if self.dtype is not None:
             values["dtype"] = self.dtype

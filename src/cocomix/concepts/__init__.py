@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ConceptLabels,
         FittedLabeller,
         LabellerConfig,
+        Vocabulary,
         build_labeller,
         determining,
         drop_without_target,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     )
     from cocomix.concepts.labellers.contextual import ContextualConfig, ContextualLabeller
     from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
+    from cocomix.concepts.labellers.future_clusters import FutureClustersConfig, FutureClustersLabeller
+    from cocomix.concepts.labellers.future_words import FutureWordsConfig, FutureWordsLabeller
     from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
     from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
@@ -88,6 +91,7 @@ _MODULES = {
         "ConceptLabels",
         "FittedLabeller",
         "LabellerConfig",
+        "Vocabulary",
         "build_labeller",
         "determining",
         "drop_without_target",
@@ -110,6 +114,8 @@ _MODULES = {
         "ContextualLabeller",
     ),
     "labellers.fitted": ("FittedTeacherLabeller",),
+    "labellers.future_clusters": ("FutureClustersConfig", "FutureClustersLabeller"),
+    "labellers.future_words": ("FutureWordsConfig", "FutureWordsLabeller"),
     "labellers.random": (
         "RandomConfig",
         "RandomLabeller",
@@ -161,6 +167,10 @@ __all__ = [
     "FittedLabeller",
     "FittedTeacherLabeller",
     "FrozenDecoder",
+    "FutureClustersConfig",
+    "FutureClustersLabeller",
+    "FutureWordsConfig",
+    "FutureWordsLabeller",
     "LabellerConfig",
     "RandomConfig",
     "RandomLabeller",
@@ -170,6 +180,7 @@ __all__ = [
     "TeacherLabellerConfig",
     "TokenLookupConfig",
     "TokenLookupLabeller",
+    "Vocabulary",
     "build_labeller",
     "check_labeller",
     "configuration_fingerprint",

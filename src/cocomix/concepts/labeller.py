@@ -1,7 +1,7 @@
 """The labeller interface: blocks of tokens in, concept labels out; and the registry of its kinds.
 
-A kind is a class with the interface of `LabellerKind`. Five are built in (see `cocomix.concepts.labellers`); another is
-added by `@register_labeller`, or by an entry point of the group `cocomix.labellers` whose name is the kind and whose
+A kind is a class with the interface of `LabellerKind`. Seven are built in (see `cocomix.concepts.labellers`); another
+is added by `@register_labeller`, or by an entry point of the group `cocomix.labellers` whose name is the kind and whose
 value is the class. What stored labels, labels made while training and labels in a notebook have in common is here;
 shards, disks and processes are unknown to a labeller.
 """
@@ -25,6 +25,7 @@ __all__ = [
     "FittedLabeller",
     "LabellerConfig",
     "LabellerKind",
+    "Vocabulary",
     "build_labeller",
     "determining",
     "drop_without_target",
@@ -45,8 +46,24 @@ _BUILT_IN = {
     "random": "cocomix.concepts.labellers.random:RandomLabeller",
     "contextual": "cocomix.concepts.labellers.contextual:ContextualLabeller",
     "token_lookup": "cocomix.concepts.labellers.token_lookup:TokenLookupLabeller",
+    "future_words": "cocomix.concepts.labellers.future_words:FutureWordsLabeller",
+    "future_clusters": "cocomix.concepts.labellers.future_clusters:FutureClustersLabeller",
 }
 _registered: dict[str, Any] = {}
+
+
+class Vocabulary(NamedTuple):
+    """What a labeller is told of the tokens that it will read.
+
+    Attributes:
+        size: ids are below it.
+        eos_token_id: the token that every document ends with.
+        bos_token_id: the token that every text begins with, which gets no labels; None if texts begin with text.
+    """
+
+    size: int
+    eos_token_id: int
+    bos_token_id: int | None = None
 
 
 class ConceptLabels(NamedTuple):
@@ -154,7 +171,7 @@ class LabellerKind(Protocol):
 
     @classmethod
     def build(
-        cls, config: Any, *, device: torch.device | str | None, bos_token_id: int | None, force: bool = False
+        cls, config: Any, *, device: torch.device | str | None, vocabulary: Vocabulary | None, force: bool = False
     ) -> ConceptLabeller:
         """Load what the labeller needs; arguments as in `build_labeller`, of which `force` is given only if set."""
         ...
@@ -213,7 +230,7 @@ def build_labeller(
     config: LabellerConfig,
     *,
     device: torch.device | str | None = None,
-    bos_token_id: int | None = None,
+    vocabulary: Vocabulary | None = None,
     tables: Mapping[str, Tensor] | None = None,
     force: bool = False,
 ) -> ConceptLabeller:
@@ -222,7 +239,7 @@ def build_labeller(
     Args:
         config: its settings.
         device: where its models run; the CPU if None.
-        bos_token_id: the token every text begins with, which gets no labels; None if texts begin with text.
+        vocabulary: of the data; None where it is another's or unknown.
         tables: what an earlier `fit` learned, for a kind that has one.
         force: warn of what does not fit together where that is possible.
 
@@ -230,7 +247,7 @@ def build_labeller(
         CoCoMixError: something cannot be loaded or does not fit together.
     """
     options = {"force": True} if force else {}
-    labeller = _labeller_class(config.kind).build(config, device=device, bos_token_id=bos_token_id, **options)
+    labeller = _labeller_class(config.kind).build(config, device=device, vocabulary=vocabulary, **options)
     if tables:
         if not isinstance(labeller, FittedLabeller):
             raise CoCoMixError(

@@ -14,7 +14,7 @@ from cocomix.concepts import (
 )
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, run_labels
-from cocomix.labelling import check_tokenizer
+from cocomix.labelling import check_tokenizer, vocabulary_of
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
@@ -58,7 +58,8 @@ def open_run_teacher(
     config = store.manifest.config() if store is not None else None if named is None else named.labeller
     if config is not None and not isinstance(config, TeacherLabellerConfig):
         raise CoCoMixError(
-            f"the labels of the run {run.manifest.name} are of kind {config.kind!r} and need no teacher."
+            f"the labels of the run {run.manifest.name} are of kind {config.kind!r} and have no teacher, which is "
+            "needed here; choose a run whose labels name concepts of a dictionary."
         )
     config = config or AttributionConfig()
     layer = None if config.teacher is None else config.teacher.layer
@@ -74,7 +75,7 @@ def open_run_teacher(
     labeller = build_labeller(
         config,
         device=default_device(),
-        bos_token_id=data.manifest.bos_token_id,
+        vocabulary=vocabulary_of(data),
         tables=None if store is None else store.tables(),
         force=True,  # what the run was labelled with was tried then
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
-    from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller
+    from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller, vocabulary_of
     from cocomix.labelling.ray_executor import RayExecutor
     from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
     from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest
@@ -45,6 +45,7 @@ __all__ = [
     "open_labeller",
     "places_in_lists",
     "recognised",
+    "vocabulary_of",
 ]
 
 _MODULES = {
@@ -53,7 +54,7 @@ _MODULES = {
     "label_content": ("MOST_POSITIONS", "LabelContent", "places_in_lists"),
     "make_labels": ("distill_data", "label_data"),
     "map_shards": ("Executor",),
-    "opening": ("check_tokenizer", "open_decoder", "open_labeller"),
+    "opening": ("check_tokenizer", "open_decoder", "open_labeller", "vocabulary_of"),
     "ray_executor": ("RayExecutor",),
     "stored_arrays": ("Concatenated", "StoredArrays"),
     "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest"),

@@ -22,6 +22,7 @@ from cocomix.concepts import (
     TeacherLabeller,
     TeacherLabellerConfig,
     TokenLookupLabeller,
+    Vocabulary,
     build_labeller,
     check_labeller,
     first_blocks,
@@ -34,7 +35,15 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
-__all__ = ["SentTokens", "check_tokenizer", "load_labeller", "open_decoder", "open_labeller", "tokenizer_of"]
+__all__ = [
+    "SentTokens",
+    "check_tokenizer",
+    "load_labeller",
+    "open_decoder",
+    "open_labeller",
+    "tokenizer_of",
+    "vocabulary_of",
+]
 
 _LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit
 _BATCH_TOKENS = 4096  # of the sample that a labeller learns from
@@ -121,13 +130,11 @@ def load_labeller(
         CoCoMixError: nothing can be loaded, or the tokenizers differ and labels cannot be carried over.
     """
     if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
-        return build_labeller(
-            config, device=device, bos_token_id=tokens.manifest.bos_token_id, tables=tables, force=force
-        )
+        return build_labeller(config, device=device, vocabulary=vocabulary_of(tokens), tables=tables, force=force)
     found = tokenizer_of(config.teacher)
     same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
-    bos_token_id = tokens.manifest.bos_token_id if same else None  # the teacher's texts begin as its tokenizer has it
-    labeller = build_labeller(config, device=device, bos_token_id=bos_token_id, tables=tables, force=force)
+    vocabulary = vocabulary_of(tokens) if same else None  # the teacher's texts begin as its tokenizer has it
+    labeller = build_labeller(config, device=device, vocabulary=vocabulary, tables=tables, force=force)
     assert isinstance(labeller, TeacherLabeller)
     model = labeller.teacher.decoder.model
     if found is None or same:
@@ -184,6 +191,12 @@ def check_tokenizer(
             f"the teacher's embedding has {rows} rows but the data's tokenizer has {meta.vocab_size} tokens; prepare "
             "the data with the teacher's tokenizer."
         )
+
+
+def vocabulary_of(tokens: Tokens | SentTokens) -> Vocabulary:
+    """What a labeller is told of a data set's tokens."""
+    meta = tokens.manifest
+    return Vocabulary(meta.vocab_size, meta.eos_token_id, meta.bos_token_id)
 
 
 def tokenizer_of(teacher: TeacherConfig) -> PreTrainedTokenizerFast | None:

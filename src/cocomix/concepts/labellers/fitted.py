@@ -1,15 +1,14 @@
-"""Labellers that learn tables from a first pass over a sample of the corpus: means per token and concept."""
+"""Labellers with a teacher that learn a table from a first pass over a sample: means per token and concept."""
 
-from collections.abc import Iterable, Mapping
-from copy import copy
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from cocomix.artifacts import fingerprint_json, tensor_sha256
 from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
+from cocomix.concepts.labellers.learned_tables import TableLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
@@ -33,7 +32,7 @@ class TokenSums(NamedTuple):
     counts: Tensor
 
 
-class FittedTeacherLabeller(TeacherLabeller):
+class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
     """A labeller with a teacher, a dictionary and tables. `fit` it or give it tables before it labels.
 
     Args:
@@ -43,15 +42,11 @@ class FittedTeacherLabeller(TeacherLabeller):
         settings: what else the subclass chooses labels by.
     """
 
-    shapes: ClassVar[Mapping[str, torch.dtype]]
-    """Names of the tables and their types."""
-
     def __init__(
         self, teacher: ConceptTeacher, *, sample_tokens: int, dtype: NumberFormat = "float32", **settings: Any
     ) -> None:
-        super().__init__(teacher, dtype=dtype, sample_tokens=sample_tokens, **settings)
-        self.sample_tokens = sample_tokens
-        self._tables: dict[str, Tensor] = {}
+        TeacherLabeller.__init__(self, teacher, dtype=dtype, sample_tokens=sample_tokens, **settings)
+        TableLabeller.__init__(self, sample_tokens=sample_tokens)
 
     def scored(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[SparseCodes, Tensor]:
         """Concepts and scores [batch, seq, width] whose means are learned, and which positions get labels."""
@@ -86,37 +81,9 @@ class FittedTeacherLabeller(TeacherLabeller):
         keys, sums = _summed([(keys, sums), *pending])
         return self.with_tables(self.learned(TokenSums(keys, sums, counts)))
 
-    def tables(self) -> dict[str, Tensor]:
-        """What was learned; empty before `fit`."""
-        return dict(self._tables)
-
-    def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
-        """A labeller with the tables of an earlier `fit`.
-
-        Raises:
-            CoCoMixError: they are not of this kind, or of a teacher with another vocabulary.
-        """
-        for name, dtype in self.shapes.items():
-            if name not in tables or tables[name].dtype != dtype:
-                raise CoCoMixError(f"the table {name} of {self.kind} is missing or no {dtype}; label the data again.")
-        labeller = copy(self)
-        labeller._tables = dict(tables)
-        return labeller
-
     def fingerprint(self) -> dict[str, str]:
         """See `ConceptLabeller.fingerprint`; `table` is the hash of what was learned."""
-        self.require_tables()
-        hashes = {name: tensor_sha256(tensor) for name, tensor in self._tables.items()}
-        return {**super().fingerprint(), "table": fingerprint_json(hashes)}
-
-    def require_tables(self) -> None:
-        """Refuse to label before `fit`.
-
-        Raises:
-            CoCoMixError: nothing was learned.
-        """
-        if not self._tables:
-            raise CoCoMixError(f"this {self.kind} labeller has learned nothing yet; call fit first.")
+        return {**super().fingerprint(), "table": self.table_hash()}
 
 
 def _summed(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
-from cocomix.concepts.labeller import ConceptLabels, LabellerConfig
+from cocomix.concepts.labeller import ConceptLabels, LabellerConfig, Vocabulary
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import ConceptTeacher, load_teacher
 from cocomix.runtime.device import fast_bfloat16
@@ -73,7 +73,7 @@ class TeacherLabeller:
         config: Any,
         *,
         device: torch.device | str | None = None,
-        bos_token_id: int | None = None,
+        vocabulary: Vocabulary | None = None,
         force: bool = False,
     ) -> Self:
         """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
@@ -82,9 +82,8 @@ class TeacherLabeller:
         config = config.resolved(torch.device(device or "cpu"))
         source, dictionary = config.teacher, config.dictionary.load()
         model = load_teacher(source.model, revision=source.revision, device=device)
-        teacher = ConceptTeacher(
-            model, dictionary, source.layer, name=source.model, bos_token_id=bos_token_id, force=force
-        )
+        begin = None if vocabulary is None else vocabulary.bos_token_id
+        teacher = ConceptTeacher(model, dictionary, source.layer, name=source.model, bos_token_id=begin, force=force)
         return cls(teacher, **config.choices())
 
     @property

@@ -65,7 +65,7 @@ def averaged(objectives: Any, model: PreTrainedModel, batch: dict[str, Any]) -> 
 def test_distillation_adds_its_share_to_any_objective(arm: str, teacher_family: str) -> None:
     model = plain("gpt2") if arm == "ntp" else student("gpt2", 1, "pause" if arm == "pause" else "interleave")
     online = teacher(teacher_family)
-    objectives = (*default_objectives(model.config), Distillation(LAMBDA, model.config, online.distributions))
+    objectives = (*default_objectives(model.config), Distillation(LAMBDA, online.distributions))
     batch = {"input_ids": tokens(), "labels": tokens()}
     if arm == "cocomix":
         batch["concept_labels"] = concepts()
@@ -142,12 +142,12 @@ def arm_trainer(arm: str, folder: Path, **training: Any) -> tuple[CoCoMixTrainer
     model: PreTrainedModel = plain("gpt2")
     if arm == "pause":
         model = student("gpt2", 1, "pause")
-    added: Objective = Distillation(LAMBDA, model.config, online.distributions)
+    added: Objective = Distillation(LAMBDA, online.distributions)
     if arm == "kd stored":
         blocks = Described(48, online)
         columns = ("teacher_ids", "teacher_log_probs")
         read = lambda batch: TopTargets(*(batch[column] for column in columns))  # noqa: E731
-        added = Distillation(LAMBDA, model.config, read, columns)
+        added = Distillation(LAMBDA, read, columns)
     elif arm == "hidden":
         model = student("gpt2", 1, prediction="hidden", teacher_hidden_size=32)
         added = HiddenPrediction(Schedule(value=0.1), online.hidden_states)

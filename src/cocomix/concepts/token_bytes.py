@@ -59,6 +59,9 @@ class TokenBytes:
         self.adds_space = self._adds_space(backend)
         self._check(backend, tokenizer, name)
 
+    def __len__(self) -> int:
+        return len(self._bytes)
+
     def of(self, tokens: Sequence[int] | NDArray[Any]) -> bytes:
         """The bytes that some tokens stand for together."""
         return b"".join(self._bytes[token] for token in tokens)

@@ -25,9 +25,12 @@ class SetCrossEntropy(NamedTuple):
 
     Attributes:
         labels: `IGNORE` where an entry is unused. [N, k_attr] int64
+        weights: of the entries, in the place of equal shares that sum to 1: Σ_i w_i (logsumexp(z) − z_i), so that
+            several targets, such as tokens further ahead, share one pass. [N, k_attr]
     """
 
     labels: Tensor
+    weights: Tensor | None = None
 
 
 class Divergence(NamedTuple):
@@ -132,7 +135,7 @@ def _flat(loss: HeadLoss | None) -> tuple[_Kind, tuple[Tensor | None, ...]]:
     if loss is None:
         return "none", ()
     if isinstance(loss, SetCrossEntropy):
-        return "labels", (loss.labels,)
+        return "labels", (loss.labels, loss.weights)
     if isinstance(loss.targets, TopTargets):
         kind: _Kind = "complete" if loss.targets.complete else "top"
         return kind, (loss.targets.ids, loss.targets.log_probs, loss.counted)
@@ -176,11 +179,12 @@ class _FusedHead(torch.autograd.Function):
             if kind == "none":
                 continue
             if kind == "labels":
-                labels = targets[0]
+                labels, weights = targets
                 assert labels is not None
+                weights = None if weights is None else weights[rows]
                 used_up = padded.to(accumulation, copy=True) if weight is None else padded
                 width = logits.shape[1]
-                chunk_loss, gradient = set_cross_entropy(used_up, width, labels[rows], softcap, with_gradient)
+                chunk_loss, gradient = set_cross_entropy(used_up, width, labels[rows], softcap, with_gradient, weights)
             else:
                 chunk_loss, gradient = _divergence(kind, logits.to(accumulation), softcap, rows, targets)
             loss_sum += chunk_loss

@@ -16,7 +16,6 @@ from cocomix.model.head_losses import accumulation_dtype
 from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.ignore import IGNORE
 
 __all__ = ["Head", "head_output"]
 
@@ -104,7 +103,7 @@ def _rows_of(loss: HeadLoss | None, rows: slice) -> HeadLoss | None:
     if loss is None:
         return None
     if isinstance(loss, SetCrossEntropy):
-        return SetCrossEntropy(loss.labels[rows])
+        return SetCrossEntropy(loss.labels[rows], None if loss.weights is None else loss.weights[rows])
     targets = loss.targets
     if isinstance(targets, TopTargets):
         kept: FullTargets | TopTargets = TopTargets(targets.ids[rows], targets.log_probs[rows], targets.complete)
@@ -123,8 +122,4 @@ def _of_chunk(
     if loss is None:
         return values, ids, scores.new_zeros(())
     scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
-    if isinstance(loss, Divergence):
-        return values, ids, fused_head(scores, None, None, loss).loss_sum
-    used = loss.labels != IGNORE
-    picked = (scores.gather(-1, loss.labels.clamp_min(0)) * used).sum(-1) / used.sum(-1).clamp_min(1)
-    return values, ids, ((scores.logsumexp(-1) - picked) * used.any(-1)).sum()
+    return values, ids, fused_head(scores, None, None, loss).loss_sum

@@ -17,7 +17,12 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def set_cross_entropy(
-    padded: Tensor, n_concepts: int, labels: Tensor, softcap: float | None, with_gradient: bool
+    padded: Tensor,
+    n_concepts: int,
+    labels: Tensor,
+    softcap: float | None,
+    with_gradient: bool,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Σ_t [logsumexp(z_t) − mean_{i∈I_t} z_{t,i}], in float32 or wider (paper Eq. 2).
 
@@ -32,6 +37,8 @@ def set_cross_entropy(
         labels: [chunk, k_attr] int64, `IGNORE` where an entry is unused; a position without any does not count.
         softcap: the loss is that of softcap·tanh(z/softcap), as a language-model head of Gemma 2's kind has it.
         with_gradient: without it the second result is `None`.
+        weights: of the entries, in the place of equal shares: Σ_t Σ_{i∈I_t} w_{t,i} (logsumexp(z_t) − z_{t,i}).
+            [chunk, k_attr]
     """
     used = labels != IGNORE  # [chunk, k_attr]
     labelled = used.any(-1, keepdim=True)  # [chunk, 1]
@@ -40,12 +47,15 @@ def set_cross_entropy(
     scores = padded[:, :n_concepts]
     slope = None if softcap is None else cap_(scores, softcap, with_slope=with_gradient)
     share = used.to(scores.dtype) / used.sum(-1, keepdim=True).clamp_min(1)  # [chunk, k_attr], 1/|I_t| where used
+    if weights is not None:
+        share = torch.where(used, weights.to(scores.dtype), 0.0)
+        labelled = share.sum(-1, keepdim=True)
     picked = (scores.gather(-1, safe) * share).sum(-1, keepdim=True)  # [chunk, 1]
     highest = scores.amax(-1, keepdim=True)
     padded[:, n_concepts:] = float("-inf")
     torch.softmax(padded, -1, out=padded)  # row by row, so that it may be done in place; `scores` now holds it
     log_normaliser = highest - scores.amax(-1, keepdim=True).log()
-    loss = ((log_normaliser - picked) * labelled).sum()
+    loss = ((log_normaliser - picked) * labelled if weights is None else log_normaliser * labelled - picked).sum()
     if not with_gradient:
         return loss, None
     gradient = scores.mul_(labelled).scatter_add_(-1, safe, -share)

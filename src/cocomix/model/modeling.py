@@ -4,7 +4,7 @@ Dimension names used in this room: batch, seq (tokens), mixed_seq (= 2·seq wher
 d_model, n_concepts (C), k (concept_topk), k_attr (labels per position).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -18,14 +18,14 @@ from cocomix.model.backbone import backbone_of, build_halves
 from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
-from cocomix.model.fused_head import Divergence, HeadLoss, SetCrossEntropy, fused_head
+from cocomix.model.fused_head import HeadLoss, SetCrossEntropy, fused_head
 from cocomix.model.head import Head, head_output
 from cocomix.model.mixing import Concepts
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction, build_predictor
-from cocomix.model.targets import FullTargets, TopTargets, check_concept_labels, divisor, next_tokens, unpadded
+from cocomix.model.targets import check_concept_labels, divisor, next_tokens, unpadded
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
@@ -43,7 +43,7 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
         ntp_loss: next-token cross-entropy, averaged over target tokens. []
         concept_loss: concept cross-entropy (Eq. 2), averaged over labelled positions. []
         hidden_loss: distance of predicted hidden states from the teacher's, averaged over target tokens; no nats. []
-        kd_loss: KL(teacher ‖ student) of the next token, averaged over target tokens; no part of `loss`. []
+        head_losses: those that were asked for, by name, summed over positions; no part of `loss`. [] each
         logits: next-token logits, read at the concept positions where concepts are interleaved; `None` with
             `output_logits=False`. [batch, seq, vocab]
         concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
@@ -59,7 +59,7 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
     ntp_loss: Tensor | None = None
     concept_loss: Tensor | None = None
     hidden_loss: Tensor | None = None
-    kd_loss: Tensor | None = None
+    head_losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     concept_logits: Tensor | None = None
     concept_ids: Tensor | None = None
@@ -171,7 +171,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         labels: Tensor | None = None,  # [batch, seq]
         concept_labels: Tensor | None = None,  # [batch, seq, k_attr]
         hidden_targets: Tensor | None = None,  # [batch, seq, d_teacher]
-        teacher_targets: FullTargets | TopTargets | None = None,
+        head_losses: Mapping[str, HeadLoss] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_logits: bool = True,
@@ -196,7 +196,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_labels: concepts per position, −100 for unused entries, not shifted.
             hidden_targets: the teacher's layer-normed hidden states, for `prediction="hidden"`; with `labels`, whose
                 targets say which positions count.
-            teacher_targets: the teacher's next-token distributions, for `kd_loss`; with `labels`, likewise.
+            head_losses: further losses of the next-token logits by name, of flat positions [batch·seq, …].
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
             output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab].
@@ -225,8 +225,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         has_concepts = self.config.has_concepts  # rather than the predictor's class: it may be wrapped
         if hidden_targets is not None and (has_concepts or self.predictor is None):
             raise CoCoMixError("hidden_targets cannot be used with this model, which predicts no hidden states.")
-        if labels is None and (hidden_targets is not None or teacher_targets is not None):
-            raise CoCoMixError("hidden_targets and teacher_targets count where labels have a target; pass labels too.")
+        if labels is None and hidden_targets is not None:
+            raise CoCoMixError("hidden_targets count where labels have a target; pass labels too.")
         if use_cache is None:
             use_cache = past_key_values is not None or (not self.training and labels is None)
         cache = self._own_cache(past_key_values) if use_cache else None
@@ -273,12 +273,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         )
         read = self.mixing.readout(upper.last_hidden_state)  # [batch, seq, d_model]
         logits = self._logits(read, logits_to_keep) if output_logits else None
-        ntp_loss = concept_loss = hidden_loss = kd_loss = None
+        ntp_loss = concept_loss = hidden_loss = None
         if targets is not None and counted is not None:
             items = divisor(counted, num_items_in_batch)
             ntp_loss = self._loss(read, logits, SetCrossEntropy(targets.reshape(-1, 1))) / items
-            if teacher_targets is not None:
-                kd_loss = self._loss(read, logits, Divergence.of_batch(teacher_targets, counted)) / items
             if hidden_targets is not None and prediction is not None and prediction.loss_sum is not None:
                 hidden_loss = prediction.loss_sum / items
         if concept_labels is not None and prediction is not None and prediction.loss_sum is not None:
@@ -292,7 +290,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             ntp_loss=ntp_loss,
             concept_loss=concept_loss,
             hidden_loss=hidden_loss,
-            kd_loss=kd_loss,
+            head_losses={name: self._loss(read, logits, loss) for name, loss in (head_losses or {}).items()} or None,
             logits=logits,
             concept_logits=None if prediction is None else prediction.logits,
             concept_ids=None if concepts is None else concepts.ids,
@@ -351,7 +349,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if logits is None:
             return head_output(self.lm_head, hidden.flatten(0, 1), loss, 0).loss_sum
         logits = logits.flatten(0, 1)
-        if isinstance(loss, SetCrossEntropy):
+        if isinstance(loss, SetCrossEntropy) and loss.labels.shape[1] == 1 and loss.weights is None:
             targets = loss.labels.flatten().to(logits.device)
             return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
         return fused_head(logits, None, None, loss).loss_sum

@@ -114,10 +114,10 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
             flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
             terms.append(HiddenPrediction(weight, online.hidden_states, flops))
         if distillation is not None and stored is not None:
-            terms.append(Distillation(distillation.weight, config, partial(_read, stored.first.complete), _STORED))
+            terms.append(Distillation(distillation.weight, partial(_read, stored.first.complete), _STORED))
         elif distillation is not None and online is not None:
             flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
-            terms.append(Distillation(distillation.weight, config, online.distributions, teacher_flops=flops))
+            terms.append(Distillation(distillation.weight, online.distributions, teacher_flops=flops))
         return terms
 
     hidden_size = None if online is None else online.decoder.d_model

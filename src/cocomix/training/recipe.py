@@ -10,7 +10,15 @@ from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from cocomix.artifacts import write_text
 from cocomix.concepts import LabellerConfig, TeacherConfig
@@ -19,7 +27,7 @@ from cocomix.model.configuration import CoCoMixConfig, Count
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml
-from cocomix.training.objectives import Schedule
+from cocomix.training.objectives import Auxiliary, Schedule, auxiliary
 from cocomix.training.recipe_data import BoundedConfig, CachedConfig, CorpusConfig, DataConfig, Folder, MixtureConfig
 from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
@@ -157,8 +165,9 @@ class RunConfig(Section):
     (`ntp`, pause, hidden states). In a mixture every corpus has its own folder."""
     distillation: DistillationConfig | None = None
     """Adds knowledge distillation to any objective."""
-    auxiliary: dict[str, Schedule] = Field(default_factory=dict)
-    """Further objectives: weight, or how it changes, by the name that they are registered with (`Objective`)."""
+    auxiliary: dict[str, SerializeAsAny[Auxiliary]] = Field(default_factory=dict)
+    """Further objectives by name (docs/recipes.md): a weight, how it changes, or `weight` and settings of its own; with
+    nothing, all as its paper has it."""
     first_blocks: int | None = Field(default=None, ge=1)
     """So many training blocks, from the beginning of the data, come before all others in every epoch: those that labels
     made with `--blocks` cover. Runs that are compared need the same number. Not in a mixture, nor with `cache_gb`."""
@@ -185,6 +194,11 @@ class RunConfig(Section):
     @classmethod
     def _new_spelling(cls, values: Any) -> Any:
         return with_new_spelling(values) if isinstance(values, Mapping) else values
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _settings_of_objectives(cls, given: Any) -> Any:
+        return {name: auxiliary(name, each) for name, each in given.items()} if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> "RunConfig":
@@ -297,7 +311,7 @@ class RunConfig(Section):
             parts.append("kd")
             if self.distillation.weight.changes:
                 parts.append(f"λ_KD {self.distillation.weight}")
-        parts += [f"{name} {weight}" for name, weight in self.auxiliary.items()]
+        parts += [settings.describe(name) for name, settings in self.auxiliary.items()]
         if model.pretrained is not None:
             parts.append("continued")
         return ", ".join(parts)

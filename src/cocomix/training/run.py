@@ -32,7 +32,7 @@ from cocomix.training.launching import check_deepspeed, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.manifest import RunManifest, run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
-from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, drop_heads, objective_type
+from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
 from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.opened_run import Run
 from cocomix.training.order import MixtureOrder, WindowedOrder
@@ -124,6 +124,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
                 online.save_tables(folder)
         set_seed(arguments.seed)
         model = build_student(recipe, plan.config)
+        for one in objectives:
+            one.prepare(data, model)
         stored = {"concept_labels": labels, "teacher_ids": teaching.stored}
         window = None
         if recipe.bounds is not None and isinstance(order, MixtureOrder | WindowedOrder):
@@ -211,7 +213,7 @@ def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: Onlin
         flops = 0.0 if online is None else online.flops_per_token(plan.block_size)
         terms.append(ConceptPrediction(recipe.model.concept_loss_weight, flops))
     terms += teaching.objectives(plan.config)
-    return terms + [objective_type(name)(weight) for name, weight in recipe.auxiliary.items()]
+    return terms + [auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items()]
 
 
 def _with_labels(validation: Any, online: OnlineLabels) -> JoinedBlocks:

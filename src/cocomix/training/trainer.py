@@ -163,7 +163,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Σ weight · sum ÷ count over the terms of one micro-batch; they are kept for the next log line."""
         step = self.state.global_step
-        terms, output = loss_terms(self._in_force(step), model, inputs, self._heads)
+        terms, output = loss_terms(self._in_force(step), model, inputs, self._heads, (step, self.total_steps))
         counts = None if num_items_in_batch is None else self._counts
         loss, means, self._weights = step_loss(terms, counts, step, self.total_steps)
         measured = {name: (term.sum, term.count) for name, term in terms.items() if term.weight is None}
@@ -279,13 +279,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         model = self.model_wrapped if self.is_in_train else self.model
         if self.is_fsdp_enabled and not isinstance(model, FSDPModule):
             raise CoCoMixError("the model is not sharded before training; evaluate it then, or without FSDP.")
-        meter, objectives = LossMeter(), self._in_force(max(self.state.global_step - 1, 0))
+        meter, step = LossMeter(), max(self.state.global_step - 1, 0)
         with self.clock.paused(self.args.device), torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
-                measured = [one for one in objectives if one.needs <= inputs.keys()]
-                terms, _ = loss_terms(measured, model, inputs, self._heads)
+                measured = [one for one in self._in_force(step) if one.needs <= inputs.keys()]
+                terms, _ = loss_terms(measured, model, inputs, self._heads, (step, self.total_steps))
                 meter.add({}, {name: (term.sum, term.count) for name, term in terms.items()})
             model.train()
             found = meter.averages(self.accelerator)

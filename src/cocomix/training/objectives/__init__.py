@@ -1,5 +1,6 @@
 """Objectives: named loss terms, each with its own count and weight. One file an objective."""
 
+from cocomix.training.objectives.auxiliary import Auxiliary, auxiliary, auxiliary_objective
 from cocomix.training.objectives.cocomix import ConceptPrediction, default_objectives, recalled_labels
 from cocomix.training.objectives.hidden import HiddenPrediction
 from cocomix.training.objectives.kd import Distillation
@@ -9,6 +10,7 @@ from cocomix.training.objectives.schedule import Schedule
 from cocomix.training.objectives.step_loss import add_heads, count_terms, drop_heads, in_force, loss_terms, step_loss
 
 __all__ = [
+    "Auxiliary",
     "Batch",
     "ConceptPrediction",
     "Distillation",
@@ -18,6 +20,8 @@ __all__ = [
     "Objective",
     "Schedule",
     "add_heads",
+    "auxiliary",
+    "auxiliary_objective",
     "count_terms",
     "default_objectives",
     "drop_heads",

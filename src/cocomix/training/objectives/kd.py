@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model import CoCoMixConfig, FullTargets, TopTargets, next_tokens
-from cocomix.model.fused_head import Divergence, fused_head
+from cocomix.model import FullTargets, TopTargets, next_tokens
+from cocomix.model.fused_head import Divergence, HeadLoss
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ntp import count_targets
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
@@ -20,11 +20,10 @@ __all__ = ["Distillation"]
 
 
 class Distillation(Objective):
-    """The KL divergence, weighted by λ_KD. A CoCoMix model computes it in its head; a plain decoder gives its logits.
+    """The KL divergence, weighted by λ_KD.
 
     Args:
         weight: λ_KD.
-        config: of the student.
         targets: the teacher's next-token distributions of a batch.
         needs: columns that `targets` reads.
         teacher_flops: per token, where `targets` runs a teacher.
@@ -35,18 +34,18 @@ class Distillation(Objective):
     def __init__(
         self,
         weight: Schedule,
-        config: PreTrainedConfig,
         targets: Callable[[Batch], FullTargets | TopTargets],
         needs: Iterable[str] = (),
         teacher_flops: float = 0.0,
     ) -> None:
         super().__init__(weight)
-        self.in_head, self.targets = isinstance(config, CoCoMixConfig), targets
+        self.targets = targets
         self.needs, self.teacher_flops = frozenset(needs), teacher_flops
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The teacher's distributions, for a head that reads them; see `Objective`."""
-        return {"teacher_targets": self.targets(batch)} if self.in_head else {}
+    def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
+        """The divergence from the teacher's distributions; see `Objective`."""
+        counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
+        return {"kd_loss": Divergence.of_batch(self.targets(batch), counted)}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Target tokens."""
@@ -54,13 +53,7 @@ class Distillation(Objective):
 
     def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
         """`kd_loss`, nats per target token."""
-        if self.in_head:
-            summed = output.kd_loss
-        else:
-            counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
-            divergence = Divergence.of_batch(self.targets(batch), counted)
-            summed = fused_head(output.logits.flatten(0, 1), None, None, divergence).loss_sum
-        return {"kd_loss": LossTerm(summed, count_targets(batch), self.weight)}
+        return {"kd_loss": LossTerm(output.head_losses["kd_loss"], count_targets(batch), self.weight)}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """The teacher's forward pass; see `Objective`."""

@@ -1,9 +1,11 @@
 """What an objective is: a batch and the model's output in, named loss terms out; and how others are added.
 
 An objective outside this package is one file with a class, made known by `@register_objective(NAME)` or by an entry
-point NAME of the group `cocomix.objectives`; a recipe asks for it with `auxiliary: {NAME: WEIGHT}`.
+point NAME of the group `cocomix.objectives`; a recipe asks for it with `auxiliary: {NAME: WEIGHT}`. Its class is called
+with the weight and, by name, with what other arguments the recipe gives: `auxiliary: {NAME: {weight: …, ARGUMENT: …}}`.
 """
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,14 +13,21 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from cocomix.data import Tokens
+from cocomix.model.fused_head import HeadLoss
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import meant
 from cocomix.training.objectives.schedule import Schedule
 
 __all__ = ["Batch", "LossTerm", "Objective", "objective_type", "register_objective"]
 
 ENTRY_POINTS = "cocomix.objectives"
+_BUILT_IN = {
+    "mtp_headless": "cocomix.training.objectives.mtp_headless:HeadlessMTP",
+    "prefix_token": "cocomix.training.objectives.prefix_token:PrefixToken",
+}
 Batch = Mapping[str, Any]
 _registered: dict[str, type["Objective"]] = {}
 
@@ -57,8 +66,18 @@ class Objective(ABC):
     def __init__(self, weight: Schedule) -> None:
         self.weight = weight
 
+    def prepare(self, data: Tokens, model: PreTrainedModel) -> None:  # noqa: B027 - most need nothing
+        """See the run's data and the model before training, for an objective that reads more of them than batches."""
+
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the model's `forward` is called with for it."""
+        return {}
+
+    def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
+        """Losses of the next-token logits, for flat positions; their sums are in `output.head_losses`, by these names.
+
+        They are computed where the logits are made, chunk by chunk.
+        """
         return {}
 
     @abstractmethod
@@ -71,7 +90,8 @@ class Objective(ABC):
 
         Args:
             output: of the model, called with the `inputs` of all objectives.
-            batch: on the model's device.
+            batch: on the model's device; beside its columns, `progress`: the step, counted from 0, and how many there
+                are.
             head: from `build_head`.
         """
 
@@ -95,7 +115,7 @@ def register_objective(name: str) -> Callable[[type[O]], type[O]]:
     """
 
     def register(cls: type[O]) -> type[O]:
-        if _registered.get(name, cls) is not cls:
+        if name in _BUILT_IN or _registered.get(name, cls) is not cls:
             raise CoCoMixError(f"an objective {name!r} is there already; give {cls.__name__} another name.")
         _registered[name] = cls
         return cls
@@ -112,8 +132,14 @@ def objective_type(name: str) -> type[Objective]:
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in _registered:
         return _registered[name]
+    if name in _BUILT_IN:
+        built_in: type[Objective] = pkgutil.resolve_name(_BUILT_IN[name])
+        return built_in
     if name in installed:
         found: type[Objective] = installed[name].load()
         return found
-    known = ", ".join(sorted({*_registered, *installed})) or "none is registered"
-    raise CoCoMixError(f"there is no objective {name!r} ({known}); import the module that registers it.")
+    known = sorted({*_BUILT_IN, *_registered, *installed})
+    raise CoCoMixError(
+        f"there is no objective {name!r}{meant(name, known)}; choose one of {', '.join(known)}, or import the "
+        "module that registers it."
+    )

@@ -16,14 +16,17 @@ class Schedule(Section):
 
     concept_loss_weight: 0.1                                        # the same all the time
     concept_loss_weight: {shape: linear, until: 0.25}               # from 0.1 down to 0 in the first quarter
+    concept_loss_weight: {shape: linear, since: 0.2, until: 0.25}   # 0.1 for a fifth, then down to 0 at the quarter
     concept_loss_weight: {shape: stop, value: 0.2, until: 0.5}      # 0.2 in the first half, then 0
     concept_loss_weight: {stages: {0: 0.1, 0.5: 0.05, 0.75: 0}}     # from the start, the half, three quarters
     """
 
     shape: Literal["constant", "linear", "stages", "stop"] = "constant"
-    """`linear` falls from `value` to 0 at `until`, `stop` is `value` until then and 0 afterwards."""
+    """`linear` is `value` until `since` and falls to 0 at `until`; `stop` is `value` until then and 0 afterwards."""
     value: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
     """The weight at the beginning (paper: 0.1 for λ as well as λ_KD)."""
+    since: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the run's steps at which `linear` begins to fall."""
     until: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of the run's steps after which `linear` and `stop` are 0."""
     stages: dict[float, float] | None = None
@@ -43,9 +46,12 @@ class Schedule(Section):
         if (self.shape == "stages") != bool(self.stages):
             raise ValueError("shape: stages and stages: {SHARE: WEIGHT, …} need one another")
         given = self.model_fields_set
-        unread = {"constant": {"until"}, "stages": {"until", "value"}}.get(self.shape, set()) & given
+        read_by = {"constant": {"value"}, "stages": set(), "stop": {"value", "until"}}
+        unread = ({"value", "since", "until"} - read_by.get(self.shape, given)) & given
         if unread:
             raise ValueError(f"{' and '.join(sorted(unread))} would not be read with shape: {self.shape}; leave it out")
+        if self.since >= self.until:
+            raise ValueError(f"since: {self.since:g} must be below until: {self.until:g}")
         if self.stages:
             shares = list(self.stages)
             if shares[0] != 0 or shares != sorted(shares) or shares[-1] >= 1:
@@ -60,7 +66,9 @@ class Schedule(Section):
 
     @property
     def _read(self) -> tuple[str, ...]:
-        return ("shape", "stages") if self.shape == "stages" else ("shape", "value", "until")
+        if self.shape == "stages":
+            return ("shape", "stages")
+        return ("shape", "value", "since", "until") if self.since else ("shape", "value", "until")
 
     @property
     def peak(self) -> float:
@@ -81,7 +89,9 @@ class Schedule(Section):
             return self.value
         if step >= end:
             return 0.0
-        return self.value * (1.0 - step / end) if self.shape == "linear" else self.value
+        start = _first_step(self.since, total)
+        falls = self.shape == "linear" and step > start
+        return self.value * (1.0 - (step - start) / (end - start)) if falls else self.value
 
     def steps(self, total: int) -> int:
         """After how many of `total` steps the weight is 0 for good."""
@@ -99,7 +109,8 @@ class Schedule(Section):
             return ", ".join(f"{weight:g} from {share:.0%}" for share, weight in self.stages.items())
         if self.shape == "constant":
             return f"{self.value:g}"
-        return f"{self.value:g} {'falling to 0 at' if self.shape == 'linear' else 'until'} {self.until:.0%}"
+        falls = f"falling from {self.since:.0%} to 0 at" if self.since else "falling to 0 at"
+        return f"{self.value:g} {falls if self.shape == 'linear' else 'until'} {self.until:.0%}"
 
 
 def _first_step(share: float, total: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cocomix.model.fused_head import HeadLoss, fused_head
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 
@@ -51,7 +52,11 @@ def in_force(objectives: Iterable[Objective], step: int, total: int) -> list[Obj
 
 
 def loss_terms(
-    objectives: Sequence[Objective], model: nn.Module, batch: Batch, heads: Mapping[str, nn.Module] | None = None
+    objectives: Sequence[Objective],
+    model: nn.Module,
+    batch: Batch,
+    heads: Mapping[str, nn.Module] | None = None,
+    progress: tuple[int, int] = (0, 1),
 ) -> tuple[dict[str, LossTerm], Any]:
     """The terms of several objectives by one forward pass, in their order, and the model's output.
 
@@ -60,11 +65,20 @@ def loss_terms(
         model: the student.
         batch: on its device.
         heads: the objectives' own, by the objective's name.
+        progress: the step, counted from 0, and how many there are.
     """
+    batch = {**batch, "progress": progress}
     inputs: dict[str, Any] = {}
+    losses: dict[str, HeadLoss] = {}
     for objective in objectives:
         inputs |= objective.inputs(batch)
+        losses |= objective.head_losses(batch)
+    if losses and not inputs.get("output_logits", True):  # a CoCoMix model, whose logits never leave it
+        inputs["head_losses"] = losses
     output = model(**inputs)
+    if losses and "head_losses" not in inputs:
+        logits = output.logits.flatten(0, 1)
+        output["head_losses"] = {name: fused_head(logits, None, None, one).loss_sum for name, one in losses.items()}
     terms: dict[str, LossTerm] = {}
     for objective in objectives:
         terms |= objective(output, batch, (heads or {}).get(objective.name))

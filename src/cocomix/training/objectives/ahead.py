@@ -1,0 +1,66 @@
+"""What objectives beside next-token prediction have in common: tokens further ahead, and the student's states."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, stack
+from transformers import PreTrainedConfig
+
+from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.runtime.ignore import IGNORE
+
+__all__ = [
+    "STATES",
+    "first_occurrences",
+    "head_flops",
+    "last_states",
+    "second_pass_flops",
+    "states_after",
+    "tokens_ahead",
+]
+
+STATES = {"output_hidden_states": True}
+"""Input of a model whose states an objective reads."""
+
+
+def tokens_ahead(batch: Mapping[str, Any], count: int) -> Tensor:
+    """The tokens x_{t+1} … x_{t+count} that position t may be asked for. [batch, seq, count] int64
+
+    From the first that is no target (padding, another document, the end of the block) on they are `IGNORE`.
+    """
+    ahead = [next_tokens(batch["labels"], batch.get("attention_mask"))]
+    for _ in range(count - 1):
+        following = next_tokens(ahead[-1], None)  # of position t + 1
+        ahead.append(following.masked_fill(ahead[-1] == IGNORE, IGNORE))
+    return stack(ahead, -1)
+
+
+def first_occurrences(ahead: Tensor) -> Tensor:
+    """`tokens_ahead` without what has come before at the same position: each token once."""
+    earlier = (ahead.unsqueeze(-1) == ahead.unsqueeze(-2)).tril(-1).any(-1)  # [batch, seq, count]
+    return ahead.masked_fill(earlier, IGNORE)
+
+
+def last_states(output: Any) -> Tensor:
+    """What the language-model head reads. [batch, seq, d_model]"""
+    states: Tensor = output.last_hidden_state if "ntp_loss" in output else output.hidden_states[-1]
+    return states
+
+
+def states_after(output: Any, config: PreTrainedConfig, blocks: int) -> Tensor:
+    """The residual stream after so many blocks, 0 for the embeddings; in the upper half, where tokens are read."""
+    states: tuple[Tensor, ...] = output.hidden_states
+    if not isinstance(config, CoCoMixConfig) or blocks <= config.insert_layer:
+        return states[blocks]
+    width = config.positions_per_token
+    return states[blocks + 1][:, width - 1 :: width]  # the upper half's own input comes between
+
+
+def second_pass_flops(config: PreTrainedConfig) -> float:
+    """Of a loss that asks for the logits of next tokens again: nothing where the output has them (a plain decoder)."""
+    return head_flops(config) if isinstance(config, CoCoMixConfig) else 0.0
+
+
+def head_flops(config: PreTrainedConfig) -> float:
+    """FLOPs of training a vocabulary-wide head, per position: forward and twice that backward."""
+    return 3.0 * 2.0 * float(config.hidden_size * config.vocab_size)

@@ -1,0 +1,88 @@
+"""The objectives that a recipe adds by name, `auxiliary: {NAME: …}`: their settings, and from these the objectives."""
+
+from collections.abc import Mapping
+from functools import cache
+from inspect import Parameter, signature
+from typing import Any, get_type_hints
+
+from pydantic import ValidationError, create_model, model_serializer
+
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Section, describe_validation_error
+from cocomix.training.objectives.objective import Objective, objective_type
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["Auxiliary", "auxiliary", "auxiliary_objective"]
+
+
+class Auxiliary(Section):
+    """The weight of an objective and, in subclasses, its own settings: the arguments of its class.
+
+    auxiliary: {top: 0.5}                                  # a weight, or how it changes
+    auxiliary: {top: {weight: 0.5, scores: released}}      # with settings of its own
+    auxiliary: {top: }                                     # all as its paper has it
+    """
+
+    weight: Schedule = Schedule()
+
+    @model_serializer(mode="wrap")
+    def _alone(self, handler: Any) -> Any:
+        values = handler(self)
+        return values if len(values) > 1 else values["weight"]
+
+    def describe(self, name: str) -> str:
+        """The name and what is not as the objective's class has it, for tables."""
+        fields = type(self).model_fields
+        changed = {key: value for key, value in self if type(self) is Auxiliary or value != fields[key].default}
+        return " ".join(
+            [name, *(f"{value}" if key == "weight" else f"{key} {value}" for key, value in changed.items())]
+        )
+
+
+def auxiliary(name: str, given: Any) -> Auxiliary:
+    """What a recipe says of an objective: a weight, settings, or nothing.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+    if isinstance(given, Auxiliary):
+        return given
+    settings = _settings(name)
+    mapping = isinstance(given, Mapping)
+    own = mapping and (set(given) & set(settings.model_fields) or not set(given) & set(Schedule.model_fields))
+    values = dict(given) if own else {} if given is None else {"weight": given}
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {describe_validation_error(error, settings)}") from None
+
+
+def auxiliary_objective(name: str, settings: Auxiliary) -> Objective:
+    """The objective of a name.
+
+    Raises:
+        CoCoMixError: there is none of that name, or its settings do not fit together.
+    """
+    own = {key: value for key, value in settings if key != "weight"}
+    return objective_type(name)(settings.weight, **own)
+
+
+def _settings(name: str) -> type[Auxiliary]:
+    try:
+        return _settings_of(objective_type(name))
+    except CoCoMixError:
+        return Auxiliary  # training refuses the name, when what registers it has been imported
+
+
+@cache
+def _settings_of(kind: type[Objective]) -> type[Auxiliary]:
+    """The arguments of an objective's class as a section."""
+    types = get_type_hints(kind.__init__, include_extras=True)
+    fields: dict[str, Any] = {
+        key: (types[key], ... if argument.default is Parameter.empty else argument.default)
+        for key, argument in list(signature(kind).parameters.items())
+    }
+    if all(default is ... for _, default in fields.values()):
+        return Auxiliary
+    made: type[Auxiliary] = create_model(kind.__name__, __base__=Auxiliary, __module__=__name__, **fields)
+    return made

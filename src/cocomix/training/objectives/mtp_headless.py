@@ -1,0 +1,58 @@
+"""Headless multi-token prediction, annealed (modded-nanogpt): the same logits should also give later tokens.
+
+L = (1/N) Σ_t Σ_{k=2,3} w_k [logsumexp(z_t) − z_{t,x_{t+k}}], where w_3 falls from ¼ to 0 within the first third of
+training, and w_2 is ½ so long and 0 after the second: furthest first. With next-token prediction the weights are
+[1, ½, ¼ → 0], [1, ½ → 0], [1]. No parameters; a plain decoder's logits are used once more, a CoCoMix model's are made
+once more.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
+from cocomix.training.objectives.ahead import second_pass_flops, tokens_ahead
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["HeadlessMTP"]
+
+_SECOND = Schedule(shape="linear", value=0.5, since=1 / 3, until=2 / 3)
+_THIRD = Schedule(shape="linear", value=0.5, until=1 / 3)
+
+
+class HeadlessMTP(Objective):
+    """Cross-entropies of the tokens two and three ahead, over the step's target tokens.
+
+    Args:
+        weight: w_2.
+        third: w_3 as a share of w_2.
+    """
+
+    name = "mtp_headless"
+
+    def __init__(self, weight: Schedule = _SECOND, third: Schedule = _THIRD) -> None:
+        super().__init__(weight)
+        self.third = third
+
+    def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
+        """Both in one pass; see `Objective`."""
+        further = tokens_ahead(batch, 3)[..., 1:].flatten(0, 1)  # [N, 2]
+        shares = torch.tensor([1.0, self.third.weight(*batch["progress"])], device=further.device)
+        return {"mtp_headless_loss": SetCrossEntropy(further, shares.expand(further.shape))}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens, as of next-token prediction."""
+        return {"mtp_headless_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`mtp_headless_loss`, nats per target token."""
+        summed = output.head_losses["mtp_headless_loss"]
+        return {"mtp_headless_loss": LossTerm(summed, count_targets(batch), self.weight)}
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """The head's second pass, of a model that has one; see `Objective`."""
+        return second_pass_flops(config)

@@ -1,0 +1,81 @@
+"""Prefix token (modded-nanogpt): the logits should also give what the next token begins with.
+
+L = (1/N) Σ_t w [logsumexp(z_t) − z_{t,x'}], where x' is the token whose bytes are the longest proper prefix of those of
+x_{t+1}; targets without one add nothing. w = ¼ for a third of training, then falling to 0 at two thirds.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.concepts.token_bytes import TokenBytes
+from cocomix.data import Tokens
+from cocomix.model import next_tokens
+from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.ahead import second_pass_flops
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["PrefixToken", "prefix_tokens"]
+
+_WEIGHT = Schedule(shape="linear", value=0.25, since=1 / 3, until=2 / 3)
+
+
+class PrefixToken(Objective):
+    """Cross-entropy of the longest token that the next one begins with.
+
+    Attributes:
+        prefixes: of every token, from the data's tokenizer. [vocab] int64
+    """
+
+    name = "prefix_token"
+
+    def __init__(self, weight: Schedule = _WEIGHT) -> None:
+        super().__init__(weight)
+        self.prefixes = torch.empty(0, dtype=torch.int64)
+
+    def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
+        """Look through the vocabulary.
+
+        Raises:
+            CoCoMixError: the tokenizer's tokens do not say which bytes they stand for.
+        """
+        tokenizer = data.tokenizer()
+        self.prefixes = prefix_tokens(TokenBytes(tokenizer, str(data.path)), data.manifest.vocab_size)
+
+    def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
+        """Of the prefixes in the place of the next tokens; see `Objective`."""
+        targets = next_tokens(batch["labels"], batch.get("attention_mask"))
+        self.prefixes = self.prefixes.to(targets.device)
+        prefixes = self.prefixes[targets.clamp_min(0)].masked_fill(targets == IGNORE, IGNORE)
+        return {"prefix_token_loss": SetCrossEntropy(prefixes.reshape(-1, 1))}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens, whether they have a prefix or not."""
+        return {"prefix_token_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`prefix_token_loss`, nats per target token."""
+        summed = output.head_losses["prefix_token_loss"]
+        return {"prefix_token_loss": LossTerm(summed, count_targets(batch), self.weight)}
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """The head's second pass, of a model that has one; see `Objective`."""
+        return second_pass_flops(config)
+
+
+def prefix_tokens(spelled: TokenBytes, vocab_size: int) -> Tensor:
+    """Of each token the one whose bytes are the longest proper prefix of its own, `IGNORE` without. [vocab] int64"""
+    pieces = [spelled.of([token]) if token < len(spelled) else b"" for token in range(vocab_size)]
+    ids = {
+        piece: token for token, piece in reversed(list(enumerate(pieces))) if piece
+    }  # of two spelled alike the first
+    found = torch.full((vocab_size,), IGNORE)
+    for token, piece in enumerate(pieces):
+        prefixes = (ids[piece[:end]] for end in range(len(piece) - 1, 0, -1) if piece[:end] in ids)
+        found[token] = next(prefixes, IGNORE)
+    return found

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from cocomix.artifacts import read_json
-from cocomix.data import Tokens
 from cocomix.training import describe_plan, plan_run, train
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipes_folder import recipes_folder
@@ -271,14 +270,3 @@ def test_launchers_start_what_their_comments_say(script: Path, tmp_path: Path) -
     without = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
     assert without.returncode != 0
     assert "recipe" in without.stderr
-
-
-def test_demo_arms_share_everything_but_the_objective(workshop: Workshop) -> None:
-    data = Tokens.open(workshop.data)
-    configs = {name: load_recipe(recipes_folder() / f"{name}.yaml") for name in ("demo", "demo_ntp", "demo_residual")}
-    first = configs["demo"]
-    for config in configs.values():
-        assert (config.tokens, config.training, config.data) == (first.tokens, first.training, first.data)
-    assert configs["demo_residual"].model == first.model.model_copy(update={"mixing": "residual"})
-    active = {name: plan_run(config, data).accounting.active_parameters for name, config in configs.items()}
-    assert active["demo_ntp"] == pytest.approx(active["demo"], rel=0.1)

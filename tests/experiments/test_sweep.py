@@ -209,7 +209,7 @@ def test_other_refusals(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     plan.write_text(plan.read_text().replace("  mixed: cocomix.yaml", "  ntp: cocomix.yaml\n  mixed: cocomix.yaml"))
     cli.refuses("sweep", plan, says="the key 'ntp' stands twice")
     plan.write_text("- a list")
-    with pytest.raises(CoCoMixError, match="is no plan"):
+    with pytest.raises(CoCoMixError, match="no plan"):
         load_plan(plan)
 
 

@@ -11,6 +11,7 @@
     dictionary: {num_concepts: 2048}     # what `cocomix sae` takes; or {path: FOLDER or release}
     tune: {learning_rates: [1.0e-3, 2.0e-3, 4.0e-3], tokens: 500_000}     # for every arm, before its runs
     fast: {common: {tokens: 4096}}       # laid over the plan by --fast
+    base: other_plan.yaml                # of the same folder: this file's fields are laid over its
 
 A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes.
 """
@@ -27,10 +28,8 @@ from cocomix.concepts import AttributionConfig, FitSettings, LabellerConfig, Tea
 from cocomix.data import PrepareSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
-from cocomix.runtime.yaml_text import parse_yaml
 from cocomix.training.recipe import RecipeVersion, RunConfig
 from cocomix.training.recipe_file import merged, recipe_values
-from cocomix.training.recipes_folder import missing_recipe
 
 __all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "TunePlan", "label_folder", "load_plan"]
 
@@ -284,16 +283,10 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
         fast: lay the plan's `fast:` over it.
 
     Raises:
-        CoCoMixError: it is missing or no plan, an arm's name stands twice, or a field is unknown or wrong.
+        CoCoMixError: it, or the plan that its `base:` names, is missing or no plan, an arm's name stands twice, or a
+            field is unknown or wrong.
     """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise missing_recipe(path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CoCoMixError(f"the plan {path} cannot be read: {error}.") from None
-    if not isinstance(values, dict):
-        raise CoCoMixError(f"{path} is no plan: it must be a YAML mapping with arms: and baseline:.")
+    values = recipe_values(path)
     if fast:
         if not values.get("fast"):
             raise CoCoMixError(f"{path} has no fast: section, so --fast does not know what to leave out.")

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from cocomix.artifacts import read_json
 from cocomix.data import VALIDATION
 from cocomix.data import Tokens as TokenFolder
 from cocomix.evaluation import Comparison, Run, Section
-from cocomix.experiments.plan import load_plan
+from cocomix.experiments.packaged_teacher import packaged_teacher
+from cocomix.experiments.plan import DictionaryPlan, LoadedPlan, load_plan
 from cocomix.experiments.runner import SweepResult, run_sweep
 from cocomix.interpret import describe_run_concepts, generate, inspect_text, steering_candidates, visible
 from cocomix.model import ConceptEdit
@@ -20,7 +23,9 @@ __all__ = ["run_demo"]
 
 logger = logging.getLogger(__name__)
 
-PLAN = "demo_plan.yaml"
+PLAN, OWN_TEACHER_PLAN = "demo_plan.yaml", "demo_own_teacher_plan.yaml"
+DICTIONARY = "smollm2_dictionary"
+"""Of block 12 of the packaged teacher, among the recipes; made by results/demo/dictionary.sh."""
 _PROMPT = "Return the number of"
 _INSPECTED_TOKENS = 48
 _STEERING_BLOCKS = 4
@@ -30,9 +35,9 @@ def run_demo(directory: Path, *, fast: bool = False) -> SweepResult:
     """Run the demo, or what is left of it.
 
     Args:
-        directory: holds `data`, `teacher`, `dictionary`, `labels/default`, `runs/ARM/seed0` and `report` in the end.
-            What is there is not made again.
-        fast: two to three minutes in all, at sizes too small to learn much.
+        directory: holds `smollm2.gguf` (`teacher` and `dictionary` where no package index can be reached), `data`,
+            `labels`, `probabilities`, `runs/ARM/seed0` and `report` in the end. What is there is not made again.
+        fast: sizes too small to learn much.
 
     Returns:
         The outcome, with the comparison and the report's page.
@@ -40,12 +45,26 @@ def run_demo(directory: Path, *, fast: bool = False) -> SweepResult:
     Raises:
         CoCoMixError: a student could not be trained; or as `run_sweep`.
     """
-    require_extra("demo", "sae_lens", "matplotlib", "scipy", purpose="the demo")
-    loaded = load_plan(recipes_folder() / PLAN, directory, fast=fast)
-    result = run_sweep(loaded, title="CoCoMix demo", more=_sections)
+    require_extra("demo", "sae_lens", "gguf", "matplotlib", "scipy", purpose="the demo")
+    result = run_sweep(_plan(directory, fast), title="CoCoMix demo", more=_sections)
     if result.report is None:
         raise CoCoMixError(f"{result.missing[0]} is missing: {next(iter(result.errors.values()))}")
     return result
+
+
+def _plan(directory: Path, fast: bool) -> LoadedPlan:
+    """The plan with the packaged teacher, or, where there is none or the demo began without it, the other one."""
+    shared, file = directory / "shared.json", directory / "smollm2.gguf"
+    began_without = shared.exists() and read_json(shared)["teacher"]["recipe"] is not None
+    if began_without or not packaged_teacher(file):
+        return load_plan(recipes_folder() / OWN_TEACHER_PLAN, directory, fast=fast)
+    loaded = load_plan(recipes_folder() / PLAN, directory, fast=fast)
+    assert loaded.plan.teacher is not None
+    places = {
+        "teacher": loaded.plan.teacher.model_copy(update={"model": str(file.resolve())}),
+        "dictionary": DictionaryPlan(path=str(recipes_folder() / DICTIONARY)),
+    }
+    return replace(loaded, plan=loaded.plan.model_copy(update=places))
 
 
 def _sections(comparison: Comparison, runs: Sequence[Run]) -> list[Section]:

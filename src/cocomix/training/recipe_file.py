@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def recipe_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a recipe file and those of its bases.
+    """The fields of a recipe or plan and those of its bases.
 
     Args:
         path: a YAML file.
@@ -66,10 +66,10 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         raise missing_recipe(path) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CoCoMixError(f"the recipe {path} cannot be read: {error}.") from None
+        raise CoCoMixError(f"{path} cannot be read: {error}.") from None
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise CoCoMixError(f"{path} is no recipe: it must be a YAML mapping of fields, such as data: and model:.")
+        raise CoCoMixError(f"{path} is no recipe and no plan: it must be a YAML mapping of fields, such as tokens:.")
     base = values.pop("base", None)
     if base is None:
         return values

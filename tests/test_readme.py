@@ -29,11 +29,10 @@ def test_make_targets_exist() -> None:
 
 def test_own_corpus_commands_run(cli: Cli, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, in order, on toy text with the toy teacher."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     here = {"my_texts/": str(workshop.corpus), "openai-community/gpt2": str(workshop.teacher)}
     run_commands(cli, [command for block in OWN_CORPUS for command in block.commands], here)
-    assert (tmp_path / "report" / "report.html").is_file()
+    assert (tmp_path / "report" / "mine" / "report.html").is_file()
 
 
 def test_every_other_command_is_on_a_page_of_the_documentation() -> None:

@@ -52,14 +52,14 @@ def test_it_says_what_it_is_and_only_what_differs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_dry_run_and_the_cost_in_the_header(
+def test_the_plan_and_the_cost_in_the_header(
     path: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data here: the recipe alone
     monkeypatch.setattr(
         import_module("cocomix.training.run_plan"), "activation_bytes", lambda *_, **__: 0
     )  # has tests of its own
-    plan = json.loads(cli("train", path, "--dry-run", "--json").out)
+    plan = json.loads(cli("plan", path, "--seconds", 0, "--json").out)
     recipe = load_recipe(path)
     assert plan["active parameters"] > 0
     assert plan["GiB of weights, gradients and AdamW"] == round(16 * plan["parameters"] / 2**30, 1)
@@ -70,7 +70,7 @@ def test_dry_run_and_the_cost_in_the_header(
     flops = plan["training FLOPs"]
     gflop = f"{plan['training FLOPs per token'] / 1e9:.2f}"
     total = f"{flops:.1e}".replace("e+", "e")
-    hours = f"{plan['hours on one H200, estimated']:,.0f}"
+    hours = f"{plan['hours on one H200 or H100, estimated']:,.0f}"
     tokens = f"{recipe.tokens / 1e9:g}B"
     assert f"{tokens} tokens × {gflop} GFLOP = {total} FLOP, {hours} GPU hour" in header
     row = f"| `{path.stem}` | {plan['active parameters'] / 1e6:,.0f}M | {tokens} | {gflop} | {total} | {hours} |"
@@ -92,10 +92,10 @@ def test_hours_are_those_of_the_measured_steps(stem: str, tokens_per_second: flo
     plan = describe_plan(recipe, plan_run(recipe))
     assert recipe.tokens is not None
     expected = recipe.tokens / tokens_per_second / 3600
-    assert plan["hours on one H200, estimated"] == pytest.approx(expected, rel=0.01)
+    assert plan["hours on one H200 or H100, estimated"] == pytest.approx(expected, rel=0.01)
 
 
-def test_the_largest_recipe_fits_one_gpu_as_the_dry_run_says() -> None:
+def test_the_largest_recipe_fits_one_gpu_as_the_plan_says() -> None:
     """With `gelu_new` it took about 91 GiB, DDP's copy of the gradients (5) among them, and was said to fit."""
     found = {}
     for name in ("gelu_new", "gelu_pytorch_tanh"):

@@ -3,7 +3,7 @@
 #
 #   bash recipes/launch/train_gpus.sh RECIPE OUTPUT [GPUS]
 #
-# A step has the recipe's batch_tokens on any number of GPUs; `cocomix train RECIPE --dry-run` prints the memory of a
+# A step has the recipe's batch_tokens on any number of GPUs; `cocomix plan RECIPE` prints the memory of a
 # process:
 #
 #   bash recipes/launch/train_gpus.sh recipes/gpt2_69m_cocomix.yaml runs/gpt2_69m_cocomix          # 8 GPUs

@@ -88,17 +88,17 @@ def test_text_for_people(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     assert "nats per token" in cli("compare", run, workshop.ntp_run, "-o", tmp_path / "report", "-q").out
 
 
-def test_dry_run_trains_nothing(cli: Cli, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_trains_nothing(cli: Cli, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = workshop.recipe_file(tmp_path / "r.yaml", "cocomix", model={"num_concepts": CONCEPTS})
-    result = cli("train", recipe, "--dry-run", "--set", f"tokens={16 * 8 * BLOCK}")
+    result = cli("plan", recipe, "--seconds", 0, "--set", f"tokens={16 * 8 * BLOCK}")
     assert "active parameters" in result.out
-    plan = json.loads(cli("train", recipe, "--dry-run", "--json").out)
+    plan = json.loads(cli("plan", recipe, "--seconds", 0, "--json").out)
     manifest = read_json(workshop.cocomix_run / "manifest.json")
     assert (plan["tokens"], plan["steps"]) == (manifest["tokens"], manifest["steps"])
     assert plan["parameters"] == manifest["parameters"]["total"]
     passes = ("--set", "tokens=null", "--set", "training.num_train_epochs=2")
-    plan = json.loads(cli("train", recipe, "--dry-run", "--json", *passes).out)
+    plan = json.loads(cli("plan", recipe, "--seconds", 0, "--json", *passes).out)
     assert plan["tokens"] == 2 * BLOCK * Tokens.open(workshop.data).manifest.splits["train"].blocks
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
@@ -261,7 +261,7 @@ def test_train_refuses(cli: Cli, here: Path, workshop: Workshop) -> None:
     cli.refuses("train", recipe, "--set", f"model.num_concepts={CONCEPTS // 2}", says="num_concepts")
     cli.refuses("train", recipe, "--set", "labels=nowhere", says="nowhere")
     cli.refuses("train", recipe, "--set", "training.learning_rat=3", says="learning_rat")
-    cli.refuses("train", recipe, "--dry-run", "--set", "model.insert_layer=9", "--set", "model.num_concepts=9", says="")
+    cli.refuses("plan", recipe, "--set", "model.insert_layer=9", "--set", "model.num_concepts=48", says="insert_layer")
     cli.refuses("train", recipe, "--output", workshop.ntp_run, says="already exists")
     assert files_in(here) == before
 

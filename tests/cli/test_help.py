@@ -91,7 +91,7 @@ def test_help_imports_nothing_heavy() -> None:
         (("trian", "recipe.yaml"), "train"),
         (("steer_eval", "run"), "steer-eval"),
         (("lable", "data"), "label"),
-        (("train", "recipe.yaml", "--dryrun"), "--dry-run"),
+        (("plan", "recipe.yaml", "--second"), "--seconds"),
         (("label", "data", "--techer", "x"), "--teacher"),
     ],
 )
@@ -178,7 +178,7 @@ def test_quiet_leaves_the_exit_status(cli: Cli, workshop: Workshop) -> None:
     assert text.err == ""
 
 
-@pytest.mark.parametrize(("words", "expected"), [("cocomix stee", "steer-eval"), ("cocomix train --dry", "--dry-run")])
+@pytest.mark.parametrize(("words", "expected"), [("cocomix stee", "steer-eval"), ("cocomix plan --sec", "--seconds")])
 def test_the_shell_completes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, expected: str
 ) -> None:

@@ -21,10 +21,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_are_listed(cli: Cli, here: Path) -> None:
-    shown = json.loads(cli("init", "--json").out)
+    shown = json.loads(cli("init", "--list", "--json").out)
     assert {row["name"] for row in shown} == set(NAMES)
     assert all(row["summary"] for row in shown)
-    assert "arms/pause" in cli("init").out
+    assert "arms/pause" in cli("init", "--list").out
     assert list(here.iterdir()) == []
 
 
@@ -54,7 +54,7 @@ def test_summaries_are_whole_sentences() -> None:
 
 def test_nothing_is_overwritten(cli: Cli, here: Path) -> None:
     first = cli("init", "arms/pause")
-    assert "cocomix train recipes/arms/pause.yaml --dry-run" in first.err
+    assert "next: cocomix plan recipes/arms/pause.yaml" in first.err
     base = here / "recipes" / "corpus_cocomix.yaml"
     assert "recipes/corpus_cocomix.yaml, which it starts from" in first.err
     base.write_text("objective: ntp\n")

@@ -12,7 +12,7 @@ from cocomix.evaluation import Run, compare
 from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.labelling import Job, LabelBlocks, Labels, label_data
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training import dry_run, train
+from cocomix.training import estimate, train
 from cocomix.training.online import OnlineLabels
 from tests.command_line import Cli
 from tests.many.launches import launched
@@ -185,8 +185,8 @@ def test_a_missing_label_is_refused_before_training(workshop: Workshop, labels: 
         train(workshop.recipe("cocomix", **{**few, "first_blocks": ALL + 1}), tmp_path / "run")
 
 
-def test_a_dry_run_says_how_many_blocks_to_label(workshop: Workshop) -> None:
-    said = dry_run(workshop.recipe("cocomix", **SETTINGS))
+def test_the_plan_says_how_many_blocks_to_label(workshop: Workshop) -> None:
+    said = estimate(workshop.recipe("cocomix", **SETTINGS), seconds=0)
     assert (said["labels until step"], said["blocks to label, with first_blocks"]) == (UNTIL, FIRST)
 
 

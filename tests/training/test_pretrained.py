@@ -12,7 +12,7 @@ from cocomix.data import Tokens
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
-from cocomix.training import dry_run, plan_run, train
+from cocomix.training import estimate, plan_run, train
 from cocomix.training.pretrained import build_student
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipes_folder import recipes_folder
@@ -74,7 +74,7 @@ def test_data_with_longer_blocks_is_refused(workshop: Workshop, tmp_path: Path) 
     data = prepare_toy(workshop.corpus, tmp_path / "long", block_size=2 * BLOCK).path
     recipe = workshop.recipe("ntp", data=str(data), model=pretrained(workshop))
     with pytest.raises(CoCoMixError, match=r"n_positions.* 16"):
-        dry_run(recipe)
+        estimate(recipe, seconds=0)
 
 
 def test_recipes_that_contradict_themselves(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_shipped_recipe_that_was_not_copied_is_offered(tmp_path: Path) -> None
         load_recipe(tmp_path / "recipes" / "arms" / "pause.yaml")
     with pytest.raises(MissingRecipe, match="cocomix init paper_cpu`"):
         load_plan(tmp_path / "paper_cpu.yaml")
-    with pytest.raises(MissingRecipe, match="cocomix init` lists"):
+    with pytest.raises(MissingRecipe, match="cocomix init --list` lists"):
         load_recipe(tmp_path / "mine.yaml")
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import keyword
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -21,8 +22,10 @@ from cocomix.runtime.stopping import termination_raised
 
 __all__ = ["VERBS", "app", "main"]
 
+logger = logging.getLogger(__name__)
+
 VERBS: dict[str, tuple[str, ...]] = {
-    "Begin": ("demo", "doctor", "init"),
+    "Begin": ("demo", "doctor", "init", "plan"),
     "Prepare": ("prepare", "sae", "label", "distill"),
     "Train": ("train", "sweep", "runs"),
     "Compare": ("eval", "compare", "analyse"),
@@ -103,6 +106,8 @@ def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., N
             result = verb(**values)
             if result is not None and is_first_process():
                 result.print(as_json=as_json)
+                if result.next is not None:
+                    logger.info(f"next: {result.next}")
             if result is not None and result.error is not None:
                 raise result.error
         except BaseException as error:

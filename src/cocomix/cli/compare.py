@@ -1,13 +1,18 @@
 """The verb `compare`."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cocomix.cli.options import Output
 from cocomix.cli.printing import Printed
 from cocomix.runtime.console import progress
+
+if TYPE_CHECKING:
+    from cocomix.evaluation import Run
 
 __all__ = ["compare"]
 
@@ -28,9 +33,16 @@ def compare(
     """
     from cocomix.evaluation import Run, shown, write_report
     from cocomix.evaluation import compare as run
+    from cocomix.experiments import next_step
 
     opened = [Run.open(folder) for folder in runs]
     with progress("comparing", None, "runs"):
         comparison = run(opened, baseline, vary or ())
     write_report(comparison, output)
-    return Printed(comparison.to_json(), shown(comparison))
+    following = shlex.join(["cocomix", "explore", str(_to_look_at(opened))])
+    return Printed(comparison.to_json(), shown(comparison), next=next_step(output) or following)
+
+
+def _to_look_at(runs: "Sequence[Run]") -> Path:
+    """The first run with concepts."""
+    return next((run for run in runs if run.manifest.objective == "cocomix"), runs[0]).path

@@ -1,6 +1,7 @@
 """The verb `eval`."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def evaluate(
     from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
     from cocomix.evaluation import evaluation_tables as tables
     from cocomix.evaluation.loss_slices import SLICES
+    from cocomix.experiments import next_step
     from cocomix.runtime.device import default_device
 
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -87,4 +89,8 @@ def evaluate(
     ]
     note = result.reliance_note if result.reliance is None else result.reliance.note
     printed = [table.rich() for table in shown if table is not None]
-    return Printed(result.model_dump(mode="json"), Group(*printed, *([note] if note else [])))
+    return Printed(
+        result.model_dump(mode="json"),
+        Group(*printed, *([note] if note else [])),
+        next=next_step(run) or f"cocomix explore {shlex.quote(str(run))}",
+    )

@@ -1,5 +1,6 @@
 """The verb `label`."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -41,6 +42,7 @@ def label(
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
+    from cocomix.experiments import next_step
     from cocomix.labelling import Labels, recognised
 
     folder = output or data / "labels"
@@ -61,7 +63,11 @@ def label(
     if found is None:
         return Printed({"finished": False})
     content = found.manifest.content
-    return Printed(found.manifest.model_dump(mode="json"), None if content is None else _content_table(content))
+    return Printed(
+        found.manifest.model_dump(mode="json"),
+        None if content is None else _content_table(content),
+        next=next_step(folder) or f"cocomix init --corpus {shlex.quote(str(data))}",
+    )
 
 
 def _content_table(content: "LabelContent") -> Table:

@@ -15,8 +15,10 @@ __all__ = [
     "OtherData",
     "OtherLabels",
     "Output",
+    "Recipe",
     "Revision",
     "RunFolder",
+    "Set",
     "Teacher",
     "part_of",
 ]
@@ -29,6 +31,8 @@ OtherData = Annotated[Path | None, typer.Option(help="Other prepared data; defau
 OtherLabels = Annotated[Path | None, typer.Option(help="Labels of that data.")]
 BatchBlocks = Annotated[int, typer.Option(help="Blocks per forward pass.")]
 Teacher = Annotated[str, typer.Option(help="Causal language model: Hub name, folder, run or GGUF file.")]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see the recipes folder.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")]
 Revision = Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")]
 
 

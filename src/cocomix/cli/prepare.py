@@ -1,6 +1,7 @@
 """The verb `prepare`."""
 
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -70,6 +71,7 @@ def prepare(
     """
     from cocomix.data import PrepareSettings, encode_share
     from cocomix.data import prepare as run
+    from cocomix.experiments import next_step
 
     settings = PrepareSettings.model_validate(
         asdict(options) | {"validation_sources": options.validation_sources or ()}
@@ -78,4 +80,5 @@ def prepare(
         encode_share(settings, output, *part_of("--share", share))
         return None
     data = run(settings, output, workers=workers or len(os.sched_getaffinity(0)))
-    return Printed(data.manifest.model_dump(mode="json"))
+    following = f"cocomix init --corpus {shlex.quote(str(output))}"
+    return Printed(data.manifest.model_dump(mode="json"), next=next_step(output) or following)

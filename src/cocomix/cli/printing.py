@@ -34,11 +34,13 @@ class Printed:
         json: one object or list, printed with `--json`.
         text: printed without; a plain string as it is.
         error: raised after either, for a result that is a failure.
+        next: the command to give next, told on standard error.
     """
 
     json: Any
     text: RenderableType | None = None
     error: CoCoMixError | None = None
+    next: str | None = None
 
     def print(self, *, as_json: bool) -> None:
         """Print it."""

@@ -1,5 +1,6 @@
 """The verb `sae`."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ def sae(
     [dim]Example: cocomix sae data/books --teacher openai-community/gpt2 --layer 5 --output sae/books[/dim]
     """
     from cocomix.concepts import FitSettings, TeacherConfig
+    from cocomix.experiments import next_step
     from cocomix.labelling import fit_on_data, fitted
 
     settings = FitSettings(
@@ -39,4 +41,5 @@ def sae(
 
         choose_threads()
         dictionary = fit_on_data(data, source, output, settings)
-    return Printed(dictionary.manifest.model_dump(mode="json"))
+    following = shlex.join(["cocomix", "label", str(data), "--teacher", teacher, "--dictionary", str(output)])
+    return Printed(dictionary.manifest.model_dump(mode="json"), next=next_step(output) or following)

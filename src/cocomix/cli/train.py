@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cocomix.cli.printing import Printed, values_table
+from cocomix.cli.options import Recipe, Set
+from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import is_first_process
 
@@ -20,12 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see the recipes folder.")],
+    recipe: Recipe,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/RECIPE.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Check the recipe and print its cost; train nothing.")] = False,
+    assignments: Set = None,
     profile: Annotated[
         int, typer.Option(metavar="N", help="Record N steps in the run's profile folder; they take longer.")
     ] = 0,
@@ -40,24 +39,27 @@ def train(
     from cocomix.training.recipe_file import finished_run, recipe_fingerprint, recipe_values
 
     output, values = output or Path("runs") / recipe.stem, recipe_values(recipe, assignments or ())
-    if not dry_run and (finished := finished_run(output, values)) is not None:
-        return Printed(finished)
+    if (finished := finished_run(output, values)) is not None:
+        return Printed(finished, next=_next(output, recipe))
 
     from cocomix.runtime.device import choose_threads
-    from cocomix.training import dry_run as preview
     from cocomix.training import train as run
     from cocomix.training.recipe import load_recipe
 
     config = load_recipe(recipe, assignments or ())
-    if dry_run:
-        plan = preview(config)
-        return Printed(plan, values_table({name: _readable(name, value) for name, value in plan.items()}))
     choose_threads()
     folder = run(config, output, profile_steps=profile, recipe_fingerprint=recipe_fingerprint(values))
     if (url := url_of(folder)) is not None:
         return Printed(json.loads(RemoteFolder(url).read(MANIFEST)))
     told = is_first_process() and logger.isEnabledFor(logging.INFO)  # not with --quiet, as sweeps train
-    return Printed(read_json(folder / MANIFEST), _beside_references(folder) if told else None)
+    table = _beside_references(folder) if told else None
+    return Printed(read_json(folder / MANIFEST), table, next=_next(output, recipe))
+
+
+def _next(run: Path, recipe: Path) -> str:
+    from cocomix.experiments import next_step
+
+    return next_step(run, recipe) or f"cocomix eval {shlex.quote(str(run))}"
 
 
 def _beside_references(folder: Path) -> "Table | None":
@@ -75,12 +77,3 @@ def _beside_references(folder: Path) -> "Table | None":
     if (warning := worse_than_bigram(name, loss, references)) is not None:
         logger.warning(warning)
     return models_table({name: loss}, references, "Final evaluation", None).rich()
-
-
-def _readable(name: str, value: Any) -> Any:
-    """A number of a dry run with three digits and a prefix; counts that people check as they are."""
-    from cocomix.evaluation.formatting import si
-
-    if not isinstance(value, int | float) or name in ("steps", "tokens per step") or value < 1000:
-        return value
-    return si(value)

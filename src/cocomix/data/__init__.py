@@ -9,6 +9,7 @@ from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.data.document_blocks import DocumentBlocks, positions_of_rows
+    from cocomix.data.documents import resolve_sources
     from cocomix.data.mixture import MixedData
     from cocomix.data.overlap import warn_of_overlap
     from cocomix.data.preparation import encode_share, prepare
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "document_blocks": ("DocumentBlocks", "positions_of_rows"),
+    "documents": ("resolve_sources",),
     "mixture": ("MixedData",),
     "overlap": ("warn_of_overlap",),
     "preparation": ("encode_share", "prepare"),
@@ -46,6 +48,7 @@ __all__ = [
     "encode_share",
     "positions_of_rows",
     "prepare",
+    "resolve_sources",
     "token_dtype",
     "tokenizer_fingerprint",
     "train_tokenizer",

@@ -1,6 +1,20 @@
 """Sweeps: arms × seeds from one plan, with what they share made once; resumable, one at a time or several."""
 
-from cocomix.experiments.plan import SweepPlan, load_plan
-from cocomix.experiments.runner import SweepResult, run_sweep
+from typing import TYPE_CHECKING
 
-__all__ = ["SweepPlan", "SweepResult", "load_plan", "run_sweep"]
+from cocomix.runtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from cocomix.experiments.plan import SweepPlan, load_plan
+    from cocomix.experiments.runner import SweepResult, run_sweep
+    from cocomix.experiments.way import next_step
+
+_MODULES = {
+    "plan": ("SweepPlan", "load_plan"),
+    "runner": ("SweepResult", "run_sweep"),
+    "way": ("next_step",),
+}
+
+__all__ = ["SweepPlan", "SweepResult", "load_plan", "next_step", "run_sweep"]
+
+__getattr__ = lazily(__name__, _MODULES)

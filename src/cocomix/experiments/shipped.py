@@ -54,7 +54,7 @@ def copy_recipe(name: str, folder: Path) -> Copied:
         by_last_part = {known.rpartition("/")[2]: known for known in names} | {known: known for known in names}
         near = difflib.get_close_matches(name, list(by_last_part), n=1, cutoff=0.5)
         hint = f"did you mean {by_last_part[near[0]]}? " if near else ""
-        raise CoCoMixError(f"no recipe is called {name!r}; {hint}`cocomix init` lists all.")
+        raise CoCoMixError(f"no recipe is called {name!r}; {hint}`cocomix init --list` lists all.")
     recipe = folder / f"{name}.yaml"
     if recipe.exists():
         raise CoCoMixError(f"{recipe} is there already and is never overwritten; choose another --output.")

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from cocomix.training.manifest import RunManifest
     from cocomix.training.opened_run import CurvePoint, Run
     from cocomix.training.optimizers import muon
-    from cocomix.training.run import dry_run, train
+    from cocomix.training.recipe_cost import estimate
+    from cocomix.training.run import train
     from cocomix.training.run_plan import Plan, describe_plan, plan_run
     from cocomix.training.trainer import CoCoMixTrainer
 
@@ -19,7 +20,8 @@ _MODULES = {
     "manifest": ("RunManifest",),
     "optimizers": ("muon",),
     "opened_run": ("CurvePoint", "Run"),
-    "run": ("dry_run", "train"),
+    "recipe_cost": ("estimate",),
+    "run": ("train",),
     "run_plan": ("Plan", "describe_plan", "plan_run"),
     "trainer": ("CoCoMixTrainer",),
 }
@@ -31,7 +33,7 @@ __all__ = [
     "Run",
     "RunManifest",
     "describe_plan",
-    "dry_run",
+    "estimate",
     "muon",
     "plan_run",
     "train",

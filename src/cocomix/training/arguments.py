@@ -84,7 +84,7 @@ REFUSED: dict[str, str] = {
     "save_only_model": "a run goes on from its optimizer, too",
     "enable_jit_checkpoint": "SIGTERM and Ctrl-C write a checkpoint anyway",
     "debug": "its hooks cannot read what the heads return",
-    "skip_memory_metrics": "memory is not logged; `--dry-run` estimates it",
+    "skip_memory_metrics": "memory is not logged; `cocomix plan` estimates it",
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), _PUSH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),
     "compute_loss_func": "the loss is that of the objectives; write one (`cocomix.training.objectives`)",
@@ -111,7 +111,7 @@ def training_arguments(
         config: the recipe; its `training` overrides the defaults, its `tokens` become `max_steps`.
         output_dir: folder for checkpoints.
         block_size: tokens per block, to turn tokens into steps.
-        train_blocks: blocks of the training split, to know where epochs end; `None` in a dry run without data.
+        train_blocks: blocks of the training split, to know where epochs end; `None` where they are not there yet.
         sharding: the fields that `sharding_asked` found to be asked for.
 
     Raises:

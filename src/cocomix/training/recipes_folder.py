@@ -23,4 +23,4 @@ def missing_recipe(path: Path) -> MissingRecipe:
     for name in (path.stem, f"{path.parent.name}/{path.stem}"):  # recipes/demo.yaml, recipes/arms/pause.yaml
         if (recipes_folder() / f"{name}.yaml").is_file():
             return MissingRecipe(f"{path} does not exist; `cocomix init {name}` copies the shipped one.")
-    return MissingRecipe(f"{path} does not exist; `cocomix init` lists the recipes that come with cocomix.")
+    return MissingRecipe(f"{path} does not exist; `cocomix init --list` lists the recipes that come with cocomix.")

@@ -15,9 +15,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from cocomix.artifacts import Staging, explained_full_disk, is_there, partial_path, shown, url_of
+from cocomix.artifacts import Staging, explained_full_disk, partial_path, shown, url_of
 from cocomix.data import Tokens
-from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.stopping import termination_noted
@@ -39,30 +38,14 @@ from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
-from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
+from cocomix.training.run_plan import Plan, plan_run
 from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache
 
-__all__ = ["dry_run", "train"]
+__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
-
-
-def dry_run(recipe: RunConfig) -> dict[str, Any]:
-    """Check a recipe and say what it amounts to, with the sizes of its data and labels where these are there already.
-
-    Raises:
-        CoCoMixError: as `train`.
-    """
-    data = open_data(recipe) if all(map(is_there, recipe.data_folders)) else None
-    labels: Labels | None = None
-    if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
-        stored = open_labels(recipe, data)
-        labels = stored.first if stored else labels_to_match(recipe)
-    sharding_asked(recipe.training, {}, processes=2)
-    plan = plan_run(recipe, data, labels)
-    return {**describe_plan(recipe, plan), **describe_memory(recipe, plan)}
 
 
 def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fingerprint: str | None = None) -> Path:

@@ -50,7 +50,7 @@ def plan_run(
 
     Args:
         recipe: the recipe.
-        data: its prepared data; without it (a dry run) the recipe must give every size itself.
+        data: its prepared data; without it the recipe must give every size itself.
         labels: its labels, if there are any.
         teacher_hidden_size: of a teacher that runs while training.
     """
@@ -75,7 +75,7 @@ def plan_run(
 
 
 def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
-    """A dry run's answer: sizes and cost by name, in the order a person asks for them."""
+    """Sizes and cost by name, in the order a person asks for them."""
     arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
     count = plan.accounting
     step_tokens = tokens_per_step(arguments, plan.block_size)
@@ -84,6 +84,7 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     if plan.train_blocks is not None:
         steps = steps or steps_of_epochs(arguments, plan.train_blocks)
         tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
+    flops = tokens * count.training_flops_per_token
     return {
         "objective": recipe.objective,
         "arm": recipe.arm,
@@ -95,8 +96,8 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         "steps": steps or f"{arguments.num_train_epochs} epochs",
         "tokens": tokens or "the data's",
         **_labelled(recipe, plan, arguments, steps),
-        "training FLOPs": (flops := tokens * count.training_flops_per_token) or "the data's",
-        "hours on one H200, estimated": round(gpu_hours(plan.config, flops), 2) or "the data's",
+        "training FLOPs": flops or "the data's",
+        "hours on one H200 or H100, estimated": float(f"{gpu_hours(plan.config, flops):.3g}") or "the data's",
     }
 
 

@@ -1,0 +1,262 @@
+"""Recipes for one's own corpus from four answers: corpus, teacher, size of the student, hardware (`cocomix init`).
+
+Written are NAME.yaml, the student with concepts, NAME_ntp.yaml, its baseline, and, where no teacher exists yet,
+NAME_teacher.yaml. They run as they stand. The numbers are our choice unless a comment names another source, and stand
+in the recipe to be changed.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cocomix.artifacts import MANIFEST, read_json, shown, url_of, write_text
+from cocomix.experiments.way import sibling, steps_of
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["HARDWARE", "SIZES", "TRAINED_HERE", "Corpus", "OwnRecipe", "Size", "Teacher"]
+
+TRAINED_HERE = "train"
+"""In place of a teacher's name: one of the student's size is trained on the corpus first."""
+_VOCABULARY = 4096  # entries of a tokenizer that is trained on the corpus
+_BYTES_PER_TOKEN = 4  # about, of English text
+_COMPRESSED = 3  # bytes of text in a byte of gzip, Zstandard or Parquet, about
+_STEPS = 2000  # optimizer steps aimed at: with the paper's 0.5M tokens a step, a short run would have a few dozen
+_PAPER_STEP = 2**19  # tokens
+_FEWEST = 200_000  # tokens of a run: a smaller corpus is read more than once
+_ELSEWHERE = 100_000_000  # tokens of a run on a corpus whose size is not known here
+_TOKENS_PER_PARAMETER = 20  # at most, as in the training-optimal runs of Hoffmann et al. (2022)
+
+
+class Size(NamedTuple):
+    """A student; `small`, `medium` and `large` have the paper's shapes, insertion layers and learning rates."""
+
+    d_model: int
+    layers: int
+    heads: int
+    insert_layer: int
+    block_size: int
+    num_concepts: int
+    learning_rate: str
+    meant_for: str
+
+
+SIZES = {
+    "tiny": Size(192, 4, 4, 2, 128, 2048, "2.0e-3", "minutes on two CPU cores"),
+    "mini": Size(384, 6, 6, 2, 256, 4096, "1.0e-3", "a night on a few CPU cores"),
+    "small": Size(512, 8, 8, 3, 1024, 8192, "6.0e-4", "the paper's 69M, one GPU"),
+    "medium": Size(1024, 24, 16, 5, 1024, 8192, "3.0e-4", "the paper's 386M, GPUs"),
+    "large": Size(2048, 24, 16, 5, 1024, 16384, "2.0e-4", "the paper's 1.38B, GPUs"),
+}
+HARDWARE = {
+    "cpu": (2048, "", "float32"),
+    "cpu-bf16": (2048, "bf16: true, ", "bfloat16, for CPUs with AMX"),
+    "gpu": (16384, "bf16: true, dataloader_num_workers: 2, ", "bfloat16, one GPU"),
+}
+"""Tokens of a micro-batch, fields of `training`, and what is meant."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that was found.
+
+    Attributes:
+        source: as it was given.
+        tokens: training tokens of one pass; about, where they are not prepared.
+        block_size: of prepared data.
+        vocab_size: of prepared data.
+        num_concepts: of the labels that prepared data have already, in their folder `labels`.
+    """
+
+    source: str
+    tokens: int
+    block_size: int | None = None
+    vocab_size: int | None = None
+    num_concepts: int | None = None
+
+    @classmethod
+    def find(cls, source: str) -> "Corpus":
+        """Look at what `cocomix prepare` could read, or has written.
+
+        Raises:
+            CoCoMixError: there is no such thing.
+        """
+        if url_of(source) is None and (manifest := Path(source) / MANIFEST).is_file():
+            found = read_json(manifest)
+            if found.get("kind") != "tokens":
+                raise CoCoMixError(f"{source} holds {found.get('kind')}, not text; give a corpus or prepared data.")
+            labels = Path(source) / "labels" / MANIFEST
+            return cls(
+                source.rstrip("/"),
+                found["splits"].get("train", {"blocks": 0})["blocks"] * found["block_size"],
+                found["block_size"],
+                found["vocab_size"],
+                read_json(labels)["num_concepts"] if labels.is_file() else None,
+            )
+        from cocomix.data import resolve_sources
+
+        (resolved,) = resolve_sources([source])
+        size = sum(
+            file.size * (_COMPRESSED if file.where.endswith((".gz", ".zst", ".parquet")) else 1)
+            for file in resolved.files
+        )
+        return cls(source, size // _BYTES_PER_TOKEN or _ELSEWHERE)
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return re.sub(r"\W+", "_", Path(self.source.rstrip("/:")).name.split(".")[0]).strip("_").lower() or "corpus"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher that was found, or `TRAINED_HERE`; sizes are `None` where it is trained here."""
+
+    name: str
+    layers: int | None = None
+    vocab_size: int | None = None
+    positions: int | None = None
+
+    @classmethod
+    def find(cls, name: str) -> "Teacher":
+        """Read a teacher's configuration.
+
+        Raises:
+            CoCoMixError: it cannot be read.
+        """
+        if name == TRAINED_HERE:
+            return cls(name)
+        import cocomix.model  # noqa: F401  # a run may be the teacher
+        from cocomix.training.pretrained import pretrained_config
+
+        config = pretrained_config(name, None, "teacher").get_text_config()
+        return cls(name, config.num_hidden_layers, config.vocab_size, getattr(config, "max_position_embeddings", None))
+
+
+@dataclass(frozen=True)
+class OwnRecipe:
+    """A name and the four answers; the teacher is `None` for data that are labelled."""
+
+    name: str
+    corpus: Corpus
+    teacher: Teacher | None
+    size: str
+    hardware: str
+
+    @property
+    def data(self) -> str:
+        """The folder of prepared data."""
+        return f"data/{self.name}" if self.corpus.block_size is None else self.corpus.source
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block: the data's, else no more than the teacher reads at once."""
+        positions = None if self.teacher is None else self.teacher.positions
+        return self.corpus.block_size or min(SIZES[self.size].block_size, positions or 2**62)
+
+    def prepare(self) -> str | None:
+        """The command before all others; `None` for data that are prepared."""
+        if self.corpus.block_size is not None or self.teacher is None:
+            return None
+        trained = self.teacher.name == TRAINED_HERE
+        tokenizer = ["--vocab-size", str(_VOCABULARY)] if trained else ["--tokenizer", self.teacher.name]
+        words = ["cocomix", "prepare", self.corpus.source, *tokenizer, "--block-size", str(self.block_size)]
+        return shlex.join([*words, "--output", self.data])
+
+    def after_preparation(self, recipe: Path) -> str:
+        """The first command that reads prepared data and is not done."""
+        steps = steps_of(recipe)
+        return next((step.command for step in steps if not step.made.exists()), steps[-1].command)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the files.
+
+        Returns:
+            The student's recipe first.
+
+        Raises:
+            CoCoMixError: one of them is there already, or the folder cannot be written.
+        """
+        recipe = folder / f"{self.name}.yaml"
+        texts = {
+            recipe: self._student(recipe),
+            sibling(recipe, "ntp"): (
+                f"# The baseline of {recipe.name}: the next token only, as many active parameters.\n"
+                f"base: {recipe.name}\nobjective: ntp\nbaseline: matched\n"
+            ),
+        }
+        if self.teacher is not None and self.teacher.name == TRAINED_HERE:
+            texts[sibling(recipe, "teacher")] = (
+                f"# The teacher of {recipe.name}: a plain decoder of the student's size.\n"
+                f"base: {recipe.name}\nobjective: ntp\n"
+            )
+        for path in texts:
+            if path.exists():
+                raise CoCoMixError(f"{path} is there already and is never overwritten; choose another --output.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, text in texts.items():
+                write_text(path, text)
+            commands = [self.prepare(), *(step.command for step in steps_of(recipe))]
+            head = "".join(f"#   {command}\n" for command in commands if command is not None)
+            write_text(recipe, texts[recipe].replace(_COMMANDS, head, 1))
+        except OSError as error:
+            raise CoCoMixError(f"cannot write to {folder} ({error.strerror}); choose another --output.") from error
+        return list(texts)
+
+    def _student(self, recipe: Path) -> str:
+        size, (micro, training, arithmetic) = SIZES[self.size], HARDWARE[self.hardware]
+        vocabulary = self.corpus.vocab_size or (self.teacher and self.teacher.vocab_size) or _VOCABULARY
+        parameters = 12 * size.layers * size.d_model**2 + size.d_model * vocabulary  # about
+        tokens = _rounded(max(_FEWEST, min(self.corpus.tokens, _TOKENS_PER_PARAMETER * parameters)))
+        blocks = max(8, min(_PAPER_STEP, 2 ** (tokens // _STEPS).bit_length()) // self.block_size)  # of a step
+        batch = max(each for each in range(1, max(1, micro // self.block_size) + 1) if blocks % each == 0)
+        return (
+            f"# A {self.size} student on {shown(Path(self.corpus.source))}, {arithmetic}. In this order:\n"
+            f"#\n{_COMMANDS}#\n"
+            f"# `cocomix plan {recipe}` says what it costs.\n"
+            f"data: {_quoted(self.data)}\n"
+            f"{self._labels()}"
+            f"model:\n"
+            f"  backbone: {{model_type: gpt2, n_embd: {size.d_model}, n_layer: {size.layers}, n_head: {size.heads},\n"
+            f"             vocab_size: {vocabulary}, n_positions: {self.block_size},\n"
+            f"             {_BACKBONE}}}\n"
+            f"  insert_layer: {size.insert_layer}  # its input predicts the concepts\n"
+            f"  num_concepts: {self.corpus.num_concepts or size.num_concepts}  # of the dictionary\n"
+            f"tokens: {tokens:_}  # about one pass over the corpus, at most {_TOKENS_PER_PARAMETER} per parameter\n"
+            f"batch_tokens: {blocks * self.block_size:_}  # of an optimizer step\n"
+            f"evaluation_blocks: {min(2000, max(8, tokens // 100 // self.block_size))}\n"
+            f"training: {{{training}learning_rate: {size.learning_rate}, per_device_train_batch_size: {batch}}}\n"
+        )
+
+    def _labels(self) -> str:
+        path = f"{self.data}/labels"
+        if self.teacher is None:
+            return f"labels: {_quoted(path)}\n"
+        model, layers = self.teacher.name, self.teacher.layers
+        if model == TRAINED_HERE:
+            model, layers = f"runs/{self.name}_teacher", SIZES[self.size].layers
+        return (
+            "labels:  # four concepts per token, by what they do for the next one\n"
+            f"  path: {_quoted(path)}\n"
+            "  kind: attribution\n"
+            f"  teacher: {{model: {_quoted(model)}, layer: {((layers or 2) - 1) // 2}}}\n"
+            f"  dictionary: {{path: sae/{self.name}}}\n"
+        )
+
+
+_BACKBONE = "activation_function: gelu_pytorch_tanh, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
+_COMMANDS = "#   COMMANDS\n"  # in a text, until the files are there that tell them
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML."""
+    return text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text)
+
+
+def _rounded(tokens: int) -> int:
+    """To two digits."""
+    unit = int(10 ** max(0, len(str(tokens)) - 2))
+    return max(1, tokens // unit) * unit

@@ -1,0 +1,98 @@
+"""`cocomix init` for one's own corpus: four answers become recipes that run as they stand."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cocomix.experiments.own_recipe import HARDWARE, SIZES, Corpus, OwnRecipe, Teacher
+from cocomix.training import plan_run
+from cocomix.training.recipe import load_recipe
+from tests.command_line import Cli
+from tests.workshop import BLOCK, CONCEPTS, Workshop
+
+ANSWERS = ("--teacher", "train", "--size", "tiny", "--hardware", "cpu")
+
+
+@pytest.fixture
+def here(tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(workshop.corpus, tmp_path / "my texts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, hardware: str, tmp_path: Path) -> None:
+    corpus = Corpus("somebody/texts", 50_000_000)
+    written = OwnRecipe("mine", corpus, Teacher("some/model", 12, 50_257, 1024), size, hardware).write(tmp_path)
+    assert [path.name for path in written] == ["mine.yaml", "mine_ntp.yaml"]
+    plans = [plan_run(load_recipe(path)) for path in written]
+    parameters = [plan.accounting.active_parameters for plan in plans]
+    assert parameters[1] == pytest.approx(parameters[0], rel=0.05)
+    recipe = load_recipe(written[0])
+    assert recipe.labels is not None
+    assert recipe.labels.teacher is not None
+    assert recipe.labels.teacher.layer == 5  # the paper's of GPT-2
+    assert recipe.batch_tokens is not None
+    assert recipe.batch_tokens % (plans[0].block_size * recipe.training["per_device_train_batch_size"]) == 0
+
+
+def test_flags_write_what_runs(cli: Cli, here: Path) -> None:
+    done = cli("init", "--corpus", "my texts", *ANSWERS, "--json")
+    assert json.loads(done.out)["recipe"] == "recipes/my_texts.yaml"
+    prepare = "cocomix prepare 'my texts' --vocab-size 4096 --block-size 128 --output data/my_texts"
+    assert done.err.splitlines()[-1] == f"next: {prepare}"
+    text = (here / "recipes" / "my_texts.yaml").read_text()
+    assert f"#   {prepare}\n#   cocomix train recipes/my_texts_teacher.yaml\n" in text
+    assert len([line for line in text.splitlines() if not line.startswith("#")]) < 20
+    before = sorted(here.rglob("*"))
+    cli.refuses("init", "--corpus", "my texts", *ANSWERS, says="recipes/my_texts.yaml")
+    assert sorted(here.rglob("*")) == before
+
+
+def test_prepared_and_labelled_data_leave_less_to_say(cli: Cli, workshop: Workshop, here: Path) -> None:
+    shutil.copytree(workshop.data, here / "data")
+    shutil.copytree(workshop.labels, here / "data" / "labels")
+    asked = ("--corpus", "data", "--size", "tiny", "--hardware", "cpu")
+    cli.refuses("init", *asked, "--teacher", "train", says="--teacher")
+    done = cli("init", *asked, "--name", "mine")
+    assert done.err.splitlines()[-1] == "next: cocomix train recipes/mine_ntp.yaml"
+    recipe = load_recipe(here / "recipes" / "mine.yaml")
+    assert (recipe.model.num_concepts, recipe.label_folders) == (CONCEPTS, (Path("data/labels"),))
+    assert recipe.model.backbone["n_positions"] == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--corpus": "nowhere.txt"}, "nowhere.txt"),
+        ({"--teacher": "./nowhere"}, "./nowhere"),
+        ({"--size": "huge"}, "--size huge"),
+        ({"--hardware": "abacus"}, "--hardware abacus"),
+        ({"--name": "../up"}, "--name ../up"),
+        ({"--size": None, "--teacher": None}, "--teacher, --size"),
+    ],
+)
+def test_answers_that_cannot_be_used(cli: Cli, here: Path, changes: dict[str, str | None], says: str) -> None:
+    given: dict[str, str | None] = {"--corpus": "my texts", **dict(zip(ANSWERS[::2], ANSWERS[1::2], strict=True))}
+    words = [word for option, value in {**given, **changes}.items() if value is not None for word in (option, value)]
+    cli.refuses("init", *words, says=says)
+    assert [path.name for path in here.iterdir()] == ["my texts"]
+    cli.refuses("init", "demo", "--size", "tiny", says="--size")
+
+
+class Typed(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_is_asked_and_asked_again(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Typed("nowhere.txt\nmy texts\n./nothing\ntrain\nhuge\ntiny\ncpu\n"))
+    done = cli("init", "--name", "mine")
+    assert "nowhere.txt does not exist" in done.err
+    assert "--size huge" in done.err
+    assert done.out.strip() == ""
+    assert (here / "recipes" / "mine_teacher.yaml").is_file()

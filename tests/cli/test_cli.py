@@ -191,7 +191,7 @@ def test_invalid_utf8_is_counted(cli: Cli, here: Path, workshop: Workshop) -> No
 
 def test_distill_and_train_on_it(cli: Cli, here: Path, workshop: Workshop) -> None:
     source = (workshop.data, "--teacher", workshop.teacher)
-    manifest = json.loads(cli("distill", *source, "--top-k", 4, "--bf16", "-o", "stored", "--json").out)
+    manifest = json.loads(cli("distill", *source, "--top-k", 4, "--dtype", "bfloat16", "-o", "stored", "--json").out)
     assert manifest == read_json(here / "stored/manifest.json")
     assert (manifest["top_k"], manifest["dtype"]) == (4, "bfloat16")
     recipe = workshop.recipe_file(here / "r.yaml", "ntp", tokens=8 * BLOCK, distillation={"targets": "stored"})
@@ -200,8 +200,8 @@ def test_distill_and_train_on_it(cli: Cli, here: Path, workshop: Workshop) -> No
     before = files_in(here)
     cli.refuses("distill", *source, "--top-k", 100_000, "-o", "out", says="top_k=100000 must be between")
     cli.refuses("distill", *source, "-o", "stored", says="already exists")
-    other = prepare_toy(workshop.corpus, here / "other", vocab_size=280).path
-    cli.refuses("distill", other, "--teacher", workshop.teacher, "-o", "out", says="tokenizer is not the one")
+    other = (prepare_toy(workshop.corpus, here / "other", vocab_size=280).path, "--teacher", workshop.teacher)
+    cli.refuses("distill", *other, "--kind", "top_k", "-o", "out", says="another tokenizer than the data")
     assert files_in(here) - before == {"other"}
     cli.refuses("train", recipe, "--set", "objective=dream", says="objective: Input should be 'ntp' or 'cocomix'")
 

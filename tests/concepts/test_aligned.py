@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.concepts.aligned import UNLABELLED, AlignedTeacher
+from cocomix.concepts.aligned import AlignedTeacher
+from cocomix.concepts.aligned_texts import UNREAD
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.runtime.errors import CoCoMixError
@@ -89,7 +90,7 @@ def test_a_position_has_the_label_of_the_last_teacher_token_that_ends_no_later(
     begin = [TEACHERS[teacher].bos_token_id] if teacher in ("llama", "without byte fallback") else []
     for label, end in zip(labels_of(labeller, ids), spelled.ends(np.array(ids, dtype=np.int64)), strict=True):
         count = len(begin) + int((ends <= end).sum())  # of the teacher's tokens that end no later
-        expected = prefix_label([*begin, *own[: count - len(begin)]]) if count > UNLABELLED else IGNORE
+        expected = prefix_label([*begin, *own[: count - len(begin)]]) if count > UNREAD else IGNORE
         assert label == expected
 
 
@@ -117,7 +118,7 @@ def test_a_character_cut_by_the_edge_of_a_block_labels_nothing(text: str, start:
     lead = data[start : len(data) - stop].find(readable) if readable else len(block)
     labels = labels_of(aligned(student, byte_level(257)), block)
     labelled = [index for index, label in enumerate(labels) if label != IGNORE]
-    assert labelled == list(range(lead + UNLABELLED, lead + len(readable)))
+    assert labelled == list(range(lead + UNREAD, lead + len(readable)))
 
 
 def test_documents_of_a_block_are_separated_by_the_end_token_of_the_teacher() -> None:
@@ -141,7 +142,7 @@ def test_a_block_longer_than_the_teachers_context_is_read_in_windows() -> None:
     student, teacher = byte_level(257), byte_level(257)
     ids = block_of(student, TEXTS[0])[:70]
     labels = labels_of(aligned(student, teacher, max_length=16), ids)
-    for position, label in enumerate(labels[UNLABELLED:], start=UNLABELLED):
+    for position, label in enumerate(labels[UNREAD:], start=UNREAD):
         start = 0 if position < 16 else position // 8 * 8 - 8
         assert label == prefix_label(teacher.encode(TEXTS[0])[start : position + 1])
 

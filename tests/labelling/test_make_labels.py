@@ -124,8 +124,8 @@ def test_a_teacher_of_another_tokenizer_labels_by_bytes(workshop: Workshop, tmp_
 
 def test_other_tokenizer_wrong_layer_and_width_are_refused(workshop: Workshop, tmp_path: Path) -> None:
     other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280).path
-    with pytest.raises(CoCoMixError, match="tokenizer"):
-        distill_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "labels", top_k=8)
+    with pytest.raises(CoCoMixError, match="first_token"):
+        distill_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "labels", kind="top_k")
     with pytest.raises(CoCoMixError, match="tokenizer"):
         fit_on_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "sae")
     wide = train(workshop.recipe("ntp", model={"backbone": {"n_embd": 32}}, tokens=128), tmp_path / "wide")

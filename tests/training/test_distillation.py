@@ -1,5 +1,6 @@
 """Distillation and hidden states in training: each arm's loss against its formula, and what a run records of it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,22 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.artifacts import read_json
-from cocomix.concepts import AttributionLabeller, ConceptDictionary, ConceptTeacher, RandomLabeller, load_teacher
+from cocomix.concepts import (
+    ActivationConfig,
+    AttributionLabeller,
+    ConceptDictionary,
+    ConceptTeacher,
+    DictionaryConfig,
+    RandomLabeller,
+    load_teacher,
+)
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.sources import TeacherConfig
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, evaluate_run
-from cocomix.labelling import distill_data
+from cocomix.evaluation.teacher_flops import teacher_flops
+from cocomix.labelling import Labels, distill_data, label_data
 from cocomix.model import TopTargets, account
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer, train
@@ -38,6 +48,7 @@ from tests.workshop import BLOCK, Workshop, prepare_toy
 
 WEIGHT = 0.3
 LAMBDA = Schedule(value=WEIGHT)
+STORED = ("teacher_ids", "teacher_log_probs")
 
 
 def teacher(family: str = "gpt2", layer: int = 1) -> OnlineTeacher:
@@ -89,6 +100,27 @@ def test_distillation_adds_its_share_to_any_objective(arm: str, teacher_family: 
         else:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in online.decoder.model.parameters())
+
+
+@pytest.mark.parametrize("arm", ["ntp", "cocomix"])
+def test_positions_of_which_the_teacher_says_nothing_do_not_count(arm: str) -> None:
+    model = plain("gpt2") if arm == "ntp" else student("gpt2", 1)
+    with torch.no_grad():
+        best = teacher().decoder.model(tokens()).logits.log_softmax(-1).topk(7, dim=-1)
+    batch = {"input_ids": tokens(), "labels": tokens(), "teacher_ids": best.indices}
+    batch["teacher_log_probs"] = best.values.clone()
+    batch["teacher_log_probs"][:, ::2] = -torch.inf
+    added = Distillation(LAMBDA, model.config, lambda batch: TopTargets(*(batch[name] for name in STORED)), STORED)
+    terms, _ = loss_terms((NextToken(model.config), added), model, batch)
+    assert int(terms["kd_loss"].count) == int(added.counts(batch)["kd_loss"]) == tokens()[:, 1:-1:2].numel()
+    log_q = model(tokens()).logits.log_softmax(-1)
+    p, q = best.values.exp(), log_q.gather(-1, best.indices).exp()
+    rest = [1 - side.sum(-1) for side in (p, q)]
+    kl = (p * (p / q).log()).sum(-1) + rest[0] * (rest[0] / rest[1]).log()
+    found = terms["kd_loss"].sum
+    torch.testing.assert_close(found, kl[:, 1:-1:2].sum(), rtol=1e-4, atol=1e-4)
+    found.backward()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
 
 
 def test_a_teachers_padded_head_is_cut_to_the_tokenizer() -> None:
@@ -223,6 +255,35 @@ def test_a_run_on_the_whole_stored_distribution_is_the_online_one(workshop: Work
     }
     assert [manifest["teacher_flops_per_token"] > 0 for manifest in manifests] == [True, False]
     assert [path.name for path in online.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_teacher_of_another_tokenizer_is_distilled_stacked_with_concepts_and_for_a_while(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    other = prepare_toy(workshop.corpus, tmp_path / "data", vocab_size=280)
+    source = TeacherConfig(model=str(workshop.teacher), layer=1)
+    stored = distill_data(other.path, source, tmp_path / "stored", top_k=8, dtype="auto")
+    assert stored is not None
+    made = stored.manifest
+    assert (made.targets, made.top_k) == ("first_token", 8)
+    assert made.with_target > 0.3
+    assert 0 < made.mass < 1
+    dictionary = DictionaryConfig(path=str(workshop.dictionary))
+    label_data(other.path, ActivationConfig(teacher=source, dictionary=dictionary), tmp_path / "labels")
+    weight = {"shape": "stop", "value": 0.5, "until": 0.5}
+    distillation = {"targets": str(tmp_path / "stored"), "weight": weight}
+    changes = {"data": str(other.path), "labels": str(tmp_path / "labels"), "distillation": distillation}
+    run = train(
+        workshop.recipe("cocomix", model={"mixing": "add"}, training={"logging_steps": 1}, **changes), tmp_path / "run"
+    )
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kd_loss"] > 0 for row in rows if "kd_loss" in row] == [True] * 6  # half of the steps
+    assert all(row["concept_loss"] > 0 for row in rows if "ntp_loss" in row)
+    manifest = Run.open(run).manifest
+    labels = Labels.open(tmp_path / "labels").manifest
+    read = min(made.tokens("train"), manifest.tokens)
+    expected = made.flops_per_token * read + labels.flops_per_token * min(labels.tokens("train"), manifest.tokens)
+    assert teacher_flops(Run.open(run)) == pytest.approx(expected)
 
 
 def test_the_teachers_flops(workshop: Workshop, tmp_path: Path) -> None:

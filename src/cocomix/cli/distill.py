@@ -15,14 +15,27 @@ def distill(
     data: DataFolder,
     teacher: Teacher,
     output: Output,
-    top_k: Annotated[int, typer.Option(help="Probabilities kept per token; 4 bytes each.")] = 64,
+    kind: Annotated[
+        Literal["auto", "top_k", "first_token"],
+        typer.Option(help="auto: top_k with the data's tokenizer, first_token with another one; see below."),
+    ] = "auto",
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Probabilities kept per token, 4 bytes each. Default: 64 of top_k, 32 of others."),
+    ] = None,
     revision: Revision = None,
-    bf16: Annotated[bool, typer.Option(help="Run the teacher in bfloat16 instead of float32.")] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Teacher's arithmetic; auto: bfloat16 where the machine is fast in it."),
+    ] = "auto",
     blocks: Blocks = None,
     *,
     options: JobOptions,
 ) -> Printed:
     """Store a teacher's likeliest next tokens.
+
+    A teacher may have another tokenizer than the data. It is then aligned by bytes, and where a token of both ends,
+    first_token adds up the probabilities of the teacher's tokens that begin with the same token of the data.
 
     A command that was stopped goes on with what is left when it is given again.
 
@@ -30,7 +43,8 @@ def distill(
     """
     from cocomix.labelling import TeacherProbabilities, recognised
 
-    asked = asked_of(teacher=teacher, top_k=top_k, revision=revision, bf16=bf16, batch_tokens=options.batch_tokens)
+    settings = {"kind": kind, "top_k": top_k, "dtype": dtype}
+    asked = asked_of(teacher=teacher, revision=revision, batch_tokens=options.batch_tokens, **settings)
     asked |= {} if blocks is None else {"blocks": blocks}
     found = recognised(TeacherProbabilities, output, data, asked)
     if found is None:
@@ -38,7 +52,6 @@ def distill(
         from cocomix.labelling import distill_data
 
         source = TeacherConfig(model=teacher, layer=0, revision=revision)
-        dtype: Literal["bfloat16", "float32"] = "bfloat16" if bf16 else "float32"
         job = options.job(asked)
-        found = distill_data(data, source, output, top_k=top_k, dtype=dtype, blocks=blocks, job=job)
+        found = distill_data(data, source, output, kind=kind, top_k=top_k, dtype=dtype, blocks=blocks, job=job)
     return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

@@ -9,6 +9,7 @@ from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.concepts.aligned import AlignedFittedTeacher, AlignedTeacher
+    from cocomix.concepts.aligned_texts import ALIGNMENT, AlignedText, AlignedTexts, Window
     from cocomix.concepts.check import (
         SAMPLE_TOKENS,
         Agreement,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         fit_identity,
     )
     from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
+    from cocomix.concepts.first_tokens import first_token_table
     from cocomix.concepts.fit import fit_dictionary
     from cocomix.concepts.labeller import (
         ConceptLabeller,
@@ -59,10 +61,11 @@ if TYPE_CHECKING:
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
     from cocomix.concepts.teacher import ConceptTeacher, load_teacher
-    from cocomix.concepts.token_rows import first_blocks, spread_blocks
+    from cocomix.concepts.token_rows import first_blocks, pad_right, spread_blocks
 
 _MODULES = {
     "aligned": ("AlignedFittedTeacher", "AlignedTeacher"),
+    "aligned_texts": ("ALIGNMENT", "AlignedText", "AlignedTexts", "Window"),
     "check": (
         "SAMPLE_TOKENS",
         "Agreement",
@@ -85,6 +88,7 @@ _MODULES = {
         "model_fingerprint",
         "package_versions",
     ),
+    "first_tokens": ("first_token_table",),
     "fit": ("fit_dictionary",),
     "labeller": (
         "ConceptLabeller",
@@ -139,17 +143,21 @@ _MODULES = {
     ),
     "token_rows": (
         "first_blocks",
+        "pad_right",
         "spread_blocks",
     ),
 }
 
 __all__ = [
+    "ALIGNMENT",
     "SAMPLE_TOKENS",
     "ActivationConfig",
     "ActivationLabeller",
     "Agreement",
     "AlignedFittedTeacher",
     "AlignedTeacher",
+    "AlignedText",
+    "AlignedTexts",
     "AttributionConfig",
     "AttributionLabeller",
     "CentredAttributionLabeller",
@@ -181,6 +189,7 @@ __all__ = [
     "TokenLookupConfig",
     "TokenLookupLabeller",
     "Vocabulary",
+    "Window",
     "build_labeller",
     "check_labeller",
     "configuration_fingerprint",
@@ -188,6 +197,7 @@ __all__ = [
     "dictionary_layer",
     "drop_without_target",
     "first_blocks",
+    "first_token_table",
     "fit_dictionary",
     "fit_identity",
     "label_agreement",
@@ -200,6 +210,7 @@ __all__ = [
     "measure_fit",
     "model_fingerprint",
     "package_versions",
+    "pad_right",
     "register_labeller",
     "require_agreement",
     "require_fit",

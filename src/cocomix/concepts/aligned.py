@@ -12,29 +12,22 @@ the loss looks one token ahead, here one token of the teacher. And where a token
 follows: that "white" is one token shows only at its end, which is why the student's "whi" does not get its labels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.concepts.aligned_texts import ALIGNMENT, AlignedTexts
 from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
 from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
-from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.concepts.token_rows import pad_right
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["AlignedFittedTeacher", "AlignedTeacher", "aligned_positions"]
-
-ALGORITHM = "1"
-"""Version of the alignment; raised when labels change, so that labels of two versions are never mixed."""
-UNLABELLED = 2
-"""Positions at the beginning of a teacher's window that label nothing: they have no context, and the first one is where
-attention that has nowhere to go is put (attention sink)."""
+__all__ = ["AlignedFittedTeacher", "AlignedTeacher"]
 
 
 class AlignedTeacher:
@@ -62,14 +55,8 @@ class AlignedTeacher:
         tokenizers: Mapping[str, str],
     ) -> None:
         self.inner = inner
-        self.max_length = max_length
+        self._texts = AlignedTexts(student, teacher, max_length)
         self._tokenizers = dict(tokenizers)
-        self._bytes = TokenBytes(student, "of the data")
-        self._end = int(student.eos_token_id)
-        self._ends = TokenEnds(teacher, "of the teacher")
-        self._teacher_end = int(teacher.eos_token_id if teacher.eos_token_id is not None else teacher.sep_token_id)
-        plain, own = (teacher.encode("a", add_special_tokens=added) for added in (False, True))
-        self._begin = [int(own[0])] if len(own) > len(plain) and own[0] in teacher.all_special_ids else []
 
     @property
     def num_concepts(self) -> int:
@@ -89,23 +76,16 @@ class AlignedTeacher:
         """
         rows = input_ids.cpu().numpy()
         lengths = [rows.shape[1]] * len(rows) if attention_mask is None else attention_mask.sum(dim=1).tolist()
-        texts = [self._teacher_tokens(row[:length]) for row, length in zip(rows, lengths, strict=True)]
-        windows = [
-            (index, start, tokens[start : start + self.max_length])
-            for index, (tokens, _) in enumerate(texts)
-            for start in _window_starts(len(tokens), self.max_length)
-            if tokens
-        ]
+        texts = [self._texts.read(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+        windows = self._texts.windows(texts)
         ids = torch.full((*input_ids.shape, k), IGNORE, dtype=torch.int64)
         if not windows:
             return ConceptLabels(ids, torch.zeros(*input_ids.shape, k))
-        batch, mask = pad_right([torch.tensor(tokens) for _, _, tokens in windows])
+        batch, mask = pad_right([torch.tensor(window.tokens) for window in windows])
         found = self.inner.label(batch, mask, k=k)
         scores = None if found.scores is None else torch.zeros(*input_ids.shape, k)
-        for row, (index, start, tokens) in enumerate(windows):
-            positions = texts[index][1]  # of the teacher's token that labels each position, -1 = none
-            # A later window writes over what an earlier one gave to its second half, which has less context there.
-            first = start + (self.max_length // 2 if start else UNLABELLED)
+        for row, (index, start, tokens, first) in enumerate(windows):
+            positions = texts[index].positions()  # of the teacher's token that labels each position, -1 = none
             covered = np.flatnonzero((positions >= first) & (positions < start + len(tokens)))
             source = torch.from_numpy(positions[covered] - start)
             ids[index, covered] = found.ids[row, source].cpu()
@@ -122,14 +102,14 @@ class AlignedTeacher:
         Returns:
             int64 [blocks, length]; what does not fill a block is left out. One short block if that is all there is.
         """
-        tokens = [token for row in input_ids.cpu().numpy() for token in self._teacher_tokens(row)[0]]
-        length = max(1, min(input_ids.shape[1], self.max_length, len(tokens)))
+        tokens = [token for row in input_ids.cpu().numpy() for token in self._texts.read(row).tokens]
+        length = max(1, min(input_ids.shape[1], self._texts.max_length, len(tokens)))
         return torch.tensor(tokens[: len(tokens) // length * length], dtype=torch.int64).reshape(-1, length)
 
     def fingerprint(self) -> dict[str, str]:
         """The inner labeller's, both tokenizers and the version of the alignment."""
         tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
-        return {**self.inner.fingerprint(), **tokenizers, "alignment": ALGORITHM}
+        return {**self.inner.fingerprint(), **tokenizers, "alignment": ALIGNMENT}
 
     def flops_per_token(self, seq: int) -> float:
         """The inner labeller's, as if the teacher had as many tokens: the true number depends on the text."""
@@ -138,36 +118,6 @@ class AlignedTeacher:
     def describe(self, concept: int) -> str | None:
         """What the inner labeller says of a concept."""
         return self.inner.describe(concept)
-
-    def _teacher_tokens(self, row: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
-        """The teacher's tokens for a row of the student's, and which of them labels each of the student's. [seq]"""
-        tokens = list(self._begin)
-        ends = [0] * len(tokens)  # of the teacher's tokens, in bytes of the row; an end-of-document token counts as one
-        student_ends = np.zeros(len(row), dtype=np.int64)
-        readable = np.ones(len(row), dtype=bool)
-        base = start = 0
-        for stop in (*(np.flatnonzero(row == self._end) + 1).tolist(), len(row)):
-            closed = stop > start and row[stop - 1] == self._end
-            document = row[start : stop - closed]
-            data = self._bytes.of(document)
-            # A document that begins in the block begins with the space that SentencePiece adds, one that goes on may
-            # begin in the middle of a character.
-            lead = int(self._bytes.adds_space and start > 0 and data[:1] == b" ") or _continuation_bytes(data)
-            text = _readable(data[lead:])
-            own, own_ends = self._ends.encode(text)
-            tokens += own
-            ends += (base + lead + own_ends).tolist()
-            within = self._bytes.ends(document)
-            student_ends[start : stop - closed] = base + within
-            readable[start : stop - closed] = (within > lead) & (within <= lead + len(text.encode()))
-            base += len(data)
-            if closed:
-                base += 1
-                tokens.append(self._teacher_end)
-                ends.append(base)
-                student_ends[stop - 1] = base
-            start = stop
-        return tokens, np.where(readable, aligned_positions(student_ends, np.array(ends, dtype=np.int64)), -1)
 
 
 class AlignedFittedTeacher(AlignedTeacher):
@@ -196,30 +146,3 @@ class AlignedFittedTeacher(AlignedTeacher):
         made = copy(self)
         made.inner = inner
         return made
-
-
-def aligned_positions(student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each student's token, the last teacher's token that ends no later; -1 where there is none. [seq]
-
-    Both arguments hold the byte at which each token ends, not decreasing: [seq] and [teacher_seq].
-    """
-    positions: NDArray[np.int64] = np.searchsorted(teacher_ends, student_ends, side="right").astype(np.int64) - 1
-    return positions
-
-
-def _window_starts(length: int, longest: int) -> Sequence[int]:
-    """Where windows of a sequence begin that overlap by half; one window where it fits."""
-    return range(0, max(1, length - longest // 2), max(1, longest // 2)) if length > longest else (0,)
-
-
-def _continuation_bytes(data: bytes) -> int:
-    """How many bytes at the beginning belong to a character that began before."""
-    return next((count for count in range(min(3, len(data))) if data[count] & 0xC0 != 0x80), min(3, len(data)))
-
-
-def _readable(data: bytes) -> str:
-    """The text up to the first bytes that are no character; at a block's edge, those of a character that is cut."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        return data[: error.start].decode()

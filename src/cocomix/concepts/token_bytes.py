@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.runtime.byte_level import bytes_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["TokenBytes", "TokenEnds"]
+__all__ = ["TokenBytes", "TokenEnds", "readable_text"]
 
 _PROBES = (
     "The quick brown fox, it's 1984.\n\n\tdef f(x_1): return {'a': x}  # two  spaces ",
@@ -148,3 +148,11 @@ def _sentence_piece(piece: str) -> bytes:
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
         return bytes([int(piece[3:5], 16)])
     return piece.replace("▁", " ").encode()
+
+
+def readable_text(data: bytes) -> str:
+    """The text up to the first bytes that are no character; at a block's edge, those of a character that is cut."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start].decode()

@@ -1,12 +1,13 @@
 """The two functions that are computed of every shard of tokens: concept labels, and a teacher's distributions."""
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,32 +20,37 @@ from cocomix.concepts import (
     AlignedTeacher,
     ConceptLabeller,
     FittedLabeller,
-    FrozenDecoder,
     LabellerConfig,
     TeacherConfig,
-    load_teacher,
-    model_fingerprint,
-    package_versions,
 )
 from cocomix.data import Tokens
+from cocomix.labelling.distillers import Distiller
 from cocomix.labelling.map_shards import Arrays
-from cocomix.labelling.opening import SentTokens, load_labeller, open_decoder, open_labeller
+from cocomix.labelling.opening import (
+    DistillSettings,
+    SentTokens,
+    load_distiller,
+    load_labeller,
+    open_labeller,
+    targets_for,
+)
 from cocomix.labelling.stored_arrays import Layout
 from cocomix.labelling.stored_labels import TABLES, Labels, Scores, encode_labels, label_layouts
 from cocomix.labelling.stored_probabilities import (
     ProbabilityDtype,
+    TargetKind,
     TeacherProbabilities,
     probability_layouts,
-    top_probabilities,
 )
 from cocomix.labelling.storing import Job, made, store
-from cocomix.runtime.device import default_device
+from cocomix.runtime.device import default_device, fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["distill_data", "label_data"]
 
-_DISTILL_ALGORITHM = "1"
-"""Raised whenever the same teacher and settings would give other distributions than before."""
+logger = logging.getLogger(__name__)
+
+_DEFAULT_TOP_K: dict[TargetKind, int] = {"top_k": 64, "first_token": 32, "uld": 32, "alm": 0}
 
 
 def label_data(
@@ -119,55 +125,70 @@ def distill_data(
     teacher: TeacherConfig,
     output: Path,
     *,
-    top_k: int,
-    dtype: ProbabilityDtype = "float32",
+    kind: TargetKind | Literal["auto"] = "auto",
+    top_k: int | None = None,
+    dtype: ProbabilityDtype | Literal["auto"] = "float32",
     blocks: int | None = None,
     job: Job | None = None,
 ) -> TeacherProbabilities | None:
-    """Store a teacher's next-token distributions on a data set (`cocomix distill`), or on one job's part of its shards.
+    """Store what a teacher predicts on a data set (`cocomix distill`), or on one job's part of its shards.
 
     Args:
-        data: folder written by `cocomix prepare` with the teacher's tokenizer.
+        data: folder written by `cocomix prepare`.
         teacher: the language model; its layer plays no part.
         output: folder to write.
-        top_k: probabilities kept per position; with the size of the vocabulary, the whole distribution.
-        dtype: what the teacher runs in.
+        kind: of the targets. `auto` is `top_k` where the teacher has the data's tokenizer, and `first_token` where it
+            has another one. The first-token marginal of a teacher of the data's tokenizer is its `top_k`.
+        top_k: probabilities kept per position, by default 64 of `top_k` and 32 of the others; with the size of the
+            vocabulary, the whole distribution. Not for `alm`.
+        dtype: what the teacher runs in; `auto` is bfloat16 on a GPU and on a CPU with AMX, else float32.
         blocks: as in `label_data`.
         job: how the work is done.
 
     Returns:
-        The distributions; None while shards are left to other jobs.
+        The targets; None while shards are left to other jobs.
 
     Raises:
-        CoCoMixError: `top_k` is out of range; as `open_decoder` and `store`.
+        CoCoMixError: `top_k` is out of range; the kind does not suit the tokenizers; as `load_distiller` and `store`.
     """
-    job, tokens = job or Job(), Tokens.open(data)
+    job, tokens, device = job or Job(), Tokens.open(data), default_device()
     vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
-    if not 1 <= top_k <= vocab_size:
-        raise CoCoMixError(f"top_k={top_k} must be between 1 and the {vocab_size} tokens of the vocabulary.")
+    targets = targets_for(tokens, teacher, kind)
+    if targets == "alm" and top_k is not None:
+        raise CoCoMixError("the kind alm stores one number a chunk of text; leave top_k out.")
+    kept = top_k if top_k is not None else _DEFAULT_TOP_K[targets]
+    if targets != "alm" and not 1 <= kept <= vocab_size:
+        raise CoCoMixError(f"top_k={kept} must be between 1 and the {vocab_size} tokens of the vocabulary.")
+    if dtype == "auto":
+        dtype = "bfloat16" if fast_bfloat16(device) else "float32"
+        logger.info("dtype auto: the teacher runs in %s on this %s", dtype, device.type)
     batch, source = job.batch(block_size), teacher.model_dump(mode="json", exclude={"layer"})
     identity = {
         "tokens": tokens.manifest.fingerprint,
         "teacher": source,
-        "top_k": top_k,
+        "top_k": kept,
         "dtype": dtype,
         "blocks_per_batch": batch,
+        **({} if targets == "top_k" else {"targets": targets}),
         **({} if blocks is None else {"blocks": blocks}),
     }
     if (whole := made(TeacherProbabilities, output, identity)) is not None:
         return whole
-    decoder = open_decoder(tokens, teacher.model_copy(update={"layer": 0}))
-    fingerprint = _decoder_fingerprint(decoder)
+    sent = SentTokens(tokens.manifest, None if targets == "top_k" else tokens.tokenizer())
+    settings = DistillSettings(teacher, targets, kept, dtype)
+    distiller = load_distiller(tokens, settings, device=device)
+    fingerprint = distiller.fingerprint()
     made_with = {**fingerprint, "code": _code_version()}
-    layouts = probability_layouts(block_size, top_k, vocab_size)
-    function = _DistillFunction(layouts, block_size, batch, made_with, decoder, teacher, top_k, vocab_size, dtype)
+    layouts = probability_layouts(block_size, kept, vocab_size, targets)
+    function = _DistillFunction(layouts, block_size, batch, made_with, distiller, settings, sent)
     about = {
         "made_from": _made_from(tokens, fingerprint),
         "teacher": teacher.model,
         "vocab_size": vocab_size,
-        "top_k": top_k,
+        "top_k": kept,
         "dtype": dtype,
-        "flops_per_token": decoder.flops_per_token(block_size, up_to="head"),
+        "targets": targets,
+        "flops_per_token": distiller.flops_per_token(block_size),
     }
     return store(
         TeacherProbabilities, output, tokens, function, {**identity, "made_with": made_with}, about, job, blocks
@@ -255,33 +276,23 @@ class _LabelFunction(_BlockFunction):
 
 @dataclass
 class _DistillFunction(_BlockFunction):
-    """A teacher's likeliest next tokens."""
+    """What a teacher predicts."""
 
     verb = "distill"
 
-    teacher: TeacherConfig
-    top_k: int
-    vocab_size: int
-    dtype: ProbabilityDtype
+    settings: DistillSettings
+    tokens: SentTokens
 
-    def load(self, device: torch.device) -> FrozenDecoder:
-        return FrozenDecoder(load_teacher(self.teacher.model, revision=self.teacher.revision, device=device), 0)
+    def load(self, device: torch.device) -> Distiller:
+        return load_distiller(self.tokens, self.settings, device=device)
 
     def fingerprint(self) -> dict[str, str]:
-        return _decoder_fingerprint(self.model)
+        found: dict[str, str] = self.model.fingerprint()
+        return found
 
     def arrays(self, input_ids: Tensor) -> Arrays:
-        found = top_probabilities(self.model, input_ids, self.top_k, self.vocab_size, self.dtype)
-        arrays = zip(self.layouts.items(), found, strict=True)
-        return {name: tensor.numpy().astype(layout.dtype) for (name, layout), tensor in arrays}
-
-
-def _decoder_fingerprint(decoder: FrozenDecoder) -> dict[str, str]:
-    return {
-        "weights": model_fingerprint(decoder.model),
-        "algorithm": _DISTILL_ALGORITHM,
-        "versions": package_versions(),
-    }
+        found = self.model.arrays(input_ids)
+        return {name: found[name].astype(layout.dtype) for name, layout in self.layouts.items()}
 
 
 def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Teachers and labellers, loaded for a data set and tried on it."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,20 +31,27 @@ from cocomix.concepts import (
     spread_blocks,
 )
 from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
+from cocomix.labelling.distillers import AlignedDistiller, Distiller, PlainDistiller
+from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
 __all__ = [
+    "DistillSettings",
     "SentTokens",
     "check_tokenizer",
+    "load_distiller",
     "load_labeller",
     "open_decoder",
     "open_labeller",
+    "targets_for",
     "tokenizer_of",
     "vocabulary_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit
 _BATCH_TOKENS = 4096  # of the sample that a labeller learns from
@@ -151,9 +159,74 @@ def load_labeller(
         labeller,
         tokens.tokenizer(),
         found,
-        max_length=int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW),
+        max_length=_longest_window(model),
         tokenizers=fingerprints,
     )
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How a teacher is distilled; arguments of `distill_data`, resolved."""
+
+    teacher: TeacherConfig
+    targets: TargetKind
+    top_k: int
+    dtype: ProbabilityDtype
+
+
+def targets_for(tokens: Tokens, teacher: TeacherConfig, kind: TargetKind | Literal["auto"]) -> TargetKind:
+    """The kind of targets that suits a teacher's tokenizer and the data's, see `distill_data`.
+
+    Raises:
+        CoCoMixError: the asked kind does not.
+    """
+    found = tokenizer_of(teacher)
+    same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
+    if kind in ("uld", "alm") and found is None:
+        raise CoCoMixError(
+            f"{teacher.model} comes without a tokenizer, which targets of kind {kind} are aligned by; add its "
+            "tokenizer's files to its folder."
+        )
+    if kind == "top_k" and not same:
+        raise CoCoMixError(
+            f"{teacher.model} has another tokenizer than the data, so that its tokens are not the student's; choose "
+            "the kind first_token, uld or alm, or prepare the data with the teacher's tokenizer."
+        )
+    if kind == "auto" or kind == "first_token":
+        if kind == "first_token" and same:
+            logger.info("%s has the data's tokenizer: its first-token marginal is its distribution", teacher.model)
+        return "top_k" if same else "first_token"
+    return kind
+
+
+def load_distiller(tokens: Tokens | SentTokens, settings: DistillSettings, *, device: torch.device) -> Distiller:
+    """Load a teacher to distil.
+
+    Raises:
+        CoCoMixError: nothing can be loaded, or the tokenizers do not suit the kind of targets.
+    """
+    source, top_k, dtype = settings.teacher, settings.top_k, settings.dtype
+    model = load_teacher(source.model, revision=source.revision, device=device)
+    found = tokenizer_of(source)
+    if settings.targets == "top_k":
+        check_tokenizer(model, found, tokens)
+        return PlainDistiller(FrozenDecoder(model, 0), top_k, tokens.manifest.vocab_size, dtype)
+    assert found is not None  # `targets_for` refused otherwise
+    return AlignedDistiller(
+        FrozenDecoder(model, 0),
+        top_k,
+        tokens.manifest.vocab_size,
+        dtype,
+        settings.targets,
+        tokens.tokenizer(),
+        found,
+        {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)},
+        _longest_window(model),
+    )
+
+
+def _longest_window(model: PreTrainedModel) -> int:
+    return int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW)
 
 
 def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
@@ -184,7 +257,7 @@ def check_tokenizer(
         if tokenizer_fingerprint(tokenizer) != meta.tokenizer_fingerprint:
             raise CoCoMixError(
                 "the teacher's tokenizer is not the one the data set was prepared with; prepare the data with the "
-                "teacher's tokenizer, or choose a teacher of this tokenizer."
+                "teacher's tokenizer, choose a teacher of this tokenizer, or distil beforehand (`cocomix distill`)."
             )
     elif not meta.vocab_size <= rows <= meta.vocab_size + max(1024, meta.vocab_size // 50):
         raise CoCoMixError(

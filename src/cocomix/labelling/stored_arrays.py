@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,7 +212,7 @@ class StoredBlocks(Generic[M]):
         CoCoMixError: there is no such split.
     """
 
-    read: ClassVar[tuple[str, ...]]
+    read: tuple[str, ...]
 
     def __init__(self, store: StoredArrays[M], split: str, *, scattered: bool = False) -> None:
         if split not in store.manifest.splits:

@@ -38,7 +38,7 @@ class Divergence(NamedTuple):
 
     Attributes:
         targets: the teacher's distributions for the same positions, flat: [N, …].
-        counted: positions with a target token. [N] bool
+        counted: positions with a target token, of which the teacher says something. [N] bool
     """
 
     targets: FullTargets | TopTargets
@@ -46,12 +46,11 @@ class Divergence(NamedTuple):
 
     @classmethod
     def of_batch(cls, targets: FullTargets | TopTargets, counted: Tensor) -> "Divergence":
-        """From targets [batch, seq, …] and counted positions [batch, seq]."""
+        """From targets [batch, seq, …] and positions with a target token [batch, seq]."""
         if isinstance(targets, TopTargets):
-            return cls(
-                TopTargets(targets.ids.flatten(0, 1), targets.log_probs.flatten(0, 1), targets.complete),
-                counted.flatten(),
-            )
+            ids, log_probs = targets.ids.flatten(0, 1), targets.log_probs.flatten(0, 1)
+            known = log_probs[:, 0].isfinite()
+            return cls(TopTargets(ids, log_probs, targets.complete), counted.flatten() & known)
         return cls(targets._replace(states=targets.states.flatten(0, 1)), counted.flatten())
 
 

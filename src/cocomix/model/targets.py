@@ -33,7 +33,8 @@ class TopTargets(NamedTuple):
 
     Attributes:
         ids: their tokens. [batch, seq, K] int64
-        log_probs: their logarithms, any float dtype. [batch, seq, K]
+        log_probs: their logarithms, any float dtype; −∞ at positions of which the teacher says nothing (one of another
+            tokenizer): these do not count. [batch, seq, K]
         complete: K is the whole vocabulary: the probabilities are brought to the sum 1, and there is no rest.
     """
 

@@ -1,11 +1,11 @@
 """Teacher outputs for training beside labels: next-token distributions (KD) and hidden states (direct prediction).
 
-The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of
-its largest probabilities (`cocomix distill`). The hidden states that `prediction: hidden` asks for are never stored.
-An online teacher runs in the training precision (our choice), in every process on its own rows; it is neither wrapped,
-nor trained, nor saved. The vocabulary logits of both sides are made in chunks, but for those that a plain decoder's own
-forward pass returns. The teacher's time is part of the run's seconds. As for labels, it reads whole blocks, also where
-the student's documents do not see one another.
+The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of what
+it predicts (`cocomix distill`), whose manifest says of which kind that is. The hidden states that `prediction: hidden`
+asks for are never stored. An online teacher runs in the training precision (our choice), in every process on its own
+rows; it is neither wrapped, nor trained, nor saved. The vocabulary logits of both sides are made in chunks, but for
+those that a plain decoder's own forward pass returns. The teacher's time is part of the run's seconds. As for labels,
+it reads whole blocks, also where the student's documents do not see one another.
 """
 
 from collections.abc import Callable

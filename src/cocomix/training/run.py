@@ -97,7 +97,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     plan = plan_run(recipe, data, online or labelled, teaching.hidden_size)
     objectives = _objectives(recipe, plan, teaching, online)
     order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
-    check_coverage(recipe, data, {"concept_labels": labels, "teacher_ids": teaching.stored}, objectives, arguments)
+    stored = {"concept_labels": labels, "teacher_log_probs": teaching.stored}
+    check_coverage(recipe, data, stored, objectives, arguments)
     identity = {**asked, **inputs_of(data, labels, online, teaching)}
     folder = partial_path(output)
     with _staged(output, identity, arguments) as staging, signed_in(folder) if first else nullcontext():
@@ -109,7 +110,6 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         model = build_student(recipe, plan.config)
         for one in objectives:
             one.prepare(data, model)
-        stored = {"concept_labels": labels, "teacher_ids": teaching.stored}
         window = None
         if recipe.bounds is not None and isinstance(order, MixtureOrder | WindowedOrder):
             window = WindowCache(recipe.bounds, data, stored.values(), order)

@@ -1,6 +1,7 @@
 """Knowledge distillation (KD): L = (1/N) Σ_t KL(p_teacher(· | x_{≤t}) ‖ p_student(· | x_{≤t})) over N target tokens.
 
-The paper adds it, times λ_KD, to next-token prediction and to pause tokens; any arm may have it.
+The paper adds it, times λ_KD, to next-token prediction and to pause tokens; any arm may have it. A teacher of another
+tokenizer (`cocomix distill --kind first_token`) says nothing at some positions; N is the number of the others.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +13,6 @@ from transformers import PreTrainedConfig
 from cocomix.model import FullTargets, TopTargets, next_tokens
 from cocomix.model.fused_head import Divergence, HeadLoss
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ntp import count_targets
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 from cocomix.training.objectives.schedule import Schedule
 
@@ -44,17 +44,21 @@ class Distillation(Objective):
 
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
         """The divergence from the teacher's distributions; see `Objective`."""
-        counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
-        return {"kd_loss": Divergence.of_batch(self.targets(batch), counted)}
+        return {"kd_loss": Divergence.of_batch(self.targets(batch), self._counted(batch))}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"kd_loss": count_targets(batch)}
+        """Target tokens, of which the teacher says something."""
+        return {"kd_loss": self._counted(batch).sum()}
 
     def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
         """`kd_loss`, nats per target token."""
-        return {"kd_loss": LossTerm(output.head_losses["kd_loss"], count_targets(batch), self.weight)}
+        return {"kd_loss": LossTerm(output.head_losses["kd_loss"], self._counted(batch).sum(), self.weight)}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """The teacher's forward pass; see `Objective`."""
         return self.teacher_flops
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """Which positions are summed over. [batch, seq]"""
+        counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
+        return counted & batch["teacher_log_probs"][..., 0].isfinite() if self.needs else counted

@@ -1,0 +1,226 @@
+"""What a teacher gives a student's tokens to be distilled from; the arrays are described in `stored_probabilities`.
+
+A teacher of the data's tokenizer gives its distributions. One of another tokenizer is aligned by bytes: where a token
+of the student and one of the teacher end at the same byte (a *common end*), both predict the text that follows.
+
+* `first_token` [ours]: the student's token s has the probability p(s) = Σ p_T(v) over the teacher's tokens v whose
+  bytes the student's tokenizer splits with s first (`first_token_table`). What tokens without a first token hold, and
+  what is not among the largest, is the rest, as for a teacher of the same tokenizer.
+* `uld` (arXiv 2402.12030): the teacher's largest probabilities without their tokens.
+* `alm` (arXiv 2503.20083): of every *chunk*, the text between two common ends, the teacher's log-likelihood.
+
+No target have positions without a common end, the first `UNREAD` of a teacher's window (nothing was read before them),
+ends of documents (what follows is another's), and those around bytes that the teacher did not read: of a character that
+the block's edge cuts. The teacher reads whole blocks, as for labels.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.concepts import (
+    ALIGNMENT,
+    AlignedText,
+    AlignedTexts,
+    FrozenDecoder,
+    Window,
+    first_token_table,
+    model_fingerprint,
+    package_versions,
+    pad_right,
+)
+from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind, top_probabilities
+from cocomix.runtime.errors import CoCoMixError
+
+__all__ = ["AlignedDistiller", "Distiller", "PlainDistiller"]
+
+_ALGORITHM = "1"
+"""Raised whenever the same teacher and settings would give other targets than before."""
+_CHUNK_ELEMENTS = 2**22  # probabilities held at once: 16 MiB, which caches hold
+_LEAST = -60_000.0  # log-probability that float16 holds and that stands for 0
+_LONGEST = 255  # tokens of a chunk
+
+
+class Distiller(Protocol):
+    """Arrays of a batch of the student's blocks."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the arrays depend on."""
+        ...
+
+    def flops_per_token(self, seq: int) -> float:
+        """Forward FLOPs per token, by formula."""
+        ...
+
+    def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
+        """The arrays of int64 [batch, seq], by name."""
+        ...
+
+
+class PlainDistiller:
+    """The largest probabilities of a teacher of the data's tokenizer.
+
+    Args:
+        decoder: the teacher.
+        top_k: probabilities kept per position.
+        vocab_size: of the tokenizer.
+        dtype: what the teacher runs in.
+    """
+
+    def __init__(self, decoder: FrozenDecoder, top_k: int, vocab_size: int, dtype: ProbabilityDtype) -> None:
+        self.decoder, self.top_k, self.vocab_size, self.dtype = decoder, top_k, vocab_size, dtype
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Distiller`."""
+        weights = model_fingerprint(self.decoder.model)
+        return {"weights": weights, "algorithm": _ALGORITHM, "versions": package_versions()}
+
+    def flops_per_token(self, seq: int) -> float:
+        """See `Distiller`."""
+        return self.decoder.flops_per_token(seq, up_to="head")
+
+    def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
+        """See `Distiller`."""
+        ids, log_probs = top_probabilities(self.decoder, input_ids, self.top_k, self.vocab_size, self.dtype)
+        return {"ids": ids.numpy(), "log_probs": log_probs.numpy()}
+
+
+class AlignedDistiller(PlainDistiller):
+    """Targets of a teacher of any tokenizer, of the kinds `first_token`, `uld` and `alm`.
+
+    Args:
+        decoder: the teacher.
+        top_k: probabilities kept per position; not of `alm`.
+        vocab_size: of the student's tokenizer.
+        dtype: what the teacher runs in.
+        kind: of the targets.
+        student: tokenizer of the blocks.
+        teacher: the teacher's.
+        tokenizers: fingerprints of both tokenizers by the names "student" and "teacher".
+        max_length: longest sequence that the teacher reads.
+
+    Raises:
+        CoCoMixError: a tokenizer cannot be inverted to bytes (the teacher's only for `first_token`), or the teacher has
+            fewer than `top_k` tokens.
+    """
+
+    def __init__(
+        self,
+        decoder: FrozenDecoder,
+        top_k: int,
+        vocab_size: int,
+        dtype: ProbabilityDtype,
+        kind: TargetKind,
+        student: PreTrainedTokenizerFast,
+        teacher: PreTrainedTokenizerFast,
+        tokenizers: Mapping[str, str],
+        max_length: int,
+    ) -> None:
+        super().__init__(decoder, top_k, vocab_size, dtype)
+        self.kind, self._tokenizers = kind, dict(tokenizers)
+        self._texts = AlignedTexts(student, teacher, max_length)
+        rows = int(decoder.model.get_output_embeddings().weight.shape[0])
+        self._width = min(max(teacher.get_vocab().values()) + 1, rows)  # heads are often padded
+        if kind == "uld" and top_k > self._width:
+            raise CoCoMixError(f"top_k={top_k} is more than the teacher's {self._width} tokens; keep fewer.")
+        self._first: Tensor | None = None
+        if kind == "first_token":
+            table = torch.from_numpy(first_token_table(student, teacher)[: self._width])
+            self._first = table.where(table >= 0, self.vocab_size).to(decoder.device)  # one more column, cut off
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Distiller`."""
+        tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
+        return {**super().fingerprint(), **tokenizers, "alignment": ALIGNMENT}
+
+    def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
+        """See `Distiller`; FLOPs are counted as if the teacher had as many tokens."""
+        rows = input_ids.cpu().numpy()
+        texts = [self._texts.read(row) for row in rows]
+        shape = input_ids.shape if self.kind == "alm" else (*input_ids.shape, self.top_k)
+        log_probs = np.full(shape, -np.inf, dtype=np.float32)
+        integers = np.zeros(shape, dtype=np.int64)
+        for window, states, head in self._read(texts):
+            text = texts[window.row]
+            if self.kind == "alm":
+                starts, lengths, likelihoods = self._chunks(text, window, states, head)
+                log_probs[window.row, starts], integers[window.row, starts] = likelihoods, lengths
+                continue
+            at = _followed(text, window)
+            found = self._largest(states[torch.from_numpy(text.common()[at] - window.start)], head)
+            integers[window.row, at], log_probs[window.row, at] = (part.cpu().numpy() for part in found)
+        names = {"alm": ("lengths",), "first_token": ("ids",), "uld": ()}[self.kind]
+        return {"log_probs": log_probs, **dict.fromkeys(names, integers)}
+
+    @torch.no_grad()
+    def _read(self, texts: list[AlignedText]) -> Iterator[tuple[Window, Tensor, Any]]:
+        """Windows with the teacher's states [window, d_model], or logits where the head is None."""
+        windows = self._texts.windows(texts)
+        if not windows:
+            return
+        # Causal attention does not look at padding on the right, so that no mask is needed, which would cost time.
+        batch, _ = pad_right([torch.tensor(window.tokens) for window in windows])
+        states, head = self.decoder.predictions(batch.to(self.decoder.device), dtype=getattr(torch, self.dtype))
+        if head is not None:
+            states = states.to(getattr(torch, self.dtype))  # a final norm may have left them in float32
+        weight = None if head is None else head.weight[: self._width].to(states.dtype)
+        bias = None if head is None or head.bias is None else head.bias[: self._width].to(states.dtype)
+        for row, window in enumerate(windows):
+            yield window, states[row], (weight, bias)
+
+    def _log_softmax(self, states: Tensor, head: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Log-probabilities [chunk, teacher's tokens], float32, of states [n, …], a chunk after another."""
+        size = max(1, _CHUNK_ELEMENTS // self._width)
+        for start in range(0, len(states), size):
+            rows = slice(start, min(start + size, len(states)))
+            logits = states[rows, : self._width] if head[0] is None else F.linear(states[rows], *head)
+            yield rows, logits.log_softmax(-1, dtype=torch.float32)
+
+    @torch.no_grad()
+    def _largest(self, states: Tensor, head: Any) -> tuple[Tensor, Tensor]:
+        """The largest probabilities and their tokens in the student's vocabulary: ids and log-probs, [n, K] each."""
+        ids = torch.zeros(len(states), self.top_k, dtype=torch.int64, device=states.device)
+        log_probs = torch.zeros(len(states), self.top_k, device=states.device)
+        for rows, found in self._log_softmax(states, head):
+            if self._first is None:
+                log_probs[rows] = found.topk(self.top_k, dim=-1).values
+                continue
+            marginal = found.new_zeros(len(found), self.vocab_size + 1).index_add_(1, self._first, found.exp_())
+            best = marginal[:, : self.vocab_size].topk(self.top_k, dim=-1)
+            ids[rows], log_probs[rows] = best.indices, best.values.log()
+        return ids, log_probs.clamp_min(_LEAST)
+
+    @torch.no_grad()
+    def _chunks(
+        self, text: AlignedText, window: Window, states: Tensor, head: Any
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """The chunks that begin in a window: position of the student before each, its tokens, its log-likelihood."""
+        next_tokens = torch.tensor(window.tokens[1:], device=states.device)
+        picked = torch.zeros(len(next_tokens), dtype=torch.float64)  # sums of differences: float32 would lose digits
+        for rows, found in self._log_softmax(states[: len(next_tokens)], head):
+            picked[rows] = found.gather(1, next_tokens[rows, None])[:, 0].cpu().double()
+        before = np.concatenate(([0.0], picked.cumsum(0).numpy()))  # [window], of the tokens after the first
+        common = text.common()
+        ends = np.flatnonzero(common >= 0)
+        starts, stops = ends[:-1], ends[1:]
+        unread = np.concatenate(([0], np.cumsum(~text.readable)))
+        own = np.isin(starts, _followed(text, window)) & (common[stops] < window.start + len(window.tokens))
+        own &= (unread[stops + 1] == unread[starts + 1]) & (stops - starts <= _LONGEST)
+        own &= common[stops] > common[starts]
+        starts, stops = starts[own], stops[own]
+        likelihoods = before[common[stops] - window.start] - before[common[starts] - window.start]
+        return starts, stops - starts, likelihoods.clip(_LEAST).astype(np.float32)
+
+
+def _followed(text: AlignedText, window: Window) -> NDArray[np.int64]:
+    """The student's positions at common ends from which a window predicts what follows in the document."""
+    common = text.common()
+    inside = (common >= window.first) & (common < window.start + len(window.tokens))
+    found: NDArray[np.int64] = np.flatnonzero(inside & ~text.closing)
+    return found

@@ -1,0 +1,71 @@
+"""Targets of a teacher of another tokenizer, against their definitions in a few slow lines."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.concepts import AlignedTexts, FrozenDecoder, first_token_table
+from cocomix.concepts.aligned_texts import UNREAD
+from cocomix.labelling.distillers import AlignedDistiller
+from tests.concepts.tokenizers import TEXTS, byte_level
+from tests.model.factories import plain
+
+STUDENT, TEACHER = byte_level(300), byte_level(400)
+K = 5
+
+
+def distiller(
+    kind: Any = "first_token", student: PreTrainedTokenizerFast = STUDENT, max_length: int = 400, top_k: int = K
+) -> AlignedDistiller:
+    decoder = FrozenDecoder(plain("gpt2", seed=5, vocab_size=len(TEACHER) + 3, n_positions=400), 0)
+    names = {"student": "s", "teacher": "t"}
+    kept = 0 if kind == "alm" else top_k
+    return AlignedDistiller(decoder, kept, len(student), "float32", kind, student, TEACHER, names, max_length)
+
+
+def blocks(tokenizer: PreTrainedTokenizerFast = STUDENT, length: int = 100) -> torch.Tensor:
+    """Documents that end in a block, and whose last character its edge cuts."""
+    ids = [token for text in TEXTS for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    return torch.tensor(ids[: 2 * length]).reshape(2, length)
+
+
+def naive(made: AlignedDistiller, row: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    """A block in the teacher's tokens, and the log-probabilities after each of them."""
+    text = AlignedTexts(STUDENT, TEACHER, 400).read(row.numpy())
+    with torch.no_grad():
+        logits = made.decoder.model(torch.tensor([text.tokens])).logits[0, :, : len(TEACHER)]
+    return text, logits.log_softmax(-1)
+
+
+def test_first_tokens_have_the_sum_of_the_teachers_tokens_that_begin_with_them() -> None:
+    made, table = distiller(), first_token_table(STUDENT, TEACHER)
+    arrays = made.arrays(blocks())
+    with_target = 0
+    for row, tokens in enumerate(blocks()):
+        text, log_probs = naive(made, tokens)
+        for position in range(len(tokens)):
+            place = np.flatnonzero(text.ends == text.student_ends[position])
+            found = arrays["log_probs"][row, position]
+            if not len(place) or place[-1] < UNREAD or text.closing[position] or not text.readable[position]:
+                assert np.isneginf(found).all()
+                continue
+            with_target += 1
+            sums = np.zeros(len(STUDENT))
+            for token, log_prob in enumerate(log_probs[place[-1]].tolist()):
+                if table[token] >= 0:
+                    sums[table[token]] += np.exp(log_prob)
+            np.testing.assert_allclose(np.exp(found), np.sort(sums)[::-1][:K], rtol=1e-4)
+            np.testing.assert_allclose(sums[arrays["ids"][row, position]], np.exp(found), rtol=1e-4)
+    assert with_target > 50
+
+
+def test_a_long_block_is_read_in_windows_and_what_follows_changes_nothing() -> None:
+    whole, parts = distiller().arrays(blocks()), distiller(max_length=60).arrays(blocks())
+    known = np.isfinite(whole["log_probs"]), np.isfinite(parts["log_probs"])
+    assert known[1].mean() > 0.9 * known[0].mean()
+    assert (known[1] <= known[0]).all()
+    shorter = distiller().arrays(blocks()[:, :70])["log_probs"][:, :60]
+    both = np.isfinite(shorter) & known[0][:, :60]
+    np.testing.assert_allclose(shorter[both], whole["log_probs"][:, :60][both], rtol=1e-4)

@@ -110,7 +110,7 @@ def test_positions_of_which_the_teacher_says_nothing_do_not_count(arm: str) -> N
     batch = {"input_ids": tokens(), "labels": tokens(), "teacher_ids": best.indices}
     batch["teacher_log_probs"] = best.values.clone()
     batch["teacher_log_probs"][:, ::2] = -torch.inf
-    added = Distillation(LAMBDA, model.config, lambda batch: TopTargets(*(batch[name] for name in STORED)), STORED)
+    added = Distillation(LAMBDA, lambda batch: TopTargets(*(batch[name] for name in STORED)), STORED)
     terms, _ = loss_terms((NextToken(model.config), added), model, batch)
     assert int(terms["kd_loss"].count) == int(added.counts(batch)["kd_loss"]) == tokens()[:, 1:-1:2].numel()
     log_q = model(tokens()).logits.log_softmax(-1)

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,48 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
     cli.refuses("sweep", plan, "-o", output, says="was trained by another recipe than the plan's 'mixed'")
     write_plan(tmp_path / "plans", workshop, teacher={"layer": 0, "model": str(workshop.teacher)}, seeds=[5])
     cli.refuses("sweep", plan, "-o", output, says="holds a sweep with another teacher")
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import cocomix.experiments.budget as budget
+import cocomix.experiments.runner as runner
+from cocomix.experiments import load_plan
+
+train, trained = runner.train, []
+def train_once(recipe, folder):
+    if trained:
+        os.kill(os.getpid(), signal.SIGKILL)
+    trained.append(train(recipe, folder))
+
+runner.train = train_once
+budget.seconds_per_token = lambda recipe, seconds: {"ntp": 1.0, "mixed": 3.0}[recipe.name]
+runner.run_sweep(load_plan(Path(sys.argv[1]), Path(sys.argv[2])), budget=float(sys.argv[3]))
+"""
+
+
+def test_a_budget_shortens_all_runs_alike_and_a_killed_sweep_keeps_to_it(
+    workshop: Workshop, tmp_path: Path, cli: Cli
+) -> None:
+    plan, output, tokens = write_plan(tmp_path / "plans", workshop), tmp_path / "out", 4 * 8 * BLOCK
+    needed = 2 * (1.0 + 3.0) * tokens / 0.75  # seconds, of all four runs, evaluations and report
+    command = [sys.executable, "-c", _KILLED, str(plan), str(output), str(needed / 2)]
+    killed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    share = read_json(output / "budget.json")["share"]
+    assert share == pytest.approx(0.5, abs=0.02)
+    cli.refuses("sweep", plan, "--output", output, "--budget", "1h", says="3600 s")
+    done = json.loads(cli("sweep", plan, "--output", output, "--json").out)
+    assert done["complete"]
+    for run in done["runs"]:
+        manifest = Run.open(output / "runs" / run["arm"] / f"seed{run['seed']}").manifest
+        assert manifest.tokens == pytest.approx(share * tokens, abs=8 * BLOCK)
+
+
+def test_no_length_of_time_is_refused(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    for given in ("10", "0s", "soon"):
+        cli("sweep", write_plan(tmp_path / "plans", workshop), "--budget", given, status=2)
 
 
 def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:

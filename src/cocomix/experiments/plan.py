@@ -155,11 +155,13 @@ class LoadedPlan:
         plan: the plan, with `fast` laid over it where asked for.
         path: its file.
         output: the sweep's folder.
+        share: of their tokens that runs get, tries too.
     """
 
     plan: SweepPlan
     path: Path
     output: Path
+    share: float = 1.0
 
     @property
     def teacher(self) -> TeacherConfig | None:
@@ -245,6 +247,8 @@ class LoadedPlan:
         if teacher is not None:
             changes |= {"teacher": teacher, "model": {"teacher_hidden_size": None}}
         plain = self._recipe(name, file, values, changes)
+        if self.share < 1.0 and plain.tokens is not None:
+            changes["tokens"] = max(1, round(self.share * plain.tokens))
         if not plain.has_concepts:
             changes["labels"] = None
         elif plain.labels is not None and self.dictionary is not None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from cocomix.evaluation import (
 )
 from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
+from cocomix.experiments.budget import remembered, within_budget
 from cocomix.experiments.plan import Job, LoadedPlan
 from cocomix.labelling import distill_data, fit_on_data, label_data
 from cocomix.runtime.console import progress
@@ -106,13 +108,19 @@ More = Callable[[Comparison, Sequence[Run]], Sequence[Section]]
 
 
 def run_sweep(
-    loaded: LoadedPlan, *, workers: int = 1, title: str | None = None, more: More = lambda comparison, runs: ()
+    loaded: LoadedPlan,
+    *,
+    workers: int = 1,
+    budget: float | None = None,
+    title: str | None = None,
+    more: More = lambda comparison, runs: (),
 ) -> SweepResult:
     """Make, train and measure what is missing, and write the report when nothing is.
 
     Args:
         loaded: the plan.
         workers: runs at once. More than one are processes of their own that share the cores evenly.
+        budget: seconds that all of it may take, about: all runs get shorter by the same share (see `within_budget`).
         title: of the report.
         more: makes further sections for it.
 
@@ -124,17 +132,15 @@ def run_sweep(
         CoCoMixError: a recipe is wrong, a shared part cannot be made, or the folder holds another plan's parts or runs.
     """
     require_extra("report", "jinja2", "matplotlib", "scipy", "statsmodels", purpose="a sweep")
-    tries = loaded.tries()
-    result = SweepResult([*tries, *loaded.jobs(_best(tries))])
-    refuse_unlike_recipes({job.arm: job.recipe for job in result.jobs if job.try_of is None}, loaded.plan.vary)
-    for job in result.jobs:
-        if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
-            raise CoCoMixError(
-                f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
-                "--output."
-            )
+    began = time.monotonic()
+    loaded = remembered(loaded, budget)
+    result = SweepResult(_jobs(loaded))
     with _alone(loaded):
         _make_shared_parts(loaded, result.jobs)
+        if budget is not None:
+            loaded = within_budget(loaded, budget, budget - (time.monotonic() - began))
+            result.jobs = _jobs(loaded)
+        tries = loaded.tries()
         with progress("sweep", len(result.jobs), "runs") as advance:
             _run_all(loaded, tries, result.errors, workers, advance)
             result.learning_rates, chosen = _note_learning_rates(loaded, tries), _best(tries)
@@ -153,6 +159,20 @@ def run_sweep(
             title = title or f"Sweep {loaded.path.stem}"
             result.report = write_report(result.comparison, loaded.output / "report", title=title, sections=sections)
     return result
+
+
+def _jobs(loaded: LoadedPlan) -> list[Job]:
+    """Every run, tries first, refused where arms differ in more than an arm may or a run is of another recipe."""
+    tries = loaded.tries()
+    jobs = [*tries, *loaded.jobs(_best(tries))]
+    refuse_unlike_recipes({job.arm: job.recipe for job in jobs if job.try_of is None}, loaded.plan.vary)
+    for job in jobs:
+        if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
+            raise CoCoMixError(
+                f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
+                "--output."
+            )
+    return jobs
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from cocomix.training.corpora import labels_to_match, open_data, open_labels
 from cocomix.training.launching import sharding_asked
 from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
-from cocomix.training.step_speed import measure_steps
+from cocomix.training.step_speed import StepSpeed, measure_steps
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "seconds_per_token"]
 
 _GB = 10**9
 _ADAM_BYTES = 12  # per parameter in a checkpoint: weight and two moments
@@ -38,13 +38,8 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
     Raises:
         CoCoMixError: as `train`.
     """
-    data = open_data(recipe) if all(map(is_there, recipe.data_folders)) else None
-    labels: Labels | None = None
-    if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
-        stored = open_labels(recipe, data)
-        labels = stored.first if stored else labels_to_match(recipe)
     sharding_asked(recipe.training, {}, processes=2)
-    plan = plan_run(recipe, data, labels)
+    plan = _planned(recipe)
     told = describe_plan(recipe, plan)
     tokens = told["tokens"] if isinstance(told["tokens"], int) else None
     if seconds > 0:
@@ -52,14 +47,39 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
     return {**told, **describe_memory(recipe, plan), **_disk(recipe, plan, tokens)}
 
 
+def _planned(recipe: RunConfig) -> Plan:
+    """With the sizes of data and labels where these are there already."""
+    data = open_data(recipe) if all(map(is_there, recipe.data_folders)) else None
+    labels: Labels | None = None
+    if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
+        stored = open_labels(recipe, data)
+        labels = stored.first if stored else labels_to_match(recipe)
+    return plan_run(recipe, data, labels)
+
+
+def seconds_per_token(recipe: RunConfig, seconds: float) -> float | str:
+    """Of training on this machine, evaluations left out, measured for so many seconds; or why it was not measured.
+
+    Raises:
+        CoCoMixError: as `train`.
+    """
+    plan = _planned(recipe)
+    found = measure_steps(recipe, plan, seconds)
+    return found if isinstance(found, str) else _per_token(recipe, plan, found)
+
+
+def _per_token(recipe: RunConfig, plan: Plan, found: StepSpeed) -> float:
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
+    step = tokens_per_step(arguments, plan.block_size)
+    return found.seconds(step // plan.block_size) / step
+
+
 def _here(recipe: RunConfig, plan: Plan, tokens: int | None, seconds: float) -> dict[str, Any]:
     """Measured speed, and the hours that follow."""
     found = measure_steps(recipe, plan, seconds)
     if isinstance(found, str):
         return {"hours on this machine": f"not measured: {found}"}
-    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
-    step = tokens_per_step(arguments, plan.block_size)
-    rate = step / found.seconds(step // plan.block_size)
+    rate = 1 / _per_token(recipe, plan, found)
     device = default_device()
     where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)
     left_out = ["evaluations", *(["the teacher beside it"] if _runs_teacher(recipe) else [])]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ import yaml
 from cocomix.artifacts import BeingWritten, read_json
 from cocomix.concepts import ActivationConfig
 from cocomix.evaluation import Run, evaluations_of
-from cocomix.evaluation.alike import ARM_FIELDS
+from cocomix.evaluation.alike import ARM_FIELDS, refuse_unlike_recipes
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import TRIED, final_loss
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training import describe_plan, plan_run
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
@@ -270,6 +272,23 @@ def test_every_shipped_plan_resolves(path: Path, tmp_path: Path) -> None:
     assert all(each == rest[0] for each in rest), "what is not an arm's own is shared"
     assert len({json.dumps(recipe.model_dump(mode="json", exclude={"name"})) for recipe in arms.values()}) == len(arms)
     assert arms["kd"].distillation.weight.value == 0.1
+
+
+@pytest.mark.parametrize("path", sorted(recipes_folder().glob("plans/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("fast", [False, True])
+def test_every_comparison_of_forms_resolves(path: Path, fast: bool, tmp_path: Path) -> None:
+    """A dry run of all arms; a plan that says how long it takes says what its recipes' costs come to."""
+    text = path.read_text(encoding="utf-8")
+    if fast and "\nfast:" not in text:
+        pytest.skip("it has no short form")
+    loaded = load_plan(path, tmp_path / "out", fast=fast)
+    jobs = loaded.jobs()
+    refuse_unlike_recipes({job.arm: job.recipe for job in jobs}, loaded.plan.vary)
+    stated = re.search(r"([\d.]+) hours of one H200", text)
+    if stated is not None and not fast:
+        costs = [describe_plan(job.recipe, plan_run(job.recipe)) for job in jobs]
+        hours = sum(cost["hours on one H200 or H100, estimated"] for cost in costs)
+        assert hours == pytest.approx(float(stated[1]), abs=0.05)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import encode_batch, plain_encoder
 from cocomix.data.tokens import token_dtype
 from cocomix.data.unit_log import UnitLog
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
 __all__ = [
     "ALGORITHM",
@@ -260,6 +260,7 @@ def _hub_texts(span: SourceFile, settings: PrepareSettings) -> Iterator[str]:
 
 
 def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
+    require_extra("hub", "datasets", purpose=f"reading {name} from the Hugging Face Hub")
     import datasets
 
     try:

@@ -30,8 +30,9 @@ from cocomix.runtime.device import (
 
 __all__ = ["Line", "examine"]
 
-_NEEDED = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "pyarrow")
+_NEEDED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pyarrow")
 _OPTIONAL = {
+    "datasets": "hub",
     "sae-lens": "sae",
     "matplotlib": "report",
     "scipy": "report",

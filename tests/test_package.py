@@ -35,8 +35,8 @@ MODULES = [info.name for info in pkgutil.walk_packages([str(SOURCE)], "cocomix."
 # Run in a process of its own, where nothing is imported yet and the extras' packages cannot be.
 MINIMAL = """
 import sys, threading
-blocked = "datasets sae_lens transformer_lens matplotlib scipy tensorboard gguf gradio lm_eval ray s3fs gcsfs wandb trackio"
-blocked += " mlflow mkdocs pytest hypothesis"
+blocked = "datasets sae_lens transformer_lens matplotlib scipy tensorboard gguf gradio lm_eval ray s3fs gcsfs wandb"
+blocked += " trackio mlflow mkdocs pytest hypothesis"
 sys.modules |= dict.fromkeys(blocked.split())
 import cocomix
 assert threading.active_count() == 1

@@ -5,6 +5,7 @@
 #   bash results/install/extras.sh 1975601 "" > results/install/extras_before.txt
 #   bash results/install/extras.sh HEAD "sae,report explorer" > results/install/extras_now.txt
 set -euo pipefail
+unset PYTHONPATH
 commit=$1 extras=$2
 root=$(git rev-parse --show-toplevel)
 place=$(mktemp -d)

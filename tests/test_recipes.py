@@ -13,13 +13,14 @@ import yaml
 from cocomix.artifacts import read_json
 from cocomix.training import describe_plan, plan_run, train
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipes_folder import recipes_folder
 from cocomix.training.run_plan import describe_memory
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 
 YAML = sorted(path for path in recipes_folder().rglob("*.yaml") if path.parent.name != "launch")
-RECIPES = [path for path in YAML if "arms" not in yaml.safe_load(path.read_text(encoding="utf-8"))]  # the rest: sweeps
+RECIPES = [path for path in YAML if "arms" not in recipe_values(path)]  # the rest: sweeps
 ARMS = sorted((recipes_folder() / "arms").glob("*.yaml"))
 TOY_GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 2}
 TOY_OTHERS = {
@@ -170,6 +171,8 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
         overrides.append(f"teacher={{model: {workshop.teacher}, layer: 1}}")
     if recipe.distillation is not None and recipe.distillation.targets != "online":
         overrides.append(f"distillation.targets={workshop.probabilities}")
+    if "hint" in recipe.auxiliary:
+        overrides.append(f"auxiliary.hint.teacher={{model: {workshop.teacher}, layer: 1}}")
     run = train(load_recipe(path, overrides), tmp_path / "run")
     manifest = read_json(run / "manifest.json")
     assert (manifest["steps"], manifest["objective"], manifest["arm"]) == (2, recipe.objective, recipe.arm)

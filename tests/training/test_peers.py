@@ -10,28 +10,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from cocomix.artifacts import read_json
+from cocomix.artifacts import partial_path, read_json
 from cocomix.concepts.token_bytes import TokenBytes
 from cocomix.data import Tokens
-from cocomix.model.fused_head import SetCrossEntropy, fused_head
+from cocomix.model.fused_head import BagOfWords, SetCrossEntropy, fused_head
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
-from cocomix.training.objectives import NextToken, Schedule, add_heads, loss_terms, objective_type
-from cocomix.training.objectives.ahead import first_occurrences, tokens_ahead
+from cocomix.training.objectives import NextToken, Schedule, add_heads, in_force, loss_terms, objective_type
+from cocomix.training.objectives.ahead import first_occurrences, states_after, tokens_ahead
 from cocomix.training.objectives.mtp_headless import HeadlessMTP
 from cocomix.training.objectives.prefix_token import PrefixToken
+from cocomix.training.objectives.top import DISTANCES, order_targets
 from cocomix.training.recipe import RunConfig
-from tests.model.factories import D_MODEL, VOCAB, plain, student, tokens
-from tests.training.test_resume import rows
+from tests.model.factories import CONCEPTS, D_MODEL, LAYERS, TOPK, VOCAB, plain, student, tokens
+from tests.training.test_resume import Killed, assert_same_run, kill_at, rows
 from tests.workshop import BLOCK, Workshop
 
 D, V = D_MODEL, VOCAB
 ARMS = ("ntp", "cocomix")
 HEAD = 6 * D * V  # FLOPs of training a head, a token
+PLAIN = 72 * D * D * LAYERS + HEAD  # of a decoder, attention scores left out
+STUDENT = 72 * D * D * (2 * LAYERS - 1) + HEAD + 6 * (D * CONCEPTS + D * TOPK)  # two blocks read two places a token
+SETTINGS: dict[str, dict[str, Any]] = {"superposition": {"bag": 3}}
 # Parameters of its head, and training FLOPs a token beside a plain decoder's and a CoCoMix student's.
 COSTS: dict[str, tuple[int, float, float]] = {
     "mtp_headless": (0, 0, HEAD),
     "prefix_token": (0, 0, HEAD),
+    "nitp": (12 * D * D, 72 * D * D, 72 * D * D),
+    "top": (D * V, HEAD, HEAD),
+    "nextlat": (4 * D * D + 4 * D, 24 * D * D, 24 * D * D),
+    "mtp_sequential": (14 * D * D + 17 * D, 84 * D * D + HEAD, 84 * D * D + HEAD),
+    "fsp": (D * V, HEAD, HEAD),
+    "superposition": (0, -2 / 3 * PLAIN, -2 / 3 * STUDENT),
 }
 
 
@@ -44,10 +55,12 @@ def build(arm: str) -> PreTrainedModel:
 
 def made(name: str, model: PreTrainedModel, **settings: Any) -> tuple[Any, nn.Module | None]:
     """An objective with a weight of 1, and its head."""
-    objective: Any = objective_type(name)(Schedule(value=1.0), **settings)
+    objective: Any = objective_type(name)(Schedule(value=1.0), **(settings or SETTINGS.get(name, {})))
     if isinstance(objective, PrefixToken):
         objective.prefixes = torch.arange(V) - 1  # −1 for token 0, as IGNORE is for others
         objective.prefixes[::3] = IGNORE
+    else:
+        objective.prepare(None, model)
     return objective, add_heads([objective], model, torch.device("cpu")).get(name)
 
 
@@ -56,7 +69,8 @@ def measured(
 ) -> tuple[Tensor, Tensor]:
     """A peer's sum and count, in a step of six."""
     heads = {} if head is None else {objective.name: head}
-    terms, _ = loss_terms([NextToken(model.config), objective], model, batch, heads, (step, 6))
+    objectives = in_force([NextToken(model.config), objective], step, 6)
+    terms, _ = loss_terms(objectives, model, batch, heads, (step, 6))
     return terms[f"{objective.name}_loss"].sum, terms[f"{objective.name}_loss"].count
 
 
@@ -84,7 +98,7 @@ def test_its_costs_are_those_counted_by_hand(name: str) -> None:
     for arm, flops in zip(ARMS, (beside_plain, beside_student), strict=True):
         objective, head = made(name, build(arm))
         assert parameters == (0 if head is None else sum(weight.numel() for weight in head.parameters()))
-        assert objective.extra_flops_per_token(build(arm).config) == flops
+        assert objective.extra_flops_per_token(build(arm).config) == pytest.approx(flops)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -187,3 +201,193 @@ def test_a_prefix_token_is_the_longest_that_the_next_one_begins_with(workshop: W
         found += bool(shorter)
         assert (pieces[prefix] if prefix != IGNORE else b"") == max(shorter, key=len, default=b"")
     assert found > 20
+
+
+# --- with heads of their own ------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_tokens_equals_the_dense_target_over_all_distances() -> None:
+    """With the paper's window of all that follows, y over the whole vocabulary."""
+    (row,) = tokens(1, 30)
+    ahead = tokens_ahead({"labels": row[None]}, DISTANCES)
+    y = torch.full((len(row), V), float("-inf"), dtype=torch.float64)
+    for t in range(len(row)):
+        for j in range(len(row) - 1 - t, 0, -1):
+            y[t, row[t + j]] = 4096 - j + 1
+    dense = y.softmax(-1).nan_to_num(0.0)
+    labels, shares = order_targets(ahead, "exact")
+    found = torch.zeros(len(row), V, dtype=torch.float64)
+    found.scatter_add_(1, labels[0].clamp_min(0), shares[0].double())
+    torch.testing.assert_close(found, dense, atol=1e-6, rtol=1e-4)
+    shares = order_targets(torch.arange(DISTANCES)[None, None], "exact")[1][0, 0]
+    assert shares[:3].tolist() == pytest.approx([0.632, 0.233, 0.086], abs=1e-3)
+    shares = order_targets(torch.arange(DISTANCES)[None, None], "released")[1][0, 0]
+    assert shares[:3].tolist() == pytest.approx([0.456, 0.456, 0.062], abs=1e-3)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_nitp_compares_with_the_next_tokens_early_state_and_stops_its_gradient(arm: str) -> None:
+    model = build(arm)
+    objective, head = made("nitp", model)
+    found, _ = measured(objective, head, model, BATCH)
+    output = model(tokens(), output_hidden_states=True)
+    early = output.hidden_states[1]  # of three blocks, one is about a fifth
+    last = output.last_hidden_state if arm == "cocomix" else output.hidden_states[-1]
+    expected = (1 - F.cosine_similarity(head(last[:, :-1]), early[:, 1:].detach(), dim=-1)).sum()
+    torch.testing.assert_close(found, expected)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = (torch.autograd.grad(loss, weights, allow_unused=True) for loss in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_nitp_needs_a_block_of_the_model() -> None:
+    with pytest.raises(CoCoMixError, match=f"{LAYERS + 1}"):
+        made("nitp", build("ntp"), block=LAYERS + 1)
+
+
+@pytest.mark.parametrize("block", range(LAYERS + 1))
+def test_states_are_read_where_the_next_token_is(block: int) -> None:
+    model = student("gpt2", 1, "interleave")
+    seen: list[Tensor] = []
+    for module in (*model.lower.h, *model.upper.h):
+        module.register_forward_hook(lambda _module, _inputs, states: seen.append(states))
+    output = model(tokens(), output_hidden_states=True)
+    states = states_after(output, model.config, block)
+    if 0 < block < LAYERS:  # the last one's is normalised
+        expected = seen[block - 1]
+        torch.testing.assert_close(states, expected[:, 1::2] if block > 1 else expected)
+    else:
+        torch.testing.assert_close(states, output.last_hidden_state if block else output.hidden_states[0])
+
+
+@pytest.mark.parametrize("kl", [False, True])
+def test_nextlat_begins_with_the_state_as_it_is_and_learns_through_what_predicts(kl: bool) -> None:
+    model = build("ntp")
+    objective, head = made("nextlat", model, steps=2, kl=kl)
+
+    def slow() -> Tensor:
+        last = model(tokens(), output_hidden_states=True).hidden_states[-1]
+        held, read = last.detach(), model.lm_head.weight.detach()
+        total = torch.zeros(())
+        for step in (1, 2):  # nothing is added to a state yet
+            total = total + F.smooth_l1_loss(last[:, :-step], held[:, step:], reduction="none").mean(-1).sum() / 2
+            if kl:
+                log_q, log_p = ((each @ read.T).log_softmax(-1) for each in (last[:, :-step], held[:, step:]))
+                total = total + F.kl_div(log_q, log_p, log_target=True, reduction="sum") / 2
+        return total
+
+    found, _ = measured(objective, head, model, BATCH)
+    torch.testing.assert_close(found, slow(), rtol=1e-4, atol=1e-4)
+    weights = [weight for name, weight in model.named_parameters() if "objective" not in name]
+    for one, other in zip(*(torch.autograd.grad(loss, weights) for loss in (found, slow())), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    (last_layer,) = torch.autograd.grad(measured(objective, head, model, BATCH)[0], [head[-1].weight])
+    assert last_layer.any()
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_sequential_mtp_reads_the_next_token_and_predicts_the_one_after_by_the_models_head(arm: str) -> None:
+    model = build(arm)
+    objective, head = made("mtp_sequential", model)
+    found, _ = measured(objective, head, model, BATCH)
+    output = model(tokens(), output_hidden_states=True)
+    last = output.last_hidden_state if arm == "cocomix" else output.hidden_states[-1]
+    logits = model.get_output_embeddings()(head(output.hidden_states[0][:, 1:], last[:, :-1], {}))
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens()[:, 2:].flatten(), reduction="sum")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    changed = tokens().clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % V
+    seen = model(changed, output_hidden_states=True)
+    states = seen.last_hidden_state if arm == "cocomix" else seen.hidden_states[-1]
+    again = model.get_output_embeddings()(head(seen.hidden_states[0][:, 1:], states[:, :-1], {}))
+    torch.testing.assert_close(again[:, :4], logits[:, :4])  # what place t predicts, it has read up to t + 1
+
+
+def test_a_bag_of_words_is_a_binary_cross_entropy_of_every_token() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    bags = first_occurrences(torch.randint(11, (1, 7, 4)))[0]
+    bags[2] = IGNORE
+    dense = torch.zeros(7, 12).scatter(1, bags.masked_fill(bags == IGNORE, 11), 1.0)[:, :11]
+    each = F.binary_cross_entropy_with_logits(hidden @ weight.T, dense, reduction="none").sum(-1)
+    expected = each.sum() - each[2]
+    found = fused_head(hidden, weight, None, BagOfWords(bags), chunk_size=3).loss_sum
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(loss, [hidden, weight]) for loss in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_future_summary_holds_the_tokens_after_the_next() -> None:
+    model = build("ntp")
+    objective, head = made("fsp", model, window=3)
+    found, _ = measured(objective, head, model, {name: rows[:1, :5] for name, rows in BATCH.items()})
+    logits = head(model(tokens()[:1, :5], output_hidden_states=True).hidden_states[-1])[0]
+    row = tokens()[0, :5].tolist()
+    expected = torch.zeros(())
+    for t, bag in enumerate([{row[2], row[3]}, {row[3], row[4]}, {row[4]}]):
+        expected = expected + (F.softplus(logits[t]).sum() - sum(logits[t, v] for v in bag)) / V
+    torch.testing.assert_close(found, expected)
+
+
+# --- token superposition ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_bag_is_the_mean_of_its_embeddings_and_predicts_the_next_bag(arm: str) -> None:
+    model = build(arm)
+    (row,) = tokens(1, 7)  # the last token fills no bag
+    found, count = measured(*made("superposition", model), model, {"input_ids": row[None], "labels": row[None]})
+    embedded = model.get_input_embeddings()(row[:6]).view(1, 2, 3, D).mean(2)
+    logits = model(inputs_embeds=embedded).logits[0, 0]
+    torch.testing.assert_close(found, F.cross_entropy(logits.expand(3, V), row[3:6]))
+    assert count == 1
+
+
+def test_a_bag_in_which_a_document_ends_is_of_that_document_alone() -> None:
+    peer, _ = made("superposition", build("ntp"))
+    batch = {"input_ids": torch.arange(9)[None], "labels": torch.arange(9)[None]}
+    batch["position_ids"] = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])  # the second document begins within a bag
+    assert peer._targets(batch)[0].tolist() == [[3, IGNORE, IGNORE], [IGNORE] * 3, [IGNORE] * 3]
+    assert peer._bags(batch).read[0].tolist() == [[True] * 3, [True, False, False], [True] * 3]
+    assert peer.inputs(batch)["position_ids"].tolist() == [[0, 1, 0]]
+
+
+def test_the_switch_from_bags_to_tokens_is_resumed_exactly(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "name": "run",
+        "tokens": 4 * 8 * BLOCK,
+        "training": {"logging_steps": 1, "save_steps": 1},
+    }
+    changes["auxiliary"] = {"superposition": {"bag": 4, "weight": {"shape": "stop", "value": 1, "until": 0.5}}}
+    run = train(workshop.recipe("cocomix", **changes), tmp_path / "whole")
+    training = [row for row in rows(run) if "loss" in row]
+    assert ["superposition_loss" in row for row in training] == [True, True, False, False]
+    assert ["ntp_loss" in row for row in training] == [False, False, True, True]
+    for killed in (2, 3):
+        with monkeypatch.context() as patched:
+            kill_at(patched, killed)
+            with pytest.raises(Killed):
+                train(workshop.recipe("cocomix", **changes), tmp_path / "run")
+    assert partial_path(tmp_path / "run").is_dir()
+    train(workshop.recipe("cocomix", **changes), tmp_path / "run")
+    assert_same_run(tmp_path / "run", run)
+
+
+# --- hint -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_hint_runs_its_teacher_in_the_first_steps_only(arm: str, workshop: Workshop, tmp_path: Path) -> None:
+    peer = {"teacher": {"model": str(workshop.teacher), "layer": 1}}
+    changes: dict[str, Any] = {"tokens": 2 * 8 * BLOCK, "training": {"logging_steps": 1}, "auxiliary": {"hint": peer}}
+    run = train(workshop.recipe(arm, **changes), tmp_path / "run")
+    assert ["hint_loss" in row for row in rows(run) if "loss" in row] == [True, False]
+    assert read_json(run / "manifest.json")["extra_flops"]["hint"]["tokens"] == 8 * BLOCK
+    with pytest.raises(ValidationError, match="teacher is missing"):
+        workshop.recipe(arm, auxiliary={"hint": 0.1})

@@ -149,7 +149,7 @@ def test_models_without_concepts_need_no_labels_but_what_they_are_told(tmp_path:
     ("overrides", "arm"),
     [
         (("objective=ntp",), "ntp"),
-        (("objective=ntp", "baseline=matched", "distillation={weight: 0.2}"), "ntp, matched, kd"),
+        (("objective=ntp", "baseline=matched", "distillation={weight: 0.2}"), "ntp, matched, kd, λ_KD 0.2"),
         ((), "cocomix"),
         (("model.mixing=none",), "cocomix, prediction only"),
         (("model.mixing=residual", "model.concept_loss_weight=0"), "cocomix, residual, mixing only"),

@@ -11,13 +11,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cocomix.model.head_losses import accumulation_dtype, cap_, divergence_of_all, divergence_of_top, set_cross_entropy
+from cocomix.model.head_losses import (
+    accumulation_dtype,
+    bag_of_words,
+    cap_,
+    divergence_of_all,
+    divergence_of_top,
+    set_cross_entropy,
+)
 from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.top_k import top_k
 
-__all__ = ["Divergence", "HeadLoss", "HeadOutput", "SetCrossEntropy", "fused_head", "naive_head"]
+__all__ = ["BagOfWords", "Divergence", "HeadLoss", "HeadOutput", "SetCrossEntropy", "fused_head", "naive_head"]
 
 
 class SetCrossEntropy(NamedTuple):
@@ -31,6 +38,16 @@ class SetCrossEntropy(NamedTuple):
 
     labels: Tensor
     weights: Tensor | None = None
+
+
+class BagOfWords(NamedTuple):
+    """Binary cross-entropies Σ_v softplus(z_v) − Σ_{v∈bag} z_v of positions with a bag.
+
+    Attributes:
+        labels: every token of a bag once, `IGNORE` where an entry is unused. [N, size] int64
+    """
+
+    labels: Tensor
 
 
 class Divergence(NamedTuple):
@@ -54,8 +71,8 @@ class Divergence(NamedTuple):
         return cls(targets._replace(states=targets.states.flatten(0, 1)), counted.flatten())
 
 
-HeadLoss = SetCrossEntropy | Divergence
-_Kind = Literal["none", "labels", "all", "top", "complete"]
+HeadLoss = SetCrossEntropy | BagOfWords | Divergence
+_Kind = Literal["none", "labels", "bag", "all", "top", "complete"]
 
 
 class HeadOutput(NamedTuple):
@@ -108,9 +125,10 @@ def fused_head(
         chunk_size = max(1, chunk_bytes(hidden.device) // bytes_per_position)
     with_gradient = loss is not None and torch.is_grad_enabled()
     with_gradient = with_gradient and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    learns = with_gradient and weight is not None and weight.requires_grad
     kind, tensors = _flat(loss)
     values, ids, loss_sum, *_ = _FusedHead.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, k, chunk_size, None if weight is None else softcap, with_gradient, kind, *tensors
+        hidden, weight, bias, k, chunk_size, None if weight is None else softcap, with_gradient, learns, kind, *tensors
     )
     return HeadOutput(values, ids, loss_sum)
 
@@ -135,6 +153,8 @@ def _flat(loss: HeadLoss | None) -> tuple[_Kind, tuple[Tensor | None, ...]]:
         return "none", ()
     if isinstance(loss, SetCrossEntropy):
         return "labels", (loss.labels, loss.weights)
+    if isinstance(loss, BagOfWords):
+        return "bag", (loss.labels,)
     if isinstance(loss.targets, TopTargets):
         kind: _Kind = "complete" if loss.targets.complete else "top"
         return kind, (loss.targets.ids, loss.targets.log_probs, loss.counted)
@@ -157,6 +177,7 @@ class _FusedHead(torch.autograd.Function):
         chunk_size: int,
         softcap: float | None,
         with_gradient: bool,
+        weight_learns: bool,
         kind: _Kind,
         *targets: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
@@ -166,7 +187,7 @@ class _FusedHead(torch.autograd.Function):
         ids = torch.empty(positions, k, dtype=torch.int64, device=hidden.device)
         loss_sum = torch.zeros((), dtype=accumulation, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
-        grad_weight = torch.zeros_like(weight, dtype=accumulation) if with_gradient and weight is not None else None
+        grad_weight = torch.zeros_like(weight, dtype=accumulation) if weight_learns and weight is not None else None
         grad_bias = torch.zeros_like(bias, dtype=accumulation) if with_gradient and bias is not None else None
         room = None if weight is None else _room(min(chunk_size, positions), weight)
         for start in range(0, positions, chunk_size):
@@ -184,18 +205,23 @@ class _FusedHead(torch.autograd.Function):
                 used_up = padded.to(accumulation, copy=True) if weight is None else padded
                 width = logits.shape[1]
                 chunk_loss, gradient = set_cross_entropy(used_up, width, labels[rows], softcap, with_gradient, weights)
+            elif kind == "bag":
+                bag = targets[0]
+                assert bag is not None
+                chunk_loss, gradient = bag_of_words(logits.to(accumulation), bag[rows])
             else:
                 chunk_loss, gradient = _divergence(kind, logits.to(accumulation), softcap, rows, targets)
             loss_sum += chunk_loss
             if grad_hidden is None or gradient is None:
                 continue
-            if weight is None or grad_weight is None:
+            if weight is None:
                 grad_hidden[rows] = gradient
                 continue
             # In a narrow format it takes the logits' place, whose rows are padded: so products read aligned rows.
             grad_logits = gradient if gradient.dtype == hidden.dtype else logits.copy_(gradient)
             torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            _accumulate_outer(grad_weight, grad_logits, hidden[rows])
+            if grad_weight is not None:
+                _accumulate_outer(grad_weight, grad_logits, hidden[rows])
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
         return values, ids, loss_sum, grad_hidden, grad_weight, grad_bias

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cocomix.model.fused_head import Divergence, HeadLoss, HeadOutput, SetCrossEntropy, fused_head
+from cocomix.model.fused_head import BagOfWords, Divergence, HeadLoss, HeadOutput, SetCrossEntropy, fused_head
 from cocomix.model.head_losses import accumulation_dtype
 from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
@@ -104,6 +104,8 @@ def _rows_of(loss: HeadLoss | None, rows: slice) -> HeadLoss | None:
         return None
     if isinstance(loss, SetCrossEntropy):
         return SetCrossEntropy(loss.labels[rows], None if loss.weights is None else loss.weights[rows])
+    if isinstance(loss, BagOfWords):
+        return BagOfWords(loss.labels[rows])
     targets = loss.targets
     if isinstance(targets, TopTargets):
         kept: FullTargets | TopTargets = TopTargets(targets.ids[rows], targets.log_probs[rows], targets.complete)

@@ -5,10 +5,11 @@ Every function returns the loss in nats, summed over the chunk's positions, and 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["accumulation_dtype", "cap_", "divergence_of_all", "divergence_of_top", "set_cross_entropy"]
+__all__ = ["accumulation_dtype", "bag_of_words", "cap_", "divergence_of_all", "divergence_of_top", "set_cross_entropy"]
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -60,6 +61,14 @@ def set_cross_entropy(
         return loss, None
     gradient = scores.mul_(labelled).scatter_add_(-1, safe, -share)
     return loss, gradient if slope is None else gradient.mul_(slope)
+
+
+def bag_of_words(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_t [Σ_v softplus(z_{t,v}) − Σ_{v∈bag_t} z_{t,v}] over positions with a bag, `labels` [chunk, size]."""
+    used = labels != IGNORE
+    counted, safe = used.any(-1, keepdim=True), labels.clamp_min(0)
+    loss = (F.softplus(scores) * counted).sum() - (scores.gather(-1, safe) * used).sum()
+    return loss, (scores.sigmoid() * counted).scatter_add_(-1, safe, -used.to(scores.dtype))
 
 
 def cap_(logits: Tensor, softcap: float, *, with_slope: bool) -> Tensor | None:

@@ -182,7 +182,7 @@ def run_manifest(
     extra = {
         one.name: {"per_token": flops, "tokens": trainer.tokens_seen(one.weight.steps(trainer.total_steps))}
         for one in trainer.objectives
-        if (flops := one.extra_flops_per_token(plan.config)) > 0
+        if (flops := one.extra_flops_per_token(plan.config)) != 0
     }
     dtype = _DTYPES[trainer.accelerator.mixed_precision]
     values = {

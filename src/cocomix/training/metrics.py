@@ -35,7 +35,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write the line, unless it is the Trainer's summary after the last step."""
-        if not state.is_world_process_zero or logs is None or not {"ntp_loss", "eval_loss"} & logs.keys():
+        if not state.is_world_process_zero or logs is None or not {"loss", "eval_loss"} & logs.keys():
             return
         row = {**logs, "step": state.global_step, "flops": logs["tokens"] * self.flops_per_token}
         names = [name for name in dict.fromkeys((*_FIRST, *row)) if name in row and name not in _LEFT_OUT]

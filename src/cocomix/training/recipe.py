@@ -309,7 +309,7 @@ class RunConfig(Section):
             parts.append({"matched": "matched", "flops": "same FLOPs"}[self.baseline])
         if self.distillation is not None:
             parts.append("kd")
-            if self.distillation.weight.changes:
+            if self.distillation.weight != Schedule():
                 parts.append(f"λ_KD {self.distillation.weight}")
         parts += [settings.describe(name) for name, settings in self.auxiliary.items()]
         if model.pretrained is not None:

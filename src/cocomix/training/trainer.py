@@ -279,13 +279,14 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         model = self.model_wrapped if self.is_in_train else self.model
         if self.is_fsdp_enabled and not isinstance(model, FSDPModule):
             raise CoCoMixError("the model is not sharded before training; evaluate it then, or without FSDP.")
-        meter, step = LossMeter(), max(self.state.global_step - 1, 0)
+        meter, progress = LossMeter(), (max(self.state.global_step - 1, 0), self.total_steps)
+        objectives = in_force((one for one in self.objectives if not one.alone), *progress)
         with self.clock.paused(self.args.device), torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
-                measured = [one for one in self._in_force(step) if one.needs <= inputs.keys()]
-                terms, _ = loss_terms(measured, model, inputs, self._heads, (step, self.total_steps))
+                measured = [one for one in objectives if one.needs <= inputs.keys()]
+                terms, _ = loss_terms(measured, model, inputs, self._heads, progress)
                 meter.add({}, {name: (term.sum, term.count) for name, term in terms.items()})
             model.train()
             found = meter.averages(self.accelerator)

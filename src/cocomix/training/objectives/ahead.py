@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, stack
-from transformers import PreTrainedConfig
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.model.head import Head
 from cocomix.runtime.ignore import IGNORE
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "first_occurrences",
     "head_flops",
     "last_states",
+    "models_head",
+    "own_head",
     "second_pass_flops",
     "states_after",
     "tokens_ahead",
@@ -32,7 +36,7 @@ def tokens_ahead(batch: Mapping[str, Any], count: int) -> Tensor:
     for _ in range(count - 1):
         following = next_tokens(ahead[-1], None)  # of position t + 1
         ahead.append(following.masked_fill(ahead[-1] == IGNORE, IGNORE))
-    return stack(ahead, -1)
+    return torch.stack(ahead, -1)
 
 
 def first_occurrences(ahead: Tensor) -> Tensor:
@@ -59,6 +63,23 @@ def states_after(output: Any, config: PreTrainedConfig, blocks: int) -> Tensor:
 def second_pass_flops(config: PreTrainedConfig) -> float:
     """Of a loss that asks for the logits of next tokens again: nothing where the output has them (a plain decoder)."""
     return head_flops(config) if isinstance(config, CoCoMixConfig) else 0.0
+
+
+def own_head(config: PreTrainedConfig) -> Head:
+    """A head of the vocabulary's width that starts as the model's own would."""
+    head = Head(config.hidden_size, config.vocab_size, bias=False)
+    nn.init.normal_(head.weight, std=getattr(config, "backbone", config).initializer_range)
+    return head
+
+
+def models_head(model: PreTrainedModel, *, frozen: bool = False) -> Head:
+    """The language-model head as a `Head`, for states that are not the model's own; `frozen` without a gradient."""
+    weight = model.get_output_embeddings().weight
+    with torch.device("meta"):
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        head = Head(weight.shape[1], weight.shape[0], bias=False, softcap=cap)
+    head.weight = nn.Parameter(weight.detach(), requires_grad=False) if frozen else weight
+    return head
 
 
 def head_flops(config: PreTrainedConfig) -> float:

@@ -33,7 +33,8 @@ class Auxiliary(Section):
     def describe(self, name: str) -> str:
         """The name and what is not as the objective's class has it, for tables."""
         fields = type(self).model_fields
-        changed = {key: value for key, value in self if type(self) is Auxiliary or value != fields[key].default}
+        plain = type(self) is Auxiliary  # whose weight is nobody's choice but the recipe's
+        changed = {k: v for k, v in self if plain or not (fields[k].is_required() or v == fields[k].default)}
         return " ".join(
             [name, *(f"{value}" if key == "weight" else f"{key} {value}" for key, value in changed.items())]
         )

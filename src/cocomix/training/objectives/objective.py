@@ -25,8 +25,15 @@ __all__ = ["Batch", "LossTerm", "Objective", "objective_type", "register_objecti
 
 ENTRY_POINTS = "cocomix.objectives"
 _BUILT_IN = {
+    "fsp": "cocomix.training.objectives.fsp:FutureSummary",
+    "hint": "cocomix.training.objectives.hint:Hint",
     "mtp_headless": "cocomix.training.objectives.mtp_headless:HeadlessMTP",
+    "mtp_sequential": "cocomix.training.objectives.mtp_sequential:SequentialMTP",
+    "nextlat": "cocomix.training.objectives.nextlat:NextLatent",
+    "nitp": "cocomix.training.objectives.nitp:NextImplicitState",
     "prefix_token": "cocomix.training.objectives.prefix_token:PrefixToken",
+    "superposition": "cocomix.training.objectives.superposition:Superposition",
+    "top": "cocomix.training.objectives.top:TokenOrder",
 }
 Batch = Mapping[str, Any]
 _registered: dict[str, type["Objective"]] = {}
@@ -58,9 +65,11 @@ class Objective(ABC):
         name: tells objectives of a run apart; in recipes, that of one from outside.
         needs: columns of the batch beside `input_ids` and `labels`.
         weight: of its term.
+        alone: while its weight is not 0, no other is called in training.
     """
 
     name: ClassVar[str]
+    alone: ClassVar[bool] = False
     needs: frozenset[str] = frozenset()
 
     def __init__(self, weight: Schedule) -> None:

@@ -47,8 +47,9 @@ def drop_heads(model: PreTrainedModel) -> None:
 
 
 def in_force(objectives: Iterable[Objective], step: int, total: int) -> list[Objective]:
-    """The objectives of a step, counted from 0, of `total`: those whose weight is not 0 for good."""
-    return [one for one in objectives if step < one.weight.steps(total)]
+    """The objectives of a step, counted from 0, of `total`: those whose weight is not 0 for good, or one `alone`."""
+    weighed = [one for one in objectives if step < one.weight.steps(total)]
+    return [one for one in weighed if one.alone] or weighed
 
 
 def loss_terms(

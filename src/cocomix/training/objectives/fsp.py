@@ -1,0 +1,66 @@
+"""Future-summary prediction, bag of words (FSP, arXiv 2510.14751): which tokens come soon, in whatever order.
+
+L = (1/N) Σ_t (1/V) [Σ_v softplus(z_{t,v}) − Σ_{v∈bag} z_{t,v}] with the bag {x_{t+2} … x_{t+τ}}; z = U h is a head of
+its own on the state that the language-model head reads, left out of the finished model.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.model.fused_head import BagOfWords
+from cocomix.training.objectives.ahead import (
+    STATES,
+    first_occurrences,
+    head_flops,
+    last_states,
+    own_head,
+    tokens_ahead,
+)
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["FutureSummary"]
+
+_ALWAYS = Schedule(value=1.0)
+
+
+class FutureSummary(Objective):
+    """Binary cross-entropy of every token of the vocabulary: whether it comes within the window.
+
+    Args:
+        weight: of it. The paper does not say how it divides the sum over the vocabulary; by V, so sweep the weight.
+        window: τ.
+    """
+
+    name = "fsp"
+
+    def __init__(self, weight: Schedule = _ALWAYS, window: Annotated[int, Field(ge=2)] = 12) -> None:
+        super().__init__(weight)
+        self.window = window
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The last state; see `Objective`."""
+        return STATES
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {"fsp_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`fsp_loss`, nats per target token and token of the vocabulary."""
+        assert isinstance(head, nn.Linear)
+        bag = first_occurrences(tokens_ahead(batch, self.window)[..., 1:])
+        summed = head(last_states(output).flatten(0, 1), BagOfWords(bag.flatten(0, 1)), 0).loss_sum
+        return {"fsp_loss": LossTerm(summed / head.out_features, count_targets(batch), self.weight)}
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module:
+        """U, V·d parameters."""
+        return own_head(config)
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """Those of U; see `Objective`."""
+        return head_flops(config)

@@ -1,0 +1,81 @@
+"""Hint (arXiv 2605.11513): early in training, the student's middle state predicts that of a teacher.
+
+L = (1/N) Σ_t mean_i (norm(A r_t) − norm(h_t))_i², where r_t is the residual stream after half of the student's blocks,
+h_t the teacher's state after its block `layer`, A a projection that is left out of the finished model, and norm takes
+mean and scale away. Only in the first 5% of training; the teacher runs no longer than that.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.concepts import FrozenDecoder, TeacherConfig
+from cocomix.data import Tokens
+from cocomix.labelling import open_decoder
+from cocomix.model import next_tokens
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.ahead import STATES, states_after
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["Hint"]
+
+_EARLY = Schedule(shape="stop", value=1.0, until=0.05)
+
+
+class Hint(Objective):
+    """Mean squared error between normalised middle states.
+
+    Args:
+        weight: of it.
+        teacher: of the data's tokenizer, and its middle block.
+    """
+
+    name = "hint"
+
+    def __init__(self, weight: Schedule = _EARLY, *, teacher: TeacherConfig) -> None:
+        super().__init__(weight)
+        self.teacher = teacher
+        self.decoder: FrozenDecoder | None = None
+        self._config, self._flops = PreTrainedConfig(), 0.0
+
+    def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
+        """Load the teacher.
+
+        Raises:
+            CoCoMixError: as `open_decoder`.
+        """
+        self.decoder = open_decoder(data, self.teacher)
+        self._flops = self.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The states after every block; see `Objective`."""
+        return STATES
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {"hint_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`hint_loss`, no nats."""
+        assert head is not None
+        assert self.decoder is not None  # see `prepare`
+        taught = self.decoder.hidden_states(batch["input_ids"], batch.get("attention_mask")).float()
+        middle = head(states_after(output, self._config, self._config.num_hidden_layers // 2)).float()
+        ours, theirs = (F.layer_norm(states, states.shape[-1:]) for states in (middle, taught))
+        far = F.mse_loss(ours, theirs, reduction="none").mean(-1)
+        counted = next_tokens(batch["labels"], batch.get("attention_mask")) != IGNORE
+        return {"hint_loss": LossTerm((far * counted).sum(), count_targets(batch), self.weight)}
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module:
+        """A, d·d_teacher parameters."""
+        assert self.decoder is not None  # see `prepare`
+        self._config = config
+        return nn.Linear(config.hidden_size, self.decoder.d_model, bias=False)
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """The teacher's forward pass up to its block, and A; see `Objective`."""
+        return self._flops + 6.0 * float(config.hidden_size) * (0 if self.decoder is None else self.decoder.d_model)

@@ -1,0 +1,90 @@
+"""Sequential multi-token prediction (DeepSeek-V3), one token further: a block of its own predicts x_{t+2}.
+
+g_t = block(M [norm(e_{t+1}); norm(h_t)]), where h_t is what the language-model head reads, e_{t+1} the embedded next
+token, M a projection 2d → d and the block one of the backbone's kind with a final norm; by the model's own head U,
+L = (1/N) Σ_t CE(U g_t, x_{t+2}). Weight 0.3, and 0.1 from 68% of training. Norms, M and block are left out of the
+finished model.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.data import Tokens
+from cocomix.model import CoCoMixConfig
+from cocomix.model.backbone import build_halves
+from cocomix.model.fused_head import SetCrossEntropy
+from cocomix.runtime.flops import product_flops
+from cocomix.training.objectives.ahead import STATES, head_flops, last_states, models_head, tokens_ahead
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["SequentialMTP"]
+
+_WEIGHT = Schedule(shape="stages", stages={0.0: 0.3, 0.68: 0.1})
+
+
+class SequentialMTP(Objective):
+    """Cross-entropy of the token after the next, which is given.
+
+    Args:
+        weight: of it.
+    """
+
+    name = "mtp_sequential"
+
+    def __init__(self, weight: Schedule = _WEIGHT) -> None:
+        super().__init__(weight)
+        self.model: PreTrainedModel | None = None
+
+    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
+        """Know the model, whose head is used once more; see `Objective`."""
+        self.model = model
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The first and last state; see `Objective`."""
+        return STATES
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {"mtp_sequential_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`mtp_sequential_loss`, nats per target token."""
+        assert head is not None
+        assert self.model is not None  # see `prepare`
+        embedded, states = output.hidden_states[0][:, 1:], last_states(output)[:, :-1]
+        masks = {
+            name: batch[name][:, :-1] for name in ("attention_mask", "position_ids") if batch.get(name) is not None
+        }
+        further = tokens_ahead(batch, 2)[:, :-1, 1].reshape(-1, 1)
+        loss = SetCrossEntropy(further)
+        summed = models_head(self.model)(head(embedded, states, masks).flatten(0, 1), loss, 0).loss_sum
+        return {"mtp_sequential_loss": LossTerm(summed, count_targets(batch), self.weight)}
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module:
+        """Norms, M and a block: 14d² parameters of matrices, where a block has 12d²."""
+        return _Module(config.backbone if isinstance(config, CoCoMixConfig) else config)
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """Those of M, the block and the head; see `Objective`."""
+        with torch.device("meta"):
+            own = self.build_head(config)
+        return 3.0 * product_flops(own) + head_flops(config)
+
+
+class _Module(nn.Module):
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.token_norm, self.state_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.project = nn.Linear(2 * width, width, bias=False)
+        _, self.block = build_halves(config, config.num_hidden_layers - 1, 1, None)
+
+    def forward(self, embedded: Tensor, states: Tensor, masks: dict[str, Tensor]) -> Tensor:
+        joined = self.project(torch.cat((self.token_norm(embedded), self.state_norm(states)), -1))
+        predicted: Tensor = self.block(inputs_embeds=joined, use_cache=False, **masks).last_hidden_state
+        return predicted

@@ -1,0 +1,87 @@
+"""NextLat (arXiv 2511.05963): the next last state is predicted from this one and the next token.
+
+ĥ_{t+1} = h_t + MLP(LN[h_t; e_{t+1}]), rolled on over `steps` true tokens; the loss is the mean over t, i, dimensions of
+SmoothL1(ĥ_{t+i}, sg h_{t+i}). The MLP has three linear layers, GELU between, the last one zero at the start: a state is
+first predicted to stay. The gradient reaches the model only through the h_t that predicts; targets and embeddings e are
+cut off. With `kl`, + mean KL(p(· | sg h_{t+i}) ‖ p(· | ĥ_{t+i})) by the language-model head, which gets none of it.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.data import Tokens
+from cocomix.model import FullTargets
+from cocomix.model.fused_head import Divergence
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.ahead import STATES, head_flops, last_states, models_head, tokens_ahead
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["NextLatent"]
+
+_ALWAYS = Schedule(value=1.0)
+
+
+class NextLatent(Objective):
+    """Distance of the predicted states from those that come.
+
+    Args:
+        weight: of it.
+        steps: how many states are predicted from each.
+        kl: whether their next-token distributions are compared, too.
+    """
+
+    name = "nextlat"
+
+    def __init__(self, weight: Schedule = _ALWAYS, steps: Annotated[int, Field(ge=1)] = 1, kl: bool = False) -> None:
+        super().__init__(weight)
+        self.steps, self.kl = steps, kl
+        self.model: PreTrainedModel | None = None
+
+    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
+        """Know the model, whose head the divergence reads; see `Objective`."""
+        self.model = model
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The first and last state; see `Objective`."""
+        return STATES
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {"nextlat_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`nextlat_loss`; nats per target token with `kl`, but for the distance in it."""
+        assert head is not None
+        embedded, states = output.hidden_states[0].detach(), last_states(output)
+        targets, counted = states.detach(), tokens_ahead(batch, self.steps) != IGNORE
+        total, predicted = states.new_zeros((), dtype=torch.float32), states
+        for step in range(1, self.steps + 1):
+            predicted = predicted[:, :-1]
+            predicted = predicted + head(torch.cat((predicted, embedded[:, step:]), -1))  # ĥ_{t+step}
+            come, used = targets[:, step:], counted[:, :-step, step - 1]
+            far = F.smooth_l1_loss(predicted.float(), come.float(), reduction="none").mean(-1)
+            total = total + (far * used).sum()
+            if self.kl:
+                assert self.model is not None  # see `prepare`
+                read = models_head(self.model, frozen=True)
+                divergence = Divergence.of_batch(FullTargets(come, read.weight), used)
+                total = total + read(predicted.flatten(0, 1), divergence, 0).loss_sum
+        return {"nextlat_loss": LossTerm(total / self.steps, count_targets(batch), self.weight)}
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module:
+        """The MLP, 4d² + 4d parameters."""
+        width = config.hidden_size
+        layers = [nn.Linear(wide, width, bias=False) for wide in (2 * width, width, width)]
+        nn.init.zeros_(layers[-1].weight)
+        return nn.Sequential(nn.LayerNorm(2 * width), layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """Those of the MLP and, with `kl`, of logits on both sides and back to the predicted state; see `Objective`."""
+        return self.steps * (24.0 * float(config.hidden_size) ** 2 + (head_flops(config) if self.kl else 0.0))

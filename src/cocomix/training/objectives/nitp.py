@@ -1,0 +1,92 @@
+"""NITP (arXiv 2605.24956): the last state also predicts an early state of the next token.
+
+L = (1/N) Σ_t [1 − cos(P(h_t), sg(r_{t+1}))], where h_t is what the language-model head reads, r_{t+1} the residual
+stream of x_{t+1} after `block` blocks (the paper: about a fifth of them) and P a SwiGLU d → 4d → d that is left out of
+the finished model. The stop-gradient sg carries the paper's gain. Weight 1 from the first step to the last.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+
+from cocomix.model import next_tokens
+from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.ahead import STATES, last_states, states_after
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["NextImplicitState"]
+
+_ALWAYS = Schedule(value=1.0)
+
+
+class NextImplicitState(Objective):
+    """One minus the cosine between the projected state and the next token's early one.
+
+    Args:
+        weight: of it.
+        block: after how many blocks the target is taken; by default a fifth of them, at least one.
+    """
+
+    name = "nitp"
+
+    def __init__(self, weight: Schedule = _ALWAYS, block: Annotated[int, Field(ge=0)] | None = None) -> None:
+        super().__init__(weight)
+        self.block = block
+        self._config = PreTrainedConfig()
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The states after every block; see `Objective`."""
+        return STATES
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions whose next token is a target."""
+        return {"nitp_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`nitp_loss`, between 0 and 2."""
+        assert head is not None
+        early = states_after(output, self._config, self._block(self._config)).detach()
+        predicted = head(last_states(output)[:, :-1])
+        far = 1.0 - F.cosine_similarity(predicted.float(), early[:, 1:].float(), dim=-1)  # [batch, seq − 1]
+        counted = next_tokens(batch["labels"], batch.get("attention_mask"))[:, :-1] != IGNORE
+        return {"nitp_loss": LossTerm((far * counted).sum(), count_targets(batch), self.weight)}
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module:
+        """The projection P, 12d² parameters.
+
+        Raises:
+            CoCoMixError: the model has fewer blocks than `block`.
+        """
+        self._config = config
+        if self._block(config) > config.num_hidden_layers:
+            raise CoCoMixError(
+                f"auxiliary.nitp.block is {self.block}, but the model has {config.num_hidden_layers} blocks; choose "
+                "one of 0 to that."
+            )
+        return _SwiGLU(config.hidden_size)
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """Those of P, forward and backward; see `Objective`."""
+        return 72.0 * float(config.hidden_size) ** 2
+
+    def _block(self, config: PreTrainedConfig) -> int:
+        return max(1, round(0.2 * config.num_hidden_layers)) if self.block is None else self.block
+
+
+class _SwiGLU(nn.Module):
+    """down(silu(gate h) · up h), 4d wide, without biases."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, 4 * width, bias=False) for _ in range(2))
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        projected: Tensor = self.down(F.silu(self.gate(states)) * self.up(states))
+        return projected

@@ -12,6 +12,7 @@ from cocomix.concepts import (
     ConceptLabels,
     ConceptTeacher,
     DictionaryFit,
+    RandomLabeller,
     label_agreement,
     measure_agreement,
     measure_fit,
@@ -132,6 +133,10 @@ def test_float16_rounds_less_than_bfloat16_and_float32_not_at_all(teacher, token
     assert found == sorted(found)
     assert 0.5 < found[0].equal_sets < found[0].score_kept < 1.0
     assert found[-1] == pytest.approx((1.0, 1.0))
+
+
+def test_labels_drawn_at_random_are_compared_with_the_same_draw(teacher, tokens):
+    assert measure_agreement(RandomLabeller(teacher), RandomLabeller(teacher), tokens, 2) == pytest.approx((1.0, 1.0))
 
 
 def test_a_format_that_chooses_other_concepts_is_refused_or_forced(caplog):

@@ -10,6 +10,7 @@ from transformers import (
 
 from cocomix.concepts import decoder as decoder_module
 from cocomix.concepts.decoder import FrozenDecoder, decoder_blocks
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import BACKBONES, D_MODEL, LAYERS, VOCAB, make_model
@@ -124,3 +125,23 @@ def test_bfloat16_stays_close(input_ids):
     exact, rounded = decoder.loss_gradient(input_ids), decoder.loss_gradient(input_ids, dtype=torch.bfloat16)
     similarity = torch.cosine_similarity(exact.gradient.flatten(), rounded.gradient.float().flatten(), dim=0)
     assert similarity > 0.99
+
+
+@pytest.mark.parametrize("mixing", ["add", "interleave"])
+def test_a_student_is_a_teacher_where_it_has_one_position_a_token(mixing, input_ids):
+    backbone = make_model("gpt2").config
+    config = CoCoMixConfig(backbone=backbone, insert_layer=2, num_concepts=8, concept_topk=4, mixing=mixing)
+    student = CoCoMixForCausalLM(config)
+    decoder = FrozenDecoder(student, 1)
+    expected = student.lower(input_ids=input_ids).last_hidden_state
+    torch.testing.assert_close(decoder.hidden_states(input_ids), expected)
+    assert decoder.hook_name == "lower.h.1"
+    gradient = decoder.loss_gradient(input_ids)
+    assert gradient.loss == pytest.approx(
+        float(student(input_ids, labels=input_ids).loss) * input_ids[:, 1:].numel(), rel=1e-4
+    )
+    if mixing == "add":
+        assert FrozenDecoder(student, 2).hook_name == "upper.h.0"
+        return
+    with pytest.raises(CoCoMixError, match="layer 2"):
+        FrozenDecoder(student, 2)

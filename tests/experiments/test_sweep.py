@@ -17,6 +17,7 @@ from cocomix.artifacts import BeingWritten, read_json
 from cocomix.concepts import ActivationConfig
 from cocomix.evaluation import Run, evaluations_of
 from cocomix.evaluation.alike import ARM_FIELDS, refuse_unlike_recipes
+from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import TRIED, final_loss
@@ -136,6 +137,19 @@ def test_a_budget_shortens_all_runs_alike_and_a_killed_sweep_keeps_to_it(
 def test_no_length_of_time_is_refused(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     for given in ("10", "0s", "soon"):
         cli("sweep", write_plan(tmp_path / "plans", workshop), "--budget", given, status=2)
+
+
+def test_concepts_for_a_while_are_labelled_for_that_part_alone(workshop: Workshop, tmp_path: Path) -> None:
+    """λ falls to 0 within one of four steps of 8 blocks; an arm that needs all labels has its own."""
+    arms: dict[str, Any] = {"ntp": "ntp.yaml", "whole": "cocomix.yaml"}
+    arms["short"] = {"base": "cocomix.yaml", "model": {"concept_loss_weight": {"shape": "linear", "until": 0.25}}}
+    plan = write_plan(tmp_path / "plans", workshop, arms=arms, seeds=[0], common={"first_blocks": 8})
+    result = run_sweep(load_plan(plan, tmp_path / "out"))
+    assert not result.missing
+    runs = {job.arm: Run.open(job.folder) for job in result.jobs}
+    stored = {arm: Labels.open(runs[arm].manifest.labels.path).manifest for arm in ("whole", "short")}
+    assert stored["short"].blocks("train") == 8 < stored["whole"].blocks("train")
+    assert (teacher_flops(runs["short"]) or 0) < (teacher_flops(runs["whole"]) or 0)
 
 
 def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:

@@ -204,13 +204,14 @@ def measure_agreement(
     """Compare the labels of two labellers on tokens, int64 [blocks, seq]."""
     chosen, best, kept, whole = [], [], 0.0, 0.0
     for rows in torch.split(input_ids, batch_size):
-        ids, exactly = narrow.label(rows, k=k).ids, exact.label(rows, k=_CANDIDATES * k)
+        ids, first = narrow.label(rows, k=k).ids, exact.label(rows, k=k).ids
+        exactly = exact.label(rows, k=_CANDIDATES * k)  # their first k are `first`, but for labels drawn at random
         scores = (torch.ones_like(exactly.ids, dtype=torch.float32) if exactly.scores is None else exactly.scores).abs()
         scores = scores.masked_fill(exactly.ids == IGNORE, 0.0)
         kept += float(scores[(exactly.ids[..., None] == ids[..., None, :]).any(-1)].sum())
-        whole += float(scores[..., :k].sum())
+        whole += float(scores[(exactly.ids[..., None] == first[..., None, :]).any(-1)].sum())
         chosen.append(ids)
-        best.append(exactly.ids[..., :k])
+        best.append(first)
     return Agreement(label_agreement(torch.cat(chosen), torch.cat(best)), min(1.0, kept / whole) if whole else 1.0)
 
 

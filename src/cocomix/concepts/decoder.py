@@ -5,7 +5,7 @@ held for more than a chunk of positions.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -68,27 +68,31 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
     It is the outermost `ModuleList` inside the base model that has `num_hidden_layers` entries (GPT-2's `h`,
     GPT-NeoX's and Llama's `layers`, OPT's `decoder.layers`, …); lists inside the blocks, such as experts, do not count.
+    A model in two parts, as a student with concepts is, has its blocks in two lists.
 
     Raises:
         CoCoMixError: there is none, or more than one.
     """
     depth = model.config.get_text_config().num_hidden_layers
-    found = {
-        name: module
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    }
-    outermost = [
-        module
-        for name, module in found.items()
-        if not any(name.startswith(f"{other}.") for other in found if other != name)
-    ]
+    lists = {name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = _outermost({name: module for name, module in lists.items() if len(module) == depth})
+    if not outermost and sum(map(len, parts := _outermost(lists))) == depth:
+        return nn.ModuleList(block for part in parts for block in part)
     if len(outermost) != 1:
         raise CoCoMixError(
             f"cannot tell the blocks of a {type(model).__name__}: {len(outermost)} lists of modules have {depth} "
             "entries; use a plain decoder as teacher."
         )
     return outermost[0]
+
+
+def _outermost(lists: Mapping[str, nn.ModuleList]) -> list[nn.ModuleList]:
+    """Those that are inside none of the others."""
+    return [
+        module
+        for name, module in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists if other != name)
+    ]
 
 
 def target_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -118,6 +122,14 @@ class FrozenDecoder:
         self._block = blocks[layer]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._head = self._find_plain_head()
+        if self.model.base_model is self.model and self.hidden_states(self._two_tokens()).shape[1] != 2:
+            raise CoCoMixError(
+                f"layer {layer} of this {type(model).__name__} has more than one position a token; choose a block "
+                "below its concepts."
+            )
+
+    def _two_tokens(self) -> Tensor:
+        return torch.zeros(1, 2, dtype=torch.long, device=self.device)
 
     @property
     def hook_name(self) -> str:

@@ -27,7 +27,7 @@ from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import run_labels
 from cocomix.evaluation.statistics import Estimate, by_document, crossed_interval, document_p, holm, power_law, t_test
-from cocomix.evaluation.teacher_flops import dictionary_flops, label_words, teacher_flops
+from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, label_words, teacher_flops
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
 
@@ -45,6 +45,7 @@ _ANNEALED = 0.2
 """A run whose last logged learning rate is below this share of its largest has ended its schedule (paper: 10%)."""
 
 _AXES = ("tokens", "flops", "seconds")
+_TOTALS = ("total_flops", "flops_from_nothing")
 _RECORDED = ("seed", "objective", "learning_rate", "concept_loss_weight", "steps", "tokens", "seconds", "device")
 """Fields of a run's manifest that are columns of the same name."""
 
@@ -137,6 +138,7 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "D
                 "flops": manifest.tokens * manifest.flops_per_token.training,
                 "teacher_flops": teacher_flops(run),
                 "dictionary_flops": dictionary_flops(run),
+                "flops_from_nothing": flops_from_nothing(run),
                 "annealed": _annealed(run),
                 "loss": manifest.final.eval_loss if measured is None else measured.loss,
             }
@@ -213,12 +215,12 @@ def _arms_frame(frame: "DataFrame", baseline: str) -> "DataFrame":
     found = {name: _paired(frame, name, baseline) for name in arms.index}
     for place, column in enumerate(("difference", "difference_low", "difference_high", "p_seeds")):
         arms[column] = [found[name][place] for name in arms.index]
-    for axis in (*_AXES, "total_flops", "active_parameters"):
+    for axis in (*_AXES, *_TOTALS, "active_parameters"):
         arms[f"{axis}_ratio"] = arms[axis] / arms.loc[baseline, axis]
     # A saving is a loss no worse for less, where both have ended their schedules: a run in the middle of one would get
     # better by annealing, so what it spent until then cannot be set against another's whole cost.
     stated = arms["annealed"] & arms.loc[baseline, "annealed"] & (arms["difference"] <= 0)
-    for axis in (*_AXES, "total_flops"):
+    for axis in (*_AXES, *_TOTALS):
         saved = 1.0 - arms[f"{axis}_ratio"]
         arms[f"{axis}_saved"] = saved.where(stated & (saved > _ALIKE) & (arms.index != baseline))
     close = {kind: (arms[f"{axis}_ratio"] - 1).abs() <= _ALIKE for kind, axis in _LIKENESS.items()}

@@ -33,6 +33,10 @@ _RUN: _Columns = {
     "teacher_flops": ("number", "FLOPs of the teacher's labels, probabilities, hidden states; empty if not known."),
     "dictionary_flops": ("number", "FLOPs of fitting the dictionary, which runs can share; empty if not known."),
     "total_flops": ("number", "The three together; empty if one is not known."),
+    "flops_from_nothing": (
+        "number",
+        "total_flops, and those of every run that weights or teacher came from; empty if one came from elsewhere.",
+    ),
     "seconds": ("number", "Wall clock of training, evaluation left out."),
     "annealed": ("boolean", "Whether the learning rate had come down to a fifth or less when the run ended."),
     "loss": ("number", "Validation loss, nats per token."),
@@ -61,7 +65,7 @@ _DIFFERENCE: _Columns = {
     "low": ("number", "Lower end of its 95% interval."),
     "high": ("number", "Upper end of its 95% interval."),
 }
-_AXES = ("tokens", "flops", "seconds", "total_flops")
+_AXES = ("tokens", "flops", "seconds", "total_flops", "flops_from_nothing")
 
 COLUMNS: dict[str, _Columns] = {
     "runs": {**_RUN, "seed": ("number", "Seed of the run."), "device": ("string", "What it was trained on.")},

@@ -1,6 +1,10 @@
-"""What a run got from its teacher: which labels, and what these, other teaching and the dictionary cost in FLOPs."""
+"""What a run got from its teacher: which labels, and what these, other teaching and the dictionary cost in FLOPs.
+
+A teacher, or weights to start from, may be a run itself: `flops_from_nothing` counts what led to a run, too.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cocomix.concepts import Dictionary
@@ -8,8 +12,9 @@ from cocomix.evaluation.run_inputs import run_labels
 from cocomix.labelling import LabelsManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
+from cocomix.training.recipe import load_recipe
 
-__all__ = ["dictionary_flops", "label_words", "teacher_flops"]
+__all__ = ["dictionary_flops", "flops_from_nothing", "label_words", "teacher_flops"]
 
 
 def teacher_flops(run: Run) -> float | None:
@@ -53,6 +58,43 @@ def dictionary_flops(run: Run) -> float | None:
     except CoCoMixError:
         return None
     return None if report is None else report.flops
+
+
+def flops_from_nothing(run: Run) -> float | None:
+    """FLOPs of a run and of every run before it: training, teacher's work and dictionary of each, counted once.
+
+    A run comes from the runs that its weights started from and that taught it, and these from theirs.
+
+    Returns:
+        The sum; `None` where something came from what is no run at hand, such as a model of the hub.
+    """
+    led, todo, total = set[Path](), [run.path], 0.0
+    while todo:
+        if (place := todo.pop().resolve()) in led:
+            continue
+        led.add(place)
+        try:
+            one = Run.open(place)
+        except CoCoMixError:
+            return None
+        spent = [teacher_flops(one), dictionary_flops(one)]
+        if None in spent:
+            return None
+        total += one.manifest.tokens * one.manifest.flops_per_token.training + sum(map(float, filter(None, spent)))
+        todo += _sources(one)
+    return total
+
+
+def _sources(run: Run) -> list[Path]:
+    """Where the weights that a run started from and the teachers of its labels and distributions are."""
+    recipe, labels = load_recipe(run.path / "recipe.yaml"), run_labels(run)
+    made: Mapping[str, Any] = {} if labels is None else labels.manifest.labels
+    if run.manifest.online_labels is not None:
+        made = run.manifest.online_labels.labels
+    names = [recipe.model.pretrained, (made.get("teacher") or {}).get("model")]
+    if recipe.teacher is not None and (recipe.distillation is not None or recipe.predicts_hidden):
+        names.append(recipe.teacher.model)
+    return [Path(name) for name in names if name is not None]
 
 
 def label_words(labels: LabelsManifest) -> str:

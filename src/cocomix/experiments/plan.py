@@ -13,7 +13,8 @@
     fast: {common: {tokens: 4096}}       # laid over the plan by --fast
     base: other_plan.yaml                # of the same folder: this file's fields are laid over its
 
-A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes.
+A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes. An arm with `model:
+{pretrained: teacher}` goes on from the weights of the plan's teacher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,23 @@ from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training.recipe import RecipeVersion, RunConfig
 from cocomix.training.recipe_file import merged, recipe_values
 
-__all__ = ["DictionaryPlan", "Job", "LoadedPlan", "SweepPlan", "TeacherPlan", "TunePlan", "label_folder", "load_plan"]
+__all__ = [
+    "DictionaryPlan",
+    "Job",
+    "LoadedPlan",
+    "SweepPlan",
+    "TeacherPlan",
+    "TunePlan",
+    "label_folder",
+    "labelled_blocks",
+    "load_plan",
+]
 
 
+TEACHER = "teacher"
+"""In an arm's `model.pretrained`: the plan's teacher."""
 _DEFAULT = AttributionConfig()
+_STEPS = 10**6  # of a run, to see whether a schedule ends early
 
 
 class TeacherPlan(Section):
@@ -249,6 +263,8 @@ class LoadedPlan:
         plain = self._recipe(name, file, values, changes)
         if self.share < 1.0 and plain.tokens is not None:
             changes["tokens"] = max(1, round(self.share * plain.tokens))
+        if plain.model.pretrained == TEACHER:
+            changes["model"] = {**changes.get("model", {}), **self._weights(name)}
         if not plain.has_concepts:
             changes["labels"] = None
         elif plain.labels is not None and self.dictionary is not None:
@@ -257,11 +273,19 @@ class LoadedPlan:
             labels |= {part: value for part, value in shared.items() if part in labels and value is not None}
             changes["labels"] = {
                 **labels,
-                "path": str(label_folder(self.output, made)) if plain.label_folders else None,
+                "path": str(label_folder(self.output, made, labelled_blocks(plain))) if plain.label_folders else None,
             }
         if self.plan.teacher is not None and plain.distillation and isinstance(plain.distillation.targets, Path):
             changes["distillation"] = {"targets": str(self.output / "probabilities")}
         return self._recipe(name, file, values, changes)
+
+    def _weights(self, name: str) -> dict[str, Any]:
+        """What an arm that goes on from the teacher says of its weights."""
+        if self.teacher is None:
+            raise CoCoMixError(
+                f"{self.path}: the arm {name!r} goes on from pretrained: {TEACHER}; the plan needs teacher:."
+            )
+        return {"pretrained": self.teacher.model, "revision": self.teacher.revision}
 
     def _recipe(self, name: str, file: Path, values: Mapping[str, Any], changes: dict[str, Any]) -> RunConfig:
         """A recipe file, under it what the plan says of all arms and of this one, and last what the sweep makes."""
@@ -304,7 +328,16 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
     return LoadedPlan(plan, path, output.resolve())
 
 
-def label_folder(output: Path, made: LabellerConfig) -> Path:
+def labelled_blocks(recipe: RunConfig) -> int | None:
+    """How many of the first training blocks a recipe needs labels of: all (`None`), unless λ ends before the run does.
+
+    Where `first_blocks` is too few, the run is refused before it begins.
+    """
+    return recipe.first_blocks if recipe.model.concept_loss_weight.steps(_STEPS) < _STEPS else None
+
+
+def label_folder(output: Path, made: LabellerConfig, blocks: int | None = None) -> Path:
     """Where labels that are made so go: arms that choose labels alike share them, whatever their recipes' teacher."""
     values, default = (each.model_dump(mode="json", exclude={"teacher", "dictionary"}) for each in (made, _DEFAULT))
-    return output / "labels" / ("default" if values == default else fingerprint_json(values)[:12])
+    name = "default" if values == default else fingerprint_json(values)[:12]
+    return output / "labels" / (name if blocks is None else f"{name}-{blocks}")

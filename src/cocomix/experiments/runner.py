@@ -34,7 +34,7 @@ from cocomix.evaluation import (
 from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.experiments.budget import remembered, within_budget
-from cocomix.experiments.plan import Job, LoadedPlan
+from cocomix.experiments.plan import Job, LoadedPlan, labelled_blocks
 from cocomix.labelling import distill_data, fit_on_data, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
@@ -225,7 +225,8 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
         labels = job.recipe.labels
         if labels is not None and labels.path is not None and labels.labeller is not None and not labels.path.exists():
             logger.info(f"labels: {labels.path.name}, first for {job.arm}")
-            label_data(data, labels.labeller, labels.path, force=plan.dictionary.force)
+            blocks = labelled_blocks(job.recipe)
+            label_data(data, labels.labeller, labels.path, force=plan.dictionary.force, blocks=blocks)
 
 
 def _run_all(

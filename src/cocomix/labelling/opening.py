@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import cocomix.model  # noqa: F401 - registers the model type, so that a student can be a teacher
 from cocomix.concepts import (
     SAMPLE_TOKENS,
     Agreement,

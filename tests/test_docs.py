@@ -59,6 +59,7 @@ STARTS_FROM = {
 WITH_PYTHON = {
     "models.md": ("runs/teacher",),
     "interop.md": ("exports/first", "sae/mine"),
+    "howto/python.md": (),
 }
 """Pages that are no tutorials, and what their Python starts from."""
 TOY_PYTHON = {

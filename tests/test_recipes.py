@@ -71,7 +71,8 @@ def test_the_plan_and_the_cost_in_the_header(
     flops = plan["training FLOPs"]
     gflop = f"{plan['training FLOPs per token'] / 1e9:.2f}"
     total = f"{flops:.1e}".replace("e+", "e")
-    hours = f"{plan['hours on one H200 or H100, estimated']:,.0f}"
+    hours = plan["hours on one H200 or H100, estimated"]
+    hours = f"{hours:,.0f}" if hours >= 1 else f"{hours:.1f}"
     tokens = f"{recipe.tokens / 1e9:g}B"
     assert f"{tokens} tokens × {gflop} GFLOP = {total} FLOP, {hours} GPU hour" in header
     row = f"| `{path.stem}` | {plan['active parameters'] / 1e6:,.0f}M | {tokens} | {gflop} | {total} | {hours} |"

@@ -6,7 +6,6 @@ from pathlib import Path
 from cocomix.labelling import Labels
 
 NAMES = ("activation", "contextual", "attribution", "random", "future_words", "future_clusters")
-OWN = ("own_activation", "own_contextual", "own_token_lookup")
 HEADINGS = (
     "labels", "C", "first 4 of one list, %", "first 4 of the token's list, %", "first 32 of one list, %",
     "first 32 of the token's list, %", "H(label)", "H(label given token)", "concepts used", "commonest concept, %",
@@ -16,7 +15,7 @@ HEADINGS = (
 def main() -> None:
     """Print it as Markdown."""
     lines = [f"| {' | '.join(HEADINGS)} |", f"|---{'|---:' * (len(HEADINGS) - 1)}|"]
-    for name in (*NAMES, *OWN):
+    for name in NAMES:
         folder = Path(sys.argv[1]) / f"labels_{name}"
         if not folder.is_dir():
             continue

@@ -82,6 +82,7 @@ def test_dead_concepts_are_warned_of_with_a_remedy() -> None:
     assert found is not None
     assert found.concepts_used == 100
     assert [warning for warning in found.warnings() if "100 of 10,000" in warning and "--num-concepts" in warning]
+    assert not found.warnings(of_dictionary=False)
 
 
 @pytest.mark.parametrize(

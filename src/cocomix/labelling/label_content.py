@@ -63,8 +63,12 @@ class LabelContent(Section):
     num_concepts: int
     top_share: float
 
-    def warnings(self) -> list[str]:
-        """What is wrong with these labels, and what to do about it, a sentence each."""
+    def warnings(self, *, of_dictionary: bool = True) -> list[str]:
+        """What is wrong with these labels, and what to do about it, a sentence each.
+
+        Args:
+            of_dictionary: whether concepts are those of a dictionary; of others, such as words, many may never occur.
+        """
         found = []
         if self.token_recall_at_32 > _MOST_BY_TOKEN:
             found.append(
@@ -72,7 +76,7 @@ class LabelContent(Section):
                 "table), so predicting them teaches little about context; take labels of kind contextual, or a later "
                 "layer of the teacher."
             )
-        if self.concepts_used < self.num_concepts / 2:
+        if of_dictionary and self.concepts_used < self.num_concepts / 2:
             found.append(
                 f"only {self.concepts_used:,} of {self.num_concepts:,} concepts are ever a label; fit a dictionary "
                 "with fewer concepts (--num-concepts), on more tokens (--tokens) or on more text."

@@ -146,7 +146,8 @@ class Labels(StoredArrays[LabelsManifest]):
     @property
     def warnings(self) -> list[str]:
         """See `StoredArrays`."""
-        return [] if self.manifest.content is None else self.manifest.content.warnings()
+        content, of_dictionary = self.manifest.content, "dictionary" in self.manifest.made_from
+        return [] if content is None else content.warnings(of_dictionary=of_dictionary)
 
     @property
     def how_made(self) -> dict[str, Any]:

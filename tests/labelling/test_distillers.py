@@ -3,12 +3,14 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts import AlignedTexts, FrozenDecoder, first_token_table
 from cocomix.concepts.aligned_texts import UNREAD
 from cocomix.labelling.distillers import AlignedDistiller
+from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.tokenizers import TEXTS, byte_level
 from tests.model.factories import plain
 
@@ -69,3 +71,42 @@ def test_a_long_block_is_read_in_windows_and_what_follows_changes_nothing() -> N
     shorter = distiller().arrays(blocks()[:, :70])["log_probs"][:, :60]
     both = np.isfinite(shorter) & known[0][:, :60]
     np.testing.assert_allclose(shorter[both], whole["log_probs"][:, :60][both], rtol=1e-4)
+
+
+def test_uld_keeps_the_teachers_largest_probabilities_at_the_same_positions() -> None:
+    made = distiller("uld")
+    found, marginal = made.arrays(blocks()), distiller().arrays(blocks())
+    assert found.keys() == {"log_probs"}
+    known = np.isfinite(found["log_probs"])
+    assert (known == np.isfinite(marginal["log_probs"])).all()
+    for row, tokens in enumerate(blocks()):
+        text, log_probs = naive(made, tokens)
+        for position in np.flatnonzero(known[row, :, 0]):
+            expected = log_probs[text.common()[position]].topk(K).values
+            np.testing.assert_allclose(found["log_probs"][row, position], expected, rtol=1e-4)
+    with pytest.raises(CoCoMixError, match=f"top_k=401 .* {len(TEACHER)} tokens"):
+        distiller("uld", top_k=401)
+
+
+@pytest.mark.parametrize("max_length", [400, 60])
+def test_alm_has_the_likelihood_of_the_teachers_tokens_of_every_chunk(max_length: int) -> None:
+    made = distiller("alm", max_length=max_length)
+    arrays, tokens_in_chunks = made.arrays(blocks()), 0
+    for row, tokens in enumerate(blocks()):
+        text, log_probs = naive(made, tokens)
+        common, end = text.common(), 0
+        for position in np.flatnonzero(arrays["lengths"][row]):
+            length = int(arrays["lengths"][row, position])
+            first, last = common[position], common[position + length]
+            assert min(first, last) >= 0
+            assert (common[position + 1 : position + length] < 0).all()  # the shortest run
+            assert position >= end
+            end = position + length
+            tokens_in_chunks += length
+            expected = sum(float(log_probs[place, text.tokens[place + 1]]) for place in range(first, last))
+            found = arrays["log_probs"][row, position]
+            if max_length == 400:
+                assert found == pytest.approx(expected, rel=1e-4)
+            assert found < 0
+        assert np.isneginf(arrays["log_probs"][row][arrays["lengths"][row] == 0]).all()
+    assert tokens_in_chunks > 0.6 * blocks().numel()

@@ -1,6 +1,7 @@
 """Distillation and hidden states in training: each arm's loss against its formula, and what a run records of it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cocomix.artifacts import read_json
+from cocomix.artifacts import MadeFromSomethingElse, read_json
 from cocomix.concepts import (
     ActivationConfig,
     AttributionLabeller,
@@ -26,7 +27,7 @@ from cocomix.concepts.sources import TeacherConfig
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.evaluation.teacher_flops import teacher_flops
-from cocomix.labelling import Labels, distill_data, label_data
+from cocomix.labelling import Concatenated, Labels, distill_data, label_data
 from cocomix.model import TopTargets, account
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer, train
@@ -257,17 +258,21 @@ def test_a_run_on_the_whole_stored_distribution_is_the_online_one(workshop: Work
     assert [path.name for path in online.glob("*.safetensors")] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(("kind", "term"), [("auto", "kd_loss"), ("uld", "uld_loss"), ("alm", "alm_loss")])
 def test_a_teacher_of_another_tokenizer_is_distilled_stacked_with_concepts_and_for_a_while(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path, kind: Any, term: str
 ) -> None:
     other = prepare_toy(workshop.corpus, tmp_path / "data", vocab_size=280)
     source = TeacherConfig(model=str(workshop.teacher), layer=1)
-    stored = distill_data(other.path, source, tmp_path / "stored", top_k=8, dtype="auto")
+    top_k = None if kind == "alm" else 8
+    stored = distill_data(other.path, source, tmp_path / "stored", kind=kind, top_k=top_k, dtype="auto")
     assert stored is not None
     made = stored.manifest
-    assert (made.targets, made.top_k) == ("first_token", 8)
+    assert (made.targets, made.top_k) == ("first_token" if kind == "auto" else kind, top_k or 0)
+    assert made.with_target is not None
     assert made.with_target > 0.3
-    assert 0 < made.mass < 1
+    assert (made.mass is None) == (kind == "alm")
+    assert {finding.state for finding in stored.verify().found} == {"ok", "not checked"}
     dictionary = DictionaryConfig(path=str(workshop.dictionary))
     label_data(other.path, ActivationConfig(teacher=source, dictionary=dictionary), tmp_path / "labels")
     weight = {"shape": "stop", "value": 0.5, "until": 0.5}
@@ -277,13 +282,35 @@ def test_a_teacher_of_another_tokenizer_is_distilled_stacked_with_concepts_and_f
         workshop.recipe("cocomix", model={"mixing": "add"}, training={"logging_steps": 1}, **changes), tmp_path / "run"
     )
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["kd_loss"] > 0 for row in rows if "kd_loss" in row] == [True] * 6  # half of the steps
+    assert [row[term] > 0 for row in rows if term in row] == [True] * 6  # half of the steps
     assert all(row["concept_loss"] > 0 for row in rows if "ntp_loss" in row)
     manifest = Run.open(run).manifest
     labels = Labels.open(tmp_path / "labels").manifest
     read = min(made.tokens("train"), manifest.tokens)
     expected = made.flops_per_token * read + labels.flops_per_token * min(labels.tokens("train"), manifest.tokens)
     assert teacher_flops(Run.open(run)) == pytest.approx(expected)
+
+
+def test_kinds_of_targets_that_do_not_suit_are_refused_and_the_same_tokenizer_needs_none(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    source = TeacherConfig(model=str(workshop.teacher), layer=1)
+    stored = distill_data(workshop.data, source, tmp_path / "stored", kind="first_token", top_k=4)
+    assert stored is not None
+    assert stored.manifest.targets == "top_k"
+    alm = distill_data(workshop.data, source, tmp_path / "alm", kind="alm")
+    assert alm is not None
+    with pytest.raises(MadeFromSomethingElse, match="kind"):
+        Concatenated([stored, alm])
+    with pytest.raises(CoCoMixError, match="top_k"):
+        distill_data(workshop.data, source, tmp_path / "no", kind="alm", top_k=4)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(workshop.teacher / name, bare / name)
+    with pytest.raises(CoCoMixError, match="without a tokenizer"):
+        distill_data(workshop.data, TeacherConfig(model=str(bare), layer=1), tmp_path / "no", kind="uld", top_k=4)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_teachers_flops(workshop: Workshop, tmp_path: Path) -> None:

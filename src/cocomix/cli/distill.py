@@ -16,7 +16,7 @@ def distill(
     teacher: Teacher,
     output: Output,
     kind: Annotated[
-        Literal["auto", "top_k", "first_token"],
+        Literal["auto", "top_k", "first_token", "uld", "alm"],
         typer.Option(help="auto: top_k with the data's tokenizer, first_token with another one; see below."),
     ] = "auto",
     top_k: Annotated[
@@ -35,7 +35,9 @@ def distill(
     """Store a teacher's likeliest next tokens.
 
     A teacher may have another tokenizer than the data. It is then aligned by bytes, and where a token of both ends,
-    first_token adds up the probabilities of the teacher's tokens that begin with the same token of the data.
+    first_token adds up the probabilities of the teacher's tokens that begin with the same token of the data; uld stores
+    the teacher's largest probabilities without their tokens, and alm the likelihood of the text up to the next such
+    place.
 
     A command that was stopped goes on with what is left when it is given again.
 

@@ -187,7 +187,7 @@ def _concept_rows(record: RunRecord) -> Rows:
     if not rows and recipe.has_concepts:
         rows.append(("teacher and dictionary", "their records were not where the run found them"))
     if recipe.distillation is not None:
-        rows.append(("distillation", f"KL to the teacher's next token, weight {recipe.distillation.weight}"))
+        rows.append(("distillation", f"of the teacher's next-token predictions, weight {recipe.distillation.weight}"))
     return rows
 
 

@@ -11,7 +11,7 @@ __all__ = ["COLUMNS", "collate_blocks"]
 
 COLUMNS: dict[str, torch.dtype | None] = {
     **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
-    **dict.fromkeys(("concept_labels", "teacher_ids"), torch.int64),
+    **dict.fromkeys(("concept_labels", "teacher_ids", "teacher_lengths"), torch.int64),
     "teacher_log_probs": None,
 }
 """What a batch is made of, and its types; None leaves a column's as it is."""
@@ -24,7 +24,8 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
-            [seq, k_attr] and `teacher_ids` [seq, K], integers of any kind, and `teacher_log_probs` [seq, K].
+            [seq, k_attr], `teacher_ids` [seq, K] and `teacher_lengths` [seq], integers of any kind, and
+            `teacher_log_probs` [seq, K] or [seq].
 
     Returns:
         int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are.

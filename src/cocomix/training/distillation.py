@@ -25,7 +25,15 @@ from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
 from cocomix.model import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.corpora import have_files
-from cocomix.training.objectives import Batch, Distillation, HiddenPrediction, Objective
+from cocomix.training.objectives import (
+    Batch,
+    ChunkLikelihood,
+    Distillation,
+    HiddenPrediction,
+    Objective,
+    Schedule,
+    SortedDistillation,
+)
 from cocomix.training.recipe import RunConfig
 
 __all__ = ["OnlineTeacher", "Teaching", "open_teaching"]
@@ -114,7 +122,7 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
             flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
             terms.append(HiddenPrediction(weight, online.hidden_states, flops))
         if distillation is not None and stored is not None:
-            terms.append(Distillation(distillation.weight, partial(_read, stored.first.complete), _STORED))
+            terms.append(_of_stored(distillation.weight, stored.first, config))
         elif distillation is not None and online is not None:
             flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
             terms.append(Distillation(distillation.weight, online.distributions, teacher_flops=flops))
@@ -122,6 +130,15 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
 
     hidden_size = None if online is None else online.decoder.d_model
     return Teaching(objectives, stored, hidden_size, reference or None)
+
+
+def _of_stored(weight: Schedule, stored: TeacherProbabilities, config: PreTrainedConfig) -> Objective:
+    """The objective that reads a kind of stored targets."""
+    if stored.manifest.targets == "alm":
+        return ChunkLikelihood(weight, config)
+    if stored.manifest.targets == "uld":
+        return SortedDistillation(weight, config)
+    return Distillation(weight, partial(_read, stored.complete), _STORED)
 
 
 def _read(complete: bool, batch: Batch) -> TopTargets:

@@ -129,7 +129,10 @@ class StudentConfig(_Arguments):  # type: ignore[misc]
 
 
 class DistillationConfig(Section):
-    """Knowledge distillation: λ_KD·KL(teacher ‖ student) of the next token, beside the objective's own losses."""
+    """Knowledge distillation: λ_KD·KL(teacher ‖ student) of the next token, beside the objective's own losses.
+
+    Of a folder of the kind `uld` or `alm`, that loss in the KL's place.
+    """
 
     weight: Schedule = Schedule()
     """λ_KD (paper: 0.1): a number above 0, or how it changes during the run; see `Schedule`."""

@@ -1,5 +1,6 @@
 """Objectives: named loss terms, each with its own count and weight. One file an objective."""
 
+from cocomix.training.objectives.alm import ChunkLikelihood
 from cocomix.training.objectives.auxiliary import Auxiliary, auxiliary, auxiliary_objective
 from cocomix.training.objectives.cocomix import ConceptPrediction, default_objectives, recalled_labels
 from cocomix.training.objectives.hidden import HiddenPrediction
@@ -8,10 +9,12 @@ from cocomix.training.objectives.ntp import NextToken
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective, objective_type, register_objective
 from cocomix.training.objectives.schedule import Schedule
 from cocomix.training.objectives.step_loss import add_heads, count_terms, drop_heads, in_force, loss_terms, step_loss
+from cocomix.training.objectives.uld import SortedDistillation
 
 __all__ = [
     "Auxiliary",
     "Batch",
+    "ChunkLikelihood",
     "ConceptPrediction",
     "Distillation",
     "HiddenPrediction",
@@ -19,6 +22,7 @@ __all__ = [
     "NextToken",
     "Objective",
     "Schedule",
+    "SortedDistillation",
     "add_heads",
     "auxiliary",
     "auxiliary_objective",

@@ -1,0 +1,100 @@
+"""Approximate Likelihood Matching (ALM, arXiv 2503.20083): the likelihood of each chunk of text that is there.
+
+A chunk is the text between two bytes at which tokens of both tokenizers end. With p and q its likelihoods under teacher
+and student, the products over their own tokens, and p̃ = p^{1/τ}, q̃ = q^{1/τ}, τ = 100,
+
+    L = (1/N) Σ_chunks τ [p̃ log(p̃/q̃) + (1 − p̃) log((1 − p̃)/(1 − q̃))].
+
+The factor τ is ours: without it the divergence shrinks as 1/τ. For large τ a chunk's term becomes
+a log(a/b) − a + b, with a and b the two negative log-likelihoods in nats.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+
+from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["TEMPERATURE", "ChunkLikelihood"]
+
+TEMPERATURE = 100.0
+_CERTAIN = -1e-4  # largest log-likelihood: of a chunk that is sure the divergence from another would be infinite
+
+
+class ChunkLikelihood(Objective):
+    """ALM on stored likelihoods (`cocomix distill --kind alm`). The model's logits of all positions are held.
+
+    A chunk counts if all its tokens are targets.
+
+    Args:
+        weight: of the divergence.
+        config: of the student.
+    """
+
+    name = "alm"
+    needs = frozenset({"teacher_log_probs", "teacher_lengths"})
+
+    def __init__(self, weight: Schedule, config: PreTrainedConfig) -> None:
+        super().__init__(weight)
+        self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Logits; see `Objective`."""
+        return self._settings
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Chunks."""
+        return {"alm_loss": _chunks(batch).counted.sum()}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`alm_loss`, per chunk."""
+        targets, owner, inside, counted = _chunks(batch)
+        logits = output.logits.float().flatten(0, 1)
+        token_losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="none")
+        student = _summed(-token_losses.view_as(targets) * inside, owner)[counted]
+        divergence = _binary_divergence(batch["teacher_log_probs"][counted].float(), student)
+        return {"alm_loss": LossTerm(divergence.sum(), counted.sum(), self.weight)}
+
+
+class _Chunks(NamedTuple):
+    """Where chunks are; all [batch, seq].
+
+    Attributes:
+        targets: the next tokens.
+        owner: the position before the chunk that a position's target may belong to.
+        inside: whether it does.
+        counted: the positions before chunks that count.
+    """
+
+    targets: Tensor
+    owner: Tensor
+    inside: Tensor
+    counted: Tensor
+
+
+def _chunks(batch: Batch) -> _Chunks:
+    targets, lengths = next_tokens(batch["labels"], batch.get("attention_mask")), batch["teacher_lengths"]
+    positions = torch.arange(lengths.shape[1], device=lengths.device).expand_as(lengths)
+    owner = positions.where(lengths > 0, 0).cummax(1).values
+    inside = positions - owner < lengths.gather(1, owner)
+    present = _summed((inside & targets.ne(IGNORE)).long(), owner)
+    return _Chunks(targets, owner, inside, (lengths > 0) & (present == lengths))
+
+
+def _summed(values: Tensor, owner: Tensor) -> Tensor:
+    """Sums over the positions of each owner, at the owner. [batch, seq]"""
+    return torch.zeros_like(values).scatter_add(1, owner, values)
+
+
+def _binary_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """τ·KL of (p̃, 1 − p̃) and (q̃, 1 − q̃) from the log-likelihoods of chunks. [chunks]"""
+    log_p, log_q = (side.clamp_max(_CERTAIN) / TEMPERATURE for side in (teacher, student))
+    log_not_p, log_not_q = (torch.log(-torch.expm1(side)) for side in (log_p, log_q))
+    p = log_p.exp()
+    return TEMPERATURE * (p * (log_p - log_q) + (1 - p) * (log_not_p - log_not_q))

@@ -1,0 +1,56 @@
+"""Universal Logit Distillation (ULD, arXiv 2402.12030): L1 between sorted probabilities, whichever tokens they are of.
+
+L = (1/N) Σ_t [Σ_{i≤K} |p_(i) − q_(i)| + |r_p − r_q|] over the N positions where a token of the student and one of the
+teacher end at the same byte; p_(i) and q_(i) are the i-th largest probabilities of teacher and student. As in KD what
+is not among the K largest is one more outcome, the rest r (our choice: a lower bound of the L1 over everything).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["SortedDistillation"]
+
+
+class SortedDistillation(Objective):
+    """ULD on stored probabilities (`cocomix distill --kind uld`). The model's logits of all positions are held.
+
+    Args:
+        weight: of the distance.
+        config: of the student.
+    """
+
+    name = "uld"
+    needs = frozenset({"teacher_log_probs"})
+
+    def __init__(self, weight: Schedule, config: PreTrainedConfig) -> None:
+        super().__init__(weight)
+        self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Logits; see `Objective`."""
+        return self._settings
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions with a target token and the teacher's probabilities."""
+        return {"uld_loss": _counted(batch).sum()}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`uld_loss`, 0 to 2 per position."""
+        counted = _counted(batch)
+        teacher = batch["teacher_log_probs"][counted].float().exp()  # [N, K]
+        student = output.logits[counted].float().softmax(-1).topk(teacher.shape[-1], dim=-1).values
+        rest = (student.sum(-1) - teacher.sum(-1)).abs()
+        return {"uld_loss": LossTerm(((student - teacher).abs().sum(-1) + rest).sum(), counted.sum(), self.weight)}
+
+
+def _counted(batch: Batch) -> Tensor:
+    """Which positions are summed over. [batch, seq]"""
+    targets = next_tokens(batch["labels"], batch.get("attention_mask"))
+    return targets.ne(IGNORE) & batch["teacher_log_probs"][..., 0].isfinite()

@@ -53,4 +53,5 @@ class SortedDistillation(Objective):
 def _counted(batch: Batch) -> Tensor:
     """Which positions are summed over. [batch, seq]"""
     targets = next_tokens(batch["labels"], batch.get("attention_mask"))
-    return targets.ne(IGNORE) & batch["teacher_log_probs"][..., 0].isfinite()
+    known: Tensor = batch["teacher_log_probs"][..., 0].isfinite()
+    return known & targets.ne(IGNORE)

@@ -33,6 +33,7 @@ TOY_OPTIONS = {
     "--set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 --set training.eval_steps=2 "
     f"--set model.num_concepts={CONCEPTS} --set model.insert_layer=1 --set model.backbone.n_positions={BLOCK} "
     f"{_BACKBONE}",
+    "plan": "--seconds 1",
     "generate": "--max-new-tokens 4",
     "atlas": "--tokens 600 --effects 2",
     "steer-eval": "--num-concepts 2 --factors=0,1,5 --prompts 2 --prompt-tokens 4 --new-tokens 4",

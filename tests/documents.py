@@ -33,13 +33,13 @@ TOY_OPTIONS = {
     "--set training.per_device_train_batch_size=2 --set training.dataloader_num_workers=0 --set training.eval_steps=2 "
     f"--set model.num_concepts={CONCEPTS} --set model.insert_layer=1 --set model.backbone.n_positions={BLOCK} "
     f"{_BACKBONE}",
-    "plan": "--seconds 1",
     "generate": "--max-new-tokens 4",
     "atlas": "--tokens 600 --effects 2",
     "steer-eval": "--num-concepts 2 --factors=0,1,5 --prompts 2 --prompt-tokens 4 --new-tokens 4",
     "eval": "--limit-blocks 4 --batch-size 2",
     "analyse": "--limit-blocks 4 --batch-size 2",
 }
+TOY_OPTIONS["plan"] = f"{TOY_OPTIONS['train']} --seconds 1"
 """Appended to a verb's own options: of an option given twice the last value counts."""
 
 TOY_TEXTS = {"Return the number of items.": "list of the items", "The function returns": "the list"}

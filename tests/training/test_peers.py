@@ -86,6 +86,8 @@ def test_it_trains_two_steps_by_name(name: str, arm: str, workshop: Workshop, tm
     assert name in manifest["arm"]
     assert first[f"{name}_loss"] > 0
     assert manifest["final"]["eval_loss"] > 0
+    extra = manifest["extra_flops"].get(name, {"parameters": 0})
+    assert (extra["parameters"] > 0) == (COSTS[name][0] > 0)
     assert (
         manifest["parameters"]["total"]
         == read_json(getattr(workshop, f"{arm}_run") / "manifest.json")["parameters"]["total"]

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from cocomix.artifacts import Manifest, shown
 from cocomix.data import MixedData, Tokens
 from cocomix.model import CoCoMixConfig
+from cocomix.model.accounting import count_parameters
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
@@ -80,10 +81,14 @@ class ParameterCounts(_Part):
 
 
 class ExtraFlops(_Part):
-    """FLOPs per training token beside the model's own, up to so many training tokens: a teacher's, as a rule."""
+    """FLOPs per training token beside the model's own, up to so many training tokens: a teacher's, or a loss's head's.
+
+    Below 0 where they are saved; `parameters` are those of the head, which is not part of the finished model.
+    """
 
     per_token: float
     tokens: int
+    parameters: int = 0
 
 
 class TokenFlops(_Part):
@@ -180,7 +185,11 @@ def run_manifest(
     arguments, online = trainer.args, trainer.online_labels
     tokens = trainer.tokens_seen(trainer.state.global_step)
     extra = {
-        one.name: {"per_token": flops, "tokens": trainer.tokens_seen(one.weight.steps(trainer.total_steps))}
+        one.name: {
+            "per_token": flops,
+            "tokens": trainer.tokens_seen(one.weight.steps(trainer.total_steps)),
+            "parameters": count_parameters(trainer.heads[one.name]) if one.name in trainer.heads else 0,
+        }
         for one in trainer.objectives
         if (flops := one.extra_flops_per_token(plan.config)) != 0
     }

@@ -93,7 +93,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
         self.objectives = default_objectives(self.model.config) if objectives is None else tuple(objectives)
-        self._heads = add_heads(self.objectives, self.model, self.args.device)
+        self.heads = add_heads(self.objectives, self.model, self.args.device)
         if (settings := self.accelerator.ddp_handler) is not None:
             settings.gradient_as_bucket_view = True  # else gradients are there twice, in DDP's buckets and beside them
             if any(one.weight.steps(self.total_steps) < self.total_steps for one in self.objectives):
@@ -163,7 +163,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Σ weight · sum ÷ count over the terms of one micro-batch; they are kept for the next log line."""
         step = self.state.global_step
-        terms, output = loss_terms(self._in_force(step), model, inputs, self._heads, (step, self.total_steps))
+        terms, output = loss_terms(self._in_force(step), model, inputs, self.heads, (step, self.total_steps))
         counts = None if num_items_in_batch is None else self._counts
         loss, means, self._weights = step_loss(terms, counts, step, self.total_steps)
         measured = {name: (term.sum, term.count) for name, term in terms.items() if term.weight is None}
@@ -286,7 +286,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
                 measured = [one for one in objectives if one.needs <= inputs.keys()]
-                terms, _ = loss_terms(measured, model, inputs, self._heads, progress)
+                terms, _ = loss_terms(measured, model, inputs, self.heads, progress)
                 meter.add({}, {name: (term.sum, term.count) for name, term in terms.items()})
             model.train()
             found = meter.averages(self.accelerator)

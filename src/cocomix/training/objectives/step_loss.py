@@ -36,14 +36,25 @@ def add_heads(objectives: Iterable[Objective], model: PreTrainedModel, device: t
     built = {one.name: one.build_head(model.config) for one in objectives}
     heads = {name: head for name, head in built.items() if head is not None}
     if heads:
-        model.add_module(_HEADS, nn.ModuleDict(heads).to(device))
+        together = nn.ModuleDict(heads).to(device)
+        model.add_module(_HEADS, together)
+        together.hook = model.register_forward_hook(_show_heads)
     return heads
 
 
 def drop_heads(model: PreTrainedModel) -> None:
     """Take the objectives' heads out of a model that was trained: it is saved as it was given."""
     if _HEADS in dict(model.named_children()):
+        getattr(model, _HEADS).hook.remove()
         delattr(model, _HEADS)
+
+
+def _show_heads(model: nn.Module, inputs: Any, output: Any) -> None:
+    """Add 0 times the heads that will be called after `forward` to its loss, where DDP looks for what a step uses."""
+    called = [head for head in getattr(model, _HEADS).values() if head.called]
+    if called and torch.is_grad_enabled() and torch.distributed.is_initialized():
+        nothing = torch.stack([0.0 * weight.sum() for head in called for weight in head.parameters()]).sum()
+        output["loss"] = nothing if output.loss is None else output.loss + nothing
 
 
 def in_force(objectives: Iterable[Objective], step: int, total: int) -> list[Objective]:
@@ -69,6 +80,8 @@ def loss_terms(
         progress: the step, counted from 0, and how many there are.
     """
     batch = {**batch, "progress": progress}
+    for name, head in (heads or {}).items():
+        head.called = name in {one.name for one in objectives}  # type: ignore[assignment]
     inputs: dict[str, Any] = {}
     losses: dict[str, HeadLoss] = {}
     for objective in objectives:

@@ -9,7 +9,7 @@ import yaml
 
 import cocomix.experiments.runner
 import cocomix.experiments.tour
-from cocomix.concepts import Dictionary
+from cocomix.concepts import DictionaryConfig
 from cocomix.evaluation import Run, evaluations_of
 from cocomix.experiments.tour import OWN_TEACHER_PLAN, PLAN, _plan, run_demo
 from cocomix.runtime.errors import CoCoMixError
@@ -45,16 +45,15 @@ def small(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-@pytest.mark.skipif(not (recipes_folder() / "smollm2_dictionary").exists(), reason="fitted")
 def test_the_packaged_teacher_comes_with_its_dictionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cocomix.experiments.tour, "packaged_teacher", lambda file: True)
     loaded = _plan(tmp_path, fast=False)
     assert loaded.teacher is not None
     assert loaded.dictionary is not None
     assert Path(loaded.teacher.model) == tmp_path / "smollm2.gguf"
-    dictionary = Dictionary.open(loaded.dictionary["path"]).manifest
+    dictionary = DictionaryConfig.model_validate(loaded.dictionary).load()  # and it is the pinned one
     concepts = {job.recipe.model.num_concepts for job in loaded.jobs()}
-    assert concepts == {dictionary.num_concepts}
+    assert concepts == {dictionary.n_concepts}
     assert dictionary.layer == loaded.teacher.layer
 
 

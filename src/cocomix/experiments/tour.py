@@ -12,7 +12,7 @@ from cocomix.data import VALIDATION
 from cocomix.data import Tokens as TokenFolder
 from cocomix.evaluation import Comparison, Run, Section
 from cocomix.experiments.packaged_teacher import packaged_teacher
-from cocomix.experiments.plan import DictionaryPlan, LoadedPlan, load_plan
+from cocomix.experiments.plan import LoadedPlan, load_plan
 from cocomix.experiments.runner import SweepResult, run_sweep
 from cocomix.interpret import describe_run_concepts, generate, inspect_text, steering_candidates, visible
 from cocomix.model import ConceptEdit
@@ -60,9 +60,10 @@ def _plan(directory: Path, fast: bool) -> LoadedPlan:
         return load_plan(recipes_folder() / OWN_TEACHER_PLAN, directory, fast=fast)
     loaded = load_plan(recipes_folder() / PLAN, directory, fast=fast)
     assert loaded.plan.teacher is not None
+    assert loaded.plan.dictionary is not None
     places = {
         "teacher": loaded.plan.teacher.model_copy(update={"model": str(file.resolve())}),
-        "dictionary": DictionaryPlan(path=str(recipes_folder() / DICTIONARY)),
+        "dictionary": loaded.plan.dictionary.model_copy(update={"path": str(recipes_folder() / DICTIONARY)}),
     }
     return replace(loaded, plan=loaded.plan.model_copy(update=places))
 

@@ -19,8 +19,8 @@ from cocomix.evaluation import Run, evaluations_of
 from cocomix.evaluation.alike import ARM_FIELDS, refuse_unlike_recipes
 from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.experiments import load_plan, run_sweep
-from cocomix.experiments.plan import label_folder
 from cocomix.experiments.runner import TRIED, final_loss
+from cocomix.experiments.sweep_plan import label_folder
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import describe_plan, plan_run

@@ -11,7 +11,7 @@ from pydantic import ValidationError, create_model
 
 import cocomix
 from cocomix.concepts import DictionaryConfig, RandomConfig, TeacherConfig
-from cocomix.experiments.plan import load_plan
+from cocomix.experiments.sweep_plan import load_plan
 from cocomix.model.configuration import CoCoMixConfig, Count
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section

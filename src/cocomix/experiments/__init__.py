@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from cocomix.experiments.plan import SweepPlan, load_plan
     from cocomix.experiments.runner import SweepResult, run_sweep
+    from cocomix.experiments.sweep_plan import SweepPlan, load_plan
     from cocomix.experiments.way import next_step
 
 _MODULES = {
-    "plan": ("SweepPlan", "load_plan"),
+    "sweep_plan": ("SweepPlan", "load_plan"),
     "runner": ("SweepResult", "run_sweep"),
     "way": ("next_step",),
 }

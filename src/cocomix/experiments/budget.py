@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from cocomix.artifacts import read_json, write_json
-from cocomix.experiments.plan import Job, LoadedPlan
+from cocomix.experiments.sweep_plan import Job, LoadedPlan
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe_cost import seconds_per_token
 

@@ -12,8 +12,8 @@ from cocomix.data import VALIDATION
 from cocomix.data import Tokens as TokenFolder
 from cocomix.evaluation import Comparison, Run, Section
 from cocomix.experiments.packaged_teacher import packaged_teacher
-from cocomix.experiments.plan import LoadedPlan, load_plan
 from cocomix.experiments.runner import SweepResult, run_sweep
+from cocomix.experiments.sweep_plan import LoadedPlan, load_plan
 from cocomix.interpret import describe_run_concepts, generate, inspect_text, steering_candidates, visible
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError, require_extra

@@ -328,4 +328,8 @@ def test_the_shipped_plan_runs_every_arm(tmp_path: Path, cli: Cli) -> None:
     assert {row["steps"] for row in rows.values()} == {2}
     assert rows["kd"]["total_flops"] > rows["ntp"]["total_flops"] == rows["ntp"]["flops"]
     assert rows["kd_stored"]["total_flops"] == pytest.approx(rows["kd"]["total_flops"])
+    stored, online = rows["kd_stored"], rows["kd"]
+    assert online["flops_of_10"] == online["total_flops"], "a teacher that runs beside a student runs beside each"
+    spent = stored["flops"] + (stored["total_flops"] - stored["flops"]) / 10
+    assert stored["flops_of_10"] == pytest.approx(spent)
     assert read_json(tmp_path / "out" / "shared.json")["teacher"]["layer"] == 1

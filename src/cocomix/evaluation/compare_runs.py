@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocomix.evaluation.alike import refuse_unlike
-from cocomix.evaluation.comparison import COLUMNS, RELIANCE, Comparison
+from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison
 from cocomix.evaluation.downstream_table import downstream_table
 from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
@@ -45,7 +45,7 @@ _ANNEALED = 0.2
 """A run whose last logged learning rate is below this share of its largest has ended its schedule (paper: 10%)."""
 
 _AXES = ("tokens", "flops", "seconds")
-_TOTALS = ("total_flops", "flops_from_nothing")
+_TOTALS = ("total_flops", "flops_from_nothing", *(f"flops_of_{students}" for students in STUDENTS))
 _RECORDED = ("seed", "objective", "learning_rate", "concept_loss_weight", "steps", "tokens", "seconds", "device")
 """Fields of a run's manifest that are columns of the same name."""
 
@@ -137,6 +137,7 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "D
                 "active_parameters": manifest.parameters.active,
                 "flops": manifest.tokens * manifest.flops_per_token.training,
                 "teacher_flops": teacher_flops(run),
+                "stored_flops": teacher_flops(run, shared=True),
                 "dictionary_flops": dictionary_flops(run),
                 "flops_from_nothing": flops_from_nothing(run),
                 "annealed": _annealed(run),
@@ -148,6 +149,9 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "D
     numbers = [name for name, (kind, _) in COLUMNS["runs"].items() if kind == "number" and name in frame]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
     frame["total_flops"] = frame["flops"] + frame["teacher_flops"] + frame["dictionary_flops"]
+    shared = frame["stored_flops"] + frame["dictionary_flops"]
+    for students in STUDENTS:
+        frame[f"flops_of_{students}"] = frame["total_flops"] - shared * (1.0 - 1.0 / students)
     return frame
 
 

@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 
     from cocomix.evaluation.downstream_table import DownstreamTable
 
-__all__ = ["COLUMNS", "RELIANCE", "Comparison", "json_schema"]
+__all__ = ["COLUMNS", "RELIANCE", "STUDENTS", "Comparison", "json_schema"]
 
 FORMAT_VERSION = 2
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
 """Replacements of the concepts that a comparison shows; `zero` is out of distribution and stays in the evaluations."""
+
+STUDENTS = (3, 10)
+"""How many students may share labels, probabilities and a dictionary in the tables of cost."""
 
 _Columns = dict[str, tuple[str, str]]
 _ARM = ("string", "Name of the runs.")
@@ -32,7 +35,12 @@ _RUN: _Columns = {
     "flops": ("number", "FLOPs of training the model, by formula, forward and backward."),
     "teacher_flops": ("number", "FLOPs of the teacher's labels, probabilities, hidden states; empty if not known."),
     "dictionary_flops": ("number", "FLOPs of fitting the dictionary, which runs can share; empty if not known."),
-    "total_flops": ("number", "The three together; empty if one is not known."),
+    "stored_flops": ("number", "Those of the teacher's FLOPs that were spent before training, which runs can share."),
+    "total_flops": ("number", "Training, teacher and dictionary together; empty if one is not known."),
+    **{
+        f"flops_of_{students}": ("number", f"total_flops of each of {students} students that share what can be shared.")
+        for students in STUDENTS
+    },
     "flops_from_nothing": (
         "number",
         "total_flops, and those of every run that weights or teacher came from; empty if one came from elsewhere.",
@@ -65,7 +73,14 @@ _DIFFERENCE: _Columns = {
     "low": ("number", "Lower end of its 95% interval."),
     "high": ("number", "Upper end of its 95% interval."),
 }
-_AXES = ("tokens", "flops", "seconds", "total_flops", "flops_from_nothing")
+_AXES = (
+    "tokens",
+    "flops",
+    "seconds",
+    "total_flops",
+    "flops_from_nothing",
+    *(f"flops_of_{students}" for students in STUDENTS),
+)
 
 COLUMNS: dict[str, _Columns] = {
     "runs": {**_RUN, "seed": ("number", "Seed of the run."), "device": ("string", "What it was trained on.")},

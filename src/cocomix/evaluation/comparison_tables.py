@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cocomix.evaluation.comparison import COLUMNS, RELIANCE, Comparison
+from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison
 from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
 from cocomix.evaluation.pages import Table
 
@@ -47,6 +47,15 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
         ("training FLOPs, × the baseline's", "flops", lambda row: _cost(row, "flops", si)),
         ("teacher, FLOPs", "teacher_flops", lambda row: _cell(row, "teacher_flops", si)),
         ("dictionary, FLOPs", "dictionary_flops", lambda row: _cell(row, "dictionary_flops", si)),
+        ("all FLOPs of one student, × the baseline's", "total_flops", lambda row: _all(row, "total_flops")),
+        *(
+            (
+                f"of each of {count} that share what is stored",
+                f"flops_of_{count}",
+                lambda row, n=count: _all(row, f"flops_of_{n}"),
+            )
+            for count in STUDENTS
+        ),
         ("time, × the baseline's", "seconds", lambda row: _cost(row, "seconds", duration)),
         (f"tokens saved, {saved}", "", lambda row: _cell(row, "tokens_saved", percent)),
         (f"FLOPs saved, {saved}", "flops_saved", lambda row: _cell(row, "flops_saved", percent)),
@@ -148,6 +157,10 @@ def _cell(row: Any, column: str, show: Callable[[Any], str]) -> str:
 
 def _cost(row: Any, axis: str, show: Callable[[float], str]) -> str:
     return f"{show(getattr(row, axis))} (×{getattr(row, f'{axis}_ratio'):.2f})"
+
+
+def _all(row: Any, axis: str) -> str:
+    return f"×{getattr(row, f'{axis}_ratio'):.2f}" if known(getattr(row, axis)) else NOTHING
 
 
 def _plus_minus(row: Any, column: str, form: str = "", high: str = "") -> str:

@@ -17,14 +17,18 @@ from cocomix.training.recipe import load_recipe
 __all__ = ["dictionary_flops", "flops_from_nothing", "label_words", "teacher_flops"]
 
 
-def teacher_flops(run: Run) -> float | None:
+def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     """The teacher's FLOPs for a run, by formula; `None` where they cannot be known, because what it made is gone.
 
     Work while training (online labels, distillation, hidden states) counts until its weight is 0 for good. Of what was
     written before training each token counts once, however often it is read, and only as far as the run read.
+
+    Args:
+        run: the run.
+        shared: only what was written before training, which other students can read, too.
     """
     manifest = run.manifest
-    while_training = (manifest.extra_flops or {}).values()
+    while_training = () if shared else (manifest.extra_flops or {}).values()
     total = sum(extra.per_token * min(extra.tokens, manifest.tokens) for extra in while_training)
     try:
         if manifest.labels is not None:

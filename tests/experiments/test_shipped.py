@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cocomix.experiments.shipped import copy_recipe, shipped_recipes
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 
@@ -35,7 +35,7 @@ def test_copies_can_be_used(name: str, tmp_path: Path) -> None:
     for path in (copied.recipe, *copied.added):
         assert path.read_text() == (recipes_folder() / path.relative_to(tmp_path)).read_text()
     assert copied.kept == ()
-    values = yaml.safe_load(copied.recipe.read_text())
+    values = recipe_values(copied.recipe)
     arms = values.get("arms")
     if arms is None:
         assert load_recipe(copied.recipe) == load_recipe(recipes_folder() / f"{name}.yaml")

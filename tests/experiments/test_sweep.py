@@ -298,6 +298,9 @@ def test_every_comparison_of_forms_resolves(path: Path, fast: bool, tmp_path: Pa
     loaded = load_plan(path, tmp_path / "out", fast=fast)
     jobs = loaded.jobs()
     refuse_unlike_recipes({job.arm: job.recipe for job in jobs}, loaded.plan.vary)
+    assert loaded.plan.teacher is not None
+    labellers = [job.recipe.labels.labeller for job in jobs if job.recipe.labels is not None]
+    assert {one.dtype for one in labellers if hasattr(one, "dtype")} <= {loaded.plan.teacher.dtype}
     stated = re.search(r"([\d.]+) hours of one H200", text)
     if stated is not None and not fast:
         costs = [describe_plan(job.recipe, plan_run(job.recipe)) for job in jobs]

@@ -202,7 +202,7 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     if plan.prepare is not None and not (output / "data").exists():
         logger.info("data")
         prepare(plan.prepare, output / "data")
-    if teacher is None:
+    if plan.teacher is None or teacher is None:
         return
     if trained and not Path(teacher.model).exists():
         logger.info("teacher")
@@ -214,7 +214,7 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
         targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
         if isinstance(targets, Path) and not targets.exists():
             logger.info(f"probabilities: {targets.name}")
-            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k)
+            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k, dtype=plan.teacher.dtype)
     if plan.dictionary is None or loaded.dictionary is None:
         return
     if plan.dictionary.path is None and not Path(loaded.dictionary["path"]).exists():

@@ -20,7 +20,7 @@ A part that is left out (prepare, teacher, dictionary) is taken from the arms' o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -60,6 +60,8 @@ class TeacherPlan(Section):
     """Hub name, folder or GGUF file."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """What it runs in for labels that name no `dtype` and for probabilities; `auto` as `labels.dtype`."""
     recipe: str | dict[str, Any] | None = None
     """As for an arm."""
 
@@ -269,6 +271,8 @@ class LoadedPlan:
             changes["labels"] = None
         elif plain.labels is not None and self.dictionary is not None:
             made = plain.labels.labeller or _DEFAULT
+            if self.plan.teacher is not None and "dtype" in type(made).model_fields.keys() - made.model_fields_set:
+                made = made.model_copy(update={"dtype": self.plan.teacher.dtype})
             labels, shared = made.model_dump(mode="json"), {"dictionary": self.dictionary, "teacher": teacher}
             labels |= {part: value for part, value in shared.items() if part in labels and value is not None}
             changes["labels"] = {

@@ -45,3 +45,11 @@ def test_ngram_references_are_lines_across(subject, monkeypatch):
         line = points[points["run"] == name]
         assert set(line.iloc[:, 2]) == {loss}
         assert len(line) == 2
+
+
+def test_a_damaged_evaluation_leaves_the_curves(subject, monkeypatch):
+    def damaged(run):
+        raise CoCoMixError("evaluation.json is damaged; evaluate the run again.")
+
+    monkeypatch.setattr("cocomix.explorer.compare_view.evaluations_of", damaged)
+    assert set(drawn(subject, "tokens", ["mixed"])[1]["run"]) == {"mixed"}

@@ -25,13 +25,13 @@ def compare_view(subject: Subject, query: gr.Textbox) -> View:
 
     run, comparison = subject.run, subject.comparison
     curves = {run.manifest.name: pd.DataFrame(run.curve)} if comparison is None else comparison.mean_curves()
-    references = _references(subject)
+    references, problem = _references(subject)
     with gr.Row():
         axis = gr.Radio([(label, field) for field, label in _AXES.items()], value="tokens", label="Against")
         runs = gr.CheckboxGroup(list(curves), value=list(curves), label="Runs")
     said = gr.HTML(js_on_load=None)
     plot = gr.LinePlot(x="x", y=_LOSS, color="run", height=440, buttons=[], elem_id="cx-curves")
-    gr.Markdown(_table(subject), elem_id="cx-table")
+    gr.Markdown(_table(subject) + problem, elem_id="cx-table")
 
     def show(axis: str, chosen: list[str]) -> Iterator[list[Any]]:
         if not chosen:
@@ -56,14 +56,18 @@ def compare_view(subject: Subject, query: gr.Textbox) -> View:
     return view
 
 
-def _references(subject: Subject) -> dict[str, float]:
-    """Losses of n-gram models on the validation tokens of the curves, where an evaluation has measured them."""
+def _references(subject: Subject) -> tuple[dict[str, float], str]:
+    """Losses of n-gram models on the validation tokens of the curves, as far as measured, and what went wrong."""
     found: Mapping[str, Any] = {} if subject.comparison is None else subject.comparison.curve_references
-    for one in evaluations_of(subject.run):
+    try:
+        evaluations, problem = evaluations_of(subject.run), ""
+    except CoCoMixError as error:  # which the other views do not need
+        evaluations, problem = [], f"\n\nWithout lines of n-gram models: {markdown_text(str(error))}"
+    for one in evaluations:
         if not found and one.references is not None and one.data_fingerprint == subject.run.manifest.data.fingerprint:
             found = one.references.model_dump()
     # A unigram's line would lie so far above the others that the curves could not be told apart.
-    return {name: found[name] for name in ("bigram", "trigram", "fourgram") if name in found}
+    return {name: found[name] for name in ("bigram", "trigram", "fourgram") if name in found}, problem
 
 
 def _table(subject: Subject) -> str:

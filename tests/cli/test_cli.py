@@ -234,7 +234,7 @@ def test_sae_and_label_refuse(cli: Cli, here: Path, workshop: Workshop) -> None:
     cli.refuses("sae", other, *teacher, "--layer", 1, *SAE, "-o", "out", says="tokenizer")
     dictionary = ("--dictionary", workshop.dictionary)
     cli.refuses("label", workshop.data, "--teacher", "wide", *dictionary, "-o", "out", says="16")
-    cli.refuses("distill", other, *teacher, "-o", "out", says="tokenizer")
+    cli.refuses("distill", other, *teacher, "--kind", "top_k", "-o", "out", says="tokenizer")
     cli.refuses("label", workshop.data, *teacher, *dictionary, "--layer", 5, "-o", "out", says="layer")
     poor = ("--dictionary", "poor", "-o", "out")
     assert "FVU" in cli.refuses("label", workshop.data, *teacher, *poor, says="--force")

@@ -292,7 +292,7 @@ def test_a_finished_command_given_again_loads_nothing(
         raise AssertionError("a model is loaded")
 
     monkeypatch.setattr(make_labels, "open_labeller", load)
-    monkeypatch.setattr(make_labels, "open_decoder", load)
+    monkeypatch.setattr(make_labels, "load_distiller", load)
     with caplog.at_level("INFO"):
         assert make(tokens, tmp_path / "out").fingerprint == first.fingerprint
     assert "nothing to do" in caplog.text

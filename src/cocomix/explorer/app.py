@@ -45,7 +45,7 @@ def build_app(subject: Subject) -> gr.Blocks:
             tab.select(**view.again())
         steer_tab.select(lambda *values: steer.link(values), list(steer.parameters.values()), query, **QUIET)
 
-        views = {view.name: view for view in (text, concept, steer, compare)}
+        views, opened = {view.name: view for view in (text, concept, steer, compare)}, gr.State("text")
 
         def restore(request: gr.Request) -> list[Any]:
             asked = dict(request.query_params)
@@ -59,11 +59,11 @@ def build_app(subject: Subject) -> gr.Blocks:
                     said = message("the link is restored; press Generate.") if name == "steer" else ""
             except CoCoMixError as error:
                 name, said = "text", message(error, "error")
-            return [gr.Tabs(selected=name), said, *(value for each in values.values() for value in each)]
+            return [name, gr.Tabs(selected=name), said, *(value for each in values.values() for value in each)]
 
         parameters = [component for view in views.values() for component in view.parameters.values()]
         # The text is read after the link is restored: side by side, the slower of the two would show the default.
-        app.load(restore, None, [tabs, told, *parameters], **QUIET).then(**text.again())
+        app.load(restore, None, [opened, tabs, told, *parameters], **QUIET).then(**text.again(opened))
         chosen, coloured = concept.parameters["concept"], text.parameters["concept"]
         colour.click(lambda one: [gr.Tabs(selected="text"), one], chosen, [tabs, coloured], **QUIET)
         steer_it.click(lambda one: [gr.Tabs(selected="steer"), *turned(one)], chosen, [tabs, *fields], **QUIET)

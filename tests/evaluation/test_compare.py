@@ -268,7 +268,7 @@ def test_json_follows_its_schema(write_run: WriteRun) -> None:
     assert schema == stored, "a column that changes its name, type or meaning is a new schema here"
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(values, schema)
-    assert values["format_version"] == 2
+    assert values["format_version"] == 3
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**values, "arms": [{**values["arms"][0], "loss": "low"}]}, schema)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "RELIANCE", "STUDENTS", "Comparison", "json_schema"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
 """Replacements of the concepts that a comparison shows; `zero` is out of distribution and stays in the evaluations."""

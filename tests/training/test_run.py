@@ -19,6 +19,7 @@ from cocomix.labelling import Labels
 from cocomix.model import account
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import plan_run, train
+from cocomix.training.corpora import open_labels
 from cocomix.training.recipe import load_recipe
 from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy, write_corpus
 
@@ -203,6 +204,13 @@ def test_labels_of_other_data_are_refused(workshop: Workshop, tmp_path_factory: 
     other = prepare_toy(corpus, folder / "data", vocab_size=None, tokenizer=tokenizer)
     (folder / "runs").mkdir()
     refused(workshop.recipe("cocomix", data=str(other.path)), folder / "runs" / "x", "labels")
+
+
+def test_stored_labels_of_whatever_dtype_the_machine_chose(workshop: Workshop) -> None:
+    labels = {"path": str(workshop.labels), "kind": "attribution", "dtype": "auto"}
+    found = open_labels(workshop.recipe("cocomix", labels=labels), Tokens.open(workshop.data))
+    assert found is not None
+    assert found.first.manifest.labels["dtype"] == "float32"
 
 
 def made(kind: str = "attribution", **settings: Any) -> dict[str, Any]:

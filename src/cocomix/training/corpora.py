@@ -108,6 +108,8 @@ def _asked_and_found(asked: LabellerConfig | None, made: dict[str, Any]) -> Iter
     """Name, wanted and found value of every setting of labels that a recipe gives."""
     values = {} if asked is None else asked.model_dump(mode="json", exclude_unset=True)
     for name, value in values.items():
+        if value == "auto":  # left to the machine that made them; the labels say what it chose
+            continue
         if not isinstance(value, dict):
             yield name, value, made.get(name)
             continue

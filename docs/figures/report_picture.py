@@ -1,6 +1,6 @@
 """The picture of a report in docs/evaluation.md.
 
-cocomix demo cocomix-demo --fast
+cocomix demo cocomix-demo
 python docs/figures/report_picture.py cocomix-demo/report/report.html docs/report.png
 """
 

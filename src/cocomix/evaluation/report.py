@@ -67,8 +67,9 @@ def _is_it_good(comparison: Comparison) -> str:
     )
     if bad := worse_than_bigram(comparison):
         who = "all runs" if len(bad) == len(comparison.arms) else ", ".join(bad)
+        verb = "is" if len(bad) == 1 and who != "all runs" else "are"
         return (
-            f"{start}, but {told}: {who} are worse than a bigram table, and differences between such models say little."
+            f"{start}, but {told}: {who} {verb} worse than a bigram table, and differences to such models say little."
         )
     verdict = "it is better than both" if best.loss < min(grams.values()) else "it is no better than the 4-gram"
     return f"{start}; {told}: {verdict}."

@@ -45,9 +45,9 @@ def build_app(subject: Subject) -> gr.Blocks:
             tab.select(**view.again())
         steer_tab.select(lambda *values: steer.link(values), list(steer.parameters.values()), query, **QUIET)
 
-        views, opened = {view.name: view for view in (text, concept, steer, compare)}, gr.State("text")
+        views = {view.name: view for view in (text, concept, steer, compare)}
 
-        def restore(request: gr.Request) -> list[Any]:
+        def restore(request: gr.Request) -> dict[Any, Any]:
             asked = dict(request.query_params)
             values = {name: [gr.skip()] * len(view.parameters) for name, view in views.items()}
             name, said = "text", ""
@@ -59,11 +59,30 @@ def build_app(subject: Subject) -> gr.Blocks:
                     said = message("the link is restored; press Generate.") if name == "steer" else ""
             except CoCoMixError as error:
                 name, said = "text", message(error, "error")
-            return [name, gr.Tabs(selected=name), said, *(value for each in values.values() for value in each)]
+            # The text is read in the same answer: beside it, the slower of two answers would show the default.
+            read = [
+                (component.value or "") if value == gr.skip() else value
+                for component, value in zip(text.parameters.values(), values["text"], strict=True)
+            ]
+            try:
+                *_, found = text.show(*read)
+            except CoCoMixError as error:
+                found = [message(error, "error"), *[gr.skip()] * len(text.results)]
+            return {
+                query: text.link(read) if name == "text" else gr.skip(),
+                tabs: gr.skip() if name == "text" else gr.Tabs(selected=name),  # it is open already
+                told: said,
+                **{
+                    component: value
+                    for view in views.values()
+                    for component, value in zip(view.parameters.values(), values[view.name], strict=True)
+                },
+                **dict(zip([text.said, *text.results], found, strict=True)),
+            }
 
-        parameters = [component for view in views.values() for component in view.parameters.values()]
-        # The text is read after the link is restored: side by side, the slower of the two would show the default.
-        app.load(restore, None, [opened, tabs, told, *parameters], **QUIET).then(**text.again(opened))
+        parameters = {component for view in views.values() for component in view.parameters.values()}
+        outputs = list({query, tabs, told, *parameters, text.said, *text.results})
+        app.load(restore, None, outputs, concurrency_id="model", **QUIET)
         chosen, coloured = concept.parameters["concept"], text.parameters["concept"]
         colour.click(lambda one: [gr.Tabs(selected="text"), one], chosen, [tabs, coloured], **QUIET)
         steer_it.click(lambda one: [gr.Tabs(selected="steer"), *turned(one)], chosen, [tabs, *fields], **QUIET)

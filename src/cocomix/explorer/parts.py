@@ -40,28 +40,21 @@ class View:
     query: gr.Textbox
     subject: Subject
 
-    def again(self, opened: gr.State | None = None, **options: Any) -> dict[str, Any]:
-        """The event that shows the view with the parameters as they stand: arguments of `gr.on` and `then`.
-
-        With `opened`, the name of the view that the visitor sees, the link stays as it is where that is another one.
-        """
+    def again(self, **options: Any) -> dict[str, Any]:
+        """The event that shows the view with the parameters as they stand: arguments of `gr.on` and `then`."""
 
         def shown(*given: Any) -> Iterator[list[Any]]:
-            seen = self.name
-            if opened is not None:
-                *given, seen = given  # type: ignore[assignment]
             try:
                 known = zip(self.parameters.items(), given, strict=True)
                 values = [_checked(component, name, value) for (name, component), value in known]
-                link = self.link(values) if seen == self.name else gr.skip()
+                link = self.link(values)
                 for found in self.show(*values):
                     yield [link, *found]
             except CoCoMixError as error:
                 yield [gr.skip(), message(error, "error"), *[gr.skip()] * len(self.results)]
 
-        inputs = [*self.parameters.values(), *([] if opened is None else [opened])]
         outputs = [self.query, self.said, *self.results]
-        event = {"fn": shown, "inputs": inputs, "outputs": outputs}
+        event = {"fn": shown, "inputs": list(self.parameters.values()), "outputs": outputs}
         return {**event, **QUIET, "concurrency_id": "model", "trigger_mode": "always_last", **options}
 
     def link(self, values: Sequence[Any]) -> str:

@@ -150,8 +150,9 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
 
     results = [found, tokens, plot, place, strongest, after, without, change]
     view = View("text", {"text": text, "concept": concept, "token": place}, said, results, show, query, subject)
-    gr.on([button.click, text.submit, concept.submit, place.change], **view.again())
-    tokens.select(chosen, None, place, **QUIET)
+    # `input`, not `change`: what the view itself sets must not show it again over another view's link.
+    gr.on([button.click, text.submit, concept.submit, place.input], **view.again())
+    tokens.select(chosen, None, place, **QUIET).then(**view.again())
     strongest.input(str, strongest, concept, **QUIET).then(**view.again())
     return view
 

@@ -63,7 +63,9 @@ def tab(chromium: Any, address: str) -> Iterator[Open]:
     complaints: list[str] = []
     contexts: list[Any] = []
 
-    def open_tab(path: str = "", view: str | None = None, **options: Any) -> Any:
+    def open_tab(
+        path: str = "", view: str | None = None, before: Callable[[Any], None] = lambda page: None, **options: Any
+    ) -> Any:
         contexts.append(chromium.new_context(viewport={"width": 1366, "height": 768}, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
@@ -74,6 +76,7 @@ def tab(chromium: Any, address: str) -> Iterator[Open]:
             "request", lambda sent: None if sent.url.startswith((address, "data:")) else complaints.append(sent.url)
         )
         page.on("response", lambda got: complaints.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+        before(page)
         page.goto(path if path.startswith("http") else address + path)
         page.wait_for_selector("#cx-tokens .token, [role=alert]", state="attached")
         if view is not None:
@@ -191,6 +194,24 @@ def test_a_link_restores_what_was_shown(tab: Open, view: str) -> None:
     shown = {"Text": "#cx-place", "Concept": "#cx-card", "Compare": "#cx-curves"}[view]
     expect(fresh.locator(shown)).to_have_text(page.locator(shown).inner_text(), use_inner_text=True)
     assert fresh.url == page.url
+
+
+def test_a_link_to_a_text_wins_over_the_selection_of_the_first_tab(tab: Open) -> None:
+    """Gradio selects the first tab as the page loads, and that event carries the default text and token."""
+    held: list[Any] = []
+
+    def hold_the_first(route: Any) -> None:
+        held.append(route) if not held else route.continue_()
+
+    link = tab().url.replace("token=1", "token=4")
+    fresh = tab(link, before=lambda page: page.route("**/queue/join*", hold_the_first))
+    expect(fresh.locator("#cx-place")).to_contain_text("Token 4")
+    with fresh.expect_response("**/queue/join*"):
+        held[0].continue_()
+    fresh.get_by_role("button", name="Read").wait_for()
+    fresh.wait_for_timeout(1_500)  # an answer that must not come has no sign to wait for
+    expect(fresh.locator("#cx-place")).to_contain_text("Token 4")
+    assert fresh.url == link
 
 
 def test_steering_changes_the_text_and_a_link_restores_it(tab: Open, subject: Any) -> None:

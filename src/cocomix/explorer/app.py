@@ -1,5 +1,6 @@
 """The page: four views, the ways from one to another, and links that reproduce each."""
 
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -41,8 +42,17 @@ def build_app(subject: Subject) -> gr.Blocks:
         link = gr.Textbox(label="Link to what is shown", interactive=False, buttons=["copy"], elem_id="cx-link")
         query.change(None, query, link, js=_SHOW_LINK, api_visibility="private")
         # A view is computed when its tab is opened; a text is generated when it is asked for.
-        for tab, view in ((text_tab, text), (concept_tab, concept), (compare_tab, compare)):
+        for tab, view in ((concept_tab, concept), (compare_tab, compare)):
             tab.select(**view.again())
+        read = text.again()
+
+        def reopened(told: str, *given: Any) -> Iterator[list[Any]]:
+            if told:
+                yield from read["fn"](*given)
+            else:  # Gradio selects the first tab as the page loads; `restore` fills it, with what the link asks for
+                yield [gr.skip()] * len(read["outputs"])
+
+        text_tab.select(**{**read, "fn": reopened, "inputs": [query, *read["inputs"]]})
         steer_tab.select(lambda *values: steer.link(values), list(steer.parameters.values()), query, **QUIET)
 
         views = {view.name: view for view in (text, concept, steer, compare)}
@@ -60,16 +70,16 @@ def build_app(subject: Subject) -> gr.Blocks:
             except CoCoMixError as error:
                 name, said = "text", message(error, "error")
             # The text is read in the same answer: beside it, the slower of two answers would show the default.
-            read = [
+            values_read = [
                 (component.value or "") if value == gr.skip() else value
                 for component, value in zip(text.parameters.values(), values["text"], strict=True)
             ]
             try:
-                *_, found = text.show(*read)
+                *_, found = text.show(*values_read)
             except CoCoMixError as error:
                 found = [message(error, "error"), *[gr.skip()] * len(text.results)]
             return {
-                query: text.link(read) if name == "text" else gr.skip(),
+                query: text.link(values_read) if name == "text" else gr.skip(),
                 tabs: gr.skip() if name == "text" else gr.Tabs(selected=name),  # it is open already
                 told: said,
                 **{

@@ -164,6 +164,8 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
             sizes = {**sizes, "vocab_size": 300, "n_positions" if gpt2 else "max_position_embeddings": BLOCK}
         overrides += [f"model.backbone.{name}={size}" for name, size in sizes.items()]
         overrides.append(f"model.insert_layer={min(recipe.model.insert_layer, 2)}")
+    if recipe.model.concept_rank is not None:
+        overrides.append("model.concept_rank=8")
     overrides += ["training.per_device_train_batch_size=2", "training.bf16=false", "training.torch_compile=false"]
     overrides += [f"batch_tokens={2 * BLOCK}", "training.dataloader_num_workers=0", f"tokens={4 * BLOCK}"]
     # The labels at hand come from the toy teacher, which is 16 wide.
@@ -174,9 +176,10 @@ def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -
         overrides.append(f"distillation.targets={workshop.probabilities}")
     if "hint" in recipe.auxiliary:
         overrides.append(f"auxiliary.hint.teacher={{model: {workshop.teacher}, layer: 1}}")
-    run = train(load_recipe(path, overrides), tmp_path / "run")
+    trained = load_recipe(path, overrides)
+    run = train(trained, tmp_path / "run")
     manifest = read_json(run / "manifest.json")
-    assert (manifest["steps"], manifest["objective"], manifest["arm"]) == (2, recipe.objective, recipe.arm)
+    assert (manifest["steps"], manifest["objective"], manifest["arm"]) == (2, recipe.objective, trained.arm)
     assert manifest["final"]["eval_loss"] > 0
     told = {name for name in ("eval_concept_loss", "eval_hidden_loss", "eval_kd_loss") if name in manifest["final"]}
     lasts = recipe.model.concept_loss_weight.steps(2) == 2  # labels are not read once λ is 0 for good

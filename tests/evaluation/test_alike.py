@@ -32,6 +32,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "model.teacher_hidden_size": {"model.teacher_hidden_size": 8},
     "model.compression_init": {"model.compression_init": "zero"},
     "model.add_mean": {"model.add_mean": False},
+    "model.concept_rank": {"model.concept_rank": 4},
     "model.upper_positions": {"model.upper_positions": "token"},
     "model.head_chunk_size": {"model.head_chunk_size": 8},
     "model.pretrained": {"model.pretrained": "gpt2"},

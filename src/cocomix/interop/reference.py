@@ -118,6 +118,8 @@ def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
         )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     tensors["mixing.compression.weight"] = tensors["mixing.compression.weight"].T
+    if config.concept_rank is not None:  # its two factors are one matrix there
+        tensors["predictor.head.weight"] = tensors["predictor.head.weight"] @ tensors.pop("predictor.reduction.weight")
     return {_their_name(name, config.insert_layer): tensor.contiguous() for name, tensor in tensors.items()}
 
 

@@ -37,6 +37,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             (Paper: 3 for the 69M model, 5 for 386M and 1.38B.)
         num_concepts: C, the number of latents of the teacher's dictionary.
         concept_topk: K_concept, how many concept logits enter the continuous concept vector (paper section 3: 32).
+        concept_rank: rank of W_pred, which is then a product U V with V [rank, d_model] and U [C, rank] (our option):
+            rank·(d_model + C) parameters in the place of d_model·C. By default W_pred is one matrix.
         concept_loss_weight: λ of Eq. 4 (paper: 0.1).
         mixing: how the concept vector ĉ_t meets the hidden state h_t, a name in `cocomix.model.mixing.MIXINGS`:
             `"interleave"` (the paper's Eq. 3), `"residual"` (our option), `"add"` (Fig. 6e), `"none"` (prediction only,
@@ -73,6 +75,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         insert_layer: Annotated[int, AtLeast(0)] = 3,
         num_concepts: Count = 32768,
         concept_topk: Count = 32,
+        concept_rank: Count | None = None,
         concept_loss_weight: float = 0.1,
         mixing: str = "interleave",
         prediction: Predicted = "concepts",
@@ -88,6 +91,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.insert_layer = insert_layer
         self.num_concepts = num_concepts
         self.concept_topk = concept_topk
+        self.concept_rank = concept_rank
         self.concept_loss_weight = concept_loss_weight
         self.mixing = mixing
         self.prediction = prediction
@@ -116,6 +120,14 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             raise CoCoMixError(
                 f"concept_topk={self.concept_topk} must be between 1 and num_concepts={self.num_concepts}."
             )
+        largest = min(self.hidden_size, self.num_concepts) - 1
+        if self.concept_rank is not None and not 1 <= self.concept_rank <= largest:
+            raise CoCoMixError(
+                f"concept_rank={self.concept_rank} must be between 1 and {largest}, below hidden_size="
+                f"{self.hidden_size} and num_concepts={self.num_concepts}; leave it out for one matrix."
+            )
+        if self.concept_rank is not None and self.prediction == "hidden":
+            raise CoCoMixError(f"concept_rank={self.concept_rank} needs prediction='concepts'; leave it out.")
         if not 0.0 <= self.concept_loss_weight < float("inf"):
             raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:

@@ -124,7 +124,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, ConceptPredictor | HiddenPredictor):
-            nn.init.zeros_(module.pre_bias)
+            module.start()
         elif isinstance(module, Pause):
             nn.init.normal_(module.pause, mean=0.0, std=std)
 

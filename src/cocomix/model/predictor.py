@@ -69,14 +69,24 @@ class ConceptPredictor(nn.Module):
     """z = W_pred((h − μ)/(σ + 1e-5) − b_pre) + b_pred, its `concept_topk` largest entries, and their loss (Eq. 2).
 
     h is the hidden state entering block `insert_layer`, μ and σ its mean and unbiased standard deviation over d_model.
-    The normalisation and b_pre are the released code's; the paper leaves them out.
+    The normalisation and b_pre are the released code's; the paper leaves them out. With `concept_rank` W_pred is U V,
+    `head.weight` U [C, rank] and `reduction.weight` V [rank, d_model]; V keeps lengths at the start, so that z is as
+    large as with one matrix (our choice).
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.concept_topk = config.concept_topk
         self.pre_bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.head = Head(config.hidden_size, config.num_concepts, bias=True, chunk_size=config.head_chunk_size)
+        width, rank = config.hidden_size, config.concept_rank
+        self.reduction = None if rank is None else nn.Linear(width, rank, bias=False)
+        self.head = Head(rank or width, config.num_concepts, bias=True, chunk_size=config.head_chunk_size)
+
+    def start(self) -> None:
+        """Initialise what is no ordinary layer."""
+        nn.init.zeros_(self.pre_bias)
+        if self.reduction is not None:
+            nn.init.normal_(self.reduction.weight, std=self.reduction.out_features**-0.5)
 
     def forward(
         self,
@@ -90,6 +100,7 @@ class ConceptPredictor(nn.Module):
         batch, seq, _ = hidden.shape
         scaled = normalise(hidden)
         entering = scaled.hidden - self.pre_bias
+        entering = entering if self.reduction is None else self.reduction(entering)
         loss = None if concept_labels is None else SetCrossEntropy(concept_labels.flatten(0, 1).long())
         output = head_output(self.head, entering.flatten(0, 1), loss, self.concept_topk)
         ids, values = output.ids.view(batch, seq, -1), output.values.view(batch, seq, -1)
@@ -124,6 +135,10 @@ class HiddenPredictor(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(d_model, _WIDENING * d_model), nn.GELU(), nn.Linear(_WIDENING * d_model, d_teacher)
         )
+
+    def start(self) -> None:
+        """Initialise what is no ordinary layer."""
+        nn.init.zeros_(self.pre_bias)
 
     def forward(
         self,

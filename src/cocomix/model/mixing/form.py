@@ -116,6 +116,7 @@ class Mixing(nn.Module):
         """What else sets a run apart: settings of the form that are not the paper's. Reads `CoCoMixConfig`'s names."""
         init = config.compression_init
         return [
+            *([f"rank {config.concept_rank}"] if cls.predicts and config.concept_rank is not None else []),
             *([f"{init} compression"] if cls.predicts and init != "normal" else []),
             *(["token positions"] if cls.positions_per_token > 1 and config.upper_positions == "token" else []),
         ]

@@ -9,15 +9,22 @@ $cocomix prepare docs: --tokenizer "$teacher" --block-size 256 --max-bytes 25000
 $cocomix sae "$out/data" --teacher "$teacher" --layer 12 --num-concepts 1024 --k 16 --tokens 300000 --output "$out/dictionary" \
   --json > "$out/dictionary.json"
 "${PYTHON:-python}" - "$out/dictionary" recipes/smollm2_dictionary <<'PYTHON'
-import json, pathlib, sys
+import json, pathlib, shutil, sys
 
 from safetensors.torch import load_file, save_file
 
+from cocomix.concepts import ConceptDictionary, Dictionary
+
+TEACHER = "HuggingFaceTB/SmolLM2-135M-Instruct"
 fitted, kept = map(pathlib.Path, sys.argv[1:])
-kept.mkdir(exist_ok=True)
-weights = load_file(fitted / "sae_weights.safetensors")
-save_file({name: tensor.half() for name, tensor in weights.items()}, kept / "sae_weights.safetensors")
-config = json.loads((fitted / "cfg.json").read_text())
-config["metadata"]["model_name"], config["dtype"] = "HuggingFaceTB/SmolLM2-135M-Instruct", "float16"
-(kept / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")
+made = Dictionary.open(fitted).manifest
+shutil.rmtree(kept, ignore_errors=True)
+with Dictionary.create(kept, identity={**made.identity, "teacher": TEACHER, "dtype": "float16"}) as staging:
+    weights = load_file(fitted / "sae_weights.safetensors")
+    save_file({name: tensor.half() for name, tensor in weights.items()}, staging.path / "sae_weights.safetensors")
+    config = json.loads((fitted / "cfg.json").read_text())
+    config["metadata"]["model_name"], config["dtype"] = TEACHER, "float16"
+    (staging.path / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")
+    fingerprint = ConceptDictionary.from_sae_lens(staging.path).fingerprint()
+    staging.finish(made.model_copy(update={"teacher": TEACHER, "dictionary_fingerprint": fingerprint, "files": {}}))
 PYTHON

@@ -9,7 +9,7 @@ import yaml
 
 import cocomix.experiments.runner
 import cocomix.experiments.tour
-from cocomix.concepts import DictionaryConfig
+from cocomix.concepts import Dictionary, DictionaryConfig
 from cocomix.evaluation import Run, evaluations_of
 from cocomix.experiments.tour import OWN_TEACHER_PLAN, PLAN, _plan, run_demo
 from cocomix.runtime.errors import CoCoMixError
@@ -55,6 +55,11 @@ def test_the_packaged_teacher_comes_with_its_dictionary(tmp_path: Path, monkeypa
     concepts = {job.recipe.model.num_concepts for job in loaded.jobs()}
     assert concepts == {dictionary.n_concepts}
     assert dictionary.layer == loaded.teacher.layer
+    shipped = Dictionary.open(loaded.dictionary["path"])
+    assert not shipped.verify().broken
+    assert shipped.manifest.dictionary_fingerprint == dictionary.fingerprint()
+    assert shipped.manifest.report is not None
+    assert shipped.manifest.report.flops  # which `compare` counts
 
 
 @pytest.fixture(scope="module")

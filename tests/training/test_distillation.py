@@ -258,9 +258,12 @@ def test_a_run_on_the_whole_stored_distribution_is_the_online_one(workshop: Work
     assert [path.name for path in online.glob("*.safetensors")] == ["model.safetensors"]
 
 
-@pytest.mark.parametrize(("kind", "term"), [("auto", "kd_loss"), ("uld", "uld_loss"), ("alm", "alm_loss")])
+@pytest.mark.parametrize(
+    ("kind", "term", "called"),
+    [("auto", "kd_loss", "kd of first-token marginals"), ("uld", "uld_loss", "uld"), ("alm", "alm_loss", "alm")],
+)
 def test_a_teacher_of_another_tokenizer_is_distilled_stacked_with_concepts_and_for_a_while(
-    workshop: Workshop, tmp_path: Path, kind: Any, term: str
+    workshop: Workshop, tmp_path: Path, kind: Any, term: str, called: str
 ) -> None:
     other = prepare_toy(workshop.corpus, tmp_path / "data", vocab_size=280)
     source = TeacherConfig(model=str(workshop.teacher), layer=1)
@@ -285,6 +288,8 @@ def test_a_teacher_of_another_tokenizer_is_distilled_stacked_with_concepts_and_f
     assert [row[term] > 0 for row in rows if term in row] == [True] * 6  # half of the steps
     assert all(row["concept_loss"] > 0 for row in rows if "ntp_loss" in row)
     manifest = Run.open(run).manifest
+    assert manifest.arm is not None
+    assert manifest.arm.startswith(f"cocomix, add, {called}, λ_KD")
     labels = Labels.open(tmp_path / "labels").manifest
     read = min(made.tokens("train"), manifest.tokens)
     expected = made.flops_per_token * read + labels.flops_per_token * min(labels.tokens("train"), manifest.tokens)

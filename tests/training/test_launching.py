@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from torch.distributed import TCPStore
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import first_to_fail, is_first_process
 from cocomix.training.arguments import training_arguments
-from cocomix.training.launching import check_deepspeed, sharding_asked
+from cocomix.training.launching import check_deepspeed, refuse_outside_forward, sharding_asked
+from cocomix.training.objectives import auxiliary, auxiliary_objective
+from cocomix.training.recipe import save_recipe
 from tests.command_line import Cli
 from tests.training.test_arguments import recipe
 from tests.workshop import Workshop
@@ -75,6 +78,30 @@ def test_refused_shardings(training: dict[str, Any], environment: dict[str, str]
     with pytest.raises(CoCoMixError) as caught:
         sharding_asked(training, environment, 2)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "refused"),
+    [
+        ("superposition", None, True),
+        ("mtp_sequential", None, True),
+        ("nextlat", {"kl": True}, True),
+        ("nextlat", None, False),
+        ("mtp_headless", None, False),
+    ],
+)
+def test_objectives_that_read_the_models_weights_outside_its_forward_pass_are_refused_under_fsdp(
+    name: str, settings: dict[str, Any] | None, refused: bool
+) -> None:
+    objective = auxiliary_objective(name, auxiliary(name, settings))
+    with pytest.raises(CoCoMixError, match=f"auxiliary.{name} .*DDP") if refused else nullcontext():
+        refuse_outside_forward([objective])
+
+
+def test_a_plan_refuses_them_too(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    save_recipe(workshop.recipe("ntp", auxiliary={"superposition": None}, training={"fsdp": True}), path)
+    cli.refuses("plan", path, says="auxiliary.superposition")
 
 
 @pytest.mark.parametrize(("processes", "says"), [(0, "needs GPUs"), (1, "start several with torchrun")])

@@ -38,6 +38,8 @@ from cocomix.training.recipe import RunConfig
 
 __all__ = ["OnlineTeacher", "Teaching", "open_teaching"]
 
+_WORDS = {"top_k": "kd", "first_token": "kd of first-token marginals", "uld": "uld", "alm": "alm"}
+"""By kind of stored targets."""
 _STORED = ("teacher_ids", "teacher_log_probs")  # columns of a batch
 
 
@@ -85,6 +87,11 @@ class Teaching:
     stored: Concatenated[TeacherProbabilities] | None = None
     hidden_size: int | None = None
     reference: dict[str, Any] | None = None
+
+    @property
+    def word(self) -> str:
+        """What the distillation is called in an arm's name."""
+        return "kd" if self.stored is None else _WORDS[self.stored.first.manifest.targets]
 
     @property
     def stores(self) -> tuple[TeacherProbabilities, ...]:

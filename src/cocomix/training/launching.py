@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.objectives import Objective
 
-__all__ = ["check_deepspeed", "gather_as_kept", "sharding_asked"]
+__all__ = ["check_deepspeed", "gather_as_kept", "refuse_outside_forward", "sharding_asked"]
 
 _OPTIONS = ("reshard_after_forward", "activation_checkpointing", "auto_wrap_policy", "transformer_layer_cls_to_wrap")
 _REFUSED = {
@@ -55,7 +56,21 @@ def sharding_asked(training: Mapping[str, Any], environment: Mapping[str, str], 
     return {"fsdp": True, "fsdp_config": options}
 
 
-def gather_as_kept(plugin: Any) -> None:
+def refuse_outside_forward(objectives: Iterable[Objective]) -> None:
+    """Refuse, under FSDP, objectives that read weights of the model when they are not gathered.
+
+    Raises:
+        CoCoMixError: naming the objective.
+    """
+    for one in objectives:
+        if one.outside_forward:
+            raise CoCoMixError(
+                f"auxiliary.{one.name} uses the model's embedding or head outside its forward pass, where FSDP holds "
+                "only a shard of them; train under DDP, or leave it out (of nextlat: kl)."
+            )
+
+
+def gather_as_kept(plugin: Any, objectives: Iterable[Objective]) -> None:
     """Have accelerate's FSDP plugin gather weights, and reduce gradients, in the precision they are kept in.
 
     Accelerate's own policy under bf16 would also round what modules return, the losses among it; `autocast` rounds
@@ -63,6 +78,7 @@ def gather_as_kept(plugin: Any) -> None:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+    refuse_outside_forward(objectives)
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)

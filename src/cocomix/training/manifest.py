@@ -199,7 +199,7 @@ def run_manifest(
         "name": recipe.name or output.name,
         "recipe_fingerprint": recipe_fingerprint,
         "objective": recipe.objective,
-        "arm": recipe.arm,
+        "arm": recipe.arm_with(teaching.word),
         "mixing": plan.config.mixing if isinstance(plan.config, CoCoMixConfig) else None,
         "data": {
             "path": " + ".join(map(shown, recipe.data_folders)),

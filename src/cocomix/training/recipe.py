@@ -294,6 +294,10 @@ class RunConfig(Section):
     @property
     def arm(self) -> str:
         """What sets the run apart in a comparison, e.g. `cocomix, residual, kd`; `cocomix` is the paper's form."""
+        return self.arm_with("kd")
+
+    def arm_with(self, distillation: str) -> str:
+        """`arm`, its distillation called as the kind of its stored targets, which the recipe does not say."""
         model = self.model
         parts: list[str] = [self.objective]
         if self.objective == "cocomix":
@@ -311,7 +315,7 @@ class RunConfig(Section):
         if self.baseline is not None:
             parts.append({"matched": "matched", "flops": "same FLOPs"}[self.baseline])
         if self.distillation is not None:
-            parts.append("kd")
+            parts.append(distillation)
             if self.distillation.weight != Schedule():
                 parts.append(f"λ_KD {self.distillation.weight}")
         parts += [settings.describe(name) for name, settings in self.auxiliary.items()]

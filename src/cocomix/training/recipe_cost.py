@@ -11,7 +11,8 @@ from cocomix.labelling import Labels
 from cocomix.runtime.device import default_device
 from cocomix.training.arguments import tokens_per_step, training_arguments
 from cocomix.training.corpora import labels_to_match, open_data, open_labels
-from cocomix.training.launching import sharding_asked
+from cocomix.training.launching import refuse_outside_forward, sharding_asked
+from cocomix.training.objectives import auxiliary_objective
 from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.step_speed import StepSpeed, measure_steps
@@ -38,7 +39,8 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
     Raises:
         CoCoMixError: as `train`.
     """
-    sharding_asked(recipe.training, {}, processes=2)
+    if sharding_asked(recipe.training, {}, processes=2):
+        refuse_outside_forward(auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items())
     plan = _planned(recipe)
     told = describe_plan(recipe, plan)
     tokens = told["tokens"] if isinstance(told["tokens"], int) else None

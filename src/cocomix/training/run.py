@@ -27,7 +27,7 @@ from cocomix.training.corpora import block_order, labels_to_match, open_data, op
 from cocomix.training.distillation import Teaching, open_teaching
 from cocomix.training.input_checks import check_coverage, check_sources, inputs_of
 from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
-from cocomix.training.launching import check_deepspeed, sharding_asked
+from cocomix.training.launching import check_deepspeed, refuse_outside_forward, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.manifest import RunManifest, run_manifest
 from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
@@ -96,6 +96,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     labelled = labels.first if labels else labels_to_match(recipe)
     plan = plan_run(recipe, data, online or labelled, teaching.hidden_size)
     objectives = _objectives(recipe, plan, teaching, online)
+    if sharding:
+        refuse_outside_forward(objectives)
     order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
     stored = {"concept_labels": labels, "teacher_log_probs": teaching.stored}
     check_coverage(recipe, data, stored, objectives, arguments)
@@ -127,7 +129,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         )
         trainer.block_size = data.manifest.block_size  # rather than read off a block, which may have to be fetched
         trainer.remove_callback(PrinterCallback)
-        _announce(recipe, plan, trainer)
+        _announce(recipe.arm_with(teaching.word), plan, trainer)
         if labels is not None and (content := labels.first.manifest.content) is not None:
             logger.info(
                 f"concept recall without context would be {content.token_recall_at_32:.1%} by a list for every current "
@@ -239,10 +241,10 @@ def _warn_of_repeated_labelling(trainer: CoCoMixTrainer) -> None:
         )
 
 
-def _announce(recipe: RunConfig, plan: Plan, trainer: CoCoMixTrainer) -> None:
+def _announce(arm: str, plan: Plan, trainer: CoCoMixTrainer) -> None:
     count = plan.accounting
     logger.info(
-        f"{recipe.arm}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
+        f"{arm}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
         f"{count.training_flops_per_token / 1e6:,.1f} training MFLOP per token, "
         f"{trainer.tokens_per_step:,} tokens per step, on {trainer.args.device}"
     )

@@ -88,11 +88,11 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         refuse_unheeded(signature(Trainer.__init__).bind(self, *args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         self.model.loss_function = causal_loss  # of plain decoders; ours have their own
-        if self.is_fsdp_enabled:
-            gather_as_kept(self.accelerator.state.fsdp_plugin)
         if self.args.optim == MUON:
             self.optimizer_cls_and_kwargs = muon(self.args)
         self.objectives = default_objectives(self.model.config) if objectives is None else tuple(objectives)
+        if self.is_fsdp_enabled:
+            gather_as_kept(self.accelerator.state.fsdp_plugin, self.objectives)
         self.heads = add_heads(self.objectives, self.model, self.args.device)
         if (settings := self.accelerator.ddp_handler) is not None:
             settings.gradient_as_bucket_view = True  # else gradients are there twice, in DDP's buckets and beside them

@@ -35,6 +35,7 @@ class SequentialMTP(Objective):
     """
 
     name = "mtp_sequential"
+    outside_forward = True
 
     def __init__(self, weight: Schedule = _WEIGHT) -> None:
         super().__init__(weight)

@@ -42,6 +42,7 @@ class NextLatent(Objective):
     def __init__(self, weight: Schedule = _ALWAYS, steps: Annotated[int, Field(ge=1)] = 1, kl: bool = False) -> None:
         super().__init__(weight)
         self.steps, self.kl = steps, kl
+        self.outside_forward = kl
         self.model: PreTrainedModel | None = None
 
     def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:

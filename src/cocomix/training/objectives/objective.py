@@ -66,11 +66,13 @@ class Objective(ABC):
         needs: columns of the batch beside `input_ids` and `labels`.
         weight: of its term.
         alone: while its weight is not 0, no other is called in training.
+        outside_forward: uses the model's own embedding or head outside its forward pass, for which FSDP gathers them.
     """
 
     name: ClassVar[str]
     alone: ClassVar[bool] = False
     needs: frozenset[str] = frozenset()
+    outside_forward: bool = False
 
     def __init__(self, weight: Schedule) -> None:
         self.weight = weight

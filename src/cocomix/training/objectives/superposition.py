@@ -36,6 +36,7 @@ class Superposition(Objective):
 
     name = "superposition"
     alone = True
+    outside_forward = True
 
     def __init__(self, weight: Schedule = _FIRST, bag: Annotated[int, Field(ge=2)] = 6) -> None:
         super().__init__(weight)

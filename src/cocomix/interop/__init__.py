@@ -2,6 +2,7 @@
 
 from cocomix.interop.conversion import convert_autoencoder, export_to_released, import_released
 from cocomix.interop.hub_upload import check_hub_access, push_to_hub
+from cocomix.interop.neuronpedia import export_neuronpedia
 from cocomix.interop.openai_sae import read_openai_autoencoder
 from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
 from cocomix.interop.reference_folder import ConceptSettings, read_reference_folder, write_reference_folder
@@ -11,6 +12,7 @@ __all__ = [
     "ConceptSettings",
     "check_hub_access",
     "convert_autoencoder",
+    "export_neuronpedia",
     "export_run",
     "export_to_released",
     "from_reference_state_dict",

@@ -12,6 +12,7 @@ from cocomix.interpret.atlas_cards import (
     TokenChanges,
     WordLifts,
 )
+from cocomix.interpret.atlas_pass import Reading, read_held_out
 from cocomix.interpret.concept_atlas import ConceptAtlas, Ranking, default_atlas_folder
 from cocomix.interpret.effects import (
     EditEffect,
@@ -56,6 +57,7 @@ __all__ = [
     "PredictedConcept",
     "PropertyProbe",
     "Ranking",
+    "Reading",
     "RunTeacher",
     "SteerEvalSettings",
     "SteerReport",
@@ -75,6 +77,7 @@ __all__ = [
     "measure_effects",
     "open_run_teacher",
     "parse_steer",
+    "read_held_out",
     "steering",
     "steering_candidates",
     "teacher_steering",

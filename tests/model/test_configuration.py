@@ -29,7 +29,7 @@ from tests.model.factories import LAYERS, VOCAB, backbone_config, student_config
         ({"head_chunk_size": 0}, "head_chunk_size=0 must be at least 1"),
         ({"concept_loss_weight": -0.1}, "concept_loss_weight=-0.1 must be"),
         ({"concept_loss_weight": float("nan")}, "concept_loss_weight=nan must be"),
-        ({"mixing": "stir"}, "mixing='stir' is not one of interleave, residual, add, none, pause"),
+        ({"mixing": "stir"}, "mixing='stir' is not one of interleave, residual, add, none, pause, values"),
         ({"prediction": "tokens"}, "prediction='tokens' is not one of concepts, hidden"),
         ({"hidden_loss": "l3"}, "hidden_loss='l3' is not one of l1, l2, cosine"),
         ({"compression_init": "large"}, "compression_init='large' is not one of normal, small, zero"),

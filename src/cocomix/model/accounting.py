@@ -65,7 +65,7 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     if model.predictor is not None:
         flops += product_flops(model.predictor)
     if config.has_concepts and config.form.mixes_in:
-        active -= (config.num_concepts - config.concept_topk) * config.hidden_size
+        active -= (config.num_concepts - config.concept_topk) * model.compression_weight.shape[1]
     return Accounting(total, active, flops + config.form.flops_per_token(config))
 
 

@@ -9,7 +9,9 @@ from cocomix.model.mixing.interleave import Interleave
 from cocomix.model.mixing.none import PredictOnly
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.mixing.residual import Residual
+from cocomix.model.mixing.value_embeddings import ConceptValues
 
 __all__ = ["MIXINGS", "Concepts", "Mixing"]
 
-MIXINGS: dict[str, type[Mixing]] = {form.name: form for form in (Interleave, Residual, Add, PredictOnly, Pause)}
+_FORMS: tuple[type[Mixing], ...] = (Interleave, Residual, Add, PredictOnly, Pause, ConceptValues)
+MIXINGS: dict[str, type[Mixing]] = {form.name: form for form in _FORMS}

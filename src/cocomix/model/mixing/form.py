@@ -4,7 +4,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.runtime.errors import CoCoMixError
@@ -60,6 +60,9 @@ class Mixing(nn.Module):
             self.compression: nn.Module = HiddenCompression(config.teacher_hidden_size, config.hidden_size)
         elif self.mixes_in:
             self.compression = ConceptCompression(config.num_concepts, config.hidden_size)
+
+    def attach(self, upper: PreTrainedModel) -> None:
+        """See the upper half when the model is built, for a form that hooks into it."""
 
     def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
         """The upper half's input. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""

@@ -50,7 +50,7 @@ class DummyLabeller:
 
 @pytest.fixture
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labeller, "_registered", {})
+    monkeypatch.setattr(labeller.LABELLERS, "registered", {})
     register_labeller("dummy")(DummyLabeller)
 
 

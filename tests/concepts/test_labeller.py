@@ -18,6 +18,7 @@ from cocomix.concepts import (
     labeller_kinds,
     register_labeller,
 )
+from cocomix.runtime import registry
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
@@ -61,7 +62,7 @@ class EchoLabeller:
 
 @pytest.fixture
 def echo(monkeypatch):
-    monkeypatch.setattr(labeller, "_registered", {})
+    monkeypatch.setattr(labeller.LABELLERS, "registered", {})
     return register_labeller("echo")(EchoLabeller)
 
 
@@ -75,7 +76,9 @@ def test_a_registered_kind_is_configured_built_and_labels(echo, input_ids):
 
 def test_an_installed_package_adds_a_kind_by_its_entry_point(monkeypatch):
     point = EntryPoint("echo", f"{__name__}:EchoLabeller", "cocomix.labellers")
-    monkeypatch.setattr(labeller, "entry_points", lambda group: [point] if group == "cocomix.labellers" else [])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group, name="echo": [point] if group == "cocomix.labellers" else []
+    )
     assert isinstance(labeller_config({"kind": "echo"}), EchoConfig)
     assert labeller_kinds()[-1] == "echo"
 

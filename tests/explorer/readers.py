@@ -30,7 +30,7 @@ def read_together(address: str, readers: int, first: int = 0) -> list[str]:
     """What so many readers are told of their texts, all asking at once; `first` numbers their texts."""
 
     async def everyone() -> list[str]:
-        # No connection is used twice: after five idle seconds the server closes it, and httpx, unlike a browser, then fails.
+        # No connection is used twice: the server closes an idle one, and httpx, unlike a browser, does not ask again.
         limits = httpx.Limits(max_connections=2 * readers, max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
             return await asyncio.gather(*(_read(client, first + reader) for reader in range(readers)))

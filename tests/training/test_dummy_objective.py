@@ -50,7 +50,7 @@ class TwoAhead(Objective):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "_registered", {})
+    monkeypatch.setattr(objective.OBJECTIVES, "registered", {})
     register_objective("two_ahead")(TwoAhead)
 
 

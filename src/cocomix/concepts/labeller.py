@@ -6,10 +6,8 @@ value is the class. What stored labels, labels made while training and labels in
 shards, disks and processes are unknown to a labeller.
 """
 
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -17,9 +15,11 @@ from torch import Tensor
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.runtime.registry import Registry
 from cocomix.runtime.section import Section
 
 __all__ = [
+    "LABELLERS",
     "ConceptLabeller",
     "ConceptLabels",
     "FittedLabeller",
@@ -36,20 +36,8 @@ __all__ = [
 ]
 
 
-ENTRY_POINTS = "cocomix.labellers"
 NOT_DETERMINING = ("configuration", "versions")
 """Parts of a fingerprint that do not determine the labels; they are recorded for people."""
-
-_BUILT_IN = {
-    "attribution": "cocomix.concepts.labellers.attribution:AttributionLabeller",
-    "activation": "cocomix.concepts.labellers.activation:ActivationLabeller",
-    "random": "cocomix.concepts.labellers.random:RandomLabeller",
-    "contextual": "cocomix.concepts.labellers.contextual:ContextualLabeller",
-    "token_lookup": "cocomix.concepts.labellers.token_lookup:TokenLookupLabeller",
-    "future_words": "cocomix.concepts.labellers.future_words:FutureWordsLabeller",
-    "future_clusters": "cocomix.concepts.labellers.future_clusters:FutureClustersLabeller",
-}
-_registered: dict[str, Any] = {}
 
 
 class Vocabulary(NamedTuple):
@@ -177,29 +165,20 @@ class LabellerKind(Protocol):
         ...
 
 
-Kind = TypeVar("Kind", bound=LabellerKind)
-
-
-def register_labeller(kind: str) -> Callable[[type[Kind]], type[Kind]]:
-    """Class decorator: make a class the labeller of `labels: {kind: …}`.
-
-    Raises:
-        CoCoMixError: the name is taken by another class.
-    """
-
-    def register(cls: type[Kind]) -> type[Kind]:
-        if kind in _BUILT_IN or _registered.get(kind, cls) is not cls:
-            raise CoCoMixError(f"a labeller of kind {kind!r} is there already; give {cls.__name__} another name.")
-        _registered[kind] = cls
-        return cls
-
-    return register
-
-
-def labeller_kinds() -> tuple[str, ...]:
-    """Names of all kinds: built in, registered in this process, and of installed packages."""
-    installed = (point.name for point in entry_points(group=ENTRY_POINTS))
-    return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *installed)))
+LABELLERS: Registry[LabellerKind] = Registry(
+    "labeller of kind",
+    "cocomix.labellers",
+    {
+        "attribution": "cocomix.concepts.labellers.attribution:AttributionLabeller",
+        "activation": "cocomix.concepts.labellers.activation:ActivationLabeller",
+        "random": "cocomix.concepts.labellers.random:RandomLabeller",
+        "contextual": "cocomix.concepts.labellers.contextual:ContextualLabeller",
+        "token_lookup": "cocomix.concepts.labellers.token_lookup:TokenLookupLabeller",
+        "future_words": "cocomix.concepts.labellers.future_words:FutureWordsLabeller",
+        "future_clusters": "cocomix.concepts.labellers.future_clusters:FutureClustersLabeller",
+    },
+)
+register_labeller, labeller_kinds = LABELLERS.register, LABELLERS.names
 
 
 def labeller_config(values: Mapping[str, Any] | LabellerConfig) -> LabellerConfig:
@@ -223,7 +202,7 @@ def labeller_config_type(kind: Any) -> type[LabellerConfig]:
     Raises:
         CoCoMixError: there is no such kind.
     """
-    return _labeller_class(kind).config_type
+    return LABELLERS.find(kind).config_type
 
 
 def build_labeller(
@@ -247,7 +226,7 @@ def build_labeller(
         CoCoMixError: something cannot be loaded or does not fit together.
     """
     options = {"force": True} if force else {}
-    labeller = _labeller_class(config.kind).build(config, device=device, vocabulary=vocabulary, **options)
+    labeller = LABELLERS.find(config.kind).build(config, device=device, vocabulary=vocabulary, **options)
     if tables:
         if not isinstance(labeller, FittedLabeller):
             raise CoCoMixError(
@@ -260,18 +239,3 @@ def build_labeller(
 def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
     """The parts of a fingerprint that determine the labels."""
     return {name: value for name, value in fingerprint.items() if name not in NOT_DETERMINING}
-
-
-def _labeller_class(kind: Any) -> LabellerKind:
-    kind = kind if isinstance(kind, str) else repr(kind)  # a recipe may hold anything, also what cannot be looked up
-    if kind in _registered:
-        registered: LabellerKind = _registered[kind]
-        return registered
-    if kind in _BUILT_IN:
-        built_in: LabellerKind = pkgutil.resolve_name(_BUILT_IN[kind])
-        return built_in
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == kind:
-            installed: LabellerKind = point.load()
-            return installed
-    raise CoCoMixError(f"there is no labeller of kind {kind!r}; choose one of {', '.join(labeller_kinds())}.")

@@ -5,38 +5,22 @@ point NAME of the group `cocomix.objectives`; a recipe asks for it with `auxilia
 with the weight and, by name, with what other arguments the recipe gives: `auxiliary: {NAME: {weight: …, ARGUMENT: …}}`.
 """
 
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.data import Tokens
 from cocomix.model.fused_head import HeadLoss
-from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import meant
+from cocomix.runtime.registry import Registry
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["Batch", "LossTerm", "Objective", "objective_type", "register_objective"]
+__all__ = ["OBJECTIVES", "Batch", "LossTerm", "Objective", "objective_type", "register_objective"]
 
-ENTRY_POINTS = "cocomix.objectives"
-_BUILT_IN = {
-    "fsp": "cocomix.training.objectives.fsp:FutureSummary",
-    "hint": "cocomix.training.objectives.hint:Hint",
-    "mtp_headless": "cocomix.training.objectives.mtp_headless:HeadlessMTP",
-    "mtp_sequential": "cocomix.training.objectives.mtp_sequential:SequentialMTP",
-    "nextlat": "cocomix.training.objectives.nextlat:NextLatent",
-    "nitp": "cocomix.training.objectives.nitp:NextImplicitState",
-    "prefix_token": "cocomix.training.objectives.prefix_token:PrefixToken",
-    "superposition": "cocomix.training.objectives.superposition:Superposition",
-    "top": "cocomix.training.objectives.top:TokenOrder",
-}
 Batch = Mapping[str, Any]
-_registered: dict[str, type["Objective"]] = {}
 
 
 @dataclass(frozen=True)
@@ -115,42 +99,19 @@ class Objective(ABC):
         return 0.0
 
 
-O = TypeVar("O", bound=Objective)  # noqa: E741
-
-
-def register_objective(name: str) -> Callable[[type[O]], type[O]]:
-    """Class decorator: make a class, called with its weight, the objective of `auxiliary: {name: weight}`.
-
-    Raises:
-        CoCoMixError: the name is taken by another class.
-    """
-
-    def register(cls: type[O]) -> type[O]:
-        if name in _BUILT_IN or _registered.get(name, cls) is not cls:
-            raise CoCoMixError(f"an objective {name!r} is there already; give {cls.__name__} another name.")
-        _registered[name] = cls
-        return cls
-
-    return register
-
-
-def objective_type(name: str) -> type[Objective]:
-    """The class of a registered objective.
-
-    Raises:
-        CoCoMixError: there is none of that name.
-    """
-    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name in _registered:
-        return _registered[name]
-    if name in _BUILT_IN:
-        built_in: type[Objective] = pkgutil.resolve_name(_BUILT_IN[name])
-        return built_in
-    if name in installed:
-        found: type[Objective] = installed[name].load()
-        return found
-    known = sorted({*_BUILT_IN, *_registered, *installed})
-    raise CoCoMixError(
-        f"there is no objective {name!r}{meant(name, known)}; choose one of {', '.join(known)}, or import the "
-        "module that registers it."
-    )
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objective",
+    "cocomix.objectives",
+    {
+        "fsp": "cocomix.training.objectives.fsp:FutureSummary",
+        "hint": "cocomix.training.objectives.hint:Hint",
+        "mtp_headless": "cocomix.training.objectives.mtp_headless:HeadlessMTP",
+        "mtp_sequential": "cocomix.training.objectives.mtp_sequential:SequentialMTP",
+        "nextlat": "cocomix.training.objectives.nextlat:NextLatent",
+        "nitp": "cocomix.training.objectives.nitp:NextImplicitState",
+        "prefix_token": "cocomix.training.objectives.prefix_token:PrefixToken",
+        "superposition": "cocomix.training.objectives.superposition:Superposition",
+        "top": "cocomix.training.objectives.top:TokenOrder",
+    },
+)
+register_objective, objective_type = OBJECTIVES.register, OBJECTIVES.find

@@ -111,9 +111,31 @@ def test_the_sdist_can_be_tested(distributions: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
     tests = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("*.py")}
-    files = {"Makefile", "constraints.txt", "pyproject.toml", "PKG-INFO", "LICENSE", ".ci/run", "recipes/demo.yaml"}
+    files = {
+        "Makefile",
+        "constraints.txt",
+        "uv.lock",
+        "pyproject.toml",
+        "PKG-INFO",
+        "LICENSE",
+        ".ci/run",
+        "recipes/demo.yaml",
+    }
     assert tests | files <= names
     assert not any("__pycache__" in name or name.startswith((".venv", ".git/")) for name in names)
+
+
+def test_the_lock_has_the_pinned_versions_and_names_the_public_index_alone() -> None:
+    text = (ROOT / "uv.lock").read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://[^/\"]+", text)) == {"https://pypi.org", "https://files.pythonhosted.org"}
+    locked = {package["name"]: package.get("version", "") for package in tomllib.loads(text)["package"]}
+    needed = [Requirement(need) for needs in PROJECT["optional-dependencies"].values() for need in needs]
+    assert {re.sub(r"[-_.]+", "-", need.name.lower()) for need in needed} <= locked.keys()  # else: uv lock
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    pinned = {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in pins}
+    other = {name: version for name, version in locked.items() if pinned.get(name, version) != version}
+    assert not other, other
+    assert "+" not in locked["torch"]
 
 
 def test_the_licences_of_what_it_needs_are_listed() -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,20 @@ def test_several_at_once_are_processes_of_the_same_runs(workshop: Workshop, tmp_
     again = run_sweep(loaded, workers=2)
     assert [final_loss(job) for job in again.jobs] == pytest.approx(first, rel=1e-5)
     assert len(evaluations_of(Run.open(again.jobs[1].folder))) == 1
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_processes_of_a_sweep_with_their_checkpoints(workshop: Workshop, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plans", workshop, common={"tokens": 10_000_000, "training": {"save_steps": 10**6}})
+    command = [sys.executable, "-m", "cocomix", "sweep", str(plan), "--output", str(tmp_path / "out"), "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sweep:
+        logs = "out/runs/*/*.partial/metrics.jsonl"
+        while sum("\n" in file.read_text() for file in tmp_path.glob(logs)) < 2:  # each has done steps
+            assert sweep.poll() is None
+            time.sleep(0.2)
+        sweep.terminate()
+        assert sweep.wait(timeout=300) == 128 + signal.SIGTERM
+    assert len([*tmp_path.glob("out/runs/*/*.partial/checkpoints/checkpoint-*")]) == 2
 
 
 @pytest.mark.parametrize(

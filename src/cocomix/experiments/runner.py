@@ -238,7 +238,8 @@ def _run_all(
 ) -> None:
     """Train and measure jobs, `workers` at once; what fails is noted and does not stop the others."""
     (loaded.output / "recipes").mkdir(exist_ok=True)
-    verbs = _here if workers == 1 else _in_processes(workers)
+    running: set[subprocess.Popen[str]] = set()
+    verbs = _here if workers == 1 else _in_processes(workers, running)
 
     def attempt(job: Job) -> str | None:
         if not job.folder.exists():
@@ -260,6 +261,8 @@ def _run_all(
                 yield from ((futures[done], done.result()) for done in as_completed(futures))
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(running):  # SIGTERM came to this process alone: theirs write checkpoints and end
+                    process.terminate()
                 raise
 
     for job, error in outcomes():
@@ -281,16 +284,20 @@ _here: Verbs = (
 )
 
 
-def _in_processes(workers: int) -> Verbs:
-    """The same by the command line, each verb a process with its share of the cores."""
+def _in_processes(workers: int, running: set[subprocess.Popen[str]]) -> Verbs:
+    """The same by the command line, each verb a process with its share of the cores; `running` holds those at work."""
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
     def verb(*arguments: str | Path) -> None:
         command = [sys.executable, "-m", "cocomix", *map(str, arguments), "--quiet"]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if ended.returncode != 0:
-            lines = ended.stderr.strip().splitlines() or [f"its process ended with status {ended.returncode}"]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+            running.add(process)
+            _, told = process.communicate()
+            running.discard(process)
+        if process.returncode != 0:
+            lines = told.strip().splitlines() or [f"its process ended with status {process.returncode}"]
             raise CoCoMixError(lines[-1].removeprefix("error: "))
 
     return (

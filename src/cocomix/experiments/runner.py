@@ -291,8 +291,9 @@ def _in_processes(workers: int, running: set[subprocess.Popen[str]]) -> Verbs:
 
     def verb(*arguments: str | Path) -> None:
         command = [sys.executable, "-m", "cocomix", *map(str, arguments), "--quiet"]
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
             running.add(process)
             _, told = process.communicate()
             running.discard(process)

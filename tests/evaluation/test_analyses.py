@@ -38,11 +38,18 @@ def test_a_page_of_analyses(workshop: Workshop, tmp_path: Path, cli: Cli) -> Non
     assert values.controls == (Run.open(workshop.ntp_run).manifest.name,)
     assert set(one.reliance.kinds) == {"mean", "shuffle", "shuffle_same_token", "token_table", "zero"}
     assert one.concepts.recall_by_frequency
+    assert [each.group for each in values.gradients[0]][-1] == "all"
+    assert all(each.low <= each.cosine <= each.high for each in values.gradients[0])
     norms = one.concepts.compression
     assert 0 <= norms.unused <= 1
     assert norms.low <= norms.median <= norms.high
     html = (output / "analyses.html").read_text(encoding="utf-8")
-    for heading in ("Is the model any good?", "Does it use its concepts?", "On which tokens does the loss fall?"):
+    for heading in (
+        "Is the model any good?",
+        "Does it use its concepts?",
+        "Do its two losses agree?",
+        "On which tokens does the loss fall?",
+    ):
         assert heading in html
     cli.refuses("analyse", workshop.ntp_run, "-o", tmp_path / "none", "-q", says="none of the runs mixes concepts in")
     cli.refuses("analyse", workshop.cocomix_run, "-o", output, "-q", says="already exists")

@@ -18,16 +18,20 @@ from cocomix.evaluation.evaluation_tables import (
     worse_than_bigram,
 )
 from cocomix.evaluation.formatting import NOTHING, percent, signed
+from cocomix.evaluation.gradient_cosine import GradientCosine, gradient_cosines
 from cocomix.evaluation.loss_slices import SLICES
 from cocomix.evaluation.measure_run import evaluate_run
 from cocomix.evaluation.pages import Section, Table, render_page
 from cocomix.evaluation.run_evaluation import RunEvaluation
+from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
 
 __all__ = ["Analyses", "analyse_runs"]
 
 logger = logging.getLogger(__name__)
+
+_GRADIENT_BATCHES = 32
 
 
 class Analyses(BaseModel):
@@ -36,13 +40,15 @@ class Analyses(BaseModel):
     Attributes:
         runs: evaluations, with the shares of the gain over the control in their reliance.
         controls: run trained on next tokens alone that the gain of each is counted from, or `None`.
+        gradients: of each run, cosines between the gradients of its two losses; empty without stored labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     runs: tuple[RunEvaluation, ...]
     controls: tuple[str | None, ...]
+    gradients: tuple[tuple[GradientCosine, ...], ...]
 
 
 def analyse_runs(
@@ -77,16 +83,33 @@ def analyse_runs(
     with whole_folder(output) as folder:
         shared: dict[str, Any] = {"device": device, "batch_size": batch_size, "limit_blocks": limit_blocks}
         controls = [evaluate_run(run, **shared) for run in runs if run.manifest.objective == "ntp"]
-        evaluated = [evaluate_run(run, **shared, seed=seed) for run in runs if run.manifest.objective != "ntp"]
-        for each in evaluated:
+        found = [(run, evaluate_run(run, **shared, seed=seed)) for run in runs if run.manifest.objective != "ntp"]
+        for _, each in found:
             if each.reliance is None:
                 logger.warning(f"{each.run} is left out: {each.reliance_note}")
-        pairs = [_beside_control(each, controls) for each in evaluated if each.reliance is not None]
-        result = Analyses(runs=tuple(each for each, _ in pairs), controls=tuple(name for _, name in pairs))
+        told = [(run, *_beside_control(each, controls)) for run, each in found if each.reliance is not None]
+        result = Analyses(
+            runs=tuple(each for _, each, _ in told),
+            controls=tuple(name for _, _, name in told),
+            gradients=tuple(_gradients(run, **shared, seed=seed) for run, _, _ in told),
+        )
         write_json(folder / "analyses.json", result.model_dump(mode="json"))
-        write_text(folder / "analyses.html", _page(result.runs, [*result.runs, *controls]))
+        write_text(folder / "analyses.html", _page(result, [*result.runs, *controls]))
     logger.info(f"analyses: {output / 'analyses.html'}")
     return result
+
+
+def _gradients(
+    run: Run, *, device: torch.device, batch_size: int, limit_blocks: int | None, seed: int
+) -> tuple[GradientCosine, ...]:
+    data, model = open_run_data(run), run.model()
+    labels = open_run_labels(run, data, model.config.num_concepts, without="cosines of gradients")
+    if labels is None:
+        return ()
+    blocks = run_blocks(run, data, labels, limit_blocks=limit_blocks)
+    batch_size = min(batch_size, max(len(blocks.rows) // 2, 1))  # an interval needs two batches
+    limit = _GRADIENT_BATCHES * batch_size
+    return gradient_cosines(model, blocks, batch_size=batch_size, device=device, limit_blocks=limit, seed=seed)
 
 
 def _beside_control(each: RunEvaluation, controls: Sequence[RunEvaluation]) -> tuple[RunEvaluation, str | None]:
@@ -97,7 +120,8 @@ def _beside_control(each: RunEvaluation, controls: Sequence[RunEvaluation]) -> t
     return each.model_copy(update={"reliance": each.reliance.of_gain(same[0].loss - each.loss)}), same[0].run
 
 
-def _page(found: Sequence[RunEvaluation], everything: Sequence[RunEvaluation]) -> str:
+def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
+    found = result.runs
     told = [recall_table(found), _frequency_table(found)]
     sections: list[Section] = [
         {"heading": "Is the model any good?", "tables": [loss_table(everything)]},
@@ -111,6 +135,14 @@ def _page(found: Sequence[RunEvaluation], everything: Sequence[RunEvaluation]) -
             "notes": [each.reliance.note for each in found if each.reliance and each.reliance.note],
         },
         {"heading": "Does it predict its labels, rare ones too?", "tables": [*filter(None, told)]},
+        {
+            "heading": "Do its two losses agree?",
+            "text": [
+                "The cosine between the gradients of the next-token loss and of the concept loss, over the weights "
+                "that both reach: near 0 they do not touch each other, below 0 they compete."
+            ],
+            "tables": [*filter(None, [_gradient_table(result)])],
+        },
         {
             "heading": "On which tokens does the loss fall?",
             "tables": [slice_table(everything, column) for column in SLICES],
@@ -141,6 +173,22 @@ def _frequency_table(found: Sequence[RunEvaluation]) -> Table | None:
     headings = ("run", "labels of the concept, in a sample of training", "concepts", "labels, evaluated", "recall@32")
     caption = "Recall by how often a concept is a label"
     return Table(headings, rows, caption=caption, text_columns=2) if rows else None
+
+
+def _gradient_table(result: Analyses) -> Table | None:
+    rows = [
+        (
+            *(f"{run.run}, seed {run.seed}", one.group, f"{one.parameters:,}", signed(one.cosine)),
+            *(f"{signed(one.low)} … {signed(one.high)}", signed(one.of_all), f"{one.size:.3f}"),
+        )
+        for run, gradients in zip(result.runs, result.gradients, strict=True)
+        for one in gradients
+    ]
+    headings = (
+        *("run", "weights", "parameters", "cosine, mean over batches", "95% interval, over batches"),
+        *("cosine, of all batches together", "λ · concept loss's gradient, ÷ next-token loss's, in length"),
+    )
+    return Table(headings, rows, caption="Gradients of the two losses", text_columns=2) if rows else None
 
 
 def _norm_table(found: Sequence[RunEvaluation]) -> Table:

@@ -49,7 +49,11 @@ from cocomix.cli import main
 sys.argv = ["cocomix", "train", sys.argv[1], "--output", sys.argv[3], "--quiet"]
 main()
 """
-NEED_AN_EXTRA = ("cocomix.explorer.", "cocomix.evaluation.harness")  # imported on use, where its absence is told
+NEED_AN_EXTRA = (  # imported on use, where its absence is told, or by TransformerLens itself
+    "cocomix.explorer.",
+    "cocomix.evaluation.harness",
+    "cocomix.interop.transformer_lens_adapter",
+)
 
 
 def test_without_extras_it_imports_in_silence_and_trains(workshop: Workshop, tmp_path: Path) -> None:
@@ -94,7 +98,9 @@ def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_else(distributi
 
 def test_the_wheel_says_what_it_is_and_needs(distributions: Path) -> None:
     files = wheel_files(distributions)
-    assert files["info/entry_points.txt"].decode() == "[console_scripts]\ncocomix = cocomix.cli:main\n"
+    expected = "[console_scripts]\ncocomix = cocomix.cli:main\n\n[transformer_lens.architectures]\n"
+    expected += "CoCoMixForCausalLM = cocomix.interop.transformer_lens_adapter:CoCoMixArchitectureAdapter\n"
+    assert files["info/entry_points.txt"].decode() == expected
     metadata: Message = message_from_bytes(files["info/METADATA"])
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?(\+.*)?", metadata["Version"])
     assert metadata["License-Expression"] == "MIT"

@@ -21,6 +21,7 @@ import cocomix
 from cocomix.runtime import allocator
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
+from cocomix.runtime.packaged import packaged_folder
 from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
@@ -82,18 +83,21 @@ def wheel_files(folder: Path) -> dict[str, bytes]:
         return {re.sub(r"^cocomix-.*\.dist-info/", "info/", name): archive.read(name) for name in archive.namelist()}
 
 
-def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_else(distributions: Path) -> None:
+def test_the_wheel_holds_the_package_recipes_and_example_and_nothing_else(distributions: Path) -> None:
     names = set(wheel_files(distributions))
     data = {"py.typed", *(f"evaluation/tasks/{path.name}" for path in (SOURCE / "evaluation" / "tasks").iterdir())}
     data |= {
         str(path.relative_to(SOURCE)) for suffix in ("css", "html", "js", "md") for path in SOURCE.rglob(f"*.{suffix}")
     }
     code = {str(path.relative_to(SOURCE)) for path in FILES}
-    recipes = {
-        f"recipes/{path.relative_to(recipes_folder())}" for path in recipes_folder().rglob("*") if path.is_file()
+    shipped = {
+        f"{folder.name}/{path.relative_to(folder)}"
+        for folder in (recipes_folder(), packaged_folder("first_look"))
+        for path in folder.rglob("*")
+        if path.is_file()
     }
     info = {f"info/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    assert names == info | {f"cocomix/{name}" for name in data | code | recipes}
+    assert names == info | {f"cocomix/{name}" for name in data | code | shipped}
 
 
 def test_the_wheel_says_what_it_is_and_needs(distributions: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.experiments.own_recipe import HARDWARE, SIZES, Corpus, OwnRecipe, Teacher
+from cocomix.experiments.way import steps_of
 from cocomix.training import plan_run
 from cocomix.training.recipe import load_recipe
 from tests.command_line import Cli
@@ -24,15 +25,26 @@ def here(tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
-@pytest.mark.parametrize("size", SIZES)
-def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, hardware: str, tmp_path: Path) -> None:
-    corpus = Corpus("somebody/texts", 50_000_000)
-    written = OwnRecipe("mine", corpus, Teacher("some/model", 12, 50_257, 1024), size, hardware).write(tmp_path)
+@pytest.mark.parametrize(("size", "paper"), [*((size, False) for size in SIZES), ("tiny", True)])
+def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, paper: bool, hardware: str, tmp_path: Path) -> None:
+    corpus, teacher = Corpus("somebody/texts", 50_000_000), Teacher("some/model", 12, 50_257, 1024)
+    written = OwnRecipe("mine", corpus, teacher, size, hardware, paper, distill=not paper).write(tmp_path)
     assert [path.name for path in written] == ["mine.yaml", "mine_ntp.yaml"]
     plans = [plan_run(load_recipe(path)) for path in written]
-    parameters = [plan.accounting.active_parameters for plan in plans]
-    assert parameters[1] == pytest.approx(parameters[0], rel=0.05)
-    recipe = load_recipe(written[0])
+    recipe, baseline = map(load_recipe, written)
+    small = size in ("tiny", "mini", "small") and not paper
+    if small:
+        costs = [plan.accounting.training_flops_per_token for plan in plans]
+    else:
+        costs = [plan.accounting.active_parameters for plan in plans]
+    assert costs[1] == pytest.approx(costs[0], rel=0.05)
+    form = ("add", "contextual", "muon") if small else ("interleave", "attribution", "adamw_torch")
+    assert recipe.labels is not None
+    assert recipe.labels.labeller is not None
+    assert (recipe.model.mixing, recipe.labels.labeller.kind, recipe.training.get("optim", "adamw_torch")) == form
+    assert (recipe.distillation is None, baseline.distillation) == (paper, recipe.distillation)
+    commands = [step.command.split()[1] for step in steps_of(written[0])]
+    assert ("distill" in commands) == (not paper)
     assert recipe.labels is not None
     assert recipe.labels.teacher is not None
     assert recipe.labels.teacher.layer == 5  # the paper's of GPT-2
@@ -73,12 +85,14 @@ def test_prepared_and_labelled_data_leave_less_to_say(cli: Cli, workshop: Worksh
         ({"--size": "huge"}, "--size huge"),
         ({"--hardware": "abacus"}, "--hardware abacus"),
         ({"--name": "../up"}, "--name ../up"),
+        ({"--name": "x", "--distill": ""}, "--distill"),
         ({"--size": None, "--teacher": None}, "--teacher, --size"),
     ],
 )
 def test_answers_that_cannot_be_used(cli: Cli, here: Path, changes: dict[str, str | None], says: str) -> None:
     given: dict[str, str | None] = {"--corpus": "my texts", **dict(zip(ANSWERS[::2], ANSWERS[1::2], strict=True))}
-    words = [word for option, value in {**given, **changes}.items() if value is not None for word in (option, value)]
+    asked = {option: value for option, value in {**given, **changes}.items() if value is not None}
+    words = [word for option, value in asked.items() for word in (option, value) if word]
     cli.refuses("init", *words, says=says)
     assert [path.name for path in here.iterdir()] == ["my texts"]
     cli.refuses("init", "demo", "--size", "tiny", says="--size")

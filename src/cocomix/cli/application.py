@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli.failures import exit_after
-from cocomix.cli.options import AsJson
+from cocomix.cli.options import AsJson, Example, RunOrExample
 from cocomix.cli.printing import Printed
 from cocomix.runtime.allocator import keep_freed_memory
 from cocomix.runtime.console import set_up_logging
+from cocomix.runtime.packaged import packaged_folder
 from cocomix.runtime.processes import is_first_process
 from cocomix.runtime.stopping import termination_raised
 
@@ -57,8 +58,19 @@ def _command(verb: str) -> Any:
     module = import_module(f"cocomix.cli.{verb.replace('-', '_')}{'_' if keyword.iskeyword(verb) else ''}")
     (name,) = module.__all__
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    alone.command(verb, rich_help_panel=panel)(_with_common_options(getattr(module, name)))
+    alone.command(verb, cls=_Verb, rich_help_panel=panel)(_with_common_options(getattr(module, name)))
     return typer.main.get_command(alone)
+
+
+class _Verb(typer.core.TyperCommand):
+    """A verb whose `--example`, if it has one, stands for the folder of the shipped run: its first argument."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = args[: args.index("--")] if "--" in args else args
+        if "--example" in options and any(parameter.name == "example" for parameter in self.params):
+            kept = [word for word in options if word != "--example"]
+            args = [str(packaged_folder("first_look") / "student"), *kept, *args[len(options) :]]
+        return super().parse_args(ctx, args)
 
 
 class _Group(typer.core.TyperGroup):
@@ -92,12 +104,14 @@ def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., N
             parameters += [_option(field.name, field.type, field.default) for field in fields(groups[name])]
         else:
             parameters.append(_option(name, given.annotation, given.default))
+        if given.annotation is RunOrExample:
+            parameters.append(_option("example", Example, False))
     if signature.return_annotation in (Printed, Printed | None):
         parameters.append(_option("as_json", AsJson, False))
     parameters += [_option("quiet", Quiet, False), _option("verbose", Verbose, False)]
 
     @wraps(verb)
-    def run(*, quiet: bool, verbose: bool, as_json: bool = False, **values: Any) -> None:
+    def run(*, quiet: bool, verbose: bool, as_json: bool = False, example: bool = False, **values: Any) -> None:
         set_up_logging(quiet=quiet)
         _let_libraries_speak(verbose)
         try:

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cocomix.cli.options import OtherData, OtherLabels, RunFolder
+from cocomix.cli.options import OtherData, OtherLabels, RunOrExample
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
 
@@ -23,7 +23,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def atlas(
-    run: RunFolder,
+    run: RunOrExample,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The atlas; default: RUN_atlas.")] = None,
     search: Annotated[str | None, typer.Option(metavar="TEXT", help="Search a finished atlas.")] = None,
     concept: Annotated[int | None, typer.Option(metavar="ID", help="Show a card of a finished atlas.")] = None,

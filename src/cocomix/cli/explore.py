@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import RunFolder
+from cocomix.cli.options import RunOrExample
 from cocomix.runtime.errors import CoCoMixError
 
 __all__ = ["explore"]
 
 
 def explore(
-    run: RunFolder,
+    run: RunOrExample,
     atlas: Annotated[
         Path | None, typer.Option(help="Folder written by `cocomix atlas`; default: RUN_atlas, if there is one.")
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.options import RunFolder
+from cocomix.cli.options import RunOrExample
 from cocomix.cli.printing import Printed
 
 __all__ = ["generate"]
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def generate(
-    run: RunFolder,
+    run: RunOrExample,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
     steer: Annotated[
         list[str] | None,

@@ -32,6 +32,12 @@ def init(
     name: Annotated[
         str | None, typer.Option(help="Of the recipes and of what they make; default: the corpus's.")
     ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's form at every size: interleaving, attribution, AdamW.")
+    ] = False,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Also learn the teacher's next-token distributions, for the lowest loss.")
+    ] = False,
     show_shipped: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> Printed:
     """Write recipes for your own corpus, or copy one.
@@ -50,8 +56,9 @@ def init(
         return Printed([recipe._asdict() for recipe in recipes], table(recipes))
     answers = {"corpus": corpus, "teacher": teacher, "size": size, "hardware": hardware}
     if shipped is None:
-        return _write_own(answers, name, output)
-    if given := [f"--{option}" for option, value in {**answers, "name": name}.items() if value is not None]:
+        return _write_own(answers, name, output, paper=paper, distill=distill)
+    others = {**answers, "name": name, "paper": paper or None, "distill": distill or None}
+    if given := [f"--{option}" for option, value in others.items() if value is not None]:
         raise CoCoMixError(f"{shipped} is copied as it is; leave out {' and '.join(given)}, or leave out {shipped}.")
     copied = copy_recipe(shipped, output)
     for path in copied.kept:
@@ -69,7 +76,7 @@ def init(
     )
 
 
-def _write_own(given: dict[str, str | None], name: str | None, folder: Path) -> Printed:
+def _write_own(given: dict[str, str | None], name: str | None, folder: Path, *, paper: bool, distill: bool) -> Printed:
     """Ask for what is not given, and write the recipes."""
     from cocomix.experiments.own_recipe import HARDWARE, SIZES, TRAINED_HERE, Corpus, OwnRecipe, Teacher
 
@@ -94,7 +101,7 @@ def _write_own(given: dict[str, str | None], name: str | None, folder: Path) -> 
     kinds = ", ".join(f"{kind} ({meant})" for kind, (_, _, meant) in HARDWARE.items())
     here = _hardware_here() if given["hardware"] is None else None
     hardware = _answer(given, "hardware", f"Hardware: {kinds}", here, lambda text: _one_of("hardware", text, HARDWARE))
-    own = OwnRecipe(_name(name or corpus.name), corpus, teacher, size, hardware)
+    own = OwnRecipe(_name(name or corpus.name), corpus, teacher, size, hardware, paper, distill)
     recipe, *others = own.write(folder)
     logger.info(f"{recipe}, {', '.join(map(str, others))} are yours to change; all commands stand in the first")
     printed = {"recipe": str(recipe), "added": [str(path) for path in others], "kept": []}

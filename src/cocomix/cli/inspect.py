@@ -1,35 +1,40 @@
 """The verb `inspect`."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cocomix.cli.options import RunFolder
+from cocomix.cli.options import RunOrExample
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.console import progress
+
+if TYPE_CHECKING:
+    from cocomix.evaluation import Run
 
 __all__ = ["inspect"]
 
 
 def inspect(
-    run: RunFolder,
+    run: RunOrExample,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to look at.")],
     top: Annotated[int, typer.Option(help="Concepts per token.")] = 3,
-    describe: Annotated[bool, typer.Option(help="Name concepts by the words of highest lift at their labels.")] = True,
+    describe: Annotated[
+        bool, typer.Option(help="Name concepts: by the atlas beside the run, else by words at their labels.")
+    ] = True,
 ) -> Printed:
     """Show the concepts predicted at every token.
 
     [dim]Example: cocomix inspect runs/first "Return the number of items."[/dim]
     """
     from cocomix.evaluation import Run
-    from cocomix.interpret import describe_run_concepts, inspect_text, visible
+    from cocomix.interpret import inspect_text, visible
 
     opened = Run.open(run)
     with progress("looking", None, "steps"):
         tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
         wanted = sorted({concept.id for token in tokens for concept in token.concepts})
-        names = {one: about.name for one, about in (describe_run_concepts(opened, wanted) if describe else {}).items()}
+        names = _names(opened, wanted) if describe else {}
     rows = (
         (
             visible(token.token),
@@ -45,3 +50,12 @@ def inspect(
     for concept in (concept for token in found for concept in token["concepts"]):
         concept["name"] = names.get(concept["id"])
     return Printed(found, table(rows, "token", "concepts (logit)", "next token (probability)"))
+
+
+def _names(run: "Run", concepts: list[int]) -> dict[int, str]:
+    from cocomix.interpret import ConceptAtlas, default_atlas_folder, describe_run_concepts
+
+    if (folder := default_atlas_folder(run.path)).is_dir():
+        atlas = ConceptAtlas.open(folder, run)
+        return {concept: atlas.name(concept) for concept in concepts}
+    return {concept: described.name for concept, described in describe_run_concepts(run, concepts).items()}

@@ -12,12 +12,14 @@ __all__ = [
     "AsJson",
     "BatchBlocks",
     "DataFolder",
+    "Example",
     "OtherData",
     "OtherLabels",
     "Output",
     "Recipe",
     "Revision",
     "RunFolder",
+    "RunOrExample",
     "Set",
     "Teacher",
     "part_of",
@@ -27,6 +29,9 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; m
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `cocomix prepare`.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `cocomix train`.")]
+RunOrExample = Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by `cocomix train`; or --example.")]
+"""Gives its verb the flag `--example`; see `application`."""
+Example = Annotated[bool, typer.Option("--example", help="In the place of RUN: the student that comes with cocomix.")]
 OtherData = Annotated[Path | None, typer.Option(help="Other prepared data; default: the run's own.")]
 OtherLabels = Annotated[Path | None, typer.Option(help="Labels of that data.")]
 BatchBlocks = Annotated[int, typer.Option(help="Blocks per forward pass.")]

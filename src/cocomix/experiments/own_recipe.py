@@ -2,7 +2,8 @@
 
 Written are NAME.yaml, the student with concepts, NAME_ntp.yaml, its baseline, and, where no teacher exists yet,
 NAME_teacher.yaml. They run as they stand. The numbers are our choice unless a comment names another source, and stand
-in the recipe to be changed.
+in the recipe to be changed. Small students get the form that did best at 1M parameters (results/scarce, results/demo,
+results/optimizers), others and those asked for with `--paper` the paper's.
 """
 
 import json
@@ -28,10 +29,12 @@ _PAPER_STEP = 2**19  # tokens
 _FEWEST = 200_000  # tokens of a run: a smaller corpus is read more than once
 _ELSEWHERE = 100_000_000  # tokens of a run on a corpus whose size is not known here
 _TOKENS_PER_PARAMETER = 20  # at most, as in the training-optimal runs of Hoffmann et al. (2022)
+_SMALL = ("tiny", "mini", "small")  # sizes of CPUs or one GPU, which the paper's form did not suit best
+_MUON = 4  # Muon's learning rate over AdamW's: the ratio of the best ones at d = 96 (results/optimizers)
 
 
 class Size(NamedTuple):
-    """A student; `small`, `medium` and `large` have the paper's shapes, insertion layers and learning rates."""
+    """A student; `small`, `medium` and `large` have the paper's shapes, insertion layers and AdamW learning rates."""
 
     d_model: int
     layers: int
@@ -39,16 +42,16 @@ class Size(NamedTuple):
     insert_layer: int
     block_size: int
     num_concepts: int
-    learning_rate: str
+    learning_rate: float
     meant_for: str
 
 
 SIZES = {
-    "tiny": Size(192, 4, 4, 2, 128, 2048, "2.0e-3", "minutes on two CPU cores"),
-    "mini": Size(384, 6, 6, 2, 256, 4096, "1.0e-3", "a night on a few CPU cores"),
-    "small": Size(512, 8, 8, 3, 1024, 8192, "6.0e-4", "the paper's 69M, one GPU"),
-    "medium": Size(1024, 24, 16, 5, 1024, 8192, "3.0e-4", "the paper's 386M, GPUs"),
-    "large": Size(2048, 24, 16, 5, 1024, 16384, "2.0e-4", "the paper's 1.38B, GPUs"),
+    "tiny": Size(192, 4, 4, 2, 128, 2048, 2e-3, "minutes on two CPU cores"),
+    "mini": Size(384, 6, 6, 2, 256, 4096, 1e-3, "a night on a few CPU cores"),
+    "small": Size(512, 8, 8, 3, 1024, 8192, 6e-4, "the paper's 69M, one GPU"),
+    "medium": Size(1024, 24, 16, 5, 1024, 8192, 3e-4, "the paper's 386M, GPUs"),
+    "large": Size(2048, 24, 16, 5, 1024, 16384, 2e-4, "the paper's 1.38B, GPUs"),
 }
 HARDWARE = {
     "cpu": (2048, "", "float32"),
@@ -137,13 +140,34 @@ class Teacher:
 
 @dataclass(frozen=True)
 class OwnRecipe:
-    """A name and the four answers; the teacher is `None` for data that are labelled."""
+    """A name, the four answers, and two wishes; the teacher is `None` for data that are labelled.
+
+    Attributes:
+        paper: the paper's form whatever the size.
+        distill: also learn the teacher's next-token distributions.
+
+    Raises:
+        CoCoMixError: there is no teacher from before to distill.
+    """
 
     name: str
     corpus: Corpus
     teacher: Teacher | None
     size: str
     hardware: str
+    paper: bool = False
+    distill: bool = False
+
+    def __post_init__(self) -> None:
+        if self.distill and (self.teacher is None or self.teacher.name == TRAINED_HERE):
+            raise CoCoMixError(
+                "--distill needs a teacher that exists and is stronger than the student; name --teacher."
+            )
+
+    @property
+    def measured(self) -> bool:
+        """Whether the student has the form that did best for us rather than the paper's."""
+        return not self.paper and self.size in _SMALL
 
     @property
     def data(self) -> str:
@@ -180,11 +204,13 @@ class OwnRecipe:
             CoCoMixError: one of them is there already, or the folder cannot be written.
         """
         recipe = folder / f"{self.name}.yaml"
+        alike, baseline = ("FLOPs a token", "flops") if self.measured else ("active parameters", "matched")
         texts = {
             recipe: self._student(recipe),
             sibling(recipe, "ntp"): (
-                f"# The baseline of {recipe.name}: the next token only, as many active parameters.\n"
-                f"base: {recipe.name}\nobjective: ntp\nbaseline: matched\n"
+                f"# The baseline of {recipe.name}: the next token only, as many {alike}"
+                f"{', distilled as well' if self.distill else ''}.\n"
+                f"base: {recipe.name}\nobjective: ntp\nbaseline: {baseline}\n"
             ),
         }
         if self.teacher is not None and self.teacher.name == TRAINED_HERE:
@@ -213,22 +239,27 @@ class OwnRecipe:
         tokens = _rounded(max(_FEWEST, min(self.corpus.tokens, _TOKENS_PER_PARAMETER * parameters)))
         blocks = max(8, min(_PAPER_STEP, 2 ** (tokens // _STEPS).bit_length()) // self.block_size)  # of a step
         batch = max(each for each in range(1, max(1, micro // self.block_size) + 1) if blocks % each == 0)
+        rate = size.learning_rate * (_MUON if self.measured else 1)
+        optimizer = "optim: muon, " if self.measured else ""
         return (
             f"# A {self.size} student on {shown(Path(self.corpus.source))}, {arithmetic}. In this order:\n"
             f"#\n{_COMMANDS}#\n"
             f"# `cocomix plan {recipe}` says what it costs.\n"
+            f"{_WHY if self.measured else ''}"
             f"data: {_quoted(self.data)}\n"
-            f"{self._labels()}"
+            f"{self._labels()}{self._distillation()}"
             f"model:\n"
             f"  backbone: {{model_type: gpt2, n_embd: {size.d_model}, n_layer: {size.layers}, n_head: {size.heads},\n"
             f"             vocab_size: {vocabulary}, n_positions: {self.block_size},\n"
             f"             {_BACKBONE}}}\n"
             f"  insert_layer: {size.insert_layer}  # its input predicts the concepts\n"
             f"  num_concepts: {self.corpus.num_concepts or size.num_concepts}  # of the dictionary\n"
+            f"{_ADD if self.measured else ''}"
             f"tokens: {tokens:_}  # about one pass over the corpus, at most {_TOKENS_PER_PARAMETER} per parameter\n"
             f"batch_tokens: {blocks * self.block_size:_}  # of an optimizer step\n"
             f"evaluation_blocks: {min(2000, max(8, tokens // 100 // self.block_size))}\n"
-            f"training: {{{training}learning_rate: {size.learning_rate}, per_device_train_batch_size: {batch}}}\n"
+            f"training: {{{training}{optimizer}learning_rate: {rate:.1e}, per_device_train_batch_size: {batch}}}"
+            f"{'  # Muon was well below AdamW at the same tokens' if self.measured else ''}\n"
         )
 
     def _labels(self) -> str:
@@ -238,15 +269,30 @@ class OwnRecipe:
         model, layers = self.teacher.name, self.teacher.layers
         if model == TRAINED_HERE:
             model, layers = f"runs/{self.name}_teacher", SIZES[self.size].layers
+        kind, chosen = ("contextual", "what the token alone does not tell")
+        if not self.measured:
+            kind, chosen = "attribution", "what they do for the next one"
         return (
-            "labels:  # four concepts per token, by what they do for the next one\n"
+            f"labels:  # four concepts per token, by {chosen}\n"
             f"  path: {_quoted(path)}\n"
-            "  kind: attribution\n"
+            f"  kind: {kind}\n"
             f"  teacher: {{model: {_quoted(model)}, layer: {((layers or 2) - 1) // 2}}}\n"
             f"  dictionary: {{path: sae/{self.name}}}\n"
         )
 
+    def _distillation(self) -> str:
+        if not self.distill:
+            return ""
+        return (
+            f"distillation: {{targets: probabilities/{self.name}, weight: 1.0}}  # what lowered the loss most for us\n"
+        )
 
+
+_WHY = """#
+# The form that did best at 1M parameters and few tokens, one seed (results/scarce): do not expect concepts to beat the
+# baseline; --distill did. `cocomix init --paper` writes the paper's form.
+"""
+_ADD = "  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper\n"
 _BACKBONE = "activation_function: gelu_pytorch_tanh, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
 _COMMANDS = "#   COMMANDS\n"  # in a text, until the files are there that tell them
 

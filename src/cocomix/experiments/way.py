@@ -56,7 +56,7 @@ def steps_of(recipe: Path) -> list[Step]:
 
 
 def _labelling(recipe: Path, data: str, labels: dict[str, Any], values: dict[str, Any]) -> list[Step]:
-    """Teacher, dictionary and labels."""
+    """Teacher, dictionary, labels and what a student is distilled from."""
     steps: list[Step] = []
     teacher, dictionary = labels.get("teacher"), labels.get("dictionary")
     if (own := sibling(recipe, "teacher")).is_file():
@@ -69,6 +69,10 @@ def _labelling(recipe: Path, data: str, labels: dict[str, Any], values: dict[str
     if (path := labels.get("path")) is not None:
         elsewhere = () if Path(path) == Path(data) / "labels" else ("--output", path)
         steps.append(Step(_command("label", data, "--recipe", recipe, *elsewhere), Path(path) / MANIFEST))
+    targets = (values.get("distillation") or {}).get("targets")
+    if isinstance(teacher, dict) and isinstance(targets, str) and targets != "online":
+        distilled = _command("distill", data, "--teacher", teacher["model"], "--output", targets)
+        steps.append(Step(distilled, Path(targets) / MANIFEST))
     return steps
 
 

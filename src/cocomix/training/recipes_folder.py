@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.packaged import packaged_folder
 
 __all__ = ["MissingRecipe", "missing_recipe", "recipes_folder"]
 
@@ -13,9 +14,7 @@ class MissingRecipe(CoCoMixError):
 
 def recipes_folder() -> Path:
     """The shipped recipes: inside an installed package, or beside the source."""
-    package = Path(__file__).parents[1]
-    packaged = package / "recipes"
-    return packaged if packaged.is_dir() else package.parents[1] / "recipes"
+    return packaged_folder("recipes")
 
 
 def missing_recipe(path: Path) -> MissingRecipe:

@@ -1,0 +1,12 @@
+"""Folders that come with cocomix: the recipes, and a trained student to look at."""
+
+from pathlib import Path
+
+__all__ = ["packaged_folder"]
+
+
+def packaged_folder(name: str) -> Path:
+    """A folder inside the installed package, or beside the source; it may be read-only."""
+    package = Path(__file__).parents[1]
+    packaged = package / name
+    return packaged if packaged.is_dir() else package.parents[1] / name

@@ -28,12 +28,17 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(metavar="A,B,…", help="Measure downstream tasks or groups instead; `paper` = the paper's seven."),
+        typer.Option(
+            metavar="A,B,…",
+            help="Measure downstream tasks instead; `paper` = the paper's seven; `minimal_pairs` of held-out text.",
+        ),
     ] = None,
     task_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with A.jsonl, B.jsonl, …; default: the tasks' hub data.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first rows of each task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only the first rows of each task; of minimal pairs so many of a kind.")
+    ] = None,
 ) -> Printed:
     """Measure a run's loss and use of concepts, or tasks.
 
@@ -49,10 +54,17 @@ def evaluate(
     from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
     from cocomix.evaluation import evaluation_tables as tables
     from cocomix.evaluation.loss_slices import SLICES
+    from cocomix.evaluation.minimal_pairs import measure_pairs
     from cocomix.experiments import next_step
     from cocomix.runtime.device import default_device
 
     dtype = torch.bfloat16 if bf16 else torch.float32
+    if tasks == "minimal_pairs" and task_data is None:
+        more = {} if limit is None else {"limit": limit}
+        pairs = measure_pairs(Run.open(run), device=default_device(), batch_size=batch_size, dtype=dtype, **more)
+        return Printed(pairs.model_dump(), pairs.table().rich())
+    if tasks is not None and "minimal_pairs" in tasks:
+        raise CoCoMixError("minimal_pairs are of the run's own text; measure them alone, without --task-data.")
     if tasks is not None:
         opened = Run.open(run)
         downstream = evaluate_tasks(

@@ -16,10 +16,11 @@ def export(
     run: RunFolder,
     output: Output,
     to: Annotated[
-        Literal["transformers", "neuronpedia"],
-        typer.Option(help="transformers: the model. neuronpedia: its concepts, from its atlas."),
+        Literal["transformers", "neuronpedia", "delphi"],
+        typer.Option(help="transformers: the model. Others: its concepts, from its atlas or from held-out text."),
     ] = "transformers",
     atlas: Annotated[Path | None, typer.Option(help="With neuronpedia: the atlas; default: RUN_atlas.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="With delphi: held-out tokens to read; default: 200,000.")] = None,
     data: OtherData = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights as the hub names it, e.g. mit.")] = None,
     language: Annotated[list[str] | None, typer.Option(help="Language of the text, e.g. en; repeatable.")] = None,
@@ -29,7 +30,7 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that --push makes.")] = False,
 ) -> Printed:
-    """Write a run for other tools: as a model that needs transformers alone, or its concepts for Neuronpedia.
+    """Write a run for other tools: as a model that needs transformers alone, or its concepts for Neuronpedia or Delphi.
 
     A model's folder holds weights, tokenizer, a model card filled from the run, and the code of its classes. It loads
     with AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) where cocomix is not installed.
@@ -40,17 +41,28 @@ def export(
 
     [dim]Example: cocomix export runs/first --to neuronpedia --output exports/neuronpedia[/dim]
     """
-    from cocomix.interop import check_hub_access, export_neuronpedia, export_run, push_to_hub
+    from cocomix.interop import check_hub_access, export_delphi, export_neuronpedia, export_run, push_to_hub
     from cocomix.runtime.device import default_device
 
-    of_models = {"--license": license, "--language": language, "--push": push, "--public": public}
-    of_concepts = {"--atlas": atlas, "--data": data}
-    for option, value in (of_concepts if to == "transformers" else of_models).items():
-        if value:
+    asked = {
+        **{"--license": license, "--language": language, "--push": push, "--public": public or None},
+        **{"--atlas": atlas, "--tokens": tokens, "--data": data},
+    }
+    taken = {
+        "transformers": ("--license", "--language", "--push", "--public"),
+        "neuronpedia": ("--atlas", "--data"),
+        "delphi": ("--tokens", "--data"),
+    }
+    for option, value in asked.items():
+        if value is not None and option not in taken[to]:
             raise CoCoMixError(f"{option} cannot be used with --to {to}; leave it out.")
     if to == "neuronpedia":
         source = export_neuronpedia(run, output, atlas=atlas, data=data, device=default_device())
         return Printed({"folder": str(source), "repository": None})
+    if to == "delphi":
+        count = 200_000 if tokens is None else tokens
+        folder = export_delphi(run, output, tokens=count, data=data, device=default_device())
+        return Printed({"folder": str(folder), "repository": None})
     if public and push is None:
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")
     if push is not None:

@@ -178,7 +178,8 @@ LABELLERS: Registry[LabellerKind] = Registry(
         "future_clusters": "cocomix.concepts.labellers.future_clusters:FutureClustersLabeller",
     },
 )
-register_labeller, labeller_kinds = LABELLERS.register, LABELLERS.names
+register_labeller = LABELLERS.register
+labeller_kinds = LABELLERS.names
 
 
 def labeller_config(values: Mapping[str, Any] | LabellerConfig) -> LabellerConfig:

@@ -1,6 +1,7 @@
 """Checkpoints and autoencoders of other code, and runs exported for it."""
 
 from cocomix.interop.conversion import convert_autoencoder, export_to_released, import_released
+from cocomix.interop.delphi_cache import export_delphi
 from cocomix.interop.hub_upload import check_hub_access, push_to_hub
 from cocomix.interop.neuronpedia import export_neuronpedia
 from cocomix.interop.openai_sae import read_openai_autoencoder
@@ -12,6 +13,7 @@ __all__ = [
     "ConceptSettings",
     "check_hub_access",
     "convert_autoencoder",
+    "export_delphi",
     "export_neuronpedia",
     "export_run",
     "export_to_released",

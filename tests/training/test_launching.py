@@ -85,6 +85,7 @@ def test_refused_shardings(training: dict[str, Any], environment: dict[str, str]
     [
         ("superposition", None, True),
         ("mtp_sequential", None, True),
+        ("mtp_parallel", None, True),
         ("nextlat", {"kl": True}, True),
         ("nextlat", None, False),
         ("mtp_headless", None, False),

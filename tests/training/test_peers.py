@@ -41,6 +41,7 @@ COSTS: dict[str, tuple[int, float, float]] = {
     "top": (D * V, HEAD, HEAD),
     "nextlat": (4 * D * D + 4 * D, 24 * D * D, 24 * D * D),
     "mtp_sequential": (14 * D * D + 17 * D, 84 * D * D + HEAD, 84 * D * D + HEAD),
+    "mtp_parallel": (3 * (12 * D * D + 15 * D), 3 * (72 * D * D + HEAD), 3 * (72 * D * D + HEAD)),
     "fsp": (D * V, HEAD, HEAD),
     "superposition": (0, -2 / 3 * PLAIN, -2 / 3 * STUDENT),
 }
@@ -306,6 +307,32 @@ def test_sequential_mtp_reads_the_next_token_and_predicts_the_one_after_by_the_m
     states = seen.last_hidden_state if arm == "cocomix" else seen.hidden_states[-1]
     again = model.get_output_embeddings()(head(seen.hidden_states[0][:, 1:], states[:, :-1], {}))
     torch.testing.assert_close(again[:, :4], logits[:, :4])  # what place t predicts, it has read up to t + 1
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_parallel_mtp_predicts_each_later_token_by_a_block_on_the_state_before_the_last(arm: str) -> None:
+    model = build(arm)
+    objective, head = made("mtp_parallel", model, ahead=3)
+    found, count = measured(objective, head, model, BATCH)
+    seen: list[Tensor] = []
+    last = model.upper.h[-1] if arm == "cocomix" else model.transformer.h[-1]
+    last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+
+    def logits(ids: Tensor) -> list[Tensor]:
+        model(ids)
+        trunk = seen.pop()[:, 1::2] if arm == "cocomix" else seen.pop()
+        return [model.get_output_embeddings()(states) for states in head(trunk, {})]
+
+    expected = sum(
+        F.cross_entropy(each[:, :-k].flatten(0, 1), tokens()[:, k:].flatten(), reduction="sum")
+        for k, each in enumerate(logits(tokens()), start=2)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert count == tokens()[:, 1:].numel()
+    changed = tokens().clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % V
+    for before, after in zip(logits(tokens()), logits(changed), strict=True):
+        torch.testing.assert_close(after[:, :5], before[:, :5])  # nothing that is still to come is read
 
 
 def test_a_bag_of_words_is_a_binary_cross_entropy_of_every_token() -> None:

@@ -106,6 +106,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "fsp": "cocomix.training.objectives.fsp:FutureSummary",
         "hint": "cocomix.training.objectives.hint:Hint",
         "mtp_headless": "cocomix.training.objectives.mtp_headless:HeadlessMTP",
+        "mtp_parallel": "cocomix.training.objectives.mtp_parallel:ParallelMTP",
         "mtp_sequential": "cocomix.training.objectives.mtp_sequential:SequentialMTP",
         "nextlat": "cocomix.training.objectives.nextlat:NextLatent",
         "nitp": "cocomix.training.objectives.nitp:NextImplicitState",

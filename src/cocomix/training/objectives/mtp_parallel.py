@@ -1,0 +1,91 @@
+"""Parallel multi-token prediction (arXiv 2404.19737): every later token has a block of its own on the trunk's state.
+
+L = (1/N) Σ_{k=2..n} Σ_t CE(U norm_k(block_k(u))_t, x_{t+k}), where u is the residual stream before the model's last
+block, which predicts x_{t+1}, block_k one of the backbone's kind with a final norm, and U the model's own head. Weight
+1, n = 4. The blocks are left out of the finished model.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cocomix.data import Tokens
+from cocomix.model import CoCoMixConfig
+from cocomix.model.backbone import build_halves
+from cocomix.model.fused_head import SetCrossEntropy
+from cocomix.runtime.flops import product_flops
+from cocomix.training.objectives.ahead import STATES, head_flops, models_head, states_after, tokens_ahead
+from cocomix.training.objectives.ntp import count_targets
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.schedule import Schedule
+
+__all__ = ["ParallelMTP"]
+
+_ALWAYS = Schedule(value=1.0)
+
+
+class ParallelMTP(Objective):
+    """Cross-entropies of the tokens two to `ahead` ahead, added up.
+
+    Args:
+        weight: of them.
+        ahead: n, how many tokens are predicted, the next one included.
+    """
+
+    name = "mtp_parallel"
+    outside_forward = True
+
+    def __init__(self, weight: Schedule = _ALWAYS, ahead: Annotated[int, Field(ge=2)] = 4) -> None:
+        super().__init__(weight)
+        self.ahead = ahead
+        self.model: PreTrainedModel | None = None
+
+    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
+        """Know the model, whose head is used once more for each token; see `Objective`."""
+        self.model = model
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The states after every block; see `Objective`."""
+        return STATES
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {"mtp_parallel_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`mtp_parallel_loss`, nats per target token, of all later tokens together."""
+        assert isinstance(head, _Blocks)
+        assert self.model is not None  # see `prepare`
+        config = self.model.config
+        trunk = states_after(output, config, config.num_hidden_layers - 1)
+        masks = {name: batch[name] for name in ("attention_mask", "position_ids") if batch.get(name) is not None}
+        targets, read = tokens_ahead(batch, self.ahead), models_head(self.model)
+        summed = trunk.new_zeros((), dtype=torch.float32)
+        for number, states in enumerate(head(trunk, masks), start=1):
+            loss = SetCrossEntropy(targets[..., number].reshape(-1, 1))
+            summed = summed + read(states.flatten(0, 1), loss, 0).loss_sum
+        return {"mtp_parallel_loss": LossTerm(summed, count_targets(batch), self.weight)}
+
+    def build_head(self, config: PreTrainedConfig) -> nn.Module:
+        """A block for each later token: 12d² parameters of matrices each."""
+        return _Blocks(config.backbone if isinstance(config, CoCoMixConfig) else config, self.ahead - 1)
+
+    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
+        """Those of the blocks and of the head for each; see `Objective`."""
+        with torch.device("meta"):
+            own = self.build_head(config)
+        return 3.0 * product_flops(own) + (self.ahead - 1) * head_flops(config)
+
+
+class _Blocks(nn.Module):
+    def __init__(self, config: PreTrainedConfig, count: int) -> None:
+        super().__init__()
+        last = config.num_hidden_layers - 1
+        self.blocks = nn.ModuleList(build_halves(config, last, 1, None)[1] for _ in range(count))
+
+    def forward(self, trunk: Tensor, masks: dict[str, Tensor]) -> list[Tensor]:
+        """What each block predicts from. [batch, seq, d_model] each"""
+        return [block(inputs_embeds=trunk, use_cache=False, **masks).last_hidden_state for block in self.blocks]

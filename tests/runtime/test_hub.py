@@ -35,6 +35,9 @@ def test_a_model_that_is_still_being_made_is_not_looked_for_on_the_hub(
     for name in ("./runs/nowhere", str(tmp_path / "nowhere"), "runs/a/nowhere"):
         with pytest.raises(CoCoMixError, match=f"{name} does not exist"):
             load_causal_lm(name)
+    for load in (load_causal_lm, load_tokenizer):
+        with pytest.raises(CoCoMixError, match=r"runs/nowhere does not exist.*cocomix train"):
+            load("runs/nowhere")
 
 
 def test_a_folder_with_weights_only_holds_no_tokenizer(workshop: Workshop, tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ class OwnRecipe:
         tokens = _rounded(max(_FEWEST, min(self.corpus.tokens, _TOKENS_PER_PARAMETER * parameters)))
         blocks = max(8, min(_PAPER_STEP, 2 ** (tokens // _STEPS).bit_length()) // self.block_size)  # of a step
         batch = max(each for each in range(1, max(1, micro // self.block_size) + 1) if blocks % each == 0)
+        passes = round(tokens / max(1, self.corpus.tokens))
         rate = size.learning_rate * (_MUON if self.measured else 1)
         optimizer = "optim: muon, " if self.measured else ""
         return (
@@ -255,7 +256,8 @@ class OwnRecipe:
             f"  insert_layer: {size.insert_layer}  # its input predicts the concepts\n"
             f"  num_concepts: {self.corpus.num_concepts or size.num_concepts}  # of the dictionary\n"
             f"{_ADD if self.measured else ''}"
-            f"tokens: {tokens:_}  # about one pass over the corpus, at most {_TOKENS_PER_PARAMETER} per parameter\n"
+            f"tokens: {tokens:_}  # about {f'{passes} passes' if passes > 1 else 'one pass'} over the corpus, at most "
+            f"{_TOKENS_PER_PARAMETER} per parameter\n"
             f"batch_tokens: {blocks * self.block_size:_}  # of an optimizer step\n"
             f"evaluation_blocks: {min(2000, max(8, tokens // 100 // self.block_size))}\n"
             f"training: {{{training}{optimizer}learning_rate: {rate:.1e}, per_device_train_batch_size: {batch}}}"

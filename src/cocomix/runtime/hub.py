@@ -40,6 +40,8 @@ def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -
     name = str(name_or_folder)
     options: dict[str, Any] = {"revision": revision} if revision is not None else {}
     options |= {"trust_remote_code": False, "use_safetensors": True}  # nothing of a stranger's is unpickled or run
+    if not source.exists() and source.suffix != ".gguf":
+        _refuse_missing_folder(name)
     if source.suffix == ".gguf":
         if not source.is_file():
             raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")
@@ -55,19 +57,19 @@ def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -
             "'cocomix[gguf]'."
         ) from error
     except (OSError, ValueError, KeyError) as error:
-        if not source.exists():
-            _refuse_missing_folder(name)
         raise CoCoMixError(f"cannot load a causal language model from {name_or_folder}: {_reason(error)}.") from error
     return model.eval()
 
 
 def _refuse_missing_folder(name: str) -> None:
-    """Refuse what cannot be meant as a name on the hub, NAME or OWNER/NAME, where the hub's own error would mislead."""
+    """Refuse what cannot be meant as a name on the hub, NAME or OWNER/NAME, before it is asked for half a minute."""
     if Path(f"{name}.partial").is_dir():
         raise CoCoMixError(
             f"{name} is not finished: {name}.partial is still being written, or was left by a command that stopped; "
             "wait for it, or give that command again to go on."
         )
+    if name.startswith("runs/"):  # where `cocomix train` writes
+        raise CoCoMixError(f"{name} does not exist; train it with `cocomix train`, or name another model.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CoCoMixError(f"{name} does not exist; give a folder with a model, the path of a GGUF file or a hub name.")
 
@@ -101,6 +103,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def _from_pretrained(name: str, path: Path, revision: str | None) -> Any:
+    if not path.exists():
+        _refuse_missing_folder(name)
     try:
         where = str(path) if path.exists() else name
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)

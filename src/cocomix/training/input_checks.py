@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
-from cocomix.artifacts import MANIFEST
+from cocomix.artifacts import MANIFEST, file_sha256, fingerprint_json
 from cocomix.concepts import (
     ConceptDictionary,
     Dictionary,
@@ -36,7 +37,8 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
     """Refuse stored labels and probabilities of another teacher or dictionary than the recipe's.
 
     What the recipe does not name is not looked for, and neither is what is not on this machine: a model on the hub is
-    told by its name and, in `revision`, its commit. A teacher is loaded for this, which takes seconds for small models.
+    told by its name and, in `revision`, its commit. A teacher is loaded for this, which takes seconds for small models,
+    once in a process.
 
     Args:
         recipe: the recipe.
@@ -116,9 +118,9 @@ def _check_teacher(
     stores = [store for store in stores if "weights" in store.manifest.made_from]
     if teacher is None or not stores:
         return
-    model = load_teacher(teacher.model) if known is None and Path(teacher.model).exists() else None
-    here = known if model is None else model_fingerprint(model)
-    configuration = None if model is None else configuration_fingerprint(model)
+    here, configuration = known, None
+    if known is None and Path(teacher.model).exists():
+        here, configuration = _fingerprints(teacher.model, _content(Path(teacher.model)))
     for store in stores:
         if here not in (None, store.manifest.made_from["weights"]):
             raise CoCoMixError(
@@ -131,6 +133,19 @@ def _check_teacher(
                 f"{teacher.model} has another configuration now than when it made {store.path}, in settings that "
                 "change no number; used all the same."
             )
+
+
+@lru_cache(maxsize=4)
+def _fingerprints(teacher: str, content: str) -> tuple[str, str]:
+    """Of the weights and of the rest of the configuration; the runs of a sweep ask for those of one teacher."""
+    model = load_teacher(teacher)
+    return model_fingerprint(model), configuration_fingerprint(model)
+
+
+def _content(place: Path) -> str:
+    """Of a file or folder; it is hashed far sooner than loaded."""
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    return fingerprint_json([file_sha256(path) for path in files])
 
 
 def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:

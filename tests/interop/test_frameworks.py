@@ -5,6 +5,7 @@ tests/model/test_sharded.py, Muon in tests/training/test_optimizers.py.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,11 +19,11 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from cocomix.model import CoCoMixForCausalLM
 from tests.interop.quantised import TORCHAO
@@ -109,15 +110,54 @@ def test_stock_trainer(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sft_trainer(family: str, tmp_path: Path) -> None:
     """TRL computes the next token's loss itself, from what the head reads; concept labels are not its business."""
-    vocabulary = Tokenizer(models.WordLevel({str(token): token for token in range(VOCAB)}, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="0", eos_token="1", unk_token="0")
     trainer = SFTTrainer(
         student(family),
         SFTConfig(**settings(tmp_path), max_length=None, bf16=False, activation_checkpointing=False),
         train_dataset=Dataset.from_list([{"input_ids": ids.tolist()} for ids in tokens(STEPS * BATCH)]),
-        processing_class=tokenizer,
+        processing_class=words_are_tokens(),
     )
     assert logged(trainer) == pytest.approx(by_hand(family, "concept_labels"), abs=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dpo_trainer(family: str, tmp_path: Path) -> None:
+    """Answers of two lengths, so that rows are padded: their log-probabilities are the model's, concepts mixed in."""
+    rows = [{"prompt": ids[:4], "chosen": ids[4:7], "rejected": ids[3:9]} for ids in tokens(2 * BATCH).clamp_min(2)]
+    spoken = [{name: " ".join(map(str, ids.tolist())) + " " for name, ids in row.items()} for row in rows]
+    model, reference = student(family), student(family)
+    values = {**settings(tmp_path), "max_steps": 2, "bf16": False}
+    trainer = DPOTrainer(
+        model,
+        reference,
+        DPOConfig(**values),
+        train_dataset=Dataset.from_list(spoken),
+        processing_class=words_are_tokens(),
+    )
+    trainer.train()
+    first, second = [row for row in trainer.state.log_history if "rewards/margins" in row]
+    for answer in ("chosen", "rejected"):
+        expected = [log_probability(reference, row["prompt"], row[answer]) for row in rows[:BATCH]]
+        assert first[f"logps/{answer}"] == pytest.approx(sum(expected) / BATCH, abs=1e-2)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)  # the model is still its reference
+    assert second["rewards/margins"] != 0.0
+    changed = [not torch.equal(new, old) for new, old in zip(model.parameters(), reference.parameters(), strict=True)]
+    assert all(changed)  # predictor and compression too
+
+
+def words_are_tokens() -> PreTrainedTokenizerFast:
+    """Numbers from 2 with spaces between them, each its own token."""
+    names = {"<pad>": 0, "</s>": 1, **{str(token): token for token in range(2, VOCAB)}}
+    vocabulary = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="</s>")
+
+
+def log_probability(model: CoCoMixForCausalLM, prompt: Tensor, answer: Tensor) -> float:
+    """Of an answer and the end of text after it, in nats."""
+    ids = torch.cat((prompt, answer, torch.tensor([1]))).unsqueeze(0)
+    with torch.no_grad():
+        log_probabilities = model(ids).logits.log_softmax(-1)[:, :-1]
+    return float(log_probabilities.gather(-1, ids[:, 1:, None])[0, len(prompt) - 1 :].sum())
 
 
 @pytest.mark.slow

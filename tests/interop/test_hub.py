@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 def test_one_commit_to_a_private_repository(stand_in: Hub, folder: Path) -> None:
     assert push_to_hub(folder, "first") == "https://hub/me/first"
     (_, made), (_, uploaded) = stand_in.calls[1:]
-    assert made == {"repo_id": "first", "private": True, "exist_ok": True}
+    assert made == {"repo_id": "first", "private": True, "exist_ok": True, "repo_type": "model"}
     assert uploaded["repo_id"] == "me/first"
     assert uploaded["files"] == {"README.md", "config.json", "model.safetensors"}
 

@@ -16,13 +16,17 @@ def export(
     run: RunFolder,
     output: Output,
     to: Annotated[
-        Literal["transformers", "neuronpedia", "delphi"],
-        typer.Option(help="transformers: the model. Others: its concepts, from its atlas or from held-out text."),
+        Literal["transformers", "neuronpedia", "delphi", "datasets"],
+        typer.Option(
+            help="transformers: the model. datasets: RUN is labels. Others: concepts, from atlas or held-out text."
+        ),
     ] = "transformers",
     atlas: Annotated[Path | None, typer.Option(help="With neuronpedia: the atlas; default: RUN_atlas.")] = None,
     tokens: Annotated[int | None, typer.Option(help="With delphi: held-out tokens to read; default: 200,000.")] = None,
     data: OtherData = None,
-    license: Annotated[str | None, typer.Option(help="Licence of the weights as the hub names it, e.g. mit.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of weights or text as the hub names it, e.g. mit.")
+    ] = None,
     language: Annotated[list[str] | None, typer.Option(help="Language of the text, e.g. en; repeatable.")] = None,
     push: Annotated[
         str | None,
@@ -30,7 +34,7 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that --push makes.")] = False,
 ) -> Printed:
-    """Write a run for other tools: as a model that needs transformers alone, or its concepts for Neuronpedia or Delphi.
+    """Write a run, its concepts or labels for other tools; by default a model that needs transformers alone.
 
     A model's folder holds weights, tokenizer, a model card filled from the run, and the code of its classes. It loads
     with AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) where cocomix is not installed.
@@ -40,8 +44,17 @@ def export(
     [dim]Example: cocomix export runs/first --output exports/first --push me/first[/dim]
 
     [dim]Example: cocomix export runs/first --to neuronpedia --output exports/neuronpedia[/dim]
+
+    [dim]Example: cocomix export data/mine/labels --to datasets --output exports/labels --push me/labels[/dim]
     """
-    from cocomix.interop import check_hub_access, export_delphi, export_neuronpedia, export_run, push_to_hub
+    from cocomix.interop import (
+        check_hub_access,
+        export_delphi,
+        export_labels,
+        export_neuronpedia,
+        export_run,
+        push_to_hub,
+    )
     from cocomix.runtime.device import default_device
 
     asked = {
@@ -52,6 +65,7 @@ def export(
         "transformers": ("--license", "--language", "--push", "--public"),
         "neuronpedia": ("--atlas", "--data"),
         "delphi": ("--tokens", "--data"),
+        "datasets": ("--license", "--language", "--push", "--public", "--data"),
     }
     for option, value in asked.items():
         if value is not None and option not in taken[to]:
@@ -67,6 +81,11 @@ def export(
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")
     if push is not None:
         check_hub_access(push)
-    export_run(run, output, license=license, languages=tuple(language or ()))
-    address = None if push is None else push_to_hub(output, push, private=not public)
+    languages = tuple(language or ())
+    if to == "datasets":
+        export_labels(run, output, data=data, license=license, languages=languages)
+    else:
+        export_run(run, output, license=license, languages=languages)
+    kind: Literal["dataset", "model"] = "dataset" if to == "datasets" else "model"
+    address = None if push is None else push_to_hub(output, push, private=not public, kind=kind)
     return Printed({"folder": str(output), "repository": address})

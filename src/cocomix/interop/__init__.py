@@ -3,6 +3,7 @@
 from cocomix.interop.conversion import convert_autoencoder, export_to_released, import_released
 from cocomix.interop.delphi_cache import export_delphi
 from cocomix.interop.hub_upload import check_hub_access, push_to_hub
+from cocomix.interop.label_dataset import export_labels
 from cocomix.interop.neuronpedia import export_neuronpedia
 from cocomix.interop.openai_sae import read_openai_autoencoder
 from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
@@ -14,6 +15,7 @@ __all__ = [
     "check_hub_access",
     "convert_autoencoder",
     "export_delphi",
+    "export_labels",
     "export_neuronpedia",
     "export_run",
     "export_to_released",

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -41,14 +42,16 @@ def push_to_hub(
     repo_id: str,
     *,
     private: bool = True,
+    kind: Literal["model", "dataset"] = "model",
     message: str = "Export by cocomix",
 ) -> str:
     """Upload an export as one commit; the repository is made if it is not there.
 
     Args:
-        folder: written by `export_run`.
+        folder: written by `export_run`, or for a dataset by `export_labels`.
         repo_id: `owner/name`, or `name` for a repository of the logged-in user.
         private: whether a new repository is only its owner's to see; one that exists stays as it is.
+        kind: of repository.
         message: of the commit.
 
     Returns:
@@ -57,12 +60,13 @@ def push_to_hub(
     Raises:
         CoCoMixError: as `check_hub_access`; the folder is no export; the hub refuses the upload.
     """
-    if not all((folder / name).is_file() for name in ("README.md", "config.json")):
+    if not all((folder / name).exists() for name in ("README.md", "config.json" if kind == "model" else "data")):
         raise CoCoMixError(f"{folder} is no export; write one with `cocomix export RUN --output {folder}`.")
     check_hub_access(repo_id)
-    with _explained("upload", f"; the export is in {folder}, try again with `hf upload {repo_id} {folder}`"):
-        address = HfApi().create_repo(repo_id, private=private, exist_ok=True)
-        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
+    option = "" if kind == "model" else f" --repo-type {kind}"
+    with _explained("upload", f"; the export is in {folder}, try again with `hf upload {repo_id} {folder}{option}`"):
+        address = HfApi().create_repo(repo_id, private=private, exist_ok=True, repo_type=kind)
+        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message, repo_type=kind)
     logger.info(f"{folder} is at {address}")
     return str(address)
 

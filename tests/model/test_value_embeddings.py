@@ -1,4 +1,4 @@
-"""`mixing: values`: concepts add to the values of the upper half's attention."""
+"""`mixing: values` and `token_values`: what is looked up adds to the values of the upper half's attention."""
 
 import copy
 from typing import Any
@@ -10,13 +10,24 @@ from torch.nn import functional as F
 
 from cocomix.model import CoCoMixForCausalLM, account
 from cocomix.runtime.errors import CoCoMixError
-from tests.model.factories import CONCEPTS, D_MODEL, LAYERS, TOPK, concepts, plain, split_student, student, tokens
+from tests.model.factories import (
+    CONCEPTS,
+    D_MODEL,
+    LAYERS,
+    TOPK,
+    VOCAB,
+    concepts,
+    plain,
+    split_student,
+    student,
+    tokens,
+)
 
 FAMILIES = {"gpt2": D_MODEL, "llama": 2 * 8, "gemma3_text": 2 * 8, "phi3": 2 * 8}  # width of the values
 
 
-def made(family: str, insert_layer: int = 1, **settings: Any) -> CoCoMixForCausalLM:
-    return student(family, insert_layer, "values", **settings)
+def made(family: str, insert_layer: int = 1, mixing: str = "values", **settings: Any) -> CoCoMixForCausalLM:
+    return student(family, insert_layer, mixing, **settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -36,9 +47,30 @@ def test_values_are_what_the_formula_says(family: str) -> None:
     torch.testing.assert_close(found[..., :-d_v], own[..., :-d_v])
 
 
+@pytest.mark.parametrize(("insert_layer", "places"), [(0, [0, 2]), (1, [1])])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_causality_documents_cache_and_checkpointing(family: str) -> None:
-    model, ids = made(family), tokens()
+def test_token_values_are_those_of_the_table_behind_a_gate(family: str, insert_layer: int, places: list[int]) -> None:
+    """In every second block, the last one among them."""
+    model, d_v, seen = made(family, insert_layer, "token_values"), FAMILIES[family], []
+    name = {"gpt2": "c_attn", "phi3": "qkv_proj"}.get(family, "v_proj")
+    for _, layer in [found for found in model.upper.named_modules() if found[0].endswith(name)]:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
+    model(tokens())
+    for block, (layer, entering, found) in enumerate(seen):
+        weight: Tensor = layer.weight if name != "c_attn" else layer.weight.T
+        expected = F.linear(entering, weight, getattr(layer, "bias", None))
+        if block in places:
+            place, gate = places.index(block), model.mixing.gates[places.index(block)]
+            strength = 3 * (entering[..., :12] @ gate.weight.T).sigmoid()
+            rows = model.mixing.table.weight[tokens(), place * d_v : (place + 1) * d_v]
+            expected[..., -d_v:] += strength.repeat_interleave(d_v // gate.out_features, -1) * rows
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixing", ["values", "token_values"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_causality_documents_cache_and_checkpointing(family: str, mixing: str) -> None:
+    model, ids = made(family, mixing=mixing), tokens()
     whole = model(ids).logits
     changed = ids.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 50
@@ -51,7 +83,8 @@ def test_causality_documents_cache_and_checkpointing(family: str) -> None:
 
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
-        model(ids, labels=ids, concept_labels=concepts()).loss.backward()
+        given = {"concept_labels": concepts()} if mixing == "values" else {}
+        model(ids, labels=ids, **given).loss.backward()
         return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
     expected = model.train() and gradients()
@@ -80,6 +113,15 @@ def test_costs_by_hand(insert_layer: int) -> None:
     assert ours.forward_flops_per_token - none.forward_flops_per_token == 2 * TOPK * wide
 
 
+@pytest.mark.parametrize(("insert_layer", "blocks"), [(0, 2), (1, 1)])
+def test_costs_of_token_values_by_hand(insert_layer: int, blocks: int) -> None:
+    heads, wide = 2, blocks * FAMILIES["llama"]
+    ours, decoder = account(made("llama", insert_layer, "token_values")), account(plain("llama"))
+    assert ours.total_parameters - decoder.total_parameters == VOCAB * wide + blocks * heads * 12
+    assert ours.active_parameters - decoder.active_parameters == wide + blocks * heads * 12
+    assert ours.forward_flops_per_token - decoder.forward_flops_per_token == 2 * blocks * heads * 12
+
+
 def test_concepts_can_be_replaced_and_the_model_copied() -> None:
     model = made("llama")
     model(tokens(), labels=tokens()).loss.backward()
@@ -98,5 +140,8 @@ def test_concepts_can_be_replaced_and_the_model_copied() -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(CoCoMixError, match="gpt_neox"):
         made("gpt_neox")
+    model = made("llama", 0, "token_values")
+    with pytest.raises(CoCoMixError, match="input_ids"):
+        model(inputs_embeds=model.get_input_embeddings()(tokens()).repeat(1, 2, 1))
     with pytest.raises(CoCoMixError, match="hidden"):
         made("llama", prediction="hidden", teacher_hidden_size=8)

@@ -61,11 +61,9 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     width = config.positions_per_token
     flops = _decoder_flops(model.lower, block_size) + product_flops(model.lm_head)
     flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
-    active = total
     if model.predictor is not None:
         flops += product_flops(model.predictor)
-    if config.has_concepts and config.form.mixes_in:
-        active -= (config.num_concepts - config.concept_topk) * model.compression_weight.shape[1]
+    active = total - config.form.unread_parameters(config)
     return Accounting(total, active, flops + config.form.flops_per_token(config))
 
 

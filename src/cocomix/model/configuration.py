@@ -42,7 +42,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         concept_loss_weight: λ of Eq. 4 (paper: 0.1).
         mixing: how the concept vector ĉ_t meets the hidden state h_t, a name in `cocomix.model.mixing.MIXINGS`:
             `"interleave"` (the paper's Eq. 3), `"residual"` (our option), `"add"` (Fig. 6e), `"none"` (prediction only,
-            Fig. 6d), `"pause"` (pause tokens, Fig. 6f) or `"values"` (our option); see MIXING.md.
+            Fig. 6d), `"pause"` (pause tokens, Fig. 6f), `"values"` (our option) or `"token_values"` (a peer without
+            concepts); see MIXING.md.
         prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
             `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
         hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.

@@ -91,7 +91,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.lower, self.upper = build_halves(config.backbone, config.insert_layer, width, kernel, own_positions=own)
         self.predictor = build_predictor(config)
         self.mixing = config.form(config)
-        self.mixing.attach(self.upper)
+        self.mixing.attach(self.lower, self.upper)
         self._logit_softcap: float | None = config.final_logit_softcapping
         self.lm_head: nn.Module = self._head(config.vocab_size)
         embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"

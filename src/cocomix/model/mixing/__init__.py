@@ -9,9 +9,9 @@ from cocomix.model.mixing.interleave import Interleave
 from cocomix.model.mixing.none import PredictOnly
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.mixing.residual import Residual
-from cocomix.model.mixing.value_embeddings import ConceptValues
+from cocomix.model.mixing.value_embeddings import ConceptValues, TokenValues
 
 __all__ = ["MIXINGS", "Concepts", "Mixing"]
 
-_FORMS: tuple[type[Mixing], ...] = (Interleave, Residual, Add, PredictOnly, Pause, ConceptValues)
+_FORMS: tuple[type[Mixing], ...] = (Interleave, Residual, Add, PredictOnly, Pause, ConceptValues, TokenValues)
 MIXINGS: dict[str, type[Mixing]] = {form.name: form for form in _FORMS}

@@ -61,8 +61,8 @@ class Mixing(nn.Module):
         elif self.mixes_in:
             self.compression = ConceptCompression(config.num_concepts, config.hidden_size)
 
-    def attach(self, upper: PreTrainedModel) -> None:
-        """See the upper half when the model is built, for a form that hooks into it."""
+    def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
+        """See both halves when the model is built, for a form that hooks into them."""
 
     def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
         """The upper half's input. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
@@ -123,6 +123,13 @@ class Mixing(nn.Module):
             *([f"{init} compression"] if cls.predicts and init != "normal" else []),
             *(["token positions"] if cls.positions_per_token > 1 and config.upper_positions == "token" else []),
         ]
+
+    @classmethod
+    def unread_parameters(cls, config: PreTrainedConfig) -> int:
+        """Parameters that take no part in a token's forward pass: of W_comp all but k rows (paper section 3)."""
+        if not cls.mixes_in or config.prediction == "hidden":
+            return 0
+        return int((config.num_concepts - config.concept_topk) * config.hidden_size)
 
     @classmethod
     def flops_per_token(cls, config: PreTrainedConfig) -> float:

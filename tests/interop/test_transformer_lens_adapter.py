@@ -72,7 +72,11 @@ def test_concepts_are_edited_by_a_hook() -> None:
     def turned_up(shown: Tensor) -> Tensor:
         return shown.index_fill(-1, torch.tensor([7, 9]), 20.0)
 
-    for edit in (turned_up, torch.zeros_like):
+    def in_place(shown: Tensor) -> Tensor:
+        shown[..., 7] = 20.0
+        return shown
+
+    for edit in (turned_up, in_place, torch.zeros_like):
 
         def intervention(ids: Tensor, values: Tensor, edit: Any = edit) -> tuple[Tensor, Tensor]:
             return torch.arange(CONCEPTS).expand(*ids.shape[:2], -1), edit(dense(ids, values))

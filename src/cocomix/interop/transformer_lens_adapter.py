@@ -73,8 +73,8 @@ class MixingBridge(GeneralizedComponent):  # type: ignore[misc]
         assert concepts.ids is not None
         batch, seq, _ = concepts.ids.shape
         shown = concepts.values.new_zeros(batch, seq, self.num_concepts).scatter(-1, concepts.ids, concepts.values)
-        edited = self.hook_concepts(shown)
-        if edited is shown or torch.equal(edited, shown):  # bit for bit as without the hook
+        edited = self.hook_concepts(shown.clone())  # hooks may write into what they are given
+        if torch.equal(edited, shown):  # bit for bit as without the hook
             return concepts
         most = max(1, int(edited.ne(0).sum(-1).max()))
         ids = edited.abs().topk(most, dim=-1).indices

@@ -34,7 +34,7 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that --push makes.")] = False,
 ) -> Printed:
-    """Write a run, its concepts or labels for other tools; by default a model that needs transformers alone.
+    """Write a run, its concepts or its labels for other tools.
 
     A model's folder holds weights, tokenizer, a model card filled from the run, and the code of its classes. It loads
     with AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) where cocomix is not installed.

@@ -60,7 +60,7 @@ WITH_PYTHON = {
     "models.md": ("runs/teacher",),
     "interop.md": ("exports/first", "sae/mine"),
     "howto/python.md": (),
-    "howto/other_tools.md": ("runs/mine",),
+    "howto/other_tools.md": (),
 }
 """Pages that are no tutorials, and what their Python starts from."""
 TOY_PYTHON = {

@@ -16,9 +16,29 @@ from cocomix.evaluation.statistics import t_test
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+SCARCE = HERE.parent / "scarce"
 SMOLLM2 = HERE.parent / "smollm2"
 STEERING = HERE.parent / "steering"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", HERE / "README.md", STEERING / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "results.md",
+    SCARCE / "README.md",
+    HERE / "README.md",
+    STEERING / "README.md",
+)
+
+SCARCE_ARMS = {
+    "ntp_flops": "NTP",
+    "ntp_distilled": "NTP, distilled",
+    "add_distilled": "concepts added, distilled",
+    "add_contextual": "concepts added",
+}
+SCARCE_PAIRS = (
+    ("what distillation adds to NTP", "ntp_distilled", "ntp_flops"),
+    ("what concepts add to NTP of the same FLOPs", "add_contextual", "ntp_flops"),
+    ("what concepts add to distilled NTP of the same FLOPs", "add_distilled", "ntp_distilled"),
+    ("what distillation adds to concepts", "add_distilled", "add_contextual"),
+)
 
 HEADLINE = {
     "ntp": "NTP, matched",
@@ -88,6 +108,11 @@ def with_tables(text: str) -> str:
     """The page with every marked table from the files."""
     tables = {
         "headline": lambda: headline(report(HERE)),
+        "scarce": lambda: scarce(report(SCARCE)),
+        "scarce_pairs": lambda: scarce_pairs(report(SCARCE)),
+        "scarce_costs": lambda: scarce_costs(report(SCARCE)),
+        "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
+        "scarce_words": lambda: scarce_words(report(SCARCE)),
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
         "pairs_short": lambda: pairs(report(HERE), [pair for pair in PAIRS if pair[1:] in PAIRS_SHORT]),
@@ -171,6 +196,114 @@ def report(folder: Path) -> dict[str, Any]:
     """What `cocomix sweep` wrote."""
     result: dict[str, Any] = json.loads((folder / "report" / "table.json").read_text(encoding="utf-8"))
     return result
+
+
+def scarce(table: dict[str, Any]) -> str:
+    """Loss of every arm, its difference from NTP of the same FLOPs, and the n-gram models' losses."""
+    rows: list[tuple[Any, ...]] = []
+    for name, arm in scarce_arms(table).items():
+        base = name == table["baseline"]
+        rows.append(
+            (
+                SCARCE_ARMS[name],
+                len(arm["seeds"]),
+                with_interval([run["loss"] for run in table["runs"] if run["arm"] == name], signed=False),
+                "" if base else bounded(arm["difference"], arm["difference_low"], arm["difference_high"]),
+                "" if base else span(arm["documents_low"], arm["documents_high"]),
+                f"{arm['flops'] / arm['tokens'] / 1e6:.1f}",
+            )
+        )
+    grams = ("bigram", "trigram", "fourgram")
+    rows.append((", ".join(grams), "", ", ".join(f"{table['references'][name]:.3f}" for name in grams), "", "", ""))
+    head = ("arm", "seeds", "loss, nats per token", "minus NTP", "over documents × seeds", "MFLOP a token")
+    return markdown(head, rows)
+
+
+def scarce_pairs(table: dict[str, Any]) -> str:
+    """Arm against arm, seed by seed."""
+    losses = {name: {run["seed"]: run["loss"] for run in table["runs"] if run["arm"] == name} for name in SCARCE_ARMS}
+    rows = []
+    for question, first, second in SCARCE_PAIRS:
+        differences = [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first])]
+        one_side = max(sum(value < 0 for value in differences), sum(value > 0 for value in differences))
+        rows.append((question, with_interval(differences), f"{one_side} of {len(differences)}"))
+    return markdown(("", "nats per token", "seeds on one side"), rows)
+
+
+def scarce_costs(table: dict[str, Any]) -> str:
+    """What one student cost, alone and where ten share the teacher's work."""
+    base = scarce_arms(table)[table["baseline"]]
+    rows = []
+    for name, arm in scarce_arms(table).items():
+        teacher = arm["stored_flops"]
+        rows.append(
+            (
+                SCARCE_ARMS[name],
+                f"{arm['flops'] / 1e12:.1f}",
+                f"{teacher / 1e12:.0f}" if teacher else "",
+                *(f"×{(arm['flops'] + teacher / students) / base['flops']:.2f}" for students in (1, 3, 10)),
+                f"×{arm['seconds'] / base['seconds']:.2f}",
+            )
+        )
+    head = ("arm", "student, TFLOP", "teacher, TFLOP", "both ÷ NTP", "of each of 3", "of each of 10", "time ÷ NTP")
+    return markdown(head, rows)
+
+
+def scarce_concepts(table: dict[str, Any]) -> str:
+    """Recall between its references, and what other concepts in their place cost."""
+    rows = [
+        (
+            SCARCE_ARMS[name],
+            *(f"{arm[field]:.1%}" for field in ("static_recall", "token_recall", "recall")),
+            *(
+                f"{arm[field]:+.3f} ({span(arm[f'{field}_low'], arm[f'{field}_high'])})".replace("-", "−")
+                for field in ("mean", "shuffle", "shuffle_same_token", "token_table")
+            ),
+        )
+        for name, arm in scarce_arms(table).items()
+        if arm["recall"] is not None
+    ]
+    head = (
+        "arm",
+        "recall of a static list",
+        "of a token table",
+        "of the model",
+        "their mean",
+        "of any position",
+        "of the same token elsewhere",
+        "of a token table",
+    )
+    return markdown(head, rows)
+
+
+def scarce_words(table: dict[str, Any]) -> str:
+    """Where the loss differs from NTP's, by class of token."""
+    arms = [name for name in scarce_arms(table) if name != table["baseline"]]
+    found = {(word["arm"], word["value"]): word for word in table["words"] if word["slice"] == "token_class"}
+    rows = []
+    for value in dict.fromkeys(value for _, value in found):
+        cells = [found[arm, value] for arm in arms]
+        if cells[0]["tokens"] < 100:
+            continue
+        shown = (f"{cell['difference']:+.3f} ({span(cell['low'], cell['high'])})" for cell in cells)
+        rows.append((value, f"{cells[0]['tokens']:,}", *(cell.replace("-", "−") for cell in shown)))
+    return markdown(("tokens", "n", *(SCARCE_ARMS[arm] for arm in arms)), rows)
+
+
+def scarce_arms(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those shown, by name, in their order."""
+    there = {arm["arm"]: arm for arm in table["arms"]}
+    return {name: there[name] for name in SCARCE_ARMS if name in there}
+
+
+def bounded(value: float, low: float | None, high: float | None) -> str:
+    """A difference ± half of its interval."""
+    return interval(value, None if low is None else {"low": low, "high": high})
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval by its ends."""
+    return "" if low is None else f"{low:+.3f} … {high:+.3f}".replace("-", "−")
 
 
 def headline(table: dict[str, Any]) -> str:

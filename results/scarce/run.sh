@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Concepts and distillation on a small corpus with a strong teacher of another tokenizer; resumable.
-#   bash results/scarce/run.sh TEACHER.gguf FOLDER
-# FOLDER: made by results/aligned/run.sh and results/label_content/run.sh (student_data, labels_contextual).
+# Concepts and distillation on a million tokens with a strong teacher of another tokenizer; resumable, hours on two cores.
+#   bash results/scarce/run.sh TEACHER.gguf DICTIONARY CORPUS_FOLDER OUTPUT_FOLDER
+# DICTIONARY: made by results/aligned/run.sh. `python results/scarce/figure.py OUTPUT_FOLDER/sweep/report` and
+# `python results/reproduction/page.py` then draw and tabulate in seconds.
 set -euo pipefail
-teacher=$(realpath "$1") folder=$(realpath "$2")
-cocomix="${COCOMIX:-cocomix}"
-[ -d "$folder/first_token" ] || $cocomix distill "$folder/student_data" --teacher "$teacher" --output "$folder/first_token"
-sed -e "s#DATA\$#$folder/student_data#; s#LABELS#$folder/labels_contextual#; s#PROBABILITIES#$folder/first_token#; s#RECIPES#$PWD/recipes#" \
-  results/scarce/screen.yaml > "$folder/screen.yaml"
-$cocomix sweep "$folder/screen.yaml" --output "$folder/screen"
+here=$PWD/results/scarce out=$4
+mkdir -p "$out"
+for link in "$1:teacher.gguf" "$2:dictionary" "$3:corpus"; do
+  [ -e "$out/${link#*:}" ] || ln -s "$(realpath "${link%%:*}")" "$out/${link#*:}"
+done
+[ -e "$out/heldout_every_fourth.jsonl.gz" ] || python results/reproduction/documents.py "$3" "$out"
+cd "$out"
+"${COCOMIX:-cocomix}" sweep "$here/plan.yaml" --output sweep --jobs 2

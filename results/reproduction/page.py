@@ -214,7 +214,9 @@ def scarce(table: dict[str, Any]) -> str:
             )
         )
     grams = ("bigram", "trigram", "fourgram")
-    rows.append((", ".join(grams), "", ", ".join(f"{table['references'][name]:.3f}" for name in grams), "", "", ""))
+    rows.append(
+        ("bigram, trigram, 4-gram", "", ", ".join(f"{table['references'][name]:.3f}" for name in grams), "", "", "")
+    )
     head = ("arm", "seeds", "loss, nats per token", "minus NTP", "over documents × seeds", "MFLOP a token")
     return markdown(head, rows)
 

@@ -1,8 +1,8 @@
 """What typographic quotation marks do to the differences: python results/scarce/quotes.py SWEEP_FOLDER
 
 Writes quotes.json beside this file. Found after the fact in the losses of every token, so a lead and no test: nats per
-token of every arm, means over seeds, over all tokens, tokens with “ ” ‘ or ’, and the rest; of the first mark also after
-it occurred in the context and before.
+token of every arm, means over seeds, over all tokens, over those with “ ” ‘ or ’, and the rest; of the first mark also
+after it occurred in the context and before.
 """
 
 import json

@@ -36,7 +36,7 @@ class Registry(Generic[Kind]):
 
         def added(cls: Added) -> Added:
             if name in self.built_in or self.registered.get(name, cls) is not cls:
-                raise CoCoMixError(f"there is a {self.what} {name!r} already; give {cls.__name__} another name.")
+                raise CoCoMixError(f"the {self.what} {name!r} is there already; give {cls.__name__} another name.")
             self.registered[name] = cls
             return cls
 

@@ -9,29 +9,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOLDS = {
-    "cli": "a file per verb",
-    "explorer": "the web page",
+    "cli": "the command cocomix, a file per verb",
+    "explorer": "the web page of cocomix explore",
     "experiments": "sweeps, demo, shipped recipes",
     "interpret": "inspect, steer, atlas",
     "interop": "import, export, hub",
     "evaluation": "loss, n-grams, reliance, comparison",
     "training": "recipe, batches, Trainer, checkpoints",
-    "labelling": "map_shards, stored labels, what they hold",
+    "labelling": "labels of every shard, stored; what they say",
     "model": "student, mixing, heads",
     "concepts": "labellers, dictionary",
     "data": "documents, token files",
     "artifacts": "folders that are whole or absent, here or at a URL",
-    "runtime": "device, processes, errors, logging",
+    "runtime": "device, processes, errors, logging; nothing of models",
 }
 WAY = (
     ("cli/label.py", "reads the options"),
     ("labelling/make_labels.py", "the function that labels a shard"),
-    ("labelling/map_shards.py", "calls it for every shard, keeps the parts"),
+    ("labelling/map_shards.py", "calls it for every shard of the tokens"),
     ("concepts/labellers/attribution.py", "tokens → concept ids"),
     ("concepts/teacher.py", "runs the teacher and its backward pass"),
     ("concepts/scoring.py", "the k largest scores"),
-    ("labelling/stored_labels.py", "ids and counts as they are stored"),
-    ("labelling/stored_arrays.py", "their files; rows of them"),
+    ("labelling/stored_labels.py", "the folder of labels, with its manifest"),
+    ("labelling/stored_arrays.py", "its files: arrays, read by rows"),
     ("training/joined_blocks.py", "a block's tokens beside its labels"),
     ("training/objectives/cocomix.py", "labels into the model, its loss out"),
     ("model/modeling.py", "the student's forward pass"),
@@ -61,16 +61,16 @@ def picture() -> str:
     rows = layers()
     bottom = TOP + len(rows) * (HEIGHT + GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1000 {bottom + 56}" font-size="15" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1000 {bottom + 12}" font-size="15" '
         "font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\">",
         "<title>The rooms of cocomix, each importing only rooms below it, and a label's way through the files</title>",
-        f'<rect width="1000" height="{bottom + 56}" fill="#ffffff"/>',
+        f'<rect width="1000" height="{bottom + 12}" fill="#ffffff"/>',
         '<defs><marker id="a" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L10 5L0 10z" fill="#44546a"/></marker></defs>',
-        _text(LEFT, 34, "The rooms", weight=600),
-        _text(LEFT, 58, "a room imports only rooms below it; rooms side by side do not import one another", faint=True),
-        _text(640, 34, "A label's way", weight=600),
-        _text(640, 58, "from cocomix label to the loss", faint=True),
+        _text(LEFT, 34, "The rooms: folders of src/cocomix", weight=600),
+        _text(LEFT, 58, "each imports only what is below it, and nothing beside it", faint=True),
+        _text(640, 34, "An example: the way of a concept label", weight=600),
+        _text(640, 58, "from cocomix label to the loss; colours: rooms", faint=True),
     ]
     for number, row in enumerate(rows):
         width = (WIDTH - GAP * (len(row) - 1)) / len(row)
@@ -94,7 +94,6 @@ def picture() -> str:
         parts.append(_text(674, y + step / 2 + 8, does, faint=True, size=12))
         if number:
             parts.append(f'<path d="M808 {y - 8}V{y}" stroke="#44546a" stroke-width="1.6"/>')
-    parts.append(_text(LEFT, bottom + 24, "Colours: the rooms that a label passes.", faint=True))
     return "\n".join([*parts, "</svg>", ""])
 
 

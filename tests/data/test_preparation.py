@@ -301,6 +301,14 @@ def test_a_small_share_of_a_small_corpus_is_warned_of(tmp_path: Path, caplog: py
     assert "1% were asked for" in caplog.text
 
 
+def test_few_documents_that_validate_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_jsonl(tmp_path / "few.jsonl", [story(i) for i in range(20)])
+    data = prepare(settings(path, validation_fraction=0.1), tmp_path / "out")
+    documents = data.manifest.splits["validation"].documents
+    assert documents < 5
+    assert f"only {documents} of 20 documents" in caplog.text
+
+
 def test_a_split_gets_documents_until_it_has_a_block(tmp_path: Path, corpus: Path) -> None:
     data = prepare(settings(corpus, block_size=256, validation_fraction=0.001), tmp_path / "out")
     assert data.manifest.splits["validation"].blocks == 1

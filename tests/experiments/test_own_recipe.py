@@ -55,7 +55,8 @@ def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, paper: bool, 
 def test_flags_write_what_runs(cli: Cli, here: Path) -> None:
     done = cli("init", "--corpus", "my texts", *ANSWERS, "--json")
     assert json.loads(done.out)["recipe"] == "recipes/my_texts.yaml"
-    prepare = "cocomix prepare 'my texts' --vocab-size 4096 --block-size 128 --output data/my_texts"
+    share = "--validation-fraction 0.2"  # of a corpus this small
+    prepare = f"cocomix prepare 'my texts' --vocab-size 4096 --block-size 128 {share} --output data/my_texts"
     assert done.err.splitlines()[-1] == f"next: {prepare}"
     text = (here / "recipes" / "my_texts.yaml").read_text()
     assert f"#   {prepare}\n#   cocomix train recipes/my_texts_teacher.yaml\n" in text

@@ -52,6 +52,8 @@ logger = getLogger(__name__)
 _WORK = "work"
 _MUCH_VALIDATION = 3.0
 """How many times the share that was asked for is worth a warning."""
+_FEW_DOCUMENTS = 5
+"""Fewer that validate are worth a warning: one book's loss is not the corpus's, and intervals are over documents."""
 
 
 def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) -> Tokens:
@@ -333,6 +335,14 @@ class _Preparation:
                 f"{tokens[VALIDATION]:,}",
                 f"{sum(tokens.values()):,}",
                 100 * asked,
+            )
+        elif self.drawn and division.documents[VALIDATION] < _FEW_DOCUMENTS:
+            logger.warning(
+                "only %s of %s documents validate (%s tokens), so that losses will say little of other texts; give "
+                "--validation-fraction 0.1, say, or --validation",
+                division.documents[VALIDATION],
+                f"{sum(division.documents.values()):,}",
+                f"{tokens[VALIDATION]:,}",
             )
         if division.both:
             logger.warning("%s training documents are among those that validate, too", f"{division.both:,}")

@@ -26,6 +26,7 @@ _BYTES_PER_TOKEN = 4  # about, of English text
 _COMPRESSED = 3  # bytes of text in a byte of gzip, Zstandard or Parquet, about
 _STEPS = 2000  # optimizer steps aimed at: with the paper's 0.5M tokens a step, a short run would have a few dozen
 _PAPER_STEP = 2**19  # tokens
+_VALIDATION = 100_000  # tokens aimed at, but at most a fifth of the corpus: 1% of a small one is a document or two
 _FEWEST = 200_000  # tokens of a run: a smaller corpus is read more than once
 _ELSEWHERE = 100_000_000  # tokens of a run on a corpus whose size is not known here
 _TOKENS_PER_PARAMETER = 20  # at most, as in the training-optimal runs of Hoffmann et al. (2022)
@@ -187,6 +188,8 @@ class OwnRecipe:
         trained = self.teacher.name == TRAINED_HERE
         tokenizer = ["--vocab-size", str(_VOCABULARY)] if trained else ["--tokenizer", self.teacher.name]
         words = ["cocomix", "prepare", self.corpus.source, *tokenizer, "--block-size", str(self.block_size)]
+        share = round(min(0.2, _VALIDATION / self.corpus.tokens), 2)
+        words += ["--validation-fraction", str(share)] if share > 0.01 else []  # 0.01 is the default
         return shlex.join([*words, "--output", self.data])
 
     def after_preparation(self, recipe: Path) -> str:

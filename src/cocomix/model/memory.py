@@ -17,7 +17,7 @@ from cocomix.model.configuration import CoCoMixConfig
 __all__ = ["STATE_BYTES", "activation_bytes"]
 
 STATE_BYTES = 16
-"""Per parameter: weight, gradient and AdamW's two moments, in float32 (autocast keeps them so)."""
+"""Per parameter: weight, gradient and AdamW's two moments, in float32 (autocast keeps them so); Muon keeps one less."""
 
 _FLOAT32_ON_CUDA = (
     *("__pow__", "__rpow__", "__rtruediv__", "cumsum", "exp", "layer_norm", "log", "log_softmax", "logsumexp", "norm"),

@@ -114,7 +114,7 @@ def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
     arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
     state = STATE_BYTES * plan.accounting.total_parameters
-    memory: dict[str, Any] = {"GiB of weights, gradients and AdamW": round(state / 2**30, 1)}
+    memory: dict[str, Any] = {"GiB of weights, gradients and optimizer, at most": round(state / 2**30, 1)}
     if not arguments.gradient_checkpointing:
         kept = activation_bytes(
             plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16

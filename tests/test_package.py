@@ -160,14 +160,13 @@ def test_the_licences_of_what_it_needs_are_listed() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_public_names_exist(name: str) -> None:
+def test_a_module_says_what_it_is_for_and_a_room_what_it_offers(name: str) -> None:
     if name == "cocomix.__main__":
         return
     module = importlib.import_module(name)
     assert module.__doc__
-    for public in module.__all__:
+    for public in getattr(module, "__all__", []):
         assert getattr(module, public) is not None
-    assert list(module.__all__) == sorted(set(module.__all__), key=module.__all__.index)
 
 
 def test_auto_classes_know_the_model() -> None:

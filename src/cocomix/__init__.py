@@ -11,16 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.concepts import ConceptDictionary, ConceptLabels, ConceptTeacher
-    from cocomix.model import (
-        CoCoMixConfig,
-        CoCoMixForCausalLM,
-        CoCoMixOutput,
-        ConceptEdit,
-        from_pretrained_backbone,
-    )
+    from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixOutput, ConceptEdit, from_pretrained_backbone
     from cocomix.training import CoCoMixTrainer
 
     __version__: str
@@ -39,29 +34,18 @@ __all__ = [
     "from_pretrained_backbone",
 ]
 
-_ROOMS = {
-    "CoCoMixConfig": "cocomix.model",
-    "CoCoMixForCausalLM": "cocomix.model",
-    "CoCoMixOutput": "cocomix.model",
-    "CoCoMixTrainer": "cocomix.training",
-    "ConceptDictionary": "cocomix.concepts",
-    "ConceptEdit": "cocomix.model",
-    "ConceptLabels": "cocomix.concepts",
-    "ConceptTeacher": "cocomix.concepts",
-    "from_pretrained_backbone": "cocomix.model",
-}
-
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user sets up logging
 
 
+_public = lazily(__name__)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(_ROOMS[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 
         return version("cocomix")
-    raise AttributeError(f"module 'cocomix' has no attribute {name!r}")
+    return _public(name)
 
 
 if "transformers" in sys.modules:  # so that its Auto classes know the model type from here on

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from cocomix.artifacts.artifact import Artifact
 from cocomix.artifacts.faults import Damaged, unreadable
 
-__all__ = ["mapped_array"]
-
 _OPEN_MAPS = 64
 """Files that a process keeps mapped. Linux allows 65,530 maps a process, and a corpus of 1T tokens has some 4,000 files
 of the default size; mapping one again costs about 0.1 ms."""

@@ -24,8 +24,6 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import is_first_process
 
-__all__ = ["Artifact", "open_artifact", "verify"]
-
 _KINDS: dict[str, type["Artifact[Any]"]] = {}
 
 

@@ -8,19 +8,6 @@ from pathlib import Path
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "AlreadyExists",
-    "BeingWritten",
-    "Damaged",
-    "MadeFromSomethingElse",
-    "NotAnArtifact",
-    "OutsideFolder",
-    "Unreachable",
-    "WrongKind",
-    "WrongVersion",
-    "unreadable",
-]
-
 
 class NotAnArtifact(CoCoMixError):
     """There is no folder, or it has no `manifest.json`: it is something else, or unfinished."""

@@ -18,8 +18,6 @@ from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.manifests import FileEntry
 from cocomix.artifacts.store import RemoteFolder
 
-__all__ = ["FileCache"]
-
 _WHOLE, _PART = ".npy", ".part"
 _WAIT = 0.05
 """Seconds before room is looked for again, while other processes' fetching is in the way."""

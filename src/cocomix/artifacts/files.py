@@ -12,19 +12,6 @@ from typing import Any
 from cocomix.artifacts.faults import OutsideFolder
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "check_name",
-    "explained_full_disk",
-    "file_names",
-    "flush",
-    "flush_folder",
-    "inside",
-    "read_json",
-    "write_json",
-    "write_text",
-    "written_aside",
-]
-
 
 def check_name(name: str) -> str:
     """`name`, once it is seen to be a relative POSIX path that stays in its folder on every system.

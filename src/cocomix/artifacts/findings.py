@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Finding", "Findings"]
-
 
 @dataclass(frozen=True)
 class Finding:

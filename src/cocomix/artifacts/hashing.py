@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # importing PyTorch takes seconds, and only `tensor_sha256` needs it
     from torch import Tensor
 
-__all__ = ["file_sha256", "fingerprint_json", "tensor_sha256"]
-
 
 def tensor_sha256(tensor: "Tensor") -> str:
     """SHA-256 (hex) of a tensor's dtype, shape and raw bytes."""

@@ -20,8 +20,6 @@ import psutil
 
 from cocomix.artifacts.faults import BeingWritten
 
-__all__ = ["being_written", "locked", "process_lives", "refuse_writer", "this_process"]
-
 logger = logging.getLogger(__name__)
 _held: set[int] = set()
 """Descriptors of this process's locks."""

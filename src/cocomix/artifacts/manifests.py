@@ -11,16 +11,6 @@ from cocomix.artifacts.faults import Damaged, WrongKind, WrongVersion
 from cocomix.artifacts.files import check_name
 from cocomix.artifacts.hashing import file_sha256, fingerprint_json
 
-__all__ = [
-    "MANIFEST",
-    "FileEntry",
-    "Manifest",
-    "ManifestFile",
-    "as_json",
-    "differing",
-    "file_entry",
-]
-
 MANIFEST = "manifest.json"
 
 

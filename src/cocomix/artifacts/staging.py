@@ -28,19 +28,6 @@ from cocomix.artifacts.urls import require_local, shown, url_of
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated
 
-__all__ = [
-    "PLAN",
-    "THREADS",
-    "Staging",
-    "begin",
-    "check_plan",
-    "made_at",
-    "partial_path",
-    "seal",
-    "staged",
-    "whole_folder",
-]
-
 PLAN = "plan.json"
 """Within a staging folder that can be gone on with: the kind and the identity of what is made."""
 THREADS = min(8, os.cpu_count() or 1)

@@ -18,17 +18,6 @@ from cocomix.artifacts.files import check_name, written_aside
 from cocomix.artifacts.urls import redacted
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "NotThere",
-    "RemoteFolder",
-    "cache_folder",
-    "cache_place",
-    "copy_place",
-    "explained",
-    "file_system",
-    "retried",
-]
-
 T = TypeVar("T")
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.5

@@ -12,8 +12,6 @@ from cocomix.artifacts.manifests import MANIFEST
 from cocomix.artifacts.store import NotThere, RemoteFolder, copy_place
 from cocomix.runtime.console import progress
 
-__all__ = ["MARKER", "Claim"]
-
 MARKER = ".cocomix-upload"
 """At a URL, while something is made for it: JSON, the process that makes it and a token of its own."""
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["is_there", "redacted", "require_local", "shown", "url_of"]
-
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}(.*)", re.DOTALL)
 # A secret may hold slashes and `@`, so what follows `user:` is taken out up to the last `@` of the word.
 _USER_INFO = re.compile(r"(\w:/{1,2})[^/\s@:]*:\S*@|(https?:/{1,2})[^/\s@]+@")

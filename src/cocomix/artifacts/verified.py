@@ -14,8 +14,6 @@ from filelock import FileLock
 
 from cocomix.artifacts.store import cache_folder
 
-__all__ = ["VerifiedFiles"]
-
 
 class VerifiedFiles:
     """The record of one folder: a line per hashed file, appended, so that processes need no lock to write it."""

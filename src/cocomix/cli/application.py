@@ -21,8 +21,6 @@ from cocomix.runtime.packaged import packaged_folder
 from cocomix.runtime.processes import is_first_process
 from cocomix.runtime.stopping import termination_raised
 
-__all__ = ["VERBS", "app", "main"]
-
 logger = logging.getLogger(__name__)
 
 VERBS: dict[str, tuple[str, ...]] = {

@@ -9,8 +9,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import first_to_fail
 from cocomix.runtime.stopping import STATUS, Terminated
 
-__all__ = ["exit_after"]
-
 
 def exit_after(error: BaseException, *, verbose: bool = False) -> NoReturn:
     """End the process: a person's mistake or wish in a sentence, a mistake of ours in its traceback.

@@ -13,8 +13,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from cocomix.labelling import Executor, Job
 
-__all__ = ["Blocks", "JobOptions", "asked_of"]
-
 
 Blocks = Annotated[
     int | None,

@@ -12,8 +12,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from cocomix.concepts import LabellerConfig
 
-__all__ = ["LabelOptions"]
-
 
 @dataclass(frozen=True)
 class LabelOptions:

@@ -8,23 +8,6 @@ import typer
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "AsJson",
-    "BatchBlocks",
-    "DataFolder",
-    "Example",
-    "OtherData",
-    "OtherLabels",
-    "Output",
-    "Recipe",
-    "Revision",
-    "RunFolder",
-    "RunOrExample",
-    "Set",
-    "Teacher",
-    "part_of",
-]
-
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist yet.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="Folder written by `cocomix prepare`.")]

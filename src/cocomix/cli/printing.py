@@ -12,8 +12,6 @@ from rich.table import Table
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Printed", "table", "values_table"]
-
 _COLOURS = {
     "red": ("broken", "damaged", "fail", "failed"),
     "yellow": ("not checked", "stopped", "warn"),

@@ -63,91 +63,6 @@ if TYPE_CHECKING:
     from cocomix.concepts.teacher import ConceptTeacher, load_teacher
     from cocomix.concepts.token_rows import first_blocks, pad_right, spread_blocks
 
-_MODULES = {
-    "aligned": ("AlignedFittedTeacher", "AlignedTeacher"),
-    "aligned_texts": ("ALIGNMENT", "AlignedText", "AlignedTexts", "Window"),
-    "check": (
-        "SAMPLE_TOKENS",
-        "Agreement",
-        "check_labeller",
-        "label_agreement",
-        "measure_agreement",
-        "measure_fit",
-        "require_agreement",
-        "require_fit",
-    ),
-    "decoder": ("FrozenDecoder",),
-    "dictionary": (
-        "ConceptDictionary",
-        "SparseCodes",
-        "layer_normalize",
-    ),
-    "dictionary_folder": ("Dictionary", "DictionaryFit", "DictionaryManifest", "FitSettings", "fit_identity"),
-    "fingerprints": (
-        "configuration_fingerprint",
-        "model_fingerprint",
-        "package_versions",
-    ),
-    "first_tokens": ("first_token_table",),
-    "fit": ("fit_dictionary",),
-    "labeller": (
-        "ConceptLabeller",
-        "ConceptLabels",
-        "FittedLabeller",
-        "LabellerConfig",
-        "Vocabulary",
-        "build_labeller",
-        "determining",
-        "drop_without_target",
-        "labeller_config",
-        "labeller_config_type",
-        "labeller_kinds",
-        "register_labeller",
-    ),
-    "labellers.activation": (
-        "ActivationConfig",
-        "ActivationLabeller",
-    ),
-    "labellers.attribution": (
-        "AttributionConfig",
-        "AttributionLabeller",
-        "CentredAttributionLabeller",
-    ),
-    "labellers.contextual": (
-        "ContextualConfig",
-        "ContextualLabeller",
-    ),
-    "labellers.fitted": ("FittedTeacherLabeller",),
-    "labellers.future_clusters": ("FutureClustersConfig", "FutureClustersLabeller"),
-    "labellers.future_words": ("FutureWordsConfig", "FutureWordsLabeller"),
-    "labellers.random": (
-        "RandomConfig",
-        "RandomLabeller",
-    ),
-    "labellers.teacher_labeller": (
-        "TeacherLabeller",
-        "TeacherLabellerConfig",
-    ),
-    "labellers.token_lookup": (
-        "TokenLookupConfig",
-        "TokenLookupLabeller",
-    ),
-    "sources": (
-        "DictionaryConfig",
-        "TeacherConfig",
-        "dictionary_layer",
-    ),
-    "teacher": (
-        "ConceptTeacher",
-        "load_teacher",
-    ),
-    "token_rows": (
-        "first_blocks",
-        "pad_right",
-        "spread_blocks",
-    ),
-}
-
 __all__ = [
     "ALIGNMENT",
     "SAMPLE_TOKENS",
@@ -217,4 +132,4 @@ __all__ = [
     "spread_blocks",
 ]
 
-__getattr__ = lazily(__name__, _MODULES)
+__getattr__ = lazily(__name__)

@@ -27,8 +27,6 @@ from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
 from cocomix.concepts.token_rows import pad_right
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["AlignedFittedTeacher", "AlignedTeacher"]
-
 
 class AlignedTeacher:
     """A labeller over the student's tokens, around a labeller over the teacher's tokens.

@@ -9,8 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text
 
-__all__ = ["ALIGNMENT", "UNREAD", "AlignedText", "AlignedTexts", "Window", "aligned_positions"]
-
 ALIGNMENT = "1"
 """Version of the alignment; raised when labels or targets change, so that those of two versions are never mixed."""
 UNREAD = 2

@@ -30,17 +30,6 @@ from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = [
-    "SAMPLE_TOKENS",
-    "Agreement",
-    "check_labeller",
-    "label_agreement",
-    "measure_agreement",
-    "measure_fit",
-    "require_agreement",
-    "require_fit",
-]
-
 logger = logging.getLogger(__name__)
 
 SAMPLE_TOKENS = 8192

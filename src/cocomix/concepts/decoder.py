@@ -19,16 +19,6 @@ from cocomix.concepts.diagonal import DiagonalGradient
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.flops import block_flops
 
-__all__ = [
-    "FrozenDecoder",
-    "GradientScope",
-    "HiddenGradient",
-    "NumberFormat",
-    "Predictions",
-    "decoder_blocks",
-    "target_mask",
-]
-
 GradientScope = Literal["sequence", "next"]
 NumberFormat = Literal["float32", "bfloat16", "float16"]
 """What a teacher computes in; the narrow ones by autocast."""

@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DiagonalGradient", "diagonal_attention"]
-
 
 def diagonal_attention(
     query: Tensor,

@@ -27,8 +27,6 @@ from cocomix.concepts.saelens import Normalization, SaeParts, write_sae
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.top_k import top_k
 
-__all__ = ["ConceptDictionary", "DictionaryKind", "InputStatistics", "SparseCodes", "layer_normalize"]
-
 DictionaryKind = Literal["topk", "jumprelu", "relu"]
 
 _LAYER_NORM_EPS = 1e-5

@@ -17,8 +17,6 @@ from cocomix.artifacts import Artifact, Findings, Manifest
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
-__all__ = ["Dictionary", "DictionaryFit", "DictionaryManifest", "FitReport", "FitSettings", "fit_identity"]
-
 
 class DictionaryFit(Section):
     """How well a dictionary describes a layer; see `cocomix.concepts.check` for the definitions.

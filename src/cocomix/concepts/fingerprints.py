@@ -13,8 +13,6 @@ from transformers import PreTrainedModel
 
 from cocomix.artifacts import fingerprint_json, tensor_sha256
 
-__all__ = ["configuration_fingerprint", "model_fingerprint", "package_versions"]
-
 # A configuration entry changes the numbers if its name holds one of these words: `layer_norm_epsilon`, `hidden_act`,
 # `num_attention_heads`, `rope_parameters`, `sliding_window`, `layer_types` … An entry of a new architecture that is
 # missing here is still seen by `configuration_fingerprint`, of which a change is told.

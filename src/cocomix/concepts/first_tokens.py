@@ -12,8 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text
 
-__all__ = ["first_token_table"]
-
 _BEFORE = ("\n", "a", ".", "1")
 """Texts to put before a token for tokenizers that add a space to a text's beginning; one of them does not merge with
 it."""

@@ -32,8 +32,6 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.device import available_memory
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["fit_dictionary", "memory_needed"]
-
 logger = logging.getLogger(__name__)
 
 _CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the device

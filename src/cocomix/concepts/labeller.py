@@ -18,24 +18,6 @@ from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.registry import Registry
 from cocomix.runtime.section import Section
 
-__all__ = [
-    "LABELLERS",
-    "ConceptLabeller",
-    "ConceptLabels",
-    "FittedLabeller",
-    "LabellerConfig",
-    "LabellerKind",
-    "Vocabulary",
-    "build_labeller",
-    "determining",
-    "drop_without_target",
-    "labeller_config",
-    "labeller_config_type",
-    "labeller_kinds",
-    "register_labeller",
-]
-
-
 NOT_DETERMINING = ("configuration", "versions")
 """Parts of a fingerprint that do not determine the labels; they are recorded for people."""
 

@@ -18,8 +18,6 @@ from cocomix.concepts.dictionary_folder import Dictionary
 from cocomix.concepts.saelens import CONFIG, WEIGHTS, SaeConfig, SaeParts, read_sae, sae_parts
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["import_sae_lens", "open_sae"]
-
 _HUB = re.compile(
     r"^hf://(?!datasets/|spaces/)(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+?))?/?$"
 )

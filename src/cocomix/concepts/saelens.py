@@ -23,18 +23,6 @@ from torch import Tensor
 from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "CONFIG",
-    "WEIGHTS",
-    "Normalization",
-    "SaeConfig",
-    "SaeParts",
-    "block_of_hook",
-    "read_sae",
-    "sae_parts",
-    "write_sae",
-]
-
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 Normalization = Literal["layer_norm", "constant_norm", "centre", "none"]

@@ -20,8 +20,6 @@ from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["Activation", "Sign", "attribute", "attribute_dense", "best_by_attribution", "best_labels", "criterion"]
-
 Activation = Literal["latent", "pre"]
 """What the gradient is multiplied with: `latent` = the dictionary's activations, so only active concepts are candidates
 (released code); `pre` = the pre-activations, so every concept is (paper Eq. 1)."""

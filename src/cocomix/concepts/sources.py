@@ -10,8 +10,6 @@ from cocomix.runtime.section import Section
 if TYPE_CHECKING:
     from cocomix.concepts.dictionary import ConceptDictionary
 
-__all__ = ["DictionaryConfig", "TeacherConfig", "dictionary_layer"]
-
 
 class TeacherConfig(Section):
     """The frozen language model that gives the concept targets."""

@@ -23,8 +23,6 @@ from cocomix.concepts.scoring import (
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
-__all__ = ["ConceptTeacher", "Reduction", "load_teacher"]
-
 logger = logging.getLogger(__name__)
 
 Reduction = Literal["mean", "sum"]

@@ -12,8 +12,6 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.runtime.byte_level import bytes_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["TokenBytes", "TokenEnds", "readable_text"]
-
 _PROBES = (
     "The quick brown fox, it's 1984.\n\n\tdef f(x_1): return {'a': x}  # two  spaces ",
     "Ünïcödé naïve ﬁ straße Ελληνικά Русский עברית हिन्दी 中文、日本語 한국어 🙂👩‍👩‍👧 nb\u00a0space",

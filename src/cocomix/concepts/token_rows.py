@@ -6,8 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["TokenBlocksLike", "first_blocks", "pad_right", "spread_blocks"]
-
 
 class TokenBlocksLike(Protocol):
     """A data set of token blocks of one length: row i has `input_ids`, int64 [block_size]."""

@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
     from cocomix.data.tokens import SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
 
-_MODULES = {
-    "document_blocks": ("DocumentBlocks", "positions_of_rows"),
-    "documents": ("resolve_sources",),
-    "mixture": ("MixedData",),
-    "overlap": ("warn_of_overlap",),
-    "preparation": ("encode_share", "prepare"),
-    "prepare_settings": ("PrepareSettings",),
-    "splits": ("TRAIN", "VALIDATION"),
-    "token_blocks": ("TokenBlocks", "TokenShard"),
-    "tokenizer": ("begin_of_text", "tokenizer_fingerprint", "train_tokenizer"),
-    "tokens": ("SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"),
-}
-
 __all__ = [
     "TRAIN",
     "VALIDATION",
@@ -55,4 +42,4 @@ __all__ = [
     "warn_of_overlap",
 ]
 
-__getattr__ = lazily(__name__, _MODULES)
+__getattr__ = lazily(__name__)

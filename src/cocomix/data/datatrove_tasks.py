@@ -21,8 +21,6 @@ try:
 except ImportError:
     PipelineStep = None
 
-__all__ = ["EncodeUnits"]
-
 
 class EncodeUnits(PipelineStep or object):  # type: ignore[misc]  # datatrove has no types
     """Pipeline step that encodes one task's share of the units; see `cocomix.data.encode_share`.

@@ -8,8 +8,6 @@ from torch.utils.data import Dataset
 
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["DocumentBlocks", "document_positions", "positions_of_rows"]
-
 
 def document_positions(input_ids: Tensor, eos_token_id: int, bos_token_id: int | None = None) -> Tensor:
     """Position of every token in its document, counted from the document's first token in the block.

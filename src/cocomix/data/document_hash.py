@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from cocomix.data.permutation import scrambled
 
-__all__ = ["DocumentHash", "draw_of", "draws_of", "threshold_of"]
-
 
 class DocumentHash:
     """The hash of a document, 8 bytes, from the pieces of its text as UTF-8, in order."""

@@ -18,8 +18,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["documentation_identity", "documentation_texts"]
-
 MIN_DOCSTRING_CHARACTERS = 160
 """Shorter docstrings say little more than the name they belong to (our choice)."""
 MIN_PARAGRAPH_CHARACTERS = 80

@@ -15,8 +15,6 @@ from cocomix.artifacts import RemoteFolder, explained, file_system, fingerprint_
 from cocomix.data.reading import SUPPORTED_SUFFIXES, file_kind
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["DOCUMENTATION", "Source", "SourceFile", "resolve_sources"]
-
 DOCUMENTATION = "docs:"
 """The source that stands for the documentation on this machine."""
 

@@ -7,8 +7,6 @@ from cocomix.data.token_blocks import TokenBlocks
 from cocomix.data.tokens import SplitMeta, Tokens
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["MixedData"]
-
 
 class MixedData(Tokens):
     """Corpora whose blocks are numbered through, corpus after corpus, in every split.

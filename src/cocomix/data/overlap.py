@@ -12,8 +12,6 @@ import numpy as np
 from cocomix.artifacts import shown
 from cocomix.data.tokens import Tokens
 
-__all__ = ["warn_of_overlap"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from cocomix.artifacts import FileEntry, file_entry, written_aside
 from cocomix.data.splits import VALIDATION, Member
 
-__all__ = ["BlockShape", "FilePlan", "file_plans", "pack_file"]
-
 _CHUNK_TOKENS = 2**20
 
 

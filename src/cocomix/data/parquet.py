@@ -8,8 +8,6 @@ import pyarrow.parquet as pq
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["open_parquet", "row_batches"]
-
 _ROWS = 64
 """Rows decoded at once (our choice: what they hold stays small beside a model)."""
 _BUFFER_BYTES = 1 << 20

@@ -10,8 +10,6 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Indices", "permuted", "scrambled"]
-
 Indices = NDArray[np.int64]
 
 _ROUNDS = 8

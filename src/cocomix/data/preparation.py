@@ -45,8 +45,6 @@ from cocomix.runtime.stopping import Terminated
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["encode_share", "prepare"]
-
 logger = getLogger(__name__)
 
 _WORK = "work"

@@ -8,8 +8,6 @@ from cocomix.data.tokenizer import check_vocab_size
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
-__all__ = ["PrepareSettings", "check_settings"]
-
 
 class PrepareSettings(Section):
     """What to prepare and how."""

@@ -24,18 +24,6 @@ from cocomix.artifacts import explained, file_system, retried, url_of
 from cocomix.data.parquet import open_parquet, row_batches
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "MAX_LINE_BYTES",
-    "SUPPORTED_SUFFIXES",
-    "Piece",
-    "file_kind",
-    "is_compressed",
-    "opened",
-    "pieces",
-    "read_texts",
-    "text_of",
-]
-
 PIECE_CHARACTERS = 1_000_000
 """Longer texts are handled in pieces of about this many characters, so that one huge document needs little memory."""
 MAX_LINE_BYTES = 32 * 2**20

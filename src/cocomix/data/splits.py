@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from cocomix.data.document_hash import draws_of
 from cocomix.data.unit_log import UnitLog
 
-__all__ = ["ALL", "TRAIN", "VALIDATION", "Division", "Documents", "Member", "divide"]
-
 TRAIN = "train"
 VALIDATION = "validation"
 ALL = 2**64

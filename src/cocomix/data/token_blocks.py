@@ -20,8 +20,6 @@ from cocomix.artifacts import mapped_array
 if TYPE_CHECKING:
     from cocomix.data.tokens import SplitMeta, Tokens, TokensFile
 
-__all__ = ["TokenBlocks", "TokenShard"]
-
 
 @dataclass(frozen=True)
 class TokenShard:

@@ -22,8 +22,6 @@ from tokenizers import Tokenizer
 from cocomix.runtime.byte_level import bytes_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["TokenFiles", "token_files"]
-
 logger = getLogger(__name__)
 
 _CHUNK = 2**22

@@ -13,20 +13,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = [
-    "END_OF_TEXT",
-    "MIN_VOCAB_SIZE",
-    "begin_of_text",
-    "check_vocab_size",
-    "encode_batch",
-    "plain_encoder",
-    "set_begin_of_text",
-    "tokenizer_fingerprint",
-    "tokenizer_identity",
-    "train_tokenizer",
-    "vocabulary_size",
-]
-
 END_OF_TEXT = "<|endoftext|>"
 """The end-of-document token of tokenizers trained here."""
 MIN_VOCAB_SIZE = 258

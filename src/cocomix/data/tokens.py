@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from cocomix.data.token_blocks import TokenBlocks, TokenShard
 
-__all__ = ["HELDOUT_HASHES", "SourceMeta", "SplitMeta", "Tokens", "TokensFile", "TokensManifest", "token_dtype"]
-
 HELDOUT_HASHES = "validation.hashes.npy"
 
 

@@ -11,8 +11,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROW", "UnitLog"]
-
 ROW = np.dtype([("end", "<u8"), ("hash", "<u8"), ("bytes", "<u4"), ("invalid", "<u4"), ("last", "?")])
 """About a `Part`; `end`: tokens of the unit up to its end."""
 

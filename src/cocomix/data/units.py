@@ -30,16 +30,6 @@ from cocomix.data.tokens import token_dtype
 from cocomix.data.unit_log import UnitLog
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
-__all__ = [
-    "ALGORITHM",
-    "Encoding",
-    "Part",
-    "Unit",
-    "encode_unit",
-    "plan_units",
-    "unit_parts",
-]
-
 ALGORITHM = 1
 """Raised whenever the same input would give other tokens or other documents."""
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 8 * 2**20, 128 * 2**20

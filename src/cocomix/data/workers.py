@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Workers"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 Advance = Callable[[float], None]

@@ -14,8 +14,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.recipe import RunConfig, load_recipe
 
-__all__ = ["ARM_FIELDS", "SEED_FIELDS", "refuse_unlike", "refuse_unlike_recipes"]
-
 _SIZES = (
     *("n_embd", "n_layer", "n_head", "n_inner", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),

@@ -27,8 +27,6 @@ from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_bl
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
 
-__all__ = ["Analyses", "analyse_runs"]
-
 logger = logging.getLogger(__name__)
 
 _GRADIENT_BATCHES = 32

@@ -34,8 +34,6 @@ from cocomix.training import Run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["compare"]
-
 logger = logging.getLogger(__name__)
 
 _ALIKE = 0.03

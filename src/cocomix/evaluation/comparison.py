@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from cocomix.evaluation.downstream_table import DownstreamTable
 
-__all__ = ["COLUMNS", "RELIANCE", "STUDENTS", "Comparison", "json_schema"]
-
 FORMAT_VERSION = 3
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")

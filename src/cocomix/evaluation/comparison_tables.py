@@ -10,8 +10,6 @@ from cocomix.evaluation.pages import Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["change", "comparison_tables", "known"]
-
 _SLICES = {"token_class": "kind of token", "seen": "seen in the context", "frequency": "times in the training text"}
 
 Shown = tuple[str, str, Callable[[Any], str]]

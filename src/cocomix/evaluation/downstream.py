@@ -30,17 +30,6 @@ from cocomix.training import Run
 if TYPE_CHECKING:
     from cocomix.evaluation.harness import CountingModel
 
-__all__ = [
-    "PAPER_TASKS",
-    "TASKS_FOLDER",
-    "Downstream",
-    "HarnessConditions",
-    "TaskMetric",
-    "TaskResult",
-    "evaluate_tasks",
-    "read_downstream",
-]
-
 logger = logging.getLogger(__name__)
 
 _FILE = "downstream.json"

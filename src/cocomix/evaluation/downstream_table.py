@@ -8,8 +8,6 @@ from cocomix.evaluation.formatting import NOTHING
 from cocomix.evaluation.statistics import t_test
 from cocomix.training import Run
 
-__all__ = ["DownstreamTable", "downstream_table"]
-
 
 @dataclass(frozen=True)
 class DownstreamTable:

@@ -8,16 +8,6 @@ from cocomix.evaluation.pages import Table
 from cocomix.evaluation.references import ORDERS, References
 from cocomix.evaluation.run_evaluation import RunEvaluation
 
-__all__ = [
-    "concept_advice",
-    "loss_table",
-    "models_table",
-    "recall_table",
-    "reliance_table",
-    "slice_table",
-    "worse_than_bigram",
-]
-
 _REPLACED_BY = {
     "mean": "their average",
     "shuffle": "those of another text",

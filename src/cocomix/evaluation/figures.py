@@ -11,8 +11,6 @@ from cocomix.evaluation.comparison import Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["AXES", "DARK", "LIGHT", "CurveAxis", "Theme", "draw_curves", "drawn_names", "dress", "png"]
-
 
 class Theme(NamedTuple):
     """Colours of a figure: background, text and baseline, helper lines, the other runs (Okabe and Ito's hues)."""

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-__all__ = ["NOTHING", "duration", "markdown_table", "markdown_text", "percent", "si", "signed"]
-
 NOTHING = "\u2013"
 """A dash in the place of a number that does not exist."""
 

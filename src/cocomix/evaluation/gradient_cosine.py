@@ -25,8 +25,6 @@ from cocomix.runtime.ignore import IGNORE
 if TYPE_CHECKING:
     from cocomix.evaluation.run_inputs import RunBlocks
 
-__all__ = ["GradientCosine", "compare_gradients", "gradient_cosines"]
-
 Losses = tuple[Tensor, Tensor]
 
 

@@ -12,8 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.data import begin_of_text
 from cocomix.runtime.console import progress
 
-__all__ = ["CountingModel"]
-
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 

@@ -19,8 +19,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives import recalled_labels
 
-__all__ = ["Batch", "ConceptCounts", "MapDataset", "batches", "count_blocks", "inference", "measure", "token_losses"]
-
 _RECALL_AT = 32  # as the paper's models predict
 
 

@@ -12,8 +12,6 @@ from cocomix.evaluation.reliance import first_distinct
 from cocomix.labelling import MOST_POSITIONS, Concatenated, Labels, places_in_lists
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["LabelCounts", "count_labels"]
-
 Integers = NDArray[np.integer[Any]]
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from cocomix.evaluation.run_inputs import RunBlocks
 
-__all__ = ["FREQUENCIES", "SLICES", "loss_slices", "slice_values", "token_table"]
-
 SLICES = ("token_class", "position", "frequency", "seen")
 FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000 or more")
 

@@ -33,8 +33,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["evaluate_run", "final_references"]
-
 logger = logging.getLogger(__name__)
 
 

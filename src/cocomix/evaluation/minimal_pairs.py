@@ -35,8 +35,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import Run
 
-__all__ = ["MISTAKES", "MinimalPairs", "Pair", "make_pairs", "measure_pairs", "score_pairs"]
-
 PREPOSITIONS = ("of", "in", "to", "for", "with", "on", "at", "by", "from")
 PER_DOCUMENT = 5
 _WORDS = (5, 40)  # of a sentence

@@ -24,8 +24,6 @@ from cocomix.runtime.errors import require_extra
 if TYPE_CHECKING:
     import rich.table
 
-__all__ = ["Figure", "Section", "Table", "render_page"]
-
 
 @dataclass(frozen=True)
 class Table:

@@ -27,8 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["BYTES_PER_TOKEN", "MOST_TOKENS", "ORDERS", "ContextTokens", "References", "measure_references"]
-
 ORDERS = ("unigram", "bigram", "trigram", "fourgram")
 
 MOST_TOKENS = 20_000_000

@@ -41,8 +41,6 @@ from cocomix.runtime.ignore import IGNORE
 if TYPE_CHECKING:
     from cocomix.evaluation.run_inputs import RunBlocks
 
-__all__ = ["Reliance", "RunReliance", "concept_reliance", "first_distinct", "no_reliance_reason", "oracle", "zero"]
-
 MOST_POSITIONS = 2**20
 """Positions that are measured at most, as their concepts are kept in memory: 270 MB at 32 concepts."""
 

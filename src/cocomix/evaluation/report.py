@@ -16,8 +16,6 @@ from cocomix.runtime.errors import require_extra
 if TYPE_CHECKING:
     import rich.console
 
-__all__ = ["REPORT_FILE", "found", "shown", "worse_than_bigram", "write_report"]
-
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"

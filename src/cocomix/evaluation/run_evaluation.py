@@ -20,16 +20,6 @@ from cocomix.training import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "EVALUATIONS",
-    "CompressionNorms",
-    "ConceptResults",
-    "FrequencyRecall",
-    "LossSlice",
-    "RunEvaluation",
-    "evaluations_of",
-]
-
 EVALUATIONS = "evaluations"
 """Folder within a run's folder."""
 

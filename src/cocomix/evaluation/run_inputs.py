@@ -24,8 +24,6 @@ from cocomix.training import Run
 from cocomix.training.corpora import block_order
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["RunBlocks", "open_run_data", "open_run_labels", "run_blocks", "run_labels", "training_tokens"]
-
 logger = logging.getLogger(__name__)
 
 Integers = NDArray[np.int64]

@@ -6,19 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "MINIMAL_DOCUMENTS",
-    "Estimate",
-    "PowerLaw",
-    "by_document",
-    "crossed_interval",
-    "document_interval",
-    "document_p",
-    "holm",
-    "power_law",
-    "t_test",
-]
-
 MINIMAL_DOCUMENTS = 6
 """Fewer documents cannot reach p < 0.05 in a two-sided signed-rank test."""
 

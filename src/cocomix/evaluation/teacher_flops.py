@@ -14,8 +14,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["dictionary_flops", "flops_from_nothing", "label_words", "teacher_flops"]
-
 
 def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     """The teacher's FLOPs for a run, by formula; `None` where they cannot be known, because what it made is gone.

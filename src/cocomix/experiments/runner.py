@@ -42,8 +42,6 @@ from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import train
 from cocomix.training.recipe import load_recipe, save_recipe
 
-__all__ = ["TRIED", "SweepResult", "run_sweep"]
-
 logger = logging.getLogger(__name__)
 
 TRIED = "learning_rates.json"

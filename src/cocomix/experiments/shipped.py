@@ -12,8 +12,6 @@ from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipes_folder import recipes_folder
 
-__all__ = ["Copied", "ShippedRecipe", "copy_recipe", "shipped_recipes"]
-
 
 class ShippedRecipe(NamedTuple):
     """A recipe's path without the suffix, e.g. `arms/pause`, and the first sentence of its comment."""

@@ -32,19 +32,6 @@ from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training.recipe import RecipeVersion, RunConfig
 from cocomix.training.recipe_file import merged, recipe_values
 
-__all__ = [
-    "DictionaryPlan",
-    "Job",
-    "LoadedPlan",
-    "SweepPlan",
-    "TeacherPlan",
-    "TunePlan",
-    "label_folder",
-    "labelled_blocks",
-    "load_plan",
-]
-
-
 TEACHER = "teacher"
 """In an arm's `model.pretrained`: the plan's teacher."""
 _DEFAULT = AttributionConfig()

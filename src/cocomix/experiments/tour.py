@@ -19,8 +19,6 @@ from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training.recipes_folder import recipes_folder
 
-__all__ = ["run_demo"]
-
 logger = logging.getLogger(__name__)
 
 PLAN, OWN_TEACHER_PLAN = "demo_plan.yaml", "demo_own_teacher_plan.yaml"

@@ -11,8 +11,6 @@ from cocomix.artifacts import MANIFEST
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe_file import recipe_values
 
-__all__ = ["Step", "next_step", "sibling", "steps_of"]
-
 _MANY_CONCEPTS = 4096  # beyond it a dictionary is fitted as published ones are: K_SAE 32, on more hidden states
 _EVALUATIONS = "evaluations"
 _INSIDE = (MANIFEST, _EVALUATIONS)  # what tells that the folder around it is done

@@ -15,8 +15,6 @@ from cocomix.explorer.subject import Subject
 from cocomix.explorer.text_view import text_view
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["build_app", "style_sheet", "theme"]
-
 _SHOW_LINK = """(query) => {
   const link = location.origin + location.pathname + "?" + query;
   history.replaceState(null, "", link);

@@ -13,8 +13,6 @@ from cocomix.explorer.parts import View
 from cocomix.explorer.subject import Subject
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["compare_view"]
-
 _AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}
 _LOSS = "validation loss, nats per token"
 

@@ -22,8 +22,6 @@ from cocomix.interpret import (
 )
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["concept_view"]
-
 _LISTED, _AROUND = 12, 100  # concepts listed; letters of a context on either side
 _ENOUGH = 30  # predictions, below which a precision or an AUROC of 1 is luck
 _RANKINGS = {

@@ -15,8 +15,6 @@ from cocomix.interpret import concept_model, teacher_steering
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Sampling", "choose_token", "continue_text", "grow_texts", "student_forward"]
-
 Forward = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """(tokens [1, seq], cache or None) → logits of the next token [vocab], float32, on the CPU, and the cache after it."""
 

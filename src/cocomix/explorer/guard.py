@@ -16,8 +16,6 @@ import psutil
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["PASSWORD_VARIABLE", "USER", "SecurityHeaders", "find_password", "login", "names_of"]
-
 PASSWORD_VARIABLE = "COCOMIX_EXPLORER_PASSWORD"
 """Environment variable that may hold the password."""
 USER = "cocomix"

@@ -12,8 +12,6 @@ import gradio as gr
 from cocomix.explorer.subject import Subject
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["QUIET", "View", "check_run", "message", "named"]
-
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Arguments of an event that computes little."""
 

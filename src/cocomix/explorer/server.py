@@ -12,8 +12,6 @@ from cocomix.explorer.guard import USER, SecurityHeaders, login, names_of
 from cocomix.explorer.subject import LIMITS, Subject
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["serve", "serving"]
-
 logger = logging.getLogger(__name__)
 
 _SESSIONS = 200

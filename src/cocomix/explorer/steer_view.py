@@ -12,8 +12,6 @@ from cocomix.interpret import edit_effects, parse_steer, steering_candidates, vi
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["read_edits", "steer_view"]
-
 _DO = {"add": "+", "multiply": "=", "set to": ":=", "ban": ":ban"}
 _POOL, _SUGGESTED = 16, 8  # concepts tried for a suggestion, one forward pass each; and shown
 _COLUMNS = {

@@ -26,8 +26,6 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["LIMITS", "Limits", "Subject", "open_subject"]
-
 
 @dataclass(frozen=True)
 class Limits:

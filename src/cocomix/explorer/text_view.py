@@ -13,8 +13,6 @@ from cocomix.explorer.parts import QUIET, View, named
 from cocomix.explorer.subject import Subject
 from cocomix.interpret import visible
 
-__all__ = ["TextReading", "read_text", "text_view"]
-
 _EXAMPLE = "The function returns a list of the items in the file."
 _CONCEPTS, _NEXT_TOKENS = 12, 8
 _STRONGEST = 0.6  # of full colour, so that text on it stays readable in light and dark

@@ -10,8 +10,6 @@ from cocomix.evaluation.formatting import duration, markdown_table, markdown_tex
 from cocomix.interop.record import RunRecord, public_name, read_record
 from cocomix.model import MIXINGS, CoCoMixConfig
 
-__all__ = ["model_card"]
-
 _PAPER = "https://arxiv.org/abs/2502.08524"
 Rows = list[tuple[str, str]]
 

@@ -12,8 +12,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm, load_tokenizer
 from cocomix.training.auto_classes import write_auto_classes
 
-__all__ = ["convert_autoencoder", "export_to_released", "import_released"]
-
 
 def import_released(
     folder: Path, output: Path, given: ConceptSettings | None = None, tokenizer: str | None = None

@@ -20,8 +20,6 @@ from cocomix.evaluation.run_inputs import open_run_data, run_blocks
 from cocomix.interpret import AtlasSettings, concept_model, read_held_out
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["export_delphi"]
-
 _MODULE = "predictor"  # the student's name for where they come from
 _CONCEPTS_A_FILE = 8192
 

@@ -12,8 +12,6 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["check_hub_access", "push_to_hub"]
-
 logger = logging.getLogger(__name__)
 
 

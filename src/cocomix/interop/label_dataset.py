@@ -24,8 +24,6 @@ from cocomix.interop.record import public_name
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 
-__all__ = ["export_labels"]
-
 logger = logging.getLogger(__name__)
 
 _BLOCKS_A_FILE = 8192

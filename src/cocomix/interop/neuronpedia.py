@@ -36,8 +36,6 @@ from cocomix.interpret import (
 )
 from cocomix.runtime.console import progress
 
-__all__ = ["export_neuronpedia"]
-
 _CONCEPTS_A_BATCH = 1024
 _CREATOR = "clkht01d40000jv08hvalcvly"  # the user that Neuronpedia's prisma/seed.ts makes; rows must name one
 _SET = "cocomix"

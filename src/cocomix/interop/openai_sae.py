@@ -10,8 +10,6 @@ from cocomix.concepts import ConceptDictionary
 from cocomix.interop.weights_only import load_weights_only
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["read_openai_autoencoder"]
-
 
 def read_openai_autoencoder(path: Path) -> ConceptDictionary:
     """Read an autoencoder as a dictionary.

@@ -12,8 +12,6 @@ from cocomix.labelling import Labels, LabelsManifest
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import RunConfig, load_recipe
 
-__all__ = ["RunRecord", "public_name", "read_record"]
-
 Found = TypeVar("Found")
 
 

@@ -10,8 +10,6 @@ from transformers import GPT2Config
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["from_reference_state_dict", "to_reference_state_dict"]
-
 _CONCEPT_NAMES = {
     "pre_bias": "predictor.pre_bias",
     "concept_predictor.weight": "predictor.head.weight",

@@ -21,8 +21,6 @@ from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
 
-__all__ = ["ConceptSettings", "read_reference_folder", "write_reference_folder"]
-
 _GPT2_FIELDS = (
     "activation_function",
     "attn_pdrop",

@@ -13,8 +13,6 @@ from cocomix.model import CoCoMixConfig
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["export_run"]
-
 logger = logging.getLogger(__name__)
 
 _COPIED = (

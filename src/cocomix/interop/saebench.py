@@ -23,8 +23,6 @@ from cocomix.model.mixing.compression import ConceptCompression
 from cocomix.model.predictor import ConceptPredictor, normalise
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["StudentSAE", "StudentSAEConfig"]
-
 
 @dataclass
 class StudentSAEConfig:

@@ -15,8 +15,6 @@ from pathlib import Path
 from cocomix.artifacts import write_text
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
-__all__ = ["AUTO_MAP", "LICENSE_FILE", "source_files", "write_source_files"]
-
 _PACKAGE = "cocomix"
 _OWN_IMPORT = re.compile(rf"^from ({_PACKAGE}\.[\w.]+) import ", re.MULTILINE)
 

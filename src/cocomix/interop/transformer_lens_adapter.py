@@ -24,8 +24,6 @@ from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.backbone import backbone_of
 from cocomix.model.mixing import Concepts
 
-__all__ = ["CoCoMixArchitectureAdapter"]
-
 
 class CoCoMixArchitectureAdapter(ArchitectureAdapter):  # type: ignore[misc]
     """Where the parts of a `CoCoMixForCausalLM` of any backbone are. Weights stay as they are: nothing is folded."""

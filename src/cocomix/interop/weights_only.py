@@ -7,8 +7,6 @@ import torch
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["load_weights_only"]
-
 
 def load_weights_only(path: Path) -> dict[str, Any]:
     """Read a dictionary of tensors and plain values that someone else saved with `torch.save`, to be stored as

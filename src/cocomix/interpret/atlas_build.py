@@ -40,8 +40,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import Run
 
-__all__ = ["build_atlas"]
-
 logger = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 2**24  # cosines held at once: 64 MiB in float32

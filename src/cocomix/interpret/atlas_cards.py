@@ -7,19 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cocomix.artifacts import Manifest
 
-__all__ = [
-    "AtlasManifest",
-    "AtlasSettings",
-    "ConceptCard",
-    "ConceptHit",
-    "Context",
-    "Histogram",
-    "NamedFrom",
-    "PropertyProbe",
-    "TokenChanges",
-    "WordLifts",
-]
-
 TokenChanges = tuple[tuple[str, float], ...]
 """Tokens, each with its change in nats."""
 WordLifts = tuple[tuple[str, float], ...]

@@ -15,8 +15,6 @@ from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["Array", "Reading", "read_held_out"]
-
 Array = NDArray[Any]
 _SAMPLED_ELEMENTS = 2**26  # logits of all concepts at sampled positions: 256 MiB in float32
 

@@ -11,8 +11,6 @@ from cocomix.interpret.atlas_cards import PropertyProbe
 from cocomix.interpret.atlas_pass import Array, Reading
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["concept_quality", "probe_properties", "token_properties"]
-
 logger = logging.getLogger(__name__)
 
 _LEAST = 10

@@ -28,17 +28,6 @@ from cocomix.interpret.effects import Effect, measure_effects
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
-__all__ = [
-    "CARDS",
-    "CARD_SCHEMA",
-    "EFFECT_TEXT",
-    "SAMPLES",
-    "SAMPLE_SCHEMA",
-    "ConceptAtlas",
-    "Ranking",
-    "default_atlas_folder",
-]
-
 CARDS, SAMPLES, EFFECT_TEXT = "cards.parquet", "samples.parquet", "effect_text.safetensors"
 Ranking = Literal[
     "predicted_count", "label_count", "auroc", "precision", "recall", "lift", "compression_norm", "detection", "fuzzing"

@@ -17,18 +17,6 @@ from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
 
-__all__ = [
-    "EditEffect",
-    "Effect",
-    "SteeringCandidate",
-    "Strengths",
-    "concept_strengths",
-    "edit_effects",
-    "measure_effects",
-    "steering_candidates",
-    "turning_amounts",
-]
-
 _HIGH = 0.95
 _TOKENS_AT_ONCE = 4096
 _LEAST_AMOUNT = 0.1

@@ -18,18 +18,6 @@ from cocomix.model import CoCoMixForCausalLM, predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
-__all__ = [
-    "ConceptDescription",
-    "NextToken",
-    "PredictedConcept",
-    "TokenConcepts",
-    "concept_model",
-    "describe_run_concepts",
-    "encode",
-    "encode_together",
-    "inspect_text",
-]
-
 _DESCRIBED_BLOCKS = 512
 _LEAST_COUNT, _TERMS = 3, 5
 

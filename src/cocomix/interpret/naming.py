@@ -14,8 +14,6 @@ from cocomix.interpret.atlas_cards import Context
 from cocomix.interpret.words import visible
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["API_KEY_VARIABLE", "NameEndpoint", "NameScores", "delphi_scorers", "score_name"]
-
 API_KEY_VARIABLE = "COCOMIX_NAME_API_KEY"
 """The environment variable that holds the endpoint's key; it is sent as a bearer token and written nowhere."""
 NameScores = tuple[float | None, float | None]

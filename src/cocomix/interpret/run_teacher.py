@@ -19,8 +19,6 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["RunTeacher", "open_run_teacher"]
-
 
 class RunTeacher(NamedTuple):
     """A teacher, and how it labelled.

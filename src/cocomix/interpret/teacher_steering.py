@@ -18,8 +18,6 @@ from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.model import ConceptEdit
 from cocomix.model.edits import PlacedEdit, check_edits, place_edits
 
-__all__ = ["edit_latents", "teacher_steering"]
-
 
 @contextmanager
 def teacher_steering(

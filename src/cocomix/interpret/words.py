@@ -12,8 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from cocomix.interpret.atlas_cards import WordLifts
 from cocomix.interpret.atlas_pass import Array
 
-__all__ = ["Words", "lifted_words", "visible"]
-
 _LEAST_SHARE = 0.02
 """Of a concept's positions that must hold a word: else any rare word that only stands there would come first."""
 _LEAST_LIFT = 1.5

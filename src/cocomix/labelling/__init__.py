@@ -48,18 +48,4 @@ __all__ = [
     "vocabulary_of",
 ]
 
-_MODULES = {
-    "executors": ("Inline", "Processes", "SlurmArray"),
-    "fitting": ("fit_on_data", "fitted"),
-    "label_content": ("MOST_POSITIONS", "LabelContent", "places_in_lists"),
-    "make_labels": ("distill_data", "label_data"),
-    "map_shards": ("Executor",),
-    "opening": ("check_tokenizer", "open_decoder", "open_labeller", "vocabulary_of"),
-    "ray_executor": ("RayExecutor",),
-    "stored_arrays": ("Concatenated", "StoredArrays"),
-    "stored_labels": ("LabelBlocks", "Labels", "LabelsManifest"),
-    "stored_probabilities": ("TeacherProbabilities",),
-    "storing": ("Job", "finish", "recognised"),
-}
-
-__getattr__ = lazily(__name__, _MODULES)
+__getattr__ = lazily(__name__)

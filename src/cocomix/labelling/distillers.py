@@ -38,8 +38,6 @@ from cocomix.concepts import (
 from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind, top_probabilities
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["AlignedDistiller", "Distiller", "PlainDistiller"]
-
 _ALGORITHM = "1"
 """Raised whenever the same teacher and settings would give other targets than before."""
 _CHUNK_ELEMENTS = 2**22  # probabilities held at once: 16 MiB, which caches hold

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from cocomix.data import TokenShard
 
-__all__ = ["Answer", "Inline", "Lost", "Processes", "SlurmArray", "WorkerPool", "attempt", "begin"]
-
 
 @dataclass(frozen=True)
 class Inline(Executor):

@@ -8,8 +8,6 @@ from cocomix.artifacts import explained_full_disk
 from cocomix.concepts import Dictionary, FitSettings, TeacherConfig, fit_identity
 from cocomix.data import TRAIN, VALIDATION, Tokens
 
-__all__ = ["fit_on_data", "fitted"]
-
 logger = logging.getLogger(__name__)
 
 

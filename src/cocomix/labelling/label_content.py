@@ -18,8 +18,6 @@ from pydantic import Field
 
 from cocomix.runtime.section import Section
 
-__all__ = ["MOST_POSITIONS", "LabelContent", "label_content", "places_in_lists"]
-
 MOST_POSITIONS = 2_000_000
 """Positions that are looked at, in blocks spread over the training split: 2 s and 0.4 GB with four labels each."""
 

@@ -16,13 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cocomix.artifacts import partial_path
-from cocomix.concepts import (
-    AlignedTeacher,
-    ConceptLabeller,
-    FittedLabeller,
-    LabellerConfig,
-    TeacherConfig,
-)
+from cocomix.concepts import AlignedTeacher, ConceptLabeller, FittedLabeller, LabellerConfig, TeacherConfig
 from cocomix.data import Tokens
 from cocomix.labelling.distillers import Distiller
 from cocomix.labelling.map_shards import Arrays
@@ -45,8 +39,6 @@ from cocomix.labelling.stored_probabilities import (
 from cocomix.labelling.storing import Job, made, store
 from cocomix.runtime.device import default_device, fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
-
-__all__ = ["distill_data", "label_data"]
 
 logger = logging.getLogger(__name__)
 

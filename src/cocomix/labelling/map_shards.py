@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from cocomix.data import TokenShard
 
-__all__ = ["Arrays", "Executor", "Outcome", "Report", "ShardFunction", "Task", "Work", "map_shards"]
-
 logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -39,19 +39,6 @@ from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
-__all__ = [
-    "DistillSettings",
-    "SentTokens",
-    "check_tokenizer",
-    "load_distiller",
-    "load_labeller",
-    "open_decoder",
-    "open_labeller",
-    "targets_for",
-    "tokenizer_of",
-    "vocabulary_of",
-]
-
 logger = logging.getLogger(__name__)
 
 _LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit

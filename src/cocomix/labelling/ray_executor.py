@@ -21,8 +21,6 @@ from cocomix.labelling.map_shards import Executor, Outcome, ShardFunction, Task,
 from cocomix.runtime.device import task_device
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["RayExecutor"]
-
 logger = logging.getLogger(__name__)
 
 _SECONDS_TO_ANSWER = 25.0  # for a cluster at an address; Ray itself takes minutes to give up

@@ -26,8 +26,6 @@ from cocomix.runtime.section import Section
 if TYPE_CHECKING:
     from torch.utils.data import ConcatDataset
 
-__all__ = ["Concatenated", "Layout", "StoredArrays", "StoredBlocks", "StoredFile", "StoredManifest", "id_dtype"]
-
 
 def id_dtype(count: int) -> np.dtype[Any]:
     """The type in which numbers below `count` are stored: uint16 up to 65,536, else uint32; little-endian."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from cocomix.concepts import ConceptLabels, LabellerConfig
 
-__all__ = ["LabelBlocks", "LabelStatistics", "Labels", "LabelsManifest", "Scores", "encode_labels", "label_layouts"]
-
 Scores = Literal["none", "float16", "float32"]
 NOT_DETERMINING = ("configuration", "versions")  # as in `cocomix.concepts`
 TABLES = "tables.safetensors"

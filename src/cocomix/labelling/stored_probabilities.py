@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 
     from cocomix.concepts import FrozenDecoder
 
-__all__ = [
-    "ProbabilitiesManifest",
-    "ProbabilityBlocks",
-    "ProbabilityDtype",
-    "TargetKind",
-    "TeacherProbabilities",
-    "top_probabilities",
-]
-
 ProbabilityDtype = Literal["float32", "bfloat16"]
 TargetKind = Literal["top_k", "first_token", "uld", "alm"]
 """`top_k`: of a teacher of the data's tokenizer; the others: of any teacher, see `cocomix.labelling.distillers`."""

@@ -32,8 +32,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from cocomix.data import SplitMeta, TokenShard
 
-__all__ = ["Job", "finish", "made", "recognised", "store"]
-
 logger = logging.getLogger(__name__)
 
 NOTES = "notes.json"

@@ -14,8 +14,6 @@ from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.runtime.flops import block_flops, product_flops
 
-__all__ = ["Accounting", "account", "build_model", "count_parameters", "matched_config"]
-
 _LARGEST_WIDTH_STEP = 16
 
 

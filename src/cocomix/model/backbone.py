@@ -16,16 +16,6 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "SUPPORTED_BACKBONES",
-    "Backbone",
-    "backbone_of",
-    "build_halves",
-    "part_config",
-    "plain_model",
-    "split_state_dict",
-]
-
 
 @dataclass(frozen=True)
 class Backbone:

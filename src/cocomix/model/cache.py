@@ -5,8 +5,6 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 
-__all__ = ["CoCoMixCache", "NothingCached"]
-
 
 class CoCoMixCache(Cache):  # type: ignore[misc]
     """One cache for both halves of a CoCoMix model; every length it reports is in *tokens*.

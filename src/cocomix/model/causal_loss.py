@@ -8,8 +8,6 @@ from cocomix.model.fused_head import SetCrossEntropy, fused_head
 from cocomix.model.targets import divisor, next_tokens
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["causal_loss"]
-
 
 def causal_loss(
     logits: Tensor,  # [batch, seq, vocab]

@@ -9,8 +9,6 @@ from cocomix.model.mixing import MIXINGS, Mixing
 from cocomix.model.predictor import HiddenLoss
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["CoCoMixConfig", "CompressionInit", "Count", "Predicted", "UpperPositions"]
-
 
 class AtLeast(NamedTuple):
     """A lower bound, which recipes check; exported code needs no pydantic for it."""

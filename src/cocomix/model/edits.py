@@ -15,18 +15,6 @@ from torch import Tensor, nn
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = [
-    "ConceptEdit",
-    "ConceptIntervention",
-    "Operation",
-    "PlacedEdit",
-    "active_edits",
-    "apply_edits",
-    "check_edits",
-    "edits_in_force",
-    "place_edits",
-]
-
 Operation = Literal["scale", "add", "set", "ban"]
 ConceptIntervention = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(ids, values), each [batch, seq, k] → what is mixed in instead; measures how much a model relies on concepts."""

@@ -14,8 +14,6 @@ from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 
-__all__ = ["check_same_decoder", "from_pretrained_backbone", "load_backbone_weights"]
-
 _GELU = ("gelu_new", "gelu_pytorch_tanh")  # one function; the second is one kernel and keeps one tensor, not five
 # Entries of a configuration that say how a decoder is stored, trained or asked, not what it computes.
 _NOT_COMPUTED = (

@@ -24,8 +24,6 @@ from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.top_k import top_k
 
-__all__ = ["BagOfWords", "Divergence", "HeadLoss", "HeadOutput", "SetCrossEntropy", "fused_head", "naive_head"]
-
 
 class SetCrossEntropy(NamedTuple):
     """Cross-entropy against a set of labels per position (paper Eq. 2); a next token is a set of one.

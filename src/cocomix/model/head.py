@@ -17,8 +17,6 @@ from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Head", "head_output"]
-
 
 class Head(nn.Linear):
     """Logits of vocabulary or concepts; see `fused_head` for what it does with a loss.

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["accumulation_dtype", "bag_of_words", "cap_", "divergence_of_all", "divergence_of_top", "set_cross_entropy"]
-
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Losses and sums over positions are held in float32, in float64 where the inputs are."""

@@ -14,8 +14,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.model.backbone import backbone_of, build_halves, part_config
 from cocomix.model.configuration import CoCoMixConfig
 
-__all__ = ["STATE_BYTES", "activation_bytes"]
-
 STATE_BYTES = 16
 """Per parameter: weight, gradient and AdamW's two moments, in float32 (autocast keeps them so); Muon keeps one less."""
 

@@ -29,8 +29,6 @@ from cocomix.model.targets import check_concept_labels, divisor, next_tokens, un
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["CoCoMixForCausalLM", "CoCoMixOutput", "predicts_concepts"]
-
 _COMPRESSION_SCALES = {"normal": 1.0, "small": 0.1, "zero": 0.0}
 
 

@@ -8,8 +8,6 @@ from cocomix.model.backbone import backbone_of
 from cocomix.model.cache import CoCoMixCache
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["positions_of"]
-
 
 def positions_of(
     query: Tensor | None,

@@ -13,16 +13,6 @@ from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.model.head import Head, head_output
 from cocomix.model.mixing import Concepts
 
-__all__ = [
-    "ConceptPredictor",
-    "HiddenLoss",
-    "HiddenPredictor",
-    "Prediction",
-    "build_predictor",
-    "hidden_distance",
-    "normalise",
-]
-
 HiddenLoss = Literal["l1", "l2", "cosine"]
 
 _EPSILON = 1e-5

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["FullTargets", "TopTargets", "check_concept_labels", "count_labelled", "divisor", "next_tokens", "unpadded"]
-
 
 class FullTargets(NamedTuple):
     """A teacher's next-token distributions: softmax of states · weightᵀ + bias.

@@ -7,8 +7,6 @@ machines that costs time (our measurement, 1.2 to 1.3 times for a 69M step: `res
 import ctypes
 import platform
 
-__all__ = ["keep_freed_memory"]
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 

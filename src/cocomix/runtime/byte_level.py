@@ -1,7 +1,5 @@
 """The alphabet of byte-level BPE, in which GPT-2's tokenizer and its kin write bytes as characters."""
 
-__all__ = ["bytes_of"]
-
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # these stand for themselves
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE))  # these are written from U+0100 on
 _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}

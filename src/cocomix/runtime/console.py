@@ -20,8 +20,6 @@ from cocomix.runtime.processes import is_first_process
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["is_terminal", "progress", "set_up_logging", "terminal"]
-
 Advance = Callable[[float], None]
 _FIRST_LINE_SECONDS, _LINE_SECONDS = 10.0, 60.0
 """Until the first log line of `progress`, and between the others."""

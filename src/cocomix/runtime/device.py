@@ -14,20 +14,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = [
-    "WORTH_IT",
-    "available_memory",
-    "choose_threads",
-    "chunk_bytes",
-    "cpu_flags",
-    "default_device",
-    "fast_bfloat16",
-    "products_per_second",
-    "task_device",
-    "usable_cores",
-    "worker_device",
-]
-
 logger = logging.getLogger(__name__)
 
 WORTH_IT = 1.2

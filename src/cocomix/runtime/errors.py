@@ -2,8 +2,6 @@
 
 from importlib.util import find_spec
 
-__all__ = ["CoCoMixError", "require_extra"]
-
 
 class CoCoMixError(ValueError):
     """A mistake in what the user gave: an argument, a file, a recipe.

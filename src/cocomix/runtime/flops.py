@@ -3,8 +3,6 @@
 from torch import nn
 from transformers import PreTrainedConfig
 
-__all__ = ["block_flops", "product_flops"]
-
 
 def block_flops(blocks: nn.ModuleList, config: PreTrainedConfig, positions: int | None) -> float:
     """Forward FLOPs of a decoder's first blocks per position.

@@ -10,8 +10,6 @@ from transformers.utils import logging
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["NoTokenizer", "load_causal_lm", "load_tokenizer"]
-
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

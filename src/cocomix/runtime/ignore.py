@@ -1,6 +1,4 @@
 """The label value that every room leaves out."""
 
-__all__ = ["IGNORE"]
-
 IGNORE = -100
 """A label of this value means "nothing to learn here", for tokens and concepts alike; PyTorch's cross-entropy's own."""

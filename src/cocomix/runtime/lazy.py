@@ -1,19 +1,22 @@
 """Rooms whose names are imported when they are first used, so that what needs no PyTorch does not load it."""
 
-from collections.abc import Callable, Mapping
+import ast
+import sys
+from collections.abc import Callable
 from importlib import import_module
+from inspect import getsource
 from typing import Any
 
-__all__ = ["lazily"]
 
-
-def lazily(package: str, modules: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose modules have these names."""
-    module_of = {name: module for module, names in modules.items() for name in names}
+def lazily(package: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package: it imports what the package itself imports only `if TYPE_CHECKING`."""
+    parsed = ast.walk(ast.parse(getsource(sys.modules[package])))
+    imports = [node for node in parsed if isinstance(node, ast.ImportFrom)]
+    module_of = {alias.name: node.module for node in imports for alias in node.names if node.module is not None}
 
     def get(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{module_of[name]}"), name)
+        return getattr(import_module(module_of[name]), name)
 
     return get

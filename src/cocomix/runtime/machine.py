@@ -28,8 +28,6 @@ from cocomix.runtime.device import (
     usable_cores,
 )
 
-__all__ = ["Line", "examine"]
-
 _NEEDED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pyarrow")
 _OPTIONAL = {
     "datasets": "hub",

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-__all__ = ["packaged_folder"]
-
 
 def packaged_folder(name: str) -> Path:
     """A folder inside the installed package, or beside the source; it may be read-only."""

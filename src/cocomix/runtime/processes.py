@@ -6,8 +6,6 @@ The first process speaks and writes; of processes that fail, the first to do so 
 import os
 from datetime import timedelta
 
-__all__ = ["first_to_fail", "is_first_process"]
-
 _PATIENCE = timedelta(seconds=5)
 
 

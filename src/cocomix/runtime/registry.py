@@ -8,8 +8,6 @@ from typing import Any, Generic, TypeVar, cast
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import meant
 
-__all__ = ["Registry"]
-
 Kind = TypeVar("Kind")
 Added = TypeVar("Added", bound=type[Any])
 

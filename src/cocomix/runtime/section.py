@@ -6,8 +6,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Section", "describe_validation_error", "meant"]
-
 
 class Section(BaseModel):
     """Settings, such as a part of a recipe: frozen, without unknown fields."""

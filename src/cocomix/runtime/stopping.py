@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["STATUS", "Terminated", "termination_noted", "termination_raised"]
-
 STATUS = 128 + signal.SIGTERM
 """Exit status of a command that SIGTERM ended, as shells report it: 143."""
 

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["top_k"]
-
 _GROUP = 128
 _WIDTHS_PER_K = 1024  # below, the second stage reads too many of the numbers again; measured at k = 4 and 32
 

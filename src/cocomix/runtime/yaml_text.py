@@ -9,9 +9,6 @@ import yaml
 
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["dump_yaml", "parse_yaml"]
-
-
 MAX_VALUES = 100_000
 """More values than any recipe or plan has; aliases of aliases double them with every line."""
 

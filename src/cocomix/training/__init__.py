@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from cocomix.training.run_plan import Plan, describe_plan, plan_run
     from cocomix.training.trainer import CoCoMixTrainer
 
-_MODULES = {
-    "manifest": ("RunManifest",),
-    "optimizers": ("muon",),
-    "opened_run": ("CurvePoint", "Run"),
-    "recipe_cost": ("estimate",),
-    "run": ("train",),
-    "run_plan": ("Plan", "describe_plan", "plan_run"),
-    "trainer": ("CoCoMixTrainer",),
-}
-
 __all__ = [
     "CoCoMixTrainer",
     "CurvePoint",
@@ -39,4 +29,4 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = lazily(__name__, _MODULES)
+__getattr__ = lazily(__name__)

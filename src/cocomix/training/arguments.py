@@ -20,19 +20,6 @@ from cocomix.training.optimizers import MUON, muon
 from cocomix.training.recipe import RunConfig
 from cocomix.training.tracking import TENSORBOARD, trackers
 
-__all__ = [
-    "DEFAULTS",
-    "REFUSED",
-    "accumulation_steps",
-    "epoch_blocks",
-    "refuse_unheeded",
-    "steps_of_epochs",
-    "steps_per_epoch",
-    "tokens_after",
-    "tokens_per_step",
-    "training_arguments",
-]
-
 logger = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {

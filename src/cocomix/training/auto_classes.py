@@ -5,8 +5,6 @@ from pathlib import Path
 from cocomix.artifacts import read_json, write_json, write_text
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 
-__all__ = ["write_auto_classes"]
-
 _MODULE = "cocomix_classes"
 _HINT = """Imports this model's classes from the package cocomix, and does nothing else.
 

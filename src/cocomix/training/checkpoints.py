@@ -28,20 +28,6 @@ from cocomix.artifacts import Artifact, Damaged, Manifest, NotAnArtifact, seal
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.meters import over_processes
 
-__all__ = [
-    "WRITING",
-    "Checkpoint",
-    "CheckpointManifest",
-    "check_kind",
-    "checkpoint_step",
-    "checkpoints_in",
-    "drop_old_checkpoints",
-    "explained_checkpoint",
-    "last_complete_checkpoint",
-    "publish",
-    "weights_are_finite",
-]
-
 logger = logging.getLogger(__name__)
 
 WRITING = "writing"

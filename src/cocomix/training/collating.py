@@ -7,8 +7,6 @@ import torch
 
 from cocomix.concepts import drop_without_target
 
-__all__ = ["COLUMNS", "collate_blocks"]
-
 COLUMNS: dict[str, torch.dtype | None] = {
     **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
     **dict.fromkeys(("concept_labels", "teacher_ids", "teacher_lengths"), torch.int64),

@@ -10,9 +10,8 @@ from cocomix.data import TRAIN, MixedData, Tokens, tokenizer_fingerprint, warn_o
 from cocomix.labelling import Concatenated, Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder, ShuffledOrder, WindowedOrder
-from cocomix.training.recipe import MixtureConfig, RunConfig
-
-__all__ = ["StoredLabels", "block_order", "have_files", "labels_to_match", "open_data", "open_labels"]
+from cocomix.training.recipe import RunConfig
+from cocomix.training.recipe_data import MixtureConfig
 
 StoredLabels = Concatenated[Labels]
 """Labels of one corpus, or of every corpus of a mixture."""

@@ -36,8 +36,6 @@ from cocomix.training.objectives import (
 )
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["OnlineTeacher", "Teaching", "open_teaching"]
-
 _WORDS = {"top_k": "kd", "first_token": "kd of first-token marginals", "uld": "uld", "alm": "alm"}
 """By kind of stored targets."""
 _STORED = ("teacher_ids", "teacher_log_probs")  # columns of a batch

@@ -10,8 +10,6 @@ from transformers import PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig
 
-__all__ = ["gpu_hours"]
-
 _PLAIN = {512: 90.0e12, 624: 95.2e12, 1024: 160.7e12, 1072: 142.9e12}  # width: FLOPs a second
 _WITH_CONCEPTS = {512: 86.3e12, 1024: 171.8e12}
 

@@ -28,8 +28,6 @@ from cocomix.training.objectives import Objective
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["check_coverage", "check_sources", "inputs_of"]
-
 logger = logging.getLogger(__name__)
 
 

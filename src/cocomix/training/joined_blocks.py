@@ -10,8 +10,6 @@ from cocomix.data import TRAIN, DocumentBlocks, MixedData, Tokens
 from cocomix.labelling import Concatenated
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["JoinedBlocks", "joined_blocks"]
-
 
 class JoinedBlocks(Dataset[dict[str, torch.Tensor]]):
     """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`.

@@ -10,8 +10,6 @@ from typing import Any
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import Objective
 
-__all__ = ["check_deepspeed", "gather_as_kept", "refuse_outside_forward", "sharding_asked"]
-
 _OPTIONS = ("reshard_after_forward", "activation_checkpointing", "auto_wrap_policy", "transformer_layer_cls_to_wrap")
 _REFUSED = {
     "deepspeed": "both shard the model; remove one of them",

@@ -16,8 +16,6 @@ import psutil
 from cocomix.artifacts import write_json
 from cocomix.runtime.stopping import Terminated
 
-__all__ = ["SIGN", "Liveness", "liveness", "signed_in"]
-
 SIGN = "process"
 """The file, JSON; without the suffix of those that a finished run keeps."""
 

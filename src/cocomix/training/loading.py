@@ -21,8 +21,6 @@ from cocomix.training.joined_blocks import JoinedBlocks
 from cocomix.training.objectives import Objective, in_force
 from cocomix.training.order import BlockOrder, StepBatches
 
-__all__ = ["PaddedBlocks", "ordered_loader", "told_by_workers", "views_of"]
-
 _SENTENCE = re.compile(r"DataLoader worker.*^cocomix(?:\.\w+)+: (.*)$", re.DOTALL | re.MULTILINE)
 
 

@@ -20,8 +20,6 @@ from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan
 from cocomix.training.trainer import CoCoMixTrainer
 
-__all__ = ["RunManifest", "is_model_file", "run_manifest"]
-
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LossMeter", "TrainingClock", "over_processes"]
-
 
 class LossMeter:
     """Sums up what is logged on the device between log lines, so that no step waits for the host."""

@@ -13,8 +13,6 @@ from transformers import TrainerCallback
 from cocomix.artifacts import write_text
 from cocomix.runtime.console import progress
 
-__all__ = ["MetricsFile", "ProgressBar", "SaveAndStop", "keep_metrics_until"]
-
 logger = logging.getLogger(__name__)
 
 _FIRST = ("step", "tokens", "seconds", "flops", "loss")

@@ -23,8 +23,6 @@ from cocomix.data import Tokens
 from cocomix.labelling import open_labeller
 from cocomix.runtime.console import progress
 
-__all__ = ["OnlineLabels", "open_online_labels"]
-
 TABLES = "labels/tables.safetensors"
 """In the folder of a run: what a labeller with a first pass learned."""
 _BATCH_TOKENS = 4096  # tokens labelled at once, as in `cocomix label`

@@ -18,8 +18,6 @@ from cocomix.training.checkpoints import Checkpoint, checkpoints_in
 from cocomix.training.manifest import RunManifest, is_model_file
 from cocomix.training.recipe import load_recipe
 
-__all__ = ["CurvePoint", "Run"]
-
 
 @dataclass(frozen=True)
 class CurvePoint:

@@ -24,8 +24,6 @@ from cocomix.model import CoCoMixConfig
 from cocomix.model.backbone import backbone_of
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["MUON", "MuonAndAdamW", "muon"]
-
 MUON = "muon"
 """What `training.optim` of a recipe calls it."""
 _FUSED = re.compile(r"qkv|query_key_value|c_attn")

@@ -16,8 +16,6 @@ from torch.utils.data import Sampler
 from cocomix.data.permutation import Indices, permuted
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["PERIOD", "BlockOrder", "MixtureOrder", "ShuffledOrder", "StepBatches", "WindowedOrder"]
-
 PERIOD = 10_000
 """Draws after which a mixture has taken exactly its shares from every corpus (our choice: shares of at least 0.01%)."""
 

@@ -13,8 +13,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm, load_tokenizer
 from cocomix.training.recipe import RunConfig
 
-__all__ = ["build_student", "check_pretrained", "pretrained_config"]
-
 
 def check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens) -> None:
     """Refuse `model.pretrained` where its weights cannot go into the model, or read other tokens than the data's.

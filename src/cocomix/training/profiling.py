@@ -10,8 +10,6 @@ from transformers import TrainerCallback
 from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["StepProfiler"]
-
 _SETTLING_STEPS = 2  # allocations, first kernels and compilation are not what a run consists of
 
 

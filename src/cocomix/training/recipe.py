@@ -28,22 +28,9 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml
 from cocomix.training.objectives import Auxiliary, Schedule, auxiliary
-from cocomix.training.recipe_data import BoundedConfig, CachedConfig, CorpusConfig, DataConfig, Folder, MixtureConfig
+from cocomix.training.recipe_data import BoundedConfig, CachedConfig, DataConfig, Folder, MixtureConfig
 from cocomix.training.recipe_file import recipe_values
 from cocomix.training.recipe_labels import LabelsConfig, with_new_spelling
-
-__all__ = [
-    "MODEL_ARGUMENTS",
-    "CorpusConfig",
-    "DistillationConfig",
-    "MixtureConfig",
-    "RecipeVersion",
-    "RunConfig",
-    "StudentConfig",
-    "load_recipe",
-    "save_recipe",
-    "settings_of",
-]
 
 
 def _readable(version: Any) -> Any:

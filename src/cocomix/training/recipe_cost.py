@@ -17,8 +17,6 @@ from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
 from cocomix.training.step_speed import StepSpeed, measure_steps
 
-__all__ = ["estimate", "seconds_per_token"]
-
 _GB = 10**9
 _ADAM_BYTES = 12  # per parameter in a checkpoint: weight and two moments
 _WEIGHT_BYTES = 4

@@ -8,8 +8,6 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Plai
 from cocomix.artifacts import shown, url_of
 from cocomix.runtime.section import Section
 
-__all__ = ["BoundedConfig", "CachedConfig", "CorpusConfig", "DataConfig", "Folder", "MixtureConfig"]
-
 
 def _without_secrets(path: Path) -> Path:
     """Refuse a URL that holds access keys, so that none gets into a run folder."""

@@ -10,8 +10,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.yaml_text import parse_yaml
 from cocomix.training.recipes_folder import missing_recipe
 
-__all__ = ["finished_run", "merged", "recipe_fingerprint", "recipe_values"]
-
 logger = logging.getLogger(__name__)
 
 

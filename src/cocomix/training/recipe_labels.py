@@ -23,8 +23,6 @@ from cocomix.concepts import (
 from cocomix.runtime.section import Section
 from cocomix.training.recipe_data import Folder
 
-__all__ = ["LabelsConfig", "with_new_spelling"]
-
 _OLD = {"attribution", "dictionary"}
 _SETTINGS = {"attribution": ("activation", "gradient", "sign"), "activation": (), "random": ("seed",)}
 """Of the old `attribution` section: what each `selection` reads beside k and dtype."""

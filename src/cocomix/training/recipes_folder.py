@@ -5,8 +5,6 @@ from pathlib import Path
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.packaged import packaged_folder
 
-__all__ = ["MissingRecipe", "missing_recipe", "recipes_folder"]
-
 
 class MissingRecipe(CoCoMixError):
     """There is no such recipe or plan; if one of that name comes with cocomix, the message says how to copy it."""

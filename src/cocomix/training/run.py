@@ -43,8 +43,6 @@ from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache
 
-__all__ = ["train"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,8 +20,6 @@ from cocomix.training.pretrained import check_pretrained
 from cocomix.training.recipe import RunConfig
 from cocomix.training.student import Vocabulary, model_config
 
-__all__ = ["Plan", "describe_memory", "describe_plan", "plan_run"]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -26,8 +26,6 @@ from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan
 from cocomix.training.trainer import CoCoMixTrainer
 
-__all__ = ["StepSpeed", "measure_steps"]
-
 logger = logging.getLogger(__name__)
 
 _BLOCKS = 4096  # of the random data: more than are read

@@ -11,8 +11,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.pretrained import pretrained_config
 from cocomix.training.recipe import MODEL_ARGUMENTS, RunConfig
 
-__all__ = ["Vocabulary", "model_config"]
-
 _SIZES = ("num_concepts", "concept_topk", "teacher_hidden_size")  # which may follow from labels and teacher
 
 

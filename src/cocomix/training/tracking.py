@@ -12,8 +12,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
-__all__ = ["TENSORBOARD", "trackers"]
-
 TENSORBOARD = "tensorboard"
 
 _IN_EXTRA = (TENSORBOARD, "mlflow", "trackio", "wandb")

@@ -44,8 +44,6 @@ from cocomix.training.online import OnlineLabels
 from cocomix.training.optimizers import MUON, muon
 from cocomix.training.order import BlockOrder, ShuffledOrder, StepBatches
 
-__all__ = ["CoCoMixTrainer", "NonFinite"]
-
 NonFinite = Literal["stop", "skip"]
 """What to do about gradients that are infinite or not a number."""
 _SKIPS_IN_A_ROW = 10  # our choice: a rare bad batch is over sooner, and training that has diverged does not come back

@@ -12,8 +12,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.recipe_data import BoundedConfig
 
-__all__ = ["WindowCache"]
-
 logger = logging.getLogger(__name__)
 
 Fetched = tuple[Tokens | StoredArrays[Any], str]

@@ -1,3 +1,1 @@
 """The built-in kinds of labellers, one file each with its configuration; `cocomix.concepts` has their names."""
-
-__all__: list[str] = []

@@ -8,8 +8,6 @@ from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
 from cocomix.concepts.scoring import best_labels
 
-__all__ = ["ActivationConfig", "ActivationLabeller"]
-
 
 class ActivationConfig(TeacherLabellerConfig):
     """Settings of `activation`."""

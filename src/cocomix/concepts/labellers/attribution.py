@@ -13,8 +13,6 @@ from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, Teacher
 from cocomix.concepts.scoring import Activation, Sign, best_labels, criterion
 from cocomix.concepts.teacher import ConceptTeacher
 
-__all__ = ["AttributionConfig", "AttributionLabeller", "CentredAttributionLabeller"]
-
 
 class AttributionConfig(TeacherLabellerConfig):
     """Settings of `attribution`; the defaults are the released code's."""

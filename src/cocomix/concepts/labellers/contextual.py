@@ -26,8 +26,6 @@ from cocomix.concepts.scoring import best_labels
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["CentredLabeller", "ContextualConfig", "ContextualLabeller"]
-
 _FEW = 20  # positions below which a token's mean shrinks towards 0
 
 

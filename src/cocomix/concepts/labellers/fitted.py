@@ -13,8 +13,6 @@ from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["FittedTeacherLabeller", "TokenSums"]
-
 _PENDING = 2**23  # scores summed at once: 128 MiB
 
 

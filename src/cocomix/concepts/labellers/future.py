@@ -17,8 +17,6 @@ from cocomix.concepts.labeller import LabellerConfig, Vocabulary
 from cocomix.concepts.labellers.learned_tables import TableLabeller
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["FutureConfig", "FutureLabeller"]
-
 
 class FutureConfig(LabellerConfig):
     """Settings that `future_words` and `future_clusters` share."""

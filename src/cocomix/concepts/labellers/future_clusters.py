@@ -23,8 +23,6 @@ from cocomix.runtime.ignore import IGNORE
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["FutureClustersConfig", "FutureClustersLabeller"]
-
 _NEAR = 8  # tokens that count as standing together
 _BAGS_PER_CLUSTER = 64  # as many as k-means needs; more take long
 

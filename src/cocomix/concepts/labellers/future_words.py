@@ -20,8 +20,6 @@ from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.future import FutureConfig, FutureLabeller
 from cocomix.concepts.scoring import best_labels
 
-__all__ = ["FutureWordsConfig", "FutureWordsLabeller"]
-
 
 class FutureWordsConfig(FutureConfig):
     """Settings of `future_words`."""

@@ -10,8 +10,6 @@ from torch import Tensor
 from cocomix.artifacts import fingerprint_json, tensor_sha256
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["TableLabeller"]
-
 
 class TableLabeller:
     """A labeller with tables. `fit` it or give it tables before it labels.

@@ -17,8 +17,6 @@ from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, Teacher
 from cocomix.concepts.scoring import best_labels
 from cocomix.concepts.teacher import ConceptTeacher
 
-__all__ = ["RandomConfig", "RandomLabeller", "context_hashes", "draw"]
-
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of SplitMix64 (Steele, Lea & Flood, 2014)
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9, its first multiplier
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB, its second

@@ -17,8 +17,6 @@ from cocomix.runtime.errors import CoCoMixError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["TeacherLabeller", "TeacherLabellerConfig"]
-
 
 class TeacherLabellerConfig(LabellerConfig):
     """Settings of a labeller with a teacher and a dictionary."""

@@ -20,8 +20,6 @@ from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-__all__ = ["TABLE_WIDTH", "TokenLookupConfig", "TokenLookupLabeller"]
-
 TABLE_WIDTH = 32
 """Concepts kept per token: labels per position can be no more."""
 

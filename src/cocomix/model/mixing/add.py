@@ -7,8 +7,6 @@ from transformers import PreTrainedConfig
 
 from cocomix.model.mixing.form import Concepts, Mixing, denormalised
 
-__all__ = ["Add"]
-
 
 class Add(Mixing):
     """h_t + ĉ_t, without lengthening the sequence.

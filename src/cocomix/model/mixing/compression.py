@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConceptCompression", "HiddenCompression"]
-
 
 class ConceptCompression(nn.Module):
     """Sparse concept values to one vector, one embedding row per concept."""

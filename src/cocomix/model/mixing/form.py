@@ -9,8 +9,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["Concepts", "Mixing"]
-
 
 class Concepts(NamedTuple):
     """All that a mixing sees of a prediction. Edits and interventions replace `ids` and `values` before it does.

@@ -4,8 +4,6 @@ from torch import Tensor
 
 from cocomix.model.mixing.form import Concepts, Mixing, denormalised, interleaved
 
-__all__ = ["Interleave"]
-
 
 class Interleave(Mixing):
     """The sequence becomes (h_1, ĉ_1, h_2, ĉ_2, …), and the next token is read at ĉ_t."""

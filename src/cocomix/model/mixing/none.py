@@ -4,8 +4,6 @@ from torch import Tensor
 
 from cocomix.model.mixing.form import Concepts, Mixing
 
-__all__ = ["PredictOnly"]
-
 
 class PredictOnly(Mixing):
     """Concepts are predicted and change nothing else: the upper half reads h_t."""

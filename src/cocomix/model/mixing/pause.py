@@ -6,8 +6,6 @@ from transformers import PreTrainedConfig
 
 from cocomix.model.mixing.form import Concepts, Mixing, interleaved
 
-__all__ = ["Pause"]
-
 
 class Pause(Mixing):
     """One learned vector after every hidden state: the extra positions of Eq. 3, without concepts."""

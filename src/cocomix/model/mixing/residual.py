@@ -4,8 +4,6 @@ from torch import Tensor
 
 from cocomix.model.mixing.form import Concepts, Mixing, interleaved
 
-__all__ = ["Residual"]
-
 
 class Residual(Mixing):
     """Interleaved like Eq. 3, with ĉ_t = h_t + σ·compressed: where concepts say nothing, h_t stands there again."""

@@ -12,8 +12,6 @@ from cocomix.model.mixing.compression import ConceptCompression
 from cocomix.model.mixing.form import Concepts, Mixing
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ConceptValues", "TokenValues"]
-
 _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
 """What makes an attention layer's values, in their last columns where queries and keys come out of it, too."""
 _GATE_WIDTH, _GATE_LIMIT = 12, 3.0  # channels that a gate reads, and its largest value; nanochat's

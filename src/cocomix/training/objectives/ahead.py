@@ -10,21 +10,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.model import CoCoMixConfig, next_tokens
 from cocomix.model.head import Head
 from cocomix.runtime.ignore import IGNORE
+from cocomix.training.objectives.objective import Batch, Objective
+from cocomix.training.objectives.schedule import Schedule
 
-__all__ = [
-    "STATES",
-    "first_occurrences",
-    "head_flops",
-    "last_states",
-    "models_head",
-    "own_head",
-    "second_pass_flops",
-    "states_after",
-    "tokens_ahead",
-]
 
-STATES = {"output_hidden_states": True}
-"""Input of a model whose states an objective reads."""
+class OnLogits(Objective):
+    """An objective that reads the logits of all positions, which it has the model return.
+
+    Args:
+        weight: of it.
+        config: of the student; a plain decoder returns them unasked.
+    """
+
+    def __init__(self, weight: Schedule, config: PreTrainedConfig) -> None:
+        super().__init__(weight)
+        self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """See `Objective`."""
+        return self._settings
 
 
 def tokens_ahead(batch: Mapping[str, Any], count: int) -> Tensor:

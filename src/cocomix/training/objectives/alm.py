@@ -14,39 +14,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
 
-from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.model import next_tokens
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["TEMPERATURE", "ChunkLikelihood"]
+from cocomix.training.objectives.ahead import OnLogits
+from cocomix.training.objectives.objective import Batch, LossTerm
 
 TEMPERATURE = 100.0
 _CERTAIN = -1e-4  # largest log-likelihood: of a chunk that is sure the divergence from another would be infinite
 
 
-class ChunkLikelihood(Objective):
+class ChunkLikelihood(OnLogits):
     """ALM on stored likelihoods (`cocomix distill --kind alm`). The model's logits of all positions are held.
 
     A chunk counts if all its tokens are targets.
-
-    Args:
-        weight: of the divergence.
-        config: of the student.
     """
 
     name = "alm"
     needs = frozenset({"teacher_log_probs", "teacher_lengths"})
-
-    def __init__(self, weight: Schedule, config: PreTrainedConfig) -> None:
-        super().__init__(weight)
-        self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Logits; see `Objective`."""
-        return self._settings
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Chunks."""

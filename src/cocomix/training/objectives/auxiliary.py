@@ -12,8 +12,6 @@ from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training.objectives.objective import Objective, objective_type
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["Auxiliary", "auxiliary", "auxiliary_objective"]
-
 
 class Auxiliary(Section):
     """The weight of an objective and, in subclasses, its own settings: the arguments of its class.

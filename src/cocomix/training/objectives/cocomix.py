@@ -16,8 +16,6 @@ from cocomix.training.objectives.ntp import NextToken
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["ConceptPrediction", "default_objectives", "recalled_labels"]
-
 
 class ConceptPrediction(Objective):
     """The concept loss, weighted by λ.

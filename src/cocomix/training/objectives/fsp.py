@@ -11,24 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from cocomix.model.fused_head import BagOfWords
-from cocomix.training.objectives.ahead import (
-    STATES,
-    first_occurrences,
-    head_flops,
-    last_states,
-    own_head,
-    tokens_ahead,
-)
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["FutureSummary"]
-
-_ALWAYS = Schedule(value=1.0)
+from cocomix.training.objectives.ahead import first_occurrences, head_flops, last_states, own_head, tokens_ahead
+from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 
-class FutureSummary(Objective):
+class FutureSummary(SingleTerm):
     """Binary cross-entropy of every token of the vocabulary: whether it comes within the window.
 
     Args:
@@ -37,25 +25,18 @@ class FutureSummary(Objective):
     """
 
     name = "fsp"
+    reads_states = True
 
-    def __init__(self, weight: Schedule = _ALWAYS, window: Annotated[int, Field(ge=2)] = 12) -> None:
+    def __init__(self, weight: Schedule = ALWAYS, window: Annotated[int, Field(ge=2)] = 12) -> None:
         super().__init__(weight)
         self.window = window
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The last state; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"fsp_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`fsp_loss`, nats per target token and token of the vocabulary."""
-        assert isinstance(head, nn.Linear)
         bag = first_occurrences(tokens_ahead(batch, self.window)[..., 1:])
-        summed = head(last_states(output).flatten(0, 1), BagOfWords(bag.flatten(0, 1)), 0).loss_sum
-        return {"fsp_loss": LossTerm(summed / head.out_features, count_targets(batch), self.weight)}
+        read = head(last_states(output).flatten(0, 1), BagOfWords(bag.flatten(0, 1)), 0)
+        loss: Tensor = read.loss_sum / head.out_features
+        return loss
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """U, V·d parameters."""

@@ -7,17 +7,14 @@ sum runs over the N positions with a target token; `hidden_loss` of the configur
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["HiddenPrediction"]
 
-
-class HiddenPrediction(Objective):
+class HiddenPrediction(SingleTerm):
     """The distance, weighted by `concept_loss_weight`, for `prediction: hidden`.
 
     Args:
@@ -36,13 +33,10 @@ class HiddenPrediction(Objective):
         """The teacher's states; see `Objective`."""
         return {"hidden_targets": self.states(batch)}
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"hidden_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`hidden_loss`."""
-        return {"hidden_loss": LossTerm(output.hidden_loss, count_targets(batch), self.weight)}
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
+        """As the model computes it; see `SingleTerm`."""
+        loss: Tensor = output.hidden_loss
+        return loss
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """The teacher's forward pass up to its block; see `Objective`."""

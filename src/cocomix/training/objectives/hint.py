@@ -16,17 +16,14 @@ from cocomix.data import Tokens
 from cocomix.labelling import open_decoder
 from cocomix.model import next_tokens
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ahead import STATES, states_after
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.ahead import states_after
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["Hint"]
 
 _EARLY = Schedule(shape="stop", value=1.0, until=0.05)
 
 
-class Hint(Objective):
+class Hint(SingleTerm):
     """Mean squared error between normalised middle states.
 
     Args:
@@ -35,12 +32,13 @@ class Hint(Objective):
     """
 
     name = "hint"
+    reads_states = True
 
     def __init__(self, weight: Schedule = _EARLY, *, teacher: TeacherConfig) -> None:
         super().__init__(weight)
         self.teacher = teacher
         self.decoder: FrozenDecoder | None = None
-        self._config, self._flops = PreTrainedConfig(), 0.0
+        self._flops = 0.0
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
         """Load the teacher.
@@ -48,32 +46,24 @@ class Hint(Objective):
         Raises:
             CoCoMixError: as `open_decoder`.
         """
+        super().prepare(data, model)
         self.decoder = open_decoder(data, self.teacher)
         self._flops = self.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The states after every block; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"hint_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`hint_loss`, no nats."""
-        assert head is not None
         assert self.decoder is not None  # see `prepare`
         taught = self.decoder.hidden_states(batch["input_ids"], batch.get("attention_mask")).float()
-        middle = head(states_after(output, self._config, self._config.num_hidden_layers // 2)).float()
+        config = self.model.config
+        middle = head(states_after(output, config, config.num_hidden_layers // 2)).float()
         ours, theirs = (F.layer_norm(states, states.shape[-1:]) for states in (middle, taught))
         far = F.mse_loss(ours, theirs, reduction="none").mean(-1)
         counted = next_tokens(batch["labels"], batch.get("attention_mask")) != IGNORE
-        return {"hint_loss": LossTerm((far * counted).sum(), count_targets(batch), self.weight)}
+        return (far * counted).sum()
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """A, d·d_teacher parameters."""
         assert self.decoder is not None  # see `prepare`
-        self._config = config
         return nn.Linear(config.hidden_size, self.decoder.d_model, bias=False)
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:

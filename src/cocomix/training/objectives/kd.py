@@ -5,22 +5,19 @@ tokenizer (`cocomix distill --kind first_token`) says nothing at some positions;
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from cocomix.model import FullTargets, TopTargets, next_tokens
 from cocomix.model.fused_head import Divergence, HeadLoss
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["Distillation"]
 
-
-class Distillation(Objective):
-    """The KL divergence, weighted by λ_KD.
+class Distillation(SingleTerm):
+    """The KL divergence, nats per target token, weighted by λ_KD.
 
     Args:
         weight: λ_KD.
@@ -49,10 +46,6 @@ class Distillation(Objective):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Target tokens, of which the teacher says something."""
         return {"kd_loss": self._counted(batch).sum()}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`kd_loss`, nats per target token."""
-        return {"kd_loss": LossTerm(output.head_losses["kd_loss"], self._counted(batch).sum(), self.weight)}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """The teacher's forward pass; see `Objective`."""

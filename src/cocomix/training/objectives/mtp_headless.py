@@ -6,26 +6,20 @@ training, and w_2 is ½ so long and 0 after the second: furthest first. With nex
 once more.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
 from cocomix.training.objectives.ahead import second_pass_flops, tokens_ahead
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["HeadlessMTP"]
 
 _SECOND = Schedule(shape="linear", value=0.5, since=1 / 3, until=2 / 3)
 _THIRD = Schedule(shape="linear", value=0.5, until=1 / 3)
 
 
-class HeadlessMTP(Objective):
-    """Cross-entropies of the tokens two and three ahead, over the step's target tokens.
+class HeadlessMTP(SingleTerm):
+    """Cross-entropies of the tokens two and three ahead, nats per target token.
 
     Args:
         weight: w_2.
@@ -43,15 +37,6 @@ class HeadlessMTP(Objective):
         further = tokens_ahead(batch, 3)[..., 1:].flatten(0, 1)  # [N, 2]
         shares = torch.tensor([1.0, self.third.weight(*batch["progress"])], device=further.device)
         return {"mtp_headless_loss": SetCrossEntropy(further, shares.expand(further.shape))}
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens, as of next-token prediction."""
-        return {"mtp_headless_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`mtp_headless_loss`, nats per target token."""
-        summed = output.head_losses["mtp_headless_loss"]
-        return {"mtp_headless_loss": LossTerm(summed, count_targets(batch), self.weight)}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """The head's second pass, of a model that has one; see `Objective`."""

@@ -10,24 +10,18 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from cocomix.data import Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.model.backbone import build_halves
 from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.runtime.flops import product_flops
-from cocomix.training.objectives.ahead import STATES, head_flops, models_head, states_after, tokens_ahead
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["ParallelMTP"]
-
-_ALWAYS = Schedule(value=1.0)
+from cocomix.training.objectives.ahead import head_flops, models_head, states_after, tokens_ahead
+from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 
-class ParallelMTP(Objective):
+class ParallelMTP(SingleTerm):
     """Cross-entropies of the tokens two to `ahead` ahead, added up.
 
     Args:
@@ -36,29 +30,16 @@ class ParallelMTP(Objective):
     """
 
     name = "mtp_parallel"
+    reads_states = True
     outside_forward = True
 
-    def __init__(self, weight: Schedule = _ALWAYS, ahead: Annotated[int, Field(ge=2)] = 4) -> None:
+    def __init__(self, weight: Schedule = ALWAYS, ahead: Annotated[int, Field(ge=2)] = 4) -> None:
         super().__init__(weight)
         self.ahead = ahead
-        self.model: PreTrainedModel | None = None
 
-    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
-        """Know the model, whose head is used once more for each token; see `Objective`."""
-        self.model = model
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The states after every block; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"mtp_parallel_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`mtp_parallel_loss`, nats per target token, of all later tokens together."""
         assert isinstance(head, _Blocks)
-        assert self.model is not None  # see `prepare`
         config = self.model.config
         trunk = states_after(output, config, config.num_hidden_layers - 1)
         masks = {name: batch[name] for name in ("attention_mask", "position_ids") if batch.get(name) is not None}
@@ -67,7 +48,7 @@ class ParallelMTP(Objective):
         for number, states in enumerate(head(trunk, masks), start=1):
             loss = SetCrossEntropy(targets[..., number].reshape(-1, 1))
             summed = summed + read(states.flatten(0, 1), loss, 0).loss_sum
-        return {"mtp_parallel_loss": LossTerm(summed, count_targets(batch), self.weight)}
+        return summed
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """A block for each later token: 12d² parameters of matrices each."""

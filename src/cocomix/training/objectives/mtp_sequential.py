@@ -10,24 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from cocomix.data import Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.model.backbone import build_halves
 from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.runtime.flops import product_flops
-from cocomix.training.objectives.ahead import STATES, head_flops, last_states, models_head, tokens_ahead
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.ahead import head_flops, last_states, models_head, tokens_ahead
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["SequentialMTP"]
 
 _WEIGHT = Schedule(shape="stages", stages={0.0: 0.3, 0.68: 0.1})
 
 
-class SequentialMTP(Objective):
+class SequentialMTP(SingleTerm):
     """Cross-entropy of the token after the next, which is given.
 
     Args:
@@ -35,36 +31,22 @@ class SequentialMTP(Objective):
     """
 
     name = "mtp_sequential"
+    reads_states = True
     outside_forward = True
 
     def __init__(self, weight: Schedule = _WEIGHT) -> None:
         super().__init__(weight)
-        self.model: PreTrainedModel | None = None
 
-    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
-        """Know the model, whose head is used once more; see `Objective`."""
-        self.model = model
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The first and last state; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"mtp_sequential_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`mtp_sequential_loss`, nats per target token."""
-        assert head is not None
-        assert self.model is not None  # see `prepare`
         embedded, states = output.hidden_states[0][:, 1:], last_states(output)[:, :-1]
         masks = {
             name: batch[name][:, :-1] for name in ("attention_mask", "position_ids") if batch.get(name) is not None
         }
         further = tokens_ahead(batch, 2)[:, :-1, 1].reshape(-1, 1)
         loss = SetCrossEntropy(further)
-        summed = models_head(self.model)(head(embedded, states, masks).flatten(0, 1), loss, 0).loss_sum
-        return {"mtp_sequential_loss": LossTerm(summed, count_targets(batch), self.weight)}
+        summed: Tensor = models_head(self.model)(head(embedded, states, masks).flatten(0, 1), loss, 0).loss_sum
+        return summed
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """Norms, M and a block: 14d² parameters of matrices, where a block has 12d²."""

@@ -12,23 +12,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from cocomix.data import Tokens
 from cocomix.model import FullTargets
 from cocomix.model.fused_head import Divergence
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ahead import STATES, head_flops, last_states, models_head, tokens_ahead
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["NextLatent"]
-
-_ALWAYS = Schedule(value=1.0)
+from cocomix.training.objectives.ahead import head_flops, last_states, models_head, tokens_ahead
+from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 
-class NextLatent(Objective):
+class NextLatent(SingleTerm):
     """Distance of the predicted states from those that come.
 
     Args:
@@ -38,28 +32,15 @@ class NextLatent(Objective):
     """
 
     name = "nextlat"
+    reads_states = True
 
-    def __init__(self, weight: Schedule = _ALWAYS, steps: Annotated[int, Field(ge=1)] = 1, kl: bool = False) -> None:
+    def __init__(self, weight: Schedule = ALWAYS, steps: Annotated[int, Field(ge=1)] = 1, kl: bool = False) -> None:
         super().__init__(weight)
         self.steps, self.kl = steps, kl
         self.outside_forward = kl
-        self.model: PreTrainedModel | None = None
 
-    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
-        """Know the model, whose head the divergence reads; see `Objective`."""
-        self.model = model
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The first and last state; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"nextlat_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`nextlat_loss`; nats per target token with `kl`, but for the distance in it."""
-        assert head is not None
         embedded, states = output.hidden_states[0].detach(), last_states(output)
         targets, counted = states.detach(), tokens_ahead(batch, self.steps) != IGNORE
         total, predicted = states.new_zeros((), dtype=torch.float32), states
@@ -70,11 +51,10 @@ class NextLatent(Objective):
             far = F.smooth_l1_loss(predicted.float(), come.float(), reduction="none").mean(-1)
             total = total + (far * used).sum()
             if self.kl:
-                assert self.model is not None  # see `prepare`
                 read = models_head(self.model, frozen=True)
                 divergence = Divergence.of_batch(FullTargets(come, read.weight), used)
                 total = total + read(predicted.flatten(0, 1), divergence, 0).loss_sum
-        return {"nextlat_loss": LossTerm(total / self.steps, count_targets(batch), self.weight)}
+        return total / self.steps
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """The MLP, 4d² + 4d parameters."""

@@ -15,17 +15,12 @@ from transformers import PreTrainedConfig
 from cocomix.model import next_tokens
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ahead import STATES, last_states, states_after
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["NextImplicitState"]
-
-_ALWAYS = Schedule(value=1.0)
+from cocomix.training.objectives.ahead import last_states, states_after
+from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 
-class NextImplicitState(Objective):
+class NextImplicitState(SingleTerm):
     """One minus the cosine between the projected state and the next token's early one.
 
     Args:
@@ -34,28 +29,20 @@ class NextImplicitState(Objective):
     """
 
     name = "nitp"
+    reads_states = True
 
-    def __init__(self, weight: Schedule = _ALWAYS, block: Annotated[int, Field(ge=0)] | None = None) -> None:
+    def __init__(self, weight: Schedule = ALWAYS, block: Annotated[int, Field(ge=0)] | None = None) -> None:
         super().__init__(weight)
         self.block = block
-        self._config = PreTrainedConfig()
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The states after every block; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Positions whose next token is a target."""
-        return {"nitp_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`nitp_loss`, between 0 and 2."""
-        assert head is not None
-        early = states_after(output, self._config, self._block(self._config)).detach()
+        config = self.model.config
+        early = states_after(output, config, self._block(config)).detach()
         predicted = head(last_states(output)[:, :-1])
         far = 1.0 - F.cosine_similarity(predicted.float(), early[:, 1:].float(), dim=-1)  # [batch, seq − 1]
         counted = next_tokens(batch["labels"], batch.get("attention_mask"))[:, :-1] != IGNORE
-        return {"nitp_loss": LossTerm((far * counted).sum(), count_targets(batch), self.weight)}
+        return (far * counted).sum()
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """The projection P, 12d² parameters.
@@ -63,7 +50,6 @@ class NextImplicitState(Objective):
         Raises:
             CoCoMixError: the model has fewer blocks than `block`.
         """
-        self._config = config
         if self._block(config) > config.num_hidden_layers:
             raise CoCoMixError(
                 f"auxiliary.nitp.block is {self.block}, but the model has {config.num_hidden_layers} blocks; choose "

@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from torch import Tensor, cat, nn
+from torch import Tensor, cat
 from transformers import PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig, next_tokens
-from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
-__all__ = ["NextToken", "count_targets"]
 
-
-class NextToken(Objective):
+class NextToken(SingleTerm):
     """The loss of a plain decoder, and the first term of every arm (paper Eq. 4).
 
     Args:
@@ -34,16 +31,7 @@ class NextToken(Objective):
             given["labels"] = cat((batch["labels"][:, :1], targets[:, :-1]), dim=1)
         return {**given, "num_items_in_batch": 1, "use_cache": False, **self._settings}  # 1: sums, not averages
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {"ntp_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`ntp_loss`, nats per target token."""
-        loss = output.ntp_loss if "ntp_loss" in output else output.loss
-        return {"ntp_loss": LossTerm(loss, count_targets(batch), self.weight)}
-
-
-def count_targets(batch: Batch) -> Tensor:
-    """How many tokens of a batch are predicted. []"""
-    return next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE).sum()
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
+        """Nats; see `SingleTerm`."""
+        loss: Tensor = output.ntp_loss if "ntp_loss" in output else output.loss
+        return loss

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.data import Tokens
+from cocomix.model import next_tokens
 from cocomix.model.fused_head import HeadLoss
+from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.registry import Registry
 from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["OBJECTIVES", "Batch", "LossTerm", "Objective", "objective_type", "register_objective"]
 
 Batch = Mapping[str, Any]
 
@@ -97,6 +97,47 @@ class Objective(ABC):
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """FLOPs of a training token beside the model's, while the weight is not 0: a teacher's, or its head's."""
         return 0.0
+
+
+class SingleTerm(Objective):
+    """An objective of one term, `NAME_loss`, by default over the step's target tokens. A class of it gives the sum.
+
+    Attributes:
+        reads_states: the model's states after every block are asked for.
+        model: the one that is trained.
+    """
+
+    reads_states: ClassVar[bool] = False
+    model: PreTrainedModel
+
+    def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
+        """See `Objective`."""
+        self.model = model
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """See `Objective`."""
+        return {"output_hidden_states": True} if self.reads_states else {}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Target tokens."""
+        return {f"{self.name}_loss": count_targets(batch)}
+
+    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+        """`NAME_loss`."""
+        return {
+            name: LossTerm(self.summed(output, batch, head), count, self.weight)
+            for name, count in self.counts(batch).items()
+        }
+
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
+        """The sum, of what `__call__` is given; by default that of `head_losses`. []"""
+        loss: Tensor = output.head_losses[f"{self.name}_loss"]
+        return loss
+
+
+def count_targets(batch: Batch) -> Tensor:
+    """How many tokens of a batch are predicted. []"""
+    return next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE).sum()
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry(

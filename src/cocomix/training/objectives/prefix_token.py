@@ -4,10 +4,8 @@ L = (1/N) Σ_t w [logsumexp(z_t) − z_{t,x'}], where x' is the token whose byte
 x_{t+1}; targets without one add nothing. w = ¼ for a third of training, then falling to 0 at two thirds.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.concepts.token_bytes import TokenBytes
@@ -16,17 +14,14 @@ from cocomix.model import next_tokens
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import second_pass_flops
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["PrefixToken", "prefix_tokens"]
 
 _WEIGHT = Schedule(shape="linear", value=0.25, since=1 / 3, until=2 / 3)
 
 
-class PrefixToken(Objective):
-    """Cross-entropy of the longest token that the next one begins with.
+class PrefixToken(SingleTerm):
+    """Cross-entropy of the longest token that the next one begins with, nats per target token, prefix or not.
 
     Attributes:
         prefixes: of every token, from the data's tokenizer. [vocab] int64
@@ -53,15 +48,6 @@ class PrefixToken(Objective):
         self.prefixes = self.prefixes.to(targets.device)
         prefixes = self.prefixes[targets.clamp_min(0)].masked_fill(targets == IGNORE, IGNORE)
         return {"prefix_token_loss": SetCrossEntropy(prefixes.reshape(-1, 1))}
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens, whether they have a prefix or not."""
-        return {"prefix_token_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`prefix_token_loss`, nats per target token."""
-        summed = output.head_losses["prefix_token_loss"]
-        return {"prefix_token_loss": LossTerm(summed, count_targets(batch), self.weight)}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """The head's second pass, of a model that has one; see `Objective`."""

@@ -8,8 +8,6 @@ from pydantic import Field, model_serializer, model_validator
 
 from cocomix.runtime.section import Section
 
-__all__ = ["Schedule"]
-
 
 class Schedule(Section):
     """A loss term's weight over a run of `total` optimizer steps; in recipes a number, or a mapping of these fields.
@@ -111,6 +109,9 @@ class Schedule(Section):
             return f"{self.value:g}"
         falls = f"falling from {self.since:.0%} to 0 at" if self.since else "falling to 0 at"
         return f"{self.value:g} {falls if self.shape == 'linear' else 'until'} {self.until:.0%}"
+
+
+ALWAYS = Schedule(value=1.0)
 
 
 def _first_step(share: float, total: int) -> int:

@@ -11,8 +11,6 @@ from cocomix.model.fused_head import HeadLoss, fused_head
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 
-__all__ = ["StepLoss", "add_heads", "count_terms", "drop_heads", "in_force", "loss_terms", "step_loss"]
-
 
 class StepLoss(NamedTuple):
     """A micro-batch's part of the loss of a step.

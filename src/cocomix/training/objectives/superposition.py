@@ -11,23 +11,20 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from cocomix.data import Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import account, build_model
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["Superposition"]
 
 _FIRST = Schedule(shape="stop", value=1.0, until=0.3)
 
 
-class Superposition(Objective):
-    """Cross-entropy of the next bag, in the place of all other objectives.
+class Superposition(SingleTerm):
+    """Cross-entropy of the next bag, nats per bag, in the place of all other objectives.
 
     Args:
         weight: not 0 as long as bags are read.
@@ -41,15 +38,9 @@ class Superposition(Objective):
     def __init__(self, weight: Schedule = _FIRST, bag: Annotated[int, Field(ge=2)] = 6) -> None:
         super().__init__(weight)
         self.bag = bag
-        self.model: PreTrainedModel | None = None
-
-    def prepare(self, data: Tokens | None, model: PreTrainedModel) -> None:
-        """Know the model, whose embedding is averaged; see `Objective`."""
-        self.model = model
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Bags' embeddings in the place of tokens; see `Objective`."""
-        assert self.model is not None  # see `prepare`
         bags = self._bags(batch)
         embedded = self.model.get_input_embeddings()(bags.tokens)  # [batch, bags, s, d_model]
         shares = bags.read / bags.read.sum(-1, keepdim=True).clamp_min(1)
@@ -67,11 +58,6 @@ class Superposition(Objective):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Bags with a target."""
         return {"superposition_loss": self._targets(batch).ne(IGNORE).any(-1).sum()}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`superposition_loss`, nats per bag."""
-        (count,) = self.counts(batch).values()
-        return {"superposition_loss": LossTerm(output.head_losses["superposition_loss"], count, self.weight)}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """Below 0: of every s tokens the model reads one bag; see `Objective`."""

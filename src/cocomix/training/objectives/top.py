@@ -13,21 +13,17 @@ from transformers import PreTrainedConfig
 
 from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ahead import STATES, first_occurrences, head_flops, last_states, own_head, tokens_ahead
-from cocomix.training.objectives.ntp import count_targets
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["TokenOrder", "order_targets"]
+from cocomix.training.objectives.ahead import first_occurrences, head_flops, last_states, own_head, tokens_ahead
+from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 DISTANCES = 16
 _WINDOW = 4096  # of the released code
-_ALWAYS = Schedule(value=1.0)
 
 Scores = Literal["exact", "released"]
 
 
-class TokenOrder(Objective):
+class TokenOrder(SingleTerm):
     """Cross-entropy between the order of the next tokens and a head's logits.
 
     Args:
@@ -37,26 +33,18 @@ class TokenOrder(Objective):
     """
 
     name = "top"
+    reads_states = True
 
-    def __init__(self, weight: Schedule = _ALWAYS, scores: Scores = "exact") -> None:
+    def __init__(self, weight: Schedule = ALWAYS, scores: Scores = "exact") -> None:
         super().__init__(weight)
         self.scores: Scores = scores
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The last state; see `Objective`."""
-        return STATES
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Positions with a token ahead."""
-        return {"top_loss": count_targets(batch)}
-
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`top_loss`, nats per target token."""
-        assert head is not None
         labels, shares = order_targets(tokens_ahead(batch, DISTANCES), self.scores)
         loss = SetCrossEntropy(labels.flatten(0, 1), shares.flatten(0, 1))
-        summed = head(last_states(output).flatten(0, 1), loss, 0).loss_sum
-        return {"top_loss": LossTerm(summed, count_targets(batch), self.weight)}
+        summed: Tensor = head(last_states(output).flatten(0, 1), loss, 0).loss_sum
+        return summed
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """U, V·d parameters."""

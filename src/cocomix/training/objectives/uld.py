@@ -8,34 +8,18 @@ is not among the K largest is one more outcome, the rest r (our choice: a lower 
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.model import next_tokens
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
-
-__all__ = ["SortedDistillation"]
+from cocomix.training.objectives.ahead import OnLogits
+from cocomix.training.objectives.objective import Batch, LossTerm
 
 
-class SortedDistillation(Objective):
-    """ULD on stored probabilities (`cocomix distill --kind uld`). The model's logits of all positions are held.
-
-    Args:
-        weight: of the distance.
-        config: of the student.
-    """
+class SortedDistillation(OnLogits):
+    """ULD on stored probabilities (`cocomix distill --kind uld`). The model's logits of all positions are held."""
 
     name = "uld"
     needs = frozenset({"teacher_log_probs"})
-
-    def __init__(self, weight: Schedule, config: PreTrainedConfig) -> None:
-        super().__init__(weight)
-        self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
-
-    def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Logits; see `Objective`."""
-        return self._settings
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Positions with a target token and the teacher's probabilities."""

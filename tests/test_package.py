@@ -1,6 +1,7 @@
 """Promises about the package as a whole."""
 
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -167,6 +168,15 @@ def test_a_module_says_what_it_is_for_and_a_room_what_it_offers(name: str) -> No
     assert module.__doc__
     for public in getattr(module, "__all__", []):
         assert getattr(module, public) is not None
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "cocomix.__main__"])
+def test_public_methods_are_described_where_they_are_first_defined(name: str) -> None:
+    classes = [value for value in vars(importlib.import_module(name)).values() if inspect.isclass(value)]
+    for kind in (one for one in classes if one.__module__ == name and not one.__name__.startswith("_")):
+        for method, value in vars(kind).items():
+            if inspect.isfunction(value) and value.__name__ == method and not method.startswith("_"):
+                assert inspect.getdoc(getattr(kind, method)), (kind, method)
 
 
 def test_auto_classes_know_the_model() -> None:

@@ -133,7 +133,6 @@ class AlignedDistiller(PlainDistiller):
             self._first = table.where(table >= 0, self.vocab_size).to(decoder.device)  # one more column, cut off
 
     def fingerprint(self) -> dict[str, str]:
-        """See `Distiller`."""
         tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
         return {**super().fingerprint(), **tokenizers, "alignment": ALIGNMENT}
 

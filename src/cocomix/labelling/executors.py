@@ -81,7 +81,6 @@ class SlurmArray(Executor):
         return shards[start:stop]
 
     def run(self, function: ShardFunction, work: Work) -> Generator[Outcome, None, None]:
-        """See `Executor`."""
         return self.inner.run(function, work)
 
 

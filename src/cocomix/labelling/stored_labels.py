@@ -111,7 +111,6 @@ class LabelsManifest(StoredManifest):
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """See `StoredManifest`."""
         return label_layouts(self.block_size, self.k, self.num_concepts, self.scores)
 
 
@@ -136,24 +135,20 @@ class Labels(StoredArrays[LabelsManifest]):
 
     @property
     def summary(self) -> str:
-        """See `StoredArrays`."""
         counts = self.manifest.statistics
         positions = counts.labelled_positions + counts.masked_positions
         return f"labelled {positions:,} tokens with {counts.distinct_concepts:,} of {self.num_concepts:,} concepts"
 
     @property
     def warnings(self) -> list[str]:
-        """See `StoredArrays`."""
         content, of_dictionary = self.manifest.content, "dictionary" in self.manifest.made_from
         return [] if content is None else content.warnings(of_dictionary=of_dictionary)
 
     @property
     def how_made(self) -> dict[str, Any]:
-        """See `StoredArrays`."""
         return {"number of labels": self.manifest.k, **self.manifest.determining}
 
     def split(self, name: str, *, scattered: bool = False) -> "LabelBlocks":
-        """See `StoredArrays`."""
         return LabelBlocks(self, name, scattered=scattered)
 
     def tables(self) -> "dict[str, Tensor]":
@@ -206,7 +201,6 @@ class Labels(StoredArrays[LabelsManifest]):
             findings.source("dictionary", path, recorded["dictionary"], found)
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """See `StoredArrays`."""
         for ids, present in _present(arrays["ids"], arrays["counts"]):
             if int(ids[present].max(initial=0)) >= self.num_concepts:
                 raise CoCoMixError(f"{self.path} holds concepts that do not exist; {self._repair}.")

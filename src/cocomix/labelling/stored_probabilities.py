@@ -56,13 +56,11 @@ class ProbabilitiesManifest(StoredManifest):
     mass: float | None = None
 
     def contents(self) -> Any:
-        """See `StoredManifest`."""
         chosen = self.model_dump(include={"vocab_size", "top_k", "dtype", "targets"}, exclude_defaults=True)
         return {"of": super().contents(), **chosen}
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """See `StoredManifest`."""
         return probability_layouts(self.block_size, self.top_k, self.vocab_size, self.targets)
 
 
@@ -92,7 +90,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
     @property
     def summary(self) -> str:
-        """See `StoredArrays`."""
         made = self.manifest
         positions = f"{sum(map(made.tokens, made.splits)):,} positions"
         if made.targets == "top_k":
@@ -105,7 +102,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
     @property
     def warnings(self) -> list[str]:
-        """See `StoredArrays`."""
         made = self.manifest
         if made.with_target is None or made.with_target > 0:
             return []
@@ -113,7 +109,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
     @property
     def how_made(self) -> dict[str, Any]:
-        """See `StoredArrays`."""
         made = self.manifest
         weights = made.made_from["weights"]
         return {"teacher": weights, "kind": made.targets, "number of probabilities": made.top_k, "dtype": made.dtype}
@@ -134,7 +129,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
         return found
 
     def split(self, name: str, *, scattered: bool = False) -> "ProbabilityBlocks":
-        """See `StoredArrays`."""
         return ProbabilityBlocks(self, name, scattered=scattered)
 
     def check(self, findings: Findings) -> None:
@@ -146,7 +140,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
         findings.source("teacher", name, recorded, lambda: model_fingerprint(load_teacher(name)))
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """See `StoredArrays`."""
         if "ids" in arrays and int(arrays["ids"].max(initial=0)) >= self.manifest.vocab_size:
             raise CoCoMixError(f"{self.path} holds tokens that do not exist; {self._repair}.")
 

@@ -24,6 +24,5 @@ class ActivationLabeller(TeacherLabeller):
     config_type: ClassVar = ActivationConfig
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`."""
         codes, labelled = self.teacher.active_concepts(input_ids, attention_mask, dtype=self.dtype)
         return best_labels(codes, codes.values, labelled, k)

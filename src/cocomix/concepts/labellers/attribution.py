@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cocomix.concepts.decoder import GradientScope, NumberFormat
+from cocomix.concepts.decoder import GradientScope
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.contextual import CentredLabeller
@@ -32,7 +32,6 @@ class AttributionConfig(TeacherLabellerConfig):
     """Tokens of the training split that these means are taken over."""
 
     def choices(self) -> dict[str, Any]:
-        """See `TeacherLabellerConfig`."""
         centring = set() if self.centre_by_token else {"centre_by_token", "sample_tokens"}
         return {name: value for name, value in super().choices().items() if name not in centring}
 
@@ -50,17 +49,6 @@ class AttributionLabeller(TeacherLabeller):
     algorithm = "1"
     config_type: ClassVar = AttributionConfig
 
-    def __init__(
-        self,
-        teacher: ConceptTeacher,
-        *,
-        activation: Activation = "latent",
-        gradient: GradientScope = "sequence",
-        sign: Sign = "loss",
-        dtype: NumberFormat = "float32",
-    ) -> None:
-        super().__init__(teacher, dtype=dtype, activation=activation, gradient=gradient, sign=sign)
-
     @classmethod
     def build(cls, config: AttributionConfig, **options: Any) -> "TeacherLabeller":  # type: ignore[override]
         """See `build_labeller`; with `centre_by_token` a `CentredAttributionLabeller`."""
@@ -69,7 +57,6 @@ class AttributionLabeller(TeacherLabeller):
         return super().build(config, **options)
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptTeacher.label`."""
         return self.teacher.label(input_ids, attention_mask, k, dtype=self.dtype, reduction="sum", **self.settings)
 
     def flops_per_token(self, seq: int) -> float:
@@ -88,21 +75,10 @@ class CentredAttributionLabeller(CentredLabeller):
     algorithm = "1"
     config_type: ClassVar = AttributionConfig
 
-    def __init__(
-        self,
-        teacher: ConceptTeacher,
-        *,
-        gradient: GradientScope = "sequence",
-        sign: Sign = "loss",
-        sample_tokens: int = 2_000_000,
-        dtype: NumberFormat = "float32",
-        **more: Any,
-    ) -> None:
-        settings = {"activation": "latent", "centre_by_token": True, **more}
-        super().__init__(teacher, sample_tokens=sample_tokens, dtype=dtype, gradient=gradient, sign=sign, **settings)
+    def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
+        super().__init__(teacher, **{**settings, "centre_by_token": True})
 
     def scored(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[SparseCodes, Tensor]:
-        """See `FittedTeacherLabeller`."""
         gradient: GradientScope = self.settings["gradient"]
         return self.teacher.attributed_concepts(input_ids, attention_mask, gradient=gradient, dtype=self.dtype)
 

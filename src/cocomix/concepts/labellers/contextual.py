@@ -11,19 +11,17 @@ activations, is hardly centred. Concepts that are not active at a position are n
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.fitted import FittedTeacherLabeller, TokenSums
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabellerConfig
 from cocomix.concepts.scoring import best_labels
-from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 
 _FEW = 20  # positions below which a token's mean shrinks towards 0
@@ -50,12 +48,10 @@ class CentredLabeller(FittedTeacherLabeller):
     _means: Tensor
 
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
-        """See `FittedTeacherLabeller`."""
         positions = sums.counts[sums.keys // self.num_concepts].clamp(min=_FEW)
         return {"keys": sums.keys, "means": (sums.sums / positions).float()}
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
-        """See `FittedTeacherLabeller`."""
         labeller = super().with_tables(tables)
         if len(keys := tables["keys"]) and int(keys[-1]) >= self.teacher.vocab_size * self.num_concepts:
             raise CoCoMixError(f"the means of {self.kind} are of another teacher or dictionary; label the data again.")
@@ -80,11 +76,6 @@ class ContextualLabeller(CentredLabeller):
     kind = "contextual"
     algorithm = "1"
     config_type: ClassVar = ContextualConfig
-
-    def __init__(
-        self, teacher: ConceptTeacher, *, sample_tokens: int = 2_000_000, dtype: NumberFormat = "float32", **more: Any
-    ) -> None:
-        super().__init__(teacher, sample_tokens=sample_tokens, dtype=dtype, **more)
 
     @torch.no_grad()
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:

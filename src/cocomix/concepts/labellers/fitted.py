@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labellers.learned_tables import TableLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
@@ -31,20 +30,11 @@ class TokenSums(NamedTuple):
 
 
 class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
-    """A labeller with a teacher, a dictionary and tables. `fit` it or give it tables before it labels.
+    """A labeller with a teacher, a dictionary and tables. `fit` it or give it tables before it labels."""
 
-    Args:
-        teacher: model, dictionary and layer.
-        sample_tokens: tokens of the training split that the tables are learned from.
-        dtype: format of the teacher's arithmetic.
-        settings: what else the subclass chooses labels by.
-    """
-
-    def __init__(
-        self, teacher: ConceptTeacher, *, sample_tokens: int, dtype: NumberFormat = "float32", **settings: Any
-    ) -> None:
-        TeacherLabeller.__init__(self, teacher, dtype=dtype, sample_tokens=sample_tokens, **settings)
-        TableLabeller.__init__(self, sample_tokens=sample_tokens)
+    def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
+        TeacherLabeller.__init__(self, teacher, **settings)
+        TableLabeller.__init__(self, sample_tokens=self.settings["sample_tokens"])
 
     def scored(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[SparseCodes, Tensor]:
         """Concepts and scores [batch, seq, width] whose means are learned, and which positions get labels."""

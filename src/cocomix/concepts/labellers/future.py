@@ -83,7 +83,6 @@ class FutureLabeller(TableLabeller):
         return self.with_tables({"idf": idf, **self.learned(rows, idf)})
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
-        """See `TableLabeller`."""
         labeller = super().with_tables(tables)
         if len(tables["idf"]) != self.vocabulary.size:
             raise CoCoMixError(
@@ -94,7 +93,6 @@ class FutureLabeller(TableLabeller):
         return labeller
 
     def tables(self) -> dict[str, Tensor]:
-        """See `TableLabeller`."""
         return {name: table.cpu() for name, table in super().tables().items()}
 
     def ahead(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

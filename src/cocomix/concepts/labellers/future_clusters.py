@@ -84,7 +84,6 @@ class FutureClustersLabeller(FutureLabeller):
         return {"embeddings": embeddings, "centres": centres}
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> "FutureClustersLabeller":
-        """See `FutureLabeller`."""
         labeller = super().with_tables(tables)
         shape = (self.num_concepts, int(self.settings["dimensions"]))
         if tuple(tables["centres"].shape) != shape:

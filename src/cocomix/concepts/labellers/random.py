@@ -10,12 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
 from cocomix.concepts.scoring import best_labels
-from cocomix.concepts.teacher import ConceptTeacher
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of SplitMix64 (Steele, Lea & Flood, 2014)
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9, its first multiplier
@@ -37,9 +35,6 @@ class RandomLabeller(TeacherLabeller):
     kind = "random"
     algorithm = "1"
     config_type: ClassVar = RandomConfig
-
-    def __init__(self, teacher: ConceptTeacher, *, seed: int = 0, dtype: NumberFormat = "float32") -> None:
-        super().__init__(teacher, dtype=dtype, seed=seed)
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`; the k drawn concepts come with the most active first."""

@@ -38,7 +38,6 @@ class TeacherLabellerConfig(LabellerConfig):
         return self.model_dump(exclude={"kind", "k", "teacher", "dictionary"})
 
     def resolved(self, device: torch.device) -> Self:
-        """See `LabellerConfig.resolved`."""
         if self.dtype != "auto":
             return self
         dtype = "bfloat16" if fast_bfloat16(device) else "float32"
@@ -51,19 +50,18 @@ class TeacherLabeller:
 
     Args:
         teacher: model, dictionary and layer.
-        dtype: format of the teacher's arithmetic.
-        settings: what else the subclass chooses labels by.
+        settings: of the kind's configuration, beside teacher and dictionary.
     """
 
     kind: ClassVar[str]
     algorithm: ClassVar[str]
     """Raised whenever the same teacher, dictionary and settings would give other labels than before."""
-    config_type: ClassVar[type[LabellerConfig]]
+    config_type: ClassVar[type[TeacherLabellerConfig]]
 
-    def __init__(self, teacher: ConceptTeacher, *, dtype: NumberFormat = "float32", **settings: Any) -> None:
+    def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
         self.teacher = teacher
-        self.dtype: NumberFormat = dtype
-        self.settings = settings
+        self.settings = self.config_type(**settings).choices()
+        self.dtype: NumberFormat = self.settings.pop("dtype")
 
     @classmethod
     def build(

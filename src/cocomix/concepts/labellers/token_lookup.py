@@ -12,11 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.fitted import FittedTeacherLabeller, TokenSums
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabellerConfig
-from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
@@ -48,18 +46,11 @@ class TokenLookupLabeller(FittedTeacherLabeller):
     config_type: ClassVar = TokenLookupConfig
     shapes: ClassVar[Mapping[str, torch.dtype]] = {"ids": torch.int32, "means": torch.float32}
 
-    def __init__(
-        self, teacher: ConceptTeacher, *, sample_tokens: int = 2_000_000, dtype: NumberFormat = "float32"
-    ) -> None:
-        super().__init__(teacher, sample_tokens=sample_tokens, dtype=dtype)
-
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
-        """See `FittedTeacherLabeller`."""
         means = (sums.sums / sums.counts[sums.keys // self.num_concepts]).float()
         return _best_of_each_token(sums.keys, means, self.teacher.vocab_size, self.num_concepts)
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
-        """See `FittedTeacherLabeller`."""
         labeller = super().with_tables(tables)
         shape = (self.teacher.vocab_size, TABLE_WIDTH)
         for name in self.shapes:

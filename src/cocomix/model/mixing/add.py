@@ -26,7 +26,6 @@ class Add(Mixing):
 
     @classmethod
     def options(cls, config: Any) -> list[str]:
-        """See `Mixing.options`."""
         return super().options(config) + ([] if config.add_mean else ["without mean"])
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:

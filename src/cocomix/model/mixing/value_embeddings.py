@@ -49,7 +49,6 @@ class _Values(Mixing):
             layer.register_forward_hook(partial(self._add, place))
 
     def readout(self, hidden: Tensor) -> Tensor:
-        """See `Mixing.readout`."""
         if not torch.is_grad_enabled():
             self._added = ()
         return hidden
@@ -115,7 +114,6 @@ class ConceptValues(_Values):
 
     @classmethod
     def unread_parameters(cls, config: PreTrainedConfig) -> int:
-        """See `Mixing.unread_parameters`."""
         blocks, heads, head_dim = cls._sizes(config)
         return int((config.num_concepts - config.concept_topk) * blocks * heads * head_dim)
 
@@ -143,7 +141,6 @@ class TokenValues(_Values):
         self._tokens: Tensor | None = None  # of the forward pass that runs
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
-        """See `Mixing.attach`."""
         super().attach(lower, upper)
         lower.get_input_embeddings().register_forward_pre_hook(self._see)
 

@@ -27,7 +27,6 @@ class OnLogits(Objective):
         self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """See `Objective`."""
         return self._settings
 
 

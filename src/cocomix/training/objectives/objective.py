@@ -111,11 +111,9 @@ class SingleTerm(Objective):
     model: PreTrainedModel
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
-        """See `Objective`."""
         self.model = model
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """See `Objective`."""
         return {"output_hidden_states": True} if self.reads_states else {}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import ConceptDictionary, ConceptTeacher
+from cocomix.concepts import ActivationLabeller, ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
 from cocomix.interpret.effects import Strengths, concept_strengths
 from cocomix.interpret.steer_arms import (
@@ -15,6 +15,7 @@ from cocomix.interpret.steer_arms import (
     measure_steering,
 )
 from cocomix.interpret.steer_report import SteerReport
+from cocomix.interpret.text_reader import TextReader
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model
@@ -35,7 +36,8 @@ WORDS = ([3, 1], [], [5])
 
 
 def measure(model, teacher, settings=SETTINGS, prompts=PROMPTS, strengths=ONES, words=WORDS):
-    return measure_steering(model, teacher, prompts, settings, strengths, words, end=0, vocab_size=VOCAB)
+    reader = TextReader(ActivationLabeller(teacher))
+    return measure_steering(model, reader, prompts, settings, strengths, words, end=0, vocab_size=VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def test_a_planted_concept_is_found_to_steer_and_the_others_are_its_control():
 
 def test_strengths_equal_a_naive_count(teacher):
     model, ids = student("gpt2"), tokens(6, 8)
-    found = concept_strengths(model, ids, teacher=teacher)
+    found = concept_strengths(model, ids, reader=TextReader(ActivationLabeller(teacher)))
     with torch.no_grad():
         output = model(ids, output_concept_logits=True)
     codes = teacher.dictionary.encode(teacher.decoder.hidden_states(ids))

@@ -7,8 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import wilcoxon
 
+from cocomix.concepts import AlignedTeacher, ContextualConfig, DictionaryConfig, TeacherConfig
+from cocomix.data import Tokens
+from cocomix.evaluation import Run
+from cocomix.interpret import open_run_teacher
 from cocomix.interpret.steer_arms import paired_difference
-from tests.workshop import CONCEPTS
+from cocomix.labelling import label_data
+from cocomix.training import train
+from tests.workshop import CONCEPTS, prepare_toy
 
 SMALL = ("--factors", "0,1,4", "--prompts", 2, "--prompt-tokens", 4, "--new-tokens", 6, "--num-concepts", 7)
 
@@ -43,6 +49,28 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
         assert f"{test['p_value']:.2g}" in page
         assert f"{test['p_value']:.2g}" in shown
     cli.refuses("steer-eval", workshop.cocomix_run, "-o", output, *SMALL, says="already exists")
+
+
+def test_a_teacher_of_another_tokenizer_reads_and_writes_in_its_own(workshop, cli, tmp_path):
+    data = prepare_toy(workshop.corpus, tmp_path / "data", vocab_size=280).path
+    source = TeacherConfig(model=str(workshop.teacher), layer=1)
+    config = ContextualConfig(teacher=source, dictionary=DictionaryConfig(path=str(workshop.dictionary)))
+    label_data(data, config, tmp_path / "labels", force=True)
+    run = train(
+        workshop.recipe("cocomix", name="other", data=str(data), labels=str(tmp_path / "labels")), tmp_path / "run"
+    )
+    opened = open_run_teacher(Run.open(run), Tokens.open(data))
+    assert isinstance(opened.labeller, AlignedTeacher)
+    values = json.loads(cli("steer-eval", run, "-o", tmp_path / "out", *SMALL, "--json").out)
+    assert len(values["concepts"]) == 7
+    assert values["curves"]["teacher"]["own"] != values["curves"]["teacher"]["others"]
+    tokenizers = {"teacher": Run.open(workshop.teacher).tokenizer()}
+    for row in pq.read_table(tmp_path / "out" / "texts.parquet").to_pylist():
+        written_by = tokenizers.get(row["arm"], Run.open(run).tokenizer())
+        assert row["text"] == written_by.decode(row["tokens"])
+        assert min(row["activation"]) >= 0
+    (tmp_path / "labels").rename(tmp_path / "elsewhere")
+    cli.refuses("steer-eval", run, "-o", tmp_path / "again", *SMALL, says="labels")
 
 
 def test_tests_are_scipys():

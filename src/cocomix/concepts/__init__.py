@@ -9,7 +9,7 @@ from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.concepts.aligned import AlignedFittedTeacher, AlignedTeacher
-    from cocomix.concepts.aligned_texts import ALIGNMENT, AlignedText, AlignedTexts, Window
+    from cocomix.concepts.aligned_texts import ALIGNMENT, UNREAD, AlignedText, AlignedTexts, Window
     from cocomix.concepts.check import (
         SAMPLE_TOKENS,
         Agreement,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIGNMENT",
     "SAMPLE_TOKENS",
+    "UNREAD",
     "ActivationConfig",
     "ActivationLabeller",
     "Agreement",

@@ -53,7 +53,7 @@ class AlignedTeacher:
         tokenizers: Mapping[str, str],
     ) -> None:
         self.inner = inner
-        self._texts = AlignedTexts(student, teacher, max_length)
+        self.texts = AlignedTexts(student, teacher, max_length)
         self._tokenizers = dict(tokenizers)
 
     @property
@@ -74,8 +74,8 @@ class AlignedTeacher:
         """
         rows = input_ids.cpu().numpy()
         lengths = [rows.shape[1]] * len(rows) if attention_mask is None else attention_mask.sum(dim=1).tolist()
-        texts = [self._texts.read(row[:length]) for row, length in zip(rows, lengths, strict=True)]
-        windows = self._texts.windows(texts)
+        texts = [self.texts.read(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+        windows = self.texts.windows(texts)
         ids = torch.full((*input_ids.shape, k), IGNORE, dtype=torch.int64)
         if not windows:
             return ConceptLabels(ids, torch.zeros(*input_ids.shape, k))
@@ -100,8 +100,8 @@ class AlignedTeacher:
         Returns:
             int64 [blocks, length]; what does not fill a block is left out. One short block if that is all there is.
         """
-        tokens = [token for row in input_ids.cpu().numpy() for token in self._texts.read(row).tokens]
-        length = max(1, min(input_ids.shape[1], self._texts.max_length, len(tokens)))
+        tokens = [token for row in input_ids.cpu().numpy() for token in self.texts.read(row).tokens]
+        length = max(1, min(input_ids.shape[1], self.texts.max_length, len(tokens)))
         return torch.tensor(tokens[: len(tokens) // length * length], dtype=torch.int64).reshape(-1, length)
 
     def fingerprint(self) -> dict[str, str]:

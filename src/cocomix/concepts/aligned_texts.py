@@ -74,6 +74,7 @@ class AlignedTexts:
 
     def __init__(self, student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, max_length: int) -> None:
         self.max_length = max_length
+        self.teacher = teacher
         self.end = int(student.eos_token_id)
         self.teacher_end = int(teacher.eos_token_id if teacher.eos_token_id is not None else teacher.sep_token_id)
         self._bytes = TokenBytes(student, "of the data")
@@ -81,8 +82,8 @@ class AlignedTexts:
         plain, own = (teacher.encode("a", add_special_tokens=added) for added in (False, True))
         self._begin = [int(own[0])] if len(own) > len(plain) and own[0] in teacher.all_special_ids else []
 
-    def read(self, row: NDArray[np.int64]) -> AlignedText:
-        """One block, int64 [seq]."""
+    def read(self, row: NDArray[np.int64], *, substitute: bool = False) -> AlignedText:
+        """One block, int64 [seq]; `substitute` as in `readable_text`."""
         tokens = list(self._begin)
         ends = [0] * len(tokens)
         student_ends = np.zeros(len(row), dtype=np.int64)
@@ -95,7 +96,7 @@ class AlignedTexts:
             # A document that begins in the block begins with the space that SentencePiece adds, one that goes on may
             # begin in the middle of a character.
             lead = int(self._bytes.adds_space and start > 0 and data[:1] == b" ") or _continuation_bytes(data)
-            text = readable_text(data[lead:])
+            text = readable_text(data[lead:], substitute=substitute)
             own, own_ends = self._ends.encode(text)
             tokens += own
             ends += (base + lead + own_ends).tolist()

@@ -1,6 +1,8 @@
 """Which bytes of a text each token stands for: what tokens of two tokenizers are aligned by (method.md section 14)."""
 
+import codecs
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,8 +150,15 @@ def _sentence_piece(piece: str) -> bytes:
     return piece.replace("▁", " ").encode()
 
 
-def readable_text(data: bytes) -> str:
-    """The text up to the first bytes that are no character; at a block's edge, those of a character that is cut."""
+def readable_text(data: bytes, *, substitute: bool = False) -> str:
+    """The text up to the first bytes that are no character; at a block's edge, those of a character that is cut.
+
+    With `substitute`, for text that a model wrote, each byte within it that is of no character is the control character
+    SUBSTITUTE, of one byte too, and only a character that is cut at the end is left out.
+    """
+    if substitute:
+        text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(data)
+        return re.sub("[\udc80-\udcff]", "\x1a", text)
     try:
         return data.decode()
     except UnicodeDecodeError as error:

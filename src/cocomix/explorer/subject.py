@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cocomix.concepts import ConceptTeacher
+from cocomix.concepts import AlignedTeacher, ConceptTeacher
 from cocomix.evaluation import Comparison, Run, compare, inference, open_run_data, run_labels
 from cocomix.interpret import (
     ConceptAtlas,
@@ -209,7 +209,13 @@ def _open_teacher(run: Run, teacher: str | None, dictionary: str | None) -> Conc
     try:
         if not named:
             _refuse_download(run)
-        return open_run_teacher(run, open_run_data(run), teacher=teacher, dictionary=dictionary).teacher
+        opened = open_run_teacher(run, open_run_data(run), teacher=teacher, dictionary=dictionary)
+        if isinstance(opened.labeller, AlignedTeacher):
+            raise CoCoMixError(
+                "it has another tokenizer than the run, and texts side by side are of one; turn its latents with "
+                "cocomix steer-eval."
+            )
+        return opened.teacher
     except CoCoMixError as error:
         if named:
             raise

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.interpret.atlas_cards import TokenChanges
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.inspection import concept_model
+from cocomix.interpret.text_reader import TextReader
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
@@ -109,8 +109,8 @@ class Strengths(NamedTuple):
     Attributes:
         share: of the positions at which the student predicts it.
         logit: what to add to its logit to turn it up (`turning_amounts`).
-        active: share of the positions at which the teacher's latent is active; without a teacher 0, as is `latent`.
-        latent: what to add to that latent, likewise.
+        active: share of the teacher's positions at which it finds the concept; without a teacher 0, as is `latent`.
+        latent: what to add to its latent there, likewise.
     """
 
     share: Array
@@ -131,11 +131,11 @@ def concept_strengths(
     student: CoCoMixForCausalLM,
     input_ids: Tensor,  # [blocks, seq]
     position_ids: Tensor | None = None,  # [blocks, seq]
-    teacher: ConceptTeacher | None = None,
+    reader: TextReader | None = None,
 ) -> Strengths:
-    """Read blocks of text with the student and, if there is one, with the teacher."""
+    """Read blocks of text with the student and, if there is one, with its teacher."""
     n_concepts, size = student.config.num_concepts, max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
-    found: list[list[Array]] = []  # per batch: ids, logits, latents' ids, latents
+    found: list[list[Array]] = []  # per batch: ids, logits, latents' ids, latents, ids and amounts of what is present
     total = np.zeros(n_concepts)
     with progress("reading concepts", len(input_ids), "blocks") as advance:
         for start in range(0, len(input_ids), size):
@@ -145,23 +145,22 @@ def concept_strengths(
                 output = student(
                     batch, position_ids=positions, use_cache=False, output_logits=False, output_concept_logits=True
                 )
-                columns = [output.concept_ids, output.concept_values]
-                if teacher is not None:
-                    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(batch))
-                    columns += [codes.ids, codes.values.clamp_min(0)]
+                columns = [output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1)]
+                if reader is not None:
+                    columns += [column for codes in reader.survey(batch) for column in codes]
                 total += output.concept_logits.double().sum((0, 1)).cpu().numpy()
-            plain = [column.flatten(0, 1).float().cpu().numpy() for column in columns]  # ids are exact below 2**24
+            plain = [column.float().cpu().numpy() for column in columns]  # ids are exact below 2**24
             plain[::2] = [ids.astype(np.int64) for ids in plain[::2]]
             found.append(plain)
             advance(len(batch))
-    ids, logits, *codes_found = (np.concatenate(column) for column in zip(*found, strict=True))
+    ids, logits, *read = (np.concatenate(column) for column in zip(*found, strict=True))
     share = np.bincount(ids.ravel(), minlength=n_concepts) / len(ids)
     amounts = turning_amounts(ids, logits, total / len(ids))
-    if teacher is None:
+    if reader is None:
         return Strengths(share, amounts, np.zeros(n_concepts), np.zeros(n_concepts))
-    latent_ids, latents = codes_found
-    active = np.bincount(latent_ids[latents > 0], minlength=n_concepts) / len(ids)
-    means = np.bincount(latent_ids.ravel(), weights=latents.ravel(), minlength=n_concepts) / len(ids)
+    latent_ids, latents, present_ids, present = read
+    active = np.bincount(present_ids[present > 0], minlength=n_concepts) / len(present_ids)
+    means = np.bincount(latent_ids.ravel(), weights=latents.ravel(), minlength=n_concepts) / len(latent_ids)
     return Strengths(share, amounts, active, turning_amounts(latent_ids, latents, means))
 
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cocomix.concepts import (
+    AlignedTeacher,
     AttributionConfig,
     ConceptLabeller,
     ConceptTeacher,
@@ -10,11 +11,10 @@ from cocomix.concepts import (
     TeacherConfig,
     TeacherLabeller,
     TeacherLabellerConfig,
-    build_labeller,
 )
 from cocomix.data import Tokens
 from cocomix.evaluation import Run, run_labels
-from cocomix.labelling import check_tokenizer, vocabulary_of
+from cocomix.labelling import load_labeller
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
@@ -25,7 +25,7 @@ class RunTeacher(NamedTuple):
 
     Attributes:
         teacher: with its dictionary, on the best device.
-        labeller: labels texts as the run's were.
+        labeller: labels texts as the run's were; an `AlignedTeacher` where the teacher has another tokenizer.
         k: labels per position.
     """
 
@@ -43,7 +43,7 @@ def open_run_teacher(
 
     Args:
         run: a CoCoMix run.
-        data: the run's data, whose tokens the teacher will read.
+        data: the run's data, whose text the teacher will read.
         teacher: hub name, folder or GGUF file of the teacher.
         dictionary: folder of its dictionary.
 
@@ -70,21 +70,21 @@ def open_run_teacher(
             "teacher": _teacher(run, known, layer, teacher),
         }
     )
-    labeller = build_labeller(
+    labeller = load_labeller(
+        data,
         config,
         device=default_device(),
-        vocabulary=vocabulary_of(data),
         tables=None if store is None else store.tables(),
         force=True,  # what the run was labelled with was tried then
     )
-    assert isinstance(labeller, TeacherLabeller)
-    opened = labeller.teacher
+    inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
+    assert isinstance(inner, TeacherLabeller)
+    opened = inner.teacher
     if store is not None and opened.dictionary.fingerprint() != store.manifest.made_from["dictionary"]:
         raise CoCoMixError(
             f"the dictionary {opened.dictionary.name} is not the one the labels in {store.path} were made with, so its "
             "concepts are not the run's; give that one with --dictionary."
         )
-    check_tokenizer(opened.decoder.model, None, data)
     return RunTeacher(opened, labeller, config.k)
 
 

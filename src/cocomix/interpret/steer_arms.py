@@ -13,17 +13,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from cocomix.concepts import ConceptTeacher
-from cocomix.evaluation import inference
 from cocomix.evaluation.formatting import signed
-from cocomix.evaluation.inference import token_losses
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths
 from cocomix.interpret.inspection import concept_model
 from cocomix.interpret.steering import FACTOR_LIMIT, check_sampling, continue_tokens
 from cocomix.interpret.teacher_steering import teacher_steering
+from cocomix.interpret.text_reader import TextReader
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
@@ -61,7 +59,8 @@ class SteerEvalSettings:
         factors: at least three different ones, with the one that changes nothing: 0 (`"add"`) or 1 (`"scale"`).
         prompts: prompts from the validation split, the same for every concept; at least two.
         prompt_tokens: length of each prompt.
-        new_tokens: length of each continuation; the end-of-document token is never drawn, so that all are equally long.
+        new_tokens: length of each continuation, in the tokens of the model that writes it; the end-of-document token is
+            never drawn, so that all are equally long.
         fluency: the factor compared with prompts may raise the teacher's perplexity at most so many times.
         temperature: of the sampling; 0 = always the likeliest token.
         top_k: sample among so many tokens.
@@ -113,9 +112,10 @@ class SteerMeasurements:
     Attributes:
         settings: how.
         concepts: those turned, and those measured.
-        rows: one per text: arm, turned, factor, prompt, tokens; loss (nats per token under the unsteered teacher),
-            distinct_2 (share of distinct pairs of neighbouring tokens) and activation, the mean over the new tokens of
-            each of `concepts` in the teacher's dictionary.
+        rows: one per text: arm, turned, factor, prompt, tokens of the model that wrote it; loss (nats per token of the
+            unsteered teacher, NaN where it can read nothing new), distinct_2 (share of distinct pairs of neighbouring
+            tokens) and activation, the mean over the new tokens of each of `concepts` as the teacher's labeller counts
+            it (`TeacherLabeller.present`).
     """
 
     settings: SteerEvalSettings
@@ -130,7 +130,7 @@ class SteerMeasurements:
 
 def measure_steering(
     student: CoCoMixForCausalLM,
-    teacher: ConceptTeacher,
+    reader: TextReader,
     prompts: Tensor,
     settings: SteerEvalSettings,
     strengths: Strengths,
@@ -144,7 +144,7 @@ def measure_steering(
 
     Args:
         student: a CoCoMix model that mixes its concepts in.
-        teacher: whose dictionary names the student's concepts; on the student's device.
+        reader: the teacher whose dictionary names the student's concepts; on the student's device.
         prompts: int64 [prompts, prompt_tokens].
         settings: with the concepts.
         strengths: of all concepts; used with `turn="add"`.
@@ -158,20 +158,21 @@ def measure_steering(
         CoCoMixError: as `check_measurable`.
     """
     student = concept_model(student, mixing=True)
-    check_measurable(student, teacher, settings)
+    check_measurable(student, reader, settings)
     concepts, prompts = settings.concepts, prompts.to(student.device)
     rows: list[dict[str, Any]] = []
     room = student.config.max_position_embeddings - settings.prompt_tokens - settings.new_tokens
+    own = [torch.tensor(reader.begin(prompt), device=prompts.device) for prompt in prompts.tolist()]
+    reader.check_length(max(map(len, own)) + settings.new_tokens)
     total = len(concepts) * (2 * len(settings.factors) + 1) * len(prompts)
     with progress("steering", total, "texts") as advance:
         for arm in ARMS:
             factors = (settings.neutral,) if arm == "prompt" else settings.factors
             for number, cells in enumerate(_batches(settings, factors)):
-                starts = [prompts] * len(cells)
+                starts = (own if arm == "teacher" else list(prompts)) * len(cells)
                 if arm == "prompt":
-                    before = [torch.tensor(words[place][:room], dtype=torch.int64) for place, _ in cells]
-                    rows_of = [ids.to(prompts.device).expand(len(prompts), -1) for ids in before]
-                    starts = [torch.cat((prompts[:, :head], ids, prompts[:, head:]), 1) for ids in rows_of]
+                    before = [prompts.new_tensor(words[place][:room]) for place, _ in cells]
+                    starts = [torch.cat((one[:head], ids, one[head:])) for ids in before for one in prompts]
                 units = {"student": strengths.logit, "teacher": strengths.latent}.get(arm)
                 edits = [
                     ConceptEdit(
@@ -183,12 +184,26 @@ def measure_steering(
                     for cell, (place, factor) in enumerate(cells)
                     if arm != "prompt"
                 ]
-                new = _continued(arm, student, teacher, starts, edits, settings, number, end, vocab_size)
-                texts = torch.cat((prompts.repeat(len(cells), 1), new), 1)  # as read: without the words before
-                for index, measured in enumerate(_measured(teacher, texts, prompts.shape[1], concepts)):
+                new = _continued(arm, student, reader, starts, edits, settings, number, end, vocab_size).tolist()
+                given = [start.tolist() for start in (own if arm == "teacher" else prompts)] * len(cells)
+                read = reader.read_own if arm == "teacher" else reader.read  # without the words before
+                texts = [read(before + after, len(before)) for before, after in zip(given, new, strict=True)]
+                losses, present = reader.measure(texts, concepts)
+                for index, (loss, found) in enumerate(zip(losses.tolist(), present, strict=True)):
                     place, factor = cells[index // len(prompts)]
-                    about = {"arm": arm, "turned": concepts[place], "factor": factor, "prompt": index % len(prompts)}
-                    rows.append({**about, "tokens": texts[index].tolist(), **measured})
+                    pairs = list(pairwise(new[index]))
+                    rows.append(
+                        {
+                            "arm": arm,
+                            "turned": concepts[place],
+                            "factor": factor,
+                            "prompt": index % len(prompts),
+                            "tokens": given[index] + new[index],
+                            "loss": loss,
+                            "distinct_2": len(set(pairs)) / len(pairs),
+                            "activation": (found.sum(0) / max(1, len(found))).tolist(),
+                        }
+                    )
                 advance(len(texts))
     return SteerMeasurements(settings, concepts, rows)
 
@@ -204,7 +219,7 @@ def _batches(settings: SteerEvalSettings, factors: Sequence[float]) -> Iterator[
 def _continued(
     arm: Arm,
     student: CoCoMixForCausalLM,
-    teacher: ConceptTeacher,
+    reader: TextReader,
     starts: Sequence[Tensor],
     edits: Sequence[ConceptEdit],
     settings: SteerEvalSettings,
@@ -213,9 +228,11 @@ def _continued(
     vocab_size: int,
 ) -> Tensor:
     """The new tokens; the same batch has the same random numbers in the arms student and teacher. [batch, new]"""
-    longest = max(rows.shape[1] for rows in starts)
-    input_ids = torch.cat([F.pad(rows, (longest - rows.shape[1], 0)) for rows in starts])
-    mask = torch.cat([F.pad(torch.ones_like(rows), (longest - rows.shape[1], 0)) for rows in starts])
+    input_ids = pad_sequence(list(starts), batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(start) for start in starts], batch_first=True, padding_side="left")
+    longest = input_ids.shape[1]
+    if arm == "teacher" and reader.aligned is not None:
+        end, vocab_size = reader.aligned.teacher_end, len(reader.aligned.teacher)
     shared: dict[str, Any] = {
         "end": end,
         "max_new_tokens": settings.new_tokens,
@@ -227,44 +244,31 @@ def _continued(
     }
     if arm != "teacher":
         return continue_tokens(student, input_ids, mask, edits=edits, **shared)[:, longest:]
-    with teacher_steering(teacher, edits) as model:
+    with teacher_steering(reader.teacher, edits) as model:
         return continue_tokens(model, input_ids, mask, **shared)[:, longest:]
 
 
-def _measured(
-    teacher: ConceptTeacher, texts: Tensor, prompt_tokens: int, concepts: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    """What the unsteered teacher makes of each text's new tokens. Texts int64 [batch, seq]."""
-    model, wanted = teacher.decoder.model, torch.tensor(concepts, device=texts.device)
-    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(texts)[:, prompt_tokens:])
-    activation = torch.stack([(codes.values * (codes.ids == one)).sum(-1).mean(-1) for one in wanted], -1)
-    with inference(model, model.device, model.dtype):
-        logits = model(input_ids=texts, use_cache=False).logits[:, prompt_tokens - 1 :]
-        losses = token_losses(logits, texts[:, prompt_tokens - 1 :]).mean(-1)
-    for tokens, loss, row in zip(texts[:, prompt_tokens:].tolist(), losses.tolist(), activation.tolist(), strict=True):
-        pairs = list(pairwise(tokens))
-        yield {"loss": loss, "distinct_2": len(set(pairs)) / len(pairs), "activation": row}
-
-
-def check_measurable(student: CoCoMixForCausalLM, teacher: ConceptTeacher, settings: SteerEvalSettings) -> None:
+def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: SteerEvalSettings) -> None:
     """Refuse what cannot be measured, before any work.
 
     Raises:
         CoCoMixError: the teacher has another number of concepts, a concept does not exist, or prompt and continuation
-            do not fit the shorter of the two contexts.
+            do not fit the student's context, or that of a teacher of the same tokenizer.
     """
-    known = student.config.num_concepts
+    known, teacher = student.config.num_concepts, reader.teacher
     if teacher.n_concepts != known:
         raise CoCoMixError(
             f"the dictionary {teacher.dictionary.name} has {teacher.n_concepts} concepts, but the model {known}; use "
             "the dictionary of its labels."
         )
     check_edits([ConceptEdit(concept) for concept in settings.concepts], known)
-    contexts = [model.config.get_text_config().max_position_embeddings for model in (student, teacher.decoder.model)]
-    if settings.prompt_tokens + settings.new_tokens > min(contexts):
+    context = student.config.max_position_embeddings
+    if reader.aligned is None:
+        context = min(context, reader.context)
+    if settings.prompt_tokens + settings.new_tokens > context:
         raise CoCoMixError(
             f"{settings.prompt_tokens} tokens of prompt and {settings.new_tokens} new ones do not fit the context of "
-            f"{min(contexts)} tokens; lower --prompt-tokens or --new-tokens."
+            f"{context} tokens; lower --prompt-tokens or --new-tokens."
         )
 
 

@@ -33,6 +33,7 @@ from cocomix.interpret.steer_arms import (
     paired_difference,
     rank_correlation,
 )
+from cocomix.interpret.text_reader import TextReader
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
@@ -91,7 +92,7 @@ class SteerReport:
     @cached_property
     def perplexity(self) -> dict[Arm, Array]:
         """The teacher's perplexity of each arm's texts. [factors]"""
-        return {arm: np.exp(self.measured.of(arm, "loss").mean((0, 2))) for arm in ARMS}
+        return {arm: np.exp(np.nanmean(self.measured.of(arm, "loss"), (0, 2))) for arm in ARMS}
 
     @cached_property
     def neutral(self) -> int:
@@ -305,7 +306,8 @@ def evaluate_run_steering(
         student = concept_model(run.model(), mixing=True).to(default_device())
         data = open_run_data(run)
         opened = open_run_teacher(run, data, teacher=teacher, dictionary=dictionary)
-        check_measurable(student, opened.teacher, settings)
+        reader = TextReader(opened.labeller)
+        check_measurable(student, reader, settings)
         prompts = _prompts(data.split(VALIDATION), settings)
         train = data.split(TRAIN)
         step = max(1, len(train) * train.block_size // _SURVEY_TOKENS)
@@ -313,7 +315,7 @@ def evaluate_run_steering(
         meta, positions = data.manifest, None
         if run.manifest.document_masks:
             positions = positions_of_rows(text, meta.eos_token_id, meta.bos_token_id)
-        strengths = concept_strengths(student, text, positions, opened.teacher)
+        strengths = concept_strengths(student, text, positions, reader)
         if not settings.concepts:
             chosen = strengths.usable(settings.num_concepts, active=True)
             if len(chosen) < 2:
@@ -330,7 +332,7 @@ def evaluate_run_steering(
         tokenizer = data.tokenizer()
         measured = measure_steering(
             student,
-            opened.teacher,
+            reader,
             prompts,
             settings,
             strengths,
@@ -344,7 +346,10 @@ def evaluate_run_steering(
         )
         write_json(folder / "steering.json", report.to_json())
         write_text(folder / "steering.html", report.page())
-        rows = [{**row, "text": tokenizer.decode(row["tokens"])} for row in measured.rows]
+        writers = dict.fromkeys(ARMS, tokenizer)
+        if reader.aligned is not None:
+            writers["teacher"] = reader.aligned.teacher
+        rows = [{**row, "text": writers[row["arm"]].decode(row["tokens"])} for row in measured.rows]
         pq.write_table(pa.Table.from_pylist(rows), folder / "texts.parquet")
     logger.info(f"report: {output / 'steering.html'}")
     return report

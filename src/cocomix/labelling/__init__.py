@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
     from cocomix.labelling.make_labels import distill_data, label_data
     from cocomix.labelling.map_shards import Executor
-    from cocomix.labelling.opening import check_tokenizer, open_decoder, open_labeller, vocabulary_of
+    from cocomix.labelling.opening import check_tokenizer, load_labeller, open_decoder, open_labeller
     from cocomix.labelling.ray_executor import RayExecutor
     from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
     from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest
@@ -41,11 +41,11 @@ __all__ = [
     "fit_on_data",
     "fitted",
     "label_data",
+    "load_labeller",
     "open_decoder",
     "open_labeller",
     "places_in_lists",
     "recognised",
-    "vocabulary_of",
 ]
 
 __getattr__ = lazily(__name__)

@@ -57,6 +57,18 @@ def test_labels_exceed_the_tokens_mean_by_most(teacher, kind, pending, monkeypat
     torch.testing.assert_close(found.scores[labelled], best[labelled].float(), rtol=1e-3, atol=1e-6)
 
 
+def test_present_in_a_text_is_what_exceeds_the_tokens_mean(teacher):
+    labeller = ContextualLabeller(teacher).fit([SAMPLE])
+    codes = teacher.dictionary.encode(teacher.decoder.hidden_states(TEXT))
+    scores = dense(teacher, ContextualLabeller, TEXT)
+    centred = scores - shrunk_means(dense(teacher, ContextualLabeller, SAMPLE), SAMPLE)[TEXT]
+    expected = centred.masked_fill(scores == 0, 0.0).clamp_min(0).float()
+    found = teacher.dictionary.densify(labeller.present(TEXT, codes))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    raw = CentredAttributionLabeller(teacher).present(TEXT, codes)
+    assert torch.equal(raw.values, codes.values)
+
+
 def test_a_token_that_the_sample_lacks_is_not_centred(teacher):
     plain = AttributionLabeller(teacher).label(TEXT, k=3)
     centred = CentredAttributionLabeller(teacher).fit([SAMPLE]).label(TEXT, k=3)

@@ -87,3 +87,8 @@ class ContextualLabeller(CentredLabeller):
         codes, labelled = self.scored(input_ids, attention_mask)
         codes = self.centred(input_ids, codes)
         return best_labels(codes, codes.values, labelled, k)
+
+    def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
+        """See `TeacherLabeller.present`: what the activation exceeds its token's mean by, else 0, as for a label."""
+        centred = self.centred(input_ids, codes)
+        return SparseCodes(centred.ids, centred.values.clamp_min(0))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cocomix.concepts.decoder import NumberFormat
+from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
 from cocomix.concepts.labeller import ConceptLabels, LabellerConfig, Vocabulary
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
@@ -90,6 +91,15 @@ class TeacherLabeller:
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`; labels are on the teacher's device."""
         raise NotImplementedError
+
+    def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
+        """How much of each active concept a text has at each position, for measuring it: the activations.
+
+        Args:
+            input_ids: the teacher's tokens. [batch, seq]
+            codes: their activations. [batch, seq, width]
+        """
+        return codes
 
     def with_dtype(self, dtype: NumberFormat) -> Self:
         """The same labeller with the same teacher in another number format."""

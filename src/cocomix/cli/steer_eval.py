@@ -31,7 +31,7 @@ class _Settings:
     ] = "0,0.5,1,2,4"
     prompts: Annotated[int, typer.Option(help="Validation prompts per concept.")] = 8
     prompt_tokens: Annotated[int, typer.Option(help="Their length.")] = 16
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each.")] = 32
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each, the writer's own.")] = 32
     fluency: Annotated[float, typer.Option(help="Perplexity may rise so many times at the factor compared.")] = 1.5
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 1.0
     batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 32
@@ -47,6 +47,8 @@ def steer_eval(
     options: _Settings,
 ) -> Printed:
     """Measure whether concepts steer, and better than a prompt.
+
+    The teacher reads every text; one of another tokenizer than the run's is aligned by bytes, as for its labels.
 
     [dim]Example: cocomix steer-eval runs/first --num-concepts 8 --output steering[/dim]
     """

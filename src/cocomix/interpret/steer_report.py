@@ -165,7 +165,7 @@ class SteerReport:
             meanings={
                 "own": "Activation of the concept that was turned [95% interval over concepts].",
                 "others": "Activation of the other concepts in the same texts: the control.",
-                "perplexity": "Of the new tokens under the unsteered teacher.",
+                "perplexity": "Of the new text under the unsteered teacher, per token of its own.",
                 "distinct": "Distinct pairs of neighbouring tokens, of all pairs of a text.",
             },
         )
@@ -232,8 +232,9 @@ class SteerReport:
             f"tokens, each continued by {settings.new_tokens} (temperature {settings.temperature:g}, seed "
             f"{settings.seed}). Factors are {added if settings.turn == 'add' else 'multiplied with the logit'}; in the "
             "teacher likewise with the latent.",
-            f"The teacher {self.teacher} with the dictionary {self.dictionary} reads every text for every concept. The "
-            "prompt arm puts the concept's words of highest lift before the prompt; the text is read without them.",
+            f"The teacher {self.teacher} with the dictionary {self.dictionary} reads every text for every concept. One "
+            "of another tokenizer than the student's reads and writes in its own tokens. The prompt arm puts the "
+            "concept's words of highest lift before the prompt; the text is read without them.",
             "The factor compared with the prompt is chosen on every second prompt, among those whose perplexity is at "
             f"most {settings.fluency:g} times the unsteered one, and measured on the others.",
         ]

@@ -25,8 +25,6 @@ from cocomix.concepts import (
 )
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["ReadText", "TextReader"]
-
 
 class ReadText(NamedTuple):
     """A text as the teacher reads it.

@@ -89,6 +89,6 @@ class ContextualLabeller(CentredLabeller):
         return best_labels(codes, codes.values, labelled, k)
 
     def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
-        """See `TeacherLabeller.present`: what the activation exceeds its token's mean by, else 0, as for a label."""
+        """What the activation exceeds its token's mean by, else 0, as for a label."""
         centred = self.centred(input_ids, codes)
         return SparseCodes(centred.ids, centred.values.clamp_min(0))

@@ -28,7 +28,6 @@ class FileCache:
     """A folder of copies. Picklable; holds nothing that a forked process must not use.
 
     Attributes:
-        folder: of the copies.
         limit: bytes that its files may take, at least those of the largest file.
     """
 

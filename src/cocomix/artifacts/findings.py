@@ -50,7 +50,6 @@ class Findings:
         """Note `what` as ok with `detail`, or as broken if the block raises: then with the reason.
 
         Args:
-            what: is looked at.
             detail: what is compared.
             remedy: added to reasons that are not our own sentences, which name theirs.
         """

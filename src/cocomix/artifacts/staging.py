@@ -199,7 +199,6 @@ def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | 
     Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
 
     Args:
-        folder: the staging folder.
         about: kind and version of the artefact.
         identity: of what is made; `None` if every identity may go on with it.
     """

@@ -95,7 +95,6 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path within it.
 
     Args:
-        url: the URL.
         options: for its library.
 
     Raises:
@@ -186,7 +185,6 @@ class RemoteFolder:
         """Copy a file here.
 
         Args:
-            name: of the file.
             file: where to; what is there, also of a failed attempt, is written over.
             size: bytes that it should have.
 

@@ -143,7 +143,6 @@ def _bars(counts: tuple[int, ...]) -> str:
 
 
 def _context(context: "Context") -> Text:
-    """The context on one line, its token stressed."""
     from cocomix.interpret import visible
 
     before, after = (re.sub(r"\s+", " ", part) for part in (context.before, context.after))

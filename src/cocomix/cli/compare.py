@@ -44,5 +44,4 @@ def compare(
 
 
 def _to_look_at(runs: "Sequence[Run]") -> Path:
-    """The first run with concepts."""
     return next((run for run in runs if run.manifest.objective == "cocomix"), runs[0]).path

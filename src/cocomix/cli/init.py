@@ -77,7 +77,6 @@ def init(
 
 
 def _write_own(given: dict[str, str | None], name: str | None, folder: Path, *, paper: bool, distill: bool) -> Printed:
-    """Ask for what is not given, and write the recipes."""
     from cocomix.experiments.own_recipe import HARDWARE, SIZES, TRAINED_HERE, Corpus, OwnRecipe, Teacher
 
     found = None if (source := given["corpus"]) is None else Corpus.find(source)

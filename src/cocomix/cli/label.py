@@ -71,7 +71,6 @@ def label(
 
 
 def _content_table(content: "LabelContent") -> Table:
-    """Recall of labels without context, and how labels spread."""
     shares = (
         ("one list for all positions", content.static_recall_at_labels, content.static_recall_at_32),
         ("a list for every current token", content.token_recall_at_labels, content.token_recall_at_32),

@@ -63,7 +63,6 @@ def steer_eval(
 
 
 def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:
-    """Numbers separated by commas."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

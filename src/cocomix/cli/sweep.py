@@ -47,7 +47,6 @@ def sweep(
 
 
 def _seconds(text: str) -> float:
-    """A length of time in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
     if found is None or float(found[1]) == 0:
         raise typer.BadParameter(f"{text!r} is no length of time; give for example 600s, 30min or 8h.")

@@ -67,7 +67,6 @@ class AlignedTeacher:
         Args:
             input_ids: student's tokens, int64 [batch, seq].
             attention_mask: [batch, seq], 0 = padding, on the right; padding gets no labels.
-            k: labels per position.
 
         Returns:
             ids int64 [batch, seq, k], IGNORE where a position has no label, and the inner labeller's scores.

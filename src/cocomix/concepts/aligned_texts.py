@@ -50,7 +50,6 @@ class Window(NamedTuple):
     Attributes:
         row: of the text.
         start: position of its first token in the text.
-        tokens: the teacher's.
         first: position in the text from which the window is used.
     """
 

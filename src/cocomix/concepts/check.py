@@ -62,9 +62,7 @@ def check_labeller(
     """Try the dictionary and the number format of a labeller with a teacher; others are taken as they are.
 
     Args:
-        labeller: to be tried.
         sample: token ids of held-out text, about `SAMPLE_TOKENS` of them. int64 [blocks, seq]
-        k: labels per position.
         tokenizer_has_bos: whether there is a begin-of-text token that blocks could begin with.
         force: warn where it would refuse.
 
@@ -117,7 +115,6 @@ def measure_fit(teacher: ConceptTeacher, input_ids: Tensor, *, batch_size: int =
     """Measure a teacher's dictionary on its layer.
 
     Args:
-        teacher: model, dictionary and layer.
         input_ids: int64 [blocks, seq]; a few thousand tokens give two digits.
         batch_size: blocks per forward pass; four passes per batch.
     """

@@ -77,7 +77,6 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _outermost(lists: Mapping[str, nn.ModuleList]) -> list[nn.ModuleList]:
-    """Those that are inside none of the others."""
     return [
         module
         for name, module in lists.items()

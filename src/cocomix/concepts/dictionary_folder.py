@@ -120,8 +120,6 @@ class DictionaryManifest(Manifest):
         dictionary_fingerprint: `ConceptDictionary.fingerprint`, as labels record it and recipes may pin it.
         teacher: name of the model it was fitted on; None of an imported one.
         layer: 0-based index of the block whose output it was fitted on; None where it is not known.
-        settings: of the fit.
-        report: of the fit.
     """
 
     num_concepts: int

@@ -199,7 +199,6 @@ def build_labeller(
     """Load a labeller.
 
     Args:
-        config: its settings.
         device: where its models run; the CPU if None.
         vocabulary: of the data; None where it is another's or unknown.
         tables: what an earlier `fit` learned, for a kind that has one.

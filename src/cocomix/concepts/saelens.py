@@ -83,7 +83,6 @@ def read_sae(
     Args:
         config: `cfg.json` of any version.
         weights: `sae_weights.safetensors`.
-        name: of the autoencoder.
         overrides: fields that the registry of releases sets in place of the file's.
         scale: see `sae_parts`.
 
@@ -138,9 +137,7 @@ def sae_parts(config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale
     """What determines the numbers: weights, activation, normalisation.
 
     Args:
-        config: its settings.
         tensors: by SAELens' names, in float32.
-        name: of the autoencoder.
         scale: the factor of `expected_average_only_in` that the registry of releases knows, to be folded in.
 
     Raises:

@@ -58,7 +58,6 @@ def best_by_attribution(
     """Candidates for labels, with their attribution as values.
 
     Args:
-        dictionary: the concepts.
         hidden: [batch, seq, d_model].
         gradient: of the loss with respect to `hidden`, float32.
         k: how many are needed at least.

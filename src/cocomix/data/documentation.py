@@ -110,7 +110,6 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def _topics(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and text of the entries of `topics = {name: text}`."""
     for node in ast.parse(path.read_bytes()).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             yield from ast.literal_eval(node.value).items()

@@ -45,7 +45,6 @@ class FilePlan:
     """A file of blocks to be written.
 
     Attributes:
-        name: of the file.
         split: whose blocks it holds.
         blocks: how many.
         skip: tokens of the first member that earlier files hold.

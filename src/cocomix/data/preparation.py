@@ -65,7 +65,6 @@ def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) 
     done.
 
     Args:
-        settings: what to prepare.
         output: folder or URL to write.
         workers: processes that read and encode. They are spawned, so that a script that asks for more than one must
             guard its own calls by `if __name__ == "__main__":`.
@@ -197,7 +196,6 @@ class _Preparation:
         return plan_units(self.sources, self.settings.text_column, of_tokens)
 
     def _trained_tokenizer(self) -> "PreTrainedTokenizerFast":
-        """Train a BPE on the head of the training documents."""
         wanted, limit = self.settings.vocab_size, self.settings.tokenizer_training_bytes
         assert wanted is not None
         documents: list[tuple[int, list[str]]] = []  # draw and pieces of each

@@ -232,7 +232,6 @@ def _lines_before(where: str, start: int) -> int:
 
 
 def _text_of_line(line: bytes, text_column: str) -> str | None:
-    """The text of a line; None where it is blank."""
     if not line.strip():
         return None
     if len(line) > MAX_LINE_BYTES:

@@ -30,7 +30,6 @@ class TokenShard:
         file: the file within the folder.
         start: first block, counted within the file.
         stop: one past the last block.
-        tokens: the folder.
     """
 
     name: str

@@ -110,7 +110,6 @@ class TokenFiles:
                 at, begins = reach, False
 
     def _first_document(self, where: str, file: _File, start: int) -> int:
-        """Where the first document begins that does so at `start` or after it."""
         for at in range(start - 1, len(file.tokens), _CHUNK) if start else ():
             ends = self._ends(where, file, at, min(at + _CHUNK, len(file.tokens)))
             if len(ends):

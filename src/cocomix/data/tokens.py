@@ -137,7 +137,6 @@ class Tokens(Artifact[TokensManifest]):
         """The blocks of `train` or `validation`.
 
         Args:
-            name: of the split.
             scattered: they will be read here and there rather than one after another.
 
         Raises:

@@ -95,7 +95,6 @@ _state: tuple[Any, Any, int] | None = None
 
 
 def _begin(stopped: Any, done: Any, parent: int) -> None:
-    """Set up a worker process."""
     global _state
     _state = (stopped, done, parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already

@@ -134,7 +134,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _within(field: str, names: Iterable[str]) -> bool:
-    """Whether a field is one of the names or stands below one."""
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 

@@ -64,10 +64,7 @@ def analyse_runs(
         runs: of different names or seeds. Those trained on next tokens alone are the controls of the others of their
             seed; others that mix no concepts in are left out with a warning.
         output: the folder to create.
-        device: where to compute.
-        batch_size: blocks per forward pass.
         limit_blocks: validation blocks to use.
-        seed: of the shuffles in concept reliance.
 
     Raises:
         CoCoMixError: no run mixes concepts in, two have one name and seed, or data and labels do not belong to a run.
@@ -150,7 +147,6 @@ def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
 
 
 def _found(each: RunEvaluation) -> list[str]:
-    """A run in a sentence or two, and what is wrong with it."""
     assert each.reliance is not None
     content, context = each.reliance.kinds["shuffle"], each.reliance.kinds["shuffle_same_token"]
     said = (

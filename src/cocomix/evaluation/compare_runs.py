@@ -329,7 +329,6 @@ def _references(
 
 
 def _notes(frame: "DataFrame", arms: "DataFrame", evaluated: bool) -> list[str]:
-    """How to read the numbers, and what is missing."""
     notes = []
     counts = frame.groupby("arm", sort=False)["seed"].count()
     if (counts == 1).all():

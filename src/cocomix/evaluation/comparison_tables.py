@@ -125,7 +125,6 @@ def _table(
 
 
 def _words(comparison: Comparison, what: str) -> Table:
-    """A column per arm."""
     names = [name for name in comparison.arms["arm"] if name != comparison.baseline]
     rows = []
     for (which, value), group in comparison.words.groupby(["slice", "value"], sort=False):
@@ -162,7 +161,6 @@ def _all(row: Any, axis: str) -> str:
 
 
 def _plus_minus(row: Any, column: str, form: str = "", high: str = "") -> str:
-    """A mean with half its interval."""
     mean, end = getattr(row, column), getattr(row, high or f"{column}_high")
     return (form.format(mean) if form else signed(mean)) + (f" ± {end - mean:.3f}" if known(end) else "")
 

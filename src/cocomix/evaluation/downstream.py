@@ -169,12 +169,9 @@ def evaluate_tasks(
     KEY names the conditions. Tasks measured before under the same ones are kept in the file, others have their own.
 
     Args:
-        run: from `Run.open`.
         tasks: names of `PAPER_TASKS`, or without `task_data` any of the harness's tasks and groups; `"paper"` = the
             paper's seven.
-        device: where to compute.
         task_data: folder with `NAME.jsonl` for each task; by default the harness fetches its data from the hub.
-        batch_size: requests per forward pass.
         dtype: float32 (default), or a narrower type used through autocast.
         limit: use only the first rows of each task.
 

@@ -58,7 +58,6 @@ def downstream_table(runs: Sequence[Run]) -> tuple[DownstreamTable | None, str]:
 
 
 def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
-    """One run's row: perplexities (lower is better), accuracies in percent (higher is better)."""
     row = {"validation, perplexity, lower is better": validation}
     for name in tasks:
         value, percent = result.value(name), PAPER_TASKS[name].kind == "accuracy"

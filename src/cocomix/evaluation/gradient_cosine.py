@@ -33,7 +33,6 @@ class GradientCosine(BaseModel):
 
     Attributes:
         group: `embeddings`, `block N` (from 0), `predictor`, or `all` of them.
-        parameters: of the group.
         cosine: of the two gradients of a batch, averaged over batches.
         low: lower end of its 95% interval over batches.
         high: upper end.
@@ -69,7 +68,6 @@ def gradient_cosines(
         batch_size: blocks of a batch; the more, the less noise in its cosine.
         device: where to compute, in float32.
         limit_blocks: use only the first blocks.
-        seed: of the intervals.
 
     Raises:
         CoCoMixError: blocks, labels and model do not belong together, or fewer than two batches have labels.
@@ -99,7 +97,6 @@ def compare_gradients(
         losses: of each batch.
         groups: weights by name; no weight is in two.
         weight: of the second loss, for `size`.
-        seed: of the intervals.
 
     Raises:
         CoCoMixError: there are fewer than two batches.

@@ -20,8 +20,6 @@ class CountingModel(HFLM):  # type: ignore[misc]
 
     Args:
         model: a causal LM, on its device.
-        tokenizer: its tokenizer.
-        batch_size: requests per forward pass.
         dtype: float32, or a narrower type used through autocast.
 
     Attributes:

@@ -229,8 +229,6 @@ def measure(
     Args:
         model: a CoCoMix model or any causal LM of transformers; moved to `device`, otherwise left as it is.
         blocks: token blocks, `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
-        batch_size: blocks per forward pass.
-        device: where to compute.
         dtype: float32 (default), or a narrower type used through autocast.
         labels: concept labels of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
 

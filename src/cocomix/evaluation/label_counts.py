@@ -23,7 +23,6 @@ class LabelCounts:
         tokens: of each pair, rising. [pairs]
         concepts: of each pair. [pairs]
         counts: labels of each pair. [pairs]
-        num_concepts: of the labels.
     """
 
     tokens: Integers
@@ -55,7 +54,6 @@ def count_labels(data: Tokens, labels: Concatenated[Labels]) -> LabelCounts:
     """Count the labels of about two million positions, in blocks spread over the training split.
 
     Args:
-        data: the labelled tokens.
         labels: of every corpus of it.
     """
     n_concepts, keys = labels.first.num_concepts, []

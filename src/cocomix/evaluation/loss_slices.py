@@ -34,9 +34,7 @@ def token_table(
     """One row per predicted token, in the order of the text.
 
     Args:
-        blocks: what was evaluated.
         losses: nats; NaN where a token is not predicted. [blocks, block_size]
-        classes: of the tokenizer.
         references: losses of n-gram models by name, one per predicted token.
         training_counts: occurrences of each token of the vocabulary in the training blocks.
     """

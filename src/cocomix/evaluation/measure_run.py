@@ -53,17 +53,12 @@ def evaluate_run(
     """Load a run's model, measure it, and write the result into the run's folder (see `RunEvaluation`).
 
     Args:
-        run: from `Run.open`.
-        device: where to compute.
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own, where they are still there and belong to the data.
-        split: which split of the data.
-        batch_size: blocks per forward pass.
         dtype: float32 (default), or a narrower type used through autocast.
         limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
         block_size: tokens of a block; by default as in training.
         reliance: also measure concept reliance, where the model mixes concepts in.
-        seed: of the shuffles in concept reliance.
 
     Raises:
         CoCoMixError: data, labels and run do not belong together, or something cannot be read.

@@ -98,7 +98,6 @@ def make_pairs(documents: Iterable[str], *, limit: int, seed: int = 0) -> list[P
     """Pairs of every kind, in the order of the text.
 
     Args:
-        documents: texts.
         limit: pairs of a kind, at most.
         seed: of the places and prepositions chosen.
     """
@@ -147,8 +146,6 @@ class MinimalPairs(BaseModel):
     """A run's accuracies.
 
     Attributes:
-        run: its name.
-        seed: of its training.
         data_fingerprint: of the data whose validation text the sentences are of.
         too_long: pairs left out because they exceed the model's context.
         kinds: of mistakes, and `all`.
@@ -185,8 +182,6 @@ def measure_pairs(
     """Make pairs from a run's validation text, score them, and write `minimal_pairs.json` among its evaluations.
 
     Args:
-        run: from `Run.open`.
-        device: where to compute.
         limit: pairs of a kind, at most.
         batch_size: sentences per forward pass, in blocks of the run's length or less.
         dtype: float32, or a narrower type used through autocast.
@@ -250,7 +245,6 @@ def score_pairs(
 
 
 def _documents(run: Run, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
-    """The validation text, document by document."""
     blocks = run_blocks(run, open_run_data(run), None, split=VALIDATION)
     ids, documents = blocks.ids.ravel(), blocks.documents.ravel()
     for one in np.split(ids, np.flatnonzero(np.diff(documents)) + 1):

@@ -81,7 +81,6 @@ class Figure:
     """A PNG image, with a second version for dark screens.
 
     Attributes:
-        light: the image.
         dark: the same on a dark background.
         alt: what it shows, for those who cannot see it.
         caption: one line below.
@@ -116,7 +115,6 @@ def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *
     """Render a page.
 
     Args:
-        title: its heading.
         found: what was found, one sentence each, set larger than the rest.
         sections: below, in this order.
         footer: by default the version of cocomix.

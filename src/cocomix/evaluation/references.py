@@ -77,8 +77,6 @@ def measure_references(
     """Count the training tokens and give the loss of every held-out token that has a context.
 
     Args:
-        train: what is counted.
-        heldout: what is predicted.
         vocab_size: tokens are below it.
 
     Returns:

@@ -146,12 +146,9 @@ def concept_reliance(
         model: mixes its concepts in.
         blocks: at least two; with their labels for `oracle`.
         losses: untouched, from `measure`. [blocks, seq]
-        batch_size: blocks per forward pass.
-        device: where to compute.
         dtype: float32, or a narrower type used through autocast.
         label_kind: how the labels were made.
         table: from `LabelCounts.table`, for `token_table`.
-        seed: of the shuffles and of the intervals.
 
     Raises:
         CoCoMixError: the model mixes no concepts in, or there is no second block.

@@ -92,7 +92,6 @@ class ConceptResults(_Part):
         label_content: what is in the labels themselves, to read recall by; `None` where it was not measured.
         recall_by_frequency: recall_at_32 in groups of concepts by their number of training labels: 0, 1-9, 10-99, …
         concepts_predicted: concepts that were among those mixed in at some position.
-        num_concepts: of the model.
         compression: lengths of the vectors that concepts are mixed in as; `None` where none are.
     """
 
@@ -111,10 +110,7 @@ class RunEvaluation(_Part):
     """What `evaluate_run` measured.
 
     Attributes:
-        run: name of the run.
-        seed: of the run.
         data_fingerprint: of the data it was evaluated on.
-        split: of that data.
         dtype: precision of the matrix products, e.g. `"float32"`.
         blocks: blocks used.
         limited: whether the split has more.

@@ -33,7 +33,6 @@ def open_run_data(run: Run, path: Path | None = None) -> Tokens:
     """The data to measure a run on.
 
     Args:
-        run: the run.
         path: other prepared data, of the run's tokenizer; by default the run's own, which must be unchanged.
 
     Raises:
@@ -85,7 +84,6 @@ def open_run_labels(
     """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
 
     Args:
-        run: the run.
         data: the data in use, from `open_run_data`.
         num_concepts: of the run's model.
         path: labels asked for.
@@ -199,7 +197,6 @@ def run_blocks(
         run: says whether documents see one another, and the block length.
         data: from `open_run_data`.
         labels: from `open_run_labels`.
-        split: of the data.
         block_size: tokens of a block; by default as in training, or the data's where they are shorter. Longer blocks
             of the data are cut, and what fills no block at the end of each is left out.
         limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
@@ -261,7 +258,6 @@ def training_tokens(run: Run, data: Tokens, most: int) -> ContextTokens:
     """The distinct training blocks that a run read, in the order in which it read them first.
 
     Args:
-        run: the run.
         data: what it was trained on.
         most: tokens, at most; the run's first ones.
 

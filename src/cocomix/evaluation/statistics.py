@@ -58,7 +58,6 @@ def crossed_interval(gaps: Floats, targets: Floats, *, seed: int = 0) -> tuple[f
     Args:
         gaps: summed differences of next-token losses, nats. [seeds, documents]
         targets: tokens predicted. [seeds, documents]
-        seed: of the resampling.
     """
     seeds, documents = gaps.shape
     generator = np.random.default_rng(seed)
@@ -88,7 +87,6 @@ def document_interval(values: Floats, documents: NDArray[Any], *, seed: int = 0)
     Args:
         values: of each token. [tokens]
         documents: number of each token's document. [tokens]
-        seed: of the resampling.
     """
     return crossed_interval(*by_document(values[None], documents), seed=seed)
 

@@ -22,7 +22,6 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     written before training each token counts once, however often it is read, and only as far as the run read.
 
     Args:
-        run: the run.
         shared: only what was written before training, which other students can read, too.
     """
     manifest = run.manifest

@@ -301,11 +301,9 @@ _COMMANDS = "#   COMMANDS\n"  # in a text, until the files are there that tell t
 
 
 def _quoted(text: str) -> str:
-    """A text as YAML."""
     return text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text)
 
 
 def _rounded(tokens: int) -> int:
-    """To two digits."""
     unit = int(10 ** max(0, len(str(tokens)) - 2))
     return max(1, tokens // unit) * unit

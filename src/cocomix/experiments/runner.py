@@ -116,10 +116,8 @@ def run_sweep(
     """Make, train and measure what is missing, and write the report when nothing is.
 
     Args:
-        loaded: the plan.
         workers: runs at once. More than one are processes of their own that share the cores evenly.
         budget: seconds that all of it may take, about: all runs get shorter by the same share (see `within_budget`).
-        title: of the report.
         more: makes further sections for it.
 
     Returns:

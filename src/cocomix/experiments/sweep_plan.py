@@ -131,8 +131,6 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        arm: its name.
-        seed: its seed.
         folder: where the run goes.
         recipe: complete, with data, labels, teacher, name and seed.
         try_of: the arm whose learning rate it helps to choose; `None` for a run that is compared.
@@ -156,7 +154,6 @@ class LoadedPlan:
 
     Attributes:
         plan: the plan, with `fast` laid over it where asked for.
-        path: its file.
         output: the sweep's folder.
         share: of their tokens that runs get, tries too.
     """

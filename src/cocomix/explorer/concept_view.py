@@ -130,7 +130,6 @@ def _options(hits: Sequence[ConceptHit]) -> list[tuple[str, str]]:
 
 
 def _card(card: ConceptCard) -> str:
-    """A concept's name and quality."""
     rows = []
     for name, meaning in _MEASURES.items():
         value = getattr(card, name.lower().replace(" ", "_"))
@@ -141,7 +140,6 @@ def _card(card: ConceptCard) -> str:
 
 
 def _words(heading: str, words: Sequence[tuple[str, float]]) -> str:
-    """Words with their lifts."""
     return Table((heading, "lift"), [(word, f"{lift:.1f}") for word, lift in words]).markdown()
 
 

@@ -161,7 +161,6 @@ def _bracketed(host: str) -> str:
 
 
 def _is(host: str, what: str) -> bool:
-    """A property of an address, such as `is_loopback`."""
     try:
         return bool(getattr(ipaddress.ip_address(host), what))
     except ValueError:

@@ -27,7 +27,6 @@ class View:
         results: the other components that `show` fills.
         show: values of `parameters` → those of `said` and `results`, once or, of a text that grows, many times.
         query: the page's hidden box for the query of the link to what is shown.
-        subject: what is shown.
     """
 
     name: str

@@ -172,7 +172,6 @@ def _told(subject: Subject, prompt: str, texts: dict[str, str], edits: list[Conc
 
 
 def _words(subject: Subject, concept: int) -> str:
-    """Words of a concept, as a hint."""
     if subject.atlas is None:
         return subject.names([concept])[concept]
     return ", ".join(word for word, _ in subject.atlas.card(concept).terms)

@@ -65,9 +65,7 @@ class Subject:
     """A run and everything known about it.
 
     Attributes:
-        run: the run.
         model: its model, on the best device, in evaluation mode.
-        tokenizer: the model's.
         atlas: what is known of its concepts; `None` without one.
         teacher: the teacher with its dictionary, for steering it too, or the sentence that says why it is not there.
         comparison: the run beside others; `None` where none were named.

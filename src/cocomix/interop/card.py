@@ -269,6 +269,5 @@ def _origin_rows(record: RunRecord) -> Rows:
 
 
 def _table(rows: Rows) -> str:
-    """Two columns of text."""
     cells = [(markdown_text(name), markdown_text(value)) for name, value in rows]
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells)])

@@ -30,7 +30,6 @@ def export_delphi(
     """Let the student read held-out text, and write where every concept is among its top k.
 
     Args:
-        path: the run.
         output: the folder to write, Delphi's `raw_dir`; must not exist.
         tokens: of the validation split to read, in whole blocks; at least one block.
         data: prepared data with the run's tokenizer; by default the run's own.

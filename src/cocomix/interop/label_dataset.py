@@ -36,7 +36,6 @@ def export_labels(
     """Write labels, with the tokens they belong to, as a folder that `datasets.load_dataset` reads.
 
     Args:
-        path: the labels.
         output: the folder to write; must not exist.
         data: their tokens; by default the folder that the labels lie in.
         license: of the text, as the Hub names it; `None` leaves it open.
@@ -73,7 +72,6 @@ def export_labels(
 
 
 def _tables(labels: Labels, tokens: Tokens, split: str, blocks: range) -> Iterator[pa.Table]:
-    """Some blocks at a time."""
     ids, stored = tokens.split(split), labels.split(split)
     for start in range(blocks.start, blocks.stop, _BLOCKS_A_GROUP):
         stop = min(start + _BLOCKS_A_GROUP, blocks.stop)

@@ -60,7 +60,6 @@ def export_neuronpedia(
     """Write a run's concepts for Neuronpedia. The atlas' blocks are read once more, for the values around its contexts.
 
     Args:
-        path: the run.
         output: the folder to write; must not exist.
         atlas: of the run; by default `RUN_atlas` beside it.
         data: what the atlas was made from; by default the run's own.

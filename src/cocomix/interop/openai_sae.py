@@ -61,7 +61,6 @@ def _tensor(values: dict[str, Any], name: str, path: Path) -> Tensor:
 
 
 def _k(state: Any, path: Path) -> int:
-    """How many latents TopK keeps."""
     k, after = (state.get("k"), state.get("postact_fn", "ReLU")) if isinstance(state, dict) else (None, None)
     if not isinstance(k, int) or after != "ReLU":
         raise CoCoMixError(

@@ -19,7 +19,6 @@ class RunRecord(NamedTuple):
     """A run with its surroundings.
 
     Attributes:
-        run: the run.
         recipe: as it was resolved when the run started.
         config: the model's `config.json`.
         final: the last evaluation, by the names of its metrics.

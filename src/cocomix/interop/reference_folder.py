@@ -165,7 +165,6 @@ def _weight(given: float | None, written: Mapping[str, Any]) -> float:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's safetensors files."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     names = ["model.safetensors"]
     if index.is_file() and not single.is_file():

@@ -39,7 +39,6 @@ def export_run(
     needs transformers alone.
 
     Args:
-        path: the run.
         output: the folder to write; must not exist.
         license: identifier of the weights' licence as the hub knows it, e.g. `apache-2.0`; `None` leaves it open.
         languages: of the text, e.g. `en`.

@@ -23,7 +23,6 @@ class Context(NamedTuple):
         after: the text after it, within its block.
         strength: the student's logit for the concept there.
         quantile: share of the concept's places (of this kind) whose logit is lower; 1 for the strongest.
-        split: of the data.
         block: index of the block within the split.
         position: of the token within the block.
     """
@@ -58,7 +57,6 @@ class ConceptCard:
     with the labels, at the labelled positions; each is `None` where it has no denominator, or there are no labels.
 
     Attributes:
-        id: its index.
         name: its three words of highest lift, or a language model's answer.
         named_from: where the name comes from: the concept's labels, the student's predictions, or an endpoint.
         terms: words at its positions by lift, highest first (see `atlas_naming`).
@@ -117,8 +115,6 @@ class ConceptHit(NamedTuple):
     """A concept found.
 
     Attributes:
-        id: its index.
-        name: its name.
         snippet: the piece of its name, terms or contexts that matched; its terms in a ranking.
         score: how well it matched (larger is better), or the value it was ranked by.
     """

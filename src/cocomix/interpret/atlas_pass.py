@@ -63,7 +63,6 @@ def read_held_out(
         model: the student.
         blocks: from `run_blocks`, with their labels if there are any.
         settings: of the atlas.
-        device: where to compute.
 
     Raises:
         CoCoMixError: there is no block, or data, labels and model do not belong together.

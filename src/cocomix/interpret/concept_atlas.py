@@ -217,8 +217,6 @@ class ConceptAtlas(Artifact[AtlasManifest]):
 
         Args:
             model: of the atlas' run.
-            tokenizer: the model's.
-            concept: its index.
 
         Raises:
             CoCoMixError: there is no such concept, or the model mixes no concepts in.

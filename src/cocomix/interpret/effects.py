@@ -26,7 +26,6 @@ class Effect(NamedTuple):
     """What a concept does when it is turned up.
 
     Attributes:
-        concept: its index.
         amount: what was added to its logit.
         divergence: mean KL divergence of the steered from the untouched next-token distribution, nats per position.
         raised: tokens whose mean log-probability rises most, with the change in nats, largest first.
@@ -51,7 +50,6 @@ class EditEffect(NamedTuple):
     """Whether an edit changes what the model says in a text.
 
     Attributes:
-        edit: the edit.
         positions: tokens of the text it applies to.
         predicted: share of them that has the concept among the top k without any edit.
         acts: whether the edit alone changes any next-token logit.
@@ -180,7 +178,6 @@ def measure_effects(
 
     Args:
         model: a CoCoMix model that mixes its concepts in.
-        tokenizer: the model's.
         input_ids: tokens to measure on.
         amounts: what is added to the logit of each concept.
         top: tokens to name of each kind; fewer where fewer move that way.
@@ -222,7 +219,6 @@ def _log_probabilities(
 
 
 def _strongest(tokenizer: PreTrainedTokenizerBase, change: Tensor, top: int, sign: int) -> TokenChanges:
-    """The tokens whose change is largest in the direction of `sign`."""
     best = (sign * change).topk(min(top, len(change)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return tuple((tokenizer.decode([token]), sign * nats) for token, nats in pairs if nats > 0)
@@ -243,7 +239,6 @@ def steering_candidates(
 
     Args:
         model: a CoCoMix model that mixes its concepts in.
-        tokenizer: the model's.
         input_ids: a few blocks of text.
         pool: how many concepts to try; one forward pass per block and concept.
         top: tokens to name per concept.

@@ -55,8 +55,6 @@ def encode(
 
     Args:
         model: the model that will read them.
-        tokenizer: the model's.
-        text: what to encode.
         room: tokens that will be generated after the text.
         cut: cut the text at the context, instead of refusing a longer one.
 
@@ -136,7 +134,6 @@ def inspect_text(
 
     Args:
         model: a CoCoMix model, of any mixing.
-        tokenizer: the model's.
         text: what to look at; no special tokens are added.
         top: concepts per token, at most the model's concept_topk.
         top_next: next tokens per token.
@@ -180,7 +177,6 @@ class ConceptDescription:
     """What a concept stands for, told by the training text it labels.
 
     Attributes:
-        concept: its index.
         count: positions that have it as a label, within the blocks looked at.
         terms: words at these positions by lift, highest first.
         next_terms: words that follow them, likewise.

@@ -148,7 +148,6 @@ def score_name(
 
     Args:
         name: the explanation.
-        concept: its index.
         active: contexts whose token has the concept.
         inactive: contexts whose token has not.
         scorers: from `delphi_scorers`.

@@ -99,7 +99,6 @@ def _teacher(run: Run, known: TeacherConfig | None, layer: int | None, name: str
 
 
 def _dictionary(run: Run, known: DictionaryConfig | None, path: str | None) -> DictionaryConfig:
-    """Where the dictionary is."""
     if path is not None:
         return DictionaryConfig(path=path)
     if known is None:

@@ -67,7 +67,6 @@ class PlainDistiller:
     Args:
         decoder: the teacher.
         top_k: probabilities kept per position.
-        vocab_size: of the tokenizer.
         dtype: what the teacher runs in.
     """
 
@@ -99,7 +98,6 @@ class AlignedDistiller(PlainDistiller):
         dtype: what the teacher runs in.
         kind: of the targets.
         student: tokenizer of the blocks.
-        teacher: the teacher's.
         tokenizers: fingerprints of both tokenizers by the names "student" and "teacher".
         max_length: longest sequence that the teacher reads.
 

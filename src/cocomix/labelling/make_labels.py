@@ -64,7 +64,6 @@ def label_data(
         scores: type in which scores are kept; `none` halves the room on the disk.
         force: go on with a dictionary or a dtype that `open_labeller` would refuse.
         blocks: label only so many training blocks, from the beginning; all by default. Other splits are labelled whole.
-        job: how the work is done.
 
     Returns:
         The labels; None while shards are left to other jobs.
@@ -135,7 +134,6 @@ def distill_data(
             vocabulary, the whole distribution. Not for `alm`.
         dtype: what the teacher runs in; `auto` is bfloat16 on a GPU and on a CPU with AMX, else float32.
         blocks: as in `label_data`.
-        job: how the work is done.
 
     Returns:
         The targets; None while shards are left to other jobs.
@@ -246,8 +244,6 @@ class _BlockFunction(ABC):
 
 @dataclass
 class _LabelFunction(_BlockFunction):
-    """Concept labels."""
-
     verb = "label"
 
     config: LabellerConfig
@@ -268,8 +264,6 @@ class _LabelFunction(_BlockFunction):
 
 @dataclass
 class _DistillFunction(_BlockFunction):
-    """What a teacher predicts."""
-
     verb = "distill"
 
     settings: DistillSettings

@@ -56,7 +56,6 @@ def open_labeller(
     """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
 
     Args:
-        tokens: the data set.
         config: settings of the labeller.
         device: where to put its models; the best one by default.
         tables: what its first pass learned before.
@@ -97,7 +96,6 @@ class SentTokens:
     """What a worker is sent of a data set, so that it needs no folder of it.
 
     Attributes:
-        manifest: of the data set.
         sent: its tokenizer, if the labeller needs it.
     """
 

@@ -101,7 +101,6 @@ class StoredArrays(Artifact[M]):
         """One split, as a map-style data set of its blocks.
 
         Args:
-            name: of the split.
             scattered: its blocks will be read here and there rather than one after another.
 
         Raises:
@@ -199,7 +198,6 @@ class StoredBlocks(Generic[M]):
     """The arrays of one split, block by block; a map-style data set. Picklable: workers map the files themselves.
 
     Args:
-        store: the folder.
         split: of the tokens.
         scattered: see `StoredArrays.split`.
 

@@ -127,13 +127,8 @@ def store(
     """Compute what is missing of a folder, and finish it.
 
     Args:
-        kind: of the folder.
-        output: to write.
-        tokens: of which it is computed.
-        function: that computes it.
         identity: everything that determines the result.
         about: what the manifest says that only the kind knows.
-        job: how the work is done.
         blocks: compute only so many training blocks, from the beginning; all by default.
         files: what else belongs into the folder → writes it.
 

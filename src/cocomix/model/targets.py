@@ -80,7 +80,6 @@ def check_concept_labels(labels: Tensor, query: Tensor | None, num_concepts: int
     Args:
         labels: of the model's input.
         query: that input, [batch, seq] or [batch, seq, d_model].
-        num_concepts: of the model.
 
     Raises:
         CoCoMixError: another shape; or an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.

@@ -18,7 +18,6 @@ def gpu_hours(config: PreTrainedConfig, flops: float) -> float:
     """Hours on one H200; on an H100, whose arithmetic is as fast and whose memory is slower, some more.
 
     Args:
-        config: of the model.
         flops: of the whole run, by formula.
     """
     measured = _WITH_CONCEPTS if isinstance(config, CoCoMixConfig) else _PLAIN

@@ -39,7 +39,6 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
     once in a process.
 
     Args:
-        recipe: the recipe.
         labels: stored ones, if any.
         teaching: of the recipe; an online teacher is hashed already.
 
@@ -64,10 +63,8 @@ def check_coverage(
     """Refuse labels or probabilities of a part of the data that lack blocks which are trained on while they are needed.
 
     Args:
-        recipe: the recipe.
         data: its data.
         stored: what is read beside the tokens, by one of its columns.
-        objectives: of the run.
         arguments: of the Trainer.
 
     Raises:

@@ -48,9 +48,7 @@ def joined_blocks(
 
     Args:
         recipe: says whether documents within a block see one another.
-        data: the tokens.
         beside: labels and probabilities of the same data by one of their columns; `None` where there are none.
-        name: of the split.
         limit: use only the first blocks; of a mixture about so many, of each corpus its share.
     """
     scattered = name == TRAIN

@@ -61,7 +61,6 @@ def views_of(
 
     Args:
         blocks: of one epoch; of other data sets than `JoinedBlocks` all columns are read to the end.
-        objectives: of the run.
         arguments: how many blocks make a step.
         total: steps of the run.
     """

@@ -38,7 +38,6 @@ class OnlineLabels:
 
     Args:
         labeller: its models are on the device that trains.
-        config: its settings.
         device: that trains.
 
     Attributes:
@@ -172,8 +171,6 @@ def open_online_labels(
     """Load a recipe's labeller and try it.
 
     Args:
-        config: its settings.
-        data: of the run.
         device: that trains.
         folder: of the unfinished run, if there is one: what the labeller learned before is read from there.
         bf16: whether the run computes in bfloat16, as a teacher then does whose `dtype` is not given.

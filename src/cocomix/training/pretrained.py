@@ -20,7 +20,6 @@ def check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens) 
     Nothing but configuration and tokenizer is read, so that a run is refused before it begins.
 
     Args:
-        recipe: of the run.
         config: of the model, see `model_config`.
         data: what it is trained on.
 
@@ -39,7 +38,6 @@ def build_student(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedMode
     """The model a run starts with: freshly initialised, or with `model.pretrained`'s weights under new concept layers.
 
     Args:
-        recipe: of the run.
         config: of the model, see `model_config`.
 
     Raises:

@@ -47,7 +47,6 @@ def plan_run(
     """Check a recipe and count its model's cost, on the meta device.
 
     Args:
-        recipe: the recipe.
         data: its prepared data; without it the recipe must give every size itself.
         labels: its labels, if there are any.
         teacher_hidden_size: of a teacher that runs while training.

@@ -40,7 +40,6 @@ def model_config(
     """The configuration of the model a recipe describes.
 
     Args:
-        config: the recipe.
         vocabulary: the data's; sizes the recipe leaves open are taken from it. `None` where they are not there yet.
         label_concepts: number of concepts of the labels, if there are any.
         teacher_hidden_size: of a teacher that runs while training.

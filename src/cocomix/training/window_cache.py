@@ -37,7 +37,6 @@ class WindowCache:
 
         Args:
             bounds: what the recipe says.
-            data: the tokens.
             beside: labels and probabilities of them.
             order: of the blocks.
 

@@ -34,7 +34,6 @@ class FutureLabeller(TableLabeller):
     does not hold taken as rare as one that it holds once, and 0 for the tokens that begin or end a text.
 
     Args:
-        vocabulary: of the data.
         device: where labels are computed; the CPU if None.
         settings: what labels are chosen by, the fields of the kind's configuration.
     """
@@ -133,7 +132,6 @@ class FutureLabeller(TableLabeller):
         return (ended.cumsum(-1) - ended).masked_fill(~present, -1)
 
     def _idf(self, rows: list[Tensor]) -> Tensor:
-        """Table `idf`."""
         size, documents = self.vocabulary.size, 0
         holding = torch.zeros(size, dtype=torch.int64)
         for batch in rows:

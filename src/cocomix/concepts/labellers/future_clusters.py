@@ -119,7 +119,6 @@ class FutureClustersLabeller(FutureLabeller):
         return F.normalize(bags, dim=-1).view(*input_ids.shape, -1)
 
     def _embeddings(self, rows: list[Tensor]) -> Tensor:
-        """Table `embeddings`."""
         from sklearn.decomposition import TruncatedSVD
 
         information = self._information(rows)

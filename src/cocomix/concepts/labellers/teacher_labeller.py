@@ -50,7 +50,6 @@ class TeacherLabeller:
     """A labeller with a teacher and a dictionary. Subclasses choose the labels.
 
     Args:
-        teacher: model, dictionary and layer.
         settings: of the kind's configuration, beside teacher and dictionary.
     """
 

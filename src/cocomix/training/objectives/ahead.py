@@ -18,7 +18,6 @@ class OnLogits(Objective):
     """An objective that reads the logits of all positions, which it has the model return.
 
     Args:
-        weight: of it.
         config: of the student; a plain decoder returns them unasked.
     """
 

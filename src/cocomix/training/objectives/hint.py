@@ -27,7 +27,6 @@ class Hint(SingleTerm):
     """Mean squared error between normalised middle states.
 
     Args:
-        weight: of it.
         teacher: of the data's tokenizer, and its middle block.
     """
 

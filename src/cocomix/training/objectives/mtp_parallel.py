@@ -25,7 +25,6 @@ class ParallelMTP(SingleTerm):
     """Cross-entropies of the tokens two to `ahead` ahead, added up.
 
     Args:
-        weight: of them.
         ahead: n, how many tokens are predicted, the next one included.
     """
 

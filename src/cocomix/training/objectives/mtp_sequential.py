@@ -24,11 +24,7 @@ _WEIGHT = Schedule(shape="stages", stages={0.0: 0.3, 0.68: 0.1})
 
 
 class SequentialMTP(SingleTerm):
-    """Cross-entropy of the token after the next, which is given.
-
-    Args:
-        weight: of it.
-    """
+    """Cross-entropy of the token after the next, which is given."""
 
     name = "mtp_sequential"
     reads_states = True

@@ -26,7 +26,6 @@ class NextLatent(SingleTerm):
     """Distance of the predicted states from those that come.
 
     Args:
-        weight: of it.
         steps: how many states are predicted from each.
         kl: whether their next-token distributions are compared, too.
     """

@@ -24,7 +24,6 @@ class NextImplicitState(SingleTerm):
     """One minus the cosine between the projected state and the next token's early one.
 
     Args:
-        weight: of it.
         block: after how many blocks the target is taken; by default a fifth of them, at least one.
     """
 

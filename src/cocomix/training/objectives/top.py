@@ -27,7 +27,6 @@ class TokenOrder(SingleTerm):
     """Cross-entropy between the order of the next tokens and a head's logits.
 
     Args:
-        weight: of it.
         scores: `exact`, or `released` for those of the authors' code, whose half precision makes neighbours of the
             4,096 scores equal.
     """

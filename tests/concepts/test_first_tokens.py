@@ -3,8 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.concepts.first_tokens import first_token_table
-from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text
+from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, first_token_table, readable_text
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.tokenizers import byte_level, sentence_piece, word_piece
 

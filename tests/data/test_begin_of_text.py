@@ -10,7 +10,7 @@ import torch
 
 from cocomix.artifacts import verify
 from cocomix.data import MixedData, PrepareSettings, Tokens, begin_of_text, prepare
-from cocomix.data.document_blocks import document_positions
+from cocomix.data.token_blocks import document_positions
 from cocomix.data.tokenizer import encode_batch, plain_encoder, tokenizer_fingerprint, train_tokenizer
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer

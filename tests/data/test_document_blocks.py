@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.data.document_blocks import DocumentBlocks, document_positions
+from cocomix.data.token_blocks import DocumentBlocks, document_positions
 from cocomix.runtime.ignore import IGNORE
 
 END = 0

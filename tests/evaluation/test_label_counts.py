@@ -1,6 +1,6 @@
 import numpy as np
 
-from cocomix.evaluation.label_counts import count_labels
+from cocomix.evaluation.measure_run import count_labels
 from cocomix.labelling import Concatenated
 from tests.evaluation.conftest import CONCEPTS
 from tests.evaluation.small_world import build_world

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.experiments import packaged_teacher as module
-from cocomix.experiments.packaged_teacher import packaged_teacher
+from cocomix.experiments import tour as module
+from cocomix.experiments.tour import packaged_teacher
 from cocomix.runtime.errors import CoCoMixError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from cocomix.interop.source_files import AUTO_MAP, LICENSE_FILE, source_files, write_source_files
+from cocomix.interop.repository import AUTO_MAP, LICENSE_FILE, source_files, write_source_files
 from cocomix.model import predictor
 
 HERE_BY_NATURE = {"torch", "transformers"}

@@ -14,9 +14,17 @@ from cocomix.artifacts.faults import (
     WrongVersion,
 )
 from cocomix.artifacts.file_cache import FileCache
-from cocomix.artifacts.files import explained_full_disk, read_json, write_json, write_text, written_aside
+from cocomix.artifacts.files import (
+    explained_full_disk,
+    file_sha256,
+    fingerprint_json,
+    read_json,
+    tensor_sha256,
+    write_json,
+    write_text,
+    written_aside,
+)
 from cocomix.artifacts.findings import Findings
-from cocomix.artifacts.hashing import file_sha256, fingerprint_json, tensor_sha256
 from cocomix.artifacts.lock import locked
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, file_entry
 from cocomix.artifacts.staging import PLAN, Staging, partial_path, seal, whole_folder

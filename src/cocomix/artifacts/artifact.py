@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Generic, Self
 
 from cocomix.artifacts.faults import AlreadyExists, Damaged, NotAnArtifact, WrongKind, WrongVersion, unreadable
 from cocomix.artifacts.file_cache import FileCache
-from cocomix.artifacts.files import inside, read_json, write_text
+from cocomix.artifacts.files import file_sha256, inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
-from cocomix.artifacts.hashing import file_sha256
 from cocomix.artifacts.lock import refuse_writer
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, as_json, differing
 from cocomix.artifacts.staging import PLAN, THREADS, Staging, begin, check_plan, made_at, partial_path, staged

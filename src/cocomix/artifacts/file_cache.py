@@ -13,8 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cocomix.artifacts.faults import Damaged
-from cocomix.artifacts.files import explained_full_disk, flush
-from cocomix.artifacts.hashing import file_sha256
+from cocomix.artifacts.files import explained_full_disk, file_sha256, flush
 from cocomix.artifacts.manifests import FileEntry
 from cocomix.artifacts.store import RemoteFolder
 

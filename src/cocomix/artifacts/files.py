@@ -1,16 +1,20 @@
-"""Small files, written whole or not at all, and the one check of names that others gave."""
+"""Small files, written whole or not at all; content hashes; and the one check of names that others gave."""
 
 import errno
+import hashlib
 import json
 import os
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cocomix.artifacts.faults import OutsideFolder
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_name(name: str) -> str:
@@ -127,3 +131,25 @@ def explained_full_disk(folder: Path) -> Iterator[None]:
         raise CoCoMixError(
             f"cannot write {folder}: No space left on device; make room and run the same command again to go on."
         ) from error
+
+
+def tensor_sha256(tensor: "Tensor") -> str:
+    """SHA-256 (hex) of a tensor's dtype, shape and raw bytes."""
+    import torch
+
+    digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of key order and whitespace."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cocomix.artifacts.faults import Damaged, WrongKind, WrongVersion
-from cocomix.artifacts.files import check_name
-from cocomix.artifacts.hashing import file_sha256, fingerprint_json
+from cocomix.artifacts.files import check_name, file_sha256, fingerprint_json
 
 MANIFEST = "manifest.json"
 

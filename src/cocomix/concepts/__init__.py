@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         fit_identity,
     )
     from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
-    from cocomix.concepts.first_tokens import first_token_table
     from cocomix.concepts.fit import fit_dictionary
     from cocomix.concepts.labeller import (
         ConceptLabeller,
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
     from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+    from cocomix.concepts.token_bytes import first_token_table
     from cocomix.concepts.token_rows import first_blocks, pad_right, spread_blocks
 
 __all__ = [

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from cocomix.data.document_blocks import DocumentBlocks, positions_of_rows
     from cocomix.data.documents import resolve_sources
     from cocomix.data.mixture import MixedData
     from cocomix.data.overlap import warn_of_overlap
     from cocomix.data.preparation import encode_share, prepare
     from cocomix.data.prepare_settings import PrepareSettings
     from cocomix.data.splits import TRAIN, VALIDATION
-    from cocomix.data.token_blocks import TokenBlocks, TokenShard
+    from cocomix.data.token_blocks import DocumentBlocks, TokenBlocks, TokenShard, positions_of_rows
     from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
     from cocomix.data.tokens import SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
 

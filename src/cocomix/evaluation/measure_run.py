@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cocomix.data import VALIDATION
+from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation.inference import ConceptCounts, measure
-from cocomix.evaluation.label_counts import LabelCounts, count_labels
 from cocomix.evaluation.loss_slices import loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
-from cocomix.evaluation.reliance import concept_reliance, no_reliance_reason
+from cocomix.evaluation.reliance import concept_reliance, first_distinct, no_reliance_reason
 from cocomix.evaluation.run_evaluation import (
     CompressionNorms,
     ConceptResults,
@@ -27,9 +27,10 @@ from cocomix.evaluation.run_evaluation import (
 )
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks, training_tokens
 from cocomix.evaluation.token_classes import TokenClasses
-from cocomix.labelling import Concatenated, Labels
+from cocomix.labelling import MOST_POSITIONS, Concatenated, Labels, places_in_lists
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.training import Run
 from cocomix.training.recipe import load_recipe
 
@@ -126,7 +127,7 @@ def _concept_results(
     model: PreTrainedModel,
     counts: ConceptCounts,
     store: Concatenated[Labels] | None,
-    training: LabelCounts | None,
+    training: "LabelCounts | None",
 ) -> ConceptResults:
     labelled, labels = counts.positions > 0, max(int(counts.labels.sum()), 1)
     return ConceptResults(
@@ -210,3 +211,61 @@ def final_references(run: Run) -> References | None:
     limit = load_recipe(run.path / "recipe.yaml").evaluation_blocks
     blocks = run_blocks(run, open_run_data(run), None, limit_blocks=limit)
     return _references(run, blocks, VALIDATION)[1]
+
+
+Integers = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Pairs of a token and a concept that labels it.
+
+    Attributes:
+        tokens: of each pair, rising. [pairs]
+        concepts: of each pair. [pairs]
+        counts: labels of each pair. [pairs]
+    """
+
+    tokens: Integers
+    concepts: Integers
+    counts: Integers
+    num_concepts: int
+
+    @property
+    def of_concepts(self) -> NDArray[np.int64]:
+        """Labels of each concept. [n_concepts], int64"""
+        return np.bincount(self.concepts, self.counts, self.num_concepts).astype(np.int64)
+
+    def table(self, vocab_size: int, k: int) -> Integers:
+        """The k concepts that most often label each token, the most frequent first. [vocab_size, k], int64
+
+        A token with fewer concepts gets those that are most frequent over all tokens in their place.
+        """
+        places = places_in_lists(self.tokens, self.counts)
+        kept = places < k
+        table = np.full((vocab_size, k), IGNORE, dtype=np.int64)
+        table[self.tokens[kept], places[kept]] = self.concepts[kept]
+        frequent = np.argsort(-self.of_concepts, kind="stable")[:k]
+        candidates = np.concatenate((table, np.broadcast_to(frequent, (vocab_size, len(frequent)))), axis=1)
+        filled = [first_distinct(some, k) for some in torch.split(torch.from_numpy(candidates), 4096)]
+        return torch.cat(filled).numpy()
+
+
+def count_labels(data: Tokens, labels: Concatenated[Labels]) -> LabelCounts:
+    """Count the labels of about two million positions, in blocks spread over the training split.
+
+    Args:
+        labels: of every corpus of it.
+    """
+    n_concepts, keys = labels.first.num_concepts, []
+    parts = data.parts if isinstance(data, MixedData) else (data,)
+    step = max(data.manifest.splits[TRAIN].blocks * data.manifest.block_size // MOST_POSITIONS, 1)
+    for part, store in zip(parts, labels.parts, strict=True):
+        blocks, stored = part.split(TRAIN), store.split(TRAIN)
+        for index in range(0, len(stored), step):
+            ids = stored[index]["concept_labels"].numpy()
+            pairs = blocks.rows(index, index + 1)[0].astype(np.int64)[:, None] * n_concepts + ids
+            keys.append(pairs[ids != IGNORE])
+    found, counts = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_counts=True)
+    tokens, concepts = np.divmod(found, n_concepts)
+    return LabelCounts(tokens, concepts, counts, n_concepts)

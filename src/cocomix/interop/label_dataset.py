@@ -20,7 +20,7 @@ import yaml
 from cocomix.artifacts import explained_full_disk, whole_folder, write_json, write_text
 from cocomix.data import Tokens
 from cocomix.evaluation.formatting import markdown_table
-from cocomix.interop.record import public_name
+from cocomix.interop.card import public_name
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 

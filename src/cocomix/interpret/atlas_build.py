@@ -20,8 +20,7 @@ from cocomix.data import VALIDATION
 from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
 from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings, Context
-from cocomix.interpret.atlas_pass import Array, Reading, read_held_out
-from cocomix.interpret.atlas_quality import concept_quality, probe_properties
+from cocomix.interpret.atlas_pass import Array, Reading, concept_quality, probe_properties, read_held_out
 from cocomix.interpret.concept_atlas import (
     CARD_SCHEMA,
     CARDS,

@@ -16,9 +16,9 @@ from transformers.utils import is_torch_tf32_available
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import meant
+from cocomix.training.metrics import TENSORBOARD, trackers
 from cocomix.training.optimizers import MUON, muon
 from cocomix.training.recipe import RunConfig
-from cocomix.training.tracking import TENSORBOARD, trackers
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
 from cocomix.training.launching import check_deepspeed, refuse_outside_forward, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.manifest import RunManifest, run_manifest
-from cocomix.training.metrics import MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until
+from cocomix.training.metrics import TENSORBOARD, MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until, trackers
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
 from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.opened_run import Run
@@ -39,7 +39,6 @@ from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.run_plan import Plan, plan_run
-from cocomix.training.tracking import TENSORBOARD, trackers
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache
 

@@ -9,12 +9,11 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from cocomix.data import Tokens
 from cocomix.labelling import Labels
-from cocomix.model import Accounting, account
+from cocomix.model import Accounting, CoCoMixConfig, account
 from cocomix.model.accounting import build_model
 from cocomix.model.memory import STATE_BYTES, activation_bytes
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
-from cocomix.training.gpu_hours import gpu_hours
 from cocomix.training.online import OnlineLabels
 from cocomix.training.pretrained import check_pretrained
 from cocomix.training.recipe import RunConfig
@@ -119,3 +118,25 @@ def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         memory["GiB of activations, about"] = round(kept / 2**30, 1)
         memory["GiB of both"] = round((state + kept) / 2**30, 1)
     return memory
+
+
+_PLAIN = {512: 90.0e12, 624: 95.2e12, 1024: 160.7e12, 1072: 142.9e12}  # width: FLOPs a second
+_WITH_CONCEPTS = {512: 86.3e12, 1024: 171.8e12}
+
+
+def gpu_hours(config: PreTrainedConfig, flops: float) -> float:
+    """Hours on one H200; on an H100, whose arithmetic is as fast and whose memory is slower, some more.
+
+    FLOPs ÷ the FLOPs a second that were measured at the nearest widths: training steps of the paper's shapes, bfloat16,
+    not compiled (results/corpus/raw), tokens a second × training FLOPs a token by `cocomix.model.accounting`. Between
+    two widths it is interpolated. A run beyond the widest is assumed to do no better than it, one below the narrowest
+    no worse: larger models use a GPU better, so the first takes less than is said and the second more.
+
+    Args:
+        flops: of the whole run, by formula.
+    """
+    measured = _WITH_CONCEPTS if isinstance(config, CoCoMixConfig) else _PLAIN
+    width = min(max(config.hidden_size, min(measured)), max(measured))
+    below, above = max(w for w in measured if w <= width), min(w for w in measured if w >= width)
+    share = 0.0 if above == below else (width - below) / (above - below)
+    return flops / (measured[below] + share * (measured[above] - measured[below])) / 3600

@@ -20,8 +20,6 @@ import typer
 
 from cocomix.cli.printing import Printed
 
-__all__ = ["two_steps"]
-
 
 def two_steps(
     recipe: Annotated[Path, typer.Argument(help="A recipe.")],

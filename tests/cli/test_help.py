@@ -57,7 +57,7 @@ def test_a_verb_is_added_by_its_file_and_a_line(cli: Cli, monkeypatch: pytest.Mo
         return Printed({"greeted": name}, f"hello {name}")
 
     module = types.ModuleType("cocomix.cli.hello")
-    module.__all__, module.hello = ["hello"], hello  # type: ignore[attr-defined]
+    hello.__module__, module.hello = "cocomix.cli.hello", hello  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cocomix.cli.hello", module)
     monkeypatch.setitem(PANELS, "Begin", (*PANELS["Begin"], "hello"))
     assert "Greet somebody." in cli("--help").out

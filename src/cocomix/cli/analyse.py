@@ -8,8 +8,6 @@ import typer
 from cocomix.cli.options import BatchBlocks, Output
 from cocomix.cli.printing import Printed
 
-__all__ = ["analyse"]
-
 
 def analyse(
     runs: Annotated[

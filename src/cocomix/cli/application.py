@@ -54,9 +54,13 @@ def _command(verb: str) -> Any:
     if panel is None:
         raise KeyError(verb)
     module = import_module(f"cocomix.cli.{verb.replace('-', '_')}{'_' if keyword.iskeyword(verb) else ''}")
-    (name,) = module.__all__
+    (function,) = (
+        value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    )
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    alone.command(verb, cls=_Verb, rich_help_panel=panel)(_with_common_options(getattr(module, name)))
+    alone.command(verb, cls=_Verb, rich_help_panel=panel)(_with_common_options(function))
     return typer.main.get_command(alone)
 
 

@@ -17,8 +17,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from cocomix.interpret import AtlasManifest, ConceptCard, Context, TokenChanges
 
-__all__ = ["atlas"]
-
 _BARS = " ▁▂▃▄▅▆▇█"
 
 

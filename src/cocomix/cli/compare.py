@@ -14,8 +14,6 @@ from cocomix.runtime.console import progress
 if TYPE_CHECKING:
     from cocomix.evaluation import Run
 
-__all__ = ["compare"]
-
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, the baseline among them.")],

@@ -7,8 +7,6 @@ import typer
 
 from cocomix.cli.printing import Printed
 
-__all__ = ["demo"]
-
 
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for everything.")] = Path("cocomix-demo"),

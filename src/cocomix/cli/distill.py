@@ -8,8 +8,6 @@ from cocomix.cli.job_options import Blocks, JobOptions, asked_of
 from cocomix.cli.options import DataFolder, Output, Revision, Teacher
 from cocomix.cli.printing import Printed
 
-__all__ = ["distill"]
-
 
 def distill(
     data: DataFolder,

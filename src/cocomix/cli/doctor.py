@@ -5,8 +5,6 @@ import logging
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["doctor"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -11,8 +11,6 @@ from cocomix.cli.options import BatchBlocks, OtherData, OtherLabels, RunFolder
 from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["evaluate"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ import typer
 from cocomix.cli.options import RunOrExample
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["explore"]
-
 
 def explore(
     run: RunOrExample,

@@ -9,8 +9,6 @@ from cocomix.cli.options import OtherData, Output, RunFolder
 from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["export"]
-
 
 def export(
     run: RunFolder,

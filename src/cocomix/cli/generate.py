@@ -8,8 +8,6 @@ import typer
 from cocomix.cli.options import RunOrExample
 from cocomix.cli.printing import Printed
 
-__all__ = ["generate"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ import typer
 from cocomix.cli.options import Output
 from cocomix.cli.printing import Printed
 
-__all__ = ["import_other"]
-
 logger = logging.getLogger(__name__)
 
 

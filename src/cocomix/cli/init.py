@@ -12,8 +12,6 @@ import typer
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["init"]
-
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 

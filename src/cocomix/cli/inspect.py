@@ -12,8 +12,6 @@ from cocomix.runtime.console import progress
 if TYPE_CHECKING:
     from cocomix.evaluation import Run
 
-__all__ = ["inspect"]
-
 
 def inspect(
     run: RunOrExample,

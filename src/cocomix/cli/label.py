@@ -17,8 +17,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from cocomix.labelling import LabelContent
 
-__all__ = ["label"]
-
 
 def label(
     *,

@@ -10,8 +10,6 @@ import typer
 from cocomix.cli.options import Output, part_of
 from cocomix.cli.printing import Printed
 
-__all__ = ["prepare"]
-
 
 @dataclass(frozen=True)
 class _Settings:

@@ -8,8 +8,6 @@ import typer
 
 from cocomix.cli.printing import Printed
 
-__all__ = ["push"]
-
 logger = logging.getLogger(__name__)
 
 

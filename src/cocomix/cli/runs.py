@@ -13,8 +13,6 @@ from cocomix.cli.printing import Printed, table
 if TYPE_CHECKING:
     from cocomix.evaluation.listing import RunSummary
 
-__all__ = ["runs"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -8,8 +8,6 @@ import typer
 from cocomix.cli.options import DataFolder, Output, Revision, Teacher
 from cocomix.cli.printing import Printed
 
-__all__ = ["sae"]
-
 
 def sae(
     data: DataFolder,

@@ -10,9 +10,6 @@ from cocomix.cli.options import Output, RunFolder
 from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["steer_eval"]
-
-
 Number = TypeVar("Number", int, float)
 
 

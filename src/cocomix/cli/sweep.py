@@ -9,8 +9,6 @@ import typer
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["sweep"]
-
 
 def sweep(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML file; see recipes/paper_cpu.yaml.")],

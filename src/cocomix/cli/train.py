@@ -16,8 +16,6 @@ from cocomix.runtime.processes import is_first_process
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["train"]
-
 logger = logging.getLogger(__name__)
 
 

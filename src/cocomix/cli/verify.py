@@ -9,8 +9,6 @@ import typer
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["verify"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -81,7 +81,7 @@ class Figure:
     """A PNG image, with a second version for dark screens.
 
     Attributes:
-        dark: the same on a dark background.
+        dark: the image on a dark background.
         alt: what it shows, for those who cannot see it.
         caption: one line below.
     """

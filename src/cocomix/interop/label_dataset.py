@@ -37,7 +37,7 @@ def export_labels(
 
     Args:
         output: the folder to write; must not exist.
-        data: their tokens; by default the folder that the labels lie in.
+        data: the tokens; by default the folder that the labels lie in.
         license: of the text, as the Hub names it; `None` leaves it open.
         languages: of the text, e.g. `en`.
 

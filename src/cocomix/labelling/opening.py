@@ -96,7 +96,7 @@ class SentTokens:
     """What a worker is sent of a data set, so that it needs no folder of it.
 
     Attributes:
-        sent: its tokenizer, if the labeller needs it.
+        sent: the tokenizer of the data set, if the labeller needs it.
     """
 
     manifest: TokensManifest

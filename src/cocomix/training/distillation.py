@@ -101,7 +101,7 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
     """Load what a recipe's `distillation` and `prediction: hidden` ask for.
 
     Args:
-        data: its data.
+        data: of the recipe.
         device: that trains.
         dtype: what an online teacher runs in; float32 if None.
 

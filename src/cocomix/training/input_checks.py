@@ -63,7 +63,7 @@ def check_coverage(
     """Refuse labels or probabilities of a part of the data that lack blocks which are trained on while they are needed.
 
     Args:
-        data: its data.
+        data: of the recipe.
         stored: what is read beside the tokens, by one of its columns.
         arguments: of the Trainer.
 

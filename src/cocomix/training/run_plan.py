@@ -46,7 +46,7 @@ def plan_run(
     """Check a recipe and count its model's cost, on the meta device.
 
     Args:
-        data: its prepared data; without it the recipe must give every size itself.
+        data: the prepared data of the recipe; without it the recipe must give every size itself.
         labels: its labels, if there are any.
         teacher_hidden_size: of a teacher that runs while training.
     """

@@ -1,6 +1,8 @@
 """The examples run as a reader would run them, on a toy run."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,18 +19,42 @@ from tests.workshop import Workshop
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def execute(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **environment: object) -> list[str]:
+    """What each cell of code prints, run in an empty folder."""
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, str(value))
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")  # outputs are stored
+    here = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=here).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(out.text for out in cell if out.get("name") == "stdout") for cell in outputs]
+
+
 @pytest.mark.slow
-def test_the_steering_notebook_runs(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("COCOMIX_RUN", str(workshop.cocomix_run))
-    monkeypatch.setenv("COCOMIX_PROMPT", "list of")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    notebook = nbformat.read(EXAMPLES / "steering.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    printed = ["".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells if "outputs" in cell]
-    assert len(printed) == 7
+def test_the_quickstart_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    printed = execute("quickstart.ipynb", monkeypatch, tmp_path, COCOMIX_STEPS=4, HF_HUB_OFFLINE=1)
+    losses = [float(line.split()[1]) for line in printed[-2].splitlines()]
+    assert len(losses) == 2
+    assert all(6 < loss < 9 for loss in losses)  # after four steps
+    assert "(" in printed[-1]  # names of concepts that the new student predicts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shipped", [True, False])
+def test_the_steering_notebook_runs(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shipped: bool
+) -> None:
+    named = {}
+    if not shipped:  # a copy: its atlas is made beside it
+        shutil.copytree(workshop.cocomix_run, tmp_path / "run")
+        named = {"COCOMIX_RUN": tmp_path / "run", "COCOMIX_PROMPT": "list of"}
+    printed = execute("steering.ipynb", monkeypatch, tmp_path, **named)
     assert all(printed[1:])  # every cell after the imports says something
-    assert printed[4].count("list of") == 3
-    assert "correlation" in printed[6]
+    assert printed[4].count("This class" if shipped else "list of") == 3
+    own, others = map(float, re.findall(r"([\d.]+)%", printed[-1].splitlines()[-1]))
+    assert own > 2 * others or not shipped
 
 
 def run(script: str, *arguments: object) -> list[str]:
@@ -63,3 +89,15 @@ def test_an_objective_from_outside(workshop: Workshop, tmp_path: Path, arm: str)
     recipe = workshop.recipe_file(tmp_path / "r.yaml", arm)
     run("own_objective.py", recipe, tmp_path / "run", "tokens=256")
     assert "hidden_size" in read_json(tmp_path / "run" / "manifest.json")["arm"]
+
+
+@pytest.mark.slow
+def test_a_corpus_with_a_teacher_of_another_tokenizer(workshop: Workshop, tmp_path: Path) -> None:
+    sizes = ("--vocabulary", 300, "--concepts", 48, "--block-size", 16, "--width", 16, "--tokens", 20_000)
+    teacher = ("--teacher", workshop.teacher, "--layer", 1)
+    printed = run("own_corpus.py", workshop.corpus, *teacher, *sizes, "--output", tmp_path)
+    assert [line.split(":")[0].strip() for line in printed[-3:]] == ["ntp", "distilled", "cocomix"]
+    assert (tmp_path / "report" / "report.html").is_file()
+    made = {name: read_json(tmp_path / name / "manifest.json") for name in ("labels", "data", "teacher_data")}
+    assert made["data"]["tokenizer_fingerprint"] != made["teacher_data"]["tokenizer_fingerprint"]
+    assert made["labels"]["num_concepts"] == 48

@@ -93,6 +93,7 @@ def test_a_plan_trains_nothing(cli: Cli, workshop: Workshop, tmp_path: Path, mon
     recipe = workshop.recipe_file(tmp_path / "r.yaml", "cocomix", model={"num_concepts": CONCEPTS})
     result = cli("plan", recipe, "--seconds", 0, "--set", f"tokens={16 * 8 * BLOCK}")
     assert "active parameters" in result.out
+    assert "MiB)" in result.out  # of a model this small
     plan = json.loads(cli("plan", recipe, "--seconds", 0, "--json").out)
     manifest = read_json(workshop.cocomix_run / "manifest.json")
     assert (plan["tokens"], plan["steps"]) == (manifest["tokens"], manifest["steps"])

@@ -43,6 +43,7 @@ def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, paper: bool, 
     assert recipe.labels.labeller is not None
     assert (recipe.model.mixing, recipe.labels.labeller.kind, recipe.training.get("optim", "adamw_torch")) == form
     assert (recipe.distillation is None, baseline.distillation) == (paper, recipe.distillation)
+    assert ("own_corpus.py" in written[0].read_text()) == (size in ("tiny", "mini"))  # GPT-2's vocabulary is most of it
     commands = [step.command.split()[1] for step in steps_of(written[0])]
     assert ("distill" in commands) == (not paper)
     assert recipe.labels is not None

@@ -37,9 +37,13 @@ def plan(
 
 
 def _readable(name: str, value: Any) -> Any:
-    """A number with three digits and a prefix; counts that people check as they are."""
-    from cocomix.evaluation.formatting import si
+    """A number with three digits and a prefix, a small one in a smaller unit, too; counts to be checked as they are."""
+    from cocomix.evaluation.formatting import duration, si
 
+    if name.startswith("hours") and isinstance(value, float):
+        return f"{value:,.2f} ({duration(3600 * value) if value > 1 / 3600 else 'under a second'})"
+    if name.startswith(("GB", "GiB")) and value < 0.1:
+        return f"{value:.2f} ({1000 * value:.2g} MB)" if name[1] == "B" else f"{value:.2f} ({1024 * value:.2g} MiB)"
     if not isinstance(value, int | float) or name in ("steps", "tokens per step") or value < 1000:
         return value
     return si(value)

@@ -348,9 +348,10 @@ class _Preparation:
 
 def _report(manifest: TokensManifest, seconds: float) -> None:
     for name, split in manifest.splits.items():
+        size = f"{split.bytes / 1e6:,.1f} MB" if split.bytes >= 1e6 else f"{split.bytes / 1e3:,.0f} kB"
         logger.info(
-            f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
-            f"{split.blocks:,} blocks of {manifest.block_size:,} in {len(split.files):,} files"
+            f"{name}: {split.documents:,} documents, {size}, {split.tokens:,} tokens, {split.blocks:,} blocks of "
+            f"{manifest.block_size:,}"
         )
     tokens = sum(split.tokens for split in manifest.splits.values())
     logger.info(f"prepared {tokens:,} tokens in {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s)")

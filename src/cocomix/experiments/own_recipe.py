@@ -25,6 +25,8 @@ _COMPRESSED = 3  # bytes of text in a byte of gzip, Zstandard or Parquet, about
 _STEPS = 2000  # optimizer steps aimed at: with the paper's 0.5M tokens a step, a short run would have a few dozen
 _PAPER_STEP = 2**19  # tokens
 _VALIDATION = 100_000  # tokens aimed at, but at most a fifth of the corpus: 1% of a small one is a document or two
+_EVALUATED = 8192  # tokens at least of an evaluation while it trains
+_LARGE = 0.6  # share of a student's parameters from which its vocabulary is worth a word
 _FEWEST = 200_000  # tokens of a run: a smaller corpus is read more than once
 _ELSEWHERE = 100_000_000  # tokens of a run on a corpus whose size is not known here
 _TOKENS_PER_PARAMETER = 20  # at most, as in the training-optimal runs of Hoffmann et al. (2022)
@@ -251,6 +253,7 @@ class OwnRecipe:
             f"data: {_quoted(self.data)}\n"
             f"{self._labels()}{self._distillation()}"
             f"model:\n"
+            f"{_LARGE_VOCABULARY if size.d_model * vocabulary > _LARGE * parameters else ''}"
             f"  backbone: {{model_type: gpt2, n_embd: {size.d_model}, n_layer: {size.layers}, n_head: {size.heads},\n"
             f"             vocab_size: {vocabulary}, n_positions: {self.block_size},\n"
             f"             {_BACKBONE}}}\n"
@@ -260,7 +263,7 @@ class OwnRecipe:
             f"tokens: {tokens:_}  # about {f'{passes} passes' if passes > 1 else 'one pass'} over the corpus, at most "
             f"{_TOKENS_PER_PARAMETER} per parameter\n"
             f"batch_tokens: {blocks * self.block_size:_}  # of an optimizer step\n"
-            f"evaluation_blocks: {min(2000, max(8, tokens // 100 // self.block_size))}\n"
+            f"evaluation_blocks: {min(2000, max(8, max(tokens // 100, _EVALUATED) // self.block_size))}\n"
             f"training: {{{training}{optimizer}learning_rate: {rate:.1e}, per_device_train_batch_size: {batch}}}"
             f"{'  # Muon was well below AdamW at the same tokens' if self.measured else ''}\n"
         )
@@ -292,9 +295,12 @@ class OwnRecipe:
 
 
 _WHY = """#
-# The form that did best at 1M parameters and few tokens, one seed (results/scarce): do not expect concepts to beat the
+# The form that did best at 1M parameters and few tokens (results/scarce): do not expect concepts to beat the
 # baseline; --distill did. `cocomix init --paper` writes the paper's form.
 """
+_LARGE_VOCABULARY = (
+    "  # Most of it is the teacher's vocabulary; examples/own_corpus.py gives the student one of its own.\n"
+)
 _ADD = "  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper\n"
 _BACKBONE = "activation_function: gelu_pytorch_tanh, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
 _COMMANDS = "#   COMMANDS\n"  # in a text, until the files are there that tell them

@@ -110,14 +110,18 @@ def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
     arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
     state = STATE_BYTES * plan.accounting.total_parameters
-    memory: dict[str, Any] = {"GiB of weights, gradients and optimizer, at most": round(state / 2**30, 1)}
+    memory: dict[str, Any] = {"GiB of weights, gradients and optimizer, at most": _gib(state)}
     if not arguments.gradient_checkpointing:
         kept = activation_bytes(
             plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16
         )
-        memory["GiB of activations, about"] = round(kept / 2**30, 1)
-        memory["GiB of both"] = round((state + kept) / 2**30, 1)
+        memory["GiB of activations, about"] = _gib(kept)
+        memory["GiB of both"] = _gib(state + kept)
     return memory
+
+
+def _gib(size: int) -> float:
+    return float(f"{size / 2**30:.3g}")  # of a small model it is 0.04
 
 
 _PLAIN = {512: 90.0e12, 624: 95.2e12, 1024: 160.7e12, 1072: 142.9e12}  # width: FLOPs a second

@@ -10,8 +10,8 @@ from typing import Any
 
 def lazily(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package: it imports what the package itself imports only `if TYPE_CHECKING`."""
-    parsed = ast.walk(ast.parse(getsource(sys.modules[package])))
-    imports = [node for node in parsed if isinstance(node, ast.ImportFrom)]
+    blocks = [node.body for node in ast.parse(getsource(sys.modules[package])).body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
     module_of = {alias.name: node.module for node in imports for alias in node.names if node.module is not None}
 
     def get(name: str) -> Any:

@@ -24,8 +24,8 @@ class GivenLabeller(AttributionLabeller):
     config_type: ClassVar[Any] = GivenConfig
 
     @classmethod
-    def build(cls, config: GivenConfig, **options: Any) -> "GivenLabeller":
-        return cls(_TEACHERS[config.name])
+    def build(cls, config: GivenConfig, **options: Any) -> AttributionLabeller:  # type: ignore[override]
+        return AttributionLabeller(_TEACHERS[config.name])
 
 
 def given(teacher: ConceptTeacher) -> str:

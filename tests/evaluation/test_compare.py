@@ -124,6 +124,13 @@ def run_losses(run: Run) -> pd.DataFrame:
     return evaluations_of(run)[0].token_losses()
 
 
+def test_one_document_has_no_interval(write_run: WriteRun) -> None:
+    paths = {"ntp": write_run("ntp", [5.0]), "ours": write_run("ours", [5.0], **COCOMIX)}
+    row = arm(compare([measured(paths["ntp"], 0.0, documents=1), measured(paths["ours"], -0.1, documents=1)]), "ours")
+    assert row.documents == 1
+    assert np.isnan([row.documents_low, row.documents_high]).all()
+
+
 def test_the_document_test_heeds_seeds(write_run: WriteRun) -> None:
     """Noise that belongs to the seed cancels within pairs: an unpaired test sees ten times the difference in it."""
     base = seeds(write_run, "ntp", [[5.0]] * 2, shift=0.0)

@@ -268,7 +268,9 @@ def _differences_on_tokens(
             gaps = np.stack([losses[name, seed] - losses[baseline, seed] for seed in shared])
             sums, targets = by_document(gaps, documents)
             better = float(((sums / targets).mean(axis=0) < 0).mean())
-            whole.loc[name] = [len(sums[0]), *crossed_interval(sums, targets), better, document_p(sums, targets)]
+            alone = sums.shape[1] < 2  # resamples of one document are that document: no width, and nothing decided
+            interval = (np.nan, np.nan) if alone else crossed_interval(sums, targets)
+            whole.loc[name] = [sums.shape[1], *interval, better, document_p(sums, targets)]
             for which, values in slices.items():
                 for value in pd.Categorical(values).categories:
                     if (inside := (values == value).to_numpy()).any():

@@ -157,7 +157,7 @@ def runs() -> None:
     bars = transformers.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
     print(transformers.logging.get_verbosity(), *bars)
 
-cocomix.cli.runs.runs = runs
+runs.__module__, cocomix.cli.runs.runs = "cocomix.cli.runs", runs
 sys.argv = ["cocomix", "runs", *sys.argv[1:]]
 main()
 """

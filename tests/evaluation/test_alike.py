@@ -31,6 +31,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "model.hidden_loss": {"model.hidden_loss": "cosine"},
     "model.teacher_hidden_size": {"model.teacher_hidden_size": 8},
     "model.compression_init": {"model.compression_init": "zero"},
+    "model.concept_weights": {"model.concept_weights": "softmax"},
     "model.add_mean": {"model.add_mean": False},
     "model.concept_rank": {"model.concept_rank": 4},
     "model.upper_positions": {"model.upper_positions": "token"},

@@ -143,6 +143,7 @@ def test_the_names_that_ddp_fsdp_and_compile_give() -> None:
 
 def test_what_the_released_code_does_not_have() -> None:
     for model, says in (
+        (student("gpt2", concept_weights="softmax"), "concept_weights: softmax"),
         (student("llama"), "has only GPT-2 with interleaved concepts, and this is llama"),
         (student("gpt2", 1, "add"), "mixing: add"),
         (student("gpt2", backbone=backbone_config("gpt2", tie_word_embeddings=False)), "tie_word_embeddings"),

@@ -19,9 +19,10 @@ def entering(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
     return model.lower(input_ids=ids).last_hidden_state
 
 
+@pytest.mark.parametrize("weights", ["logits", "softmax"])
 @pytest.mark.parametrize("mixing", ["interleave", "add", "residual"])
-def test_it_is_the_students_forward_pass(mixing: str) -> None:
-    model, ids = student("llama", mixing=mixing), tokens()
+def test_it_is_the_students_forward_pass(mixing: str, weights: str) -> None:
+    model, ids = student("llama", mixing=mixing, concept_weights=weights), tokens()
     sae = StudentSAE(model)
     with torch.no_grad():
         hidden, said = entering(model, ids), model(ids)
@@ -30,7 +31,8 @@ def test_it_is_the_students_forward_pass(mixing: str) -> None:
         vector = mixed - hidden if mixing == "add" else mixed[:, 1::2]
         assert (latents.ne(0).sum(-1) == TOPK).all()
         scales = model.compression_weight.norm(dim=1)[said.concept_ids]
-        assert_close(latents.gather(-1, said.concept_ids), said.concept_values * scales)
+        values = said.concept_values if weights == "logits" else said.concept_values.softmax(-1)
+        assert_close(latents.gather(-1, said.concept_ids), values * scales)
         assert_close(sae.decode(latents), vector, rtol=1e-4, atol=1e-5)
         assert_close(sae(hidden), vector, rtol=1e-4, atol=1e-5)
         assert_close(sae.W_dec.norm(dim=1), torch.ones(CONCEPTS))

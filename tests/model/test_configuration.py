@@ -33,6 +33,11 @@ from tests.model.factories import LAYERS, VOCAB, backbone_config, student_config
         ({"prediction": "tokens"}, "prediction='tokens' is not one of concepts, hidden"),
         ({"hidden_loss": "l3"}, "hidden_loss='l3' is not one of l1, l2, cosine"),
         ({"compression_init": "large"}, "compression_init='large' is not one of normal, small, zero"),
+        ({"concept_weights": "l2"}, "concept_weights='l2' is not one of logits, softmax"),
+        (
+            {"concept_weights": "softmax", "prediction": "hidden", "teacher_hidden_size": 8},
+            "concept_weights='softmax' needs prediction='concepts'",
+        ),
         ({"prediction": "hidden"}, "teacher_hidden_size=None must be the width"),
         ({"prediction": "hidden", "teacher_hidden_size": 8, "mixing": "pause"}, "mixing='pause' predicts nothing"),
         ({"backbone": {"n_layer": 4}}, "no model_type"),

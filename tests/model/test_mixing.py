@@ -1,5 +1,7 @@
 """Prediction and mixing against transcriptions of Eq. 2 and Eq. 3."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +44,8 @@ def naive_mix(model: CoCoMixForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor
                 row.append(h)
                 continue
             kept = z >= z.sort(descending=True).values[TOPK - 1]
-            compressed = mixing.compression.weight.T @ torch.where(kept, z, 0.0) + mixing.compression.bias
+            weights = z.masked_fill(~kept, float("-inf")).softmax(0) if mixing.softmax else torch.where(kept, z, 0.0)
+            compressed = mixing.compression.weight.T @ weights + mixing.compression.bias
             paper = (compressed + predictor.pre_bias) * std + mean
             row += {
                 "interleave": [h, paper],
@@ -54,9 +57,16 @@ def naive_mix(model: CoCoMixForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor
     return torch.stack(rows), torch.stack(all_logits)
 
 
-@pytest.mark.parametrize(("mixing", "add_mean"), [*((mixing, True) for mixing in MIXINGS), ("add", False)])
-def test_equals_the_formulas_in_values_and_gradients(mixing: str, add_mean: bool) -> None:
-    model, hidden = student("gpt2", 1, mixing, add_mean=add_mean), hidden_states().requires_grad_()
+@pytest.mark.parametrize(
+    ("mixing", "options"),
+    [
+        *((mixing, {}) for mixing in MIXINGS),
+        ("add", {"add_mean": False}),
+        *((mixing, {"concept_weights": "softmax"}) for mixing in MIXINGS if mixing != "none"),
+    ],
+)
+def test_equals_the_formulas_in_values_and_gradients(mixing: str, options: dict[str, Any]) -> None:
+    model, hidden = student("gpt2", 1, mixing, **options), hidden_states().requires_grad_()
     ours = model.predictor(hidden, output_logits=True)
     our_mixed = model.mixing(hidden, ours.concepts)
     mixed, z = naive_mix(model, hidden)

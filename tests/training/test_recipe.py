@@ -155,6 +155,7 @@ def test_models_without_concepts_need_no_labels_but_what_they_are_told(tmp_path:
         (("model.mixing=residual", "model.concept_loss_weight=0"), "cocomix, residual, mixing only"),
         (("model.compression_init=zero", "model.mixing=add"), "cocomix, add, zero compression"),
         (("model.concept_rank=8", "model.mixing=add"), "cocomix, add, rank 8"),
+        (("model.concept_weights=softmax", "model.mixing=add"), "cocomix, add, softmax"),
         (("model.mixing=pause", "model.compression_init=zero", "distillation={}"), "pause, kd"),
         (("model.prediction=hidden", "model.hidden_loss=cosine"), "cocomix, hidden cosine"),
     ],
@@ -388,11 +389,11 @@ def test_settings_of_the_model_are_the_arguments_of_its_configuration() -> None:
 def test_every_setting_of_the_model_reaches_its_configuration() -> None:
     values = {"insert_layer": 1, "concept_topk": 3, "num_concepts": 40, "concept_loss_weight": 0.7, "add_mean": False}
     values |= {"mixing": "add", "compression_init": "zero", "upper_positions": "token", "head_chunk_size": 5}
-    values |= {"concept_rank": 7}
+    values |= {"concept_rank": 7, "concept_weights": "softmax"}
     hidden = {"prediction": "hidden", "hidden_loss": "l1", "teacher_hidden_size": 8}
     known = inspect.signature(CoCoMixConfig).parameters.keys() - {"kwargs", "backbone"}
     assert known == values.keys() | hidden.keys()
-    for settings_ in (values, {**values, **hidden, "concept_rank": None}):
+    for settings_ in (values, {**values, **hidden, "concept_rank": None, "concept_weights": "logits"}):
         model = {"backbone": {"model_type": "gpt2", "n_layer": 2}, **settings_}
         recipe = {"data": "x", "labels": "y", "teacher": {"model": "z", "layer": 1}, "model": model}
         config = model_config(RunConfig.model_validate(recipe))

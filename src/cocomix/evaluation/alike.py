@@ -28,6 +28,7 @@ ARM_FIELDS = (
     *("objective", "baseline", "labels", "distillation", "auxiliary", "teacher"),
     *("model.mixing", "model.insert_layer", "model.num_concepts", "model.concept_topk", "model.concept_loss_weight"),
     *("model.prediction", "model.hidden_loss", "model.teacher_hidden_size", "model.compression_init"),
+    "model.concept_weights",
     *("model.add_mean", "model.upper_positions", "model.concept_rank"),
     *(f"model.backbone.{size}" for size in _SIZES),
     "training.learning_rate",

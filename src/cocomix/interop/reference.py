@@ -104,11 +104,12 @@ def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
         CoCoMixError: the released code has no such model.
     """
     config = model.config
-    kind = (config.backbone.model_type, config.mixing, config.prediction)
-    if kind != ("gpt2", "interleave", "concepts"):
+    kind = (config.backbone.model_type, config.mixing, config.prediction, config.concept_weights)
+    if kind != ("gpt2", "interleave", "concepts", "logits"):
         raise CoCoMixError(
             f"the released code has only GPT-2 with interleaved concepts, and this is {config.backbone.model_type} "
-            f"(mixing: {config.mixing}, prediction: {config.prediction}); there is no such checkpoint to write."
+            f"(mixing: {config.mixing}, prediction: {config.prediction}, concept_weights: {config.concept_weights}); "
+            "there is no such checkpoint to write."
         )
     if not config.tie_word_embeddings:
         raise CoCoMixError(

@@ -74,7 +74,7 @@ class StudentSAE(nn.Module):
         student = concept_model(cast(Any, model), mixing=True)
         config, predictor = student.config, cast(ConceptPredictor, student.predictor)
         compression = cast(ConceptCompression, student.mixing.compression)
-        self.k, self.residual = config.concept_topk, config.mixing == "residual"
+        self.k, self.residual, self.softmax = config.concept_topk, config.mixing == "residual", student.mixing.softmax
         weight = student.compression_weight.detach()
         norms = weight.norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
         self.W_enc = nn.Parameter(predictor.head.weight.detach().T.clone())  # [d_model, n_concepts]
@@ -111,7 +111,8 @@ class StudentSAE(nn.Module):
         logits = (scaled.hidden - self.pre_bias) @ self.W_enc + self.b_enc
         best = logits.topk(self.k, dim=-1)
         self._last = (x, scaled.mean, scaled.std)
-        return torch.zeros_like(logits).scatter(-1, best.indices, best.values * self.norms[best.indices])
+        weights = best.values.softmax(-1) if self.softmax else best.values
+        return torch.zeros_like(logits).scatter(-1, best.indices, weights * self.norms[best.indices])
 
     def decode(self, feature_acts: Tensor) -> Tensor:
         """The mixing's ĉ [..., d_model] of latents [..., n_concepts], with mean and deviation of the last `encode`.

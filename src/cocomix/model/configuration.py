@@ -22,6 +22,7 @@ class AtLeast(NamedTuple):
 Count = Annotated[int, AtLeast(1)]
 Predicted = Literal["concepts", "hidden"]
 CompressionInit = Literal["normal", "small", "zero"]
+ConceptWeights = Literal["logits", "softmax"]
 UpperPositions = Literal["own", "token"]
 
 
@@ -48,6 +49,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         teacher_hidden_size: width of the teacher's hidden states; needed with `"hidden"`.
         compression_init: standard deviation of W_comp at the start: the backbone's `initializer_range` (`"normal"`), a
             tenth of it (`"small"`) or 0 (`"zero"`). The last two are our options.
+        concept_weights: by what the compression weighs the rows of the chosen concepts: their `"logits"` (Eq. 3), or a
+            `"softmax"` of the chosen logits (our option), whose sum stays 1 however far training spreads the logits.
+            `"values"` always takes the softmax.
         add_mean: only read with `mixing="add"`: whether ĉ_t carries the mean of h_t (method: section 4), so that it is
             added a second time. Without it nothing is added as long as the compression is zero. Decoders with layer
             norms compute the same either way, decoders with RMS norms do not. `False` is our option.
@@ -81,6 +85,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         hidden_loss: HiddenLoss = "l2",
         teacher_hidden_size: Count | None = None,
         compression_init: CompressionInit = "normal",
+        concept_weights: ConceptWeights = "logits",
         add_mean: bool = True,
         upper_positions: UpperPositions = "own",
         head_chunk_size: Count | None = None,
@@ -97,6 +102,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.hidden_loss = hidden_loss
         self.teacher_hidden_size = teacher_hidden_size
         self.compression_init = compression_init
+        self.concept_weights = concept_weights
         self.add_mean = add_mean
         self.upper_positions = upper_positions
         self.head_chunk_size = head_chunk_size
@@ -127,6 +133,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             )
         if self.concept_rank is not None and self.prediction == "hidden":
             raise CoCoMixError(f"concept_rank={self.concept_rank} needs prediction='concepts'; leave it out.")
+        if self.concept_weights == "softmax" and self.prediction == "hidden":
+            raise CoCoMixError("concept_weights='softmax' needs prediction='concepts'; leave it out.")
         if not 0.0 <= self.concept_loss_weight < float("inf"):
             raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
@@ -136,6 +144,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             ("prediction", get_args(Predicted)),
             ("hidden_loss", get_args(HiddenLoss)),
             ("compression_init", get_args(CompressionInit)),
+            ("concept_weights", get_args(ConceptWeights)),
             ("upper_positions", get_args(UpperPositions)),
         ):
             if getattr(self, name) not in allowed:

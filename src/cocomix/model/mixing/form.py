@@ -54,6 +54,7 @@ class Mixing(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.own_positions = config.upper_positions == "own"
+        self.softmax = config.concept_weights == "softmax"
         if self.mixes_in and config.prediction == "hidden":
             self.compression: nn.Module = HiddenCompression(config.teacher_hidden_size, config.hidden_size)
         elif self.mixes_in:
@@ -65,7 +66,8 @@ class Mixing(nn.Module):
     def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
         """The upper half's input. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
         assert concepts is not None
-        return self.mix(hidden, self.compression(concepts.ids, concepts.values), concepts)
+        weights = concepts.values.softmax(-1) if self.softmax else concepts.values
+        return self.mix(hidden, self.compression(concepts.ids, weights), concepts)
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
         """Put the compressed prediction [batch, seq, d_model] into the sequence."""
@@ -119,6 +121,7 @@ class Mixing(nn.Module):
         return [
             *([f"rank {config.concept_rank}"] if cls.predicts and config.concept_rank is not None else []),
             *([f"{init} compression"] if cls.predicts and init != "normal" else []),
+            *(["softmax"] if cls.mixes_in and config.concept_weights == "softmax" else []),
             *(["token positions"] if cls.positions_per_token > 1 and config.upper_positions == "token" else []),
         ]
 

@@ -69,14 +69,6 @@ class _Values(Mixing):
         return -(-(config.num_hidden_layers - config.insert_layer) // cls.step), heads, head_dim
 
 
-class ValueTables(ConceptCompression):
-    """One table of values E_l [n_concepts, d_v] for each upper block l, side by side."""
-
-    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
-        """Σ_j softmax(values)_j · weight[ids_j] + bias. [batch, seq, upper blocks · d_v]"""
-        return super().forward(ids, values.softmax(-1))
-
-
 class ConceptValues(_Values):
     """v_t + g_l·(Σ_j softmax(s)_j E_l[i_j] + b_l) in every upper block l: our form, after value embeddings of tokens.
 
@@ -97,7 +89,8 @@ class ConceptValues(_Values):
                 f"mixing='values' looks concepts up; with prediction={config.prediction!r} use another mixing."
             )
         blocks, heads, head_dim = self._sizes(config)
-        self.compression = ValueTables(config.num_concepts, blocks * heads * head_dim)
+        self.softmax = True
+        self.compression = ConceptCompression(config.num_concepts, blocks * heads * head_dim)  # E_l side by side
         self.gains = nn.Parameter(torch.ones(blocks))
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:

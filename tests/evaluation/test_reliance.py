@@ -141,6 +141,20 @@ def test_a_model_whose_concepts_follow_from_the_token_loses_nothing_to_the_same_
     assert concepts.shape == (VOCAB, TOPK)
 
 
+@pytest.mark.parametrize("mixing", MIXED)
+def test_the_size_is_of_the_vector_in_standard_deviations_of_the_hidden_state(mixing):
+    model, blocks = cocomix_model(mixing), token_blocks(4)
+    with torch.no_grad():
+        model.predictor.pre_bias.zero_()
+        entering = model.lower(input_ids=blocks.rows).last_hidden_state
+        mixed = model.mixing(entering, model.predictor(entering).concepts)
+        vector = mixed - entering if mixing == "add" else mixed[:, 1::2]
+        vector = vector - entering if mixing == "residual" else vector
+        mean = 0.0 if mixing == "residual" else entering.mean(-1, keepdim=True)
+        sizes = ((vector - mean) / entering.std(-1, keepdim=True)).square().mean(-1).sqrt()
+    assert measured(model, blocks).size == pytest.approx(float(sizes.mean()), rel=1e-3)
+
+
 def test_the_batch_changes_nothing_and_the_seed_the_shuffles_alone():
     model, blocks = cocomix_model(), token_blocks(5)
     one, two = measured(model, blocks), measured(model, blocks, batch_size=5)

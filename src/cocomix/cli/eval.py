@@ -87,9 +87,8 @@ def evaluate(
         limit_blocks=limit_blocks,
         block_size=block_size,
     )
-    for warning in filter(
-        None, (tables.worse_than_bigram(result.run, result.loss, result.references), tables.concept_advice(result))
-    ):
+    poor = tables.worse_than_bigram(result.run, result.loss, result.references)
+    for warning in (*filter(None, [poor]), *tables.concept_advice(result)):
         logger.warning(warning)
     shown = [
         tables.loss_table([result]),

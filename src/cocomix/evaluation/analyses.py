@@ -154,7 +154,8 @@ def _found(each: RunEvaluation) -> list[str]:
         f"{signed(context.nats)} ({signed(context.low)} … {signed(context.high)}) with those of the same token "
         "elsewhere, which is what their context is worth."
     )
-    return [said, *filter(None, (worse_than_bigram(each.run, each.loss, each.references), concept_advice(each)))]
+    warned = worse_than_bigram(each.run, each.loss, each.references)
+    return [said, *([warned] if warned else []), *concept_advice(each)]
 
 
 def _frequency_table(found: Sequence[RunEvaluation]) -> Table | None:

@@ -113,16 +113,21 @@ def worse_than_bigram(name: str, loss: float, references: References | None) -> 
     )
 
 
-def concept_advice(each: RunEvaluation) -> str | None:
-    """What to do where a model hardly uses its dictionary; `None` otherwise."""
-    concepts = each.concepts
-    if concepts is None or 2 * concepts.concepts_predicted >= concepts.num_concepts:
-        return None
-    return (
-        f"{each.run} predicts only {concepts.concepts_predicted:,} of its {concepts.num_concepts:,} concepts anywhere "
-        f"in {each.targets:,} tokens; use a smaller dictionary (`cocomix sae --num-concepts`), fit it on more tokens "
-        "so that its auxiliary loss (AuxK) revives dead concepts, or train on more text."
-    )
+def concept_advice(each: RunEvaluation) -> list[str]:
+    """What to do where a model hardly uses its dictionary, or its concepts drown what they are mixed with."""
+    concepts, size, said = each.concepts, each.reliance and each.reliance.size, []
+    if concepts is not None and 2 * concepts.concepts_predicted < concepts.num_concepts:
+        said.append(
+            f"{each.run} predicts only {concepts.concepts_predicted:,} of its {concepts.num_concepts:,} concepts "
+            f"anywhere in {each.targets:,} tokens; use a smaller dictionary (`cocomix sae --num-concepts`), fit it on "
+            "more tokens so that its auxiliary loss (AuxK) revives dead concepts, or train on more text."
+        )
+    if size is not None and size > 1.0:
+        said.append(
+            f"{each.run}'s concept vector is {size:.1f} times as large as the hidden state and may drown it; try "
+            "concept_weights: softmax."
+        )
+    return said
 
 
 def _name(each: RunEvaluation) -> str:

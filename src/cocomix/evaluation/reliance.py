@@ -80,11 +80,14 @@ class RunReliance(_Part):
         kinds: by name.
         documents: documents in the intervals.
         note: what was left out or limited, and why; or `None`.
+        size: root mean square over d_model of the compressed vector, which is in standard deviations of h; its mean
+            over positions. `None` with `mixing: values`, where it is on no scale of h, and in older evaluations.
     """
 
     kinds: dict[str, Reliance]
     documents: int
     note: str | None = None
+    size: float | None = None
 
     def of_gain(self, gain: float) -> "RunReliance":
         """The same with shares of a gain in nats per token, the control's loss minus the run's."""
@@ -112,11 +115,13 @@ class _Mixed(NamedTuple):
         ids: concepts, best first. [blocks, seq, k], int32
         values: theirs. [blocks, seq, k], float32
         mean: the average compressed vector. [d_model]
+        size: the average root mean square of a compressed vector.
     """
 
     ids: NDArray[np.int32]
     values: NDArray[np.float32]
     mean: Tensor
+    size: float
 
     def at(self, blocks: slice) -> Concepts:
         """Concepts of some blocks. [blocks, seq, k] each"""
@@ -193,19 +198,27 @@ def concept_reliance(
         gaps = (found - losses[:count, 1:])[asked[:, 1:]]
         low, high = document_interval(gaps, documents[asked], seed=seed)
         measured[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
-    return RunReliance(kinds=measured, documents=len(np.unique(documents[asked])), note=" ".join(notes))
+    size = None if model.config.mixing == "values" else mixed.size
+    return RunReliance(kinds=measured, documents=len(np.unique(documents[asked])), note=" ".join(notes), size=size)
 
 
 def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, count: int, batch_size: int, device: torch.device) -> _Mixed:
     ids, values = [], []
     sums: list[Tensor] = []  # of the compressed vectors of each batch
+    sizes: list[float] = []  # likewise, of their root mean squares
+
+    def note(vectors: Tensor) -> None:
+        sums.append(vectors.flatten(0, -2).float().sum(0))
+        sizes.append(float(vectors.float().square().mean(-1).sqrt().sum()))
+
     for batch in batches(model, rows, None, count=count, batch_size=batch_size, device=device):
-        with _hooked(model, lambda vectors: sums.append(vectors.flatten(0, -2).float().sum(0))):
+        with _hooked(model, note):
             output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         ids.append(output.concept_ids.to(torch.int32).cpu().numpy())
         values.append(output.concept_values.float().cpu().numpy())
     positions = sum(each.shape[0] * each.shape[1] for each in ids)
-    return _Mixed(np.concatenate(ids), np.concatenate(values), torch.stack(sums).sum(0) / positions)
+    mean, size = torch.stack(sums).sum(0) / positions, sum(sizes) / positions
+    return _Mixed(np.concatenate(ids), np.concatenate(values), mean, size)
 
 
 def _losses_with(model: CoCoMixForCausalLM, batch: Batch, given: Concepts | None, mean: Tensor) -> NDArray[np.float64]:

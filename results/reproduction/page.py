@@ -30,14 +30,19 @@ PAGES = (
 SCARCE_ARMS = {
     "ntp_flops": "NTP",
     "ntp_distilled": "NTP, distilled",
-    "add_distilled": "concepts added, distilled",
-    "add_contextual": "concepts added",
+    "softmax_contextual": "concepts in shares",
+    "softmax_distilled": "concepts in shares, distilled",
+    "add_contextual": "concepts by logits",
+    "add_distilled": "concepts by logits, distilled",
 }
 SCARCE_PAIRS = (
     ("what distillation adds to NTP", "ntp_distilled", "ntp_flops"),
-    ("what concepts add to NTP of the same FLOPs", "add_contextual", "ntp_flops"),
-    ("what concepts add to distilled NTP of the same FLOPs", "add_distilled", "ntp_distilled"),
-    ("what distillation adds to concepts", "add_distilled", "add_contextual"),
+    ("what concepts in shares add to NTP of the same FLOPs", "softmax_contextual", "ntp_flops"),
+    ("what concepts in shares add to distilled NTP of the same FLOPs", "softmax_distilled", "ntp_distilled"),
+    ("what distillation adds to concepts in shares", "softmax_distilled", "softmax_contextual"),
+    ("concepts in shares instead of distillation", "softmax_contextual", "ntp_distilled"),
+    ("what concepts by logits add to NTP", "add_contextual", "ntp_flops"),
+    ("what concepts by logits add to distilled NTP", "add_distilled", "ntp_distilled"),
 )
 
 HEADLINE = {

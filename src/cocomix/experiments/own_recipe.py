@@ -295,13 +295,15 @@ class OwnRecipe:
 
 
 _WHY = """#
-# The form that did best at 1M parameters and few tokens (results/scarce): do not expect concepts to beat the
-# baseline; --distill did. `cocomix init --paper` writes the paper's form.
+# The form that did best at 1M parameters and few tokens (results/scarce). `cocomix init --paper` writes the paper's.
 """
 _LARGE_VOCABULARY = (
     "  # Most of it is the teacher's vocabulary; examples/own_corpus.py gives the student one of its own.\n"
 )
-_ADD = "  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper\n"
+_ADD = """  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper
+  concept_weights: softmax  # concepts in shares of 1: by their logits they outgrow what they are added to
+  concept_loss_weight: 1.0  # the paper's is 0.1
+"""
 _BACKBONE = "activation_function: gelu_pytorch_tanh, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
 _COMMANDS = "#   COMMANDS\n"  # in a text, until the files are there that tell them
 

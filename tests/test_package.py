@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from transformers import AutoConfig
 
 import cocomix
+from cocomix.experiments import tour
 from cocomix.runtime import allocator
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
@@ -256,3 +257,11 @@ def test_the_device_is_the_machines() -> None:
 def test_rooms_that_import_lazily_have_every_name_they_list(room: str) -> None:
     package = importlib.import_module(f"cocomix.{room}")
     assert all(hasattr(package, name) for name in package.__all__)
+
+
+def test_the_installer_downloads_the_teacher_that_the_demo_looks_for() -> None:
+    """It reads the package's name out of the source, so that the name stands once."""
+    script = (ROOT / ".ci" / "install").read_text(encoding="utf-8")
+    pattern, file = re.search(r"sed -n 's/(\^_PACKAGE.*?)/\\1/p' (\S+\.py)\)", script).groups()  # type: ignore[union-attr]
+    found = re.findall(pattern.replace(r"\(", "(").replace(r"\)", ")"), (ROOT / file).read_text(encoding="utf-8"), re.M)
+    assert found == [tour._PACKAGE]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.evaluation.downstream import PAPER_TASKS
-from cocomix.evaluation.statistics import t_test
+from cocomix.evaluation.statistics import holm, t_test
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -229,12 +229,16 @@ def scarce(table: dict[str, Any]) -> str:
 def scarce_pairs(table: dict[str, Any]) -> str:
     """Arm against arm, seed by seed."""
     losses = {name: {run["seed"]: run["loss"] for run in table["runs"] if run["arm"] == name} for name in SCARCE_ARMS}
+    gaps = {
+        question: [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first])]
+        for question, first, second in SCARCE_PAIRS
+    }
+    corrected = holm([t_test(each)[1] for each in gaps.values()])
     rows = []
-    for question, first, second in SCARCE_PAIRS:
-        differences = [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first])]
-        one_side = max(sum(value < 0 for value in differences), sum(value > 0 for value in differences))
-        rows.append((question, with_interval(differences), f"{one_side} of {len(differences)}"))
-    return markdown(("", "nats per token", "seeds on one side"), rows)
+    for (question, each), p in zip(gaps.items(), corrected, strict=True):
+        one_side = max(sum(value < 0 for value in each), sum(value > 0 for value in each))
+        rows.append((question, with_interval(each), f"{one_side} of {len(each)}", f"{p:.2g}"))
+    return markdown(("", "nats per token", "seeds on one side", "p, paired t-test, Holm over these rows"), rows)
 
 
 def scarce_costs(table: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ whether it would change.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,21 @@ SCARCE_PAIRS = (
     ("what concepts by logits add to NTP", "add_contextual", "ntp_flops"),
     ("what concepts by logits add to distilled NTP", "add_distilled", "ntp_distilled"),
 )
+
+FORMS = {
+    "ntp": ("NTP of the same FLOPs", "–"),
+    "ntp_narrow": ("NTP of the same width", "–"),
+    "none_0": ("predicted, not mixed in", "0"),
+    "none_01": ("predicted, not mixed in", "0.1"),
+    "none_1": ("predicted, not mixed in", "1"),
+    "logits_0": ("added by logits", "0"),
+    "logits_01": ("added by logits", "0.1"),
+    "logits_01_zero": ("added by logits, compression starting at 0", "0.1"),
+    "logits_1": ("added by logits", "1"),
+    "softmax_01": ("added in shares", "0.1"),
+    "softmax_03": ("added in shares", "0.3"),
+    "softmax_1": ("added in shares", "1"),
+}
 
 HEADLINE = {
     "ntp": "NTP, matched",
@@ -118,6 +134,7 @@ def with_tables(text: str) -> str:
         "scarce_costs": lambda: scarce_costs(report(SCARCE)),
         "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
         "scarce_words": lambda: scarce_words(report(SCARCE)),
+        "scarce_form": scarce_form,
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
         "pairs_short": lambda: pairs(report(HERE), [pair for pair in PAIRS if pair[1:] in PAIRS_SHORT]),
@@ -233,7 +250,7 @@ def scarce_pairs(table: dict[str, Any]) -> str:
         question: [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first])]
         for question, first, second in SCARCE_PAIRS
     }
-    corrected = holm([t_test(each)[1] for each in gaps.values()])
+    corrected = holm([t_test(each).p for each in gaps.values()])
     rows = []
     for (question, each), p in zip(gaps.items(), corrected, strict=True):
         one_side = max(sum(value < 0 for value in each), sum(value > 0 for value in each))
@@ -299,6 +316,17 @@ def scarce_words(table: dict[str, Any]) -> str:
         shown = (f"{cell['difference']:+.3f} ({span(cell['low'], cell['high'])})" for cell in cells)
         rows.append((value, f"{cells[0]['tokens']:,}", *(cell.replace("-", "−") for cell in shown)))
     return markdown(("tokens", "n", *(SCARCE_ARMS[arm] for arm in arms)), rows)
+
+
+def scarce_form() -> str:
+    """The screening of forms: loss after 500,000 tokens, and how large what is mixed in has become."""
+    found = json.loads((SCARCE / "form.json").read_text(encoding="utf-8"))
+    rows = [
+        (*FORMS[name], f"{list(found[name]['losses'].values())[-1]:.3f}", f"{found[name].get('size', math.nan):.2f}")
+        for name in FORMS
+    ]
+    rows = [tuple(cell.replace("nan", "") for cell in row) for row in rows]
+    return markdown(("concepts", "λ", "loss, nats per token", "size of the vector, × the hidden state's"), rows)
 
 
 def scarce_arms(table: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -71,17 +71,20 @@ def _plan(directory: Path, fast: bool) -> LoadedPlan:
 
 
 def _sections(comparison: Comparison, runs: Sequence[Run]) -> list[Section]:
-    """A look into the best student that mixes concepts in, and commands to look further."""
-    arms = comparison.arms[comparison.arms["shuffle"].notna()]
-    best = next(run for run in runs if run.manifest.name == arms.loc[arms["loss"].idxmin(), "arm"])
+    """A look into the best student that mixes concepts in, one that leans on them steered, and further commands."""
+    arms = comparison.arms[comparison.arms["shuffle"].notna()].set_index("arm")
+    best, leaning = (
+        next(run for run in runs if run.manifest.name == name)
+        for name in (arms["loss"].idxmin(), arms["shuffle"].idxmax())
+    )
     names = " ".join(str(run.path) for run in runs)
     commands = (
         f'cocomix inspect {best.path} "Return the number of items."\n'
-        f'cocomix generate {best.path} "Return the number of" --steer 12+3\n'
+        f'cocomix generate {leaning.path} "Return the number of" --steer 12+3\n'
         f"cocomix explore {best.path}\n"
         f"cocomix compare {names} --output comparison"
     )
-    return [_inspection(best), _steering(best), {"heading": "Look further", "code": commands}]
+    return [_inspection(best), _steering(leaning), {"heading": "Look further", "code": commands}]
 
 
 def _inspection(run: Run) -> Section:
@@ -130,10 +133,10 @@ def _steering(run: Run) -> Section:
     return {
         "heading": "One generation, steered",
         "text": [
-            f"Concept {chosen.concept} of {run.manifest.name}: of the frequently predicted concepts, the one that "
-            f"changes the next-token distribution most ({chosen.divergence:.2f} nats) when {chosen.amount:.1f} is "
-            f"added to its logit. It raises: {raised}. Same prompt, same seed; a model this small writes no sense "
-            "either way."
+            f"Concept {chosen.concept} of {run.manifest.name}, the student that leans most on its concepts: of those "
+            f"predicted often, the one that changes the next token's distribution most ({chosen.divergence:.2f} nats) "
+            f"when {chosen.amount:.1f} is added to its logit. It raises: {raised}. Same prompt, same seed; a model this "
+            "small writes no sense either way."
         ],
         "texts": texts,
     }

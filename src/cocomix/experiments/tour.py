@@ -135,7 +135,7 @@ def _steering(run: Run) -> Section:
         "text": [
             f"Concept {chosen.concept} of {run.manifest.name}, the student that leans most on its concepts: of those "
             f"predicted often, the one that changes the next token's distribution most ({chosen.divergence:.2f} nats) "
-            f"when {chosen.amount:.1f} is added to its logit. It raises: {raised}. Same prompt, same seed; a model this "
+            f"when {chosen.amount:.1f} is added to its logit. It raises: {raised}. Same prompt and seed; a model this "
             "small writes no sense either way."
         ],
         "texts": texts,

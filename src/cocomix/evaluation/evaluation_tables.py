@@ -115,7 +115,8 @@ def worse_than_bigram(name: str, loss: float, references: References | None) -> 
 
 def concept_advice(each: RunEvaluation) -> list[str]:
     """What to do where a model hardly uses its dictionary, or its concepts drown what they are mixed with."""
-    concepts, size, said = each.concepts, each.reliance and each.reliance.size, []
+    concepts, said = each.concepts, []
+    size = None if each.reliance is None else each.reliance.size
     if concepts is not None and 2 * concepts.concepts_predicted < concepts.num_concepts:
         said.append(
             f"{each.run} predicts only {concepts.concepts_predicted:,} of its {concepts.num_concepts:,} concepts "

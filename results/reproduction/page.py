@@ -135,6 +135,7 @@ def with_tables(text: str) -> str:
         "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
         "scarce_words": lambda: scarce_words(report(SCARCE)),
         "scarce_form": scarce_form,
+        "scarce_minimal_pairs": scarce_minimal_pairs,
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
         "pairs_short": lambda: pairs(report(HERE), [pair for pair in PAIRS if pair[1:] in PAIRS_SHORT]),
@@ -327,6 +328,20 @@ def scarce_form() -> str:
     ]
     rows = [tuple(cell.replace("nan", "") for cell in row) for row in rows]
     return markdown(("concepts", "λ", "loss, nats per token", "size of the vector, × the hidden state's"), rows)
+
+
+def scarce_minimal_pairs() -> str:
+    """The share of minimal pairs that each arm gets right, means over seeds, and its difference from NTP's."""
+    found = json.loads((SCARCE / "minimal_pairs.json").read_text(encoding="utf-8"))
+    base, rows = found["ntp_flops"], []
+    for name in SCARCE_ARMS:
+        each = found[name]
+        gaps = [100 * (each[seed]["all"] - base[seed]["all"]) for seed in sorted(each)]
+        mean = {kind: sum(one[kind] for one in each.values()) / len(each) for kind in each["0"]}
+        shares = (f"{mean[kind]:.1%}" for kind in ("all", "agreement", "order", "preposition"))
+        rows.append((SCARCE_ARMS[name], *shares, "" if each is base else with_interval(gaps)))
+    head = ("arm", "right", "agreement", "order", "preposition", "all minus NTP's, points")
+    return markdown(head, rows)
 
 
 def scarce_arms(table: dict[str, Any]) -> dict[str, dict[str, Any]]:

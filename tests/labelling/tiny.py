@@ -18,6 +18,7 @@ from cocomix.concepts import (
     Vocabulary,
     register_labeller,
 )
+from cocomix.concepts.labellers.attribution import AttributionConfig
 from cocomix.data import SplitMeta, Tokens, TokensFile, TokensManifest
 from tests.concepts.conftest import VOCAB, make_dictionary, make_model
 
@@ -42,6 +43,11 @@ class TinyLabeller(AttributionLabeller):
 
     config_type: ClassVar[Any] = TinyConfig
     kill: str = ""
+
+    def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
+        self.teacher = teacher
+        self.settings = AttributionConfig(**settings).choices()  # its own configuration names no teacher
+        self.dtype = self.settings.pop("dtype")
 
     @classmethod
     def build(cls, config: TinyConfig, *, device: Any = None, vocabulary: Vocabulary | None = None) -> "TinyLabeller":

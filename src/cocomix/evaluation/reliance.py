@@ -205,11 +205,11 @@ def concept_reliance(
 def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, count: int, batch_size: int, device: torch.device) -> _Mixed:
     ids, values = [], []
     sums: list[Tensor] = []  # of the compressed vectors of each batch
-    sizes: list[float] = []  # likewise, of their root mean squares
+    sizes: list[Tensor] = []  # likewise, of their root mean squares
 
     def note(vectors: Tensor) -> None:
         sums.append(vectors.flatten(0, -2).float().sum(0))
-        sizes.append(float(vectors.float().square().mean(-1).sqrt().sum()))
+        sizes.append(vectors.float().square().mean(-1).sqrt().sum())
 
     for batch in batches(model, rows, None, count=count, batch_size=batch_size, device=device):
         with _hooked(model, note):
@@ -217,7 +217,7 @@ def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, count: int, batch_size: 
         ids.append(output.concept_ids.to(torch.int32).cpu().numpy())
         values.append(output.concept_values.float().cpu().numpy())
     positions = sum(each.shape[0] * each.shape[1] for each in ids)
-    mean, size = torch.stack(sums).sum(0) / positions, sum(sizes) / positions
+    mean, size = torch.stack(sums).sum(0) / positions, float(torch.stack(sizes).sum()) / positions
     return _Mixed(np.concatenate(ids), np.concatenate(values), mean, size)
 
 

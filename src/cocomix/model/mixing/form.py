@@ -41,6 +41,7 @@ class Mixing(nn.Module):
         positions_per_token: positions of the upper half that one token takes.
         predicts: whether concepts (or hidden states) are predicted at all.
         mixes_in: whether the prediction enters the upper half, so that edits of concepts change the next token.
+        softmax: whether the compression weighs concepts by a softmax of their logits in the place of these.
         compression: W_comp and b_comp of Eq. 3, where a prediction is mixed in.
     """
 

@@ -34,15 +34,16 @@ def main() -> None:
     folder, teacher = asked.output, TeacherConfig(model=asked.teacher, layer=asked.layer)
 
     # 1. Tokens. A tenth of the documents validates.
-    common = {"sources": (asked.texts,), "block_size": asked.block_size, "validation_fraction": 0.1}
-    data = prepare(PrepareSettings(vocab_size=asked.vocabulary, **common), folder / "data").path
+    text = PrepareSettings(
+        sources=(asked.texts,), vocab_size=asked.vocabulary, block_size=asked.block_size, validation_fraction=0.1
+    )
+    data = prepare(text, folder / "data").path
 
-    # 2. A dictionary, which is fitted on the text in the teacher's own tokens.
+    # 2. A dictionary. The teacher reads the same text in its own tokens.
     dictionary = asked.dictionary or str(folder / "dictionary")
     if asked.dictionary is None:
-        read = prepare(PrepareSettings(tokenizer=asked.teacher, **common), folder / "teacher_data").path
         settings = FitSettings(num_concepts=asked.concepts, k=16, tokens=asked.tokens)
-        fit_on_data(read, teacher, folder / "dictionary", settings)
+        fit_on_data(data, teacher, folder / "dictionary", settings)
 
     # 3. Labels: four concepts for each of the students' tokens; and the teacher's next-token probabilities.
     kind = ContextualConfig(teacher=teacher, dictionary=DictionaryConfig(path=dictionary))
@@ -56,13 +57,16 @@ def main() -> None:
         "distilled": {
             "objective": "ntp", "baseline": "flops", "distillation": {"targets": str(folder / "probabilities")}
         },
-        "cocomix": {"objective": "cocomix"},
+        "cocomix": {"objective": "cocomix", "distillation": {"targets": str(folder / "probabilities")}},
     }  # fmt: skip
     runs = []
     for name, arm in arms.items():
         recipe = {
             "name": name, "data": str(data), "labels": str(folder / "labels"), "tokens": asked.tokens, **arm,
-            "model": {"backbone": backbone, "insert_layer": 2, "mixing": "add", "num_concepts": labels.num_concepts},
+            "model": {
+                "backbone": backbone, "insert_layer": 2, "num_concepts": labels.num_concepts,
+                "mixing": "add", "concept_weights": "softmax", "concept_loss_weight": 1.0,  # as recipes/best_small.yaml
+            },
             "training": {"optim": "muon", "learning_rate": 2e-2, "per_device_train_batch_size": 8, "eval_steps": 100},
         }  # fmt: skip
         runs.append(Run.open(train(RunConfig.model_validate(recipe), folder / "runs" / name)))

@@ -9,6 +9,7 @@ import pytest
 
 from cocomix.experiments.own_recipe import HARDWARE, SIZES, Corpus, OwnRecipe, Teacher
 from cocomix.experiments.way import steps_of
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import plan_run
 from cocomix.training.recipe import load_recipe
 from tests.command_line import Cli
@@ -43,7 +44,7 @@ def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, paper: bool, 
     assert recipe.labels.labeller is not None
     assert (recipe.model.mixing, recipe.labels.labeller.kind, recipe.training.get("optim", "adamw_torch")) == form
     assert (recipe.distillation is None, baseline.distillation) == (paper, recipe.distillation)
-    assert ("own_corpus.py" in written[0].read_text()) == (size in ("tiny", "mini"))  # GPT-2's vocabulary is most of it
+    assert ("--vocab-size" in written[0].read_text()) == (size in ("tiny", "mini"))  # GPT-2's vocabulary is most of it
     commands = [step.command.split()[1] for step in steps_of(written[0])]
     assert ("distill" in commands) == (not paper)
     assert recipe.labels is not None
@@ -51,6 +52,22 @@ def test_every_size_is_a_recipe_with_a_matched_baseline(size: str, paper: bool, 
     assert recipe.labels.teacher.layer == 5  # the paper's of GPT-2
     assert recipe.batch_tokens is not None
     assert recipe.batch_tokens % (plans[0].block_size * recipe.training["per_device_train_batch_size"]) == 0
+
+
+def test_a_student_may_have_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    corpus, teacher = Corpus("texts", 5_000_000), Teacher("some/model", 12, 50_257, 1024)
+    own = OwnRecipe("mine", corpus, teacher, "tiny", "cpu", distill=True, vocab_size=300)
+    recipe, _ = own.write(tmp_path)
+    assert (
+        own.prepare()
+        == "cocomix prepare texts --vocab-size 300 --block-size 128 --validation-fraction 0.02 --output data/mine"
+    )
+    assert load_recipe(recipe).model.backbone["vocab_size"] == 300
+    assert [step.command.split()[1] for step in steps_of(recipe)][:3] == ["sae", "label", "distill"]
+    prepared = Corpus("data", 5_000_000, 128, 4096)
+    for where, entries in ((corpus, 100), (prepared, 300)):
+        with pytest.raises(CoCoMixError, match="100" if where is corpus else "--vocab-size"):
+            OwnRecipe("mine", where, teacher, "tiny", "cpu", vocab_size=entries)
 
 
 def test_flags_write_what_runs(cli: Cli, here: Path) -> None:

@@ -26,6 +26,7 @@ def test_one_command_leads_to_the_next(
     shutil.copytree(workshop.corpus, "texts")
     answers = ("--teacher", workshop.teacher, "--size", "tiny", "--hardware", "cpu")
     command, verbs = following(cli("init", "--corpus", "texts", *answers).err), []
+    assert following(cli("plan", "recipes/texts.yaml", "--seconds", 0).err) == command
     while "explore" not in command:
         _, verb, *words = shlex.split(command)
         verbs.append(verb)

@@ -126,14 +126,26 @@ def test_other_tokenizer_wrong_layer_and_width_are_refused(workshop: Workshop, t
     other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280).path
     with pytest.raises(CoCoMixError, match="first_token"):
         distill_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "labels", kind="top_k")
-    with pytest.raises(CoCoMixError, match="tokenizer"):
-        fit_on_data(other, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "sae")
     wide = train(workshop.recipe("ntp", model={"backbone": {"n_embd": 32}}, tokens=128), tmp_path / "wide")
     with pytest.raises(CoCoMixError, match="16"):
         label(workshop, tmp_path / "labels", teacher={"model": str(wide), "layer": 1})
     with pytest.raises(CoCoMixError, match="layer"):
         label(workshop, tmp_path / "labels", teacher={"model": str(workshop.teacher), "layer": 3})
     assert not (tmp_path / "labels").exists()
+
+
+def test_a_dictionary_is_fitted_on_the_teachers_tokens_of_the_same_text(workshop: Workshop, tmp_path: Path) -> None:
+    teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
+    settings = FitSettings(num_concepts=64, k=8, tokens=40_000, batch_size=512)
+    other = prepare_toy(workshop.corpus, tmp_path / "other", vocab_size=280).path
+    fits = [
+        fit_on_data(data, teacher, tmp_path / f"{name}_sae", settings).manifest.report.fit
+        for name, data in (("same", workshop.data), ("other", other))
+    ]
+    assert fits[1].fvu == pytest.approx(fits[0].fvu, abs=0.1)
+    begun = prepare_toy(workshop.corpus, tmp_path / "begun", vocab_size=280, prepend_bos=True).path
+    with pytest.raises(CoCoMixError, match="--prepend-bos"):
+        fit_on_data(begun, teacher, tmp_path / "sae", settings)
 
 
 def test_a_teacher_without_a_tokenizer_is_checked_by_its_size(workshop: Workshop, tmp_path: Path) -> None:

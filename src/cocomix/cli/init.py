@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -36,6 +36,10 @@ def init(
     distill: Annotated[
         bool, typer.Option("--distill", help="Also learn the teacher's next-token distributions, for the lowest loss.")
     ] = False,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="Train a tokenizer of so many entries on the corpus; default: the teacher's."),
+    ] = None,
     show_shipped: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> Printed:
     """Write recipes for your own corpus, or copy one.
@@ -54,8 +58,9 @@ def init(
         return Printed([recipe._asdict() for recipe in recipes], table(recipes))
     answers = {"corpus": corpus, "teacher": teacher, "size": size, "hardware": hardware}
     if shipped is None:
-        return _write_own(answers, name, output, paper=paper, distill=distill)
-    others = {**answers, "name": name, "paper": paper or None, "distill": distill or None}
+        return _write_own(answers, name, output, paper=paper, distill=distill, vocab_size=vocab_size)
+    wishes = {"paper": paper or None, "distill": distill or None, "vocab-size": vocab_size}
+    others = {**answers, "name": name, **wishes}
     if given := [f"--{option}" for option, value in others.items() if value is not None]:
         raise CoCoMixError(f"{shipped} is copied as it is; leave out {' and '.join(given)}, or leave out {shipped}.")
     copied = copy_recipe(shipped, output)
@@ -74,7 +79,7 @@ def init(
     )
 
 
-def _write_own(given: dict[str, str | None], name: str | None, folder: Path, *, paper: bool, distill: bool) -> Printed:
+def _write_own(given: dict[str, str | None], name: str | None, folder: Path, **wishes: Any) -> Printed:
     from cocomix.experiments.own_recipe import HARDWARE, SIZES, TRAINED_HERE, Corpus, OwnRecipe, Teacher
 
     found = None if (source := given["corpus"]) is None else Corpus.find(source)
@@ -98,7 +103,7 @@ def _write_own(given: dict[str, str | None], name: str | None, folder: Path, *, 
     kinds = ", ".join(f"{kind} ({meant})" for kind, (_, _, meant) in HARDWARE.items())
     here = _hardware_here() if given["hardware"] is None else None
     hardware = _answer(given, "hardware", f"Hardware: {kinds}", here, lambda text: _one_of("hardware", text, HARDWARE))
-    own = OwnRecipe(_name(name or corpus.name), corpus, teacher, size, hardware, paper, distill)
+    own = OwnRecipe(_name(name or corpus.name), corpus, teacher, size, hardware, **wishes)
     recipe, *others = own.write(folder)
     logger.info(f"{recipe}, {', '.join(map(str, others))} are yours to change; all commands stand in the first")
     printed = {"recipe": str(recipe), "added": [str(path) for path in others], "kept": []}

@@ -62,16 +62,19 @@ def _next(run: Path, recipe: Path) -> str:
 
 def _beside_references(folder: Path) -> "Table | None":
     """The final loss among those of n-gram tables of the same training tokens; a warning where it is worse."""
+    from cocomix.data import VALIDATION
     from cocomix.evaluation import Run, final_references
     from cocomix.evaluation.evaluation_tables import models_table, worse_than_bigram
+    from cocomix.evaluation.run_inputs import open_run_data
 
     finished = Run.open(folder)
     name, loss = finished.manifest.name, finished.manifest.final.eval_loss
     try:
         references = final_references(finished)
+        bits = open_run_data(finished).manifest.splits[VALIDATION].bits_per_byte
     except CoCoMixError as error:  # the run is whole without them
         logger.warning(f"there are no n-gram references: {error}")
         return None
     if (warning := worse_than_bigram(name, loss, references)) is not None:
         logger.warning(warning)
-    return models_table({name: loss}, references, "Final evaluation", None).rich()
+    return models_table({name: loss}, references, "Final evaluation", bits).rich()

@@ -90,19 +90,6 @@ class AlignedTeacher:
                 scores[index, covered] = found.scores[row, source].cpu()
         return ConceptLabels(ids, scores)
 
-    def teacher_blocks(self, input_ids: Tensor) -> Tensor:
-        """The text of blocks as blocks of the teacher's tokens, for trying its dictionary.
-
-        Args:
-            input_ids: student's tokens, int64 [batch, seq].
-
-        Returns:
-            int64 [blocks, length]; what does not fill a block is left out. One short block if that is all there is.
-        """
-        tokens = [token for row in input_ids.cpu().numpy() for token in self.texts.read(row).tokens]
-        length = max(1, min(input_ids.shape[1], self.texts.max_length, len(tokens)))
-        return torch.tensor(tokens[: len(tokens) // length * length], dtype=torch.int64).reshape(-1, length)
-
     def fingerprint(self) -> dict[str, str]:
         """The inner labeller's, both tokenizers and the version of the alignment."""
         tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
@@ -129,7 +116,7 @@ class AlignedFittedTeacher(AlignedTeacher):
 
     def fit(self, batches: Iterable[Tensor]) -> Self:
         """Learn from batches of the student's tokens, int64 [batch, seq] each."""
-        return self._with(self.inner.fit(self.teacher_blocks(batch) for batch in batches))
+        return self._with(self.inner.fit(self.texts.blocks(batch) for batch in batches))
 
     def tables(self) -> dict[str, Tensor]:
         """The inner labeller's."""

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text
@@ -110,6 +112,19 @@ class AlignedTexts:
                 student_ends[stop - 1] = base
             start = stop
         return AlignedText(tokens, np.array(ends, dtype=np.int64), student_ends, readable, row == self.end)
+
+    def blocks(self, input_ids: Tensor) -> Tensor:
+        """The text of blocks as blocks of the teacher's tokens, to fit a dictionary on or to try one.
+
+        Args:
+            input_ids: student's tokens, int64 [batch, seq].
+
+        Returns:
+            int64 [blocks, length]; what does not fill a block is left out. One short block if that is all there is.
+        """
+        tokens = [token for row in input_ids.cpu().numpy() for token in self.read(row).tokens]
+        length = max(1, min(input_ids.shape[1], self.max_length, len(tokens)))
+        return torch.tensor(tokens[: len(tokens) // length * length], dtype=torch.int64).reshape(-1, length)
 
     def windows(self, texts: Sequence[AlignedText]) -> list[Window]:
         """What the teacher reads of some texts: a long one in windows that overlap by half.

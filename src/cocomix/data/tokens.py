@@ -8,6 +8,7 @@ DATA/
   validation.hashes.npy  uint64: `document_hash` of every held-out document, sorted
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,11 @@ class SplitMeta(_Record):
     """Blocks stored."""
     files: tuple[TokensFile, ...]
     """The files, in order."""
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of text of one nat per token; `None` where the bytes are not known, as of imported tokens."""
+        return self.tokens / (self.bytes * math.log(2.0)) if self.bytes > 0 else None
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "SplitMeta":

@@ -108,8 +108,7 @@ def worse_than_bigram(name: str, loss: float, references: References | None) -> 
         return None
     return (
         f"{name} is worse than a bigram table of its training tokens ({loss:.3f} against {references.bigram:.3f} nats "
-        "per token): what it shows of concepts says little about models that have learnt the language; train it on "
-        "more tokens."
+        "per token): what it shows says little about models that have learnt the language; train it on more tokens."
     )
 
 

@@ -112,7 +112,7 @@ def evaluate_run(
         seconds=round(time.perf_counter() - started, 3),
         loss=loss,
         perplexity=math.exp(loss),
-        bits_per_byte=loss * meta.tokens / (meta.bytes * math.log(2.0)) if meta.bytes > 0 else None,
+        bits_per_byte=None if meta.bits_per_byte is None else loss * meta.bits_per_byte,
         references=references,
         slices=tuple(LossSlice(**values) for values in loss_slices(table)),
         concepts=None if concepts is None else _concept_results(model, concepts, store, counted),

@@ -141,14 +141,16 @@ class Teacher:
 
 @dataclass(frozen=True)
 class OwnRecipe:
-    """A name, the four answers, and two wishes; the teacher is `None` for data that are labelled.
+    """A name, the four answers, and three wishes; the teacher is `None` for data that are labelled.
 
     Attributes:
         paper: the paper's form whatever the size.
         distill: also learn the teacher's next-token distributions.
+        vocab_size: entries of a tokenizer that is trained on the corpus; by default the teacher's tokenizer is taken.
 
     Raises:
-        CoCoMixError: there is no teacher from before to distill.
+        CoCoMixError: there is no teacher from before to distill, the corpus is prepared and has its tokenizer, or
+            `vocab_size` is too small.
     """
 
     name: str
@@ -158,12 +160,19 @@ class OwnRecipe:
     hardware: str
     paper: bool = False
     distill: bool = False
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.distill and (self.teacher is None or self.teacher.name == TRAINED_HERE):
             raise CoCoMixError(
                 "--distill needs a teacher that exists and is stronger than the student; name --teacher."
             )
+        if self.vocab_size is not None:
+            if self.corpus.block_size is not None:
+                raise CoCoMixError(f"{self.corpus.source} is prepared and has its tokenizer; leave out --vocab-size.")
+            from cocomix.data.tokenizer import check_vocab_size
+
+            check_vocab_size(self.vocab_size)
 
     @property
     def measured(self) -> bool:
@@ -185,8 +194,8 @@ class OwnRecipe:
         """The command before all others; `None` for data that are prepared."""
         if self.corpus.block_size is not None or self.teacher is None:
             return None
-        trained = self.teacher.name == TRAINED_HERE
-        tokenizer = ["--vocab-size", str(_VOCABULARY)] if trained else ["--tokenizer", self.teacher.name]
+        entries = self.vocab_size or (_VOCABULARY if self.teacher.name == TRAINED_HERE else None)
+        tokenizer = ["--tokenizer", self.teacher.name] if entries is None else ["--vocab-size", str(entries)]
         words = ["cocomix", "prepare", self.corpus.source, *tokenizer, "--block-size", str(self.block_size)]
         share = round(min(0.2, _VALIDATION / self.corpus.tokens), 2)
         words += ["--validation-fraction", str(share)] if share > 0.01 else []  # 0.01 is the default
@@ -237,7 +246,8 @@ class OwnRecipe:
 
     def _student(self, recipe: Path) -> str:
         size, (micro, training, arithmetic) = SIZES[self.size], HARDWARE[self.hardware]
-        vocabulary = self.corpus.vocab_size or (self.teacher and self.teacher.vocab_size) or _VOCABULARY
+        teachers = None if self.teacher is None else self.teacher.vocab_size
+        vocabulary = self.corpus.vocab_size or self.vocab_size or teachers or _VOCABULARY
         parameters = 12 * size.layers * size.d_model**2 + size.d_model * vocabulary  # about
         tokens = _rounded(max(_FEWEST, min(self.corpus.tokens, _TOKENS_PER_PARAMETER * parameters)))
         blocks = max(8, min(_PAPER_STEP, 2 ** (tokens // _STEPS).bit_length()) // self.block_size)  # of a step
@@ -298,7 +308,7 @@ _WHY = """#
 # The form that did best at 1M parameters and few tokens (results/scarce). `cocomix init --paper` writes the paper's.
 """
 _LARGE_VOCABULARY = (
-    "  # Most of it is the teacher's vocabulary; examples/own_corpus.py gives the student one of its own.\n"
+    "  # Most of it is the teacher's vocabulary; `cocomix init --vocab-size 4096` gives the student one of its own.\n"
 )
 _ADD = """  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper
   concept_weights: softmax  # in shares of 1: by their logits concepts outgrow what they are added to, and steer better

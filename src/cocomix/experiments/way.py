@@ -81,7 +81,8 @@ def next_step(*made: Path) -> str | None:
         made: the folder that was just written, or the recipe it was made by.
 
     Returns:
-        The command; `cocomix explore` where all are done; `None` where no recipe, or more than one, names the folder.
+        The command; `cocomix explore` where all are done; `None` where no recipe, or more than one, names the folder,
+        or where data are missing and the recipe does not tell how they are prepared.
     """
     asked = {path.resolve() for path in made}
     found = []
@@ -94,13 +95,21 @@ def next_step(*made: Path) -> str | None:
             continue
         named = {data, recipe, sibling(recipe, "ntp"), sibling(recipe, "teacher")}
         named |= {step.made.parent if step.made.name in _INSIDE else step.made for step in steps}
-        if data.exists() and asked & {path.resolve() for path in named}:
-            found.append((recipe, steps))
+        if asked & {path.resolve() for path in named}:
+            found.append((recipe, steps, data))
     if len(found) != 1:
         return None
-    ((recipe, steps),) = found
+    ((recipe, steps, data),) = found
+    if not data.exists():
+        return _preparation(recipe)
     last = _command("explore", Path("runs") / recipe.stem)
     return next((step.command for step in steps if not step.made.exists()), last)
+
+
+def _preparation(recipe: Path) -> str | None:
+    """The command that prepares the data: in the comment at the head of a recipe that `cocomix init` has written."""
+    lines = (line.strip("# ") for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in lines if line.startswith("cocomix prepare ")), None)
 
 
 def _command(*words: object) -> str:

@@ -52,7 +52,7 @@ class TextReader:
 
     def __init__(self, labeller: ConceptLabeller) -> None:
         self.aligned = labeller.texts if isinstance(labeller, AlignedTeacher) else None
-        self._blocks = labeller.teacher_blocks if isinstance(labeller, AlignedTeacher) else None
+        self._blocks = labeller.texts.blocks if isinstance(labeller, AlignedTeacher) else None
         inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
         assert isinstance(inner, TeacherLabeller)
         if isinstance(inner, FittedLabeller) and not inner.tables():

@@ -2,11 +2,15 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cocomix.artifacts import explained_full_disk
 from cocomix.concepts import Dictionary, FitSettings, TeacherConfig, fit_identity
-from cocomix.data import TRAIN, VALIDATION, Tokens
+from cocomix.data import TRAIN, VALIDATION, Tokens, tokenizer_fingerprint
+from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.concepts.token_rows import TokenBlocksLike
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +35,44 @@ def fit_on_data(
     """Fit a TopK autoencoder to a teacher's layer on prepared data, or find that it is there already.
 
     Args:
-        data_path: folder written by `cocomix prepare` with the teacher's tokenizer.
+        data_path: folder written by `cocomix prepare`. The text of data of another tokenizer is read in the teacher's.
         teacher: the language model and the block whose output is described.
         output: folder to write; SAELens reads it too.
         settings: sizes and schedule.
 
     Raises:
-        CoCoMixError: the teacher reads another tokenizer; or as `fit_dictionary`.
+        CoCoMixError: the tokenizers differ and the data's cannot be inverted to bytes, or its blocks begin with a token
+            that is no text; or as `fit_dictionary`.
     """
     if (made := fitted(data_path, teacher, output, settings)) is not None:
         return made
-    from cocomix.concepts import SAMPLE_TOKENS, first_blocks, fit_dictionary, load_teacher
-    from cocomix.labelling.opening import check_tokenizer, tokenizer_of
+    from cocomix.concepts import SAMPLE_TOKENS, AlignedTexts, first_blocks, fit_dictionary, load_teacher, spread_blocks
+    from cocomix.labelling.opening import check_tokenizer, longest_window, tokenizer_of
     from cocomix.runtime.device import default_device
 
-    data = Tokens.open(data_path)
-    model = load_teacher(teacher.model, revision=teacher.revision, device=default_device())
-    check_tokenizer(model, tokenizer_of(teacher), data)
+    data, settings = Tokens.open(data_path), settings or FitSettings()
+    model, own = load_teacher(teacher.model, revision=teacher.revision, device=default_device()), tokenizer_of(teacher)
+    blocks: TokenBlocksLike = data.split(TRAIN)
+    heldout = first_blocks(data.split(VALIDATION), SAMPLE_TOKENS)
+    if own is None or tokenizer_fingerprint(own) == data.manifest.tokenizer_fingerprint:
+        check_tokenizer(model, own, data)
+    elif data.manifest.bos_token_id is not None:
+        raise CoCoMixError(
+            f"the blocks of {data_path} begin with a token that {teacher.model}, which has another tokenizer, does not "
+            "know; prepare the data without --prepend-bos."
+        )
+    else:
+        texts = AlignedTexts(data.tokenizer(), own, longest_window(model))
+        blocks = [{"input_ids": row} for row in texts.blocks(spread_blocks(blocks, settings.tokens))]
+        heldout = texts.blocks(heldout)
     with explained_full_disk(output):
         return fit_dictionary(
             model,
             teacher.layer,
-            data.split(TRAIN),
-            first_blocks(data.split(VALIDATION), SAMPLE_TOKENS),
+            blocks,
+            heldout,
             output,
-            settings or FitSettings(),
+            settings,
             teacher_name=teacher.model,
             **_origin(data, teacher),
         )

@@ -80,7 +80,7 @@ def open_labeller(
         return labeller, None
     sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
     if isinstance(labeller, AlignedTeacher):
-        return labeller, check_labeller(labeller.inner, labeller.teacher_blocks(sample), k=config.k, force=force)
+        return labeller, check_labeller(labeller.inner, labeller.texts.blocks(sample), k=config.k, force=force)
     return labeller, check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
 
 
@@ -145,7 +145,7 @@ def load_labeller(
         labeller,
         tokens.tokenizer(),
         found,
-        max_length=_longest_window(model),
+        max_length=longest_window(model),
         tokenizers=fingerprints,
     )
 
@@ -207,11 +207,12 @@ def load_distiller(tokens: Tokens | SentTokens, settings: DistillSettings, *, de
         tokens.tokenizer(),
         found,
         {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)},
-        _longest_window(model),
+        longest_window(model),
     )
 
 
-def _longest_window(model: PreTrainedModel) -> int:
+def longest_window(model: PreTrainedModel) -> int:
+    """Tokens that a model reads at once."""
     return int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW)
 
 

@@ -31,19 +31,19 @@ PAGES = (
 SCARCE_ARMS = {
     "ntp_flops": "NTP",
     "ntp_distilled": "NTP, distilled",
-    "softmax_contextual": "concepts in shares",
-    "softmax_distilled": "concepts in shares, distilled",
-    "add_contextual": "concepts by logits",
-    "add_distilled": "concepts by logits, distilled",
+    "softmax_contextual": "concepts (softmax)",
+    "softmax_distilled": "concepts (softmax), distilled",
+    "add_contextual": "concepts (logits)",
+    "add_distilled": "concepts (logits), distilled",
 }
 SCARCE_PAIRS = (
     ("what distillation adds to NTP", "ntp_distilled", "ntp_flops"),
-    ("what concepts in shares add to NTP of the same FLOPs", "softmax_contextual", "ntp_flops"),
-    ("what concepts in shares add to distilled NTP of the same FLOPs", "softmax_distilled", "ntp_distilled"),
-    ("what distillation adds to concepts in shares", "softmax_distilled", "softmax_contextual"),
-    ("concepts in shares instead of distillation", "softmax_contextual", "ntp_distilled"),
-    ("what concepts by logits add to NTP", "add_contextual", "ntp_flops"),
-    ("what concepts by logits add to distilled NTP", "add_distilled", "ntp_distilled"),
+    ("what concepts (softmax) add to NTP of the same FLOPs", "softmax_contextual", "ntp_flops"),
+    ("what concepts (softmax) add to distilled NTP of the same FLOPs", "softmax_distilled", "ntp_distilled"),
+    ("what distillation adds to concepts (softmax)", "softmax_distilled", "softmax_contextual"),
+    ("concepts (softmax) instead of distillation", "softmax_contextual", "ntp_distilled"),
+    ("what concepts (logits) add to NTP", "add_contextual", "ntp_flops"),
+    ("what concepts (logits) add to distilled NTP", "add_distilled", "ntp_distilled"),
 )
 
 FORMS = {
@@ -56,9 +56,9 @@ FORMS = {
     "logits_01": ("added by logits", "0.1"),
     "logits_01_zero": ("added by logits, compression starting at 0", "0.1"),
     "logits_1": ("added by logits", "1"),
-    "softmax_01": ("added in shares", "0.1"),
-    "softmax_03": ("added in shares", "0.3"),
-    "softmax_1": ("added in shares", "1"),
+    "softmax_01": ("added by softmax", "0.1"),
+    "softmax_03": ("added by softmax", "0.3"),
+    "softmax_1": ("added by softmax", "1"),
 }
 
 HEADLINE = {

@@ -45,7 +45,7 @@ def test_what_it_cannot_do() -> None:
     sae = StudentSAE(student("llama"))
     with pytest.raises(CoCoMixError, match="encode"):
         sae.decode(torch.zeros(1, 2, CONCEPTS))
-    for mixing in ("none", "pause"):
+    for mixing in ("none", "pause", "values"):
         with pytest.raises(CoCoMixError, match="mixing"):
             StudentSAE(student("llama", mixing=mixing))
 

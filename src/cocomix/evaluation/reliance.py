@@ -198,7 +198,7 @@ def concept_reliance(
         gaps = (found - losses[:count, 1:])[asked[:, 1:]]
         low, high = document_interval(gaps, documents[asked], seed=seed)
         measured[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
-    size = None if model.config.mixing == "values" else mixed.size
+    size = mixed.size if model.mixing.like_hidden else None
     return RunReliance(kinds=measured, documents=len(np.unique(documents[asked])), note=" ".join(notes), size=size)
 
 

@@ -64,7 +64,7 @@ class StudentSAE(nn.Module):
         model_name: what SAEBench calls it in its results.
 
     Raises:
-        CoCoMixError: the model has no concepts, or mixes none in.
+        CoCoMixError: the model has no concepts, mixes none in, or not into its hidden states (`mixing: values`).
     """
 
     norms: Tensor
@@ -73,6 +73,11 @@ class StudentSAE(nn.Module):
         super().__init__()
         student = concept_model(cast(Any, model), mixing=True)
         config, predictor = student.config, cast(ConceptPredictor, student.predictor)
+        if not student.mixing.like_hidden:
+            raise CoCoMixError(
+                f"with mixing {config.mixing!r} concepts are decoded to an attention's values, not to hidden states, as "
+                "an autoencoder's latents are; take a student that adds or interleaves them."
+            )
         compression = cast(ConceptCompression, student.mixing.compression)
         self.k, self.residual, self.softmax = config.concept_topk, config.mixing == "residual", student.mixing.softmax
         weight = student.compression_weight.detach()

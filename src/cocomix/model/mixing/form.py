@@ -41,6 +41,7 @@ class Mixing(nn.Module):
         positions_per_token: positions of the upper half that one token takes.
         predicts: whether concepts (or hidden states) are predicted at all.
         mixes_in: whether the prediction enters the upper half, so that edits of concepts change the next token.
+        like_hidden: whether what is compressed is on the scale of the hidden state, and can be compared with it.
         softmax: whether the compression weighs concepts by a softmax of their logits in the place of these.
         compression: W_comp and b_comp of Eq. 3, where a prediction is mixed in.
     """
@@ -51,6 +52,7 @@ class Mixing(nn.Module):
     positions_per_token: ClassVar[int] = 1
     predicts: ClassVar[bool] = True
     mixes_in: ClassVar[bool] = True
+    like_hidden: ClassVar[bool] = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()

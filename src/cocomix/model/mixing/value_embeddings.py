@@ -81,6 +81,7 @@ class ConceptValues(_Values):
     name = "values"
     described = "concepts add to the values of the upper half's attention (our option)"
     arm = "values"
+    like_hidden = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)

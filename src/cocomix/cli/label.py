@@ -77,7 +77,11 @@ def _content_table(content: "LabelContent") -> Table:
     rows += [
         ("entropy of a label, nats", f"{content.entropy:.2f}", ""),
         ("entropy of a label given the current token, nats", f"{content.entropy_given_token:.2f}", ""),
-        ("concepts that are ever a label", f"{content.concepts_used:,}", f"of {content.num_concepts:,}"),
+        (
+            f"concepts that label any of {content.positions:,} training positions",
+            f"{content.concepts_used:,}",
+            f"of {content.num_concepts:,}",
+        ),
         ("labels that are of the most frequent concept, %", f"{100 * content.top_share:.1f}", ""),
     ]
     return table(rows, "labels found without context, %", f"in the first {content.k}", "in the first 32")

@@ -76,7 +76,8 @@ class LabelContent(Section):
             )
         if of_dictionary and self.concepts_used < self.num_concepts / 2:
             found.append(
-                f"only {self.concepts_used:,} of {self.num_concepts:,} concepts are ever a label; fit a dictionary "
+                f"only {self.concepts_used:,} of {self.num_concepts:,} concepts label any of the first "
+                f"{self.positions:,} training positions; fit a dictionary "
                 "with fewer concepts (--num-concepts), on more tokens (--tokens) or on more text."
             )
         return found

@@ -311,7 +311,7 @@ _LARGE_VOCABULARY = (
     "  # Most of it is the teacher's vocabulary; `cocomix init --vocab-size 4096` gives the student one of its own.\n"
 )
 _ADD = """  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper
-  concept_weights: softmax  # they sum to 1: weighed by their logits concepts outgrow what they are added to, and steer better
+  concept_weights: softmax  # by their logits they outgrow what they are added to, and steer better
   concept_loss_weight: 1.0  # the paper's is 0.1, which suits logits
 """
 _BACKBONE = "activation_function: gelu_pytorch_tanh, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"

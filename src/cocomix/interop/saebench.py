@@ -75,7 +75,7 @@ class StudentSAE(nn.Module):
         config, predictor = student.config, cast(ConceptPredictor, student.predictor)
         if not student.mixing.like_hidden:
             raise CoCoMixError(
-                f"with mixing {config.mixing!r} concepts are decoded to an attention's values, not to hidden states, as "
+                f"with mixing {config.mixing!r} concepts are decoded to an attention's values, not to hidden states as "
                 "an autoencoder's latents are; take a student that adds or interleaves them."
             )
         compression = cast(ConceptCompression, student.mixing.compression)

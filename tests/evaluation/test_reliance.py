@@ -8,11 +8,11 @@ from cocomix.evaluation.inference import measure
 from cocomix.evaluation.reliance import (
     Reliance,
     RunReliance,
-    _another_block,
-    _same_token,
+    another_block,
     concept_reliance,
     no_reliance_reason,
     oracle,
+    same_token,
     zero,
 )
 from cocomix.runtime.errors import CoCoMixError
@@ -42,16 +42,16 @@ def loss_of(model, blocks: Rows) -> float:
 @pytest.mark.parametrize("shape", [(2, 1), (2, 7), (3, 5)])
 def test_shuffle_takes_from_every_other_block_and_never_its_own(shape):
     blocks, seq = shape
-    drawn = np.stack([_another_block(shape, np.random.default_rng(seed)) for seed in range(200)])
+    drawn = np.stack([another_block(shape, np.random.default_rng(seed)) for seed in range(200)])
     assert (drawn // seq != np.arange(blocks)[:, None]).all()
     assert set(drawn[:, 0, 0].tolist()) == set(range(seq, blocks * seq))
-    np.testing.assert_array_equal(drawn[3], _another_block(shape, np.random.default_rng(3)))
+    np.testing.assert_array_equal(drawn[3], another_block(shape, np.random.default_rng(3)))
 
 
 def test_same_token_takes_from_every_place_of_the_token_in_other_blocks():
     tokens = np.array([[5, 5, 7, 1], [5, 7, 5, 2], [3, 3, 5, 9]])
     flat = tokens.ravel()
-    drawn = np.stack([_same_token(tokens, np.random.default_rng(seed)) for seed in range(300)])
+    drawn = np.stack([same_token(tokens, np.random.default_rng(seed)) for seed in range(300)])
     assert (flat[drawn] == tokens).all()
     for (block, place), token in np.ndenumerate(tokens):
         allowed = {at for at in range(12) if flat[at] == token and at // 4 != block}

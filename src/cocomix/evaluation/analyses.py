@@ -24,6 +24,7 @@ from cocomix.evaluation.measure_run import evaluate_run
 from cocomix.evaluation.pages import Section, Table, render_page
 from cocomix.evaluation.run_evaluation import RunEvaluation
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
+from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
 
@@ -98,6 +99,8 @@ def _gradients(
     run: Run, *, device: torch.device, batch_size: int, limit_blocks: int | None, seed: int
 ) -> tuple[GradientCosine, ...]:
     data, model = open_run_data(run), run.model()
+    if not predicts_concepts(model):
+        return ()
     labels = open_run_labels(run, data, model.config.num_concepts, without="cosines of gradients")
     if labels is None:
         return ()
@@ -126,7 +129,7 @@ def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
                 "The loss with other concepts mixed in than those predicted, minus the untouched loss, on the same "
                 "tokens. Concepts of the same token elsewhere differ in context alone."
             ],
-            "tables": [*filter(None, map(reliance_table, found)), _norm_table(found)],
+            "tables": [*filter(None, [*map(reliance_table, found), _norm_table(found)])],
             "notes": [each.reliance.note for each in found if each.reliance and each.reliance.note],
         },
         {"heading": "Does it predict its labels, rare ones too?", "tables": [*filter(None, told)]},
@@ -186,7 +189,7 @@ def _gradient_table(result: Analyses) -> Table | None:
     return Table(headings, rows, caption="Gradients of the two losses", text_columns=2) if rows else None
 
 
-def _norm_table(found: Sequence[RunEvaluation]) -> Table:
+def _norm_table(found: Sequence[RunEvaluation]) -> Table | None:
     norms = [(each, each.concepts.compression) for each in found if each.concepts and each.concepts.compression]
     rows = [
         (f"{each.run}, seed {each.seed}", percent(one.unused), *(f"{n:.3f}" for n in (one.low, one.median, one.high)))
@@ -194,4 +197,4 @@ def _norm_table(found: Sequence[RunEvaluation]) -> Table:
     ]
     headings = ("run", "unused, below 0.01; paper: 5.8%", "5%, are shorter", "median", "95%, are shorter")
     caption = "Lengths of the concepts' compression vectors; one near 0 is a concept that the model ignores"
-    return Table(headings, rows, caption=caption)
+    return Table(headings, rows, caption=caption) if rows else None

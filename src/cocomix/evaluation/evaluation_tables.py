@@ -14,6 +14,7 @@ _REPLACED_BY = {
     "shuffle_same_token": "those of the same token elsewhere",
     "token_table": "a table of the current token",
     "oracle": "the labels",
+    "oracle_ahead": "the true ones, which look ahead",
     "zero": "nothing (appendix)",
 }
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
+from cocomix.evaluation.feedback_reliance import feedback_reliance
 from cocomix.evaluation.inference import ConceptCounts, measure
 from cocomix.evaluation.loss_slices import loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
@@ -86,17 +87,17 @@ def evaluate_run(
         note = no_reliance_reason(model)
         if note is None and len(blocks.rows) < 2:
             note = "a single block was evaluated, so there is no other text to take concepts from."
-        if note is None:
+        shared: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
+        if note is None and model.config.form.feeds_back:
+            relied = feedback_reliance(model, blocks, token_losses, **shared)
+        elif note is None:
             relied = concept_reliance(
                 model,
                 blocks,
                 token_losses,
-                batch_size=batch_size,
-                device=device,
-                dtype=dtype,
+                **shared,
                 label_kind=None if store is None else store.first.manifest.labels["kind"],
                 table=None if counted is None else counted.table(model.config.vocab_size, model.config.concept_topk),
-                seed=seed,
             )
     meta = prepared.manifest.splits[split]
     result = RunEvaluation(

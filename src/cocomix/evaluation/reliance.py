@@ -101,6 +101,8 @@ class RunReliance(_Part):
 
 def no_reliance_reason(model: PreTrainedModel) -> str | None:
     """Why concept reliance cannot be measured on a model, in one sentence; `None` if it can."""
+    if isinstance(model, CoCoMixForCausalLM) and model.config.form.feeds_back:
+        return None  # see feedback_reliance.py
     if not predicts_concepts(model):
         return f"a {type(model).__name__} has no concepts, so there is no reliance on them to measure."
     if not model.config.form.mixes_in:
@@ -165,7 +167,7 @@ def concept_reliance(
         raise CoCoMixError("concepts are taken from another block, and only one was evaluated; evaluate at least two.")
     tokens, asked, documents = blocks.ids[:count], blocks.depth[:count] > 0, blocks.documents[:count]
     generator = np.random.default_rng(seed)
-    other, other_same = _another_block(tokens.shape, generator), _same_token(tokens, generator)
+    other, other_same = another_block(tokens.shape, generator), same_token(tokens, generator)
     alone = float((other_same.ravel() == np.arange(tokens.size)).mean())
     notes = [f"Measured on the first {count:,} blocks."] if count < len(blocks.ids) else []
     notes.append(f"In shuffle_same_token {alone:.1%} of the positions, whose token no other block has, keep their own.")
@@ -193,13 +195,16 @@ def concept_reliance(
                 found = _losses_with(model, batch, replacement(batch), mixed.mean)
                 changed.setdefault(kind, np.empty((count, found.shape[1])))[batch.blocks] = found
                 advance(batch.input_ids.numel())
-    measured = {}
-    for kind, found in changed.items():
-        gaps = (found - losses[:count, 1:])[asked[:, 1:]]
-        low, high = document_interval(gaps, documents[asked], seed=seed)
-        measured[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
+    measured = {kind: rise(found - losses[:count, 1:], asked, documents, seed) for kind, found in changed.items()}
     size = mixed.size if model.mixing.like_hidden else None
     return RunReliance(kinds=measured, documents=len(np.unique(documents[asked])), note=" ".join(notes), size=size)
+
+
+def rise(gaps: NDArray[np.float64], asked: NDArray[np.bool_], documents: Integers, seed: int) -> Reliance:
+    """The mean of loss differences [blocks, seq − 1] over the tokens asked for [blocks, seq], with its interval."""
+    counted = gaps[asked[:, 1:]]
+    low, high = document_interval(counted, documents[asked], seed=seed)
+    return Reliance(nats=float(counted.mean()), low=low, high=high)
 
 
 def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, count: int, batch_size: int, device: torch.device) -> _Mixed:
@@ -282,14 +287,14 @@ def first_distinct(candidates: Tensor, k: int) -> Tensor:
     return candidates.gather(-1, dropped.to(torch.uint8).argsort(dim=-1, stable=True)[..., :k])
 
 
-def _another_block(shape: tuple[int, ...], generator: np.random.Generator) -> Integers:
+def another_block(shape: tuple[int, ...], generator: np.random.Generator) -> Integers:
     """For each position the number of a random position of another block. [blocks, seq]"""
     blocks, seq = shape
     block = (np.arange(blocks)[:, None] + generator.integers(1, blocks, shape)) % blocks
     return block * seq + generator.integers(seq, size=shape)
 
 
-def _same_token(tokens: Integers, generator: np.random.Generator) -> Integers:
+def same_token(tokens: Integers, generator: np.random.Generator) -> Integers:
     """For each position that of a random one of another block with the same token; its own where there is none."""
     flat = tokens.ravel()
     order = np.argsort(flat, kind="stable")  # by token, then by place

@@ -7,7 +7,7 @@ from cocomix.model.cache import CoCoMixCache
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention
 from cocomix.model.from_pretrained import from_pretrained_backbone
-from cocomix.model.mixing import MIXINGS, Concepts, Mixing
+from cocomix.model.mixing import MIXINGS, Concepts, Layout, Mixing
 from cocomix.model.modeling import CoCoMixForCausalLM, CoCoMixOutput, predicts_concepts
 from cocomix.model.targets import FullTargets, TopTargets, next_tokens
 
@@ -22,6 +22,7 @@ __all__ = [
     "ConceptIntervention",
     "Concepts",
     "FullTargets",
+    "Layout",
     "Mixing",
     "TopTargets",
     "account",

@@ -62,7 +62,7 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     if model.predictor is not None:
         flops += product_flops(model.predictor)
     active = total - config.form.unread_parameters(config)
-    return Accounting(total, active, flops + config.form.flops_per_token(config))
+    return Accounting(total, active, flops + config.form.flops_per_token(config, block_size))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -108,7 +108,7 @@ def matched_config(
         cost = account(model, block_size)
         return cost.active_parameters if by == "matched" else cost.forward_flops_per_token
 
-    pause = not config.form.predicts
+    pause = not (config.form.predicts or config.form.feeds_back)
     matched_to = copy.deepcopy(config)
     if pause:
         matched_to.mixing = "interleave"

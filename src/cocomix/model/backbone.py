@@ -69,6 +69,7 @@ SUPPORTED_BACKBONES: dict[str, Backbone] = {
 """Decoder families that are tested (split ≡ plain, caches, padding, saving, a training step), by `model_type`."""
 
 _PER_LAYER_FIELDS = ("layer_types", "no_rope_layers")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -147,7 +148,7 @@ def build_halves(
         switch = (positions_per_token if own_positions else 1) * rope["original_max_position_embeddings"]
         upper_config.original_max_position_embeddings = rope["original_max_position_embeddings"] = switch
     upper_config.vocab_size = 1  # no token is embedded here: the module is replaced below
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in _TOKEN_IDS:
         setattr(upper_config, name, None)
     upper = AutoModel.from_config(upper_config, attn_implementation=attn_implementation)
 
@@ -160,6 +161,24 @@ def build_halves(
     for part, layers in ((lower, insert_layer), (upper, total - insert_layer)):
         _correct_depth_scaled_init(part, backbone, layers, total)
     return lower, upper
+
+
+def further_blocks(config: PreTrainedConfig, count: int, attn_implementation: str | None) -> PreTrainedModel:
+    """Blocks beside a decoder's own, of the kind of its last one, and their norm: `inputs_embeds` → normed states.
+
+    They see everything before them, since windows are in tokens and what comes in may be longer than one. Learned
+    positions are not added.
+    """
+    last = part_config(config, config.num_hidden_layers - 1, config.num_hidden_layers)
+    last.num_hidden_layers, last.vocab_size = count, 1
+    for name in _PER_LAYER_FIELDS:
+        if (kinds := getattr(last, name, None)) is not None:
+            setattr(last, name, ["full_attention"] * count if name == "layer_types" else kinds * count)
+    if getattr(last, "sliding_window", None) is not None:
+        last.sliding_window = last.max_position_embeddings
+    for name in _TOKEN_IDS:
+        setattr(last, name, None)
+    return build_halves(last, 0, 1, attn_implementation)[1]
 
 
 def part_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:

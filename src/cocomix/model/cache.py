@@ -4,33 +4,41 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
 
 
 class CoCoMixCache(Cache):  # type: ignore[misc]
     """One cache for both halves of a CoCoMix model; every length it reports is in *tokens*.
 
-    `layers` is the lower half's layers followed by the upper half's, so that what Hugging Face does to all layers
-    alike (reorder for beams, repeat, select, reset) reaches both. Only lengths differ: removing n tokens removes
+    `layers` is the lower half's layers, the upper half's and the kept states, so that what Hugging Face does to all
+    layers alike (reorder for beams, repeat, select, reset) reaches all. Only lengths differ: removing n tokens removes
     `positions_per_token`·n entries of the upper half.
 
     Args:
         lower_config: configuration of the lower half (decides which layers slide).
         upper_config: configuration of the upper half.
         positions_per_token: entries of the upper half per token, 1 or 2.
+        keeps_states: also keep the lower half's outputs, for a form of mixing that `feeds_back`.
     """
 
     def __init__(
-        self, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, positions_per_token: int
+        self,
+        lower_config: PreTrainedConfig,
+        upper_config: PreTrainedConfig,
+        positions_per_token: int,
+        keeps_states: bool = False,
     ) -> None:
         self.lower = DynamicCache(config=lower_config)
         self.upper = DynamicCache(config=upper_config)
         self.positions_per_token = positions_per_token
-        super().__init__(layers=[*self.lower.layers, *self.upper.layers])
+        self.states = DynamicLayer() if keeps_states else None  # [batch, 1, tokens, d_model] as keys, no values
+        kept = () if self.states is None else (self.states,)
+        super().__init__(layers=[*self.lower.layers, *self.upper.layers, *kept])
 
     @property
-    def split(self) -> tuple[int, int, int]:
-        """Blocks of the lower half, blocks of the upper half, positions per token: a model and its cache agree here."""
-        return len(self.lower.layers), len(self.upper.layers), self.positions_per_token
+    def split(self) -> tuple[int, int, int, bool]:
+        """Blocks below, blocks above, positions per token, states kept: a model and its cache agree here."""
+        return len(self.lower.layers), len(self.upper.layers), self.positions_per_token, self.states is not None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen so far, whichever layer is asked for."""
@@ -44,6 +52,8 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
         """Forget the last `-tokens_to_remove` tokens (Hugging Face's sign: never positive) in both halves."""
         self.lower.crop(tokens_to_remove)
         self.upper.crop(self.positions_per_token * tokens_to_remove)
+        if self.states is not None:
+            self.states.crop(tokens_to_remove)
 
     @property
     def is_compileable(self) -> bool:

@@ -41,8 +41,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         concept_loss_weight: λ of Eq. 4 (paper: 0.1).
         mixing: how the concept vector ĉ_t meets the hidden state h_t, a name in `cocomix.model.mixing.MIXINGS`:
             `"interleave"` (the paper's Eq. 3), `"residual"` (our option), `"add"` (Fig. 6e), `"none"` (prediction only,
-            Fig. 6d), `"pause"` (pause tokens, Fig. 6f), `"values"` (our option) or `"token_values"` (a peer without
-            concepts); see MIXING.md.
+            Fig. 6d), `"pause"` (pause tokens, Fig. 6f), `"values"` (our option), or the peers `"token_values"` and
+            `"next_concept"`, which read no labels; see MIXING.md.
         prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
             `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
         hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.
@@ -51,7 +51,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             tenth of it (`"small"`) or 0 (`"zero"`). The last two are our options.
         concept_weights: by what the compression weighs the rows of the chosen concepts: their `"logits"` (Eq. 3), or a
             `"softmax"` of the chosen logits (our option), whose sum stays 1 however far training spreads the logits.
-            `"values"` always takes the softmax.
+            `"values"` always takes the softmax; with `"next_concept"` it is of the logits of codes.
         add_mean: only read with `mixing="add"`: whether ĉ_t carries the mean of h_t (method: section 4), so that it is
             added a second time. Without it nothing is added as long as the compression is zero. Decoders with layer
             norms compute the same either way, decoders with RMS norms do not. `False` is our option.
@@ -59,6 +59,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             positions): whether each of a token's two places in the upper half has a position of its own, 2t and 2t + 1
             (`"own"`), or both have the token's, t (`"token"`). Paper and released code have learned positions, which
             are added below the lower half and so are the token's.
+        chunk_tokens: k, tokens of a chunk; this and the next two are only read with `mixing="next_concept"`.
+        chunk_codes: N, codes of each of its codebooks.
+        chunk_blocks: decoder blocks that read the chunks.
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
@@ -88,6 +91,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         concept_weights: ConceptWeights = "logits",
         add_mean: bool = True,
         upper_positions: UpperPositions = "own",
+        chunk_tokens: Count = 4,
+        chunk_codes: Count = 64,
+        chunk_blocks: Count = 1,
         head_chunk_size: Count | None = None,
         **kwargs: Any,
     ) -> None:
@@ -105,6 +111,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.concept_weights = concept_weights
         self.add_mean = add_mean
         self.upper_positions = upper_positions
+        self.chunk_tokens = chunk_tokens
+        self.chunk_codes = chunk_codes
+        self.chunk_blocks = chunk_blocks
         self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
@@ -137,6 +146,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             raise CoCoMixError("concept_weights='softmax' needs prediction='concepts'; leave it out.")
         if not 0.0 <= self.concept_loss_weight < float("inf"):
             raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
+        for name in ("chunk_tokens", "chunk_codes", "chunk_blocks"):
+            if getattr(self, name) < 1:
+                raise CoCoMixError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
             raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
         for name, allowed in (

@@ -20,7 +20,7 @@ from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy, fused_head
 from cocomix.model.head import Head, head_output
-from cocomix.model.mixing import Concepts
+from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.positions import positions_of
@@ -47,6 +47,7 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
         concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
         concept_ids: the concepts mixed in at each token; `None` where the model has none. [batch, seq, k], int64
         concept_values: their logits. [batch, seq, k]
+        shown: what the form of mixing has for an objective of its own, by name, with labels; mostly nothing.
         last_hidden_state: what the language-model head reads. [batch, seq, d_model]
         past_key_values: cache of both halves.
         hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model].
@@ -62,6 +63,7 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
     concept_logits: Tensor | None = None
     concept_ids: Tensor | None = None
     concept_values: Tensor | None = None
+    shown: dict[str, Tensor] | None = None
     last_hidden_state: Tensor | None = None
     past_key_values: CoCoMixCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -84,8 +86,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__(config)
-        width, own = config.positions_per_token, config.upper_positions == "own"
-        kernel = config._attn_implementation
+        width, own, kernel = config.positions_per_token, config.upper_positions == "own", config._attn_implementation
         self.lower, self.upper = build_halves(config.backbone, config.insert_layer, width, kernel, own_positions=own)
         self.predictor = build_predictor(config)
         self.mixing = config.form(config)
@@ -260,10 +261,11 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if concept_intervention is not None and concepts is not None and concepts.ids is not None:
             ids, values = concept_intervention(concepts.ids, concepts.values)
             concepts = concepts._replace(ids=ids, values=values)
-        upper_cache = nothing if cache is None else cache.upper
+        upper_cache, kept = (nothing, None) if cache is None else (cache.upper, cache.states)
         upper_positions, upper_mask = self.mixing.expand(hidden, position_ids, attention_mask, upper_cache is not None)
+        layout = Layout(position_ids, attention_mask, kept, None if labels is None else {})
         upper = self.upper(
-            inputs_embeds=self.mixing(hidden, concepts),
+            inputs_embeds=self.mixing(hidden, concepts, layout),
             attention_mask=upper_mask,
             position_ids=upper_positions,
             past_key_values=upper_cache,
@@ -294,6 +296,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_logits=None if prediction is None else prediction.logits,
             concept_ids=None if concepts is None else concepts.ids,
             concept_values=None if concepts is None or concepts.ids is None else concepts.values,
+            shown=layout.shown or None,
             last_hidden_state=read,
             past_key_values=cache,
             hidden_states=_joined(lower.hidden_states, upper.hidden_states),
@@ -355,12 +358,13 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     def _own_cache(self, cache: Any) -> CoCoMixCache:
         """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared."""
+        form, parts = self.config.form, (self.lower.config, self.upper.config)
+        own = CoCoMixCache(*parts, form.positions_per_token, form.feeds_back)
         if isinstance(cache, CoCoMixCache):
-            config, upper_blocks = self.config, self.config.num_hidden_layers - self.config.insert_layer
-            if cache.split != (config.insert_layer, upper_blocks, config.positions_per_token):
+            if cache.split != own.split:
                 raise CoCoMixError(
-                    f"past_key_values was made for another split (lower blocks, upper blocks, positions per token = "
-                    f"{cache.split}); pass this model's own earlier output, or None."
+                    f"past_key_values was made for another split (lower blocks, upper blocks, positions per token, "
+                    f"states kept = {cache.split}); pass this model's own earlier output, or None."
                 )
             return cache
         if cache is not None and cache.get_seq_length() > 0:
@@ -368,7 +372,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
                 f"past_key_values is a filled {type(cache).__name__}, but a CoCoMix model needs the CoCoMixCache of "
                 "its own earlier output; pass that, or None."
             )
-        return CoCoMixCache(self.lower.config, self.upper.config, self.config.positions_per_token)
+        return own
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -388,7 +392,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
 
 def predicts_concepts(model: nn.Module) -> TypeGuard[CoCoMixForCausalLM]:
-    """Whether a model has concepts to look at: a CoCoMix model without a pause vector or predicted hidden states."""
+    """Whether a model has concepts to look at: not with a pause vector or predicted hidden states."""
     return isinstance(model, CoCoMixForCausalLM) and model.config.has_concepts
 
 

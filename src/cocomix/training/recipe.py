@@ -194,7 +194,8 @@ class RunConfig(Section):
     def _fields_fit_together(self) -> "RunConfig":
         if self.baseline is not None and self.model.pretrained is not None:
             raise ValueError(f"baseline: {self.baseline} widens the decoder, so it cannot start from model.pretrained")
-        if self.baseline is not None and self.objective != "ntp" and self.model.form.predicts:
+        widens = self.objective == "ntp" or not (self.model.form.predicts or self.model.form.feeds_back)
+        if self.baseline is not None and not widens:
             raise ValueError(f"baseline: {self.baseline} needs objective: ntp or model.mixing: pause")
         if isinstance(self.data, MixtureConfig):
             if self.labels is not None and self.labels.path is not None:

@@ -4,14 +4,18 @@ To add one: write its file and name its class in `MIXINGS`.
 """
 
 from cocomix.model.mixing.add import Add
-from cocomix.model.mixing.form import Concepts, Mixing
+from cocomix.model.mixing.form import Concepts, Layout, Mixing
 from cocomix.model.mixing.interleave import Interleave
+from cocomix.model.mixing.next_concept import NextConcept
 from cocomix.model.mixing.none import PredictOnly
 from cocomix.model.mixing.pause import Pause
 from cocomix.model.mixing.residual import Residual
 from cocomix.model.mixing.value_embeddings import ConceptValues, TokenValues
 
-__all__ = ["MIXINGS", "Concepts", "Mixing"]
+__all__ = ["MIXINGS", "Concepts", "Layout", "Mixing"]
 
-_FORMS: tuple[type[Mixing], ...] = (Interleave, Residual, Add, PredictOnly, Pause, ConceptValues, TokenValues)
+_FORMS: tuple[type[Mixing], ...] = (
+    *(Interleave, Residual, Add, PredictOnly, Pause, ConceptValues, TokenValues),
+    NextConcept,
+)
 MIXINGS: dict[str, type[Mixing]] = {form.name: form for form in _FORMS}

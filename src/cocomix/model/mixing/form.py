@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.runtime.errors import CoCoMixError
@@ -28,6 +29,22 @@ class Concepts(NamedTuple):
     offset: Tensor
 
 
+class Layout(NamedTuple):
+    """Where the tokens of a forward pass stand, for forms that look beyond a position, and what such a form leaves.
+
+    Attributes:
+        positions: of the tokens in their documents; `None` for 0 … seq − 1. [batch or 1, seq]
+        attention_mask: 1 for tokens, those in the cache too. [batch, past + seq]
+        cache: keeps the lower half's outputs of earlier calls, where the form `feeds_back` and there is a cache.
+        shown: where a form puts what an objective or an evaluation reads, by name; `None` where nobody does.
+    """
+
+    positions: Tensor | None = None
+    attention_mask: Tensor | None = None
+    cache: CacheLayerMixin | None = None
+    shown: dict[str, Tensor] | None = None
+
+
 class Mixing(nn.Module):
     """Base of the forms: compress a prediction, de-normalise it, and put it into the sequence.
 
@@ -42,6 +59,7 @@ class Mixing(nn.Module):
         predicts: whether concepts (or hidden states) are predicted at all.
         mixes_in: whether the prediction enters the upper half, so that edits of concepts change the next token.
         like_hidden: whether what is compressed is on the scale of the hidden state, and can be compared with it.
+        feeds_back: whether the form predicts vectors of its own, without labels, from the lower half's outputs so far.
         softmax: whether the compression weighs concepts by a softmax of their logits in the place of these.
         compression: W_comp and b_comp of Eq. 3, where a prediction is mixed in.
     """
@@ -53,6 +71,7 @@ class Mixing(nn.Module):
     predicts: ClassVar[bool] = True
     mixes_in: ClassVar[bool] = True
     like_hidden: ClassVar[bool] = True
+    feeds_back: ClassVar[bool] = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -66,7 +85,7 @@ class Mixing(nn.Module):
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         """See both halves when the model is built, for a form that hooks into them."""
 
-    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+    def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
         """The upper half's input. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
         assert concepts is not None
         weights = concepts.values.softmax(-1) if self.softmax else concepts.values
@@ -136,8 +155,12 @@ class Mixing(nn.Module):
         return int((config.num_concepts - config.concept_topk) * config.hidden_size)
 
     @classmethod
-    def flops_per_token(cls, config: PreTrainedConfig) -> float:
-        """FLOPs of the compression, 2 per multiply-add: k rows of W_comp, or all of it for hidden states."""
+    def flops_per_token(cls, config: PreTrainedConfig, block_size: int | None = None) -> float:
+        """FLOPs of the form, 2 per multiply-add; here k rows of W_comp, or all of it for hidden states.
+
+        Args:
+            block_size: context in tokens, where a form has attention scores; `None` leaves them out.
+        """
         if not cls.mixes_in:
             return 0.0
         inputs = config.teacher_hidden_size if config.prediction == "hidden" else config.concept_topk

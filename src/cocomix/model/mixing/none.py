@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cocomix.model.mixing.form import Concepts, Mixing
+from cocomix.model.mixing.form import Concepts, Layout, Mixing
 
 
 class PredictOnly(Mixing):
@@ -13,6 +13,6 @@ class PredictOnly(Mixing):
     arm = "prediction only"
     mixes_in = False
 
-    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+    def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
         """The hidden states."""
         return hidden

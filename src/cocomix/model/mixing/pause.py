@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model.mixing.form import Concepts, Mixing, interleaved
+from cocomix.model.mixing.form import Concepts, Layout, Mixing, interleaved
 
 
 class Pause(Mixing):
@@ -20,6 +20,6 @@ class Pause(Mixing):
         super().__init__(config)
         self.pause = nn.Parameter(torch.empty(config.hidden_size))
 
-    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+    def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
         """Interleave [batch, seq, d_model] with the vector."""
         return interleaved(hidden, self.pause.to(hidden.dtype).expand_as(hidden))

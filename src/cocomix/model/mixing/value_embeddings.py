@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.mixing.compression import ConceptCompression
-from cocomix.model.mixing.form import Concepts, Mixing
+from cocomix.model.mixing.form import Concepts, Layout, Mixing
 from cocomix.runtime.errors import CoCoMixError
 
 _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
@@ -101,7 +101,7 @@ class ConceptValues(_Values):
         return hidden
 
     @classmethod
-    def flops_per_token(cls, config: PreTrainedConfig) -> float:
+    def flops_per_token(cls, config: PreTrainedConfig, block_size: int | None = None) -> float:
         """Of k rows of each block's table; see `Mixing.flops_per_token`."""
         blocks, heads, head_dim = cls._sizes(config)
         return float(2 * config.concept_topk * blocks * heads * head_dim)
@@ -141,7 +141,7 @@ class TokenValues(_Values):
     def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._tokens = inputs[0]
 
-    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+    def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
         """The hidden states, after looking the tokens up.
 
         Raises:
@@ -162,7 +162,7 @@ class TokenValues(_Values):
         return stronger
 
     @classmethod
-    def flops_per_token(cls, config: PreTrainedConfig) -> float:
+    def flops_per_token(cls, config: PreTrainedConfig, block_size: int | None = None) -> float:
         """Of the gates; see `Mixing.flops_per_token`."""
         blocks, heads, _ = cls._sizes(config)
         return float(2 * blocks * heads * min(_GATE_WIDTH, config.hidden_size))

@@ -147,6 +147,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         "mtp_headless": "cocomix.training.objectives.mtp_headless:HeadlessMTP",
         "mtp_parallel": "cocomix.training.objectives.mtp_parallel:ParallelMTP",
         "mtp_sequential": "cocomix.training.objectives.mtp_sequential:SequentialMTP",
+        "ncp": "cocomix.training.objectives.ncp:NextConceptPrediction",
         "nextlat": "cocomix.training.objectives.nextlat:NextLatent",
         "nitp": "cocomix.training.objectives.nitp:NextImplicitState",
         "prefix_token": "cocomix.training.objectives.prefix_token:PrefixToken",

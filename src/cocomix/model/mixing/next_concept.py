@@ -94,8 +94,9 @@ class NextConcept(Mixing):
         """Losses and codes of each chunk, to be read at its last token."""
         codes, true = self.codes().float(), pooled.float()
         parts = true.reshape(*true.shape[:2], len(codes), -1)  # [batch, chunks, segments, d_model / segments]
-        near = codes.square().sum(-1) - 2.0 * torch.einsum("bcsd,snd->bcsn", parts, codes)
-        ids = near.argmin(-1)  # [batch, chunks, segments]
+        with torch.no_grad():  # the distance is one that autocast leaves in float32
+            nearest = torch.cdist(parts.flatten(0, 1).transpose(0, 1), codes).argmin(-1)  # [segments, batch · chunks]
+        ids = nearest.T.reshape(parts.shape[:-1])
         chosen = codes[torch.arange(len(codes), device=ids.device), ids]
         far = (predicted[:, :-1].float() - true[:, 1:]).square().mean(-1)
         shown["ncp"] = F.pad(far, (1, 0)).gather(1, latest)  # [batch, seq]

@@ -390,6 +390,7 @@ def test_every_setting_of_the_model_reaches_its_configuration() -> None:
     values = {"insert_layer": 1, "concept_topk": 3, "num_concepts": 40, "concept_loss_weight": 0.7, "add_mean": False}
     values |= {"mixing": "add", "compression_init": "zero", "upper_positions": "token", "head_chunk_size": 5}
     values |= {"concept_rank": 7, "concept_weights": "softmax"}
+    values |= {"chunk_tokens": 2, "chunk_codes": 9, "chunk_blocks": 3}
     hidden = {"prediction": "hidden", "hidden_loss": "l1", "teacher_hidden_size": 8}
     known = inspect.signature(CoCoMixConfig).parameters.keys() - {"kwargs", "backbone"}
     assert known == values.keys() | hidden.keys()

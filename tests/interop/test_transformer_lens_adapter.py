@@ -40,6 +40,8 @@ def bridged(model: CoCoMixForCausalLM) -> TransformerBridge:
         ("gemma2", {"insert_layer": 0}),
         ("gpt_neox", {"mixing": "none"}),
         ("llama", {"mixing": "pause"}),
+        ("llama", {"mixing": "bigram"}),
+        ("llama", {"mixing": "loop"}),
         ("llama", {"prediction": "hidden", "teacher_hidden_size": 12}),
     ],
 )

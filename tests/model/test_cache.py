@@ -195,7 +195,7 @@ def test_a_copy_is_independent() -> None:
     branch = copy.deepcopy(cache)
     model(tokens(2, 3, seed=8), past_key_values=cache)
     assert (cache.get_seq_length(), branch.get_seq_length()) == (9, 6)
-    assert branch.layers == [*branch.lower.layers, *branch.upper.layers]
+    assert branch.layers == [layer for each in (branch.lower, *branch.upper) for layer in each.layers]
     ids = torch.cat([tokens(2, 6), tokens(2, 1, seed=7)], dim=1)
     close(model(ids[:, 6:], past_key_values=branch).logits, model(ids, use_cache=False).logits[:, 6:])
 

@@ -26,6 +26,9 @@ from tests.workshop import BLOCK, Workshop
         ("add", {}, True),
         ("none", {}, True),
         ("pause", {}, False),
+        ("bigram", {}, False),
+        ("loop", {}, False),
+        ("ponder", {"insert_layer": 0}, False),
         ("interleave", {"prediction": "hidden", "teacher_hidden_size": 8}, False),
     ],
 )

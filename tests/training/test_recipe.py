@@ -158,6 +158,9 @@ def test_models_without_concepts_need_no_labels_but_what_they_are_told(tmp_path:
         (("model.concept_weights=softmax", "model.mixing=add"), "cocomix, add, softmax"),
         (("model.mixing=pause", "model.compression_init=zero", "distillation={}"), "pause, kd"),
         (("model.prediction=hidden", "model.hidden_loss=cosine"), "cocomix, hidden cosine"),
+        (("model.mixing=bigram", "auxiliary={nitp: null}"), "bigram table, nitp"),
+        (("model.mixing=loop", "model.repeats=3"), "loop"),
+        (("objective=ntp", "baseline=flops", "model.mixing=loop", "model.repeats=2"), "ntp, same FLOPs"),
     ],
 )
 def test_arms_have_names(tmp_path: Path, overrides: tuple[str, ...], arm: str) -> None:
@@ -389,8 +392,8 @@ def test_settings_of_the_model_are_the_arguments_of_its_configuration() -> None:
 def test_every_setting_of_the_model_reaches_its_configuration() -> None:
     values = {"insert_layer": 1, "concept_topk": 3, "num_concepts": 40, "concept_loss_weight": 0.7, "add_mean": False}
     values |= {"mixing": "add", "compression_init": "zero", "upper_positions": "token", "head_chunk_size": 5}
-    values |= {"concept_rank": 7, "concept_weights": "softmax"}
-    values |= {"chunk_tokens": 2, "chunk_codes": 9, "chunk_blocks": 3}
+    values |= {"concept_rank": 7, "concept_weights": "softmax", "repeats": 2, "bigram_rows": 9}
+    values |= {"chunk_tokens": 3, "chunk_codes": 5, "chunk_blocks": 2}
     hidden = {"prediction": "hidden", "hidden_loss": "l1", "teacher_hidden_size": 8}
     known = inspect.signature(CoCoMixConfig).parameters.keys() - {"kwargs", "backbone"}
     assert known == values.keys() | hidden.keys()

@@ -318,8 +318,12 @@ def _limits(record: RunRecord, concepts: bool) -> str:
             "It needs transformers and `trust_remote_code=True`: read the code first. llama.cpp (GGUF), vLLM and other "
             "engines with model code of their own do not run it, nor do static or quantised caches."
         )
-    if manifest.mixing is not None and MIXINGS[manifest.mixing].positions_per_token == 2:
-        points.append("The blocks above the mixing hold two positions per token, so their key-value cache is doubled.")
+    passes = record.recipe.model.form.passes(record.recipe.model)  # positions of a token, each time these blocks run
+    if manifest.mixing is not None and sum(passes) > 1:
+        points.append(
+            f"The blocks above the mixing hold {sum(passes)} positions per token, so their key-value cache is as many "
+            "times as large."
+        )
     if record.recipe.has_concepts:
         points.append("Concepts are latents of an autoencoder. That one can be named or steered has to be tried.")
     return "\n".join(f"- {point}" for point in points)

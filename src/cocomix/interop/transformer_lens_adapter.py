@@ -1,7 +1,7 @@
 """A student in TransformerLens (3.3 or later), which finds the adapter by its entry points.
 
-Hooks: `embed`, `blocks.I` (before the concepts are predicted), `upper.J` (after; positions_per_token places a token),
-`ln_final`, `unembed`, and at the mixing
+Hooks: `embed`, `blocks.I` (before the concepts are predicted), `upper.J` (after; positions_per_token places a token;
+of its last pass where a form runs the upper half more than once), `ln_final`, `unembed`, and at the mixing
 
   mixing.hook_in         the hidden state that concepts are predicted from. [batch, seq, d_model]
   mixing.hook_concepts   concept logits where they are among the top k, 0 elsewhere. [batch, seq, n_concepts]
@@ -22,7 +22,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.backbone import backbone_of
-from cocomix.model.mixing import Concepts
+from cocomix.model.mixing import Concepts, Layout
 
 
 class CoCoMixArchitectureAdapter(ArchitectureAdapter):  # type: ignore[misc]
@@ -58,12 +58,12 @@ class MixingBridge(GeneralizedComponent):  # type: ignore[misc]
         self.num_concepts = num_concepts
         self.hook_concepts = HookPoint()
 
-    def forward(self, hidden: Tensor, concepts: Concepts | None) -> Tensor:
+    def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
         """As `Mixing.forward`."""
         hidden = self.hook_in(hidden)
         if concepts is not None and concepts.ids is not None and self.hook_concepts.has_hooks():
             concepts = self._hooked(concepts)
-        mixed: Tensor = self.hook_out(self.original_component(hidden, concepts))
+        mixed: Tensor = self.hook_out(self.original_component(hidden, concepts, layout))
         return mixed
 
     def _hooked(self, concepts: Concepts) -> Concepts:

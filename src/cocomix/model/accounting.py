@@ -42,7 +42,7 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     """Count a plain decoder's or a CoCoMix model's parameters and FLOPs per token by formula.
 
     FLOPs are those of the matrix products: 2·(weights of the blocks) per position, where a block of the upper half
-    sees `positions_per_token` positions per token; 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the
+    sees `passes` positions per token; 2·V·d for the head, 2·C·d for the concept logits and 2·k·d for the
     sparse compression, or 2·(weights) of what predicts and compresses hidden states. With `block_size` tokens of
     context, causal attention adds 4·heads·head_dim·(mean number of visible positions) per position and layer; sliding
     windows count as far as they reach. Element-wise work is left out.
@@ -56,9 +56,9 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
         flops = _decoder_flops(model.base_model, block_size)
         return Accounting(total, total, flops + product_flops(model.get_output_embeddings()))
     config = model.config
-    width = config.positions_per_token
     flops = _decoder_flops(model.lower, block_size) + product_flops(model.lm_head)
-    flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
+    for width in config.passes:
+        flops += width * _decoder_flops(model.upper, None if block_size is None else width * block_size)
     if model.predictor is not None:
         flops += product_flops(model.predictor)
     active = total - config.form.unread_parameters(config)
@@ -91,11 +91,11 @@ def matched_config(
 ) -> PreTrainedConfig:
     """The baseline whose active parameters or FLOPs match a CoCoMix model's, by width alone.
 
-    The baseline is the plain decoder, or with `mixing="pause"` the pause model, which is matched to the model that
-    predicts `num_concepts` concepts in its place. Hidden and feed-forward widths grow together; depth, heads and
-    vocabulary stay. Of the widths that are multiples of `_width_step` and that the heads can share (see `_fits_heads`),
-    the one with the nearest count is taken: our choice, which reproduces the paper's 624, 1072 and 2096 for d = 512,
-    1024 and 2048.
+    The baseline is the plain decoder, or a form like `mixing="pause"` itself (see `Mixing.widened`), which is matched
+    to the model that predicts `num_concepts` concepts in its place. Hidden and feed-forward widths grow together;
+    depth, heads and vocabulary stay. Of the widths that are multiples of `_width_step` and that the heads can share
+    (see `_fits_heads`), the one with the nearest count is taken: our choice, which reproduces the paper's 624, 1072 and
+    2096 for d = 512, 1024 and 2048.
 
     Args:
         config: of the CoCoMix model.
@@ -108,14 +108,14 @@ def matched_config(
         cost = account(model, block_size)
         return cost.active_parameters if by == "matched" else cost.forward_flops_per_token
 
-    pause = not (config.form.predicts or config.form.feeds_back)
+    itself = config.form.widened(config)
     matched_to = copy.deepcopy(config)
-    if pause:
+    if itself:
         matched_to.mixing = "interleave"
 
     def baseline(width: int) -> PreTrainedConfig:
         backbone = _widened(config.backbone, width)
-        if not pause:
+        if not itself:
             return backbone
         wider = copy.deepcopy(config)
         wider.backbone = backbone

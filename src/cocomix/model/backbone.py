@@ -27,6 +27,7 @@ class Backbone:
         token_embedding: attribute of the token embedding.
         position_embedding: attribute of a learned position embedding added to `inputs_embeds`, if the family has one.
         input_dropout: attribute of the dropout on the embeddings, if the family has one.
+        scaled_embeddings: whether the family multiplies embeddings by √d_model itself.
         depth_scaled_init: parameter suffixes that the family initialises with a standard deviation ∝ 1/√L.
     """
 
@@ -35,10 +36,12 @@ class Backbone:
     token_embedding: str = "embed_tokens"
     position_embedding: str | None = None
     input_dropout: str | None = None
+    scaled_embeddings: bool = False
     depth_scaled_init: tuple[str, ...] = ()
 
 
 _LLAMA_LIKE = Backbone()
+_GEMMA = Backbone(scaled_embeddings=True)
 
 SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "gpt2": Backbone(
@@ -58,9 +61,9 @@ SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
-    "gemma": _LLAMA_LIKE,
-    "gemma2": _LLAMA_LIKE,
-    "gemma3_text": _LLAMA_LIKE,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "olmo2": _LLAMA_LIKE,
     "olmo3": _LLAMA_LIKE,
     "smollm3": _LLAMA_LIKE,

@@ -1,4 +1,4 @@
-"""The key-value cache of the two halves: the lower one holds t entries, the upper one t or 2t."""
+"""The key-value cache of the two halves: the lower one holds t entries, the upper one t or 2t for each pass of it."""
 
 from typing import Any
 
@@ -6,43 +6,45 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from cocomix.runtime.errors import CoCoMixError
+
 
 class CoCoMixCache(Cache):  # type: ignore[misc]
     """One cache for both halves of a CoCoMix model; every length it reports is in *tokens*.
 
-    `layers` is the lower half's layers, the upper half's and the kept states, so that what Hugging Face does to all
-    layers alike (reorder for beams, repeat, select, reset) reaches all. Only lengths differ: removing n tokens removes
-    `positions_per_token`·n entries of the upper half.
+    `layers` is the lower half's layers, the upper half's, those of every pass, and one that a form of mixing keeps, so
+    that what Hugging Face does to all layers alike (reorder for beams, repeat, select, reset) reaches all. Only lengths
+    differ: removing n tokens removes n times the positions that a token takes there.
 
     Args:
         lower_config: configuration of the lower half (decides which layers slide).
         upper_config: configuration of the upper half.
-        positions_per_token: entries of the upper half per token, 1 or 2.
-        keeps_states: also keep the lower half's outputs, for a form of mixing that `feeds_back`.
+        passes: entries of the upper half per token, 1 or 2, for every time it is run; see `Mixing.passes`.
+        keeps: whether there is a layer for what a form of mixing keeps of every token; see `Mixing.keeps`.
+
+    Attributes:
+        upper: the upper half's caches, one a pass.
+        kept: that layer. [batch, 1, tokens, …] as keys and values
     """
 
     def __init__(
-        self,
-        lower_config: PreTrainedConfig,
-        upper_config: PreTrainedConfig,
-        positions_per_token: int,
-        keeps_states: bool = False,
+        self, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: bool
     ) -> None:
         self.lower = DynamicCache(config=lower_config)
-        self.upper = DynamicCache(config=upper_config)
-        self.positions_per_token = positions_per_token
-        self.states = DynamicLayer() if keeps_states else None  # [batch, 1, tokens, d_model] as keys, no values
-        kept = () if self.states is None else (self.states,)
-        super().__init__(layers=[*self.lower.layers, *self.upper.layers, *kept])
+        self.upper = tuple(DynamicCache(config=upper_config) for _ in passes)
+        self.passes = passes
+        self.kept = DynamicLayer() if keeps else None
+        halves = [layer for each in (self.lower, *self.upper) for layer in each.layers]
+        super().__init__(layers=halves if self.kept is None else [*halves, self.kept])
 
     @property
-    def split(self) -> tuple[int, int, int, bool]:
-        """Blocks below, blocks above, positions per token, states kept: a model and its cache agree here."""
-        return len(self.lower.layers), len(self.upper.layers), self.positions_per_token, self.states is not None
+    def split(self) -> tuple[int, int, tuple[int, ...], bool]:
+        """Blocks below, blocks above, positions per token by pass, whether a form keeps: model and cache agree here."""
+        return len(self.lower.layers), len(self.upper[0].layers), self.passes, self.kept is not None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen so far, whichever layer is asked for."""
-        return int(self.upper.get_seq_length()) // self.positions_per_token
+        return int(self.upper[0].get_seq_length()) // self.passes[0]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Key length and offset, in tokens, of a mask over all tokens so far plus `query_length` new ones."""
@@ -51,14 +53,39 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens (Hugging Face's sign: never positive) in both halves."""
         self.lower.crop(tokens_to_remove)
-        self.upper.crop(self.positions_per_token * tokens_to_remove)
-        if self.states is not None:
-            self.states.crop(tokens_to_remove)
+        for width, upper in zip(self.passes, self.upper, strict=True):
+            upper.crop(width * tokens_to_remove)
+        if self.kept is not None:
+            self.kept.crop(tokens_to_remove)
 
     @property
     def is_compileable(self) -> bool:
         """False: the cache grows."""
         return False
+
+
+def own_cache(
+    cache: Any, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: bool
+) -> CoCoMixCache:
+    """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared.
+
+    Raises:
+        CoCoMixError: it holds entries of another model, or is another kind of cache and holds entries.
+    """
+    own = CoCoMixCache(lower_config, upper_config, passes, keeps)
+    if isinstance(cache, CoCoMixCache):
+        if cache.split != own.split:
+            raise CoCoMixError(
+                f"past_key_values was made for another split (lower blocks, upper blocks, positions per token in each "
+                f"pass, a form's layer = {cache.split}); pass this model's own earlier output, or None."
+            )
+        return cache
+    if cache is not None and cache.get_seq_length() > 0:
+        raise CoCoMixError(
+            f"past_key_values is a filled {type(cache).__name__}, but a CoCoMix model needs the CoCoMixCache of "
+            "its own earlier output; pass that, or None."
+        )
+    return own
 
 
 class NothingCached(Cache):  # type: ignore[misc]

@@ -41,8 +41,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         concept_loss_weight: λ of Eq. 4 (paper: 0.1).
         mixing: how the concept vector ĉ_t meets the hidden state h_t, a name in `cocomix.model.mixing.MIXINGS`:
             `"interleave"` (the paper's Eq. 3), `"residual"` (our option), `"add"` (Fig. 6e), `"none"` (prediction only,
-            Fig. 6d), `"pause"` (pause tokens, Fig. 6f), `"values"` (our option), or the peers `"token_values"` and
-            `"next_concept"`, which read no labels; see MIXING.md.
+            Fig. 6d), `"pause"` (pause tokens, Fig. 6f), `"values"` (our option), or the peers `"token_values"`,
+            `"bigram"`, `"loop"`, `"ponder"` and `"next_concept"`, which read no labels; see MIXING.md.
         prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
             `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
         hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.
@@ -62,6 +62,10 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         chunk_tokens: k, tokens of a chunk; this and the next two are only read with `mixing="next_concept"`.
         chunk_codes: N, codes of each of its codebooks.
         chunk_blocks: decoder blocks that read the chunks.
+        repeats: how often `mixing="loop"` runs the upper half again after its first pass, or the Jacobi iterations of
+            `"ponder"`; only read with these.
+        bigram_rows: only read with `mixing="bigram"`: rows of the hashed table of pairs of tokens; by default five
+            times the vocabulary.
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
@@ -94,6 +98,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         chunk_tokens: Count = 4,
         chunk_codes: Count = 64,
         chunk_blocks: Count = 1,
+        repeats: Count = 3,
+        bigram_rows: Annotated[int, AtLeast(2)] | None = None,
         head_chunk_size: Count | None = None,
         **kwargs: Any,
     ) -> None:
@@ -114,6 +120,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.chunk_tokens = chunk_tokens
         self.chunk_codes = chunk_codes
         self.chunk_blocks = chunk_blocks
+        self.repeats = repeats
+        self.bigram_rows = bigram_rows
         self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
@@ -149,6 +157,10 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         for name in ("chunk_tokens", "chunk_codes", "chunk_blocks"):
             if getattr(self, name) < 1:
                 raise CoCoMixError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.repeats < 1:
+            raise CoCoMixError(f"repeats={self.repeats} must be at least 1.")
+        if self.bigram_rows is not None and self.bigram_rows < 2:
+            raise CoCoMixError(f"bigram_rows={self.bigram_rows} must be at least 2, or null for the default.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
             raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
         for name, allowed in (
@@ -190,6 +202,11 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     def positions_per_token(self) -> int:
         """How many positions of the upper half one token takes: 2 when something is interleaved, else 1."""
         return self.form.positions_per_token
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """The same for every time that the upper half is run; see `Mixing.passes`."""
+        return self.form.passes(self)
 
     @property
     def vocab_size(self) -> int:

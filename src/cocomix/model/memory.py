@@ -59,17 +59,19 @@ def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: i
     mixes = isinstance(config, CoCoMixConfig)
     backbone = config.backbone if mixes else config
     total: int = backbone.num_hidden_layers
-    width: int = config.positions_per_token if mixes else 1
+    passes: tuple[int, ...] = config.passes if mixes else (1,)
     below: int = config.insert_layer if mixes else total - 1
     autocast = CudaAutocast() if bf16 else nullcontext()
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16), autocast:
         sample = part_config(backbone, 0, min(total, _SAMPLED_BLOCKS))
-        lower, upper = build_halves(sample, min(below, 1), width, None)
+        lower, upper = build_halves(sample, min(below, 1), passes[-1], None)
         tokens = torch.zeros(batch_size, block_size, dtype=torch.long)
-        mixed = torch.zeros(batch_size, width * block_size, backbone.hidden_size, requires_grad=True)
-        kept_below = _kept_by_block(lower, input_ids=tokens)
-        kept_above = _kept_by_block(upper, inputs_embeds=mixed)
-    return below * sum(kept_below) + (total - below - 1) * kept_above[0] + kept_above[-1]
+        kept = below * sum(_kept_by_block(lower, input_ids=tokens))
+        for width in passes:
+            mixed = torch.zeros(batch_size, width * block_size, backbone.hidden_size, requires_grad=True)
+            kept_above = _kept_by_block(upper, inputs_embeds=mixed)
+            kept += (total - below - 1) * kept_above[0] + kept_above[-1]
+    return kept
 
 
 def _kept_by_block(decoder: PreTrainedModel, **inputs: Any) -> list[int]:

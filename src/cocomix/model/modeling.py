@@ -15,7 +15,7 @@ from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from cocomix.model.backbone import backbone_of, build_halves
-from cocomix.model.cache import CoCoMixCache, NothingCached
+from cocomix.model.cache import CoCoMixCache, NothingCached, own_cache
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy, fused_head
@@ -50,7 +50,8 @@ class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
         shown: what the form of mixing has for an objective of its own, by name, with labels; mostly nothing.
         last_hidden_state: what the language-model head reads. [batch, seq, d_model]
         past_key_values: cache of both halves.
-        hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model].
+        hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model], of
+            its last pass.
         attentions: likewise, lower then upper.
     """
 
@@ -236,6 +237,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_labels = unpadded(concept_labels, attention_mask)
         position_ids = positions_of(query, attention_mask, position_ids, cache, self.config.backbone)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
+        if self.config.form.reads_tokens and input_ids is None:
+            raise CoCoMixError(
+                f"mixing={self.config.mixing!r} looks tokens up; pass input_ids in the place of inputs_embeds."
+            )
         # Checkpointed blocks take no cache of any kind.
         plain = position_ids is None and attention_mask is None and not self.upper.gradient_checkpointing
         nothing = NothingCached() if plain else None
@@ -261,17 +266,17 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if concept_intervention is not None and concepts is not None and concepts.ids is not None:
             ids, values = concept_intervention(concepts.ids, concepts.values)
             concepts = concepts._replace(ids=ids, values=values)
-        upper_cache, kept = (nothing, None) if cache is None else (cache.upper, cache.states)
-        upper_positions, upper_mask = self.mixing.expand(hidden, position_ids, attention_mask, upper_cache is not None)
-        layout = Layout(position_ids, attention_mask, kept, None if labels is None else {})
-        upper = self.upper(
-            inputs_embeds=self.mixing(hidden, concepts, layout),
-            attention_mask=upper_mask,
-            position_ids=upper_positions,
-            past_key_values=upper_cache,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        kept = None if cache is None else cache.kept
+        layout = Layout(position_ids, attention_mask, kept, None if labels is None else {}, input_ids)
+
+        def run(mixed: Tensor, number: int) -> Any:  # a pass of the upper half
+            above = nothing if cache is None else cache.upper[number]
+            width = self.config.passes[number]
+            positions, mask = self.mixing.expand(hidden, position_ids, attention_mask, above is not None, width)
+            inputs = {"inputs_embeds": mixed, "attention_mask": mask, "position_ids": positions}
+            return self.upper(**inputs, past_key_values=above, use_cache=use_cache, **kwargs)
+
+        upper = self.mixing.through(self.mixing(hidden, concepts, layout), run)
         read = self.mixing.readout(upper.last_hidden_state)  # [batch, seq, d_model]
         logits = self._logits(read, logits_to_keep) if output_logits else None
         ntp_loss = concept_loss = hidden_loss = None
@@ -357,22 +362,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         return fused_head(logits, None, None, loss).loss_sum
 
     def _own_cache(self, cache: Any) -> CoCoMixCache:
-        """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared."""
-        form, parts = self.config.form, (self.lower.config, self.upper.config)
-        own = CoCoMixCache(*parts, form.positions_per_token, form.feeds_back)
-        if isinstance(cache, CoCoMixCache):
-            if cache.split != own.split:
-                raise CoCoMixError(
-                    f"past_key_values was made for another split (lower blocks, upper blocks, positions per token, "
-                    f"states kept = {cache.split}); pass this model's own earlier output, or None."
-                )
-            return cache
-        if cache is not None and cache.get_seq_length() > 0:
-            raise CoCoMixError(
-                f"past_key_values is a filled {type(cache).__name__}, but a CoCoMix model needs the CoCoMixCache of "
-                "its own earlier output; pass that, or None."
-            )
-        return own
+        config = self.config
+        return own_cache(cache, self.lower.config, self.upper.config, config.passes, config.form.keeps)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -1,12 +1,14 @@
-"""Position ids of the lower half; a form of mixing expands them for the upper one."""
+"""Position ids of the lower half, which a form of mixing expands for the upper one, and what they say of neighbours."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
 
 from cocomix.model.backbone import backbone_of
 from cocomix.model.cache import CoCoMixCache
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 
 
 def positions_of(
@@ -37,6 +39,28 @@ def positions_of(
     if past + seq > backbone.max_position_embeddings and backbone_of(backbone).position_embedding is not None:
         _check_positions(position_ids, past + seq, backbone.max_position_embeddings)
     return position_ids
+
+
+def preceding(tokens: Tensor, positions: Tensor | None, kept: CacheLayerMixin | None) -> Tensor:
+    """The token before each new one, −100 where its document or the text begins. [batch, seq], int64
+
+    One token follows another if its position is one more: so neither padding nor another document, where positions keep
+    documents apart, is a token before.
+
+    Args:
+        tokens: the new ones. [batch, seq]
+        positions: theirs; `None` for 0 … seq − 1. [batch or 1, seq]
+        kept: a layer of the cache that holds earlier tokens; these are added to it.
+    """
+    seq = tokens.shape[1]
+    positions = torch.arange(seq, device=tokens.device).unsqueeze(0) if positions is None else positions
+    positions = positions.expand_as(tokens)
+    if kept is not None:
+        whole = kept.update(tokens[:, None, :, None], positions[:, None, :, None])
+        tokens, positions = (each[:, 0, :, 0] for each in whole)
+    before = nn.functional.pad(tokens[:, :-1], (1, 0), value=IGNORE)
+    follows = nn.functional.pad(positions[:, 1:] == positions[:, :-1] + 1, (1, 0), value=False)
+    return before.masked_fill(~follows, IGNORE)[:, -seq:]
 
 
 def _check_positions(positions: Tensor | None, tokens: int, context: int) -> None:

@@ -145,8 +145,8 @@ class RunConfig(Section):
     objective: Literal["ntp", "cocomix"] = "cocomix"
     """`ntp` trains the plain decoder, `cocomix` the model with concepts."""
     baseline: Literal["matched", "flops"] | None = None
-    """With `objective: ntp` or `model.mixing: pause`: widen the decoder until its active parameters (`matched`) or the
-    FLOPs of a token (`flops`) match the CoCoMix model of this recipe."""
+    """With `objective: ntp`, or with `model.mixing: pause` or another form without concepts: widen the decoder until
+    its active parameters (`matched`) or the FLOPs of a token (`flops`) match the CoCoMix model of this recipe."""
     data: DataConfig
     """Folder written by `cocomix prepare`, its URL, a `mixture` of such, or, beyond the disk, `path` and `cache_gb`."""
     labels: LabelsConfig | None = None
@@ -194,7 +194,7 @@ class RunConfig(Section):
     def _fields_fit_together(self) -> "RunConfig":
         if self.baseline is not None and self.model.pretrained is not None:
             raise ValueError(f"baseline: {self.baseline} widens the decoder, so it cannot start from model.pretrained")
-        widens = self.objective == "ntp" or not (self.model.form.predicts or self.model.form.feeds_back)
+        widens = self.objective == "ntp" or self.model.form.widened(self.model)
         if self.baseline is not None and not widens:
             raise ValueError(f"baseline: {self.baseline} needs objective: ntp or model.mixing: pause")
         if isinstance(self.data, MixtureConfig):

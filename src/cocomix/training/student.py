@@ -76,7 +76,8 @@ def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: i
         return {"teacher_hidden_size": teacher_hidden_size or model.teacher_hidden_size}
     num_concepts = model.num_concepts or label_concepts
     if num_concepts is None:
-        if not config.has_concepts and (config.baseline is None or model.form.feeds_back):
+        matched_to_itself = model.form.predicts or model.form.widened(model)  # else no concepts are counted
+        if not config.has_concepts and (config.baseline is None or not matched_to_itself):
             return {}
         raise CoCoMixError("model.num_concepts is needed when no labels are given; set it to the dictionary's size.")
     if config.has_concepts and label_concepts is not None and label_concepts != num_concepts:

@@ -1,5 +1,6 @@
 """What a form of mixing is: concepts and hidden states in, the upper half's input out."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -35,14 +36,21 @@ class Layout(NamedTuple):
     Attributes:
         positions: of the tokens in their documents; `None` for 0 … seq − 1. [batch or 1, seq]
         attention_mask: 1 for tokens, those in the cache too. [batch, past + seq]
-        cache: keeps the lower half's outputs of earlier calls, where the form `feeds_back` and there is a cache.
+        cache: for what the form `keeps` of every token, of earlier calls too; `None` where there is no cache.
         shown: where a form puts what an objective or an evaluation reads, by name; `None` where nobody does.
+        tokens: the new ones, where they were given. [batch, seq]
     """
 
     positions: Tensor | None = None
     attention_mask: Tensor | None = None
     cache: CacheLayerMixin | None = None
     shown: dict[str, Tensor] | None = None
+    tokens: Tensor | None = None
+
+
+Pass = Callable[[Tensor, int], Any]
+"""Run the upper half on [batch, width · seq, d_model], in the pass of that number; its output, `last_hidden_state` and
+all."""
 
 
 class Mixing(nn.Module):
@@ -55,11 +63,13 @@ class Mixing(nn.Module):
         name: in configurations and recipes.
         described: one line, for model cards and reports.
         arm: what sets a run apart from the paper's form, in tables.
-        positions_per_token: positions of the upper half that one token takes.
+        positions_per_token: positions of the upper half that one token takes, in its last pass.
         predicts: whether concepts (or hidden states) are predicted at all.
         mixes_in: whether the prediction enters the upper half, so that edits of concepts change the next token.
         like_hidden: whether what is compressed is on the scale of the hidden state, and can be compared with it.
         feeds_back: whether the form predicts vectors of its own, without labels, from the lower half's outputs so far.
+        reads_tokens: whether it looks at tokens, so that the model cannot do with `inputs_embeds`.
+        keeps: whether it keeps something of every token in a layer of the cache.
         softmax: whether the compression weighs concepts by a softmax of their logits in the place of these.
         compression: W_comp and b_comp of Eq. 3, where a prediction is mixed in.
     """
@@ -72,6 +82,8 @@ class Mixing(nn.Module):
     mixes_in: ClassVar[bool] = True
     like_hidden: ClassVar[bool] = True
     feeds_back: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -82,11 +94,24 @@ class Mixing(nn.Module):
         elif self.mixes_in:
             self.compression = ConceptCompression(config.num_concepts, config.hidden_size)
 
+    @classmethod
+    def passes(cls, config: Any) -> tuple[int, ...]:
+        """Positions of the upper half that one token takes, for every time it is run. Reads `CoCoMixConfig`'s names.
+
+        FLOPs, memory and caches are counted by them.
+        """
+        return (cls.positions_per_token,)
+
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         """See both halves when the model is built, for a form that hooks into them."""
 
+    @classmethod
+    def widened(cls, config: Any) -> bool:
+        """Whether a baseline is the form itself, as wide as concepts cost, and not the plain decoder of its cost."""
+        return not (cls.predicts or cls.feeds_back) and len(cls.passes(config)) == 1
+
     def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
-        """The upper half's input. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
+        """The input of the upper half's first pass. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
         assert concepts is not None
         weights = concepts.values.softmax(-1) if self.softmax else concepts.values
         return self.mix(hidden, self.compression(concepts.ids, weights), concepts)
@@ -95,12 +120,16 @@ class Mixing(nn.Module):
         """Put the compressed prediction [batch, seq, d_model] into the sequence."""
         raise NotImplementedError
 
+    def through(self, mixed: Tensor, upper: Pass) -> Any:
+        """The upper half's output, from what `forward` made, for a form that runs it more than once."""
+        return upper(mixed, 0)
+
     def readout(self, hidden: Tensor) -> Tensor:
         """The upper half's output where the next token is read. [batch, seq, d_model], from [batch, mixed_seq, …]"""
         return hidden[:, self.positions_per_token - 1 :: self.positions_per_token]
 
     def expand(
-        self, hidden: Tensor, positions: Tensor | None, attention_mask: Tensor | None, cached: bool
+        self, hidden: Tensor, positions: Tensor | None, attention_mask: Tensor | None, cached: bool, width: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Position ids [batch, mixed_seq] and padding mask [batch, …] of the upper half.
 
@@ -111,11 +140,11 @@ class Mixing(nn.Module):
             positions: of its tokens; `None` for 0 … seq − 1. [batch, seq]
             attention_mask: 1 for tokens, those in the cache too. [batch, past + seq]
             cached: whether the upper half is given a cache.
+            width: positions of one token, of `passes`.
 
         Raises:
             CoCoMixError: positions are to keep documents apart, which `upper_positions: token` does not allow.
         """
-        width = self.positions_per_token
         if width == 1:
             return positions, attention_mask
         if not self.own_positions:

@@ -35,7 +35,7 @@ class NextConcept(Mixing):
     described = "the next chunk's mean state is predicted and added to the hidden states (ConceptLM)"
     arm = "next concept"
     predicts = mixes_in = False
-    feeds_back = True
+    feeds_back = keeps = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)

@@ -1,15 +1,16 @@
 """`mixing: values` and `mixing: token_values`: what is looked up adds to the values of the upper half's attention."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from cocomix.model.mixing.adding import Adding
 from cocomix.model.mixing.compression import ConceptCompression
-from cocomix.model.mixing.form import Concepts, Layout, Mixing
+from cocomix.model.mixing.form import Concepts, Layout
 from cocomix.runtime.errors import CoCoMixError
 
 _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
@@ -17,21 +18,10 @@ _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
 _GATE_WIDTH, _GATE_LIMIT = 12, 3.0  # channels that a gate reads, and its largest value; nanochat's
 
 
-class _Values(Mixing):
-    """Base: h_t enters the upper half, and something adds to the values of every `step`-th upper block up to the last.
-
-    Subclasses note what is added in `self._added`, [batch, seq, d_v] for each of these blocks.
-    """
+class _Values(Adding):
+    """Base: something, [batch, seq, d_v], adds to the values of every `step`-th upper block up to the last."""
 
     step: ClassVar[int] = 1
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config)
-        self._added: tuple[Tensor, ...] = ()  # of the forward pass that runs; checkpointed blocks read it once more
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to a forward pass, for copies."""
-        return {**self.__dict__, "_added": ()}
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         """See `Mixing.attach`.
@@ -47,11 +37,6 @@ class _Values(Mixing):
             )
         for place, layer in enumerate(found[:: -self.step][::-1]):
             layer.register_forward_hook(partial(self._add, place))
-
-    def readout(self, hidden: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            self._added = ()
-        return hidden
 
     def _add(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         added = self._gated(place, inputs[0], self._added[place])
@@ -123,6 +108,7 @@ class TokenValues(_Values):
     described = "a table of token embeddings adds to the attention's values, without concepts (nanochat)"
     arm = "token values"
     predicts = mixes_in = False
+    reads_tokens = True
     step = 2
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -132,26 +118,13 @@ class TokenValues(_Values):
         nn.init.normal_(self.table.weight, std=config.backbone.initializer_range)
         width = min(_GATE_WIDTH, config.hidden_size)
         self.gates = nn.ModuleList(nn.Linear(width, self.heads, bias=False) for _ in range(blocks))
-        self._tokens: Tensor | None = None  # of the forward pass that runs
-
-    def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
-        super().attach(lower, upper)
-        lower.get_input_embeddings().register_forward_pre_hook(self._see)
-
-    def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._tokens = inputs[0]
 
     def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
-        """The hidden states, after looking the tokens up.
-
-        Raises:
-            CoCoMixError: the model was not called with tokens.
-        """
-        tokens, self._tokens = self._tokens, None
-        if tokens is None or tokens.shape != hidden.shape[:2]:
-            raise CoCoMixError("mixing='token_values' looks tokens up; pass input_ids in the place of inputs_embeds.")
-        rows = self.table(tokens)
-        self._added = rows.view(*rows.shape[:2], len(self.gates), -1).to(hidden.dtype).unbind(-2)
+        """The hidden states, after looking the tokens up."""
+        assert layout is not None
+        assert layout.tokens is not None  # the model has seen to it
+        rows = self.table(layout.tokens)
+        self._added = rows.view(*rows.shape[:2], len(self.gates), -1).unbind(-2)
         return hidden
 
     def _gated(self, place: int, entering: Tensor, added: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from cocomix.data import Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import account, build_model
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
@@ -38,6 +40,19 @@ class Superposition(SingleTerm):
     def __init__(self, weight: Schedule = _FIRST, bag: Annotated[int, Field(ge=2)] = 6) -> None:
         super().__init__(weight)
         self.bag = bag
+
+    def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
+        """See `Objective`.
+
+        Raises:
+            CoCoMixError: the model looks tokens up, and bags are none.
+        """
+        super().prepare(data, model)
+        if isinstance(model.config, CoCoMixConfig) and model.config.form.reads_tokens:
+            raise CoCoMixError(
+                f"auxiliary.superposition trains on bags, in which mixing={model.config.mixing!r} finds no tokens; "
+                "remove it, or use another model.mixing."
+            )
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Bags' embeddings in the place of tokens; see `Objective`."""

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cocomix.explorer.continuations import Sampling, choose_token, continue_text, grow_texts, student_forward
+from cocomix.explorer.continuations import choose_token, continue_text, grow_texts, student_forward
+from cocomix.interpret import Sampling
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import CONTEXT

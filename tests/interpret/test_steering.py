@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cocomix.interpret.steering import FACTOR_LIMIT, continue_tokens, generate, parse_steer, steering
+from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, continue_tokens, generate, parse_steer, steering
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import CONCEPTS
@@ -214,8 +214,8 @@ def test_generation_refusals(world):
 
 
 def sample(**changes):
-    settings = {"end": 0, "max_new_tokens": 12, "top_k": None, **changes}
-    return continue_tokens(student("gpt2"), tokens(4, 5), torch.ones(4, 5, dtype=torch.long), **settings)
+    sampling = Sampling(12, top_k=None, num_return_sequences=changes.pop("num_return_sequences", 1))
+    return continue_tokens(student("gpt2"), list(tokens(4, 5)), sampling, **{"end": 0, **changes})
 
 
 def test_texts_that_do_not_stop_are_equally_long_and_hold_no_end():

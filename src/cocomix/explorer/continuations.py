@@ -1,7 +1,6 @@
 """Texts side by side from one prompt and seed: untouched, steered, after a hint, and the teacher steered alike."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,29 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.explorer.subject import Subject
-from cocomix.interpret import concept_model, teacher_steering
+from cocomix.interpret import Sampling, concept_model, teacher_steering
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 
 Forward = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """(tokens [1, seq], cache or None) → logits of the next token [vocab], float32, on the CPU, and the cache after it."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        new_tokens: generate at most so many.
-        temperature: divisor of the logits; 0 = always the likeliest token.
-        top_k: sample among the k likeliest tokens; `None` = among all.
-        seed: decides the sample.
-    """
-
-    new_tokens: int = 60
-    temperature: float = 0.8
-    top_k: int | None = 50
-    seed: int = 0
 
 
 def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
@@ -58,7 +40,7 @@ def continue_text(
     generator = torch.Generator().manual_seed(sampling.seed)
     before = tokenizer.decode(prompt[0], skip_special_tokens=True)
     tokens, chosen, cache = prompt, prompt[0].tolist(), None
-    for count in range(sampling.new_tokens):
+    for count in range(sampling.max_new_tokens):
         logits, cache = forward(tokens, cache)
         token = choose_token(logits[: len(tokenizer)], sampling, generator)
         if token == tokenizer.eos_token_id:
@@ -68,7 +50,7 @@ def continue_text(
         text = tokenizer.decode(chosen, skip_special_tokens=True)
         text = text[len(before) :] if text.startswith(before) else tokenizer.decode(chosen[prompt.shape[1] :])
         # A character whose last byte is still to come would flicker.
-        yield text if count + 1 == sampling.new_tokens else text.rstrip("\ufffd")
+        yield text if count + 1 == sampling.max_new_tokens else text.rstrip("\ufffd")
 
 
 def grow_texts(
@@ -82,7 +64,7 @@ def grow_texts(
     Raises:
         CoCoMixError: the model mixes no concepts in, or the prompt is empty or, with the hint, too long.
     """
-    room, untouched = sampling.new_tokens, student_forward(subject, ())
+    room, untouched = sampling.max_new_tokens, student_forward(subject, ())
     tokens = subject.encode(prompt, room=room).cpu()
     columns = {"untouched": (untouched, tokens)}
     if edits:

@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from cocomix.explorer.continuations import Sampling, grow_texts
+from cocomix.explorer.continuations import grow_texts
 from cocomix.explorer.parts import QUIET, View, message, named
 from cocomix.explorer.subject import Subject
-from cocomix.interpret import edit_effects, parse_steer, steering_candidates, visible
+from cocomix.interpret import Sampling, edit_effects, parse_steer, steering_candidates, visible
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 
@@ -104,7 +104,7 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
         sampling = Sampling(new_tokens, temperature, top_k or None, seed)
         grown: dict[str, str] = {}
         for count, grown in enumerate(grow_texts(subject, text, edits, hint, sampling)):
-            told = message(f"{count} of {sampling.new_tokens} tokens…")
+            told = message(f"{count} of {new_tokens} tokens…")
             yield [told, *_columns(subject, text, grown), *_BUSY]
         yield [_told(subject, text, grown, edits), *_columns(subject, text, grown), *_IDLE]
 

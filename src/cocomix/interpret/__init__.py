@@ -36,7 +36,7 @@ from cocomix.interpret.naming import NameEndpoint
 from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
 from cocomix.interpret.steer_arms import SteerEvalSettings
 from cocomix.interpret.steer_report import SteerReport, evaluate_run_steering
-from cocomix.interpret.steering import FACTOR_LIMIT, generate, parse_steer, steering
+from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, generate, parse_steer, steering
 from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.words import visible
 
@@ -59,6 +59,7 @@ __all__ = [
     "Ranking",
     "Reading",
     "RunTeacher",
+    "Sampling",
     "SteerEvalSettings",
     "SteerReport",
     "SteeringCandidate",

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.data import TRAIN, Tokens, begin_of_text
@@ -78,19 +77,6 @@ def encode(
             "use the tokenizer that was saved with the model."
         )
     return torch.tensor([ids], device=model.device)
-
-
-def encode_together(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, room: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Tokens and mask of several texts, padded on the left. Both int64 [batch, seq]; errors as in `encode`."""
-    if not texts:
-        raise CoCoMixError("there is no text to continue; give at least one.")
-    rows = [encode(model, tokenizer, text, room=room)[0] for text in texts]
-    longest = max(len(row) for row in rows)
-    input_ids = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])
-    mask = torch.stack([F.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
-    return input_ids, mask
 
 
 @dataclass(frozen=True)

@@ -6,39 +6,25 @@ scored for every concept, so that the control of a concept is the texts in which
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from cocomix.evaluation.formatting import signed
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths
 from cocomix.interpret.inspection import concept_model
-from cocomix.interpret.steering import FACTOR_LIMIT, check_sampling, continue_tokens
+from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, continue_tokens
 from cocomix.interpret.teacher_steering import teacher_steering
 from cocomix.interpret.text_reader import TextReader
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
-
-__all__ = [
-    "ARMS",
-    "Arm",
-    "PairedDifference",
-    "SteerEvalSettings",
-    "SteerMeasurements",
-    "check_measurable",
-    "mean_interval",
-    "measure_steering",
-    "paired_difference",
-    "rank_correlation",
-]
 
 Arm = Literal["student", "teacher", "prompt"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -84,7 +70,7 @@ class SteerEvalSettings:
     def __post_init__(self) -> None:
         if self.turn not in get_args(Turn):
             raise CoCoMixError(f"turn={self.turn!r} is not one of {', '.join(get_args(Turn))}.")
-        check_sampling(self.new_tokens, self.temperature, self.top_k)
+        _ = self.sampling
         if len(set(self.factors)) != len(self.factors) or len(self.factors) < 3 or self.neutral not in self.factors:
             raise CoCoMixError(
                 f"factors={list(self.factors)} must be at least three different numbers, with {self.neutral:g}, which "
@@ -98,6 +84,11 @@ class SteerEvalSettings:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise CoCoMixError(f"{name}={getattr(self, name)} must be at least {smallest}.")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the texts' tokens are chosen."""
+        return Sampling(self.new_tokens, self.temperature, self.top_k, self.seed)
 
     @property
     def neutral(self) -> float:
@@ -184,7 +175,8 @@ def measure_steering(
                     for cell, (place, factor) in enumerate(cells)
                     if arm != "prompt"
                 ]
-                new = _continued(arm, student, reader, starts, edits, settings, number, end, vocab_size).tolist()
+                sampling = replace(settings.sampling, seed=settings.seed + number)
+                new = _continued(arm, student, reader, starts, edits, sampling, end, vocab_size).tolist()
                 given = [start.tolist() for start in (own if arm == "teacher" else prompts)] * len(cells)
                 read = reader.read_own if arm == "teacher" else reader.read  # without the words before
                 texts = [read(before + after, len(before)) for before, after in zip(given, new, strict=True)]
@@ -222,30 +214,20 @@ def _continued(
     reader: TextReader,
     starts: Sequence[Tensor],
     edits: Sequence[ConceptEdit],
-    settings: SteerEvalSettings,
-    number: int,
+    sampling: Sampling,
     end: int | None,
     vocab_size: int,
 ) -> Tensor:
     """The new tokens; the same batch has the same random numbers in the arms student and teacher. [batch, new]"""
-    input_ids = pad_sequence(list(starts), batch_first=True, padding_side="left")
-    mask = pad_sequence([torch.ones_like(start) for start in starts], batch_first=True, padding_side="left")
-    longest = input_ids.shape[1]
-    if arm == "teacher" and reader.aligned is not None:
-        end, vocab_size = reader.aligned.teacher_end, len(reader.aligned.teacher)
-    shared: dict[str, Any] = {
-        "end": end,
-        "max_new_tokens": settings.new_tokens,
-        "temperature": settings.temperature,
-        "top_k": settings.top_k,
-        "seed": settings.seed + number,
-        "stop_at_end": False,
-        "vocab_size": vocab_size,
-    }
+    shared: dict[str, Any] = {"end": end, "vocab_size": vocab_size, "stop_at_end": False}
     if arm != "teacher":
-        return continue_tokens(student, input_ids, mask, edits=edits, **shared)[:, longest:]
-    with teacher_steering(reader.teacher, edits) as model:
-        return continue_tokens(model, input_ids, mask, **shared)[:, longest:]
+        every = continue_tokens(student, starts, sampling, edits=edits, **shared)
+    else:
+        if reader.aligned is not None:
+            shared |= {"end": reader.aligned.teacher_end, "vocab_size": len(reader.aligned.teacher)}
+        with teacher_steering(reader.teacher, edits) as model:
+            every = continue_tokens(model, starts, sampling, **shared)
+    return every[:, max(map(len, starts)) :]
 
 
 def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: SteerEvalSettings) -> None:

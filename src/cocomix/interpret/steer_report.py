@@ -37,8 +37,6 @@ from cocomix.interpret.text_reader import TextReader
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
-__all__ = ["SteerReport", "evaluate_run_steering"]
-
 logger = logging.getLogger(__name__)
 
 _SURVEY_TOKENS = 65_536  # of training text, in which strengths are measured

@@ -4,23 +4,22 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from cocomix.evaluation import inference
-from cocomix.interpret.inspection import concept_model, encode_together
+from cocomix.interpret.inspection import concept_model, encode
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import Operation, check_edits, edits_in_force
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
-__all__ = ["FACTOR_LIMIT", "check_sampling", "continue_tokens", "generate", "parse_steer", "steering"]
-
 FACTOR_LIMIT = 100.0
 """Largest size of a steering value: ten times the paper's largest, our choice."""
-
 
 _STEER = re.compile(r"(\d+)\s*(?:(=|:=|\+|-)\s*([^\s@]+)|:\s*ban)\s*(?:@\s*(\d+))?")
 _OPERATIONS: dict[str | None, Operation] = {"=": "scale", "+": "add", "-": "add", ":=": "set", None: "ban"}
@@ -49,6 +48,43 @@ def parse_steer(text: str) -> ConceptEdit:
     if not abs(value) <= FACTOR_LIMIT:
         raise CoCoMixError(f"the number in {text!r} must be between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}.")
     return ConceptEdit(int(match[1]), _OPERATIONS[sign], value, start=int(match[4] or 0))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: generate at most so many.
+        temperature: divisor of the next-token logits; 0 = always the likeliest token.
+        top_k: sample among the k likeliest tokens; `None` = among all.
+        seed: of the sampling.
+        num_return_sequences: texts per prompt.
+
+    Raises:
+        CoCoMixError: no text can be generated with one of the numbers.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int | None = 50
+    seed: int = 0
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_return_sequences"):
+            if getattr(self, name) < 1:
+                raise CoCoMixError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 0.0 <= self.temperature < math.inf:
+            raise CoCoMixError(
+                f"temperature={self.temperature} must be a number not below 0 (0 = always the likeliest token)."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise CoCoMixError(f"top_k={self.top_k} must be at least 1; leave it out to sample among all tokens.")
+        if self.num_return_sequences > 1 and self.temperature == 0:
+            raise CoCoMixError(
+                f"temperature 0 yields the same text {self.num_return_sequences} times; raise it, or ask for one text."
+            )
 
 
 @contextmanager
@@ -110,31 +146,22 @@ def generate(
         CoCoMixError: a number is out of range, a prompt is empty, prompt and continuation do not fit the context, a
             concept or a row does not exist, or edits were given for a model that mixes no concepts in.
     """
-    check_sampling(max_new_tokens, temperature, top_k, num_return_sequences)
+    sampling = Sampling(max_new_tokens, temperature, top_k, seed, num_return_sequences)
     if edits:
         _check_steering(model, edits)
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    input_ids, mask = encode_together(model, tokenizer, prompts, room=max_new_tokens)
+    if not prompts:
+        raise CoCoMixError("there is no text to continue; give at least one.")
+    rows = [encode(model, tokenizer, text, room=max_new_tokens)[0] for text in prompts]
+    end = tokenizer.eos_token_id
     with progress("generating", max_new_tokens, "tokens") as advance:
-        sequences = continue_tokens(
-            model,
-            input_ids,
-            mask,
-            end=tokenizer.eos_token_id,
-            max_new_tokens=max_new_tokens,
-            edits=edits,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            num_return_sequences=num_return_sequences,
-            advance=advance,
-        )
-    texts = []
-    for row, (ids, present) in enumerate(zip(input_ids, mask.bool(), strict=True)):
-        padding = int((~present).sum())
-        for sequence in sequences[row * num_return_sequences : (row + 1) * num_return_sequences]:
-            texts.append(_continuation(tokenizer, ids[padding:], sequence[padding:]))
-    return texts
+        sequences = continue_tokens(model, rows, sampling, end=end, edits=edits, advance=advance)
+    longest = max(map(len, rows))
+    return [
+        _continuation(tokenizer, ids, sequence[longest - len(ids) :])
+        for ids, several in zip(rows, sequences.split(num_return_sequences), strict=True)
+        for sequence in several
+    ]
 
 
 def _check_steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> None:
@@ -160,64 +187,48 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: 
 
 def continue_tokens(
     model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
+    prompts: Sequence[Tensor],  # [seq] each
+    sampling: Sampling,
     *,
     end: int | None,
-    max_new_tokens: int,
     edits: Sequence[ConceptEdit] = (),
-    temperature: float = 1.0,
-    top_k: int | None = 50,
-    seed: int = 0,
-    num_return_sequences: int = 1,
     stop_at_end: bool = True,
     vocab_size: int | None = None,
     advance: Callable[[float], None] = lambda amount: None,
 ) -> Tensor:
-    """Prompts and what follows them; what is not said here is as in `generate`.
+    """Prompts, padded on the left, and what follows them; what is not said here is as in `generate`.
 
     Args:
-        model: a causal LM; with `edits`, a CoCoMix model.
-        input_ids: prompts, padded on the left. int64 [batch, seq]
-        attention_mask: 1 = token, 0 = padding. [batch, seq]
+        prompts: int64, on the model's device.
         end: the end-of-document token, also used as padding after it.
-        max_new_tokens: generate at most so many tokens.
-        edits: concepts to turn; rows are those of `input_ids`.
-        temperature: divisor of the next-token logits.
-        top_k: sample among the k likeliest tokens.
-        seed: of the sampling.
-        num_return_sequences: continuations per prompt.
         stop_at_end: a text ends at `end`. Otherwise `end` is never drawn, and every text has `max_new_tokens` tokens.
         vocab_size: draw only tokens below it; by default any that the model has.
         advance: called with 1 after every token.
 
     Returns:
-        int64 [batch · num_return_sequences, seq + new tokens].
+        int64 [prompts · num_return_sequences, longest prompt + new tokens].
     """
-    check_sampling(max_new_tokens, temperature, top_k, num_return_sequences)
+    input_ids, mask = (
+        pad_sequence(list(rows), batch_first=True, padding_side="left")
+        for rows in (prompts, map(torch.ones_like, prompts))
+    )
     settings: dict[str, object] = {"concept_edits": tuple(edits)} if edits else {}
-    if temperature == 0:
-        settings["do_sample"] = False
-    else:
-        settings |= {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_k": 0 if top_k is None else top_k,
-            "top_p": 1.0,
-        }
+    settings |= {"do_sample": False}
+    if sampling.temperature > 0:
+        settings |= {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": 1.0}
     if not stop_at_end:
-        settings["min_new_tokens"] = max_new_tokens
+        settings["min_new_tokens"] = sampling.max_new_tokens
     if vocab_size is not None and vocab_size < model.config.vocab_size:
         settings["suppress_tokens"] = list(range(vocab_size, model.config.vocab_size))
     device = model.device
     forked = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
     with inference(model, device, model.dtype), forked:
-        torch.manual_seed(seed)
+        torch.manual_seed(sampling.seed)
         sequences: Tensor = model.generate(
             input_ids,
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=num_return_sequences,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            num_return_sequences=sampling.num_return_sequences,
             pad_token_id=end,
             eos_token_id=end,
             stopping_criteria=StoppingCriteriaList([_Counted(advance)]),
@@ -236,23 +247,3 @@ class _Counted(StoppingCriteria):  # type: ignore[misc]
         """No text ends here. [batch], bool"""
         self.advance(1)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, num_return_sequences: int = 1) -> None:
-    """Refuse numbers that no text can be generated with.
-
-    Raises:
-        CoCoMixError: naming the first of them.
-    """
-    if max_new_tokens < 1:
-        raise CoCoMixError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-    if not 0.0 <= temperature < math.inf:
-        raise CoCoMixError(f"temperature={temperature} must be a number not below 0 (0 = always the likeliest token).")
-    if top_k is not None and top_k < 1:
-        raise CoCoMixError(f"top_k={top_k} must be at least 1; leave it out to sample among all tokens.")
-    if num_return_sequences < 1:
-        raise CoCoMixError(f"num_return_sequences={num_return_sequences} must be at least 1.")
-    if num_return_sequences > 1 and temperature == 0:
-        raise CoCoMixError(
-            f"temperature 0 yields the same text {num_return_sequences} times; raise it, or ask for one text."
-        )

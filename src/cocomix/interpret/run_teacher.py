@@ -64,19 +64,24 @@ def open_run_teacher(
     known, described = config.teacher, config.dictionary
     if named is not None:  # the recipe names places, which may have moved since labels were made
         known, described = named.teacher or known, named.dictionary or described
-    config = config.model_copy(
-        update={
-            "dictionary": _dictionary(run, described, dictionary),
-            "teacher": _teacher(run, known, layer, teacher),
-        }
-    )
-    labeller = load_labeller(
-        data,
-        config,
-        device=default_device(),
-        tables=None if store is None else store.tables(),
-        force=True,  # what the run was labelled with was tried then
-    )
+    if dictionary is not None:
+        described = DictionaryConfig(path=dictionary)
+    if described is None:
+        raise CoCoMixError(
+            f"the dictionary of the run {run.manifest.name} is named neither in its recipe nor by its labels; give it "
+            "with --dictionary."
+        )
+    if known is None:
+        raise CoCoMixError(
+            f"which block the concepts of the run {run.manifest.name} describe is known neither from its recipe nor "
+            "from its labels; put the label folder back to where it was."
+        )
+    if teacher is not None:
+        known = TeacherConfig(model=teacher, layer=known.layer if layer is None else layer)
+    config = config.model_copy(update={"dictionary": described, "teacher": known})
+    tables = None if store is None else store.tables()
+    # By force: what the run was labelled with was tried then.
+    labeller = load_labeller(data, config, device=default_device(), tables=tables, force=True)
     inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
     assert isinstance(inner, TeacherLabeller)
     opened = inner.teacher
@@ -86,24 +91,3 @@ def open_run_teacher(
             "concepts are not the run's; give that one with --dictionary."
         )
     return RunTeacher(opened, labeller, config.k)
-
-
-def _teacher(run: Run, known: TeacherConfig | None, layer: int | None, name: str | None) -> TeacherConfig:
-    """Where the teacher is; its layer is the labels' or the recipe's."""
-    if known is None:
-        raise CoCoMixError(
-            f"which block the concepts of the run {run.manifest.name} describe is known neither from its recipe nor "
-            "from its labels; put the label folder back to where it was."
-        )
-    return known if name is None else TeacherConfig(model=name, layer=known.layer if layer is None else layer)
-
-
-def _dictionary(run: Run, known: DictionaryConfig | None, path: str | None) -> DictionaryConfig:
-    if path is not None:
-        return DictionaryConfig(path=path)
-    if known is None:
-        raise CoCoMixError(
-            f"the dictionary of the run {run.manifest.name} is named neither in its recipe nor by its labels; give it "
-            "with --dictionary."
-        )
-    return known

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.evaluation.evaluation_tables import (
@@ -26,6 +25,7 @@ from cocomix.evaluation.run_evaluation import RunEvaluation
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError, require_extra
+from cocomix.runtime.section import Record
 from cocomix.training import Run
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _GRADIENT_BATCHES = 32
 
 
-class Analyses(BaseModel):
+class Analyses(Record):
     """What `analyses.json` holds.
 
     Attributes:
@@ -41,8 +41,6 @@ class Analyses(BaseModel):
         controls: run trained on next tokens alone that the gain of each is counted from, or `None`.
         gradients: of each run, cosines between the gradients of its two losses; empty without stored labels.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[3] = 3
     runs: tuple[RunEvaluation, ...]

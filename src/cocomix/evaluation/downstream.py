@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from cocomix.artifacts import read_json, write_json
+from cocomix.artifacts import write_json
 from cocomix.evaluation.inference import inference
 from cocomix.evaluation.pages import Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Record
 from cocomix.training import Run
 
 if TYPE_CHECKING:
@@ -60,11 +61,7 @@ PAPER_TASKS = {
 choice, as is perplexity per word for WikiText."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HarnessConditions(_Part):
+class HarnessConditions(Record):
     """What must be equal for results to be compared.
 
     Attributes:
@@ -86,7 +83,7 @@ class HarnessConditions(_Part):
         return f"tasks-harness{self.harness}-{self.context}tokens-{self.dtype}{rows}"
 
 
-class TaskResult(_Part):
+class TaskResult(Record):
     """One task, or a group of tasks of the harness.
 
     Attributes:
@@ -111,7 +108,7 @@ class TaskResult(_Part):
     parts: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
-class Downstream(_Part):
+class Downstream(Record):
     """All tasks of one run under the same conditions."""
 
     format_version: Literal[2] = 2
@@ -204,7 +201,12 @@ def evaluate_tasks(
             logger.info(f"{name}: scoring")
             wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype)
             found[name] = _evaluate_task(name, source, wrapped, manager, limit, batch_size)
-            _warn_of_cuts(name, found[name], conditions.context)
+            if (cut := found[name]).truncated:
+                logger.warning(
+                    f"{name}: {cut.truncated:,} of {cut.requests:,} prompts were longer than the context of "
+                    f"{conditions.context} tokens and lost their beginning, {cut.endings_cut:,} also the end of their "
+                    "ending."
+                )
     result = Downstream(conditions=conditions, tasks=found)
     if (file := result.file(run.path)).is_file():
         result = Downstream(conditions=conditions, tasks={**_read(file).tasks, **found})
@@ -225,13 +227,7 @@ def read_downstream(folder: Path) -> Downstream | None:
 
 
 def _read(file: Path) -> Downstream:
-    try:
-        return Downstream.model_validate(read_json(file))
-    except ValidationError as error:
-        at = ".".join(map(str, error.errors()[0]["loc"]))
-        raise CoCoMixError(
-            f"{file} is damaged or of another version at {at}; remove it and measure the tasks again."
-        ) from error
+    return Downstream.read(file, "remove it and measure the tasks again")
 
 
 class _Source(NamedTuple):
@@ -316,11 +312,3 @@ def _metrics(measured: dict[str, Any], examples: int) -> dict[str, float]:
     for shown in {"acc", "acc_norm"} & metrics.keys() if examples > 1 else ():
         metrics[f"{shown}_stderr"] = math.sqrt(metrics[shown] * (1 - metrics[shown]) / (examples - 1))
     return metrics
-
-
-def _warn_of_cuts(name: str, result: TaskResult, context: int) -> None:
-    if result.truncated:
-        logger.warning(
-            f"{name}: {result.truncated:,} of {result.requests:,} prompts were longer than the context of {context} "
-            f"tokens and lost their beginning, {result.endings_cut:,} also the end of their ending."
-        )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from cocomix.evaluation.inference import batches, count_blocks
@@ -21,6 +20,7 @@ from cocomix.model.backbone import backbone_of
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.runtime.section import Record
 
 if TYPE_CHECKING:
     from cocomix.evaluation.run_inputs import RunBlocks
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Losses = tuple[Tensor, Tensor]
 
 
-class GradientCosine(BaseModel):
+class GradientCosine(Record):
     """Of one group of weights.
 
     Attributes:
@@ -39,8 +39,6 @@ class GradientCosine(BaseModel):
         of_all: cosine of the two gradients of all batches together.
         size: length of the concept loss's gradient, times λ, over that of the next-token loss's; of all batches.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     group: str
     parameters: int

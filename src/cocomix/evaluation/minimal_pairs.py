@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.artifacts import write_json
@@ -33,6 +32,7 @@ from cocomix.evaluation.token_classes import FUNCTION_WORDS
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.runtime.section import Record
 from cocomix.training import Run
 
 PREPOSITIONS = ("of", "in", "to", "for", "with", "on", "at", "by", "from")
@@ -120,7 +120,7 @@ def make_pairs(documents: Iterable[str], *, limit: int, seed: int = 0) -> list[P
     return made
 
 
-class PairAccuracy(BaseModel):
+class PairAccuracy(Record):
     """How often the sentence was likelier than the one with a mistake.
 
     Attributes:
@@ -132,8 +132,6 @@ class PairAccuracy(BaseModel):
         high: upper end.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: str
     pairs: int
     documents: int
@@ -142,7 +140,7 @@ class PairAccuracy(BaseModel):
     high: float
 
 
-class MinimalPairs(BaseModel):
+class MinimalPairs(Record):
     """A run's accuracies.
 
     Attributes:
@@ -150,8 +148,6 @@ class MinimalPairs(BaseModel):
         too_long: pairs left out because they exceed the model's context.
         kinds: of mistakes, and `all`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = 1
     run: str

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from cocomix.runtime.section import Record
 
 ORDERS = ("unigram", "bigram", "trigram", "fourgram")
 
@@ -39,7 +40,7 @@ Integers = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 
-class References(BaseModel):
+class References(Record):
     """Mean loss of each n-gram model on the tokens that a model was evaluated on, nats per token.
 
     Attributes:
@@ -47,8 +48,6 @@ class References(BaseModel):
         seconds: for counting and looking up.
         peak_memory: bytes in use at most.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     unigram: float
     bigram: float

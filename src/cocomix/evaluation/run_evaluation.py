@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import PrivateAttr
 
 from cocomix.artifacts import explained_full_disk, write_json
 from cocomix.evaluation.references import References
 from cocomix.evaluation.reliance import RunReliance
 from cocomix.labelling import LabelContent
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Record
 from cocomix.training import Run
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ EVALUATIONS = "evaluations"
 _RESULT, _LOSSES = "evaluation.json", "losses.parquet"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LossSlice(_Part):
+class LossSlice(Record):
     """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`.
 
     Attributes:
@@ -46,7 +43,7 @@ class LossSlice(_Part):
     loss: float
 
 
-class FrequencyRecall(_Part):
+class FrequencyRecall(Record):
     """Recall of the concepts that are about equally frequent among training labels.
 
     Attributes:
@@ -64,7 +61,7 @@ class FrequencyRecall(_Part):
     recall: float | None
 
 
-class CompressionNorms(_Part):
+class CompressionNorms(Record):
     """Lengths of the compression vectors ‖W_comp[c]‖₂ over the concepts c.
 
     Attributes:
@@ -80,7 +77,7 @@ class CompressionNorms(_Part):
     high: float
 
 
-class ConceptResults(_Part):
+class ConceptResults(Record):
     """What a model's concepts are on the evaluated blocks; without labels, only the last three are known.
 
     Attributes:
@@ -106,7 +103,7 @@ class ConceptResults(_Part):
     compression: CompressionNorms | None
 
 
-class RunEvaluation(_Part):
+class RunEvaluation(Record):
     """What `evaluate_run` measured.
 
     Attributes:
@@ -201,16 +198,8 @@ def evaluations_of(run: Run) -> list[RunEvaluation]:
         CoCoMixError: one of them is damaged or was written by another version.
     """
     files = [file for file in (run.path / EVALUATIONS).glob(f"*/{_RESULT}") if not file.parent.name.startswith(".")]
-    return [_read(file) for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)]
-
-
-def _read(file: Path) -> RunEvaluation:
-    try:
-        found = RunEvaluation.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        at = ".".join(map(str, error.errors()[0]["loc"]))
-        raise CoCoMixError(
-            f"{file} is damaged or of another version at {at}; remove {file.parent} and evaluate the run again."
-        ) from error
-    found._folder = file.parent
+    found = []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        found.append(RunEvaluation.read(file, f"remove {file.parent} and evaluate the run again"))
+        found[-1]._folder = file.parent
     return found

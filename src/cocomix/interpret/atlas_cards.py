@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cocomix.artifacts import Manifest
+from cocomix.runtime.section import Record
 
 TokenChanges = tuple[tuple[str, float], ...]
 """Tokens, each with its change in nats."""
@@ -125,13 +126,11 @@ class ConceptHit(NamedTuple):
     score: float
 
 
-class PropertyProbe(BaseModel):
+class PropertyProbe(Record):
     """How well a property of tokens can be read from hidden states, and from the best single concept.
 
     AUROC on positions that neither the probe nor the choice of the concept saw; 0.5 is chance.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     property: str
     share: float
@@ -143,10 +142,8 @@ class PropertyProbe(BaseModel):
     concept_auroc: float
 
 
-class AtlasSettings(BaseModel):
+class AtlasSettings(Record):
     """What determines the content of an atlas, next to the run and its data. The defaults are our choice."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = Field(default=200_000, ge=1)
     """Tokens of the validation split to read, in whole blocks; at least one block. Memory: about 0.6 KB per token."""

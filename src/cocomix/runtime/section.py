@@ -1,16 +1,41 @@
-"""The base of every settings class: frozen, without unknown fields; and what to say when one is not valid."""
+"""The base of every class of settings or results: frozen, without unknown fields; and what to say of one not valid."""
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cocomix.runtime.errors import CoCoMixError
 
-class Section(BaseModel):
-    """Settings, such as a part of a recipe: frozen, without unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
+class Record(BaseModel):
+    """Something recorded, such as a result: frozen, without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, file: Path, remedy: str) -> Self:
+        """Read one from a JSON file.
+
+        Args:
+            remedy: what to do where it is not valid.
+
+        Raises:
+            CoCoMixError: it is not; the first field that is wrong is named.
+        """
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            at = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CoCoMixError(f"{file} is damaged or of another version at {at}; {remedy}.") from error
+
+
+class Section(Record):
+    """Settings, such as a part of a recipe."""
+
+    model_config = ConfigDict(protected_namespaces=(), ser_json_inf_nan="constants")
 
     @classmethod
     def field_names(cls) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Numbers as people read them: the same in tables, figures and sentences."""
 
-from collections.abc import Sequence
-
 NOTHING = "\u2013"
 """A dash in the place of a number that does not exist."""
 
@@ -49,13 +47,3 @@ def markdown_text(text: str) -> str:
     for sign in "\\`*_[]<>|#~":
         text = text.replace(sign, "\\" + sign)
     return " ".join(text.split())
-
-
-def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose other columns are numbers."""
-    lines = [
-        "| " + " | ".join(heading) + " |",
-        "|" + "|".join(" --- " if column == 0 else " ---: " for column in range(len(heading))) + "|",
-    ]
-    lines += ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)

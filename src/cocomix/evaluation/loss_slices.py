@@ -51,7 +51,7 @@ def token_table(
         "loss": losses[asked],
         "token_class": pd.Categorical.from_codes(classes.of(blocks.ids)[asked], list(TOKEN_CLASSES)),
         "frequency": pd.Categorical.from_codes(_bands(training_counts, tokens), list(FREQUENCIES), ordered=True),
-        "seen": _seen(blocks)[asked],
+        "seen": seen_before(blocks.ids, np.cumsum(blocks.depth == 0).reshape(blocks.ids.shape))[asked],
     }
     return pd.DataFrame(values | {name: each.astype(np.float32) for name, each in (references or {}).items()})
 
@@ -64,13 +64,12 @@ def _bands(counts: NDArray[np.int64] | None, tokens: NDArray[np.int64]) -> NDArr
     return np.searchsorted(edges, counts, side="right").astype(np.int8)[tokens]
 
 
-def _seen(blocks: "RunBlocks") -> NDArray[np.bool_]:
-    """Whether each token stands earlier in its context. [blocks, block_size]"""
-    context = np.cumsum(blocks.depth == 0)
-    keys = context * (int(blocks.ids.max(initial=0)) + 1) + blocks.ids.ravel()
+def seen_before(tokens: NDArray[Any], context: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each token stands earlier in its context, of which each has a number. [blocks, block_size]"""
+    keys = (context * (int(tokens.max(initial=0)) + 1) + tokens).ravel()
     seen = np.ones(keys.shape, dtype=bool)
     seen[np.unique(keys, return_index=True)[1]] = False
-    return seen.reshape(blocks.ids.shape)
+    return seen.reshape(tokens.shape)
 
 
 def loss_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:

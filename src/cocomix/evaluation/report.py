@@ -48,12 +48,6 @@ def found(comparison: Comparison) -> list[str]:
     ]
 
 
-def worse_than_bigram(comparison: Comparison) -> list[str]:
-    """The arms whose loss is above that of the bigram model."""
-    bigram = comparison.references.get("bigram")
-    return [] if bigram is None else comparison.arms.loc[comparison.arms["loss"] > bigram, "arm"].tolist()
-
-
 def _is_it_good(comparison: Comparison) -> str:
     best = next(comparison.arms.nsmallest(1, "loss").itertuples())
     start = f"The lowest validation loss is {best.arm}'s, {best.loss:.3f} nats per token"
@@ -63,7 +57,7 @@ def _is_it_good(comparison: Comparison) -> str:
     told = (
         f"n-gram models of the training text reach {grams['bigram']:.3f} (bigram) and {grams['fourgram']:.3f} (4-gram)"
     )
-    if bad := worse_than_bigram(comparison):
+    if bad := comparison.arms.loc[comparison.arms["loss"] > grams["bigram"], "arm"].tolist():
         who = "all runs" if len(bad) == len(comparison.arms) else ", ".join(bad)
         verb = "is" if len(bad) == 1 and who != "all runs" else "are"
         return (

@@ -8,9 +8,9 @@ import yaml
 
 from cocomix.artifacts import read_json
 from cocomix.data import Tokens, TokensManifest
-from cocomix.evaluation import PAPER_TASKS, Downstream, Run, RunEvaluation, evaluations_of
+from cocomix.evaluation import PAPER_TASKS, Downstream, Run, RunEvaluation, Table, evaluations_of
 from cocomix.evaluation.downstream import read_downstream
-from cocomix.evaluation.formatting import duration, markdown_table, markdown_text, percent, si, signed
+from cocomix.evaluation.formatting import duration, markdown_text, percent, si, signed
 from cocomix.labelling import Labels, LabelsManifest
 from cocomix.model import MIXINGS, CoCoMixConfig
 from cocomix.runtime.errors import CoCoMixError
@@ -300,7 +300,7 @@ def _results(record: RunRecord) -> str:
     if record.downstream is not None:
         shown = [(name, PAPER_TASKS[name].metric, record.downstream.value(name)) for name in record.downstream.tasks]
         lines = [(name, metric, f"{value:.4g}") for name, metric, value in shown if value is not None]
-        text += ["Benchmarks, zero-shot:", markdown_table(("task", "metric", "value"), lines)]
+        text += ["Benchmarks, zero-shot:", Table(("task", "metric", "value"), lines).markdown()]
     return "\n\n".join(text)
 
 

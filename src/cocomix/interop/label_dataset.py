@@ -19,7 +19,7 @@ import yaml
 
 from cocomix.artifacts import explained_full_disk, whole_folder, write_json, write_text
 from cocomix.data import Tokens
-from cocomix.evaluation.formatting import markdown_table
+from cocomix.evaluation.pages import Table
 from cocomix.interop.card import public_name
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
@@ -111,7 +111,7 @@ def _card(labels: Labels, tokens: Tokens, license: str | None, languages: tuple[
         "[CoCoMix](https://arxiv.org/abs/2502.08524). A row is a block of tokens. `concept_labels` [seq, k] names the "
         "concepts of every position, best first, −100 where there is none; position t's are about token t + 1, and are "
         "not to be shifted.\n\n"
-        f"{markdown_table(('', ''), rows)}\n\n"
+        f"{Table(('', ''), rows).markdown()}\n\n"
         "```python\nfrom datasets import load_dataset\n\n"
         f'rows = load_dataset("OWNER/NAME", split="{next(iter(about.splits))}").with_format("torch")\n'
         "# columns as cocomix.CoCoMixTrainer and CoCoMixForCausalLM.forward take them\n```\n\n"

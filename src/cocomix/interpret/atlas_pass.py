@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.evaluation.inference import batches, count_blocks, inference
+from cocomix.evaluation.loss_slices import seen_before
 from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses, token_texts
 from cocomix.interpret.atlas_cards import AtlasSettings, PropertyProbe
@@ -189,15 +190,12 @@ def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[
     of = {name: classes == number for number, name in enumerate(TOKEN_CLASSES)}
     quotes = np.array(['"' in text for text in token_texts(tokenizer)])[tokens].cumsum(1)
     following = {f"{name} next": np.pad(of[name], ((0, 0), (0, 1)))[:, 1:] for name in ("punctuation", "name")}
-    found = of | following | {"in quotes": quotes % 2 == 1, "seen before": np.stack([_seen(row) for row in tokens])}
+    found = (
+        of
+        | following
+        | {"in quotes": quotes % 2 == 1, "seen before": seen_before(tokens, np.arange(len(tokens))[:, None])}
+    )
     return {name: values.ravel() for name, values in found.items()}
-
-
-def _seen(row: Array) -> Array:
-    """Whether a token of a block occurred in it before. bool [seq]"""
-    seen = np.ones(len(row), dtype=bool)
-    seen[np.unique(row, return_index=True)[1]] = False
-    return seen
 
 
 def probe_properties(reading: Reading, tokenizer: PreTrainedTokenizerFast) -> tuple[PropertyProbe, ...]:

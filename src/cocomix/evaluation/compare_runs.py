@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocomix.evaluation.alike import refuse_unlike
-from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison
-from cocomix.evaluation.downstream_table import downstream_table
+from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison, column_type
+from cocomix.evaluation.downstream_table import downstream_numbers
 from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     references, curve_references = _references(evaluations, tokens, runs[0].manifest.evaluation_blocks)
     arms = arms.join(documents).reset_index()
     arms["p_documents_holm"], arms["p_seeds_holm"] = holm(arms["p_documents"]), holm(arms["p_seeds"])
-    downstream, downstream_note = downstream_table(runs)
+    downstream, downstream_note = downstream_numbers(runs)
     for worse in arms.loc[arms["loss"] > references.get("bigram", np.inf), "arm"]:
         logger.warning(f"{worse} is worse than a bigram table of the training text ({references['bigram']:.3f} nats).")
     curves = pd.DataFrame(
@@ -88,9 +88,9 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
         baseline=chosen,
         runs=frame[list(COLUMNS["runs"])],
         arms=arms[list(COLUMNS["arms"])],
-        words=words[list(COLUMNS["words"])],
-        baselines=_baselines_frame(frame)[list(COLUMNS["baselines"])],
-        scaling=_scaling_frame(frame)[list(COLUMNS["scaling"])],
+        words=words,
+        baselines=_baselines_frame(frame),
+        scaling=_scaling_frame(frame),
         curves=curves[list(COLUMNS["curves"])],
         references=references,
         curve_references=curve_references,
@@ -144,7 +144,7 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "D
             | _concept_numbers(measured)
         )
     frame = pd.DataFrame(rows)
-    numbers = [name for name, (kind, _) in COLUMNS["runs"].items() if kind == "number" and name in frame]
+    numbers = [name for name in COLUMNS["runs"] if column_type(name) == "number" and name in frame]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
     frame["total_flops"] = frame["flops"] + frame["teacher_flops"] + frame["dictionary_flops"]
     shared = frame["stored_flops"] + frame["dictionary_flops"]
@@ -293,13 +293,7 @@ def _baselines_frame(frame: "DataFrame") -> "DataFrame":
             for other in plain.index[(plain[axis] / arm[axis] - 1).abs() <= _ALIKE]:
                 if other != name:
                     found = _paired(frame, str(name), str(other))
-                    row = {
-                        "arm": name,
-                        "likeness": kind,
-                        "baseline": other,
-                        "ratio": arm[axis] / plain.loc[other, axis],
-                    }
-                    rows.append({**row, "difference": found.mean, "low": found.low, "high": found.high, "p": found.p})
+                    rows.append((name, kind, other, arm[axis] / plain.loc[other, axis], *found))
     return pd.DataFrame(rows, columns=list(COLUMNS["baselines"]))
 
 

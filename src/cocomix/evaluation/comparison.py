@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from cocomix.evaluation.downstream_table import DownstreamTable
-
 FORMAT_VERSION = 3
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
@@ -18,37 +16,41 @@ RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
 STUDENTS = (3, 10)
 """How many students may share labels, probabilities and a dictionary in the tables of cost."""
 
-_Columns = dict[str, tuple[str, str]]
-_ARM = ("string", "Name of the runs.")
+_KINDS = {
+    **dict.fromkeys(("arm", "kind", "objective", "device", "like_baseline", "slice", "value", "likeness"), "string"),
+    **{"baseline": "string", "axis": "string", "annealed": "boolean", "seeds": "array"},
+}
+"""JSON types of the columns that are no numbers."""
+
+_Columns = dict[str, str]
+_ARM = "Name of the runs."
 _RUN: _Columns = {
     "arm": _ARM,
-    "kind": ("string", "Objective and form, and how labels were chosen where that is not the default."),
-    "objective": ("string", "ntp or cocomix."),
-    "parameters": ("number", "All parameters."),
-    "active_parameters": ("number", "Parameters that take part in a token's forward pass (paper section 3)."),
-    "learning_rate": ("number", "Largest of the schedule."),
-    "concept_loss_weight": ("number", "λ of Eq. 4; empty without concepts."),
-    "steps": ("number", "Optimizer steps."),
-    "tokens": ("number", "Training tokens."),
-    "flops": ("number", "FLOPs of training the model, by formula, forward and backward."),
-    "teacher_flops": ("number", "FLOPs of the teacher's labels, probabilities, hidden states; empty if not known."),
-    "dictionary_flops": ("number", "FLOPs of fitting the dictionary, which runs can share; empty if not known."),
-    "stored_flops": ("number", "Those of the teacher's FLOPs that were spent before training, which runs can share."),
-    "total_flops": ("number", "Training, teacher and dictionary together; empty if one is not known."),
+    "kind": "Objective and form, and how labels were chosen where that is not the default.",
+    "objective": "ntp or cocomix.",
+    "parameters": "All parameters.",
+    "active_parameters": "Parameters that take part in a token's forward pass (paper section 3).",
+    "learning_rate": "Largest of the schedule.",
+    "concept_loss_weight": "λ of Eq. 4; empty without concepts.",
+    "steps": "Optimizer steps.",
+    "tokens": "Training tokens.",
+    "flops": "FLOPs of training the model, by formula, forward and backward.",
+    "teacher_flops": "FLOPs of the teacher's labels, probabilities, hidden states; empty if not known.",
+    "dictionary_flops": "FLOPs of fitting the dictionary, which runs can share; empty if not known.",
+    "stored_flops": "Those of the teacher's FLOPs that were spent before training, which runs can share.",
+    "total_flops": "Training, teacher and dictionary together; empty if one is not known.",
     **{
-        f"flops_of_{students}": ("number", f"total_flops of each of {students} students that share what can be shared.")
+        f"flops_of_{students}": f"total_flops of each of {students} students that share what can be shared."
         for students in STUDENTS
     },
-    "flops_from_nothing": (
-        "number",
-        "total_flops, and those of every run that weights or teacher came from; empty if one came from elsewhere.",
-    ),
-    "seconds": ("number", "Wall clock of training, evaluation left out."),
-    "annealed": ("boolean", "Whether the learning rate had come down to a fifth or less when the run ended."),
-    "loss": ("number", "Validation loss, nats per token."),
-    "recall": ("number", "Share of a token's labels that are among the model's first 32 predicted concepts."),
-    "static_recall": ("number", "Share that is among the 32 most frequent concepts, whatever the token."),
-    "token_recall": ("number", "Share that is among the 32 most frequent concepts of the current token: no context."),
+    "flops_from_nothing": "total_flops, and those of every run that weights or teacher came from; "
+    "empty if one came from elsewhere.",
+    "seconds": "Wall clock of training, evaluation left out.",
+    "annealed": "Whether the learning rate had come down to a fifth or less when the run ended.",
+    "loss": "Validation loss, nats per token.",
+    "recall": "Share of a token's labels that are among the model's first 32 predicted concepts.",
+    "static_recall": "Share that is among the 32 most frequent concepts, whatever the token.",
+    "token_recall": "Share that is among the 32 most frequent concepts of the current token: no context.",
 }
 _REPLACED = {
     "mean": "their average",
@@ -58,7 +60,7 @@ _REPLACED = {
     "oracle": "the labels (only labels that do not look at the next token)",
 }
 _RUN |= {
-    f"{kind}{end}": ("number", f"{words} when concepts are replaced by {_REPLACED[kind]}.")
+    f"{kind}{end}": f"{words} when concepts are replaced by {_REPLACED[kind]}."
     for kind in RELIANCE
     for end, words in (
         ("", "Rise of the loss, nats,"),
@@ -67,9 +69,9 @@ _RUN |= {
     )
 }
 _DIFFERENCE: _Columns = {
-    "difference": ("number", "Loss minus the baseline's, nats per token, mean over the seeds that both have."),
-    "low": ("number", "Lower end of its 95% interval."),
-    "high": ("number", "Upper end of its 95% interval."),
+    "difference": "Loss minus the baseline's, nats per token, mean over the seeds that both have.",
+    "low": "Lower end of its 95% interval.",
+    "high": "Upper end of its 95% interval.",
 }
 _AXES = (
     "tokens",
@@ -81,73 +83,69 @@ _AXES = (
 )
 
 COLUMNS: dict[str, _Columns] = {
-    "runs": {**_RUN, "seed": ("number", "Seed of the run."), "device": ("string", "What it was trained on.")},
+    "runs": {**_RUN, "seed": "Seed of the run.", "device": "What it was trained on."},
     "arms": {
         **_RUN,
-        "seeds": ("array", "Seeds of its runs."),
-        "loss_low": ("number", "Lower end of the loss's 95% t-interval over seeds; empty for one seed."),
-        "loss_high": ("number", "Upper end of the loss's 95% t-interval over seeds; empty for one seed."),
+        "seeds": "Seeds of its runs.",
+        "loss_low": "Lower end of the loss's 95% t-interval over seeds; empty for one seed.",
+        "loss_high": "Upper end of the loss's 95% t-interval over seeds; empty for one seed.",
         "difference": _DIFFERENCE["difference"],
-        "difference_low": ("number", "Lower end of the difference's 95% t-interval over seeds; empty for one seed."),
-        "difference_high": ("number", "Upper end of the difference's 95% t-interval over seeds; empty for one seed."),
-        "p_seeds": ("number", "Paired t-test over seeds."),
-        "p_seeds_holm": ("number", "Paired t-test over seeds, after Holm's correction over the arms shown."),
-        "documents": ("number", "Validation documents."),
-        "documents_low": (
-            "number",
-            "The difference's 95% interval from drawing documents × seeds anew: its lower end.",
-        ),
-        "documents_high": (
-            "number",
-            "The difference's 95% interval from drawing documents × seeds anew: its upper end.",
-        ),
-        "better": ("number", "Share of documents on which the arm's loss is lower."),
-        "p_documents": ("number", "Wilcoxon signed-rank test over documents, differences averaged over seeds."),
-        "p_documents_holm": ("number", "The Wilcoxon test over documents, corrected by Holm over the arms shown."),
-        "like_baseline": ("string", "iso-FLOP, iso-parameter: FLOPs, active parameters within 3% of the baseline's."),
-        **{f"{axis}_ratio": ("number", f"{axis} over the baseline's.") for axis in (*_AXES, "active_parameters")},
+        "difference_low": "Lower end of the difference's 95% t-interval over seeds; empty for one seed.",
+        "difference_high": "Upper end of the difference's 95% t-interval over seeds; empty for one seed.",
+        "p_seeds": "Paired t-test over seeds.",
+        "p_seeds_holm": "Paired t-test over seeds, after Holm's correction over the arms shown.",
+        "documents": "Validation documents.",
+        "documents_low": "The difference's 95% interval from drawing documents × seeds anew: its lower end.",
+        "documents_high": "The difference's 95% interval from drawing documents × seeds anew: its upper end.",
+        "better": "Share of documents on which the arm's loss is lower.",
+        "p_documents": "Wilcoxon signed-rank test over documents, differences averaged over seeds.",
+        "p_documents_holm": "The Wilcoxon test over documents, corrected by Holm over the arms shown.",
+        "like_baseline": "iso-FLOP, iso-parameter: FLOPs, active parameters within 3% of the baseline's.",
+        **{f"{axis}_ratio": f"{axis} over the baseline's." for axis in (*_AXES, "active_parameters")},
         **{
-            f"{axis}_saved": (
-                "number",
-                f"Share of the baseline's {axis} saved at a loss no worse; empty if not stated.",
-            )
+            f"{axis}_saved": f"Share of the baseline's {axis} saved at a loss no worse; empty if not stated."
             for axis in _AXES
         },
     },
     "words": {
         "arm": _ARM,
-        "slice": ("string", "token_class, position, frequency or seen (cocomix.evaluation.loss_slices)."),
-        "value": ("string", "Which tokens."),
-        "tokens": ("number", "How many."),
+        "slice": "token_class, position, frequency or seen (cocomix.evaluation.loss_slices).",
+        "value": "Which tokens.",
+        "tokens": "How many.",
         **_DIFFERENCE,
     },
     "baselines": {
         "arm": _ARM,
-        "likeness": ("string", "iso-FLOP or iso-parameter: within 3%."),
-        "baseline": ("string", "The NTP arm that is like it."),
-        "ratio": ("number", "The arm's FLOPs or active parameters over that arm's."),
+        "likeness": "iso-FLOP or iso-parameter: within 3%.",
+        "baseline": "The NTP arm that is like it.",
+        "ratio": "The arm's FLOPs or active parameters over that arm's.",
         **_DIFFERENCE,
-        "p": ("number", "Paired t-test over seeds, not corrected."),
+        "p": "Paired t-test over seeds, not corrected.",
     },
     "scaling": {
         "kind": _RUN["kind"],
-        "axis": ("string", "tokens, flops or seconds."),
-        "runs": ("number", "Runs fitted, all at the end of their schedules."),
-        "factor": ("number", "a of loss = a · cost^(−b)."),
-        "exponent": ("number", "b: the higher, the faster the loss falls with cost."),
-        "low": ("number", "Lower end of b's 95% interval."),
-        "high": ("number", "Upper end of b's 95% interval."),
+        "axis": "tokens, flops or seconds.",
+        "runs": "Runs fitted, all at the end of their schedules.",
+        "factor": "a of loss = a · cost^(−b).",
+        "exponent": "b: the higher, the faster the loss falls with cost.",
+        "low": "Lower end of b's 95% interval.",
+        "high": "Upper end of b's 95% interval.",
     },
     "curves": {
         "arm": _ARM,
-        "seed": ("number", "Seed of the run."),
-        "tokens": ("number", "Training tokens seen."),
-        "seconds": ("number", "Training wall clock so far."),
-        "flops": ("number", "Training FLOPs so far."),
-        "loss": ("number", "Validation loss, nats per token; before the run's end in the middle of its schedule."),
+        "seed": "Seed of the run.",
+        "tokens": "Training tokens seen.",
+        "seconds": "Training wall clock so far.",
+        "flops": "Training FLOPs so far.",
+        "loss": "Validation loss, nats per token; before the run's end in the middle of its schedule.",
     },
 }
-"""Frame → column → JSON type and meaning; what is empty is null there."""
+"""Frame → column → meaning; what is empty is null in JSON."""
+
+
+def column_type(name: str) -> str:
+    """The JSON type of a column, whichever frame it is in."""
+    return _KINDS.get(name, "number")
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Comparison:
         curve_references: the same on the tokens of `curves`.
         shared: what all runs share, label → value.
         notes: how to read the numbers, one sentence each.
-        downstream: downstream tasks; `None` where not all runs were measured alike.
+        downstream: of downstream tasks, from `downstream_numbers`; `None` where not all runs were measured alike.
     """
 
     baseline: str
@@ -180,7 +178,7 @@ class Comparison:
     curve_references: Mapping[str, float]
     shared: Mapping[str, str]
     notes: tuple[str, ...]
-    downstream: "DownstreamTable | None" = None
+    downstream: "DataFrame | None" = None
 
     def mean_curves(self) -> "dict[str, DataFrame]":
         """Each arm's curve, averaged over its seeds at the token counts where all were evaluated; `low` and `high`."""
@@ -195,6 +193,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Everything, unrounded; see `json_schema`."""
         frames = {name: getattr(self, name).to_json(orient="records", double_precision=15) for name in COLUMNS}
+        tasks = None if self.downstream is None else self.downstream.groupby(level=0, sort=False).mean()
         return {
             "format_version": FORMAT_VERSION,
             "baseline": self.baseline,
@@ -203,7 +202,7 @@ class Comparison:
             "curve_references": dict(self.curve_references),
             "notes": list(self.notes),
             **{name: json.loads(text) for name, text in frames.items()},
-            "downstream": None if self.downstream is None else self.downstream.to_json(),
+            "downstream": None if tasks is None else tasks.to_dict("index"),
         }
 
 
@@ -211,9 +210,10 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of `Comparison.to_json`, which `cocomix compare --json` prints; it changes only with its version."""
 
     def rows(columns: _Columns) -> dict[str, Any]:
+        types = {name: column_type(name) for name in columns}
         fields = {
-            name: {"type": kind if kind in ("array", "boolean") else [kind, "null"], "description": meaning}
-            for name, (kind, meaning) in columns.items()
+            name: {"type": kind if kind in ("array", "boolean") else [kind, "null"], "description": columns[name]}
+            for name, kind in types.items()
         }
         return {"type": "array", "items": _object(fields)}
 

@@ -136,20 +136,6 @@ class Downstream(Record):
             return None
         return self.tasks[task].metrics[PAPER_TASKS[task].metric]
 
-    def average_accuracy(self) -> float | None:
-        """Mean accuracy of the paper's five tasks; `None` unless all were measured."""
-        return _mean([self.value(task) for task, shown in PAPER_TASKS.items() if shown.kind == "accuracy"])
-
-    def average_perplexity(self, validation_perplexity: float) -> float | None:
-        """Mean of validation, LAMBADA and WikiText perplexity, as in the paper; `None` unless both were measured."""
-        shown = [self.value(task) for task, shown in PAPER_TASKS.items() if shown.kind == "perplexity"]
-        return _mean([validation_perplexity, *shown])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
-
 
 def evaluate_tasks(
     run: Run,

@@ -1,35 +1,20 @@
 """Downstream results of several arms as the paper's Table 1 lays them out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, read_downstream
 from cocomix.evaluation.formatting import NOTHING
+from cocomix.evaluation.pages import Table
 from cocomix.evaluation.statistics import t_test
 from cocomix.training import Run
 
-
-@dataclass(frozen=True)
-class DownstreamTable:
-    """A table of downstream results.
-
-    Attributes:
-        columns: headings: the run, the validation perplexity, every task that all runs have, and the paper's averages.
-        rows: numbers per arm, means over seeds; accuracies in percent.
-        cells: the same as text, with ± where there are several seeds.
-    """
-
-    columns: tuple[str, ...]
-    rows: dict[str, tuple[float, ...]]
-    cells: tuple[tuple[str, ...], ...]
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """Arm → column → number."""
-        return {name: dict(zip(self.columns[1:], row, strict=True)) for name, row in self.rows.items()}
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
-def downstream_table(runs: Sequence[Run]) -> tuple[DownstreamTable | None, str]:
-    """The table, and how to read it or why there is none.
+def downstream_numbers(runs: Sequence[Run]) -> tuple["DataFrame | None", str]:
+    """A row per run by the name of its arm, and how to read it or why there is none; accuracies are in percent.
 
     Only results under equal conditions stand side by side: harness, context, batch size, precision, rows and their
     source. Tasks that some run lacks are left out and named.
@@ -50,26 +35,33 @@ def downstream_table(runs: Sequence[Run]) -> tuple[DownstreamTable | None, str]:
     tasks = [name for name in shared if len({each.tasks[name].source for each in found}) == 1]
     if not tasks:
         return None, "There is no table of downstream tasks: no task was measured on the same rows by all runs."
-    frame = pd.DataFrame([_numbers(tasks, run.perplexity, each) for run, each in zip(runs, found, strict=True)])
-    by_arm = list(frame.groupby([run.manifest.name for run in runs], sort=False))
-    rows = {str(name): tuple(map(float, group.mean())) for name, group in by_arm}
-    cells = tuple((str(name), *(_cell(group[column].tolist()) for column in frame)) for name, group in by_arm)
-    return DownstreamTable(("run", *frame.columns), rows, cells), _note(tasks, shared, found)
+    rows = [task_numbers(tasks, run.perplexity, each) for run, each in zip(runs, found, strict=True)]
+    return pd.DataFrame(rows, index=[run.manifest.name for run in runs]), _note(tasks, shared, found)
 
 
-def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
+def downstream_table(numbers: "DataFrame") -> Table:
+    """Means over the seeds of each arm, with ± where there are several."""
+    groups = numbers.groupby(level=0, sort=False)
+    rows = [(str(name), *(_cell(group[column].tolist()) for column in numbers)) for name, group in groups]
+    return Table(("run", *numbers.columns), rows, "Downstream tasks")
+
+
+def task_numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
+    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them."""
     row = {"validation, perplexity, lower is better": validation}
+    parts: dict[str, list[float]] = {"perplexity": [validation], "accuracy": []}
     for name in tasks:
-        value, percent = result.value(name), PAPER_TASKS[name].kind == "accuracy"
+        value, kind = result.value(name), PAPER_TASKS[name].kind
         assert value is not None
-        row[f"{name}, %, higher is better" if percent else f"{name}, perplexity, lower is better"] = (
-            100 * value if percent else value
+        heading, value = (
+            (f"{name}, %, higher", 100 * value) if kind == "accuracy" else (f"{name}, {kind}, lower", value)
         )
+        row[f"{heading} is better"] = value
+        parts[kind].append(value)
     missing = {shown.kind for name, shown in PAPER_TASKS.items() if name not in tasks}
-    if "perplexity" not in missing and (mean := result.average_perplexity(validation)) is not None:
-        row["mean perplexity, lower is better"] = mean
-    if "accuracy" not in missing and (mean := result.average_accuracy()) is not None:
-        row["mean accuracy, %, higher is better"] = 100 * mean
+    for kind, heading in (("perplexity", "mean perplexity, lower"), ("accuracy", "mean accuracy, %, higher")):
+        if kind not in missing:
+            row[f"{heading} is better"] = sum(parts[kind]) / len(parts[kind])
     return row
 
 

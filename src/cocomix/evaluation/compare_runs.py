@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocomix.evaluation.alike import refuse_unlike
-from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison, column_type
+from cocomix.evaluation.comparison import ALL_COSTS, COLUMNS, COSTS, RELIANCE, STUDENTS, Comparison, column_type
 from cocomix.evaluation.downstream_table import downstream_numbers
 from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
@@ -42,8 +42,6 @@ _ALIKE = 0.03
 _ANNEALED = 0.2
 """A run whose last logged learning rate is below this share of its largest has ended its schedule (paper: 10%)."""
 
-_AXES = ("tokens", "flops", "seconds")
-_TOTALS = ("total_flops", "flops_from_nothing", *(f"flops_of_{students}" for students in STUDENTS))
 _RECORDED = ("seed", "objective", "learning_rate", "concept_loss_weight", "steps", "tokens", "seconds", "device")
 """Fields of a run's manifest that are columns of the same name."""
 
@@ -217,12 +215,12 @@ def _arms_frame(frame: "DataFrame", baseline: str) -> "DataFrame":
     found = {name: _paired(frame, name, baseline) for name in arms.index}
     for place, column in enumerate(("difference", "difference_low", "difference_high", "p_seeds")):
         arms[column] = [found[name][place] for name in arms.index]
-    for axis in (*_AXES, *_TOTALS, "active_parameters"):
+    for axis in (*ALL_COSTS, "active_parameters"):
         arms[f"{axis}_ratio"] = arms[axis] / arms.loc[baseline, axis]
     # A saving is a loss no worse for less, where both have ended their schedules: a run in the middle of one would get
     # better by annealing, so what it spent until then cannot be set against another's whole cost.
     stated = arms["annealed"] & arms.loc[baseline, "annealed"] & (arms["difference"] <= 0)
-    for axis in (*_AXES, *_TOTALS):
+    for axis in ALL_COSTS:
         saved = 1.0 - arms[f"{axis}_ratio"]
         arms[f"{axis}_saved"] = saved.where(stated & (saved > _ALIKE) & (arms.index != baseline))
     close = {kind: (arms[f"{axis}_ratio"] - 1).abs() <= _ALIKE for kind, axis in _LIKENESS.items()}
@@ -303,7 +301,7 @@ def _scaling_frame(frame: "DataFrame") -> "DataFrame":
 
     rows = []
     for kind, runs in frame[frame["annealed"]].groupby("kind", sort=False):
-        for axis in _AXES if max(runs["active_parameters"].nunique(), runs["tokens"].nunique()) >= 3 else ():
+        for axis in COSTS if max(runs["active_parameters"].nunique(), runs["tokens"].nunique()) >= 3 else ():
             costs = runs[axis].to_numpy(np.float64)
             if len(runs.groupby("arm")) >= 3 and np.ptp(np.log(costs)) > _ALIKE:
                 law = power_law(costs, runs["loss"].to_numpy(np.float64))

@@ -73,14 +73,10 @@ _DIFFERENCE: _Columns = {
     "low": "Lower end of its 95% interval.",
     "high": "Upper end of its 95% interval.",
 }
-_AXES = (
-    "tokens",
-    "flops",
-    "seconds",
-    "total_flops",
-    "flops_from_nothing",
-    *(f"flops_of_{students}" for students in STUDENTS),
-)
+COSTS = ("tokens", "flops", "seconds")
+"""What a run's own training costs."""
+ALL_COSTS = (*COSTS, "total_flops", "flops_from_nothing", *(f"flops_of_{students}" for students in STUDENTS))
+"""With what came before it."""
 
 COLUMNS: dict[str, _Columns] = {
     "runs": {**_RUN, "seed": "Seed of the run.", "device": "What it was trained on."},
@@ -101,10 +97,10 @@ COLUMNS: dict[str, _Columns] = {
         "p_documents": "Wilcoxon signed-rank test over documents, differences averaged over seeds.",
         "p_documents_holm": "The Wilcoxon test over documents, corrected by Holm over the arms shown.",
         "like_baseline": "iso-FLOP, iso-parameter: FLOPs, active parameters within 3% of the baseline's.",
-        **{f"{axis}_ratio": f"{axis} over the baseline's." for axis in (*_AXES, "active_parameters")},
+        **{f"{axis}_ratio": f"{axis} over the baseline's." for axis in (*ALL_COSTS, "active_parameters")},
         **{
             f"{axis}_saved": f"Share of the baseline's {axis} saved at a loss no worse; empty if not stated."
-            for axis in _AXES
+            for axis in ALL_COSTS
         },
     },
     "words": {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -183,10 +183,10 @@ def evaluate_tasks(
     manager = TaskManager(include_defaults=task_data is None)
     with TemporaryDirectory() as folder, inference(model, device):
         known = manager.all_tasks if task_data is None else PAPER_TASKS
-        for name, source in _sources(names, task_data, Path(folder), known).items():
+        for name, (asked, source) in _sources(names, task_data, Path(folder), known).items():
             logger.info(f"{name}: scoring")
             wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype)
-            found[name] = _evaluate_task(name, source, wrapped, manager, limit, batch_size)
+            found[name] = _evaluate_task(name, asked, source, wrapped, manager, limit, batch_size)
             if (cut := found[name]).truncated:
                 logger.warning(
                     f"{name}: {cut.truncated:,} of {cut.requests:,} prompts were longer than the context of "
@@ -216,15 +216,10 @@ def _read(file: Path) -> Downstream:
     return Downstream.read(file, "remove it and measure the tasks again")
 
 
-class _Source(NamedTuple):
-    """What the harness is asked for (a task's name, or a task file), and `"hub"` or the SHA-256 of the local rows."""
-
-    asked: str
-    rows: str
-
-
-def _sources(names: Sequence[str], task_data: Path | None, folder: Path, known: Collection[str]) -> dict[str, _Source]:
-    """Where each task comes from, checked before anything is computed.
+def _sources(
+    names: Sequence[str], task_data: Path | None, folder: Path, known: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """Of each task what the harness is asked for (its name, or a task file), and `"hub"` or the SHA-256 of local rows.
 
     Args:
         names: of the tasks.
@@ -238,7 +233,7 @@ def _sources(names: Sequence[str], task_data: Path | None, folder: Path, known: 
             f"{', '.join(PAPER_TASKS)}{'' if task_data else ' or the names of lm-evaluation-harness'}."
         )
     if task_data is None:
-        return {name: _Source(name, "hub") for name in names}
+        return {name: (name, "hub") for name in names}
     found = {}
     for name in names:
         rows, file = (task_data / f"{name}.jsonl").resolve(), folder / f"{name}.yaml"
@@ -247,12 +242,12 @@ def _sources(names: Sequence[str], task_data: Path | None, folder: Path, known: 
         values: dict[str, Any] = {"include": str(TASKS_FOLDER / f"{name}.yaml"), "task": f"local_{name}"}
         values["dataset_kwargs"] = {"data_files": {"test": str(rows)}}
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
-        found[name] = _Source(str(file), hashlib.sha256(rows.read_bytes()).hexdigest())
+        found[name] = str(file), hashlib.sha256(rows.read_bytes()).hexdigest()
     return found
 
 
 def _evaluate_task(
-    name: str, source: _Source, model: "CountingModel", manager: Any, limit: int | None, batch_size: int
+    name: str, asked: str, source: str, model: "CountingModel", manager: Any, limit: int | None, batch_size: int
 ) -> TaskResult:
     from lm_eval import simple_evaluate
 
@@ -260,14 +255,14 @@ def _evaluate_task(
         with redirect_stdout(sys.stderr):  # the harness prints; standard output is for results
             answer = simple_evaluate(
                 model,
-                tasks=[source.asked],
+                tasks=[asked],
                 task_manager=manager,
                 limit=limit,
                 log_samples=False,
                 bootstrap_iters=0,  # it would fork processes
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        origin = "the Hugging Face Hub" if source.rows == "hub" else f"{name}.jsonl"
+        origin = "the Hugging Face Hub" if source == "hub" else f"{name}.jsonl"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CoCoMixError(
             f"the task {name} cannot be run with data from {origin} ({reason}); give rows in its schema with "
@@ -277,7 +272,7 @@ def _evaluate_task(
     parts = {task: _metrics(answer["results"][task], count) for task, count in rows.items()}
     alone = len(parts) == 1
     return TaskResult(
-        source=source.rows,
+        source=source,
         examples=sum(rows.values()),
         requests=model.requests,
         truncated=model.truncated,

@@ -1,6 +1,6 @@
 """Validation curves as PNG images, one per axis (tokens, FLOPs, seconds), with n-gram models as lines.
 
-Figures are drawn on `Figure` objects with the Agg canvas; matplotlib's global state is neither read nor changed.
+Figures are drawn on `Figure` objects, which write PNG with Agg; matplotlib's global state is neither read nor changed.
 """
 
 import io
@@ -57,13 +57,11 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, *, dark: bool = False) 
     Of several seeds the mean is drawn within a band from the lowest to the highest. The first, steep part of training
     may lie above the upper edge, n-gram models below the lower one unless a run ends above them.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     theme = DARK if dark else LIGHT
     figure = Figure(figsize=(9.0, 4.6), dpi=160, facecolor=theme.background)
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0.085, 0.14, 0.63, 0.74))
     ends: list[tuple[float, str, str]] = []
     late: list[float] = []

@@ -27,11 +27,9 @@ class MapDataset(Protocol):
 
     def __len__(self) -> int:
         """Number of blocks."""
-        ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One block."""
-        ...
 
 
 class Batch(NamedTuple):

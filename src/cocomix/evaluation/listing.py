@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cocomix.artifacts import MANIFEST, partial_path
 from cocomix.runtime.errors import CoCoMixError
@@ -89,7 +89,11 @@ def _summary(path: Path, folder: Path, now: float) -> RunSummary:
             return RunSummary(name, path, "damaged", None, 0, 0, None, age, str(error))
         arm = made.arm or made.objective
         return RunSummary(name, path, "finished", arm, made.steps, made.tokens, made.final.eval_loss, age)
-    rows, alive = _rows(path / "metrics.jsonl"), liveness(path)
+    lines: list[Any] = []
+    with suppress(OSError, ValueError):  # so far as it can be read: the last line may be in the middle of being written
+        text = (path / "metrics.jsonl").read_text(encoding="utf-8")
+        lines.extend(json.loads(line) for line in text.splitlines())
+    rows, alive = [row for row in lines if isinstance(row, dict)], liveness(path)
     step = int(rows[-1].get("step", 0)) if rows else 0
     if alive.state != "running":
         step = max((checkpoint_step(mark.parent) for mark in path.glob(f"checkpoints/*/{MANIFEST}")), default=0)
@@ -102,11 +106,3 @@ def _summary(path: Path, folder: Path, now: float) -> RunSummary:
     age = now - (path / "metrics.jsonl" if rows else path).stat().st_mtime
     last = losses[-1] if losses else None
     return RunSummary(name, whole, alive.state, unfinished, step, tokens, last, age, alive.detail)
-
-
-def _rows(metrics: Path) -> list[dict[str, float]]:
-    """The lines of an unfinished run's `metrics.jsonl`; the last one may be in the middle of being written."""
-    rows: list[dict[str, float]] = []
-    with suppress(OSError, ValueError):  # so far as it can be read
-        rows.extend(json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if isinstance(row, dict)]

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,10 @@ def _references(
     vocab_size = own.manifest.vocab_size
     counts = np.bincount(train.tokens, minlength=vocab_size)
     asked = blocks.depth > 0
-    for earlier in _readable_evaluations(run):
+    found: list[RunEvaluation] = []
+    with suppress(CoCoMixError):  # a damaged one must not keep a run from being evaluated again
+        found = evaluations_of(run)
+    for earlier in found:
         known = earlier.references
         same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
         if known is not None and same and earlier.block_size == blocks.block_size:
@@ -194,13 +198,6 @@ def _references(
     heldout = ContextTokens(blocks.ids.ravel(), blocks.depth.ravel())
     losses, references = measure_references(train, heldout, vocab_size)
     return losses, references, counts
-
-
-def _readable_evaluations(run: Run) -> list[RunEvaluation]:
-    try:
-        return evaluations_of(run)
-    except CoCoMixError:  # which must not keep a run from being evaluated again
-        return []
 
 
 def final_references(run: Run) -> References | None:

@@ -255,13 +255,15 @@ class OwnRecipe:
         passes = round(tokens / max(1, self.corpus.tokens))
         rate = size.learning_rate * (_MUON if self.measured else 1)
         optimizer = "optim: muon, " if self.measured else ""
+        targets = f"{{targets: probabilities/{self.name}, weight: 1.0}}  # what lowered the loss most for us"
+        distillation = f"distillation: {targets}\n" if self.distill else ""
         return (
             f"# A {self.size} student on {shown(Path(self.corpus.source))}, {arithmetic}. In this order:\n"
             f"#\n{_COMMANDS}#\n"
             f"# `cocomix plan {recipe}` says what it costs.\n"
             f"{_WHY if self.measured else ''}"
             f"data: {_quoted(self.data)}\n"
-            f"{self._labels()}{self._distillation()}"
+            f"{self._labels()}{distillation}"
             f"model:\n"
             f"{_LARGE_VOCABULARY if size.d_model * vocabulary > _LARGE * parameters else ''}"
             f"  backbone: {{model_type: gpt2, n_embd: {size.d_model}, n_layer: {size.layers}, n_head: {size.heads},\n"
@@ -294,13 +296,6 @@ class OwnRecipe:
             f"  kind: {kind}\n"
             f"  teacher: {{model: {_quoted(model)}, layer: {((layers or 2) - 1) // 2}}}\n"
             f"  dictionary: {{path: sae/{self.name}}}\n"
-        )
-
-    def _distillation(self) -> str:
-        if not self.distill:
-            return ""
-        return (
-            f"distillation: {{targets: probabilities/{self.name}, weight: 1.0}}  # what lowered the loss most for us\n"
         )
 
 

@@ -250,7 +250,11 @@ class LoadedPlan:
         if self.share < 1.0 and plain.tokens is not None:
             changes["tokens"] = max(1, round(self.share * plain.tokens))
         if plain.model.pretrained == TEACHER:
-            changes["model"] = {**changes.get("model", {}), **self._weights(name)}
+            if self.teacher is None:
+                raise CoCoMixError(
+                    f"{self.path}: the arm {name!r} goes on from pretrained: {TEACHER}; the plan needs teacher:."
+                )
+            changes["model"] |= {"pretrained": self.teacher.model, "revision": self.teacher.revision}
         if not plain.has_concepts:
             changes["labels"] = None
         elif plain.labels is not None and self.dictionary is not None:
@@ -266,14 +270,6 @@ class LoadedPlan:
         if self.plan.teacher is not None and plain.distillation and isinstance(plain.distillation.targets, Path):
             changes["distillation"] = {"targets": str(self.output / "probabilities")}
         return self._recipe(name, file, values, changes)
-
-    def _weights(self, name: str) -> dict[str, Any]:
-        """What an arm that goes on from the teacher says of its weights."""
-        if self.teacher is None:
-            raise CoCoMixError(
-                f"{self.path}: the arm {name!r} goes on from pretrained: {TEACHER}; the plan needs teacher:."
-            )
-        return {"pretrained": self.teacher.model, "revision": self.teacher.revision}
 
     def _recipe(self, name: str, file: Path, values: Mapping[str, Any], changes: dict[str, Any]) -> RunConfig:
         """A recipe file, under it what the plan says of all arms and of this one, and last what the sweep makes."""

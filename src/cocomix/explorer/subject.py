@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts import AlignedTeacher, ConceptTeacher
-from cocomix.evaluation import Comparison, Run, compare, inference, open_run_data, run_labels
+from cocomix.evaluation import Comparison, Run, compare, inference, open_run_data
 from cocomix.interpret import (
     ConceptAtlas,
     ConceptHit,
@@ -24,7 +24,6 @@ from cocomix.interpret import (
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -205,9 +204,7 @@ def _open_teacher(run: Run, teacher: str | None, dictionary: str | None) -> Conc
     """The teacher and dictionary that gave a run its concepts, or why they are not at hand where neither was named."""
     named = teacher is not None or dictionary is not None
     try:
-        if not named:
-            _refuse_download(run)
-        opened = open_run_teacher(run, open_run_data(run), teacher=teacher, dictionary=dictionary)
+        opened = open_run_teacher(run, open_run_data(run), teacher=teacher, dictionary=dictionary, download=named)
         if isinstance(opened.labeller, AlignedTeacher):
             raise CoCoMixError(
                 "it has another tokenizer than the run, and texts side by side are of one; turn its latents with "
@@ -218,12 +215,3 @@ def _open_teacher(run: Run, teacher: str | None, dictionary: str | None) -> Conc
         if named:
             raise
         return f"The teacher is not at hand: {error}"
-
-
-def _refuse_download(run: Run) -> None:
-    """Refuse a teacher that the recipe or the labels name but that is not on this machine."""
-    labels, store = load_recipe(run.path / "recipe.yaml").labels, run_labels(run)
-    made = {} if store is None else store.manifest.labels.get("teacher") or {}
-    name = labels.teacher.model if labels is not None and labels.teacher is not None else made.get("model")
-    if name is not None and not Path(name).exists():
-        raise CoCoMixError(f"it is {name}, which is no folder here; give --teacher to load it.")

@@ -16,8 +16,6 @@ from cocomix.runtime.errors import CoCoMixError
 
 API_KEY_VARIABLE = "COCOMIX_NAME_API_KEY"
 """The environment variable that holds the endpoint's key; it is sent as a bearer token and written nowhere."""
-NameScores = tuple[float | None, float | None]
-"""(detection, fuzzing), each a balanced accuracy, or `None` where no answer could be read."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,10 @@ def delphi_scorers(endpoint: NameEndpoint) -> dict[str, Callable[[Any], Any]] | 
 
 def score_name(
     name: str, concept: int, active: Sequence[Context], inactive: Sequence[Context], scorers: Mapping[str, Any]
-) -> NameScores:
-    """Score a name by contexts that it was not made from.
+) -> tuple[float | None, float | None]:
+    """Score a name by contexts that it was not made from: (detection, fuzzing).
+
+    Each is a balanced accuracy, or `None` where no answer could be read.
 
     Args:
         name: the explanation.

@@ -1,5 +1,6 @@
 """The teacher and dictionary that a run's concepts come from, found again from its recipe and labels."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from cocomix.concepts import (
@@ -35,7 +36,7 @@ class RunTeacher(NamedTuple):
 
 
 def open_run_teacher(
-    run: Run, data: Tokens, *, teacher: str | None = None, dictionary: str | None = None
+    run: Run, data: Tokens, *, teacher: str | None = None, dictionary: str | None = None, download: bool = True
 ) -> RunTeacher:
     """Load the teacher of a run's concepts.
 
@@ -46,6 +47,7 @@ def open_run_teacher(
         data: the run's data, whose text the teacher will read.
         teacher: hub name, folder or GGUF file of the teacher.
         dictionary: folder of its dictionary.
+        download: whether a teacher that is not on this machine is fetched; otherwise it is refused.
 
     Raises:
         CoCoMixError: teacher or dictionary cannot be found out or loaded, do not fit one another or the data, or the
@@ -78,6 +80,8 @@ def open_run_teacher(
         )
     if teacher is not None:
         known = TeacherConfig(model=teacher, layer=known.layer if layer is None else layer)
+    if not download and not Path(known.model).exists():
+        raise CoCoMixError(f"it is {known.model}, which is no folder here; give --teacher to load it.")
     config = config.model_copy(update={"dictionary": described, "teacher": known})
     tables = None if store is None else store.tables()
     # By force: what the run was labelled with was tried then.

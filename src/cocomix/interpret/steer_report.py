@@ -251,13 +251,11 @@ class SteerReport:
 
     def _draw(self, theme: Theme) -> bytes:
         """Activation and perplexity against the factor, as PNG."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as Canvas
 
         factors = np.array(self.measured.settings.factors)
         order = factors.argsort()
         figure = Canvas(figsize=(11.0, 4.4), dpi=140, facecolor=theme.background, layout="constrained")
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
         arms: tuple[tuple[Arm, str, str], ...] = (("student", theme.series[0], "o"), ("teacher", theme.series[1], "^"))
         for arm, colour, marker in arms:

@@ -106,8 +106,7 @@ def steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> Iterator[C
     Raises:
         CoCoMixError: the model has no concepts or mixes none in, a concept does not exist, or a value is beyond ±100.
     """
-    _check_steering(model, edits)
-    steered = concept_model(model, mixing=True)
+    steered = _check_steering(model, edits)
     with edits_in_force(steered, edits):
         yield steered
 
@@ -164,15 +163,17 @@ def generate(
     ]
 
 
-def _check_steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> None:
+def _check_steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> CoCoMixForCausalLM:
     """Refuse edits that the model cannot follow or that are far out of range."""
-    check_edits(edits, concept_model(model, mixing=True).config.num_concepts)
+    model = concept_model(model, mixing=True)
+    check_edits(edits, model.config.num_concepts)
     for edit in edits:
         if abs(edit.value) > FACTOR_LIMIT:
             raise CoCoMixError(
                 f"the value {edit.value:g} of the edit of concept {edit.concept} is too large; "
                 f"stay between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}."
             )
+    return model
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: Tensor) -> str:

@@ -98,7 +98,7 @@ def test_closing_stops_the_work_and_frees_the_model(subject, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(type(subject.model), "forward", counted)
-    texts = grow_texts(subject, PROMPT, [ConceptEdit(3, "ban")], "", Sampling(30))
+    texts = grow_texts(subject, PROMPT, [ConceptEdit(3, "ban")], "", Sampling(30, temperature=0.8))
     for _ in range(4):
         next(texts)
     texts.close()

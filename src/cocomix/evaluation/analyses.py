@@ -62,8 +62,6 @@ def analyse_runs(
     Args:
         runs: of different names or seeds. Those trained on next tokens alone are the controls of the others of their
             seed; others that mix no concepts in are left out with a warning.
-        output: the folder to create.
-        limit_blocks: validation blocks to use.
 
     Raises:
         CoCoMixError: no run mixes concepts in, two have one name and seed, or data and labels do not belong to a run.

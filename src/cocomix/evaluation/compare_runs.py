@@ -50,7 +50,6 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     """Put runs side by side.
 
     Args:
-        runs: of at least two names.
         baseline: name of the arm to measure against; by default the `ntp` arm, of several the one whose active
             parameters are nearest the mean of the other arms'.
         vary: dotted names of recipe fields that the comparison is about, beside those that are an arm's own anyway.

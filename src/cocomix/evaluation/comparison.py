@@ -154,12 +154,9 @@ class Comparison:
         arms: one row per arm, in the order given.
         words: differences from the baseline by kind of token.
         baselines: differences from NTP arms of equal FLOPs or parameters.
-        scaling: power laws.
-        curves: validation losses during training.
         references: losses of n-gram models on the tokens of `loss`, nats; empty where not measured.
         curve_references: the same on the tokens of `curves`.
         shared: what all runs share, label → value.
-        notes: how to read the numbers, one sentence each.
         downstream: of downstream tasks, from `downstream_numbers`; `None` where not all runs were measured alike.
     """
 

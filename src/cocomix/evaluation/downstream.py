@@ -67,7 +67,6 @@ class HarnessConditions(Record):
     Attributes:
         harness: version of lm-evaluation-harness.
         context: tokens the model reads at once; a longer prompt loses its beginning.
-        dtype: precision of the matrix products.
         limit: rows used of each task; `None` = all.
     """
 
@@ -156,7 +155,6 @@ def evaluate_tasks(
             paper's seven.
         task_data: folder with `NAME.jsonl` for each task; by default the harness fetches its data from the hub.
         dtype: float32 (default), or a narrower type used through autocast.
-        limit: use only the first rows of each task.
 
     Raises:
         CoCoMixError: the harness is not installed, a task is unknown, or its data cannot be read.
@@ -219,14 +217,7 @@ def _read(file: Path) -> Downstream:
 def _sources(
     names: Sequence[str], task_data: Path | None, folder: Path, known: Collection[str]
 ) -> dict[str, tuple[str, str]]:
-    """Of each task what the harness is asked for (its name, or a task file), and `"hub"` or the SHA-256 of local rows.
-
-    Args:
-        names: of the tasks.
-        task_data: folder of the local rows; `None` = the harness's own tasks.
-        folder: where to put task files that join our questions with the user's rows.
-        known: tasks there are.
-    """
+    """What the harness is asked for of each task (its name, or a task file), and `"hub"` or the SHA-256 of its rows."""
     if unknown := [name for name in names if name not in known]:
         raise CoCoMixError(
             f"there is no task {unknown[0]!r}{' with a local task file' if task_data else ''}; choose among "

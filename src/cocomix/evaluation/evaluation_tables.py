@@ -32,8 +32,6 @@ def models_table(losses: Mapping[str, float], references: References | None, cap
 
     Args:
         losses: nats per token.
-        references: of the same tokens.
-        caption: which these are.
         bits: bits per byte of one nat per token; `None` where the bytes are not known.
     """
     models = dict(losses)

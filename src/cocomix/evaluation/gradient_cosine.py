@@ -65,7 +65,6 @@ def gradient_cosines(
         blocks: with their labels.
         batch_size: blocks of a batch; the more, the less noise in its cosine.
         device: where to compute, in float32.
-        limit_blocks: use only the first blocks.
 
     Raises:
         CoCoMixError: blocks, labels and model do not belong together, or fewer than two batches have labels.
@@ -92,7 +91,6 @@ def compare_gradients(
     """The cosines of two losses' gradients, batch by batch; without groups that one of them does not reach.
 
     Args:
-        losses: of each batch.
         groups: weights by name; no weight is in two.
         weight: of the second loss, for `size`.
 

@@ -31,7 +31,6 @@ class RunSummary:
         state: `finished`, `running`, `stopped`, `failed`, or `damaged` where a finished run cannot be read.
         arm: what sets it apart in comparisons; `None` where that cannot be read.
         step: optimizer steps done; of a stopped or failed run those of its last checkpoint, from which it goes on.
-        tokens: training tokens seen so far.
         loss: last validation loss, nats per token; `None` before the first evaluation.
         age: seconds since it last wrote anything.
         detail: an error, or where it is running; `None` if there is nothing to say.

@@ -250,11 +250,7 @@ class LabelCounts:
 
 
 def count_labels(data: Tokens, labels: Concatenated[Labels]) -> LabelCounts:
-    """Count the labels of about two million positions, in blocks spread over the training split.
-
-    Args:
-        labels: of every corpus of it.
-    """
+    """Count the labels of about two million positions, in blocks spread over the training split."""
     n_concepts, keys = labels.first.num_concepts, []
     parts = data.parts if isinstance(data, MixedData) else (data,)
     step = max(data.manifest.splits[TRAIN].blocks * data.manifest.block_size // MOST_POSITIONS, 1)

@@ -32,11 +32,8 @@ class Table:
     Attributes:
         headings: one per column: its name, then after a comma the unit and which direction is better, which are set
             smaller, e.g. `"validation loss, nats per token, lower is better"`.
-        rows: cells as text.
-        caption: one line above the table.
         meanings: what a column holds, one sentence by its name (the heading up to the first comma); listed below.
         text_columns: how many columns, from the left, are text; the others are numbers and align to the right.
-        marked: number of a row that stands out.
     """
 
     headings: Sequence[str]
@@ -81,9 +78,7 @@ class Figure:
     """A PNG image, with a second version for dark screens.
 
     Attributes:
-        dark: the image on a dark background.
         alt: what it shows, for those who cannot see it.
-        caption: one line below.
     """
 
     light: bytes
@@ -116,7 +111,6 @@ def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *
 
     Args:
         found: what was found, one sentence each, set larger than the rest.
-        sections: below, in this order.
         footer: by default the version of cocomix.
 
     Returns:

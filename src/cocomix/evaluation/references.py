@@ -75,9 +75,6 @@ def measure_references(
 ) -> tuple[dict[str, Floats], References]:
     """Count the training tokens and give the loss of every held-out token that has a context.
 
-    Args:
-        vocab_size: tokens are below it.
-
     Returns:
         Loss in nats by the name of the order, [held-out tokens of depth > 0] each; their means and the cost.
     """

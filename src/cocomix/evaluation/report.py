@@ -154,9 +154,7 @@ def write_report(
     """Write a comparison as a folder: report.html, loss_vs_{tokens,flops,seconds}.png, table.{md,csv,json}.
 
     Args:
-        comparison: from `compare`.
         output: the folder to create; it appears when it is whole.
-        title: heading of the page.
         sections: shown before the protocol, e.g. an inspected text, generations, commands.
 
     Returns:

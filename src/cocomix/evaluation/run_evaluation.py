@@ -32,8 +32,6 @@ class LossSlice(Record):
 
     Attributes:
         slice: column of `losses.parquet`.
-        value: of that column.
-        tokens: how many there are.
         loss: nats per token.
     """
 
@@ -49,7 +47,6 @@ class FrequencyRecall(Record):
     Attributes:
         lowest: fewest labels of a concept of the group, in about two million training positions.
         highest: most.
-        concepts: concepts of the group.
         labels: their labels in the evaluated blocks.
         recall: share of these labels among the first 32 predicted concepts; `None` without labels.
     """
@@ -107,11 +104,8 @@ class RunEvaluation(Record):
     """What `evaluate_run` measured.
 
     Attributes:
-        data_fingerprint: of the data it was evaluated on.
         dtype: precision of the matrix products, e.g. `"float32"`.
-        blocks: blocks used.
         limited: whether the split has more.
-        block_size: tokens of a block.
         targets: tokens predicted: (block_size − 1) per block, fewer where documents are kept apart.
         seconds: wall clock of the whole evaluation.
         loss: mean cross-entropy of every next token within a block, nats per token.
@@ -119,7 +113,6 @@ class RunEvaluation(Record):
         bits_per_byte: loss / (UTF-8 bytes per token of the split · ln 2), which can be compared across tokenizers;
             `None` where the bytes are not known.
         references: what n-gram models of the training tokens make of the same tokens; `None` where these are gone.
-        slices: the loss by kinds of tokens.
         concepts: `None` of a model that predicts none.
         reliance: what concepts do for the loss, or `None`.
         reliance_note: why there is no reliance, in one sentence, or `None`.

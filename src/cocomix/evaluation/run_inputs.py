@@ -84,9 +84,7 @@ def open_run_labels(
     """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
 
     Args:
-        data: the data in use, from `open_run_data`.
         num_concepts: of the run's model.
-        path: labels asked for.
         without: what is left out where there are none, for the warning.
 
     Returns:
@@ -142,8 +140,6 @@ class RunBlocks:
     Attributes:
         rows: `input_ids`; with document masks also `position_ids`, and `labels` without each document's first token.
         labels: concept labels of the same blocks, or `None`.
-        data: the blocks' data.
-        block_size: tokens of a block.
         limited: whether there are fewer blocks than the split has.
     """
 
@@ -195,8 +191,6 @@ def run_blocks(
 
     Args:
         run: says whether documents see one another, and the block length.
-        data: from `open_run_data`.
-        labels: from `open_run_labels`.
         block_size: tokens of a block; by default as in training, or the data's where they are shorter. Longer blocks
             of the data are cut, and what fills no block at the end of each is left out.
         limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
@@ -258,7 +252,6 @@ def training_tokens(run: Run, data: Tokens, most: int) -> ContextTokens:
     """The distinct training blocks that a run read, in the order in which it read them first.
 
     Args:
-        data: what it was trained on.
         most: tokens, at most; the run's first ones.
 
     Raises:

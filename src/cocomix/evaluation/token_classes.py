@@ -74,11 +74,7 @@ def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 class TokenClasses:
-    """The classes of a tokenizer's tokens in texts.
-
-    Args:
-        tokenizer: a fast tokenizer.
-    """
+    """The classes of a tokenizer's tokens in texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         texts = token_texts(tokenizer)

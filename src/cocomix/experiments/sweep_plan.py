@@ -131,7 +131,6 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        folder: where the run goes.
         recipe: complete, with data, labels, teacher, name and seed.
         try_of: the arm whose learning rate it helps to choose; `None` for a run that is compared.
     """
@@ -290,7 +289,6 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
     """Read a plan.
 
     Args:
-        path: a YAML file.
         output: the sweep's folder; by default `sweeps/NAME`, with `-fast` at its end for `fast`.
         fast: lay the plan's `fast:` over it.
 

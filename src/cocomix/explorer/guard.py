@@ -81,7 +81,6 @@ def names_of(host: str, allowed: Sequence[str] = ()) -> list[str]:
     server that answers to any name.
 
     Args:
-        host: the address the page is served on.
         allowed: further names, such as the one by which a proxy is reached.
 
     Raises:

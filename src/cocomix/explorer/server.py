@@ -41,10 +41,6 @@ def serving(
     """Serve the page from a thread while the block runs; yields its address.
 
     Args:
-        subject: what the page shows.
-        host: address to serve on.
-        port: port to serve on.
-        password: asked for where it is given.
         allowed_hosts: names the page answers to beside the host's own; see `names_of`.
 
     Raises:

@@ -68,7 +68,6 @@ class Subject:
         atlas: what is known of its concepts; `None` without one.
         teacher: the teacher with its dictionary, for steering it too, or the sentence that says why it is not there.
         comparison: the run beside others; `None` where none were named.
-        limits: what visitors may ask.
         lock: held while the model or the teacher computes.
     """
 
@@ -161,7 +160,6 @@ def open_subject(
     """Load a run to explore.
 
     Args:
-        run_folder: written by `cocomix train`.
         atlas: folder written by `cocomix atlas`; by default `RUN_atlas` beside the run, where it exists.
         compare_with: other runs for the comparison.
         teacher: Hub name or folder of the teacher; by default the one that the run's labels name.

@@ -22,8 +22,6 @@ class TextReading(NamedTuple):
     """What the model makes of a text.
 
     Attributes:
-        concept: the concept looked at.
-        tokens: text of each token.
         logits: the concept's logit at every token, whether it is mixed in there or not. float32 [seq]
         mixed_in: whether it is, that is, among the model's top k. bool [seq]
         concepts: per token its strongest (concept, logit), strongest first.

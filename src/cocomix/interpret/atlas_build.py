@@ -63,9 +63,7 @@ def build_atlas(
     """Make the atlas of a run, all of it from the validation split.
 
     Args:
-        run: a CoCoMix run.
         output: folder to write; by default `RUN_atlas` beside the run.
-        settings: what determines the content.
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own. Without any, the atlas has predictions only.
         endpoint: a language model that names the most frequent concepts; by default none is asked.

@@ -20,11 +20,9 @@ class Context(NamedTuple):
 
     Attributes:
         before: the text before the token, within its block.
-        token: the text of the token itself.
         after: the text after it, within its block.
         strength: the student's logit for the concept there.
         quantile: share of the concept's places (of this kind) whose logit is lower; 1 for the strongest.
-        block: index of the block within the split.
         position: of the token within the block.
     """
 

@@ -70,9 +70,7 @@ def read_held_out(
     """Let the student read held-out blocks.
 
     Args:
-        model: the student.
         blocks: from `run_blocks`, with their labels if there are any.
-        settings: of the atlas.
 
     Raises:
         CoCoMixError: there is no block, or data, labels and model do not belong together.
@@ -180,7 +178,6 @@ def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[
     """Named properties of tokens, by rules that need no model.
 
     Args:
-        tokenizer: of the tokens.
         tokens: int [blocks, seq].
 
     Returns:

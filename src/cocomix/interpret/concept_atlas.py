@@ -163,7 +163,6 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         Args:
             text: any text. A number finds the concept of that index, first of all; a text without words (such as `(`)
                 is looked for in names and terms as it stands.
-            limit: hits to return.
 
         Returns:
             Best first; none for an empty text.
@@ -214,9 +213,6 @@ class ConceptAtlas(Artifact[AtlasManifest]):
 
     def measure_effect(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, concept: int) -> Effect:
         """Measure the effect of a concept as the atlas does for its most frequent ones: a few forward passes.
-
-        Args:
-            model: of the atlas' run.
 
         Raises:
             CoCoMixError: there is no such concept, or the model mixes no concepts in.

@@ -178,8 +178,6 @@ def measure_effects(
 
     Args:
         model: a CoCoMix model that mixes its concepts in.
-        input_ids: tokens to measure on.
-        amounts: what is added to the logit of each concept.
         top: tokens to name of each kind; fewer where fewer move that way.
         position_ids: where documents are kept apart.
 
@@ -239,7 +237,6 @@ def steering_candidates(
 
     Args:
         model: a CoCoMix model that mixes its concepts in.
-        input_ids: a few blocks of text.
         pool: how many concepts to try; one forward pass per block and concept.
         top: tokens to name per concept.
 

@@ -53,7 +53,6 @@ def encode(
     puts that there (see `cocomix prepare --prepend-bos`). No other special token is added.
 
     Args:
-        model: the model that will read them.
         room: tokens that will be generated after the text.
         cut: cut the text at the context, instead of refusing a longer one.
 
@@ -120,7 +119,6 @@ def inspect_text(
 
     Args:
         model: a CoCoMix model, of any mixing.
-        text: what to look at; no special tokens are added.
         top: concepts per token, at most the model's concept_topk.
         top_next: next tokens per token.
 
@@ -181,10 +179,6 @@ class ConceptDescription:
 
 def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, ConceptDescription]:
     """Describe concepts by the words of highest lift at their labels in the first training blocks of the run's data.
-
-    Args:
-        run: a CoCoMix run.
-        concepts: their indices.
 
     Returns:
         Descriptions by index; empty where the run's data or labels are no longer where it found them.

@@ -72,10 +72,6 @@ class NameEndpoint:
     def name(self, terms: Sequence[str], contexts: Sequence[Context]) -> str:
         """Ask for a short name for a concept.
 
-        Args:
-            terms: its words of highest lift.
-            contexts: places where it is predicted.
-
         Raises:
             CoCoMixError: no answer, or none that is a name.
         """
@@ -147,7 +143,6 @@ def score_name(
     Each is a balanced accuracy, or `None` where no answer could be read.
 
     Args:
-        name: the explanation.
         active: contexts whose token has the concept.
         inactive: contexts whose token has not.
         scorers: from `delphi_scorers`.

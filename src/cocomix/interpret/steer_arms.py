@@ -44,7 +44,6 @@ class SteerEvalSettings:
             sign of its logit; `"scale"` multiplies, as the paper does, and turns a negative logit the wrong way.
         factors: at least three different ones, with the one that changes nothing: 0 (`"add"`) or 1 (`"scale"`).
         prompts: prompts from the validation split, the same for every concept; at least two.
-        prompt_tokens: length of each prompt.
         new_tokens: length of each continuation, in the tokens of the model that writes it; the end-of-document token is
             never drawn, so that all are equally long.
         fluency: the factor compared with prompts may raise the teacher's perplexity at most so many times.
@@ -101,7 +100,6 @@ class SteerMeasurements:
     """Every text and what was measured of it.
 
     Attributes:
-        settings: how.
         concepts: those turned, and those measured.
         rows: one per text: arm, turned, factor, prompt, tokens of the model that wrote it; loss (nats per token of the
             unsteered teacher, NaN where it can read nothing new), distinct_2 (share of distinct pairs of neighbouring
@@ -137,11 +135,9 @@ def measure_steering(
         student: a CoCoMix model that mixes its concepts in.
         reader: the teacher whose dictionary names the student's concepts; on the student's device.
         prompts: int64 [prompts, prompt_tokens].
-        settings: with the concepts.
         strengths: of all concepts; used with `turn="add"`.
         words: tokens put before the prompts in the arm `prompt`, for each of the settings' concepts; as many as the
             context has room for.
-        end: the end-of-document token.
         vocab_size: tokens of the tokenizer; others are not drawn.
         head: tokens that every prompt begins with and words come after: 1 for a begin-of-text token.
 

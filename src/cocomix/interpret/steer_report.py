@@ -47,11 +47,8 @@ class SteerReport:
     """A steering evaluation of one run.
 
     Attributes:
-        run: its name.
         teacher: where the teacher was loaded from.
         dictionary: likewise.
-        measured: every text.
-        strengths: how strong the concepts are in ordinary text.
         words: what was put before the prompts, for each concept.
     """
 
@@ -289,7 +286,6 @@ def evaluate_run_steering(
     Args:
         run: a CoCoMix run that mixes its concepts in, with its data still there.
         output: the folder to create; it appears when it is whole.
-        settings: concepts, factors and texts.
         teacher: of the concepts; by default as the run's recipe or labels say.
         dictionary: likewise.
 

@@ -58,7 +58,6 @@ class Sampling:
         max_new_tokens: generate at most so many.
         temperature: divisor of the next-token logits; 0 = always the likeliest token.
         top_k: sample among the k likeliest tokens; `None` = among all.
-        seed: of the sampling.
         num_return_sequences: texts per prompt.
 
     Raises:
@@ -129,13 +128,11 @@ def generate(
 
     Args:
         model: a CoCoMix model, or without `edits` any causal LM.
-        tokenizer: the model's.
         prompt: one text or several, each of at least one token; several are continued in one batch.
         max_new_tokens: generate at most so many tokens; an end-of-document token ends a text earlier.
         edits: concepts to turn, in all rows or in those of some prompts; see `ConceptEdit`.
         temperature: divisor of the next-token logits; 0 = always the likeliest token.
         top_k: sample among the k likeliest tokens; `None` = among all.
-        seed: of the sampling.
         num_return_sequences: how many texts per prompt.
 
     Returns:

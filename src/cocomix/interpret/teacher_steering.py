@@ -29,7 +29,6 @@ def teacher_steering(
     `start` and `rows` mean the same. The edits hold in this thread alone, and end with the block, whatever happens.
 
     Args:
-        edits: concepts to turn.
         rows_per_prompt: rows of the batch that belong to one row of the edits: with `generate`, the larger of
             `num_beams` and `num_return_sequences`.
 

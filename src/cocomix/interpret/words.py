@@ -78,10 +78,8 @@ def lifted_words(
     """The words of highest lift at the positions of each concept, and those of the tokens that follow them.
 
     Args:
-        words: of the blocks.
         concepts: int [n], a concept per entry.
         positions: int [n], where it is, counted over all blocks.
-        limit: words per concept and kind.
         least: positions of a concept at which a word must stand; 2% of them, if that is more.
 
     Returns:

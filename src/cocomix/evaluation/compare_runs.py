@@ -15,7 +15,7 @@ Their columns are described in `comparison.COLUMNS`.
 import json
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,9 +77,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     downstream, downstream_note = downstream_numbers(runs)
     for worse in arms.loc[arms["loss"] > references.get("bigram", np.inf), "arm"]:
         logger.warning(f"{worse} is worse than a bigram table of the training text ({references['bigram']:.3f} nats).")
-    curves = pd.DataFrame(
-        {"arm": run.manifest.name, "seed": run.manifest.seed, **vars(point)} for run in runs for point in run.curve
-    )
+    points = [{"arm": run.manifest.name, "seed": run.manifest.seed, **vars(one)} for run in runs for one in run.curve]
     manifest = runs[0].manifest
     return Comparison(
         baseline=chosen,
@@ -88,7 +86,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
         words=words,
         baselines=_baselines_frame(frame),
         scaling=_scaling_frame(frame),
-        curves=curves[list(COLUMNS["curves"])],
+        curves=pd.DataFrame(points)[list(COLUMNS["curves"])],
         references=references,
         curve_references=curve_references,
         shared={
@@ -165,20 +163,16 @@ def _annealed(run: Run) -> bool:
     return bool(rates) and rates[-1] <= _ANNEALED * max(*rates, run.manifest.learning_rate or 0.0)
 
 
-def _concept_numbers(measured: RunEvaluation | None) -> dict[str, float | None]:
-    """Recall between its two references, and what replacing the concepts costs."""
-    concepts = None if measured is None else measured.concepts
-    content = None if concepts is None else concepts.label_content
-    kinds = measured.reliance.kinds if measured and measured.reliance else {}
-    numbers: dict[str, float | None] = {
-        "recall": None if concepts is None else concepts.recall_at_32,
-        "static_recall": None if content is None else content.static_recall_at_32,
-        "token_recall": None if content is None else content.token_recall_at_32,
-    }
+def _concept_numbers(measured: RunEvaluation | None) -> dict[str, Any]:
+    """Recall between its two references, and what replacing the concepts costs; `None` where not measured."""
+    concepts = measured and measured.concepts
+    content = concepts and concepts.label_content
+    numbers: dict[str, Any] = {"recall": concepts and concepts.recall_at_32}
+    numbers |= {f"{kind}_recall": content and getattr(content, f"{kind}_recall_at_32") for kind in ("static", "token")}
     for kind in RELIANCE:
-        found = kinds.get(kind)
+        found = measured and measured.reliance and measured.reliance.kinds.get(kind)
         for column, end in ((kind, "nats"), (f"{kind}_low", "low"), (f"{kind}_high", "high")):
-            numbers[column] = None if found is None else getattr(found, end)
+            numbers[column] = found and getattr(found, end)
     return numbers
 
 
@@ -256,9 +250,8 @@ def _differences_on_tokens(
     whole, words = pd.DataFrame(index=arms.index, columns=columns, dtype=float), []
     if tokens is not None:
         keys = zip(frame["arm"], frame["seed"], strict=True)
-        losses = {
-            key: one.token_losses()["loss"].to_numpy(np.float64) for key, one in zip(keys, evaluations, strict=True)
-        }
+        tables = (one.token_losses() for one in evaluations)
+        losses = {key: table["loss"].to_numpy(np.float64) for key, table in zip(keys, tables, strict=True)}
         documents, slices = tokens["document"].to_numpy(), {name: slice_values(tokens, name) for name in SLICES}
         for name in arms.index.drop(baseline):
             shared = sorted(arms[name] & arms[baseline])
@@ -314,10 +307,8 @@ def _references(
     """N-gram losses on the tokens of the evaluations, and on those of the curves: the first `blocks` blocks."""
     if tokens is None or evaluations[0].references is None:
         return {}, {}
-    whole, first = (
-        {name: float(some[name].to_numpy(np.float64).mean()) for name in ORDERS}
-        for some in (tokens, tokens[tokens["block"] < blocks])
-    )
+    some = (tokens, tokens[tokens["block"] < blocks])
+    whole, first = ({name: float(each[name].to_numpy(np.float64).mean()) for name in ORDERS} for each in some)
     return whole, first
 
 

@@ -36,7 +36,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
             "difference",
             lambda row: "baseline" if row.arm == base else difference(row),
         ),
-        ("interval, 95% over documents × seeds", "documents_low", lambda row: _between(row, "documents")),
+        ("interval, 95% over documents × seeds", "documents_low", lambda row: between(row, "documents")),
         ("p, Wilcoxon over documents, Holm", "p_documents_holm", among_documents),
     ]
     cost: list[Shown] = [
@@ -118,7 +118,7 @@ def _words(comparison: Comparison, what: str) -> Table:
     for (which, value), group in comparison.words.groupby(["slice", "value"], sort=False):
         by_arm = {row.arm: row for row in group.itertuples()}
         count = f"{group['tokens'].iloc[0]:,}"
-        cells = [f"{signed(by_arm[name].difference)} ({_between(by_arm[name])})" for name in names]
+        cells = [f"{signed(by_arm[name].difference)} ({between(by_arm[name])})" for name in names]
         rows.append((_SLICES.get(which, which), str(value), count, *cells))
     return Table(("by", "tokens", "n", *(f"{name}, {what}" for name in names)), rows, "Where the loss differs", {}, 2)
 
@@ -132,8 +132,8 @@ def change(row: Any, kind: str) -> str:
     """A rise of the loss by a replacement, with its interval."""
     if not known(getattr(row, kind)):
         return NOTHING
-    between = f" ({_between(row, kind)})" if known(getattr(row, f"{kind}_low")) else ""
-    return signed(getattr(row, kind)) + between
+    interval = f" ({between(row, kind)})" if known(getattr(row, f"{kind}_low")) else ""
+    return signed(getattr(row, kind)) + interval
 
 
 def _cell(column: str, show: Callable[[Any], str]) -> Cell:
@@ -156,7 +156,8 @@ def _plus_minus(column: str, form: str = "", high: str = "") -> Cell:
     return cell
 
 
-def _between(row: Any, what: str = "") -> str:
+def between(row: Any, what: str = "") -> str:
+    """An interval, or a dash where there is none."""
     low, high = (getattr(row, f"{what}_{end}" if what else end) for end in ("low", "high"))
     return f"{signed(low)} … {signed(high)}" if known(low) else NOTHING
 

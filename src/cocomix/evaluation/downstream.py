@@ -184,7 +184,7 @@ def evaluate_tasks(
         for name, (asked, source) in _sources(names, task_data, Path(folder), known).items():
             logger.info(f"{name}: scoring")
             wrapped = CountingModel(model, run.tokenizer(), batch_size=batch_size, dtype=dtype)
-            found[name] = _evaluate_task(name, asked, source, wrapped, manager, limit, batch_size)
+            found[name] = _evaluate_task(name, asked, source, wrapped, manager, limit)
             if (cut := found[name]).truncated:
                 logger.warning(
                     f"{name}: {cut.truncated:,} of {cut.requests:,} prompts were longer than the context of "
@@ -238,20 +238,15 @@ def _sources(
 
 
 def _evaluate_task(
-    name: str, asked: str, source: str, model: "CountingModel", manager: Any, limit: int | None, batch_size: int
+    name: str, asked: str, source: str, model: "CountingModel", manager: Any, limit: int | None
 ) -> TaskResult:
     from lm_eval import simple_evaluate
 
     try:
         with redirect_stdout(sys.stderr):  # the harness prints; standard output is for results
-            answer = simple_evaluate(
-                model,
-                tasks=[asked],
-                task_manager=manager,
-                limit=limit,
-                log_samples=False,
-                bootstrap_iters=0,  # it would fork processes
-            )
+            # No bootstrap: it would fork processes.
+            settings = {"task_manager": manager, "limit": limit, "log_samples": False, "bootstrap_iters": 0}
+            answer = simple_evaluate(model, tasks=[asked], **settings)
     except (OSError, ValueError, KeyError, ImportError) as error:
         origin = "the Hugging Face Hub" if source == "hub" else f"{name}.jsonl"
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -268,7 +263,7 @@ def _evaluate_task(
         requests=model.requests,
         truncated=model.truncated,
         endings_cut=model.endings_cut,
-        batch_size=batch_size,
+        batch_size=int(model.batch_size),
         metrics=next(iter(parts.values())) if alone else _metrics(answer["results"].get(name, {}), 0),
         parts={} if alone else parts,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.evaluation.comparison import Comparison
-from cocomix.evaluation.comparison_tables import change, comparison_tables, known
+from cocomix.evaluation.comparison_tables import between, change, comparison_tables, known
 from cocomix.evaluation.figures import AXES, draw_curves, drawn_names
 from cocomix.evaluation.formatting import markdown_text, percent, signed
 from cocomix.evaluation.pages import Figure, Section, Table, render_page
@@ -103,14 +103,9 @@ def _is_it_used(best: Any) -> str:
 def _does_it_pay(comparison: Comparison, best: Any) -> str:
     """Per token, FLOP, second: a lower loss for no more pays, a higher one for no less does not, the rest is open."""
     base = comparison.baseline
-    low, high = (
-        (best.documents_low, best.documents_high)
-        if known(best.documents_low)
-        else (best.difference_low, best.difference_high)
-    )
-    told = f"{signed(best.difference)} nats against {base}" + (
-        f" ({signed(low)} … {signed(high)})" if known(low) else ""
-    )
+    over = "documents" if known(best.documents_low) else "difference"
+    low, high = (getattr(best, f"{over}_{end}") for end in ("low", "high"))
+    told = f"{signed(best.difference)} nats against {base}" + (f" ({between(best, over)})" if known(low) else "")
     if not known(low) or low <= 0 <= high:
         return f"Whether {best.arm} pays is not decided: {told}, and chance is not ruled out."
     better = best.difference < 0
@@ -122,13 +117,10 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
             words.append(f"{'pays' if better else 'does not pay'} per {unit}{'' if equal else f' (×{ratio:.2f})'}")
         else:
             words.append(f"is open per {unit}, at ×{ratio:.2f} the cost")
-    same = comparison.baselines[
-        (comparison.baselines["arm"] == best.arm) & (comparison.baselines["likeness"] == "iso-FLOP")
-    ]
-    extra = "".join(
-        f"; against the iso-FLOP baseline {row.baseline} {signed(row.difference)}" for row in same.itertuples()
-    )
-    return f"{best.arm} {', '.join(words)}: {told}{extra}."
+    for row in comparison.baselines.itertuples():
+        if (row.arm, row.likeness) == (best.arm, "iso-FLOP"):
+            told += f"; against the iso-FLOP baseline {row.baseline} {signed(row.difference)}"
+    return f"{best.arm} {', '.join(words)}: {told}."
 
 
 def _on_which_words(comparison: Comparison, best: Any) -> str:
@@ -137,19 +129,12 @@ def _on_which_words(comparison: Comparison, best: Any) -> str:
         return "On which words the runs differ was not measured (`cocomix eval` of every run)."
     common = mine[mine["tokens"] >= _COMMON * mine["tokens"].sum()]
     ranked = list(common.sort_values("difference").itertuples())
-    least, most = (
-        f"{row.value} ({signed(row.difference)}, {signed(row.low)} … {signed(row.high)})"
-        for row in (ranked[0], ranked[-1])
-    )
+    least, most = (f"{row.value} ({signed(row.difference)}, {between(row)})" for row in (ranked[0], ranked[-1]))
     return f"Against {comparison.baseline}, {best.arm} does best on {least} and worst on {most}, in nats per token."
 
 
 def write_report(
-    comparison: Comparison,
-    output: Path,
-    *,
-    title: str = "Runs compared",
-    sections: Sequence[Section] = (),
+    comparison: Comparison, output: Path, *, title: str = "Runs compared", sections: Sequence[Section] = ()
 ) -> Path:
     """Write a comparison as a folder: report.html, loss_vs_{tokens,flops,seconds}.png, table.{md,csv,json}.
 
@@ -166,20 +151,15 @@ def write_report(
     require_extra("report", "jinja2", "matplotlib", purpose="a report")
     tables, sentences = comparison_tables(comparison), found(comparison)
     with whole_folder(output) as folder:
-        figures = []
+        figures, names = [], ", ".join(drawn_names(comparison))
         for axis in AXES:
             light, dark = (draw_curves(comparison, axis, dark=dark) for dark in (False, True))
             (folder / f"{axis.file}.png").write_bytes(light)
-            names = ", ".join(drawn_names(comparison))
             figures.append(Figure(light, dark, alt=f"Validation loss of {names} against training {axis.field}"))
         write_text(folder / "table.md", markdown(comparison))
         write_text(folder / "table.csv", comparison.arms.to_csv(index=False, lineterminator="\n"))
         write_json(folder / "table.json", comparison.to_json())
-        page = [
-            *_result_sections(comparison, tables, figures),
-            *sections,
-            _protocol(comparison, tables),
-        ]
+        page = [*_result_sections(comparison, tables, figures), *sections, _protocol(comparison, tables)]
         write_text(folder / REPORT_FILE, render_page(title, sentences, page))
     logger.info(f"report: {output / REPORT_FILE}")
     return output / REPORT_FILE
@@ -228,13 +208,7 @@ def _result_sections(comparison: Comparison, tables: dict[str, Table], figures: 
 
 
 def _protocol(comparison: Comparison, tables: dict[str, Table]) -> Section:
-    rows = [
-        *comparison.shared.items(),
-        *((f"{name} loss, nats", f"{loss:.3f}") for name, loss in comparison.references.items()),
-    ]
-    shared = Table(("what", "value"), rows, caption="Shared by all runs", text_columns=2)
-    return {
-        "heading": "Protocol",
-        "tables": [shared, tables["trained"]],
-        "notes": [note for note in comparison.notes if note],
-    }
+    losses = [(f"{name} loss, nats", f"{loss:.3f}") for name, loss in comparison.references.items()]
+    shared = Table(("what", "value"), [*comparison.shared.items(), *losses], "Shared by all runs", text_columns=2)
+    notes = [note for note in comparison.notes if note]
+    return {"heading": "Protocol", "tables": [shared, tables["trained"]], "notes": notes}

@@ -1,7 +1,7 @@
 """Running a model over blocks: evaluation mode, precision, batches, every token's loss, and counts of its concepts."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -143,10 +143,7 @@ def inference(model: PreTrainedModel, device: torch.device, dtype: torch.dtype =
     model.to(device)
     model.eval()
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            if dtype != weights:
-                stack.enter_context(torch.autocast(device.type, dtype=dtype))
+        with torch.inference_mode(), nullcontext() if dtype == weights else torch.autocast(device.type, dtype=dtype):
             yield
     finally:
         model.train(was_training)

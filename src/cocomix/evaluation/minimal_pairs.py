@@ -162,14 +162,12 @@ class MinimalPairs(Record):
             (one.kind, f"{one.accuracy:.1%}", f"{one.low:.1%} … {one.high:.1%}", f"{one.pairs:,}", f"{one.documents:,}")
             for one in self.kinds
         ]
-        headings = (
-            "mistake",
-            "right, higher is better; chance 50%",
-            "95% interval, over documents",
-            "pairs",
-            "documents",
+        right, interval = "right, higher is better; chance 50%", "95% interval, over documents"
+        return Table(
+            ("mistake", right, interval, "pairs", "documents"),
+            rows,
+            caption=f"Minimal pairs of {self.run}, seed {self.seed}",
         )
-        return Table(headings, rows, caption=f"Minimal pairs of {self.run}, seed {self.seed}")
 
 
 def measure_pairs(
@@ -195,21 +193,21 @@ def measure_pairs(
     coded = [
         [[begin, *tokenizer.encode(text, add_special_tokens=False)] for text in (one.good, one.bad)] for one in pairs
     ]
-    short = [max(map(len, two)) <= model.config.max_position_embeddings for two in coded]
-    kept = [one for one, fits in zip(pairs, short, strict=True) if fits]
-    if not kept:
+    context = model.config.max_position_embeddings
+    fitting = [(one, two) for one, two in zip(pairs, coded, strict=True) if max(map(len, two)) <= context]
+    if not fitting:
         raise CoCoMixError(
             f"no sentence of the validation text of {data.path} has a place for a mistake and fits a context of "
-            f"{model.config.max_position_embeddings} tokens; minimal pairs need English text."
+            f"{context} tokens; minimal pairs need English text."
         )
-    sentences = [ids for two, fits in zip(coded, short, strict=True) if fits for ids in two]
+    sentences = [ids for _, two in fitting for ids in two]
     scores = score_pairs(model, sentences, batch_size=batch_size, device=device, dtype=dtype)
     result = MinimalPairs(
         run=run.manifest.name,
         seed=run.manifest.seed,
         data_fingerprint=data.manifest.fingerprint,
-        too_long=len(pairs) - len(kept),
-        kinds=tuple(_accuracies(kept, scores[0::2] - scores[1::2])),
+        too_long=len(pairs) - len(fitting),
+        kinds=tuple(_accuracies([one for one, _ in fitting], scores[0::2] - scores[1::2])),
     )
     file = run.path / EVALUATIONS / f"minimal_pairs-{limit}-{str(dtype).removeprefix('torch.')}" / "minimal_pairs.json"
     file.parent.mkdir(parents=True, exist_ok=True)

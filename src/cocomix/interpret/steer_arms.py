@@ -5,7 +5,7 @@ with the concept's latent edited, and the student with the concept's words put b
 scored for every concept, so that the control of a concept is the texts in which the others were turned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
@@ -155,53 +155,41 @@ def measure_steering(
     with progress("steering", total, "texts") as advance:
         for arm in ARMS:
             factors = (settings.neutral,) if arm == "prompt" else settings.factors
-            for number, cells in enumerate(_batches(settings, factors)):
-                starts = (own if arm == "teacher" else list(prompts)) * len(cells)
-                if arm == "prompt":
-                    before = [prompts.new_tensor(words[place][:room]) for place, _ in cells]
-                    starts = [torch.cat((one[:head], ids, one[head:])) for ids in before for one in prompts]
-                units = {"student": strengths.logit, "teacher": strengths.latent}.get(arm)
-                edits = [
-                    ConceptEdit(
-                        concepts[place],
-                        settings.turn,
-                        factor * (float(units[concepts[place]]) if units is not None and settings.turn == "add" else 1),
-                        rows=tuple(range(cell * len(prompts), (cell + 1) * len(prompts))),
-                    )
-                    for cell, (place, factor) in enumerate(cells)
-                    if arm != "prompt"
-                ]
+            units = {"student": strengths.logit, "teacher": strengths.latent}.get(arm)
+            written = own if arm == "teacher" else list(prompts)
+            every = [(place, factor) for place in range(len(concepts)) for factor in factors]
+            size = max(1, settings.batch_size // len(prompts))  # as many as fill a batch with all their prompts
+            for number, first in enumerate(range(0, len(every), size)):
+                cells = every[first : first + size]
+                starts, edits = written * len(cells), list[ConceptEdit]()
+                if units is None:
+                    said = [prompts.new_tensor(words[place][:room]) for place, _ in cells]
+                    starts = [torch.cat((one[:head], ids, one[head:])) for ids in said for one in prompts]
+                else:
+                    for cell, (place, factor) in enumerate(cells):
+                        amount = factor * float(units[concepts[place]]) if settings.turn == "add" else factor
+                        texts_of = tuple(range(cell * len(prompts), (cell + 1) * len(prompts)))
+                        edits.append(ConceptEdit(concepts[place], settings.turn, amount, rows=texts_of))
                 sampling = replace(settings.sampling, seed=settings.seed + number)
                 new = _continued(arm, student, reader, starts, edits, sampling, end, vocab_size).tolist()
-                given = [start.tolist() for start in (own if arm == "teacher" else prompts)] * len(cells)
+                given = [start.tolist() for start in written] * len(cells)
                 read = reader.read_own if arm == "teacher" else reader.read  # without the words before
                 texts = [read(before + after, len(before)) for before, after in zip(given, new, strict=True)]
                 losses, present = reader.measure(texts, concepts)
                 for index, (loss, found) in enumerate(zip(losses.tolist(), present, strict=True)):
                     place, factor = cells[index // len(prompts)]
                     pairs = list(pairwise(new[index]))
-                    rows.append(
-                        {
-                            "arm": arm,
-                            "turned": concepts[place],
-                            "factor": factor,
-                            "prompt": index % len(prompts),
-                            "tokens": given[index] + new[index],
-                            "loss": loss,
-                            "distinct_2": len(set(pairs)) / len(pairs),
-                            "activation": (found.sum(0) / max(1, len(found))).tolist(),
-                        }
-                    )
+                    row: dict[str, Any] = {
+                        "arm": arm,
+                        "turned": concepts[place],
+                        "factor": factor,
+                        "prompt": index % len(prompts),
+                    }
+                    row |= {"tokens": given[index] + new[index], "loss": loss}
+                    row["distinct_2"] = len(set(pairs)) / len(pairs)
+                    rows.append({**row, "activation": (found.sum(0) / max(1, len(found))).tolist()})
                 advance(len(texts))
     return SteerMeasurements(settings, concepts, rows)
-
-
-def _batches(settings: SteerEvalSettings, factors: Sequence[float]) -> Iterator[list[tuple[int, float]]]:
-    """(place of a concept, factor), as many at a time as fill a batch with all their prompts."""
-    cells = [(place, factor) for place in range(len(settings.concepts)) for factor in factors]
-    size = max(1, settings.batch_size // settings.prompts)
-    for start in range(0, len(cells), size):
-        yield cells[start : start + size]
 
 
 def _continued(

@@ -141,11 +141,10 @@ class SteerReport:
         """By factor, and by concept."""
         curves, rows = self.to_json()["curves"], []
         for arm, of in curves.items():
-            for place, (low, high) in enumerate(zip(of["low"], of["high"], strict=True)):
+            for place, (own, low, high, others, perplexity, distinct) in enumerate(zip(*of.values(), strict=True)):
                 factor = NOTHING if arm == "prompt" else f"{self.measured.settings.factors[place]:g}"
-                own = f"{of['own'][place]:.3f} [{low:.3f}, {high:.3f}]"
-                others, perplexity, distinct = (of[name][place] for name in ("others", "perplexity", "distinct_2"))
-                rows.append((arm, factor, own, f"{others:.3f}", f"{perplexity:.1f}", f"{distinct:.2f}"))
+                numbers = f"{own:.3f} [{low:.3f}, {high:.3f}]", f"{others:.3f}", f"{perplexity:.1f}", f"{distinct:.2f}"
+                rows.append((arm, factor, *numbers))
         by_factor = Table(
             (
                 "arm",
@@ -164,10 +163,10 @@ class SteerReport:
                 "distinct": "Distinct pairs of neighbouring tokens, of all pairs of a text.",
             },
         )
-        numbers = ("student", "teacher", "steering_gain", "prompt_gain")
+        shown = ("student", "teacher", "steering_gain", "prompt_gain")
         by_concept = Table(
-            ("concept", "words", *(name.replace("_", " ") for name in numbers)),
-            [(str(row["concept"]), row["words"], *(signed(row[name]) for name in numbers)) for row in self.concepts()],
+            ("concept", "words", *(name.replace("_", " ") for name in shown)),
+            [(str(row["concept"]), row["words"], *(signed(row[name]) for name in shown)) for row in self.concepts()],
             caption="Concepts",
             text_columns=2,
             meanings={
@@ -201,10 +200,8 @@ class SteerReport:
         for arm, (own, others) in self.activation.items():
             low, high = mean_interval(own.mean(-1), self.measured.settings.seed)
             columns = {"own": own.mean((0, 2)), "low": low, "high": high, "others": others.mean((0, 2))}
-            columns |= {
-                "perplexity": self.perplexity[arm],
-                "distinct_2": self.measured.of(arm, "distinct_2").mean((0, 2)),
-            }
+            columns["perplexity"] = self.perplexity[arm]
+            columns["distinct_2"] = self.measured.of(arm, "distinct_2").mean((0, 2))
             curves[arm] = {name: values.tolist() for name, values in columns.items()}
         return {
             "format_version": 2,
@@ -318,10 +315,8 @@ def evaluate_run_steering(
                 )
             settings = replace(settings, concepts=tuple(chosen))
         described = describe_run_concepts(run, settings.concepts)
-        words = tuple(
-            ", ".join(word for word, _ in described[one].terms[:3]) if one in described else ""
-            for one in settings.concepts
-        )
+        terms = [described[one].terms[:3] if one in described else () for one in settings.concepts]
+        words = tuple(", ".join(word for word, _ in few) for few in terms)
         tokenizer = data.tokenizer()
         measured = measure_steering(
             student,

@@ -34,6 +34,7 @@ from cocomix.interpret.effects import measure_effects, turning_amounts
 from cocomix.interpret.inspection import concept_model
 from cocomix.interpret.naming import NameEndpoint, delphi_scorers, score_name
 from cocomix.interpret.words import Words, lifted_words
+from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -98,14 +99,11 @@ def build_atlas(
     with ConceptAtlas.create(output, identity=identity) as staging:
         reading = read_held_out(model.to(device), blocks, settings, device=device)
         edges = np.linspace(reading.logits.min(), reading.logits.max() + 1e-6, settings.bins + 1)
-        columns = concept_quality(reading, model.config.num_concepts) | _logits(
-            reading, edges, model.config.num_concepts
-        )
+        total = model.config.num_concepts
+        columns = concept_quality(reading, total) | _logits(reading, edges, total)
         places = _Places(reading, tokenizer, settings)
         columns |= _names(reading, tokenizer, settings, columns)
-        columns |= _vectors(
-            model.compression_weight if model.config.form.mixes_in else None, columns, reading, settings
-        )
+        columns |= _vectors(model, reading, settings)
         text = _effect_text(blocks.rows, len(reading.tokens), settings)
         effects = _effects(model, tokenizer, text, columns, settings)
         named, scored = (0, 0) if endpoint is None else _ask(endpoint, scorers, columns, places)
@@ -120,7 +118,7 @@ def build_atlas(
             AtlasManifest(
                 made_from=made_from,
                 settings=settings,
-                num_concepts=model.config.num_concepts,
+                num_concepts=total,
                 run=run.manifest.name,
                 split=VALIDATION,
                 blocks=len(reading.tokens),
@@ -175,9 +173,8 @@ class _Places:
             return []
         spread = np.linspace(0, count - 1, kept - kept // 3).round().astype(int)
         ranks = np.unique(np.concatenate((np.arange(min(kept // 3, count)), spread)))
-        return [
-            self.context(positions[start + r], logits[start + r], (count - 1 - r) / max(1, count - 1)) for r in ranks
-        ]
+        shares = (count - 1 - ranks) / max(1, count - 1)
+        return list(map(self.context, positions[start + ranks], logits[start + ranks], shares))
 
     def context(self, place: int, strength: float = 0.0, quantile: float = 0.0) -> Context:
         """The text around a position; special tokens, which are no words, are line breaks."""
@@ -233,25 +230,22 @@ def _names(
     labelled = lifted_words(words, reading.labels[used], np.nonzero(used)[0], **kept)
     everywhere = np.repeat(np.arange(len(reading.ids)), reading.ids.shape[1])
     predicted = lifted_words(words, reading.ids.ravel(), everywhere, **kept)
-    found: dict[str, list[Any]] = {"terms": [], "next_terms": [], "name": [], "named_from": []}
+    rows = []
     for concept, labels in enumerate(columns["label_count"].tolist()):
         source = "labels" if labels >= settings.least_count else "predictions"
         terms, following = (labelled if source == "labels" else predicted).get(concept, ((), ()))
         name = ", ".join(word for word, _ in terms[:3])
-        rows = (terms, following, name or f"concept {concept}", source if name else "nothing")
-        for column, value in zip(found.values(), rows, strict=True):
-            column.append(value)
-    return found
+        rows.append((terms, following, name or f"concept {concept}", source if name else "nothing"))
+    found = map(list, zip(*rows, strict=True))
+    return dict(zip(("terms", "next_terms", "name", "named_from"), found, strict=True))
 
 
-def _vectors(
-    weight: Tensor | None, columns: Mapping[str, Any], reading: Reading, settings: AtlasSettings
-) -> dict[str, list[Any]]:
+def _vectors(model: CoCoMixForCausalLM, reading: Reading, settings: AtlasSettings) -> dict[str, list[Any]]:
     """What the compression vectors tell: norms, nearest concepts, and what to add to turn a concept up."""
-    total = len(columns["predicted_count"])
-    if weight is None:
+    total, nearest = model.config.num_concepts, list[Any]()
+    if not model.config.form.mixes_in:
         return {"compression_norm": [None] * total, "nearest": [[]] * total, "effect_amount": [None] * total}
-    nearest: list[Any] = []
+    weight = model.compression_weight
     with torch.inference_mode():
         norms = weight.norm(dim=1)
         unit = weight / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
@@ -260,9 +254,8 @@ def _vectors(
             cosines = unit[start : start + rows] @ unit.T
             cosines.diagonal(start).fill_(-torch.inf)
             best = cosines.topk(min(settings.nearest, total - 1), dim=-1)
-            nearest += [
-                list(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            nearest += [list(zip(*row, strict=True)) for row in pairs]
     amounts = turning_amounts(reading.ids, reading.logits, reading.sample_logits.mean(0))
     return {"compression_norm": norms.tolist(), "nearest": nearest, "effect_amount": amounts.tolist()}
 

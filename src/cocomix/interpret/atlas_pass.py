@@ -92,13 +92,8 @@ def read_held_out(
         with inference(model, device), progress("reading", positions, "tokens") as advance:
             start = 0
             for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=size, device=device):
-                output = model(
-                    input_ids=batch.input_ids,
-                    position_ids=batch.position_ids,
-                    use_cache=False,
-                    output_logits=False,
-                    output_concept_logits=True,
-                )
+                asked = {"use_cache": False, "output_logits": False, "output_concept_logits": True}
+                output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **asked)
                 logits = output.concept_logits.flatten(0, 1).float()  # [batch · seq, n_concepts]
                 named = torch.empty(len(logits), 0, dtype=torch.int64, device=device)
                 if batch.concept_labels is not None:

@@ -141,10 +141,8 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         start, end = self._starts[concept : concept + 2].tolist()
         for found in self.samples.slice(start, end - start).to_pylist():
             contexts[found["kind"]].append(Context(*(found[name] for name in Context._fields)))
-        return ConceptCard(
-            **row,
-            **{f"{kind}_contexts": tuple(places) for kind, places in contexts.items()},  # type: ignore[arg-type]
-        )
+        row |= {f"{kind}_contexts": tuple(places) for kind, places in contexts.items()}
+        return ConceptCard(**row)
 
     def name(self, concept: int) -> str:
         """A few words for a concept.
@@ -206,10 +204,8 @@ class ConceptAtlas(Artifact[AtlasManifest]):
             raise CoCoMixError(f"by={by!r} is not one of {', '.join(get_args(Ranking))}.")
         values = self.cards.column(by).cast(pa.float64()).to_numpy()  # null is NaN
         order = np.lexsort((-self.cards.column("label_count").to_numpy(), -values))
-        found = [int(concept) for concept in order[: limit + int(np.isnan(values).sum())]]
-        return [self._hit(concept, float(values[concept])) for concept in found if not np.isnan(values[concept])][
-            :limit
-        ]
+        found = order[~np.isnan(values[order])][:limit].tolist()
+        return [self._hit(concept, float(values[concept])) for concept in found]
 
     def measure_effect(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, concept: int) -> Effect:
         """Measure the effect of a concept as the atlas does for its most frequent ones: a few forward passes.
@@ -256,9 +252,8 @@ class ConceptAtlas(Artifact[AtlasManifest]):
             texts, rows = self.samples, self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist()
             ranks = np.arange(len(texts)) - self._starts[texts.column("concept").to_numpy()]
             found = texts.filter(pc.and_(pc.equal(texts.column("kind"), "predicted"), pa.array(ranks < _SEARCHED)))
-            for concept, *parts in zip(
-                *found.select(["concept", "before", "token", "after"]).to_pydict().values(), strict=True
-            ):
+            columns = found.select(["concept", "before", "token", "after"]).to_pydict()
+            for concept, *parts in zip(*columns.values(), strict=True):
                 rows[concept]["text"] = "".join((rows[concept].get("text", ""), *parts, "\n"))
             for row in rows:
                 terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))

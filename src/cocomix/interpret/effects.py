@@ -140,9 +140,8 @@ def concept_strengths(
             batch = input_ids[start : start + size].to(student.device)
             positions = None if position_ids is None else position_ids[start : start + size].to(student.device)
             with inference(student, student.device, student.dtype):
-                output = student(
-                    batch, position_ids=positions, use_cache=False, output_logits=False, output_concept_logits=True
-                )
+                asked = {"use_cache": False, "output_logits": False, "output_concept_logits": True}
+                output = student(batch, position_ids=positions, **asked)
                 columns = [output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1)]
                 if reader is not None:
                     columns += [column for codes in reader.survey(batch) for column in codes]
@@ -205,12 +204,8 @@ def _log_probabilities(
     with inference(model, model.device, model.dtype):
         for row in range(len(input_ids)):
             positions = None if position_ids is None else position_ids[row : row + 1].to(model.device)
-            output = model(
-                input_ids[row : row + 1].to(model.device),
-                position_ids=positions,
-                use_cache=False,
-                concept_edits=tuple(edits),
-            )
+            tokens = input_ids[row : row + 1].to(model.device)
+            output = model(tokens, position_ids=positions, use_cache=False, concept_edits=tuple(edits))
             assert output.logits is not None
             found.append(output.logits[0].float().log_softmax(-1))
     return found

@@ -126,34 +126,21 @@ def inspect_text(
         CoCoMixError: the model has no concepts, the text is empty or longer than the context, or `top` is out of range.
     """
     model = concept_model(model)
-    for name, value, most in (
-        ("top", top, model.config.concept_topk),
-        ("top_next", top_next, model.config.vocab_size),
-    ):
+    asked = ("top", top, model.config.concept_topk), ("top_next", top_next, model.config.vocab_size)
+    for name, value, most in asked:
         if not 1 <= value <= most:
             raise CoCoMixError(f"{name}={value} is out of range; it must be between 1 and {most} for this model.")
     input_ids = encode(model, tokenizer, text)
     with inference(model, model.device, model.dtype):
         output = model(input_ids=input_ids, use_cache=False)
         likely = output.logits[0].float().softmax(-1).topk(top_next, dim=-1)  # [seq, top_next]
-    columns = (output.concept_ids[0], output.concept_values[0], likely.indices, likely.values)
-    return [
-        TokenConcepts(
-            position=position,
-            token=tokenizer.decode([token]),
-            concepts=tuple(
-                PredictedConcept(concept, value, rank)
-                for rank, (concept, value) in enumerate(zip(ids[:top], values, strict=False), start=1)
-            ),
-            next_tokens=tuple(
-                NextToken(tokenizer.decode([following]), share)
-                for following, share in zip(next_ids, shares, strict=True)
-            ),
-        )
-        for position, (token, ids, values, next_ids, shares) in enumerate(
-            zip(input_ids[0].tolist(), *(column.tolist() for column in columns), strict=True)
-        )
-    ]
+    columns = (input_ids[0], output.concept_ids[0], output.concept_values[0], likely.indices, likely.values)
+    found = []
+    for token, ids, values, next_ids, shares in zip(*(column.tolist() for column in columns), strict=True):
+        concepts = map(PredictedConcept, ids[:top], values[:top], range(1, top + 1))
+        following = map(NextToken, (tokenizer.decode([one]) for one in next_ids), shares)
+        found.append(TokenConcepts(len(found), tokenizer.decode([token]), tuple(concepts), tuple(following)))
+    return found
 
 
 @dataclass(frozen=True)

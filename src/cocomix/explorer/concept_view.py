@@ -49,9 +49,8 @@ def concept_view(subject: Subject, query: gr.Textbox) -> tuple[View, gr.Button, 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             about = "number, or words of names and contexts; Enter searches"
-            concept = gr.Textbox(
-                str(first[0].id) if first else "0", label="Concept", info=about, max_length=limits.words
-            )
+            start = str(first[0].id) if first else "0"
+            concept = gr.Textbox(start, label="Concept", info=about, max_length=limits.words)
             order = gr.Dropdown(list(_RANKINGS.items()), label="List those", visible=bool(first))
             hits = gr.Radio(_options(first), label="Concepts", elem_id="cx-hits")
         with gr.Column(scale=3, min_width=280):
@@ -122,11 +121,9 @@ def _ranked(atlas: ConceptAtlas, by: Ranking) -> list[ConceptHit]:
 
 def _options(hits: Sequence[ConceptHit]) -> list[tuple[str, str]]:
     """Concepts to choose from: number, name, and of the words that were found those that the name does not say."""
-    more = [hit.snippet.replace(hit.name, "").strip(" ,…") for hit in hits]
-    return [
-        (f"{hit.id} {hit.name}" + (f" — {words}" if words else ""), str(hit.id))
-        for hit, words in zip(hits, more, strict=True)
-    ]
+    more = (hit.snippet.replace(hit.name, "").strip(" ,…") for hit in hits)
+    words = (f" — {one}" if one else "" for one in more)
+    return [(f"{hit.id} {hit.name}{added}", str(hit.id)) for hit, added in zip(hits, words, strict=True)]
 
 
 def _card(card: ConceptCard) -> str:
@@ -147,10 +144,8 @@ def _changes(amount: float | None, raised: TokenChanges | None, lowered: TokenCh
     """The tokens that become likelier and less likely when the concept is turned up."""
     if amount is None or raised is None or lowered is None:
         return "Its effect on the next token is being measured…"
-    rows = [
-        (visible(up), signed(more), visible(down), signed(less))
-        for (up, more), (down, less) in zip(raised, lowered, strict=False)
-    ]
+    pairs = zip(raised, lowered, strict=False)
+    rows = [(visible(up), signed(more), visible(down), signed(less)) for (up, more), (down, less) in pairs]
     caption = f"Adding {amount:.2f} to its logit changes log-probabilities of the next token (nats)"
     return Table(("raises", "by", "lowers", "by"), rows, caption).markdown()
 

@@ -55,9 +55,6 @@ def serving(
     from cocomix.explorer.app import build_app, style_sheet, theme
 
     app = build_app(subject)
-    options: dict[str, Any] = {}
-    if password is not None:
-        options["auth"] = login(password)
     _, address, _ = app.launch(
         server_name=host,
         server_port=port,
@@ -83,7 +80,7 @@ def serving(
         state_session_capacity=_SESSIONS,
         theme=theme(),
         css=style_sheet(),
-        **options,
+        auth=None if password is None else login(password),
     )
     try:
         yield address

@@ -52,14 +52,8 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             about = f"Enter generates; up to {limits.tokens} tokens with what follows"
-            prompt = gr.Textbox(
-                "The function returns",
-                label="Prompt",
-                info=about,
-                max_lines=6,
-                max_length=limits.characters,
-                elem_id="cx-prompt",
-            )
+            size = {"max_lines": 6, "max_length": limits.characters}
+            prompt = gr.Textbox("The function returns", label="Prompt", info=about, elem_id="cx-prompt", **size)
             with gr.Row():
                 most = limits.words
                 concept = gr.Textbox(
@@ -86,17 +80,9 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
     said, texts = gr.HTML(elem_id="cx-steer-said", js_on_load=None), []
     for names in (("untouched", "steered"), ("hinted", "teacher")):
         with gr.Row():
-            texts += [
-                gr.HighlightedText(
-                    [("Press Generate.", None)],
-                    label=_COLUMNS[name][0],
-                    color_map={"differs": "orange"},
-                    show_inline_category=False,
-                    min_width=280,
-                    elem_id=f"cx-{name}",
-                )
-                for name in names
-            ]
+            look: dict[str, Any] = {"color_map": {"differs": "orange"}, "show_inline_category": False, "min_width": 280}
+            idle = [("Press Generate.", None)]
+            texts += [gr.HighlightedText(idle, label=_COLUMNS[name][0], elem_id=f"cx-{name}", **look) for name in names]
 
     def show(text: str, wanted: str, do: str, by: float, more: str, hint: str, *how: Any) -> Iterator[list[Any]]:
         edits = read_edits(subject, wanted, do, by, more)

@@ -98,10 +98,8 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
     tokens = gr.HighlightedText(
         label="Coloured by the concept's logit: red above 0, purple below; choose a token", elem_id="cx-tokens"
     )
-    colours = {"mixed in": "#d55e00", "not mixed in": "#8a94a6"}
-    plot = gr.BarPlot(
-        x="token", y="logit", color="concept is", color_map=colours, tooltip="all", height=230, buttons=[]
-    )
+    colours = {"color": "concept is", "color_map": {"mixed in": "#d55e00", "not mixed in": "#8a94a6"}}
+    plot = gr.BarPlot(x="token", y="logit", tooltip="all", height=230, buttons=[], **colours)
     place = gr.Slider(1, limits.tokens, 1, step=1, precision=0, label="Token", elem_id="cx-place", buttons=[])
     with gr.Row():
         about = "id, name, logit; choosing one colours the text by it"
@@ -156,9 +154,9 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
 def _found(subject: Subject, reading: TextReading, names: dict[int, str]) -> str:
     """Where the concept is predicted, in two sentences."""
     count, total = int(reading.mixed_in.sum()), len(reading.tokens)
-    usual = (
-        "" if subject.atlas is None else f", in held-out text at {percent(subject.atlas.card(reading.concept).density)}"
-    )
+    usual = ""
+    if subject.atlas is not None:
+        usual = f", in held-out text at {percent(subject.atlas.card(reading.concept).density)}"
     return (
         f"Concept **{markdown_text(named(reading.concept, names))}** is mixed in at {count} of {total} tokens here "
         f"({percent(count / total)}){usual}: where its logit is among the {subject.model.config.concept_topk} largest. "

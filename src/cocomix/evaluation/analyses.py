@@ -170,14 +170,11 @@ def _frequency_table(found: Sequence[RunEvaluation]) -> Table | None:
 
 
 def _gradient_table(result: Analyses) -> Table | None:
-    rows = [
-        (
-            *(f"{run.run}, seed {run.seed}", one.group, f"{one.parameters:,}", signed(one.cosine)),
-            *(f"{signed(one.low)} … {signed(one.high)}", signed(one.of_all), f"{one.size:.3f}"),
-        )
-        for run, gradients in zip(result.runs, result.gradients, strict=True)
-        for one in gradients
-    ]
+    rows = []
+    for run, gradients in zip(result.runs, result.gradients, strict=True):
+        for one in gradients:
+            told = f"{run.run}, seed {run.seed}", one.group, f"{one.parameters:,}", signed(one.cosine)
+            rows.append((*told, f"{signed(one.low)} … {signed(one.high)}", signed(one.of_all), f"{one.size:.3f}"))
     headings = (
         *("run", "weights", "parameters", "cosine, mean over batches", "95% interval, over batches"),
         *("cosine, of all batches together", "λ · concept loss's gradient, ÷ next-token loss's, in length"),

@@ -77,16 +77,11 @@ def reliance_table(each: RunEvaluation) -> Table | None:
     for kind, one in each.reliance.kinds.items():
         share = NOTHING if one.share_of_gain is None else percent(one.share_of_gain)
         rows.append((_REPLACED_BY[kind], signed(one.nats), f"{signed(one.low)} … {signed(one.high)}", share))
-    return Table(
-        (
-            "concepts replaced by",
-            "loss, nats per token, above 0 = it hurts",
-            f"95% interval, over {each.reliance.documents:,} documents",
-            "share, of the gain over the control",
-        ),
-        rows,
-        caption=f"Reliance of {_name(each)}, on its concepts",
+    headings = (
+        *("concepts replaced by", "loss, nats per token, above 0 = it hurts"),
+        *(f"95% interval, over {each.reliance.documents:,} documents", "share, of the gain over the control"),
     )
+    return Table(headings, rows, caption=f"Reliance of {_name(each)}, on its concepts")
 
 
 def slice_table(found: Sequence[RunEvaluation], column: str) -> Table:

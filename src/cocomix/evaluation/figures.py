@@ -4,6 +4,7 @@ Figures are drawn on `Figure` objects, which write PNG with Agg; matplotlib's gl
 """
 
 import io
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cocomix.evaluation.comparison import Comparison
@@ -77,10 +78,8 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, *, dark: bool = False) 
         axes.fill_between(curve[axis.field], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
         ends.append((float(curve["loss"].iloc[-1]), name, colour))
         late += curve.loc[curve["tokens"] >= 0.2 * curve["tokens"].max(), "loss"].tolist()
-    worst = max(loss for loss, *_ in ends)
-    low = min(
-        [*late, *(loss for name, loss in comparison.curve_references.items() if name == "bigram" and loss < worst)]
-    )
+    bigram = comparison.curve_references.get("bigram", math.inf)
+    low = min([*late, *([bigram] if bigram < max(ends)[0] else [])])
     margin = 0.06 * (max(late) - low) or 0.1
     axes.set_ylim(low - margin, max(late) + margin)
     axes.set_xlim(left=0)

@@ -29,12 +29,7 @@ class CountingModel(HFLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        batch_size: int,
-        dtype: torch.dtype,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int, dtype: torch.dtype
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -76,13 +71,12 @@ class CountingModel(HFLM):  # type: ignore[misc]
         self.requests += len(requests)
         # Longest first, as the harness does within a call, so that a batch holds requests of like length.
         order = sorted(range(len(fitting)), key=lambda index: -len(fitting[index][1]) - len(fitting[index][2]))
-        scores: list[tuple[float, bool]] = [(0.0, False)] * len(fitting)
+        scores: dict[int, tuple[float, bool]] = {}
         at_once = 16 * int(self.batch_size)
         with progress("scoring", len(fitting), "requests") as advance:
             for start in range(0, len(order), at_once):
                 chosen = order[start : start + at_once]
                 part = super()._loglikelihood_tokens([fitting[index] for index in chosen], disable_tqdm=True)
-                for index, score in zip(chosen, part, strict=True):
-                    scores[index] = score
+                scores |= zip(chosen, part, strict=True)
                 advance(len(chosen))
-        return scores
+        return [scores[index] for index in range(len(fitting))]

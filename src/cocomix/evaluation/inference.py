@@ -162,11 +162,9 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
         −log p(x_{t+1} | x_{≤t}) for t = 1 … seq − 1, computed in float32; 0 where x_{t+1} is not predicted.
         [batch, seq − 1], float64, on the CPU
     """
-    rows = [
-        F.cross_entropy(row[:-1].float(), ids[1:], reduction="none", ignore_index=IGNORE).cpu().double()
-        for row, ids in zip(logits, targets, strict=True)
-    ]
-    return torch.stack(rows)
+    given = zip(logits, targets, strict=True)
+    losses = (F.cross_entropy(row[:-1].float(), ids[1:], reduction="none", ignore_index=IGNORE) for row, ids in given)
+    return torch.stack([each.cpu().double() for each in losses])
 
 
 @dataclass

@@ -74,12 +74,10 @@ def evaluate_run(
     elif labels is not None:
         raise CoCoMixError(f"the run {run.manifest.name} has no concepts to compare with labels; leave --labels out.")
     blocks = run_blocks(run, prepared, store, split=split, block_size=block_size, limit_blocks=limit_blocks)
-    token_losses, concepts = measure(
-        model, blocks.rows, batch_size=batch_size, device=device, dtype=dtype, labels=blocks.labels
-    )
+    how: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+    token_losses, concepts = measure(model, blocks.rows, **how, labels=blocks.labels)
     asked = blocks.depth > 0
     loss = float(token_losses[asked].astype(np.float64).mean())
-    precision = str(dtype).removeprefix("torch.")
     losses, references, counts = _references(run, blocks, split)
     table = token_table(blocks, token_losses, TokenClasses(run.tokenizer()), losses, counts)
     counted = None if store is None or blocks.labels is None else count_labels(prepared, store)
@@ -88,25 +86,19 @@ def evaluate_run(
         note = no_reliance_reason(model)
         if note is None and len(blocks.rows) < 2:
             note = "a single block was evaluated, so there is no other text to take concepts from."
-        shared: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype, "seed": seed}
         if note is None and model.config.form.feeds_back:
-            relied = feedback_reliance(model, blocks, token_losses, **shared)
+            relied = feedback_reliance(model, blocks, token_losses, **how, seed=seed)
         elif note is None:
-            relied = concept_reliance(
-                model,
-                blocks,
-                token_losses,
-                **shared,
-                label_kind=None if store is None else store.first.manifest.labels["kind"],
-                table=None if counted is None else counted.table(model.config.vocab_size, model.config.concept_topk),
-            )
+            kind = None if store is None else store.first.manifest.labels["kind"]
+            often = None if counted is None else counted.table(model.config.vocab_size, model.config.concept_topk)
+            relied = concept_reliance(model, blocks, token_losses, **how, label_kind=kind, table=often, seed=seed)
     meta = prepared.manifest.splits[split]
     result = RunEvaluation(
         run=run.manifest.name,
         seed=run.manifest.seed,
         data_fingerprint=prepared.manifest.fingerprint,
         split=split,
-        dtype=precision,
+        dtype=str(dtype).removeprefix("torch."),
         blocks=len(blocks.rows),
         limited=blocks.limited,
         block_size=blocks.block_size,
@@ -126,10 +118,7 @@ def evaluate_run(
 
 
 def _concept_results(
-    model: PreTrainedModel,
-    counts: ConceptCounts,
-    store: Concatenated[Labels] | None,
-    training: "LabelCounts | None",
+    model: PreTrainedModel, counts: ConceptCounts, store: Concatenated[Labels] | None, training: "LabelCounts | None"
 ) -> ConceptResults:
     labelled, labels = counts.positions > 0, max(int(counts.labels.sum()), 1)
     return ConceptResults(
@@ -156,11 +145,9 @@ def _recall_by_frequency(counts: ConceptCounts, training: NDArray[np.int64]) -> 
     while low <= int(training.max()):
         inside = (training >= low) & (training <= high)
         labels, found = int(counts.labels[inside].sum()), int(counts.found[inside].sum())
-        if inside.any():
+        if concepts := int(inside.sum()):
             recall = found / labels if labels else None
-            groups.append(
-                FrequencyRecall(lowest=low, highest=high, concepts=int(inside.sum()), labels=labels, recall=recall)
-            )
+            groups.append(FrequencyRecall(lowest=low, highest=high, concepts=concepts, labels=labels, recall=recall))
         low, high = high + 1, high * 10 + 9
     return tuple(groups)
 

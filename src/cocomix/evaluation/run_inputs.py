@@ -124,8 +124,7 @@ def _own_labels(run: Run) -> Concatenated[Labels]:
     if reference is None:
         raise CoCoMixError("the run was trained without stored labels; name some with --labels.")
     folders = [reference.path] if mixture is None else [part.labels or reference.path for part in mixture]
-    gone = [folder for folder in folders if not is_there(Path(folder))]
-    if gone:
+    if gone := [folder for folder in folders if not is_there(Path(folder))]:
         raise CoCoMixError(f"the run's labels are no longer at {gone[0]}; name them with --labels.")
     found = Concatenated([Labels.open(folder) for folder in folders])
     if found.fingerprint != reference.fingerprint:
@@ -217,11 +216,9 @@ def run_blocks(
     if stored is not None and len(stored) != len(whole):
         raise CoCoMixError(f"the labels cover {len(stored)} blocks but the data has {len(whole)}; label it again.")
     numbers: Sequence[int] = range(len(rows))
-    limited = limit_blocks is not None and limit_blocks < len(rows)
-    if limited:
-        assert limit_blocks is not None
+    if limited := limit_blocks is not None and limit_blocks < len(rows):
         mixed = isinstance(data, MixedData) and size == meta.block_size
-        numbers = data.first_blocks(split, limit_blocks) if mixed else range(limit_blocks)  # type: ignore[attr-defined]
+        numbers = data.first_blocks(split, limit_blocks) if mixed else numbers[:limit_blocks]  # type: ignore[attr-defined]
         rows, stored = Subset(rows, numbers), None if stored is None else Subset(stored, numbers)
     masks = run.manifest.document_masks
     if masks:

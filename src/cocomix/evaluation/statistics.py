@@ -10,7 +10,6 @@ MINIMAL_DOCUMENTS = 6
 """Fewer documents cannot reach p < 0.05 in a two-sided signed-rank test."""
 
 _RESAMPLES = 2000
-
 Floats = NDArray[np.float64]
 _NAN = float("nan")
 

@@ -102,10 +102,8 @@ class Corpus:
         from cocomix.data import resolve_sources
 
         (resolved,) = resolve_sources([source])
-        size = sum(
-            file.size * (_COMPRESSED if file.where.endswith((".gz", ".zst", ".parquet")) else 1)
-            for file in resolved.files
-        )
+        packed = (_COMPRESSED if file.where.endswith((".gz", ".zst", ".parquet")) else 1 for file in resolved.files)
+        size = sum(file.size * factor for file, factor in zip(resolved.files, packed, strict=True))
         return cls(source, size // _BYTES_PER_TOKEN or _ELSEWHERE)
 
     @property

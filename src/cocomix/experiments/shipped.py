@@ -86,10 +86,8 @@ def _needed(recipe: Path) -> list[Path]:
 
 def _first_sentence(path: Path) -> str:
     """Of the comment at the top."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    text = " ".join(
-        line.removeprefix("# ").strip() for line in itertools.takewhile(lambda line: line[:2] == "# ", lines)
-    )
+    lines = itertools.takewhile(lambda line: line[:2] == "# ", path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("# ").strip() for line in lines)
     for stop in re.finditer(r"(?<!\bFig)(?<!\bEq)(?<!\be\.g)\.(?= )", text):
         sentence = text[: stop.start()]
         if sentence.count("(") == sentence.count(")"):  # else the sentence goes on inside parentheses

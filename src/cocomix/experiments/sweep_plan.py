@@ -212,18 +212,13 @@ class LoadedPlan:
         Raises:
             CoCoMixError: a recipe is missing or wrong; the arm is named.
         """
-        seeds = {name: self._arm(value)[2] for name, value in self.plan.arms.items()}
-        return [
-            Job(
-                name,
-                seeds[name][rank],
-                self.output / "runs" / name / f"seed{seeds[name][rank]}",
-                self._complete(name, seeds[name][rank], (learning_rates or {}).get(name)),
-            )
-            for rank in range(max(map(len, seeds.values())))
-            for name in self.plan.arms
-            if rank < len(seeds[name])
-        ]
+        jobs, seeds = [], {name: self._arm(value)[2] for name, value in self.plan.arms.items()}
+        for rank in range(max(map(len, seeds.values()))):
+            for name in (arm for arm in self.plan.arms if rank < len(seeds[arm])):
+                recipe = self._complete(name, seeds[name][rank], (learning_rates or {}).get(name))
+                folder = self.output / "runs" / name / f"seed{seeds[name][rank]}"
+                jobs.append(Job(name, seeds[name][rank], folder, recipe))
+        return jobs
 
     def _arm(self, value: str | Mapping[str, Any]) -> tuple[Path, dict[str, Any], tuple[int, ...]]:
         """An arm's file, what the plan lays over it, and its seeds."""
@@ -262,10 +257,8 @@ class LoadedPlan:
                 made = made.model_copy(update={"dtype": self.plan.teacher.dtype})
             labels, shared = made.model_dump(mode="json"), {"dictionary": self.dictionary, "teacher": teacher}
             labels |= {part: value for part, value in shared.items() if part in labels and value is not None}
-            changes["labels"] = {
-                **labels,
-                "path": str(label_folder(self.output, made, labelled_blocks(plain))) if plain.label_folders else None,
-            }
+            path = str(label_folder(self.output, made, labelled_blocks(plain))) if plain.label_folders else None
+            changes["labels"] = {**labels, "path": path}
         if self.plan.teacher is not None and plain.distillation and isinstance(plain.distillation.targets, Path):
             changes["distillation"] = {"targets": str(self.output / "probabilities")}
         return self._recipe(name, file, values, changes)

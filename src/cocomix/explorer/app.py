@@ -68,25 +68,20 @@ def build_app(subject: Subject) -> gr.Blocks:
             except CoCoMixError as error:
                 name, said = "text", message(error, "error")
             # The text is read in the same answer: beside it, the slower of two answers would show the default.
-            values_read = [
-                (component.value or "") if value == gr.skip() else value
-                for component, value in zip(text.parameters.values(), values["text"], strict=True)
-            ]
+            given = zip(text.parameters.values(), values["text"], strict=True)
+            values_read = [(part.value or "") if value == gr.skip() else value for part, value in given]
             try:
                 *_, found = text.show(*values_read)
             except CoCoMixError as error:
                 found = [message(error, "error"), *[gr.skip()] * len(text.results)]
-            return {
+            filled: dict[Any, Any] = {
                 query: text.link(values_read) if name == "text" else gr.skip(),
                 tabs: gr.skip() if name == "text" else gr.Tabs(selected=name),  # it is open already
                 told: said,
-                **{
-                    component: value
-                    for view in views.values()
-                    for component, value in zip(view.parameters.values(), values[view.name], strict=True)
-                },
-                **dict(zip([text.said, *text.results], found, strict=True)),
             }
+            for view in views.values():
+                filled |= zip(view.parameters.values(), values[view.name], strict=True)
+            return filled | dict(zip([text.said, *text.results], found, strict=True))
 
         parameters = {component for view in views.values() for component in view.parameters.values()}
         outputs = list({query, tabs, told, *parameters, text.said, *text.results})

@@ -103,8 +103,7 @@ class SecurityHeaders:
     """
 
     def __init__(self, app: Any, names: Collection[str]) -> None:
-        self.app = app
-        self.names = names
+        self.app, self.names = app, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""

@@ -56,11 +56,9 @@ class View:
 
     def link(self, values: Sequence[Any]) -> str:
         """The query of a link to this view with these values of its parameters; it names the run."""
-        told = {
-            name: ",".join(value) if isinstance(value, list) else value
-            for name, value in zip(self.parameters, values, strict=True)
-        }
-        return urlencode({"run": self.subject.fingerprint, "view": self.name, **told})
+        told = (",".join(value) if isinstance(value, list) else value for value in values)
+        named = dict(zip(self.parameters, told, strict=True))
+        return urlencode({"run": self.subject.fingerprint, "view": self.name, **named})
 
     def restored(self, query: Mapping[str, str]) -> list[Any]:
         """Values of the parameters from a link's query; what it leaves out stays as it is.

@@ -277,9 +277,8 @@ def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:
     p_value = None
     if len(values) >= _LEAST_PAIRS:
         p_value = float(wilcoxon(values).pvalue) if np.any(values) else 1.0
-    return PairedDifference(
-        float(values.mean()), float(low), float(high), p_value, int((values > 0).sum()), len(values)
-    )
+    positive = int((values > 0).sum())
+    return PairedDifference(float(values.mean()), float(low), float(high), p_value, positive, len(values))
 
 
 def mean_interval(values: Array, seed: int) -> tuple[Array, Array]:

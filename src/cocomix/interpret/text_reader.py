@@ -137,9 +137,8 @@ class TextReader:
         """Activations in blocks of the student's tokens, and how much of them counts as present. [positions, width]"""
         decoder = self.teacher.decoder
         tokens = (blocks if self._blocks is None else self._blocks(blocks)).to(decoder.device)
-        codes = self.teacher.dictionary.encode(
-            decoder.hidden_states(tokens, dtype=getattr(torch, self._labeller.dtype))
-        )
+        hidden = decoder.hidden_states(tokens, dtype=getattr(torch, self._labeller.dtype))
+        codes = self.teacher.dictionary.encode(hidden)
         pairs = (codes, self._labeller.present(tokens, codes))
         raw, present = (SparseCodes(ids.flatten(0, 1), values.flatten(0, 1)) for ids, values in pairs)
         return raw, present

@@ -46,9 +46,8 @@ class Words:
         """Join tokens to words: a word is a run of tokens without white space or punctuation between them."""
         pieces = {int(token): tokenizer.decode([int(token)]) for token in np.unique(tokens)}
         joins = {token: _wordlike(piece[:1]) for token, piece in pieces.items()}
-        goes_on = {
-            token: _wordlike(piece[-1:]) or (bool(piece) and not piece.strip(" ")) for token, piece in pieces.items()
-        }
+        blank = {token: bool(piece) and not piece.strip(" ") for token, piece in pieces.items()}
+        goes_on = {token: _wordlike(piece[-1:]) or blank[token] for token, piece in pieces.items()}
         known: dict[tuple[int, ...], int] = {}
         texts: dict[str, int] = {}
         ids = np.empty(tokens.shape, dtype=np.int32)
@@ -108,12 +107,8 @@ def _lifts(
     totals = np.add.reduceat(counts, first)
     share = counts / totals[group]
     lift = share / base[ids]
-    kept = (
-        (counts >= least)
-        & (share >= _LEAST_SHARE)
-        & (lift >= _LEAST_LIFT)
-        & np.array([bool(text) for text in words.texts])[ids]
-    )
+    worded = np.array([bool(text) for text in words.texts])[ids]
+    kept = worded & (counts >= least) & (share >= _LEAST_SHARE) & (lift >= _LEAST_LIFT)
     order = np.lexsort((ids, -counts, -lift, owners))
     order = order[kept[order]]
     lists: dict[int, WordLifts] = {}

@@ -26,7 +26,7 @@ from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import run_labels
-from cocomix.evaluation.statistics import Estimate, by_document, crossed_interval, document_p, holm, power_law, t_test
+from cocomix.evaluation.statistics import Estimate, by_document, crossed_interval, holm, power_law, t_test, wilcoxon_p
 from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, label_words, teacher_flops
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
@@ -257,10 +257,10 @@ def _differences_on_tokens(
             shared = sorted(arms[name] & arms[baseline])
             gaps = np.stack([losses[name, seed] - losses[baseline, seed] for seed in shared])
             sums, targets = by_document(gaps, documents)
-            better = float(((sums / targets).mean(axis=0) < 0).mean())
+            means = (sums / targets).mean(axis=0)
             alone = sums.shape[1] < 2  # resamples of one document are that document: no width, and nothing decided
             interval = (np.nan, np.nan) if alone else crossed_interval(sums, targets)
-            whole.loc[name] = [sums.shape[1], *interval, better, document_p(sums, targets)]
+            whole.loc[name] = [sums.shape[1], *interval, (means < 0).mean(), wilcoxon_p(means)]
             for which, values in slices.items():
                 for value in pd.Categorical(values).categories:
                     if (inside := (values == value).to_numpy()).any():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cocomix.evaluation.formatting import signed
+from cocomix.evaluation.statistics import wilcoxon_p
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths
 from cocomix.interpret.inspection import concept_model
@@ -30,7 +31,6 @@ Arm = Literal["student", "teacher", "prompt"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 Turn = Literal["add", "scale"]
 _RESAMPLES = 2000
-_LEAST_PAIRS = 6  # fewer pairs cannot reach p < 0.05 in Wilcoxon's test
 
 
 @dataclass(frozen=True)
@@ -271,14 +271,10 @@ class PairedDifference(NamedTuple):
 
 def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:
     """Mean, interval and test of differences, one per concept. [concepts]"""
-    from scipy.stats import wilcoxon
-
     low, high = mean_interval(values, seed)
-    p_value = None
-    if len(values) >= _LEAST_PAIRS:
-        p_value = float(wilcoxon(values).pvalue) if np.any(values) else 1.0
-    positive = int((values > 0).sum())
-    return PairedDifference(float(values.mean()), float(low), float(high), p_value, positive, len(values))
+    p_value = wilcoxon_p(values)
+    tested, positive = None if np.isnan(p_value) else p_value, int((values > 0).sum())
+    return PairedDifference(float(values.mean()), float(low), float(high), tested, positive, len(values))
 
 
 def mean_interval(values: Array, seed: int) -> tuple[Array, Array]:

@@ -52,7 +52,7 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             about = f"Enter generates; up to {limits.tokens} tokens with what follows"
-            size = {"max_lines": 6, "max_length": limits.characters}
+            size: dict[str, Any] = {"max_lines": 6, "max_length": limits.characters}
             prompt = gr.Textbox("The function returns", label="Prompt", info=about, elem_id="cx-prompt", **size)
             with gr.Row():
                 most = limits.words

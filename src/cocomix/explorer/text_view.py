@@ -98,8 +98,9 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
     tokens = gr.HighlightedText(
         label="Coloured by the concept's logit: red above 0, purple below; choose a token", elem_id="cx-tokens"
     )
-    colours = {"color": "concept is", "color_map": {"mixed in": "#d55e00", "not mixed in": "#8a94a6"}}
-    plot = gr.BarPlot(x="token", y="logit", tooltip="all", height=230, buttons=[], **colours)
+    colours = {"mixed in": "#d55e00", "not mixed in": "#8a94a6"}
+    look: dict[str, Any] = {"color": "concept is", "color_map": colours, "tooltip": "all", "height": 230, "buttons": []}
+    plot = gr.BarPlot(x="token", y="logit", **look)
     place = gr.Slider(1, limits.tokens, 1, step=1, precision=0, label="Token", elem_id="cx-place", buttons=[])
     with gr.Row():
         about = "id, name, logit; choosing one colours the text by it"

@@ -69,7 +69,7 @@ class SteerEvalSettings:
     def __post_init__(self) -> None:
         if self.turn not in get_args(Turn):
             raise CoCoMixError(f"turn={self.turn!r} is not one of {', '.join(get_args(Turn))}.")
-        _ = self.sampling
+        _ = self.sampling  # which refuses numbers that no text can be generated with
         if len(set(self.factors)) != len(self.factors) or len(self.factors) < 3 or self.neutral not in self.factors:
             raise CoCoMixError(
                 f"factors={list(self.factors)} must be at least three different numbers, with {self.neutral:g}, which "
@@ -179,15 +179,18 @@ def measure_steering(
                 for index, (loss, found) in enumerate(zip(losses.tolist(), present, strict=True)):
                     place, factor = cells[index // len(prompts)]
                     pairs = list(pairwise(new[index]))
-                    row: dict[str, Any] = {
-                        "arm": arm,
-                        "turned": concepts[place],
-                        "factor": factor,
-                        "prompt": index % len(prompts),
-                    }
-                    row |= {"tokens": given[index] + new[index], "loss": loss}
-                    row["distinct_2"] = len(set(pairs)) / len(pairs)
-                    rows.append({**row, "activation": (found.sum(0) / max(1, len(found))).tolist()})
+                    rows.append(
+                        {
+                            "arm": arm,
+                            "turned": concepts[place],
+                            "factor": factor,
+                            "prompt": index % len(prompts),
+                            "tokens": given[index] + new[index],
+                            "loss": loss,
+                            "distinct_2": len(set(pairs)) / len(pairs),
+                            "activation": (found.sum(0) / max(1, len(found))).tolist(),
+                        }
+                    )
                 advance(len(texts))
     return SteerMeasurements(settings, concepts, rows)
 

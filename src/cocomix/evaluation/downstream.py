@@ -135,6 +135,15 @@ class Downstream(Record):
             return None
         return self.tasks[task].metrics[PAPER_TASKS[task].metric]
 
+    def average(self, kind: str, *others: float) -> float | None:
+        """Mean of the paper's tasks of a kind, accuracy or perplexity, and of others; `None` unless all were measured.
+
+        The paper averages the perplexities of LAMBADA and WikiText with that of the validation text.
+        """
+        values = [self.value(task) for task, shown in PAPER_TASKS.items() if shown.kind == kind]
+        known = [*others, *(value for value in values if value is not None)]
+        return sum(known) / len(known) if None not in values else None
+
 
 def evaluate_tasks(
     run: Run,

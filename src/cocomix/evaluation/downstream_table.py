@@ -35,7 +35,7 @@ def downstream_numbers(runs: Sequence[Run]) -> tuple["DataFrame | None", str]:
     tasks = [name for name in shared if len({each.tasks[name].source for each in found}) == 1]
     if not tasks:
         return None, "There is no table of downstream tasks: no task was measured on the same rows by all runs."
-    rows = [task_numbers(tasks, run.perplexity, each) for run, each in zip(runs, found, strict=True)]
+    rows = [_numbers(tasks, run.perplexity, each) for run, each in zip(runs, found, strict=True)]
     return pd.DataFrame(rows, index=[run.manifest.name for run in runs]), _note(tasks, shared, found)
 
 
@@ -46,22 +46,21 @@ def downstream_table(numbers: "DataFrame") -> Table:
     return Table(("run", *numbers.columns), rows, "Downstream tasks")
 
 
-def task_numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
+def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
     """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them."""
     row = {"validation, perplexity, lower is better": validation}
-    parts: dict[str, list[float]] = {"perplexity": [validation], "accuracy": []}
     for name in tasks:
-        value, kind = result.value(name), PAPER_TASKS[name].kind
+        value = result.value(name)
         assert value is not None
-        heading, value = (
-            (f"{name}, %, higher", 100 * value) if kind == "accuracy" else (f"{name}, {kind}, lower", value)
+        accuracy = PAPER_TASKS[name].kind == "accuracy"
+        row[f"{name}, %, higher is better" if accuracy else f"{name}, perplexity, lower is better"] = (
+            100 * value if accuracy else value
         )
-        row[f"{heading} is better"] = value
-        parts[kind].append(value)
     missing = {shown.kind for name, shown in PAPER_TASKS.items() if name not in tasks}
-    for kind, heading in (("perplexity", "mean perplexity, lower"), ("accuracy", "mean accuracy, %, higher")):
-        if kind not in missing:
-            row[f"{heading} is better"] = sum(parts[kind]) / len(parts[kind])
+    if "perplexity" not in missing and (mean := result.average("perplexity", validation)) is not None:
+        row["mean perplexity, lower is better"] = mean
+    if "accuracy" not in missing and (mean := result.average("accuracy")) is not None:
+        row["mean accuracy, %, higher is better"] = 100 * mean
     return row
 
 

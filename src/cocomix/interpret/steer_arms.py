@@ -100,21 +100,19 @@ class SteerMeasurements:
     """Every text and what was measured of it.
 
     Attributes:
-        concepts: those turned, and those measured.
         rows: one per text: arm, turned, factor, prompt, tokens of the model that wrote it; loss (nats per token of the
             unsteered teacher, NaN where it can read nothing new), distinct_2 (share of distinct pairs of neighbouring
-            tokens) and activation, the mean over the new tokens of each of `concepts` as the teacher's labeller counts
+            tokens) and activation, the mean over the new tokens of each concept as the teacher's labeller counts
             it (`TeacherLabeller.present`).
     """
 
     settings: SteerEvalSettings
-    concepts: tuple[int, ...]
     rows: list[dict[str, Any]] = field(repr=False)
 
     def of(self, arm: Arm, name: str) -> Array:
         """A measure of an arm's texts. [turned, factors, prompts]; activation [turned, factors, prompts, measured]"""
         values = np.array([row[name] for row in self.rows if row["arm"] == arm])
-        return values.reshape(len(self.concepts), -1, self.settings.prompts, *values.shape[1:])
+        return values.reshape(len(self.settings.concepts), -1, self.settings.prompts, *values.shape[1:])
 
 
 def measure_steering(
@@ -192,7 +190,7 @@ def measure_steering(
                         }
                     )
                 advance(len(texts))
-    return SteerMeasurements(settings, concepts, rows)
+    return SteerMeasurements(settings, rows)
 
 
 def _continued(

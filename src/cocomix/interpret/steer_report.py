@@ -190,7 +190,7 @@ class SteerReport:
                 "amount": float(self.strengths.logit[concept]),
                 **{name: float(values[place]) for name, values in columns.items()},
             }
-            for place, concept in enumerate(self.measured.concepts)
+            for place, concept in enumerate(self.measured.settings.concepts)
         ]
         return sorted(rows, key=lambda row: (-row["student"], row["concept"]))
 

@@ -81,8 +81,10 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
     for names in (("untouched", "steered"), ("hinted", "teacher")):
         with gr.Row():
             look: dict[str, Any] = {"color_map": {"differs": "orange"}, "show_inline_category": False, "min_width": 280}
-            idle = [("Press Generate.", None)]
-            texts += [gr.HighlightedText(idle, label=_COLUMNS[name][0], elem_id=f"cx-{name}", **look) for name in names]
+            texts += [
+                gr.HighlightedText([("Press Generate.", None)], label=_COLUMNS[name][0], elem_id=f"cx-{name}", **look)
+                for name in names
+            ]
 
     def show(text: str, wanted: str, do: str, by: float, more: str, hint: str, *how: Any) -> Iterator[list[Any]]:
         edits = read_edits(subject, wanted, do, by, more)

@@ -135,7 +135,7 @@ def inspect_text(
         output = model(input_ids=input_ids, use_cache=False)
         likely = output.logits[0].float().softmax(-1).topk(top_next, dim=-1)  # [seq, top_next]
     columns = (input_ids[0], output.concept_ids[0], output.concept_values[0], likely.indices, likely.values)
-    found = []
+    found: list[TokenConcepts] = []
     for token, ids, values, next_ids, shares in zip(*(column.tolist() for column in columns), strict=True):
         concepts = map(PredictedConcept, ids[:top], values[:top], range(1, top + 1))
         following = map(NextToken, (tokenizer.decode([one]) for one in next_ids), shares)

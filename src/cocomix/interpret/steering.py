@@ -155,22 +155,22 @@ def generate(
     longest = max(map(len, rows))
     return [
         _continuation(tokenizer, ids, sequence[longest - len(ids) :])
-        for ids, several in zip(rows, sequences.split(num_return_sequences), strict=True)
+        for ids, several in zip(rows, torch.split(sequences, num_return_sequences), strict=True)
         for sequence in several
     ]
 
 
 def _check_steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> CoCoMixForCausalLM:
     """Refuse edits that the model cannot follow or that are far out of range."""
-    model = concept_model(model, mixing=True)
-    check_edits(edits, model.config.num_concepts)
+    steered = concept_model(model, mixing=True)
+    check_edits(edits, steered.config.num_concepts)
     for edit in edits:
         if abs(edit.value) > FACTOR_LIMIT:
             raise CoCoMixError(
                 f"the value {edit.value:g} of the edit of concept {edit.concept} is too large; "
                 f"stay between -{FACTOR_LIMIT:.0f} and {FACTOR_LIMIT:.0f}."
             )
-    return model
+    return steered
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: Tensor) -> str:

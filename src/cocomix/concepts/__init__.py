@@ -29,7 +29,12 @@ if TYPE_CHECKING:
         FitSettings,
         fit_identity,
     )
-    from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
+    from cocomix.concepts.fingerprints import (
+        configuration_fingerprint,
+        files_fingerprint,
+        model_fingerprint,
+        package_versions,
+    )
     from cocomix.concepts.fit import fit_dictionary
     from cocomix.concepts.labeller import (
         ConceptLabeller,
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
     from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
+    from cocomix.concepts.loaded_teachers import LoadedTeachers
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
     from cocomix.concepts.teacher import ConceptTeacher, load_teacher
     from cocomix.concepts.token_bytes import first_token_table
@@ -96,6 +102,7 @@ __all__ = [
     "FutureWordsConfig",
     "FutureWordsLabeller",
     "LabellerConfig",
+    "LoadedTeachers",
     "RandomConfig",
     "RandomLabeller",
     "SparseCodes",
@@ -112,6 +119,7 @@ __all__ = [
     "determining",
     "dictionary_layer",
     "drop_without_target",
+    "files_fingerprint",
     "first_blocks",
     "first_token_table",
     "fit_dictionary",

@@ -7,11 +7,12 @@ change of them alone, such as an upgrade of transformers, leaves it as it is.
 
 import hashlib
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from cocomix.artifacts import fingerprint_json, tensor_sha256
+from cocomix.artifacts import file_sha256, fingerprint_json, tensor_sha256
 
 # A configuration entry changes the numbers if its name holds one of these words: `layer_norm_epsilon`, `hidden_act`,
 # `num_attention_heads`, `rope_parameters`, `sliding_window`, `layer_types` … An entry of a new architecture that is
@@ -43,6 +44,19 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 def configuration_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 (hex) of the settings that `model_fingerprint` leaves out."""
     return fingerprint_json(_settings(model, computing=False))
+
+
+def files_fingerprint(model: str) -> str | None:
+    """SHA-256 (hex) of the files of a model on this machine, a GGUF file or a folder; None of a hub name.
+
+    Equal files hold equal weights and settings, which is known by this without loading them. Of a folder it covers what
+    transformers reads: the JSON and safetensors files in it, not those in folders below.
+    """
+    place = Path(model)
+    if place.is_file():
+        return file_sha256(place)
+    files = sorted(path for path in place.glob("*") if path.suffix in (".json", ".safetensors") and path.is_file())
+    return fingerprint_json({path.name: file_sha256(path) for path in files}) if files else None
 
 
 def package_versions() -> str:

@@ -7,7 +7,7 @@ shards, disks and processes are unknown to a labeller.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -17,6 +17,9 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.registry import Registry
 from cocomix.runtime.section import Section
+
+if TYPE_CHECKING:
+    from cocomix.concepts.loaded_teachers import LoadedTeachers
 
 NOT_DETERMINING = ("configuration", "versions")
 """Parts of a fingerprint that do not determine the labels; they are recorded for people."""
@@ -143,7 +146,10 @@ class LabellerKind(Protocol):
     def build(
         cls, config: Any, *, device: torch.device | str | None, vocabulary: Vocabulary | None, force: bool = False
     ) -> ConceptLabeller:
-        """Load what the labeller needs; arguments as in `build_labeller`, of which `force` is given only if set."""
+        """Load what the labeller needs; arguments as in `build_labeller`.
+
+        `force` is given only if set, and `teachers` only to kinds that have the settings of `TeacherLabellerConfig`.
+        """
         ...
 
 
@@ -195,6 +201,7 @@ def build_labeller(
     vocabulary: Vocabulary | None = None,
     tables: Mapping[str, Tensor] | None = None,
     force: bool = False,
+    teachers: "LoadedTeachers | None" = None,
 ) -> ConceptLabeller:
     """Load a labeller.
 
@@ -203,11 +210,13 @@ def build_labeller(
         vocabulary: of the data; None where it is another's or unknown.
         tables: what an earlier `fit` learned, for a kind that has one.
         force: warn of what does not fit together where that is possible.
+        teachers: where a labeller with a teacher finds it; it is loaded for this labeller alone if None.
 
     Raises:
         CoCoMixError: something cannot be loaded or does not fit together.
     """
-    options = {"force": True} if force else {}
+    options: dict[str, Any] = {"force": True} if force else {}
+    options |= {} if teachers is None else {"teachers": teachers}
     labeller = LABELLERS.find(config.kind).build(config, device=device, vocabulary=vocabulary, **options)
     if tables:
         if not isinstance(labeller, FittedLabeller):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.artifacts import locked, read_json, write_json
-from cocomix.concepts import FitSettings
+from cocomix.concepts import FitSettings, LoadedTeachers
 from cocomix.data import prepare
 from cocomix.evaluation import (
     Comparison,
@@ -206,23 +206,25 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     data = jobs[0].recipe.data
     if not isinstance(data, Path):
         raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
+    teachers = LoadedTeachers()  # released when the shared parts are made, before students are trained
     for job in jobs:
         targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
         if isinstance(targets, Path) and not targets.exists():
             logger.info(f"probabilities: {targets.name}")
-            distill_data(data, teacher, targets, top_k=plan.probabilities_top_k, dtype=plan.teacher.dtype)
+            top_k, dtype = plan.probabilities_top_k, plan.teacher.dtype
+            distill_data(data, teacher, targets, top_k=top_k, dtype=dtype, teachers=teachers)
     if plan.dictionary is None or loaded.dictionary is None:
         return
     if plan.dictionary.path is None and not Path(loaded.dictionary["path"]).exists():
         logger.info("dictionary")
         settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
-        fit_on_data(data, teacher, Path(loaded.dictionary["path"]), settings)
+        fit_on_data(data, teacher, Path(loaded.dictionary["path"]), settings, teachers=teachers)
     for job in jobs:
         labels = job.recipe.labels
         if labels is not None and labels.path is not None and labels.labeller is not None and not labels.path.exists():
             logger.info(f"labels: {labels.path.name}, first for {job.arm}")
-            blocks = labelled_blocks(job.recipe)
-            label_data(data, labels.labeller, labels.path, force=plan.dictionary.force, blocks=blocks)
+            blocks, force = labelled_blocks(job.recipe), plan.dictionary.force
+            label_data(data, labels.labeller, labels.path, force=force, blocks=blocks, teachers=teachers)
 
 
 def _run_all(

@@ -10,6 +10,7 @@ from cocomix.data import TRAIN, VALIDATION, Tokens, tokenizer_fingerprint
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
+    from cocomix.concepts import LoadedTeachers
     from cocomix.concepts.token_rows import TokenBlocksLike
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,12 @@ def fitted(
 
 
 def fit_on_data(
-    data_path: Path, teacher: TeacherConfig, output: Path, settings: FitSettings | None = None
+    data_path: Path,
+    teacher: TeacherConfig,
+    output: Path,
+    settings: FitSettings | None = None,
+    *,
+    teachers: "LoadedTeachers | None" = None,
 ) -> Dictionary:
     """Fit a TopK autoencoder to a teacher's layer on prepared data, or find that it is there already.
 
@@ -39,6 +45,7 @@ def fit_on_data(
         teacher: the language model and the block whose output is described.
         output: folder to write; SAELens reads it too.
         settings: sizes and schedule.
+        teachers: where the teacher is found; it is loaded for this call alone by default.
 
     Raises:
         CoCoMixError: the tokenizers differ and the data's cannot be inverted to bytes, or its blocks begin with a token
@@ -46,12 +53,20 @@ def fit_on_data(
     """
     if (made := fitted(data_path, teacher, output, settings)) is not None:
         return made
-    from cocomix.concepts import SAMPLE_TOKENS, AlignedTexts, first_blocks, fit_dictionary, load_teacher, spread_blocks
-    from cocomix.labelling.opening import check_tokenizer, longest_window, tokenizer_of
+    from cocomix.concepts import (
+        SAMPLE_TOKENS,
+        AlignedTexts,
+        LoadedTeachers,
+        first_blocks,
+        fit_dictionary,
+        spread_blocks,
+    )
+    from cocomix.labelling.opening import check_tokenizer, longest_window
     from cocomix.runtime.device import default_device
 
     data, settings = Tokens.open(data_path), settings or FitSettings()
-    model, own = load_teacher(teacher.model, revision=teacher.revision, device=default_device()), tokenizer_of(teacher)
+    teachers = teachers or LoadedTeachers()
+    model, own = teachers.model(teacher, default_device()), teachers.tokenizer(teacher)
     blocks: TokenBlocksLike = data.split(TRAIN)
     heldout = first_blocks(data.split(VALIDATION), SAMPLE_TOKENS)
     if own is None or tokenizer_fingerprint(own) == data.manifest.tokenizer_fingerprint:

@@ -16,7 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cocomix.artifacts import partial_path
-from cocomix.concepts import AlignedTeacher, ConceptLabeller, FittedLabeller, LabellerConfig, TeacherConfig
+from cocomix.concepts import (
+    AlignedTeacher,
+    ConceptLabeller,
+    FittedLabeller,
+    LabellerConfig,
+    LoadedTeachers,
+    TeacherConfig,
+    TeacherLabellerConfig,
+    files_fingerprint,
+)
 from cocomix.data import Tokens
 from cocomix.labelling.distillers import Distiller
 from cocomix.labelling.map_shards import Arrays
@@ -54,6 +63,7 @@ def label_data(
     force: bool = False,
     blocks: int | None = None,
     job: Job | None = None,
+    teachers: LoadedTeachers | None = None,
 ) -> Labels | None:
     """Label every token of a data set with concepts (`cocomix label`), or those of one job's part of its shards.
 
@@ -64,6 +74,7 @@ def label_data(
         scores: type in which scores are kept; `none` halves the room on the disk.
         force: go on with a dictionary or a dtype that `open_labeller` would refuse.
         blocks: label only so many training blocks, from the beginning; all by default. Other splits are labelled whole.
+        teachers: where the teacher is found, so that several calls share it; loaded for this call alone by default.
 
     Returns:
         The labels; None while shards are left to other jobs.
@@ -80,7 +91,7 @@ def label_data(
         return whole
     begun = partial_path(output) / TABLES
     labeller, agreement = open_labeller(
-        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force
+        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force, teachers=teachers
     )
     fingerprint, count = labeller.fingerprint(), labeller.num_concepts
     tables = labeller.tables() if isinstance(labeller, FittedLabeller) else {}
@@ -103,6 +114,7 @@ def label_data(
         "labeller": fingerprint,
         "num_concepts": count,
         "scores": scores,
+        "teacher_files": _files_of(config.teacher if isinstance(config, TeacherLabellerConfig) else None),
         "agreement_with_float32": None if agreement is None else agreement.equal_sets,
         "score_kept_of_float32": None if agreement is None else agreement.score_kept,
         "flops_per_token": labeller.flops_per_token(block_size),
@@ -121,6 +133,7 @@ def distill_data(
     dtype: ProbabilityDtype | Literal["auto"] = "float32",
     blocks: int | None = None,
     job: Job | None = None,
+    teachers: LoadedTeachers | None = None,
 ) -> TeacherProbabilities | None:
     """Store what a teacher predicts on a data set (`cocomix distill`), or on one job's part of its shards.
 
@@ -134,6 +147,7 @@ def distill_data(
             vocabulary, the whole distribution. Not for `alm`.
         dtype: what the teacher runs in; `auto` is bfloat16 on a GPU and on a CPU with AMX, else float32.
         blocks: as in `label_data`.
+        teachers: as in `label_data`.
 
     Returns:
         The targets; None while shards are left to other jobs.
@@ -143,7 +157,8 @@ def distill_data(
     """
     job, tokens, device = job or Job(), Tokens.open(data), default_device()
     vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
-    targets = targets_for(tokens, teacher, kind)
+    teachers = teachers or LoadedTeachers()
+    targets = targets_for(tokens, teacher, kind, teachers)
     if targets == "alm" and top_k is not None:
         raise CoCoMixError("the kind alm stores one number a chunk of text; leave top_k out.")
     kept = top_k if top_k is not None else _DEFAULT_TOP_K[targets]
@@ -166,7 +181,7 @@ def distill_data(
         return whole
     sent = SentTokens(tokens.manifest, None if targets == "top_k" else tokens.tokenizer())
     settings = DistillSettings(teacher, targets, kept, dtype)
-    distiller = load_distiller(tokens, settings, device=device)
+    distiller = load_distiller(tokens, settings, device=device, teachers=teachers)
     fingerprint = distiller.fingerprint()
     made_with = {**fingerprint, "code": _code_version()}
     layouts = probability_layouts(block_size, kept, vocab_size, targets)
@@ -174,6 +189,7 @@ def distill_data(
     about = {
         "made_from": _made_from(tokens, fingerprint),
         "teacher": teacher.model,
+        "teacher_files": _files_of(teacher),
         "vocab_size": vocab_size,
         "top_k": kept,
         "dtype": dtype,
@@ -270,7 +286,7 @@ class _DistillFunction(_BlockFunction):
     tokens: SentTokens
 
     def load(self, device: torch.device) -> Distiller:
-        return load_distiller(self.tokens, self.settings, device=device)
+        return load_distiller(self.tokens, self.settings, device=device, teachers=LoadedTeachers())
 
     def fingerprint(self) -> dict[str, str]:
         found: dict[str, str] = self.model.fingerprint()
@@ -285,6 +301,10 @@ def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]
     """Hashes of what something was made from, by role."""
     models = {role: fingerprint[role] for role in ("weights", "dictionary", "table") if role in fingerprint}
     return {"tokens": tokens.manifest.fingerprint, "tokenizer": tokens.manifest.tokenizer_fingerprint, **models}
+
+
+def _files_of(teacher: TeacherConfig | None) -> str | None:
+    return None if teacher is None else files_fingerprint(teacher.model)
 
 
 @cache

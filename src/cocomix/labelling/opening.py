@@ -20,6 +20,7 @@ from cocomix.concepts import (
     FittedTeacherLabeller,
     FrozenDecoder,
     LabellerConfig,
+    LoadedTeachers,
     TeacherConfig,
     TeacherLabeller,
     TeacherLabellerConfig,
@@ -28,7 +29,6 @@ from cocomix.concepts import (
     build_labeller,
     check_labeller,
     first_blocks,
-    load_teacher,
     spread_blocks,
 )
 from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
@@ -37,7 +37,6 @@ from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import NoTokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,7 @@ def open_labeller(
     device: torch.device | None = None,
     tables: dict[str, Tensor] | None = None,
     force: bool = False,
+    teachers: LoadedTeachers | None = None,
 ) -> tuple[ConceptLabeller, Agreement | None]:
     """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
 
@@ -60,6 +60,7 @@ def open_labeller(
         device: where to put its models; the best one by default.
         tables: what its first pass learned before.
         force: warn where it would refuse.
+        teachers: where its teacher is found; it is loaded for this labeller alone by default.
 
     Returns:
         The labeller, and its agreement with the labels of the same teacher in float32 (see `check_labeller`).
@@ -67,7 +68,8 @@ def open_labeller(
     Raises:
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; or as `check_labeller`.
     """
-    labeller = load_labeller(tokens, config, device=device or default_device(), tables=tables, force=force)
+    device = device or default_device()
+    labeller = load_labeller(tokens, config, device=device, tables=tables, force=force, teachers=teachers)
     if isinstance(labeller, FittedLabeller) and not labeller.tables():
         if TRAIN not in tokens.manifest.splits:
             raise CoCoMixError(
@@ -115,6 +117,7 @@ def load_labeller(
     device: torch.device,
     tables: Mapping[str, Tensor] | None = None,
     force: bool = False,
+    teachers: LoadedTeachers | None = None,
 ) -> ConceptLabeller:
     """Load a labeller for a data set; one whose teacher has another tokenizer is aligned by bytes (`AlignedTeacher`).
 
@@ -125,10 +128,13 @@ def load_labeller(
     """
     if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
         return build_labeller(config, device=device, vocabulary=vocabulary_of(tokens), tables=tables, force=force)
-    found = tokenizer_of(config.teacher)
+    teachers = teachers or LoadedTeachers()
+    found = teachers.tokenizer(config.teacher)
     same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
     vocabulary = vocabulary_of(tokens) if same else None  # the teacher's texts begin as its tokenizer has it
-    labeller = build_labeller(config, device=device, vocabulary=vocabulary, tables=tables, force=force)
+    labeller = build_labeller(
+        config, device=device, vocabulary=vocabulary, tables=tables, force=force, teachers=teachers
+    )
     assert isinstance(labeller, TeacherLabeller)
     model = labeller.teacher.decoder.model
     if found is None or same:
@@ -160,13 +166,15 @@ class DistillSettings:
     dtype: ProbabilityDtype
 
 
-def targets_for(tokens: Tokens, teacher: TeacherConfig, kind: TargetKind | Literal["auto"]) -> TargetKind:
+def targets_for(
+    tokens: Tokens, teacher: TeacherConfig, kind: TargetKind | Literal["auto"], teachers: LoadedTeachers
+) -> TargetKind:
     """The kind of targets that suits a teacher's tokenizer and the data's, see `distill_data`.
 
     Raises:
         CoCoMixError: the asked kind does not.
     """
-    found = tokenizer_of(teacher)
+    found = teachers.tokenizer(teacher)
     same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
     if kind in ("uld", "alm") and found is None:
         raise CoCoMixError(
@@ -185,15 +193,16 @@ def targets_for(tokens: Tokens, teacher: TeacherConfig, kind: TargetKind | Liter
     return kind
 
 
-def load_distiller(tokens: Tokens | SentTokens, settings: DistillSettings, *, device: torch.device) -> Distiller:
+def load_distiller(
+    tokens: Tokens | SentTokens, settings: DistillSettings, *, device: torch.device, teachers: LoadedTeachers
+) -> Distiller:
     """Load a teacher to distil.
 
     Raises:
         CoCoMixError: nothing can be loaded, or the tokenizers do not suit the kind of targets.
     """
     source, top_k, dtype = settings.teacher, settings.top_k, settings.dtype
-    model = load_teacher(source.model, revision=source.revision, device=device)
-    found = tokenizer_of(source)
+    model, found = teachers.model(source, device), teachers.tokenizer(source)
     if settings.targets == "top_k":
         check_tokenizer(model, found, tokens)
         return PlainDistiller(FrozenDecoder(model, 0), top_k, tokens.manifest.vocab_size, dtype)
@@ -222,8 +231,9 @@ def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device
     Raises:
         CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.
     """
-    model = load_teacher(teacher.model, revision=teacher.revision, device=device or default_device())
-    check_tokenizer(model, tokenizer_of(teacher), tokens)
+    teachers = LoadedTeachers()
+    model = teachers.model(teacher, device or default_device())
+    check_tokenizer(model, teachers.tokenizer(teacher), tokens)
     return FrozenDecoder(model, teacher.layer)
 
 
@@ -257,11 +267,3 @@ def vocabulary_of(tokens: Tokens | SentTokens) -> Vocabulary:
     """What a labeller is told of a data set's tokens."""
     meta = tokens.manifest
     return Vocabulary(meta.vocab_size, meta.eos_token_id, meta.bos_token_id)
-
-
-def tokenizer_of(teacher: TeacherConfig) -> PreTrainedTokenizerFast | None:
-    """The tokenizer that comes with a teacher; None where none does."""
-    try:
-        return load_tokenizer(teacher.model, teacher.revision)
-    except NoTokenizer:
-        return None

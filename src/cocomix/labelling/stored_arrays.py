@@ -58,6 +58,7 @@ class StoredManifest(Manifest):
         block_size: tokens per block.
         splits: the token files of every split, in order.
         asked: options of the command line that made it; the same command given again is recognised by them.
+        teacher_files: hash of the files that the teacher was loaded from; None of a hub name, and without a teacher.
         flops_per_token: of what computed it, in its blocks, by formula.
         tokens_per_second: of the command that finished it, loading included; 0 where others had computed everything.
     """
@@ -65,6 +66,7 @@ class StoredManifest(Manifest):
     block_size: int
     splits: dict[str, tuple[StoredFile, ...]]
     asked: dict[str, Any] = Field(default_factory=dict)
+    teacher_files: str | None = None
     flops_per_token: float
     tokens_per_second: float = 0.0
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from cocomix.artifacts import MANIFEST, file_sha256, fingerprint_json
+from cocomix.artifacts import MANIFEST
 from cocomix.concepts import (
     ConceptDictionary,
     Dictionary,
     DictionaryConfig,
     TeacherConfig,
     configuration_fingerprint,
+    files_fingerprint,
     load_teacher,
     model_fingerprint,
 )
@@ -35,8 +36,8 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
     """Refuse stored labels and probabilities of another teacher or dictionary than the recipe's.
 
     What the recipe does not name is not looked for, and neither is what is not on this machine: a model on the hub is
-    told by its name and, in `revision`, its commit. A teacher is loaded for this, which takes seconds for small models,
-    once in a process.
+    told by its name and, in `revision`, its commit. A teacher whose files are no longer those that were loaded then is
+    loaded for this, which takes seconds for small models, once in a process.
 
     Args:
         labels: stored ones, if any.
@@ -115,7 +116,10 @@ def _check_teacher(
         return
     here, configuration = known, None
     if known is None and Path(teacher.model).exists():
-        here, configuration = _fingerprints(teacher.model, _content(Path(teacher.model)))
+        files = files_fingerprint(teacher.model)
+        stores = [store for store in stores if files is None or store.manifest.teacher_files != files]
+        if stores:
+            here, configuration = _fingerprints(teacher.model, files)
     for store in stores:
         if here not in (None, store.manifest.made_from["weights"]):
             raise CoCoMixError(
@@ -131,16 +135,10 @@ def _check_teacher(
 
 
 @lru_cache(maxsize=4)
-def _fingerprints(teacher: str, content: str) -> tuple[str, str]:
+def _fingerprints(teacher: str, files: str | None) -> tuple[str, str]:
     """Of the weights and of the rest of the configuration; the runs of a sweep ask for those of one teacher."""
     model = load_teacher(teacher)
     return model_fingerprint(model), configuration_fingerprint(model)
-
-
-def _content(place: Path) -> str:
-    """Of a file or folder; it is hashed far sooner than loaded."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-    return fingerprint_json([file_sha256(path) for path in files])
 
 
 def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:

@@ -11,8 +11,9 @@ from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
 from cocomix.concepts.labeller import ConceptLabels, LabellerConfig, Vocabulary
+from cocomix.concepts.loaded_teachers import LoadedTeachers
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
 
@@ -71,13 +72,14 @@ class TeacherLabeller:
         device: torch.device | str | None = None,
         vocabulary: Vocabulary | None = None,
         force: bool = False,
+        teachers: LoadedTeachers | None = None,
     ) -> Self:
         """Load teacher and dictionary; see `cocomix.concepts.labeller.build_labeller`."""
         if missing := config.missing():
             raise CoCoMixError(f"labels of kind {config.kind!r} are made with a {' and a '.join(missing)}; name them.")
         config = config.resolved(torch.device(device or "cpu"))
         source, dictionary = config.teacher, config.dictionary.load()
-        model = load_teacher(source.model, revision=source.revision, device=device)
+        model = (teachers or LoadedTeachers()).model(source, device)
         begin = None if vocabulary is None else vocabulary.bos_token_id
         teacher = ConceptTeacher(model, dictionary, source.layer, name=source.model, bos_token_id=begin, force=force)
         return cls(teacher, **config.choices())

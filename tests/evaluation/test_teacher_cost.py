@@ -1,15 +1,17 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from cocomix.concepts import TeacherConfig, labeller_config
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.evaluation.teacher_flops import dictionary_flops, teacher_flops
-from cocomix.labelling import Labels
+from cocomix.labelling import Labels, distill_data, label_and_distill
 from cocomix.model import account
-from cocomix.training.manifest import ExtraFlops
+from cocomix.training.manifest import ExtraFlops, LabelReference, TeachingReference
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 
@@ -63,3 +65,31 @@ def test_a_dictionarys_fit_is_counted_by_formula(workshop: Workshop, tmp_path: P
     d_model, layers = 16, 2  # of the teacher, up to the layer
     below = layers * (2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2)
     assert report.flops == pytest.approx(report.tokens * (below + 10 * d_model * 32))
+
+
+def test_a_pass_that_made_labels_and_probabilities_counts_once(workshop: Workshop, tmp_path: Path) -> None:
+    """By hand, for a teacher of 3 blocks with the dictionary on the output of the second."""
+    source = {"teacher": {"model": str(workshop.teacher), "layer": 1}, "dictionary": {"path": str(workshop.dictionary)}}
+    config = labeller_config({"kind": "activation", **source})
+    labels, targets = tmp_path / "labels", tmp_path / "probabilities"
+    label_and_distill(workshop.data, config, labels, targets, top_k=4)
+    d_model, vocab = 16, AutoModelForCausalLM.from_pretrained(workshop.teacher).config.vocab_size
+    block = 2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2
+    alone = {"labels": 2 * block + 2 * CONCEPTS * d_model, "probabilities": 3 * block + 2 * vocab * d_model}
+
+    def flops(labels: Path | None, targets: Path | None) -> float:
+        run, changes = Run.open(workshop.ntp_run), dict[str, Any](tokens=40)
+        if labels is not None:
+            changes["labels"] = LabelReference(path=str(labels), fingerprint=Labels.open(labels).fingerprint)
+        if targets is not None:
+            changes["teaching"] = TeachingReference(path=str(targets))
+        run.manifest = run.manifest.model_copy(update=changes)
+        found_flops = teacher_flops(run)
+        assert found_flops is not None
+        return found_flops / 40
+
+    assert flops(labels, None) == pytest.approx(alone["labels"])
+    assert flops(None, targets) == pytest.approx(alone["probabilities"])
+    assert flops(labels, targets) == pytest.approx(sum(alone.values()) - 2 * block)
+    distill_data(workshop.data, TeacherConfig(model=str(workshop.teacher), layer=1), tmp_path / "separate", top_k=4)
+    assert flops(labels, tmp_path / "separate") == pytest.approx(sum(alone.values()))

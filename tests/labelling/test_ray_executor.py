@@ -14,6 +14,7 @@ from cocomix.artifacts import read_json
 from cocomix.labelling import ray_executor
 from cocomix.labelling.executors import Inline
 from cocomix.labelling.map_shards import Report, map_shards
+from cocomix.labelling.part_folder import PartFolder
 from cocomix.labelling.ray_executor import RayExecutor
 from cocomix.runtime.errors import CoCoMixError
 
@@ -24,7 +25,7 @@ from .test_map_shards import contents
 def compute(folder: Path, executor: Any, **trouble: Any) -> Report:
     folder.mkdir(exist_ok=True)
     function = Doubled(folder.parent / f"{folder.name}-journal", **trouble)
-    return map_shards(function, toy_shards(), output=folder, executor=executor)
+    return map_shards(function, toy_shards(), folders=[PartFolder.of(folder, function.columns)], executor=executor)
 
 
 class PlainRay:

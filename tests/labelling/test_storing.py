@@ -23,6 +23,7 @@ from cocomix.labelling import (
     Processes,
     SlurmArray,
     TeacherProbabilities,
+    block_functions,
     distill_data,
     finish,
     label_data,
@@ -71,7 +72,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
     def after(shards: int) -> list[int]:
         done: list[int] = []
-        original, still = make_labels._BlockFunction.__call__, [True]
+        original, still = block_functions.BlockFunction.__call__, [True]
 
         def counted(self: Any, tokens: Any) -> Any:
             if len(done) == shards and still:
@@ -80,7 +81,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
             done.append(len(tokens))
             return original(self, tokens)
 
-        monkeypatch.setattr(make_labels._BlockFunction, "__call__", counted)
+        monkeypatch.setattr(block_functions.BlockFunction, "__call__", counted)
         return done
 
     return after
@@ -318,7 +319,7 @@ def test_no_folder_is_gone_on_with_by_another_definition_of_its_labels(
     elif change == "versions":
         monkeypatch.setattr("cocomix.concepts.fingerprints.version", lambda name: "99.0")
     elif change == "code":
-        monkeypatch.setattr(make_labels, "_code_version", lambda: "another")
+        monkeypatch.setattr(make_labels, "code_version", lambda: "another")
     else:
         original = make_model("gpt2", seed=7)
         monkeypatch.setattr("tests.labelling.tiny.make_model", lambda *arguments, **options: original)

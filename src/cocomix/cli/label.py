@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -28,6 +28,13 @@ def label(
         typer.Option(help="Type in which scores are kept; none halves the room."),
     ] = "float16",
     blocks: Blocks = None,
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the teacher's likeliest next tokens, as `cocomix distill` stores them."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Probabilities kept per token; default: 64, of another tokenizer 32.")
+    ] = None,
     finish: Annotated[bool, typer.Option("--finish", help="Complete a folder whose parts are all computed.")] = False,
     force: Annotated[
         bool, typer.Option(help="Use a dictionary that does not fit the layer, or a dtype that changes labels.")
@@ -36,33 +43,50 @@ def label(
 ) -> Printed:
     """Label tokens with the concepts that matter next.
 
+    With --probabilities the teacher is loaded once, and where labels are made of its hidden states alone (activation,
+    contextual, random) it reads the text once for both. Attribution needs a gradient, and so a pass of its own.
+
     A command that was stopped goes on with what is left when it is given again.
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
     from cocomix.experiments import next_step
-    from cocomix.labelling import Labels, recognised
+    from cocomix.labelling import Labels, TeacherProbabilities, recognised
 
+    if top_k is not None and probabilities is None:
+        raise CoCoMixError(f"--top-k {top_k} is about probabilities; name a folder for them with --probabilities.")
+    if finish and options.shard is not None:
+        raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
     folder = output or data / "labels"
     asked = asked_of(**asdict(source), scores=scores, batch_tokens=options.batch_tokens)
     asked |= {} if blocks is None else {"blocks": blocks}
-    found = recognised(Labels, folder, data, asked)
-    if finish and options.shard is not None:
-        raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
-    if finish and found is None:
+    distilled_as = {**asked, "top_k": top_k}
+    wanted: list[tuple[Any, Path, dict[str, Any]]] = [(Labels, folder, asked)]
+    wanted += [] if probabilities is None else [(TeacherProbabilities, probabilities, distilled_as)]
+    found = [recognised(kind, place, data, given) for kind, place, given in wanted]
+    if finish and not all(found):
         from cocomix.labelling import finish as complete
 
-        found = complete(Labels, folder, data)
-    if found is None:
-        from cocomix.labelling import label_data
+        found = [there or complete(kind, place, data) for there, (kind, place, _) in zip(found, wanted, strict=True)]
+    if not all(found):
+        how: dict[str, Any] = {"scores": scores, "force": force, "blocks": blocks, "job": options.job(asked)}
+        config = source.labeller()
+        if probabilities is None:
+            from cocomix.labelling import label_data
 
-        job = options.job(asked)
-        found = label_data(data, source.labeller(), folder, scores=scores, force=force, blocks=blocks, job=job)
-    if found is None:
+            found = [label_data(data, config, folder, **how)]
+        else:
+            from cocomix.labelling import label_and_distill
+
+            how |= {"top_k": top_k, "distilled_as": distilled_as}
+            found = list(label_and_distill(data, config, folder, probabilities, **how))
+    manifests = [made.manifest for made in found if made is not None]
+    if len(manifests) < len(wanted):
         return Printed({"finished": False})
-    content = found.manifest.content
+    content = manifests[0].content
+    stored = {} if probabilities is None else {"probabilities": manifests[1].model_dump(mode="json")}
     return Printed(
-        found.manifest.model_dump(mode="json"),
+        {**manifests[0].model_dump(mode="json"), **stored},
         None if content is None else _content_table(content),
         next=next_step(folder) or f"cocomix init --corpus {shlex.quote(str(data))}",
     )

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.labellers.future_clusters import FutureClustersConfig, FutureClustersLabeller
     from cocomix.concepts.labellers.future_words import FutureWordsConfig, FutureWordsLabeller
     from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
-    from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
+    from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig, reads_hidden
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
     from cocomix.concepts.loaded_teachers import LoadedTeachers
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
@@ -135,6 +135,7 @@ __all__ = [
     "model_fingerprint",
     "package_versions",
     "pad_right",
+    "reads_hidden",
     "register_labeller",
     "require_agreement",
     "require_fit",

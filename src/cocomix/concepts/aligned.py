@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.concepts.aligned_texts import ALIGNMENT, AlignedTexts
 from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
 from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
+from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.token_rows import pad_right
 from cocomix.runtime.ignore import IGNORE
 
@@ -90,6 +91,14 @@ class AlignedTeacher:
                 scores[index, covered] = found.scores[row, source].cpu()
         return ConceptLabels(ids, scores)
 
+    def having_read(self, hidden: Tensor) -> Self:
+        """This labeller for one batch, with the hidden states [windows, length, d_model] of the teacher's windows.
+
+        They are those of a pass over `AlignedTexts.windows` of the same blocks, padded on the right.
+        """
+        assert isinstance(self.inner, TeacherLabeller)
+        return self._with(self.inner.having_read(hidden))
+
     def fingerprint(self) -> dict[str, str]:
         """The inner labeller's, both tokenizers and the version of the alignment."""
         tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
@@ -102,6 +111,11 @@ class AlignedTeacher:
     def describe(self, concept: int) -> str | None:
         """What the inner labeller says of a concept."""
         return self.inner.describe(concept)
+
+    def _with(self, inner: ConceptLabeller) -> Self:
+        made = copy(self)
+        made.inner = inner
+        return made
 
 
 class AlignedFittedTeacher(AlignedTeacher):
@@ -125,8 +139,3 @@ class AlignedFittedTeacher(AlignedTeacher):
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
         """See `FittedLabeller`."""
         return self._with(self.inner.with_tables(tables))
-
-    def _with(self, inner: FittedTeacherLabeller) -> Self:
-        made = copy(self)
-        made.inner = inner
-        return made

@@ -7,7 +7,8 @@ held for more than a chunk of positions.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from copy import copy
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,7 @@ class FrozenDecoder:
         self._block = blocks[layer]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._head = self._find_plain_head()
+        self._read: Tensor | None = None
         if self.model.base_model is self.model and self.hidden_states(self._two_tokens()).shape[1] != 2:
             raise CoCoMixError(
                 f"layer {layer} of this {type(model).__name__} has more than one position a token; choose a block "
@@ -159,6 +161,9 @@ class FrozenDecoder:
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Output of the hooked block [batch, seq, d_model]; the blocks above it are not run."""
+        if self._read is not None:
+            assert self._read.shape[:2] == input_ids.shape, "hidden states of other tokens"
+            return self._read
         captured: list[Tensor] = []
 
         def stop(hidden: Tensor) -> Tensor:
@@ -171,6 +176,27 @@ class FrozenDecoder:
             except _Stop:
                 return captured[0]
         raise AssertionError("the hooked block did not run")
+
+    @contextmanager
+    def captured(self) -> Iterator[list[Tensor]]:
+        """Collect the hooked block's output [batch, seq, d_model] of every forward pass in the block of code.
+
+        Also of passes that are made through another decoder around the same model.
+        """
+        found: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> Tensor:
+            found.append(hidden.clone())  # a block above may change it in place
+            return hidden
+
+        with self.replaced(keep):
+            yield found
+
+    def having_read(self, hidden: Tensor) -> Self:
+        """This decoder for one batch of which `hidden_states` is known: `captured` in a pass in the same format."""
+        decoder = copy(self)
+        decoder._read = hidden
+        return decoder
 
     @torch.no_grad()
     def loss(self, input_ids: Tensor, *, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -250,7 +276,9 @@ class FrozenDecoder:
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-        if attention_mask is not None and not bool(attention_mask.all()):
+        # Causal attention does not look at padding on the right: without a mask it is faster, and the hidden states are
+        # bit for bit those of `predictions`, of which labels and probabilities are made in one pass.
+        if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
             inputs["attention_mask"] = attention_mask
             if self._takes_positions:  # a padded row counts its own tokens, wherever the padding is
                 inputs["position_ids"] = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)

@@ -1,8 +1,9 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
 import logging
+from copy import copy
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -108,6 +109,12 @@ class ConceptTeacher:
     def vocab_size(self) -> int:
         """Rows of the teacher's input embedding."""
         return self.decoder.vocab_size
+
+    def having_read(self, hidden: Tensor) -> Self:
+        """This teacher for one batch whose hidden states are known, see `FrozenDecoder.having_read`."""
+        teacher = copy(self)
+        teacher.decoder = self.decoder.having_read(hidden)
+        return teacher
 
     def label(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cocomix.concepts import Dictionary
 from cocomix.evaluation.run_inputs import run_labels
-from cocomix.labelling import LabelsManifest, TeacherProbabilities
+from cocomix.labelling import LabelsManifest, StoredManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.recipe import load_recipe
@@ -19,7 +19,8 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     """The teacher's FLOPs for a run, by formula; `None` where they cannot be known, because what it made is gone.
 
     Work while training (online labels, distillation, hidden states) counts until its weight is 0 for good. Of what was
-    written before training each token counts once, however often it is read, and only as far as the run read.
+    written before training each token counts once, however often it is read, and only as far as the run read. What
+    labels and probabilities that were made together would each have needed of the teacher counts once, too.
 
     Args:
         shared: only what was written before training, which other students can read, too.
@@ -27,16 +28,21 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     manifest = run.manifest
     while_training = () if shared else (manifest.extra_flops or {}).values()
     total = sum(extra.per_token * min(extra.tokens, manifest.tokens) for extra in while_training)
+    read: list[StoredManifest] = []
     try:
         if manifest.labels is not None:
             if (labels := run_labels(run)) is None:
                 return None
-            total += labels.manifest.flops_per_token * min(labels.manifest.tokens("train"), manifest.tokens)
+            read.append(labels.manifest)
         if manifest.teaching is not None and manifest.teaching.path is not None:
-            found = TeacherProbabilities.open(manifest.teaching.path).manifest
-            total += found.flops_per_token * min(found.tokens("train"), manifest.tokens)
+            read.append(TeacherProbabilities.open(manifest.teaching.path).manifest)
     except CoCoMixError:
         return None
+    tokens = [min(made.tokens("train"), manifest.tokens) for made in read]
+    total += sum(made.flops_per_token * each for made, each in zip(read, tokens, strict=True))
+    passes = [made.shared_pass for made in read]
+    if len(read) == 2 and passes[0] is not None and passes[0] == passes[1]:
+        total -= passes[0].flops_per_token * min(tokens)
     return total
 
 

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cocomix.artifacts import locked, read_json, write_json
-from cocomix.concepts import FitSettings, LoadedTeachers
+from cocomix.concepts import FitSettings, LabellerConfig, LoadedTeachers, TeacherLabellerConfig, reads_hidden
 from cocomix.data import prepare
 from cocomix.evaluation import (
     Comparison,
@@ -35,7 +35,7 @@ from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.experiments.budget import remembered, within_budget
 from cocomix.experiments.sweep_plan import Job, LoadedPlan, labelled_blocks
-from cocomix.labelling import distill_data, fit_on_data, label_data
+from cocomix.labelling import distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
@@ -207,24 +207,58 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     if not isinstance(data, Path):
         raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
     teachers = LoadedTeachers()  # released when the shared parts are made, before students are trained
-    for job in jobs:
-        targets = None if job.recipe.distillation is None else job.recipe.distillation.targets
-        if isinstance(targets, Path) and not targets.exists():
-            logger.info(f"probabilities: {targets.name}")
-            top_k, dtype = plan.probabilities_top_k, plan.teacher.dtype
-            distill_data(data, teacher, targets, top_k=top_k, dtype=dtype, teachers=teachers)
+    probabilities, top_k, dtype = _missing_probabilities(jobs), plan.probabilities_top_k, plan.teacher.dtype
+    wanted = _missing_labels(jobs)
+    together = next((each for each in wanted if each.in_one_pass(dtype)), None) if probabilities is not None else None
+    if probabilities is not None and together is None:
+        logger.info(f"probabilities: {probabilities.name}")
+        distill_data(data, teacher, probabilities, top_k=top_k, dtype=dtype, teachers=teachers)
     if plan.dictionary is None or loaded.dictionary is None:
         return
     if plan.dictionary.path is None and not Path(loaded.dictionary["path"]).exists():
         logger.info("dictionary")
         settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
         fit_on_data(data, teacher, Path(loaded.dictionary["path"]), settings, teachers=teachers)
+    for each in wanted:
+        force, config = plan.dictionary.force, each.config
+        if each is together and probabilities is not None and isinstance(config, TeacherLabellerConfig):
+            logger.info(f"labels and probabilities: {each.path.name}, first for {each.arm}")
+            label_and_distill(data, config, each.path, probabilities, force=force, top_k=top_k, teachers=teachers)
+        else:
+            logger.info(f"labels: {each.path.name}, first for {each.arm}")
+            label_data(data, config, each.path, force=force, blocks=each.blocks, teachers=teachers)
+
+
+class _Wanted(NamedTuple):
+    """Labels that are to be made: where, how, of how many training blocks, and the first arm that reads them."""
+
+    path: Path
+    config: LabellerConfig
+    blocks: int | None
+    arm: str
+
+    def in_one_pass(self, dtype: str) -> bool:
+        """Whether the pass of the teacher that makes the probabilities of all blocks in a dtype makes these, too."""
+        config = self.config
+        if not isinstance(config, TeacherLabellerConfig) or self.blocks is not None:
+            return False
+        return config.dtype == dtype and reads_hidden(config)
+
+
+def _missing_labels(jobs: Sequence[Job]) -> list[_Wanted]:
+    missing: dict[Path, _Wanted] = {}
     for job in jobs:
         labels = job.recipe.labels
         if labels is not None and labels.path is not None and labels.labeller is not None and not labels.path.exists():
-            logger.info(f"labels: {labels.path.name}, first for {job.arm}")
-            blocks, force = labelled_blocks(job.recipe), plan.dictionary.force
-            label_data(data, labels.labeller, labels.path, force=force, blocks=blocks, teachers=teachers)
+            found = _Wanted(labels.path, labels.labeller, labelled_blocks(job.recipe), job.arm)
+            missing.setdefault(labels.path, found)
+    return list(missing.values())
+
+
+def _missing_probabilities(jobs: Sequence[Job]) -> Path | None:
+    """Where arms look for the teacher's probabilities, if they are not there; the arms of a plan share one folder."""
+    wanted = [job.recipe.distillation.targets for job in jobs if job.recipe.distillation is not None]
+    return next((path for path in wanted if isinstance(path, Path) and not path.exists()), None)
 
 
 def _run_all(

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data, fitted
     from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
-    from cocomix.labelling.make_labels import distill_data, label_data
+    from cocomix.labelling.make_labels import distill_data, label_and_distill, label_data
     from cocomix.labelling.map_shards import Executor
     from cocomix.labelling.opening import check_tokenizer, load_labeller, open_decoder, open_labeller
     from cocomix.labelling.ray_executor import RayExecutor
-    from cocomix.labelling.stored_arrays import Concatenated, StoredArrays
+    from cocomix.labelling.stored_arrays import Concatenated, StoredArrays, StoredManifest
     from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest
     from cocomix.labelling.stored_probabilities import TeacherProbabilities
     from cocomix.labelling.storing import Job, finish, recognised
@@ -34,12 +34,14 @@ __all__ = [
     "RayExecutor",
     "SlurmArray",
     "StoredArrays",
+    "StoredManifest",
     "TeacherProbabilities",
     "check_tokenizer",
     "distill_data",
     "finish",
     "fit_on_data",
     "fitted",
+    "label_and_distill",
     "label_data",
     "load_labeller",
     "open_decoder",

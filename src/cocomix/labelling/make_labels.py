@@ -1,57 +1,57 @@
-"""The two functions that are computed of every shard of tokens: concept labels, and a teacher's distributions."""
+"""Folders of concept labels and of what a teacher predicts, each made by itself or both in one pass of the teacher."""
 
-import hashlib
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from cocomix.artifacts import partial_path
+from cocomix.artifacts import fingerprint_json, partial_path
 from cocomix.concepts import (
     AlignedTeacher,
-    ConceptLabeller,
     FittedLabeller,
     LabellerConfig,
     LoadedTeachers,
     TeacherConfig,
     TeacherLabellerConfig,
     files_fingerprint,
+    reads_hidden,
 )
 from cocomix.data import Tokens
-from cocomix.labelling.distillers import Distiller
-from cocomix.labelling.map_shards import Arrays
-from cocomix.labelling.opening import (
-    DistillSettings,
-    SentTokens,
-    load_distiller,
-    load_labeller,
-    open_labeller,
-    targets_for,
+from cocomix.labelling.block_functions import (
+    DistillFunction,
+    LabelFunction,
+    ModelFunction,
+    OnePass,
+    code_version,
+    teacher_labeller,
 )
-from cocomix.labelling.stored_arrays import Layout
-from cocomix.labelling.stored_labels import TABLES, Labels, Scores, encode_labels, label_layouts
+from cocomix.labelling.opening import DistillSettings, SentTokens, load_distiller, open_labeller, targets_for
+from cocomix.labelling.stored_labels import TABLES, Labels, Scores, label_layouts
 from cocomix.labelling.stored_probabilities import (
     ProbabilityDtype,
     TargetKind,
     TeacherProbabilities,
     probability_layouts,
 )
-from cocomix.labelling.storing import Job, made, store
+from cocomix.labelling.storing import Job, Order, made, store
 from cocomix.runtime.device import default_device, fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_TOP_K: dict[TargetKind, int] = {"top_k": 64, "first_token": 32, "uld": 32, "alm": 0}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A folder that is to be made, and what computes its arrays."""
+
+    order: Order[Any]
+    function: Any
+    """A `LabelFunction` or a `DistillFunction`."""
 
 
 def label_data(
@@ -82,45 +82,10 @@ def label_data(
     Raises:
         CoCoMixError: as `open_labeller` and `store`.
     """
-    job, tokens, config = job or Job(), Tokens.open(data), config.resolved(default_device())
-    block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
-    labels = config.model_dump(mode="json")
-    identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
-    identity |= {} if blocks is None else {"blocks": blocks}
-    if (whole := made(Labels, output, identity)) is not None:
-        return whole
-    begun = partial_path(output) / TABLES
-    labeller, agreement = open_labeller(
-        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force, teachers=teachers
-    )
-    fingerprint, count = labeller.fingerprint(), labeller.num_concepts
-    tables = labeller.tables() if isinstance(labeller, FittedLabeller) else {}
-    made_with = {name: value for name, value in fingerprint.items() if name not in (*labels, "configuration")}
-    made_with["code"] = _code_version()
-    function = _LabelFunction(
-        label_layouts(block_size, config.k, count, scores),
-        block_size,
-        batch,
-        made_with,
-        labeller,
-        config,
-        SentTokens(tokens.manifest, tokens.tokenizer() if isinstance(labeller, AlignedTeacher) else None),
-        tables,
-        force,
-    )
-    about = {
-        "made_from": _made_from(tokens, fingerprint),
-        "labels": labels,
-        "labeller": fingerprint,
-        "num_concepts": count,
-        "scores": scores,
-        "teacher_files": _files_of(config.teacher if isinstance(config, TeacherLabellerConfig) else None),
-        "agreement_with_float32": None if agreement is None else agreement.equal_sets,
-        "score_kept_of_float32": None if agreement is None else agreement.score_kept,
-        "flops_per_token": labeller.flops_per_token(block_size),
-    }
-    files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
-    return store(Labels, output, tokens, function, {**identity, "made_with": made_with}, about, job, blocks, files)
+    job, tokens = job or Job(), Tokens.open(data)
+    ready = _labels(tokens, config, output, scores, force, blocks, job, teachers or LoadedTeachers())
+    labels: Labels | None = _alone(ready, tokens, job, blocks)
+    return labels
 
 
 def distill_data(
@@ -155,9 +120,160 @@ def distill_data(
     Raises:
         CoCoMixError: `top_k` is out of range; the kind does not suit the tokenizers; as `load_distiller` and `store`.
     """
-    job, tokens, device = job or Job(), Tokens.open(data), default_device()
+    job, tokens = job or Job(), Tokens.open(data)
+    ready = _probabilities(tokens, teacher, output, kind, top_k, dtype, blocks, job, teachers or LoadedTeachers())
+    probabilities: TeacherProbabilities | None = _alone(ready, tokens, job, blocks)
+    return probabilities
+
+
+def label_and_distill(
+    data: Path | str,
+    config: LabellerConfig,
+    output: Path,
+    probabilities: Path,
+    *,
+    scores: Scores = "float16",
+    force: bool = False,
+    top_k: int | None = None,
+    blocks: int | None = None,
+    job: Job | None = None,
+    distilled_as: Mapping[str, Any] | None = None,
+    teachers: LoadedTeachers | None = None,
+) -> tuple[Labels | None, TeacherProbabilities | None]:
+    """Label every token and store what the same teacher predicts there (`cocomix label --probabilities`).
+
+    The folders hold what `label_data` and `distill_data` (of kind `auto`, in the labels' dtype) write. Where labels are
+    made of hidden states alone (`reads_hidden`), the teacher reads each batch once, and both manifests name that pass.
+    Otherwise, and where one of the folders is finished or was begun by itself, each is made in a pass of its own.
+
+    Args:
+        config: settings of a labeller with a teacher.
+        output: folder of labels.
+        probabilities: folder of what the teacher predicts.
+        top_k: of the probabilities, as in `distill_data`; the other arguments are as in `label_data`.
+        distilled_as: options of the command line, for the manifest of the probabilities; those of `job` are the
+            labels'.
+
+    Returns:
+        Both folders; None for one of which shards are left to other jobs.
+
+    Raises:
+        CoCoMixError: the labels have no teacher, or are made in float16, in which no probabilities are; as `label_data`
+            and `distill_data`.
+    """
+    job, tokens, teachers = job or Job(), Tokens.open(data), teachers or LoadedTeachers()
+    config = config.resolved(default_device())
+    if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
+        raise CoCoMixError(
+            f"labels of kind {config.kind!r} have no teacher whose probabilities could be stored, too; make those with "
+            "`cocomix distill`."
+        )
+    if config.dtype != "float32" and config.dtype != "bfloat16":
+        raise CoCoMixError(
+            f"a teacher that labels in {config.dtype} cannot give probabilities in it; use dtype bfloat16 or float32, "
+            "or make them with `cocomix distill`."
+        )
+    second = replace(job, asked=distilled_as or {})
+    labels = _labels(tokens, config, output, scores, force, blocks, job, teachers)
+    targets = _probabilities(
+        tokens, config.teacher, probabilities, "auto", top_k, config.dtype, blocks, second, teachers
+    )
+    if isinstance(labels, _Ready) and isinstance(targets, _Ready) and reads_hidden(config):
+        orders = _together(labels, targets)
+        if all(order.may_share() for order in orders):
+            found, distilled = store(orders, tokens, OnePass(labels.function, targets.function), job, blocks)
+            return found, distilled
+    return _alone(labels, tokens, job, blocks), _alone(targets, tokens, job, blocks)
+
+
+def _alone(ready: Any, tokens: Tokens, job: Job, blocks: int | None) -> Any:
+    """A folder made in a pass of its own, or one that is there."""
+    return store([ready.order], tokens, ready.function, job, blocks)[0] if isinstance(ready, _Ready) else ready
+
+
+def _together(labels: _Ready, targets: _Ready) -> list[Order[Any]]:
+    """The two folders as one pass fills them, which is named by what both are made of."""
+    decoder = teacher_labeller(labels.function.model).teacher.decoder
+    shared = {
+        "id": fingerprint_json([dict(ready.order.identity) for ready in (labels, targets)]),
+        "flops_per_token": decoder.flops_per_token(labels.function.block_size, up_to="layer"),
+    }
+    return [
+        replace(
+            ready.order,
+            about={**ready.order.about, "shared_pass": shared},
+            columns=OnePass.columns(of, ready.function.layouts),
+        )
+        for of, ready in (("labels", labels), ("probabilities", targets))
+    ]
+
+
+def _labels(
+    tokens: Tokens,
+    config: LabellerConfig,
+    output: Path,
+    scores: Scores,
+    force: bool,
+    blocks: int | None,
+    job: Job,
+    teachers: LoadedTeachers,
+) -> Labels | _Ready:
+    """The folder if it is finished; else a labeller that is loaded and tried, ready to make it."""
+    config = config.resolved(default_device())
+    block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
+    labels = config.model_dump(mode="json")
+    identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
+    identity |= {} if blocks is None else {"blocks": blocks}
+    if (whole := made(Labels, output, identity)) is not None:
+        return whole
+    begun = partial_path(output) / TABLES
+    labeller, agreement = open_labeller(
+        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force, teachers=teachers
+    )
+    fingerprint, count = labeller.fingerprint(), labeller.num_concepts
+    tables = labeller.tables() if isinstance(labeller, FittedLabeller) else {}
+    made_with = {name: value for name, value in fingerprint.items() if name not in (*labels, "configuration")}
+    made_with["code"] = code_version()
+    function = LabelFunction(
+        label_layouts(block_size, config.k, count, scores),
+        block_size,
+        batch,
+        made_with,
+        labeller,
+        config,
+        SentTokens(tokens.manifest, tokens.tokenizer() if isinstance(labeller, AlignedTeacher) else None),
+        tables,
+        force,
+    )
+    about = {
+        "made_from": _made_from(tokens, fingerprint),
+        "labels": labels,
+        "labeller": fingerprint,
+        "num_concepts": count,
+        "scores": scores,
+        "teacher_files": _files_of(config.teacher if isinstance(config, TeacherLabellerConfig) else None),
+        "agreement_with_float32": None if agreement is None else agreement.equal_sets,
+        "score_kept_of_float32": None if agreement is None else agreement.score_kept,
+        "flops_per_token": labeller.flops_per_token(block_size),
+    }
+    files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
+    return _ready(Labels, output, {**identity, "made_with": made_with}, about, job, function, files)
+
+
+def _probabilities(
+    tokens: Tokens,
+    teacher: TeacherConfig,
+    output: Path,
+    kind: TargetKind | Literal["auto"],
+    top_k: int | None,
+    dtype: ProbabilityDtype | Literal["auto"],
+    blocks: int | None,
+    job: Job,
+    teachers: LoadedTeachers,
+) -> TeacherProbabilities | _Ready:
+    """The folder if it is finished; else a teacher that is loaded, ready to make it."""
+    device = default_device()
     vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
-    teachers = teachers or LoadedTeachers()
     targets = targets_for(tokens, teacher, kind, teachers)
     if targets == "alm" and top_k is not None:
         raise CoCoMixError("the kind alm stores one number a chunk of text; leave top_k out.")
@@ -183,9 +299,9 @@ def distill_data(
     settings = DistillSettings(teacher, targets, kept, dtype)
     distiller = load_distiller(tokens, settings, device=device, teachers=teachers)
     fingerprint = distiller.fingerprint()
-    made_with = {**fingerprint, "code": _code_version()}
+    made_with = {**fingerprint, "code": code_version()}
     layouts = probability_layouts(block_size, kept, vocab_size, targets)
-    function = _DistillFunction(layouts, block_size, batch, made_with, distiller, settings, sent)
+    function = DistillFunction(layouts, block_size, batch, made_with, distiller, settings, sent)
     about = {
         "made_from": _made_from(tokens, fingerprint),
         "teacher": teacher.model,
@@ -196,105 +312,20 @@ def distill_data(
         "targets": targets,
         "flops_per_token": distiller.flops_per_token(block_size),
     }
-    return store(
-        TeacherProbabilities, output, tokens, function, {**identity, "made_with": made_with}, about, job, blocks
-    )
+    return _ready(TeacherProbabilities, output, {**identity, "made_with": made_with}, about, job, function)
 
 
-@dataclass
-class _BlockFunction(ABC):
-    """A function of token blocks that needs a model; see `cocomix.labelling.map_shards.ShardFunction`.
-
-    Attributes:
-        layouts: of the arrays it returns.
-        block_size: tokens per block.
-        batch: blocks of a forward pass.
-        made_with: fingerprints that the model must have wherever it is loaded.
-        model: if it is loaded; it does not travel to workers.
-    """
-
-    verb: ClassVar[str]
-
-    layouts: Mapping[str, Layout]
-    block_size: int
-    batch: int
-    made_with: Mapping[str, str]
-    model: Any
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "model": None}
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.layouts)
-
-    def setup(self, device: torch.device) -> None:
-        if self.model is not None:
-            return
-        self.model = self.load(device)
-        found = {**self.fingerprint(), "code": _code_version()}
-        differing = [name for name, value in self.made_with.items() if found.get(name) != value]
-        if differing:
-            raise CoCoMixError(
-                f"a worker finds another {', '.join(differing)} than the process that started it; bring all nodes to "
-                "the same versions and files."
-            )
-
-    def __call__(self, tokens: NDArray[Any]) -> Arrays:
-        rows = torch.from_numpy(tokens.astype(np.int64))
-        batches = [self.arrays(batch) for batch in torch.split(rows, self.batch)]
-        return {name: np.concatenate([arrays[name] for arrays in batches]) for name in self.layouts}
-
-    @abstractmethod
-    def load(self, device: torch.device) -> Any:
-        """Load the model."""
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, str]:
-        """Of the loaded model."""
-
-    @abstractmethod
-    def arrays(self, input_ids: Tensor) -> Arrays:
-        """The arrays of one batch, int64 [batch, block_size]."""
-
-
-@dataclass
-class _LabelFunction(_BlockFunction):
-    verb = "label"
-
-    config: LabellerConfig
-    tokens: SentTokens
-    tables: Mapping[str, Tensor]
-    force: bool
-
-    def load(self, device: torch.device) -> ConceptLabeller:
-        return load_labeller(self.tokens, self.config, device=device, tables=self.tables, force=self.force)
-
-    def fingerprint(self) -> dict[str, str]:
-        found: dict[str, str] = self.model.fingerprint()
-        return found
-
-    def arrays(self, input_ids: Tensor) -> Arrays:
-        return encode_labels(self.model.label(input_ids, k=self.config.k), self.layouts)
-
-
-@dataclass
-class _DistillFunction(_BlockFunction):
-    verb = "distill"
-
-    settings: DistillSettings
-    tokens: SentTokens
-
-    def load(self, device: torch.device) -> Distiller:
-        return load_distiller(self.tokens, self.settings, device=device, teachers=LoadedTeachers())
-
-    def fingerprint(self) -> dict[str, str]:
-        found: dict[str, str] = self.model.fingerprint()
-        return found
-
-    def arrays(self, input_ids: Tensor) -> Arrays:
-        found = self.model.arrays(input_ids)
-        return {name: found[name].astype(layout.dtype) for name, layout in self.layouts.items()}
+def _ready(
+    kind: Any,
+    output: Path,
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any],
+    job: Job,
+    function: ModelFunction,
+    files: Mapping[str, Any] | None = None,
+) -> _Ready:
+    columns = {name: name for name in function.layouts}
+    return _Ready(Order(kind, output, columns, identity, about, job.asked, files or {}), function)
 
 
 def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:
@@ -305,13 +336,3 @@ def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]
 
 def _files_of(teacher: TeacherConfig | None) -> str | None:
     return None if teacher is None else files_fingerprint(teacher.model)
-
-
-@cache
-def _code_version() -> str:
-    """A hash of the source that computes: an unfinished folder must not be gone on with by another version of it."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(path for room in ("concepts", "labelling") for path in (package / room).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -7,28 +7,27 @@ are joined into the arrays that are kept:
     FOLDER/parts/train-00000/00000000-00001024.npz   the arrays of blocks 0 to 1,023 of the token file train-00000
     FOLDER/train-00000.ids.npy                       the array `ids` of all its blocks
 
+One function may fill several folders, each of which keeps some of its arrays; a shard counts as computed when all of
+them hold it, so that what a kill left in one folder alone is computed again and written where it is missing.
+
 A shard is claimed by a file lock, which the system releases when its holder dies. So several jobs may work on one
 folder in any order, at once and more than once, and a job that is started again does only what is left.
 """
 
 import logging
-import shutil
 import time
-import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from cocomix.artifacts import written_aside
+from cocomix.labelling.part_folder import Arrays, DamagedPart, PartFolder, file_of
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
@@ -39,11 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Arrays = Mapping[str, NDArray[Any]]
-"""What is stored of some blocks: arrays [blocks, …] by name."""
-
-PARTS = "parts"
-"""Folder of the parts within the unfinished folder."""
 _MOST_FAILED = 100  # shards that failed for good, after which no more are begun: the cause is not in the shards then
 
 
@@ -57,11 +51,6 @@ class ShardFunction(Protocol):
 
     verb: ClassVar[str]
     block_size: int
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Names of the arrays that it returns."""
-        ...
 
     def setup(self, device: "torch.device") -> None:
         """Load what `__call__` needs onto a device; called once in every worker."""
@@ -129,7 +118,12 @@ class Report:
 
 
 def map_shards(
-    function: ShardFunction, shards: Sequence["TokenShard"], *, output: Path, executor: Executor, retries: int = 2
+    function: ShardFunction,
+    shards: Sequence["TokenShard"],
+    *,
+    folders: Sequence[PartFolder],
+    executor: Executor,
+    retries: int = 2,
 ) -> Report:
     """Compute a function of every shard that has no result yet, and store its arrays.
 
@@ -138,16 +132,16 @@ def map_shards(
     Args:
         function: from tokens to arrays.
         shards: all of the data, in order, file after file; the same in every job.
-        output: the unfinished folder.
+        folders: the unfinished folders, and which of the function's arrays each of them keeps.
         executor: where the function is computed.
         retries: how often a shard is tried again.
 
     Raises:
         CoCoMixError: nothing can be computed at all.
-        OSError: the folder cannot be written.
+        OSError: a folder cannot be written.
     """
     started, width = time.perf_counter(), function.block_size
-    with Work(output, shards, executor.share(shards), function.columns, retries) as work:
+    with Work(folders, shards, executor.share(shards), retries) as work:
         done, total = work.blocks_done, sum(map(_blocks, work.mine))
         with (
             progress(function.verb, total * width, "tokens", done=done * width) as advance,
@@ -171,21 +165,20 @@ class Work:
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[PartFolder],
         shards: Sequence["TokenShard"],
         mine: Sequence["TokenShard"],
-        columns: Sequence[str],
         retries: int,
     ) -> None:
-        self.folder, self.columns, self.retries, self.mine = folder, columns, retries, mine
+        self.folders, self.retries, self.mine = folders, retries, mine
         self.files: dict[str, list[TokenShard]] = {}
         for shard in shards:
-            self.files.setdefault(_file(shard), []).append(shard)
+            self.files.setdefault(file_of(shard), []).append(shard)
         self.failed: dict[str, str] = {}
         self._attempts: Counter[str] = Counter()
-        self._held: dict[str, tuple[TokenShard, FileLock]] = {}
+        self._held: dict[str, tuple[TokenShard, list[FileLock]]] = {}
         joined = {file for file in self.files if self._is_joined(file)}
-        self._todo = deque(shard for shard in mine if _file(shard) not in joined and not self._part(shard).exists())
+        self._todo = deque(shard for shard in mine if file_of(shard) not in joined and not self._is_held(shard))
         self.blocks_done = sum(map(_blocks, mine)) - sum(map(_blocks, self._todo))
 
     def __enter__(self) -> "Work":
@@ -194,12 +187,12 @@ class Work:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for _, lock in self._held.values():
-            lock.release()
+        for _, locks in self._held.values():
+            _release(locks)
         if error is not None:
-            blocks = sum(map(_blocks, self.mine))
+            blocks, places = sum(map(_blocks, self.mine)), " and ".join(str(folder.path) for folder in self.folders)
             error.add_note(
-                f"{self.blocks_done:,} of {blocks:,} blocks are kept in {self.folder}, and the same command goes on "
+                f"{self.blocks_done:,} of {blocks:,} blocks are kept in {places}, and the same command goes on "
                 "with the others"
             )
 
@@ -221,13 +214,14 @@ class Work:
 
     def settle(self, outcome: Outcome) -> int:
         """Store what came of a task, or note that it failed; how many blocks have a result by it."""
-        shard, lock = self._held[outcome.name]
+        shard, locks = self._held[outcome.name]
         if outcome.arrays is not None:
-            _write_part(self._part(shard), outcome.arrays)
-            lock.release()
+            for folder in self.folders:
+                folder.write(shard, outcome.arrays)
+            _release(locks)
             del self._held[outcome.name]
             self.blocks_done += _blocks(shard)
-            self.join(_file(shard))
+            self.join(file_of(shard))
             return _blocks(shard)
         self._attempts[outcome.name] += 1
         if outcome.again and self._attempts[outcome.name] <= self.retries:
@@ -239,28 +233,13 @@ class Work:
 
     def join(self, file: str) -> None:
         """Join the parts of a token file, if all are there and no other process is joining them."""
-        shards = self.files[file]
-        if self._is_joined(file) or not all(self._part(shard).exists() for shard in shards):
-            return
-        lock = FileLock(self.folder / PARTS / f"{file}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return
-        try:
-            if not self._is_joined(file):
-                parts = [self._part(shard) for shard in shards]
-                for column in self.columns:
-                    _join_column(self._column(file, column), parts, column, shards[-1].stop)
-            shutil.rmtree(self.folder / PARTS / file, ignore_errors=True)
-        except _DamagedPart as error:
-            # Its arrays are computed again: by this call while it still takes tasks, else by the next.
-            part: Path = error.args[0]
-            part.unlink()
-            logger.warning("%s is damaged and is made again", part)
-            self._todo.extend(shard for shard in self.mine if self._part(shard) == part)
-        finally:
-            lock.release()
+        for folder in self.folders:
+            try:
+                folder.join(file, self.files[file])
+            except DamagedPart as error:
+                # Its arrays are computed again: by this call while it still takes tasks, else by the next.
+                logger.warning("%s is damaged and is made again", error.part)
+                self._todo.extend(shard for shard in self.mine if folder.part(shard) == error.part)
 
     def join_all(self) -> list[str]:
         """Join what can be joined, and say what is left, as in `Report`."""
@@ -268,7 +247,7 @@ class Work:
             self.join(file)  # also one whose last part was written by a job that was killed before it could join
         left = []
         for file in (file for file in self.files if not self._is_joined(file)):
-            missing = [_name(shard) for shard in self.files[file] if not self._part(shard).exists()]
+            missing = [_name(shard) for shard in self.files[file] if not self._is_held(shard)]
             left += missing or [file]
         return left
 
@@ -276,40 +255,35 @@ class Work:
         """Whether the shard is this process's to compute."""
         if _name(shard) in self._held:
             return True  # it is tried again
-        part = self._part(shard)
-        for folder in (part.parent.parent, part.parent):  # but not `self.folder`: it is gone when another job finished
-            folder.mkdir(exist_ok=True)
-        lock = FileLock(part.with_suffix(".lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        if part.exists() or self._is_joined(_file(shard)):  # computed by another process since the start
-            lock.release()
-            return False
-        self._held[_name(shard)] = (shard, lock)
-        return True
+        locks: list[FileLock] = []
+        for folder in self.folders:
+            part = folder.part(shard)
+            for place in (part.parent.parent, part.parent):  # not `folder.path`: it is gone if another job finished
+                place.mkdir(exist_ok=True)
+            locks.append(FileLock(part.with_suffix(".lock")))
+        with suppress(Timeout):
+            for lock in locks:
+                lock.acquire(blocking=False)
+            if not self._is_held(shard):  # else computed by another process since the start
+                self._held[_name(shard)] = (shard, locks)
+                return True
+        _release(locks)
+        return False
 
     def _give_up(self, name: str, error: str) -> None:
         self.failed[name] = error
-        self._held.pop(name)[1].release()
+        _release(self._held.pop(name)[1])
 
-    def _part(self, shard: "TokenShard") -> Path:
-        return self.folder / PARTS / _file(shard) / f"{shard.start:08d}-{shard.stop:08d}.npz"
-
-    def _column(self, file: str, column: str) -> Path:
-        return self.folder / f"{file}.{column}.npy"
+    def _is_held(self, shard: "TokenShard") -> bool:
+        return all(folder.holds(shard) for folder in self.folders)
 
     def _is_joined(self, file: str) -> bool:
-        return all(self._column(file, column).exists() for column in self.columns)
+        return all(folder.is_joined(file) for folder in self.folders)
 
 
-class _DamagedPart(Exception):
-    """A part, the argument, cannot be read or is not what was written."""
-
-
-def _file(shard: "TokenShard") -> str:
-    return shard.file.name.removesuffix(".npy")
+def _release(locks: Sequence[FileLock]) -> None:
+    for lock in locks:
+        lock.release()
 
 
 def _blocks(shard: "TokenShard") -> int:
@@ -317,33 +291,4 @@ def _blocks(shard: "TokenShard") -> int:
 
 
 def _name(shard: "TokenShard") -> str:
-    return f"{_file(shard)}[{shard.start}:{shard.stop}]"
-
-
-def _write_part(path: Path, arrays: Arrays) -> None:
-    with written_aside(path) as aside, aside.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # uncompressed, with a checksum of every array
-
-
-def _read_part(part: Path, column: str) -> NDArray[Any]:
-    try:
-        with np.load(part) as stored:  # a checksum that differs is a BadZipFile
-            array: NDArray[Any] = stored[column]
-            return array
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-        raise _DamagedPart(part) from error
-
-
-def _join_column(path: Path, parts: Sequence[Path], column: str, blocks: int) -> None:
-    """Write one array of all parts, one after the other, as a `.npy` file; memory holds one part's.
-
-    Raises:
-        _DamagedPart: one cannot be read.
-    """
-    with written_aside(path) as aside, aside.open("wb") as stream:
-        for number, part in enumerate(parts):
-            array = _read_part(part, column)
-            if number == 0:
-                header = {"descr": array.dtype.str, "fortran_order": False, "shape": (blocks, *array.shape[1:])}
-                np.lib.format.write_array_header_1_0(stream, header)
-            stream.write(np.ascontiguousarray(array).data)
+    return f"{file_of(shard)}[{shard.start}:{shard.stop}]"

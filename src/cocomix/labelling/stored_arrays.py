@@ -19,7 +19,7 @@ from pydantic import Field
 
 from cocomix.artifacts import Artifact, Findings, MadeFromSomethingElse, Manifest, fingerprint_json, mapped_array
 from cocomix.data import Tokens
-from cocomix.labelling.map_shards import PARTS
+from cocomix.labelling.part_folder import PARTS
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
@@ -51,6 +51,18 @@ class StoredFile(Section):
     blocks: int = Field(ge=0, le=2**48)  # no file has more, and `len` must be able to say it
 
 
+class SharedPass(Section):
+    """A forward pass of a teacher that made labels and probabilities together.
+
+    Attributes:
+        id: the same in the manifests of both.
+        flops_per_token: of the part of the pass that each of them would have needed for itself, by formula.
+    """
+
+    id: str
+    flops_per_token: float
+
+
 class StoredManifest(Manifest):
     """What every manifest of stored arrays says.
 
@@ -59,7 +71,8 @@ class StoredManifest(Manifest):
         splits: the token files of every split, in order.
         asked: options of the command line that made it; the same command given again is recognised by them.
         teacher_files: hash of the files that the teacher was loaded from; None of a hub name, and without a teacher.
-        flops_per_token: of what computed it, in its blocks, by formula.
+        flops_per_token: of what computed it, in its blocks, by formula; all of it, also where a pass was shared.
+        shared_pass: the pass that made it together with another folder; None where it was made alone.
         tokens_per_second: of the command that finished it, loading included; 0 where others had computed everything.
     """
 
@@ -68,6 +81,7 @@ class StoredManifest(Manifest):
     asked: dict[str, Any] = Field(default_factory=dict)
     teacher_files: str | None = None
     flops_per_token: float
+    shared_pass: SharedPass | None = None
     tokens_per_second: float = 0.0
 
     def tokens(self, split: str) -> int:

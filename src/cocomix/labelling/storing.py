@@ -6,10 +6,11 @@ is killed meanwhile, the next one does, or `finish`.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cocomix.artifacts import (
     PLAN,
@@ -25,7 +26,8 @@ from cocomix.artifacts import (
 )
 from cocomix.data import TRAIN, Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
-from cocomix.labelling.map_shards import PARTS, Executor, Report, ShardFunction, Work, map_shards
+from cocomix.labelling.map_shards import Executor, Report, ShardFunction, Work, map_shards
+from cocomix.labelling.part_folder import PARTS, PartFolder
 from cocomix.labelling.stored_arrays import StoredArrays
 from cocomix.runtime.errors import CoCoMixError
 
@@ -113,27 +115,54 @@ def _missing(found: StoredArrays[Any]) -> list[str]:
     return [] if found.url else [name for name in found.manifest.files if not (found.path / name).is_file()]
 
 
-def store(
-    kind: type[A],
-    output: Path,
-    tokens: Tokens,
-    function: ShardFunction,
-    identity: Mapping[str, Any],
-    about: Mapping[str, Any],
-    job: Job,
-    blocks: int | None = None,
-    files: Mapping[str, Callable[[Path], None]] | None = None,
-) -> A | None:
-    """Compute what is missing of a folder, and finish it.
+@dataclass(frozen=True)
+class Order(Generic[A]):
+    """A folder that is to be made.
 
-    Args:
+    Attributes:
+        kind: of the folder.
+        output: the folder.
+        columns: the arrays that it keeps, each with its name among those that are computed.
         identity: everything that determines the result.
         about: what the manifest says that only the kind knows.
-        blocks: compute only so many training blocks, from the beginning; all by default.
+        asked: options of the command line, for the manifest.
         files: what else belongs into the folder → writes it.
+    """
+
+    kind: type[A]
+    output: Path
+    columns: Mapping[str, str]
+    identity: Mapping[str, Any]
+    about: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+
+    @property
+    def shared_pass(self) -> Any:
+        """Which pass of a teacher makes this folder and another one; None if it is made alone."""
+        return self.about.get("shared_pass")
+
+    def may_share(self) -> bool:
+        """Whether what was begun of it, if anything, was begun in that pass."""
+        notes = partial_path(self.output) / PARTS / NOTES
+        return not notes.is_file() or read_json(notes)["manifest"].get("shared_pass") == self.shared_pass
+
+    def made(self) -> A | None:
+        """The finished folder, if there is one."""
+        return self.kind.made(self.output, self.identity)
+
+
+def store(
+    orders: Sequence[Order[Any]], tokens: Tokens, function: ShardFunction, job: Job, blocks: int | None = None
+) -> list[Any]:
+    """Compute what is missing of folders that one function fills, and finish them when nothing is missing of any.
+
+    Args:
+        orders: the folders; several are begun and cut into shards alike.
+        blocks: compute only so many training blocks, from the beginning; all by default.
 
     Returns:
-        The finished folder; None where shards are left to other jobs.
+        The finished folders in the order of `orders`; None where shards are left to other jobs.
 
     Raises:
         CoCoMixError: shards failed; what was begun is of something else; another process writes it.
@@ -141,31 +170,49 @@ def store(
     import torch
 
     shared = isinstance(job.executor, SlurmArray)
-    if shared and url_of(output) is not None:
-        raise CoCoMixError(f"{shown(output)} is no folder that jobs can share; make one and `cocomix push` it.")
+    for order in orders:
+        if shared and url_of(order.output) is not None:
+            raise CoCoMixError(
+                f"{shown(order.output)} is no folder that jobs can share; make one and `cocomix push` it."
+            )
     block_size = tokens.manifest.block_size
     splits = {
         name: _first_files(split, blocks if name == TRAIN else None) for name, split in tokens.manifest.splits.items()
     }
-    manifest = {"block_size": block_size, "splits": splits, "asked": dict(job.asked), **about}
-    notes: dict[str, Any] = {"columns": function.columns, "shard_blocks": job.shard(block_size), "manifest": manifest}
-    notes["threads"] = torch.get_num_threads()
+    work: dict[str, Any] = {"shard_blocks": job.shard(block_size), "threads": torch.get_num_threads()}
     try:
-        with kind.create(output, identity=identity, resume=True, shared=shared) as staging:
-            notes = _noted(staging.path, notes)
-            torch.set_num_threads(notes["threads"])  # sums depend on it in their last bits
-            for name, write in (files or {}).items():
-                if not (staging.path / name).is_file():
-                    with written_aside(staging.path / name) as aside:
-                        write(aside)
-            shards = _shards(tokens, splits, notes["shard_blocks"])
-            report = map_shards(function, shards, output=staging.path, executor=job.executor, retries=job.retries)
-            finished = _complete(kind, staging, report, notes["manifest"], tokens, shared=shared)
+        with ExitStack() as held:
+            begun: list[tuple[Order[Any], Staging[Any], dict[str, Any]]] = []
+            for order in orders:
+                staging = held.enter_context(
+                    order.kind.create(order.output, identity=order.identity, resume=True, shared=shared)
+                )
+                manifest = {"block_size": block_size, "splits": splits, "asked": dict(order.asked), **order.about}
+                notes = _noted(staging.path, {**work, "columns": list(order.columns), "manifest": manifest})
+                work = {name: notes[name] for name in work}
+                begun.append((order, staging, notes))
+            torch.set_num_threads(work["threads"])  # sums depend on it in their last bits
+            shards, folders = _shards(tokens, splits, work["shard_blocks"]), []
+            for order, staging, notes in begun:
+                for name, write in order.files.items():
+                    if not (staging.path / name).is_file():
+                        with written_aside(staging.path / name) as aside:
+                            write(aside)
+                folders.append(folder := PartFolder(staging.path, order.columns))
+                begun_in = notes["manifest"].get("shared_pass")
+                if begun_in != order.shared_pass and not all(map(folder.holds, shards)):  # the rest is made otherwise
+                    notes["manifest"]["shared_pass"] = order.shared_pass
+                    write_json(staging.path / PARTS / NOTES, notes)
+            report = map_shards(function, shards, folders=folders, executor=job.executor, retries=job.retries)
+            finished = [
+                _complete(order.kind, staging, report, notes["manifest"], tokens, shared=shared)
+                for order, staging, notes in begun
+            ]
     except (AlreadyExists, FileNotFoundError):
-        if shared and (found := kind.made(output, identity)) is not None:
+        if shared and any(found := [order.made() for order in orders]):
             return found  # other jobs did the rest meanwhile, and finished
         raise
-    return _opened(kind, output) if finished else None
+    return [_opened(order.kind, order.output) if done else None for order, done in zip(orders, finished, strict=True)]
 
 
 def _first_files(split: "SplitMeta", blocks: int | None) -> list[dict[str, Any]]:
@@ -209,7 +256,7 @@ def finish(kind: type[A], output: Path, data: Path | str) -> A:
     manifest = notes["manifest"]
     shards = _shards(tokens, manifest["splits"], notes["shard_blocks"])
     with kind.create(output, identity=identity, resume=True) as staging:
-        with Work(staging.path, shards, (), notes["columns"], retries=0) as work:
+        with Work([PartFolder.of(staging.path, notes["columns"])], shards, (), retries=0) as work:
             report = Report(0, 1.0, {}, work.join_all())
         _complete(kind, staging, report, manifest, tokens, shared=False)
     return _opened(kind, output)

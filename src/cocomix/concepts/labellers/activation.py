@@ -22,6 +22,7 @@ class ActivationLabeller(TeacherLabeller):
     kind = "activation"
     algorithm = "1"
     config_type: ClassVar = ActivationConfig
+    reads_hidden = True
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         codes, labelled = self.teacher.active_concepts(input_ids, attention_mask, dtype=self.dtype)

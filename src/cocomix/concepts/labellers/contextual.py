@@ -76,6 +76,7 @@ class ContextualLabeller(CentredLabeller):
     kind = "contextual"
     algorithm = "1"
     config_type: ClassVar = ContextualConfig
+    reads_hidden = True
 
     @torch.no_grad()
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:

@@ -35,6 +35,7 @@ class RandomLabeller(TeacherLabeller):
     kind = "random"
     algorithm = "1"
     config_type: ClassVar = RandomConfig
+    reads_hidden = True
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`; the k drawn concepts come with the most active first."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
-from cocomix.concepts.labeller import ConceptLabels, LabellerConfig, Vocabulary
+from cocomix.concepts.labeller import LABELLERS, ConceptLabels, LabellerConfig, Vocabulary
 from cocomix.concepts.loaded_teachers import LoadedTeachers
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import ConceptTeacher
@@ -58,6 +58,8 @@ class TeacherLabeller:
     algorithm: ClassVar[str]
     """Raised whenever the same teacher, dictionary and settings would give other labels than before."""
     config_type: ClassVar[type[TeacherLabellerConfig]]
+    reads_hidden: ClassVar[bool] = False
+    """Whether labels are made of the teacher's hidden states alone, which a forward pass for another purpose gives."""
 
     def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
         self.teacher = teacher
@@ -102,6 +104,12 @@ class TeacherLabeller:
         """
         return codes
 
+    def having_read(self, hidden: Tensor) -> Self:
+        """This labeller for one batch whose hidden states are known, [batch, seq, d_model] of the hooked block."""
+        labeller = copy(self)
+        labeller.teacher = self.teacher.having_read(hidden)
+        return labeller
+
     def with_dtype(self, dtype: NumberFormat) -> Self:
         """The same labeller with the same teacher in another number format."""
         labeller = copy(self)
@@ -132,3 +140,9 @@ class TeacherLabeller:
     def describe(self, concept: int) -> str | None:
         """None: a dictionary has no words for its concepts; an atlas finds some."""
         return None
+
+
+def reads_hidden(config: LabellerConfig) -> bool:
+    """Whether labels of a kind are made of a teacher's hidden states alone (`TeacherLabeller.reads_hidden`)."""
+    kind: Any = LABELLERS.find(config.kind)
+    return issubclass(kind, TeacherLabeller) and kind.reads_hidden

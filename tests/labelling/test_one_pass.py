@@ -232,13 +232,17 @@ def test_processes_write_the_bytes_of_one_process(workshop: Workshop, other: Pat
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_labels_without_a_teacher_and_float16_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+def test_labels_without_a_teacher_float16_and_one_folder_for_both_are_refused(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     with pytest.raises(CoCoMixError, match="future_words"):
         label_and_distill(
             workshop.data, labeller_config({"kind": "future_words"}), tmp_path / "labels", tmp_path / "probabilities"
         )
     with pytest.raises(CoCoMixError, match="float16"):
         together(workshop, workshop.data, tmp_path, dtype="float16")
+    with pytest.raises(CoCoMixError, match=str(tmp_path / "labels")):
+        label_and_distill(workshop.data, config(workshop), tmp_path / "labels", tmp_path / "labels")
     assert not list(tmp_path.iterdir())
 
 

@@ -158,8 +158,8 @@ def label_and_distill(
         Both folders; None for one of which shards are left to other jobs.
 
     Raises:
-        CoCoMixError: the labels have no teacher, or are made in float16, in which no probabilities are; as `label_data`
-            and `distill_data`.
+        CoCoMixError: the labels have no teacher, or are made in float16, in which no probabilities are; both folders
+            are the same; as `label_data` and `distill_data`.
     """
     job, tokens, teachers = job or Job(), Tokens.open(data), teachers or LoadedTeachers()
     config = config.resolved(default_device())
@@ -173,6 +173,8 @@ def label_and_distill(
             f"a teacher that labels in {config.dtype} cannot give probabilities in it; use dtype bfloat16 or float32, "
             "or make them with `cocomix distill`."
         )
+    if output == probabilities:
+        raise CoCoMixError(f"labels and probabilities cannot both go to {output}; name another folder for one of them.")
     second = replace(job, asked=distilled_as or {})
     labels = _labels(tokens, config, output, scores, force, blocks, job, teachers)
     targets = _probabilities(

@@ -29,7 +29,8 @@ ARM_FIELDS = (
     *("model.mixing", "model.insert_layer", "model.num_concepts", "model.concept_topk", "model.concept_loss_weight"),
     *("model.prediction", "model.hidden_loss", "model.teacher_hidden_size", "model.compression_init"),
     "model.concept_weights",
-    *("model.add_mean", "model.upper_positions", "model.concept_rank"),
+    *("model.add_mean", "model.upper_positions", "model.concept_rank", "model.repeats", "model.bigram_rows"),
+    *("model.chunk_tokens", "model.chunk_codes", "model.chunk_blocks"),
     *(f"model.backbone.{size}" for size in _SIZES),
     "training.learning_rate",
 )

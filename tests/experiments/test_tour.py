@@ -66,7 +66,7 @@ def test_the_packaged_teacher_comes_with_its_dictionary(tmp_path: Path, monkeypa
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo that was stopped in every part before it came to its end."""
     directory = tmp_path_factory.mktemp("demo") / "demo"
-    for place in ("prepare", "train", "distill_data", "fit_on_data", "label_data", "evaluate_run", "write_report"):
+    for place in ("prepare", "train", "fit_on_data", "label_and_distill", "evaluate_run", "write_report"):
         with pytest.MonkeyPatch.context() as patched:
 
             def stop(*arguments: Any, **settings: Any) -> None:

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
     from cocomix.concepts.labellers.future_clusters import FutureClustersConfig, FutureClustersLabeller
     from cocomix.concepts.labellers.future_words import FutureWordsConfig, FutureWordsLabeller
+    from cocomix.concepts.labellers.own_states import OnlineConfig, OnlineLabeller
     from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
     from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig, reads_hidden
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
@@ -103,6 +104,8 @@ __all__ = [
     "FutureWordsLabeller",
     "LabellerConfig",
     "LoadedTeachers",
+    "OnlineConfig",
+    "OnlineLabeller",
     "RandomConfig",
     "RandomLabeller",
     "SparseCodes",

@@ -1,6 +1,6 @@
 """The labeller interface: blocks of tokens in, concept labels out; and the registry of its kinds.
 
-A kind is a class with the interface of `LabellerKind`. Seven are built in (see `cocomix.concepts.labellers`); another
+A kind is a class with the interface of `LabellerKind`. Eight are built in (see `cocomix.concepts.labellers`); another
 is added by `@register_labeller`, or by an entry point of the group `cocomix.labellers` whose name is the kind and whose
 value is the class. What stored labels, labels made while training and labels in a notebook have in common is here;
 shards, disks and processes are unknown to a labeller.
@@ -164,6 +164,7 @@ LABELLERS: Registry[LabellerKind] = Registry(
         "token_lookup": "cocomix.concepts.labellers.token_lookup:TokenLookupLabeller",
         "future_words": "cocomix.concepts.labellers.future_words:FutureWordsLabeller",
         "future_clusters": "cocomix.concepts.labellers.future_clusters:FutureClustersLabeller",
+        "online": "cocomix.concepts.labellers.own_states:OnlineLabeller",
     },
 )
 register_labeller = LABELLERS.register

@@ -80,6 +80,25 @@ class Checkpoint(Artifact[CheckpointManifest]):
         return checkpoint
 
 
+def counted_until(checkpoint: Path, tokens_per_step: int) -> CheckpointManifest:
+    """What a whole checkpoint's manifest says, for a run to go on counting from.
+
+    Args:
+        tokens_per_step: of the run, all processes together.
+
+    Raises:
+        CoCoMixError: its steps were of another size, as they are with another number of processes.
+    """
+    state = Checkpoint.open(checkpoint).manifest
+    if state.tokens_per_step != tokens_per_step:
+        raise CoCoMixError(
+            f"{checkpoint} was written with {state.tokens_per_step:,} tokens per step and this launch has "
+            f"{tokens_per_step:,}; set batch_tokens in the recipe to the former, or "
+            "training.gradient_accumulation_steps so that they agree."
+        )
+    return state
+
+
 @contextmanager
 def explained_checkpoint(folder: Path) -> Iterator[None]:
     """Say in one sentence that a checkpoint cannot be gone on from, whatever was found in one of its files.

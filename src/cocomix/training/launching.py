@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cocomix.concepts import LabellerConfig, OnlineConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import Objective
 
@@ -66,6 +67,19 @@ def refuse_outside_forward(objectives: Iterable[Objective]) -> None:
                 f"auxiliary.{one.name} uses the model's embedding or head outside its forward pass, where FSDP holds "
                 "only a shard of them; train under DDP, or leave it out (of nextlat: kl)."
             )
+
+
+def refuse_sharded_student(labels: LabellerConfig | None) -> None:
+    """Refuse, under FSDP, labels that are made by a copy of the student.
+
+    Raises:
+        CoCoMixError: they are.
+    """
+    if isinstance(labels, OnlineConfig):
+        raise CoCoMixError(
+            "labels of kind 'online' follow the student's weights, of which FSDP leaves only a shard in each process; "
+            "train under DDP, or take another kind of labels."
+        )
 
 
 def gather_as_kept(plugin: Any, objectives: Iterable[Objective]) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from cocomix.artifacts import fingerprint_json
 from cocomix.concepts import ConceptLabeller, FittedLabeller, LabellerConfig, determining, drop_without_target
@@ -42,7 +43,10 @@ class OnlineLabels:
 
     Attributes:
         ahead: whether batches are labelled ahead.
+        of_student: whether labels change with the student, so that those of a batch cannot be made once for all.
     """
+
+    of_student: ClassVar[bool] = False
 
     def __init__(self, labeller: ConceptLabeller, config: LabellerConfig, device: torch.device) -> None:
         self.labeller = labeller
@@ -55,20 +59,17 @@ class OnlineLabels:
         """Number of concepts that labels name."""
         return self.labeller.num_concepts
 
-    def flops_per_token(self, block_size: int) -> float:
-        """What labelling costs."""
+    def flops_per_token(self, block_size: int, student: PreTrainedConfig) -> float:
+        """What labelling costs, for a student of this configuration."""
         return self.labeller.flops_per_token(block_size)
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Labels of token rows: int64 [batch, seq, k] on the CPU from int64 [batch, seq]; −100 where there is none."""
-        size = max(1, _BATCH_TOKENS // input_ids.shape[1])
-        rows = torch.split(input_ids, size)
-        masks = [None] * len(rows) if attention_mask is None else torch.split(attention_mask, size)
+        ids = []
         with torch.inference_mode(False):  # a teacher differentiates
-            ids = [
-                self.labeller.label(part, mask, k=self.config.k).ids.cpu()
-                for part, mask in zip(rows, masks, strict=True)
-            ]
+            for rows in rows_at_once(input_ids):
+                mask = None if attention_mask is None else attention_mask[rows]
+                ids.append(self.labeller.label(input_ids[rows], mask, k=self.config.k).ids.cpu())
         return torch.cat(ids)
 
     def blocks(self, blocks: Any) -> "LabelsInMemory":
@@ -126,6 +127,26 @@ class OnlineLabels:
             (folder / TABLES).parent.mkdir(exist_ok=True)
             save_file(tables, folder / TABLES)
 
+    def begin(self, trainer: Any) -> None:
+        """See the Trainer before training."""
+
+    def evaluated(self, batch: Batch) -> Batch:
+        """A batch of an evaluation, which has its labels from `blocks`."""
+        return batch
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged beside the losses, since the last call."""
+        return {}
+
+    def save_state(self, checkpoint: Path) -> None:
+        """Write what changes while training into a checkpoint's folder."""
+
+    def restore_state(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint."""
+
+    def finish(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Keep what was learned while training in the run's folder."""
+
     def _add(self, batch: Mapping[str, Tensor]) -> Batch:
         labels = self.label(batch["input_ids"], batch.get("attention_mask"))
         if "labels" in batch:
@@ -165,6 +186,19 @@ class _SideStream:
             return function(batch)
 
 
+def rows_at_once(input_ids: Tensor) -> list[slice]:
+    """Which rows of [batch, seq] are labelled at once: about so many tokens as in `cocomix label`."""
+    size = max(1, _BATCH_TOKENS // input_ids.shape[1])
+    return [slice(start, start + size) for start in range(0, len(input_ids), size)]
+
+
+def in_dtype_of_run(config: LabellerConfig, bf16: bool) -> LabellerConfig:
+    """Settings with a `dtype` that is not given set to that of the run."""
+    if bf16 and "dtype" in type(config).model_fields and "dtype" not in config.model_fields_set:
+        return config.model_copy(update={"dtype": "bfloat16"})
+    return config
+
+
 def open_online_labels(
     config: LabellerConfig, data: Tokens, device: torch.device, folder: Path, *, bf16: bool = False
 ) -> OnlineLabels:
@@ -178,8 +212,7 @@ def open_online_labels(
     Raises:
         CoCoMixError: as `open_labeller`.
     """
-    if bf16 and "dtype" in type(config).model_fields and "dtype" not in config.model_fields_set:
-        config = config.model_copy(update={"dtype": "bfloat16"})
+    config = in_dtype_of_run(config, bf16)
     tables = load_file(folder / TABLES) if (folder / TABLES).is_file() else None
     labeller, _ = open_labeller(data, config, device=device, tables=tables)
     return OnlineLabels(labeller, config, device)

@@ -11,7 +11,7 @@ from cocomix.labelling import Labels
 from cocomix.runtime.device import default_device
 from cocomix.training.arguments import tokens_per_step, training_arguments
 from cocomix.training.corpora import labels_to_match, open_data, open_labels
-from cocomix.training.launching import refuse_outside_forward, sharding_asked
+from cocomix.training.launching import refuse_outside_forward, refuse_sharded_student, sharding_asked
 from cocomix.training.objectives import auxiliary_objective
 from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
@@ -39,6 +39,7 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
     """
     if sharding_asked(recipe.training, {}, processes=2):
         refuse_outside_forward(auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items())
+        refuse_sharded_student(recipe.online_labels if recipe.has_concepts else None)
     plan = _planned(recipe)
     told = describe_plan(recipe, plan)
     tokens = told["tokens"] if isinstance(told["tokens"], int) else None

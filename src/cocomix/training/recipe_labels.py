@@ -14,6 +14,7 @@ from pydantic import SerializeAsAny, model_serializer, model_validator
 from cocomix.concepts import (
     DictionaryConfig,
     LabellerConfig,
+    OnlineConfig,
     TeacherConfig,
     TeacherLabellerConfig,
     labeller_config,
@@ -48,7 +49,10 @@ class LabelsConfig(Section):
         made = {name: field for name, field in value.items() if name != "path"}
         if not made and value.get("path") is None:
             raise ValueError("give a folder of stored labels, or kind: and the rest of how they are made")
-        return {"path": value.get("path"), "labeller": labeller_config(made) if made else None}
+        labeller = labeller_config(made) if made else None
+        if value.get("path") is not None and isinstance(labeller, OnlineConfig):
+            raise ValueError("labels of kind online are made while training and are not stored; leave path out")
+        return {"path": value.get("path"), "labeller": labeller}
 
     @model_serializer(mode="wrap")
     def _to_flat(self, handler: Any) -> dict[str, Any]:

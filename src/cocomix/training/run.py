@@ -16,6 +16,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from cocomix.artifacts import Staging, explained_full_disk, partial_path, shown, url_of
+from cocomix.concepts import OnlineConfig
 from cocomix.data import Tokens
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import fast_bfloat16
@@ -27,18 +28,24 @@ from cocomix.training.corpora import block_order, labels_to_match, open_data, op
 from cocomix.training.distillation import Teaching, open_teaching
 from cocomix.training.input_checks import check_coverage, check_sources, inputs_of
 from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
-from cocomix.training.launching import check_deepspeed, refuse_outside_forward, sharding_asked
+from cocomix.training.launching import (
+    check_deepspeed,
+    refuse_outside_forward,
+    refuse_sharded_student,
+    sharding_asked,
+)
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.manifest import RunManifest, run_manifest
 from cocomix.training.metrics import TENSORBOARD, MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until, trackers
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
-from cocomix.training.online import OnlineLabels, open_online_labels
+from cocomix.training.online import OnlineLabels, in_dtype_of_run, open_online_labels
 from cocomix.training.opened_run import Run
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.pretrained import build_student
 from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.run_plan import Plan, plan_run
+from cocomix.training.student_labels import StudentLabels
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache
 
@@ -82,11 +89,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, blocks, sharding)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
-    labels, online = open_labels(recipe, data), None
-    if recipe.has_concepts and recipe.online_labels is not None:
-        online = open_online_labels(
-            recipe.online_labels, data, arguments.device, partial_path(output), bf16=arguments.bf16
-        )
+    labels, online = open_labels(recipe, data), _labels_while_training(recipe, data, arguments, partial_path(output))
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
@@ -95,6 +98,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     objectives = _objectives(recipe, plan, teaching, online)
     if sharding:
         refuse_outside_forward(objectives)
+        refuse_sharded_student(None if online is None else online.config)
     order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
     stored = {"concept_labels": labels, "teacher_log_probs": teaching.stored}
     check_coverage(recipe, data, stored, objectives, arguments)
@@ -117,7 +121,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             model=model,
             args=arguments,
             train_dataset=joined_blocks(recipe, data, stored, "train", None),
-            eval_dataset=validation if online is None else _with_labels(validation, online),
+            eval_dataset=validation if online is None or online.of_student else _with_labels(validation, online),
             objectives=objectives,
             online_labels=online,
             non_finite=recipe.non_finite,
@@ -134,7 +138,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             )
         if fast_bfloat16(arguments.device) and not (arguments.bf16 or arguments.fp16):
             logger.info("this machine is fast in bfloat16 and the run is in float32; training.bf16: true changes that")
-        if online is not None:
+        if online is not None and not online.of_student:
             _warn_of_repeated_labelling(trainer)
         bar = ProgressBar(trainer.tokens_per_step)
         trainer.add_callback(bar)
@@ -188,11 +192,23 @@ class _FirstEvaluation(TrainerCallback):  # type: ignore[misc]
         self.trainer.measure(Subset(blocks, range(min(len(blocks), 2 * args.eval_batch_size))))
 
 
+def _labels_while_training(
+    recipe: RunConfig, data: Tokens, arguments: TrainingArguments, folder: Path
+) -> OnlineLabels | None:
+    """What makes labels batch by batch, where the recipe asks for that."""
+    config = recipe.online_labels
+    if config is None or not recipe.has_concepts:
+        return None
+    if isinstance(config, OnlineConfig):
+        return StudentLabels(in_dtype_of_run(config, arguments.bf16), data, arguments.device)
+    return open_online_labels(config, data, arguments.device, folder, bf16=arguments.bf16)
+
+
 def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: OnlineLabels | None) -> list[Objective]:
     """The terms of a recipe's loss."""
     terms: list[Objective] = [NextToken(plan.config)]
     if recipe.has_concepts:
-        flops = 0.0 if online is None else online.flops_per_token(plan.block_size)
+        flops = 0.0 if online is None else online.flops_per_token(plan.block_size, plan.config)
         terms.append(ConceptPrediction(recipe.model.concept_loss_weight, flops))
     terms += teaching.objectives(plan.config)
     return terms + [auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items()]
@@ -278,4 +294,6 @@ def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: Tokens, folder:
         tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.save_pretrained(str(folder))
         write_auto_classes(folder)
+        if trainer.online_labels is not None:
+            trainer.online_labels.finish(folder, tokenizer)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import explained_full_disk
 from cocomix.model.causal_loss import causal_loss
@@ -26,9 +27,9 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import refuse_unheeded, steps_of_epochs, tokens_after, tokens_per_step
 from cocomix.training.checkpoints import (
     WRITING,
-    Checkpoint,
     CheckpointManifest,
     checkpoint_step,
+    counted_until,
     explained_checkpoint,
     last_complete_checkpoint,
     publish,
@@ -91,6 +92,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.objectives = default_objectives(self.model.config) if objectives is None else tuple(objectives)
         if self.is_fsdp_enabled:
             gather_as_kept(self.accelerator.state.fsdp_plugin, self.objectives)
+        if online_labels is not None:
+            online_labels.begin(self)  # before the objectives' heads are part of the model
         self.heads = add_heads(self.objectives, self.model, self.args.device)
         if (settings := self.accelerator.ddp_handler) is not None:
             settings.gradient_as_bucket_view = True  # else gradients are there twice, in DDP's buckets and beside them
@@ -194,6 +197,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 del logs["loss"]  # it still counts skipped steps; ours, if there was any other step, comes next
             logs.update(self._meter.averages(self.accelerator))
             logs.update(self._weights)
+            logs.update({} if self.online_labels is None else self.online_labels.numbers())
             if self.accelerator.mixed_precision == "fp16" and not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]  # the loss scaler skipped this step and lowers its scale
         for name, value in logs.items():
@@ -247,6 +251,9 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 )
         if resume_from_checkpoint:
             self._resume_meters(Path(resume_from_checkpoint))
+            if self.online_labels is not None:
+                with explained_checkpoint(Path(resume_from_checkpoint)):
+                    self.online_labels.restore_state(Path(resume_from_checkpoint))
         try:
             with self.clock.running(self.args.device), told_by_workers():
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)
@@ -282,6 +289,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         with self.clock.paused(self.args.device), torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
             for batch in self.get_eval_dataloader(eval_dataset):
+                batch = batch if self.online_labels is None else self.online_labels.evaluated(batch)
                 inputs = self._prepare_inputs(batch)
                 measured = [one for one in objectives if one.needs <= inputs.keys()]
                 terms, _ = loss_terms(measured, model, inputs, self.heads, progress)
@@ -375,23 +383,15 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                 super()._save_checkpoint(model, trial)
             finally:
                 self._saving = False
+            if self.args.should_save and self.online_labels is not None:
+                self.online_labels.save_state(folder / WRITING / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish(folder, state, self.state, self.args.save_total_limit)
 
     def _resume_meters(self, checkpoint: Path) -> None:
-        """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint.
-
-        Raises:
-            CoCoMixError: its steps were of another size, as they are with another number of processes.
-        """
-        state = Checkpoint.open(checkpoint).manifest
-        if state.tokens_per_step != self.tokens_per_step:
-            raise CoCoMixError(
-                f"{checkpoint} was written with {state.tokens_per_step:,} tokens per step and this launch has "
-                f"{self.tokens_per_step:,}; set batch_tokens in the recipe to the former, or "
-                "training.gradient_accumulation_steps so that they agree."
-            )
+        """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint."""
+        state = counted_until(checkpoint, self.tokens_per_step)
         self.clock.elapsed = state.seconds
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = state.skipped

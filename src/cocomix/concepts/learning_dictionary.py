@@ -1,0 +1,221 @@
+"""A dictionary that is learned while its model is: a TopK autoencoder on hidden states that come batch by batch.
+
+With x the layer-normalised hidden states [positions, d_model] of an optimizer step and M their number, it minimises
+
+    (1/M) Σ ‖x − x̂‖² + (1/M) Σ min(1, n_dead / k_aux) ‖(x − x̂) − ê‖²,
+
+where ê decodes the k_aux = d_model / 2 largest pre-activations of the dead concepts (AuxK; Gao et al., 2024, in the form
+of SAELens) and the rows of W_dec are kept at length 1. Labels are not made by it but by a copy that follows it slowly,
+an exponential moving average of its weights, so that a concept goes on meaning what the student learned it to mean.
+
+Nothing moves between the optimizer steps: `add` sums gradients up, `step` uses them. So the concepts of a batch depend
+neither on how a step is split into micro-batches nor, if `step` adds them up, into processes.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.concepts.dictionary import ConceptDictionary
+from cocomix.concepts.dictionary_folder import FitSettings
+from cocomix.runtime.errors import CoCoMixError
+
+_AUX_SHARE = 2  # of the width of the hidden states, for k_aux (Gao et al., 2024)
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def learning_flops(d_model: int, num_concepts: int, active: int) -> float:
+    """FLOPs of a `LearningDictionary` per position: the copy's encoder, and the autoencoder forward and backward.
+
+    2dC each for both encoders and for the gradient of the weights of one; 2dn for decoding n concepts, twice that
+    backwards, for the active ones and those that AuxK revives, as if there were always dead ones. Products alone; the
+    optimizer is left out, as it is for the student.
+    """
+    decoded = active + _revived(d_model, num_concepts)
+    return 6.0 * d_model * num_concepts + 6.0 * d_model * decoded
+
+
+class LearningDictionary:
+    """The autoencoder, its optimizer (Adam), the slow copy, and what was counted since the last log line.
+
+    Args:
+        d_model: width of the hidden states.
+        num_concepts: latents (C).
+        active: concepts active at a position, at most.
+        layer: 0-based index of the block whose output it reads, for the saved dictionary.
+        decay: of the slow copy, per optimizer step: copy ← decay · copy + (1 − decay) · weights.
+        learning_rate: of Adam; by default as of `FitSettings`.
+        dead_after_tokens: a concept that was active at none of the last so many positions counts as dead.
+        seed: of the initial weights.
+        device: where everything is.
+
+    Attributes:
+        copy: the dictionary that makes labels. Its tensors change in `step`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_concepts: int,
+        active: int,
+        *,
+        layer: int,
+        decay: float,
+        learning_rate: float | None = None,
+        dead_after_tokens: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        rows = F.normalize(torch.randn(num_concepts, d_model, generator=generator), dim=-1)
+        tensors = (rows.T.contiguous(), torch.zeros(num_concepts), rows, torch.zeros(d_model))
+        values = {name: tensor.to(device) for name, tensor in zip(_WEIGHTS, tensors, strict=True)}
+        self.weights = {name: tensor.clone().requires_grad_(True) for name, tensor in values.items()}
+        self.copy = ConceptDictionary(**values, k=active, normalize="layer_norm", layer=layer, name="the student's own")
+        self.active, self.decay, self.dead_after_tokens = active, decay, dead_after_tokens
+        rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate
+        self.optimizer = torch.optim.Adam(self.weights.values(), lr=rate)
+        self.idle = torch.zeros(num_concepts, dtype=torch.int64, device=device)
+        self._step = self._zeros()
+        self._logged = self._zeros()
+        self._pending = False
+
+    @property
+    def k_aux(self) -> int:
+        """Dead concepts that the auxiliary loss revives at a position, at most."""
+        n_concepts, d_model = self.weights["W_dec"].shape
+        return _revived(d_model, n_concepts)
+
+    def add(self, states: Tensor, labels: Tensor) -> None:
+        """Add a micro-batch to the next step: its gradients, and what is counted.
+
+        Args:
+            states: layer-normalised hidden states. [positions, d_model], float32
+            labels: ids of the labels that these positions got, without those that have none. [labels], int64
+        """
+        self._pending = True
+        states, dead = states.detach(), self.idle >= self.dead_after_tokens
+        with torch.enable_grad():
+            pre = (states - self.weights["b_dec"]) @ self.weights["W_enc"] + self.weights["b_enc"]
+            values, ids = pre.topk(self.active, dim=-1)
+            error = states - self._decode(ids, values) - self.weights["b_dec"]
+            loss = squared = error.square().sum()
+            if bool(dead.any()):
+                k = min(self.k_aux, int(dead.sum()))
+                values_aux, ids_aux = pre.masked_fill(~dead, -torch.inf).topk(k, dim=-1)
+                missed = error.detach() - self._decode(ids_aux, values_aux)
+                loss = squared + missed.square().sum() * (k / self.k_aux)
+            loss.backward()  # type: ignore[no-untyped-call]
+        n_concepts = len(self.idle)
+        found = {
+            "positions": torch.tensor(len(states), device=states.device),
+            "error": squared.detach().double(),
+            "squares": states.double().square().sum(),
+            "states": states.double().sum(dim=0),
+            "used": torch.bincount(ids[values > 0], minlength=n_concepts),
+            "labels": torch.bincount(labels, minlength=n_concepts),
+        }
+        self._step = {name: self._step[name] + value for name, value in found.items()}
+
+    @torch.no_grad()
+    def step(self, reduce: Callable[[Tensor], Tensor]) -> bool:
+        """One step of the optimizer and of the copy on what was added; returns False where nothing was.
+
+        Args:
+            reduce: adds a tensor up over all processes.
+
+        Raises:
+            CoCoMixError: the loss is not finite.
+        """
+        if not self._pending:
+            return False
+        counted = {name: reduce(value) for name, value in self._step.items()}
+        if not bool(counted["error"].isfinite()):
+            raise CoCoMixError(
+                "the loss of the dictionary of the student's states is not finite; lower labels.learning_rate "
+                f"({self.optimizer.param_groups[0]['lr']:g})."
+            )
+        for weight in self.weights.values():
+            weight.grad = reduce(weight.grad) / counted["positions"].clamp_min(1)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.weights["W_dec"].copy_(F.normalize(self.weights["W_dec"], dim=-1))
+        for name, slow in self.copy.tensors().items():
+            slow.lerp_(self.weights[name], 1 - self.decay)
+        self.idle = (self.idle + counted["positions"]).masked_fill(counted["used"] > 0, 0)
+        self._logged = {name: self._logged[name] + value for name, value in counted.items()}
+        self._step, self._pending = self._zeros(), False
+        return True
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged of the steps since the last call, and count anew; nothing if there were none.
+
+        `label_entropy` of a label drawn at random, nats; `label_concepts`, how many concepts were labels;
+        `dead_concepts`; `dictionary_fvu`, the fraction of the states' variance that the autoencoder leaves.
+        """
+        found, self._logged = self._logged, self._zeros()
+        positions, labels = int(found["positions"]), found["labels"].double()
+        if positions == 0:
+            return {}
+        variance = found["squares"] - found["states"].square().sum() / positions
+        return {
+            "label_entropy": float(torch.special.entr(labels / labels.sum().clamp_min(1)).sum()),
+            "label_concepts": float((labels > 0).sum()),
+            "dead_concepts": float((self.idle >= self.dead_after_tokens).sum()),
+            "dictionary_fvu": float(found["error"] / variance.clamp_min(1e-12)),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later steps depend on, between two steps, by name."""
+        moments = self.optimizer.state_dict()["state"]
+        found = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
+        found |= {f"copy.{name}": tensor for name, tensor in self.copy.tensors().items()}
+        found |= {f"adam.{place}.{name}": moments[place][name] for place in moments for name in _MOMENTS}
+        return found | {"idle": self.idle} | {f"logged.{name}": value for name, value in self._logged.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        for name, weight in self.weights.items():
+            weight.copy_(state[f"weights.{name}"])
+        for name, slow in self.copy.tensors().items():
+            slow.copy_(state[f"copy.{name}"])
+        self.idle.copy_(state["idle"])
+        self._logged = {name: value.to(self.idle.device) for name, value in _part(state, "logged").items()}
+        moments = {
+            place: {name: state[f"adam.{place}.{name}"] for name in _MOMENTS}
+            for place in range(len(_WEIGHTS))
+            if f"adam.{place}.step" in state
+        }
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def _decode(self, ids: Tensor, values: Tensor) -> Tensor:
+        """Σ relu(value) · W_dec[id], [positions, d_model] from [positions, k] each."""
+        return F.embedding_bag(ids, self.weights["W_dec"], per_sample_weights=values.relu(), mode="sum")
+
+    def _zeros(self) -> dict[str, Tensor]:
+        n_concepts, d_model = self.weights["W_dec"].shape
+        device = self.weights["W_dec"].device
+        exact = {"dtype": torch.float64, "device": device}
+        whole = {"dtype": torch.int64, "device": device}
+        return {
+            "positions": torch.zeros((), **whole),
+            "error": torch.zeros((), **exact),
+            "squares": torch.zeros((), **exact),
+            "states": torch.zeros(d_model, **exact),
+            "used": torch.zeros(n_concepts, **whole),
+            "labels": torch.zeros(n_concepts, **whole),
+        }
+
+
+def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+
+
+def _revived(d_model: int, num_concepts: int) -> int:
+    return min(max(1, d_model // _AUX_SHARE), num_concepts)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cocomix.artifacts import read_json
+from cocomix.concepts import OnlineConfig
 from cocomix.training import describe_plan, plan_run, train
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipe_file import recipe_values
@@ -150,9 +151,12 @@ def test_dictionaries_are_what_saelens_lists() -> None:
 def test_two_steps_at_toy_size(path: Path, workshop: Workshop, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     overrides = [f"data={workshop.data}", "evaluation_blocks=4"]
-    overrides += (
-        ["model.num_concepts=48"] if recipe.labels is None else [f"labels={workshop.labels}", "model.num_concepts=null"]
-    )
+    if isinstance(recipe.online_labels, OnlineConfig):  # which needs nothing made beforehand
+        overrides += ["labels.num_concepts=48", "model.num_concepts=null"]
+    elif recipe.labels is None:
+        overrides += ["model.num_concepts=48"]
+    else:
+        overrides += [f"labels={workshop.labels}", "model.num_concepts=null"]
     pretrained = recipe.model.pretrained is not None
     if pretrained:
         overrides += [f"model.pretrained={workshop.teacher}", "model.revision=null", "model.backbone=null"]

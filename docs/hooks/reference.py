@@ -11,7 +11,10 @@ from mkdocs.structure.files import File, Files
 __all__ = ["on_files", "reference_pages"]
 
 
-KINDS = ("attribution", "activation", "contextual", "random", "token_lookup", "future_words", "future_clusters")
+KINDS = (
+    *("attribution", "activation", "contextual", "random", "token_lookup"),
+    *("future_words", "future_clusters", "online"),
+)
 
 
 def reference_pages() -> dict[str, str]:

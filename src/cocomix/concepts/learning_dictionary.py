@@ -5,8 +5,12 @@ With x the layer-normalised hidden states [positions, d_model] of an optimizer s
     (1/M) Σ ‖x − x̂‖² + (1/M) Σ min(1, n_dead / k_aux) ‖(x − x̂) − ê‖²,
 
 where ê decodes the k_aux = d_model / 2 largest pre-activations of the dead concepts (AuxK; Gao et al., 2024, in the form
-of SAELens) and the rows of W_dec are kept at length 1. Labels are not made by it but by a copy that follows it slowly,
-an exponential moving average of its weights, so that a concept goes on meaning what the student learned it to mean.
+of SAELens) and the rows of W_dec are kept at length 1. b_dec is not learned: it is the mean of the states of the step
+before. A young model's states have most of their length in common: were that left to the concepts, the same few would
+soon be the most active ones at every position, and labels would say nothing.
+
+Labels are not made by the autoencoder but by a copy that follows it slowly, an exponential moving average of its
+weights, so that a concept goes on meaning what the student learned it to mean.
 
 Nothing moves between the optimizer steps: `add` sums gradients up, `step` uses them. So the concepts of a batch depend
 neither on how a step is split into micro-batches nor, if `step` adds them up, into processes.
@@ -23,6 +27,7 @@ from cocomix.concepts.dictionary_folder import FitSettings
 from cocomix.runtime.errors import CoCoMixError
 
 _AUX_SHARE = 2  # of the width of the hidden states, for k_aux (Gao et al., 2024)
+_EARLY = 10  # steps; TensorFlow's ExponentialMovingAverage begins the same way
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -46,7 +51,7 @@ class LearningDictionary:
         num_concepts: latents (C).
         active: concepts active at a position, at most.
         layer: 0-based index of the block whose output it reads, for the saved dictionary.
-        decay: of the slow copy, per optimizer step: copy ← decay · copy + (1 − decay) · weights.
+        decay: of the slow copy, per optimizer step: copy ← decay · copy + (1 − decay) · weights; see `moves`.
         learning_rate: of Adam; by default as of `FitSettings`.
         dead_after_tokens: a concept that was active at none of the last so many positions counts as dead.
         seed: of the initial weights.
@@ -72,12 +77,14 @@ class LearningDictionary:
         generator = torch.Generator().manual_seed(seed)
         rows = F.normalize(torch.randn(num_concepts, d_model, generator=generator), dim=-1)
         tensors = (rows.T.contiguous(), torch.zeros(num_concepts), rows, torch.zeros(d_model))
-        values = {name: tensor.to(device) for name, tensor in zip(_WEIGHTS, tensors, strict=True)}
-        self.weights = {name: tensor.clone().requires_grad_(True) for name, tensor in values.items()}
-        self.copy = ConceptDictionary(**values, k=active, normalize="layer_norm", layer=layer, name="the student's own")
+        values = [tensor.to(device) for tensor in tensors]
+        self.weights = {name: value.clone() for name, value in zip(_WEIGHTS, values, strict=True)}
+        self.copy = ConceptDictionary(*values, k=active, normalize="layer_norm", layer=layer, name="the student's own")
         self.active, self.decay, self.dead_after_tokens = active, decay, dead_after_tokens
         rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate
-        self.optimizer = torch.optim.Adam(self.weights.values(), lr=rate)
+        learned = [weight.requires_grad_(True) for name, weight in self.weights.items() if name != "b_dec"]
+        self.optimizer = torch.optim.Adam(learned, lr=rate)
+        self.steps = torch.zeros((), dtype=torch.int64)
         self.idle = torch.zeros(num_concepts, dtype=torch.int64, device=device)
         self._step = self._zeros()
         self._logged = self._zeros()
@@ -88,6 +95,12 @@ class LearningDictionary:
         """Dead concepts that the auxiliary loss revives at a position, at most."""
         n_concepts, d_model = self.weights["W_dec"].shape
         return _revived(d_model, n_concepts)
+
+    @property
+    def moves(self) -> float:
+        """How far a copy moves in the next step: 1 − decay, more in the beginning, when what it began with is noise."""
+        steps = int(self.steps)
+        return 1 - min(self.decay, (1 + steps) / (_EARLY + steps))
 
     def add(self, states: Tensor, labels: Tensor) -> None:
         """Add a micro-batch to the next step: its gradients, and what is counted.
@@ -138,13 +151,17 @@ class LearningDictionary:
                 "the loss of the dictionary of the student's states is not finite; lower labels.learning_rate "
                 f"({self.optimizer.param_groups[0]['lr']:g})."
             )
+        positions = counted["positions"].clamp_min(1)
         for weight in self.weights.values():
-            weight.grad = reduce(weight.grad) / counted["positions"].clamp_min(1)
+            if weight.grad is not None:
+                weight.grad = reduce(weight.grad) / positions
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.weights["W_dec"].copy_(F.normalize(self.weights["W_dec"], dim=-1))
+        self.weights["b_dec"].copy_(counted["states"] / positions)
         for name, slow in self.copy.tensors().items():
-            slow.lerp_(self.weights[name], 1 - self.decay)
+            slow.lerp_(self.weights[name], self.moves)
+        self.steps += 1
         self.idle = (self.idle + counted["positions"]).masked_fill(counted["used"] > 0, 0)
         self._logged = {name: self._logged[name] + value for name, value in counted.items()}
         self._step, self._pending = self._zeros(), False
@@ -174,7 +191,8 @@ class LearningDictionary:
         found = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
         found |= {f"copy.{name}": tensor for name, tensor in self.copy.tensors().items()}
         found |= {f"adam.{place}.{name}": moments[place][name] for place in moments for name in _MOMENTS}
-        return found | {"idle": self.idle} | {f"logged.{name}": value for name, value in self._logged.items()}
+        found |= {"idle": self.idle, "steps": self.steps}
+        return found | {f"logged.{name}": value for name, value in self._logged.items()}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -184,10 +202,11 @@ class LearningDictionary:
         for name, slow in self.copy.tensors().items():
             slow.copy_(state[f"copy.{name}"])
         self.idle.copy_(state["idle"])
+        self.steps.copy_(state["steps"])
         self._logged = {name: value.to(self.idle.device) for name, value in _part(state, "logged").items()}
         moments = {
             place: {name: state[f"adam.{place}.{name}"] for name in _MOMENTS}
-            for place in range(len(_WEIGHTS))
+            for place in range(len(_WEIGHTS) - 1)
             if f"adam.{place}.step" in state
         }
         groups = self.optimizer.state_dict()["param_groups"]
@@ -199,17 +218,11 @@ class LearningDictionary:
 
     def _zeros(self) -> dict[str, Tensor]:
         n_concepts, d_model = self.weights["W_dec"].shape
+        shapes = {"error": (), "squares": (), "states": (d_model,)}
+        counts = {"positions": (), "used": (n_concepts,), "labels": (n_concepts,)}
         device = self.weights["W_dec"].device
-        exact = {"dtype": torch.float64, "device": device}
-        whole = {"dtype": torch.int64, "device": device}
-        return {
-            "positions": torch.zeros((), **whole),
-            "error": torch.zeros((), **exact),
-            "squares": torch.zeros((), **exact),
-            "states": torch.zeros(d_model, **exact),
-            "used": torch.zeros(n_concepts, **whole),
-            "labels": torch.zeros(n_concepts, **whole),
-        }
+        exact = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
+        return exact | {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in counts.items()}
 
 
 def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

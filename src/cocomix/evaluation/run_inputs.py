@@ -23,6 +23,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.corpora import block_order
 from cocomix.training.recipe import load_recipe
+from cocomix.training.student_labels import DICTIONARY, TEACHER
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,13 @@ def _own_labels(run: Run) -> Concatenated[Labels]:
         CoCoMixError: there are none, or they are gone or others by now.
     """
     reference, mixture = run.manifest.labels, run.manifest.data.mixture
+    made = run.manifest.online_labels
+    if made is not None and made.labels["kind"] == "online":
+        raise CoCoMixError(
+            "the run's labels were of its own states while it trained; make those of its end with `cocomix label "
+            f"{run.manifest.data.path} --kind activation --teacher {run.path / TEACHER} --dictionary "
+            f"{run.path / DICTIONARY} --output LABELS` and name them with --labels."
+        )
     if reference is None:
         raise CoCoMixError("the run was trained without stored labels; name some with --labels.")
     folders = [reference.path] if mixture is None else [part.labels or reference.path for part in mixture]

@@ -9,6 +9,7 @@ from cocomix.concepts import (
     ConceptLabeller,
     ConceptTeacher,
     DictionaryConfig,
+    OnlineConfig,
     TeacherConfig,
     TeacherLabeller,
     TeacherLabellerConfig,
@@ -19,6 +20,7 @@ from cocomix.labelling import load_labeller
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.recipe import load_recipe
+from cocomix.training.student_labels import kept_labeller
 
 
 class RunTeacher(NamedTuple):
@@ -55,6 +57,8 @@ def open_run_teacher(
     named = load_recipe(run.path / "recipe.yaml").labels
     store = run_labels(run)
     config = store.manifest.config() if store is not None else None if named is None else named.labeller
+    if isinstance(config, OnlineConfig):
+        config = kept_labeller(run.path, config)
     if config is not None and not isinstance(config, TeacherLabellerConfig):
         raise CoCoMixError(
             f"the labels of the run {run.manifest.name} are of kind {config.kind!r} and have no teacher, which is "

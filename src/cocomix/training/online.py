@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,7 @@ TABLES = "labels/tables.safetensors"
 _BATCH_TOKENS = 4096  # tokens labelled at once, as in `cocomix label`
 
 Batch = dict[str, Tensor]
+AnyConfig = TypeVar("AnyConfig", bound=LabellerConfig)
 
 
 class OnlineLabels:
@@ -192,7 +193,7 @@ def rows_at_once(input_ids: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(input_ids), size)]
 
 
-def in_dtype_of_run(config: LabellerConfig, bf16: bool) -> LabellerConfig:
+def in_dtype_of_run(config: AnyConfig, bf16: bool) -> AnyConfig:
     """Settings with a `dtype` that is not given set to that of the run."""
     if bf16 and "dtype" in type(config).model_fields and "dtype" not in config.model_fields_set:
         return config.model_copy(update={"dtype": "bfloat16"})

@@ -19,7 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from cocomix.concepts import OnlineConfig, OnlineLabeller
+from cocomix.concepts import (
+    ActivationConfig,
+    DictionaryConfig,
+    OnlineConfig,
+    OnlineLabeller,
+    TeacherConfig,
+    dictionary_layer,
+)
 from cocomix.data import Tokens
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.accounting import build_model
@@ -32,6 +39,17 @@ STATE = "student_labels.safetensors"
 """In a checkpoint."""
 TEACHER, DICTIONARY = "labels/teacher", "labels/dictionary"
 """In the folder of a run."""
+
+
+def kept_labeller(folder: Path, config: OnlineConfig) -> ActivationConfig:
+    """How labels of other texts are made with what a finished run in a folder has kept.
+
+    Raises:
+        CoCoMixError: its dictionary is not there.
+    """
+    dictionary = DictionaryConfig(path=str(folder / DICTIONARY))
+    teacher = TeacherConfig(model=str(folder / TEACHER), layer=dictionary_layer(dictionary))
+    return ActivationConfig(k=config.k, dtype=config.dtype, teacher=teacher, dictionary=dictionary)
 
 
 class StudentLabels(OnlineLabels):

@@ -46,6 +46,7 @@ def test_the_copy_follows_by_hand_once_a_step(student: GPT2LMHeadModel) -> None:
     before = {name: value.clone() for name, value in student.named_parameters()}
     labeller.learn(batch(), None, None, k=3)
     labeller.learn(batch(1), None, None, k=3)
+    labeller.learning.steps.fill_(100)  # the first move further
     train_a_little(student)
     labeller.step(alone)
     copy = labeller.teacher.decoder.model

@@ -43,7 +43,8 @@ class OnlineConfig(LabellerConfig):
     """0-based index of the block whose output is read; by default three quarters of the way up, or where concepts are
     interleaved the last block below them if that is lower."""
     ema: float = Field(default=0.99, ge=0.0, lt=1.0)
-    """How much of the student's copy, and of the dictionary that makes labels, stays in every optimizer step."""
+    """How much of the student's copy, and of the dictionary that makes labels, stays in every optimizer step; in the
+    first steps less."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Of the autoencoder's Adam; by default what `cocomix sae` takes for as many concepts."""
     dead_after_tokens: int = Field(default=100_000, ge=1)
@@ -181,16 +182,17 @@ class OnlineLabeller:
     def step(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """After an optimizer step of the student: one of the autoencoder, and copies follow, if there were labels.
 
-        copy ← ema · copy + (1 − ema) · student, of every parameter.
+        copy ← ema · copy + (1 − ema) · student, of every parameter; the first steps move further, as the dictionary's.
 
         Args:
             reduce: adds a tensor up over all processes.
         """
         self._require_student()
         assert self._student is not None
+        moves = self.learning.moves
         if self.learning.step(reduce):
             for name, weight in self.teacher.decoder.model.named_parameters():
-                weight.lerp_(self._student[name].detach(), 1 - self.config.ema)
+                weight.lerp_(self._student[name].detach(), moves)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that labels of later steps depend on, by name."""

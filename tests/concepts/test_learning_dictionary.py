@@ -147,7 +147,7 @@ def test_what_is_logged() -> None:
     assert found["label_concepts"] == 2
     assert found["label_entropy"] == pytest.approx(torch.log(torch.tensor(2.0)).item())
     assert found["dead_concepts"] == 0
-    assert 0 < found["dictionary_fvu"]
+    assert found["dictionary_fvu"] > 0
     assert learning.numbers() == {}
 
 

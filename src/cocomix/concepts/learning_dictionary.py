@@ -4,8 +4,8 @@ With x the layer-normalised hidden states [positions, d_model] of an optimizer s
 
     (1/M) Σ ‖x − x̂‖² + (1/M) Σ min(1, n_dead / k_aux) ‖(x − x̂) − ê‖²,
 
-where ê decodes the k_aux = d_model / 2 largest pre-activations of the dead concepts (AuxK; Gao et al., 2024, in the form
-of SAELens) and the rows of W_dec are kept at length 1. b_dec is not learned: it is the mean of the states of the step
+where ê decodes the k_aux = d_model / 2 largest pre-activations of the dead concepts (AuxK; Gao et al., 2024, as SAELens
+has it) and the rows of W_dec are kept at length 1. b_dec is not learned: it is the mean of the states of the step
 before. A young model's states have most of their length in common: were that left to the concepts, the same few would
 soon be the most active ones at every position, and labels would say nothing.
 
@@ -27,6 +27,7 @@ from cocomix.concepts.dictionary_folder import FitSettings
 from cocomix.runtime.errors import CoCoMixError
 
 _AUX_SHARE = 2  # of the width of the hidden states, for k_aux (Gao et al., 2024)
+_SLOWER = 5  # than `cocomix sae`, whose steps are fewer
 _EARLY = 10  # steps; TensorFlow's ExponentialMovingAverage begins the same way
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -52,7 +53,7 @@ class LearningDictionary:
         active: concepts active at a position, at most.
         layer: 0-based index of the block whose output it reads, for the saved dictionary.
         decay: of the slow copy, per optimizer step: copy ← decay · copy + (1 − decay) · weights; see `moves`.
-        learning_rate: of Adam; by default as of `FitSettings`.
+        learning_rate: of Adam; by default a fifth of that of `FitSettings`.
         dead_after_tokens: a concept that was active at none of the last so many positions counts as dead.
         seed: of the initial weights.
         device: where everything is.
@@ -81,7 +82,7 @@ class LearningDictionary:
         self.weights = {name: value.clone() for name, value in zip(_WEIGHTS, values, strict=True)}
         self.copy = ConceptDictionary(*values, k=active, normalize="layer_norm", layer=layer, name="the student's own")
         self.active, self.decay, self.dead_after_tokens = active, decay, dead_after_tokens
-        rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate
+        rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate / _SLOWER
         learned = [weight.requires_grad_(True) for name, weight in self.weights.items() if name != "b_dec"]
         self.optimizer = torch.optim.Adam(learned, lr=rate)
         self.steps = torch.zeros((), dtype=torch.int64)

@@ -46,7 +46,7 @@ class OnlineConfig(LabellerConfig):
     """How much of the student's copy, and of the dictionary that makes labels, stays in every optimizer step; in the
     first steps less."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Of the autoencoder's Adam; by default what `cocomix sae` takes for as many concepts."""
+    """Of the autoencoder's Adam; by default a fifth of what `cocomix sae` takes for as many concepts."""
     dead_after_tokens: int = Field(default=100_000, ge=1)
     """A concept that was active at none of the last so many training positions counts as dead and is revived."""
     dtype: NumberFormat = "float32"

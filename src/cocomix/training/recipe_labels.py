@@ -51,7 +51,9 @@ class LabelsConfig(Section):
             raise ValueError("give a folder of stored labels, or kind: and the rest of how they are made")
         labeller = labeller_config(made) if made else None
         if value.get("path") is not None and isinstance(labeller, OnlineConfig):
-            raise ValueError("labels of kind online are made while training and are not stored; leave path out")
+            raise ValueError(
+                "labels of kind online are made while training, not stored; leave path out, or set it to null over a base"
+            )
         return {"path": value.get("path"), "labeller": labeller}
 
     @model_serializer(mode="wrap")

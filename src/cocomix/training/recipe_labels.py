@@ -52,7 +52,7 @@ class LabelsConfig(Section):
         labeller = labeller_config(made) if made else None
         if value.get("path") is not None and isinstance(labeller, OnlineConfig):
             raise ValueError(
-                "labels of kind online are made while training, not stored; leave path out, or set it to null over a base"
+                "labels of kind online are made while training, not stored; leave path out, or null over a base"
             )
         return {"path": value.get("path"), "labeller": labeller}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from cocomix.artifacts import (
     file_sha256,
     partial_path,
 )
+from cocomix.runtime.stopping import Terminated
 from cocomix.training import train
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.metrics import MetricsFile, keep_metrics_until
@@ -134,6 +136,21 @@ def test_killed_after_the_last_step(
         with pytest.raises(KeyboardInterrupt):
             train(recipe(workshop), output)
     train(recipe(workshop), output)
+    assert_same_run(output, whole["cocomix"])
+
+
+def test_a_signal_in_the_last_step_ends_what_comes_after_it(
+    workshop: Workshop, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(callback: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(cocomix.training.run.SaveAndStop, "on_step_end", signalled)
+        with pytest.raises(Terminated):
+            train(recipe(workshop), output)
     assert_same_run(output, whole["cocomix"])
 
 

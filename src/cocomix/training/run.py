@@ -177,6 +177,10 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     logger.info(f"validation loss {final['eval_loss']:.4f} nats/token; the run is in {shown(output)}")
     if recipe.objective == "cocomix":
         logger.info("to load it in Python: `import cocomix.model`, then `AutoModelForCausalLM.from_pretrained`")
+    if arrived():  # in the last step, too late to stop this run, not those that a sweep would begin after it
+        stopped = arrived.error
+        stopped.add_note(f"{shown(output)} was finished before")
+        raise stopped
     return output
 
 

@@ -130,7 +130,7 @@ def with_tables(text: str) -> str:
     tables = {
         "headline": lambda: headline(report(HERE)),
         "scarce": lambda: scarce(report(SCARCE)),
-        "scarce_pairs": lambda: scarce_pairs(report(SCARCE)),
+        "scarce_pairs": scarce_pairs,
         "scarce_costs": lambda: scarce_costs(report(SCARCE)),
         "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
         "scarce_words": lambda: scarce_words(report(SCARCE)),
@@ -221,17 +221,27 @@ def report(folder: Path) -> dict[str, Any]:
     return result
 
 
+def scarce_losses() -> dict[str, dict[int, float]]:
+    """Loss of every run by arm and seed: of the first three seeds, and of two more with labels made anew."""
+    losses: dict[str, dict[int, float]] = {name: {} for name in SCARCE_ARMS}
+    for folder in (SCARCE, SCARCE / "more"):
+        for run in report(folder)["runs"]:
+            losses[run["arm"]][run["seed"]] = run["loss"]
+    return losses
+
+
 def scarce(table: dict[str, Any]) -> str:
     """Loss of every arm, its difference from NTP of the same FLOPs, and the n-gram models' losses."""
     rows: list[tuple[Any, ...]] = []
+    losses = scarce_losses()
     for name, arm in scarce_arms(table).items():
         base = name == table["baseline"]
         rows.append(
             (
                 SCARCE_ARMS[name],
-                len(arm["seeds"]),
-                with_interval([run["loss"] for run in table["runs"] if run["arm"] == name], signed=False),
-                "" if base else bounded(arm["difference"], arm["difference_low"], arm["difference_high"]),
+                len(losses[name]),
+                with_interval(list(losses[name].values()), signed=False),
+                "" if base else with_interval(gaps(losses, name, table["baseline"])),
                 "" if base else span(arm["documents_low"], arm["documents_high"]),
                 f"{arm['flops'] / arm['tokens'] / 1e6:.1f}",
             )
@@ -244,19 +254,21 @@ def scarce(table: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def scarce_pairs(table: dict[str, Any]) -> str:
+def scarce_pairs() -> str:
     """Arm against arm, seed by seed."""
-    losses = {name: {run["seed"]: run["loss"] for run in table["runs"] if run["arm"] == name} for name in SCARCE_ARMS}
-    gaps = {
-        question: [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first])]
-        for question, first, second in SCARCE_PAIRS
-    }
-    corrected = holm([t_test(each).p for each in gaps.values()])
+    losses = scarce_losses()
+    found = {question: gaps(losses, first, second) for question, first, second in SCARCE_PAIRS}
+    corrected = holm([t_test(each).p for each in found.values()])
     rows = []
-    for (question, each), p in zip(gaps.items(), corrected, strict=True):
+    for (question, each), p in zip(found.items(), corrected, strict=True):
         one_side = max(sum(value < 0 for value in each), sum(value > 0 for value in each))
         rows.append((question, with_interval(each), f"{one_side} of {len(each)}", f"{p:.2g}"))
     return markdown(("", "nats per token", "seeds on one side", "p, paired t-test, Holm over these rows"), rows)
+
+
+def gaps(losses: dict[str, dict[int, float]], first: str, second: str) -> list[float]:
+    """How far one arm is above another, seed by seed, over the seeds of both."""
+    return [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first].keys() & losses[second])]
 
 
 def scarce_costs(table: dict[str, Any]) -> str:
@@ -336,10 +348,10 @@ def scarce_minimal_pairs() -> str:
     base, rows = found["ntp_flops"], []
     for name in SCARCE_ARMS:
         each = found[name]
-        gaps = [100 * (each[seed]["all"] - base[seed]["all"]) for seed in sorted(each)]
+        points = [100 * (each[seed]["all"] - base[seed]["all"]) for seed in sorted(each)]
         mean = {kind: sum(one[kind] for one in each.values()) / len(each) for kind in each["0"]}
         shares = (f"{mean[kind]:.1%}" for kind in ("all", "agreement", "order", "preposition"))
-        rows.append((SCARCE_ARMS[name], *shares, "" if each is base else with_interval(gaps)))
+        rows.append((SCARCE_ARMS[name], *shares, "" if each is base else with_interval(points)))
     head = ("arm", "right", "agreement", "order", "preposition", "all minus NTP's, points")
     return markdown(head, rows)
 

@@ -61,6 +61,33 @@ FORMS = {
     "softmax_1": ("added by softmax", "1"),
 }
 
+PEERS = {
+    "ntp": ("NTP of the FLOPs of `add`", ""),
+    "softmax": ("concepts (softmax), added: ours", ""),
+    "prediction": ("concepts predicted at λ = 1, not mixed in", ""),
+    "paper": (
+        "concepts (logits), interleaved: the paper's form",
+        "NTP's loss with `21.5%` fewer tokens at 1.38B parameters",
+    ),
+    "paper_softmax": ("concepts (softmax), interleaved", ""),
+    "values": ("concepts in the attention's values", ""),
+    "mtp_headless": ("multi-token prediction, headless, annealed", "modded-nanogpt: `2.5%` less time"),
+    "mtp_sequential": ("multi-token prediction, sequential", "DeepSeek-V3: better tasks, no lower loss"),
+    "mtp_parallel": ("multi-token prediction, parallel heads", "better code at 13B; small models suffer"),
+    "top": ("token-order prediction", "better tasks at three sizes"),
+    "fsp": ("future summary, bag of words", "mixed tasks at 8B"),
+    "nitp": ("NITP", "`1` to `1.8` points on tasks, no lower loss"),
+    "nextlat": ("NextLat", "planning and drafting, no lower loss"),
+    "prefix_token": ("prefix token", "modded-nanogpt: `1.1%` fewer steps"),
+    "superposition": ("token superposition", "lower loss at equal FLOPs, higher at equal tokens, at 3B"),
+    "conceptlm": ("ConceptLM", "up to `1.7` points on tasks"),
+    "token_values": ("value embeddings of tokens", "faster in nanochat"),
+    "bigram": ("a table of pairs of tokens", "modded-nanogpt: `9%` fewer steps"),
+    "loop": ("a looped stack, four times", "a baseline"),
+    "loop_flops": ("NTP of the looped stack's FLOPs", ""),
+}
+"""What results/scarce/peers.yaml compares, and what who proposed it reports (sources: docs/differences.md)."""
+
 HEADLINE = {
     "ntp": "NTP, matched",
     "kd": "knowledge distillation",
@@ -135,6 +162,7 @@ def with_tables(text: str) -> str:
         "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
         "scarce_words": lambda: scarce_words(report(SCARCE)),
         "scarce_form": scarce_form,
+        "scarce_peers": scarce_peers,
         "scarce_minimal_pairs": scarce_minimal_pairs,
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
@@ -340,6 +368,29 @@ def scarce_form() -> str:
     ]
     rows = [tuple(cell.replace("nan", "") for cell in row) for row in rows]
     return markdown(("concepts", "λ", "loss, nats per token", "size of the vector, × the hidden state's"), rows)
+
+
+def scarce_peers() -> str:
+    """The screening of neighbours: loss, difference from NTP, cost, and what their papers report."""
+    table = report(SCARCE / "peers")
+    arms = {arm["arm"]: arm for arm in table["arms"]}
+    base, rows = arms[table["baseline"]], []
+    for name in sorted(arms, key=lambda name: arms[name]["loss"]):
+        arm, (what, reported) = arms[name], PEERS[name]
+        gap = "" if arm is base else f"{arm['loss'] - base['loss']:+.3f}".replace("-", "−")
+        parameters = f"{arm['parameters'] / 1e6:.2f}"
+        rows.append(
+            (what, f"{arm['loss']:.3f}", gap, f"{arm['flops'] / arm['tokens'] / 1e6:.1f}", parameters, reported)
+        )
+    head = (
+        "method",
+        "loss, nats per token",
+        "minus NTP",
+        "MFLOP a token",
+        "million parameters",
+        "reported by its authors",
+    )
+    return markdown(head, rows)
 
 
 def scarce_minimal_pairs() -> str:

@@ -232,7 +232,6 @@ def test_sae_and_label_refuse(cli: Cli, here: Path, workshop: Workshop) -> None:
     cli.refuses("sae", workshop.data, "--teacher", "./nowhere", "--layer", 1, *SAE, "-o", "out", says="nowhere")
     cli.refuses("sae", here / "corpus", *teacher, "--layer", 1, *SAE, "-o", "out", says="corpus")
     cli.refuses("sae", workshop.data, *teacher, "--layer", 1, "--k", 100, "--num-concepts", 50, "-o", "out", says="k")
-    cli.refuses("sae", other, *teacher, "--layer", 1, *SAE, "-o", "out", says="tokenizer")
     dictionary = ("--dictionary", workshop.dictionary)
     cli.refuses("label", workshop.data, "--teacher", "wide", *dictionary, "-o", "out", says="16")
     cli.refuses("distill", other, *teacher, "--kind", "top_k", "-o", "out", says="tokenizer")

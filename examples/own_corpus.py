@@ -14,7 +14,7 @@ import torch
 from cocomix.concepts import ContextualConfig, DictionaryConfig, FitSettings, TeacherConfig
 from cocomix.data import PrepareSettings, prepare
 from cocomix.evaluation import Run, compare, evaluate_run, write_report
-from cocomix.labelling import distill_data, fit_on_data, label_data
+from cocomix.labelling import fit_on_data, label_and_distill
 from cocomix.training import train
 from cocomix.training.recipe import RunConfig
 
@@ -47,8 +47,7 @@ def main() -> None:
 
     # 3. Labels: four concepts for each of the students' tokens; and the teacher's next-token probabilities.
     kind = ContextualConfig(teacher=teacher, dictionary=DictionaryConfig(path=dictionary))
-    labels = label_data(data, kind, folder / "labels")
-    distill_data(data, teacher, folder / "probabilities")
+    labels, _ = label_and_distill(data, kind, folder / "labels", folder / "probabilities")
 
     # 4. Students. `baseline: flops` widens the plain decoders to as many FLOPs a token as the one with concepts has.
     backbone = {"model_type": "gpt2", "n_embd": asked.width, "n_layer": 4, "n_head": 4}

@@ -98,6 +98,6 @@ def test_a_corpus_with_a_teacher_of_another_tokenizer(workshop: Workshop, tmp_pa
     printed = run("own_corpus.py", workshop.corpus, *teacher, *sizes, "--output", tmp_path)
     assert [line.split(":")[0].strip() for line in printed[-3:]] == ["ntp", "distilled", "cocomix"]
     assert (tmp_path / "report" / "report.html").is_file()
-    made = {name: read_json(tmp_path / name / "manifest.json") for name in ("labels", "data", "teacher_data")}
-    assert made["data"]["tokenizer_fingerprint"] != made["teacher_data"]["tokenizer_fingerprint"]
-    assert made["labels"]["num_concepts"] == 48
+    made = read_json(tmp_path / "labels" / "manifest.json")
+    assert made["labeller"]["student_tokenizer"] != made["labeller"]["teacher_tokenizer"]
+    assert made["num_concepts"] == 48

@@ -235,7 +235,7 @@ class OwnRecipe:
             folder.mkdir(parents=True, exist_ok=True)
             for path, text in texts.items():
                 write_text(path, text)
-            commands = [self.prepare(), *(step.command for step in steps_of(recipe))]
+            commands = dict.fromkeys([self.prepare(), *(step.command for step in steps_of(recipe))])
             head = "".join(f"#   {command}\n" for command in commands if command is not None)
             write_text(recipe, texts[recipe].replace(_COMMANDS, head, 1))
         except OSError as error:

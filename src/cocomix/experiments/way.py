@@ -54,7 +54,7 @@ def steps_of(recipe: Path) -> list[Step]:
 
 
 def _labelling(recipe: Path, data: str, labels: dict[str, Any], values: dict[str, Any]) -> list[Step]:
-    """Teacher, dictionary, labels and what a student is distilled from."""
+    """Teacher, dictionary, and labels with what a student is distilled from: one command that makes two folders."""
     steps: list[Step] = []
     teacher, dictionary = labels.get("teacher"), labels.get("dictionary")
     if (own := sibling(recipe, "teacher")).is_file():
@@ -65,12 +65,12 @@ def _labelling(recipe: Path, data: str, labels: dict[str, Any], values: dict[str
         words += ["--k", 32, "--tokens", 250 * concepts] if concepts > _MANY_CONCEPTS else []
         steps.append(Step(_command(*words, "--output", dictionary["path"]), Path(dictionary["path"])))
     if (path := labels.get("path")) is not None:
-        elsewhere = () if Path(path) == Path(data) / "labels" else ("--output", path)
-        steps.append(Step(_command("label", data, "--recipe", recipe, *elsewhere), Path(path) / MANIFEST))
-    targets = (values.get("distillation") or {}).get("targets")
-    if isinstance(teacher, dict) and isinstance(targets, str) and targets != "online":
-        distilled = _command("distill", data, "--teacher", teacher["model"], "--output", targets)
-        steps.append(Step(distilled, Path(targets) / MANIFEST))
+        words = ["label", data, "--recipe", recipe]
+        words += [] if Path(path) == Path(data) / "labels" else ["--output", path]
+        made, targets = [path], (values.get("distillation") or {}).get("targets")
+        if isinstance(teacher, dict) and isinstance(targets, str) and targets != "online":
+            words, made = [*words, "--probabilities", targets], [path, targets]
+        steps += [Step(_command(*words), Path(folder) / MANIFEST) for folder in made]
     return steps
 
 

@@ -112,6 +112,7 @@ class FrozenDecoder:
         self._block = blocks[layer]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._head = self._find_plain_head()
+        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**62
         self._read: Tensor | None = None
         if self.model.base_model is self.model and self.hidden_states(self._two_tokens()).shape[1] != 2:
             raise CoCoMixError(
@@ -277,8 +278,11 @@ class FrozenDecoder:
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         # Causal attention does not look at padding on the right: without a mask it is faster, and the hidden states are
-        # bit for bit those of `predictions`, of which labels and probabilities are made in one pass.
-        if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+        # bit for bit those of `predictions`, of which labels and probabilities are made in one pass. Padding beyond the
+        # last learned position needs one, though.
+        if attention_mask is not None and (
+            input_ids.shape[1] > self._context or bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any())
+        ):
             inputs["attention_mask"] = attention_mask
             if self._takes_positions:  # a padded row counts its own tokens, wherever the padding is
                 inputs["position_ids"] = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)

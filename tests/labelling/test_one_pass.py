@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cocomix.labelling import (
     Processes,
     SlurmArray,
     TeacherProbabilities,
-    block_functions,
     distill_data,
     label_and_distill,
     label_data,
@@ -88,27 +86,6 @@ def passes(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(FrozenDecoder, "_inputs", counted)
     return read
-
-
-@pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Interrupts the computation once, after so many shards; the list grows with every shard."""
-
-    def after(shards: int) -> list[int]:
-        done: list[int] = []
-        original, still = block_functions.BlockFunction.__call__, [True]
-
-        def counted(self: Any, tokens: Any) -> Any:
-            if len(done) == shards and still:
-                still.clear()
-                raise KeyboardInterrupt
-            done.append(len(tokens))
-            return original(self, tokens)
-
-        monkeypatch.setattr(block_functions.BlockFunction, "__call__", counted)
-        return done
-
-    return after
 
 
 @pytest.mark.parametrize("tokenizer", ["own", "other"])

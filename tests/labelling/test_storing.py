@@ -3,7 +3,7 @@
 import pickle
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -23,7 +23,6 @@ from cocomix.labelling import (
     Processes,
     SlurmArray,
     TeacherProbabilities,
-    block_functions,
     distill_data,
     finish,
     label_data,
@@ -64,27 +63,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def part(text: str) -> SlurmArray:
     return SlurmArray(*map(int, text.split("/")), Inline())
-
-
-@pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Interrupts the computation once, after so many shards; the list grows with every shard."""
-
-    def after(shards: int) -> list[int]:
-        done: list[int] = []
-        original, still = block_functions.BlockFunction.__call__, [True]
-
-        def counted(self: Any, tokens: Any) -> Any:
-            if len(done) == shards and still:
-                still.clear()
-                raise KeyboardInterrupt
-            done.append(len(tokens))
-            return original(self, tokens)
-
-        monkeypatch.setattr(block_functions.BlockFunction, "__call__", counted)
-        return done
-
-    return after
 
 
 @MAKERS

@@ -40,7 +40,7 @@ def bridged(model: CoCoMixForCausalLM) -> TransformerBridge:
         ("gemma2", {"insert_layer": 0}),
         ("gpt_neox", {"mixing": "none"}),
         ("llama", {"mixing": "pause"}),
-        ("llama", {"mixing": "bigram"}),
+        ("llama", {"mixing": "plain", "bigram_rows": 40}),
         ("llama", {"mixing": "loop"}),
         ("llama", {"prediction": "hidden", "teacher_hidden_size": 12}),
     ],

@@ -1,4 +1,4 @@
-"""`mixing: bigram`: a hashed table of pairs of tokens that adds to the residual stream of every upper block."""
+"""`bigram_rows`: a hashed table of pairs of tokens that adds to the residual stream of every block, in any form."""
 
 import copy
 from pathlib import Path
@@ -15,38 +15,48 @@ from cocomix.runtime.errors import CoCoMixError
 from tests.model.factories import D_MODEL, LAYERS, VOCAB, plain, split_student, student, student_config, tokens
 from tests.model.test_cache import GENERATION, STEPS, close, filled, generate, in_steps
 
+FORMS = [("llama", "add"), ("gpt2", "interleave"), ("gpt2", "next_concept")]
 FAMILIES = ("gpt2", "llama", "gemma3_text", "gpt_neox")
 ROWS = 5 * VOCAB
 
 
-def made(family: str, insert_layer: int = 0, **settings: Any) -> CoCoMixForCausalLM:
-    return student(family, insert_layer, "bigram", **settings)
+def made(
+    family: str, insert_layer: int = 0, mixing: str = "plain", bigram_rows: int = ROWS, **settings: Any
+) -> CoCoMixForCausalLM:
+    return student(family, insert_layer, mixing, bigram_rows=bigram_rows, **settings)
+
+
+def half_blocks(model: CoCoMixForCausalLM, half: torch.nn.Module) -> Any:
+    return getattr(half, backbone_of(model.config.backbone).blocks)
 
 
 def row(token: int, before: int | None, rows: int = ROWS) -> int:
     return rows - 1 if before is None else ((36313 * token) ^ (27191 * before)) % (rows - 1)
 
 
-@pytest.mark.parametrize("insert_layer", [0, 1])
+@pytest.mark.parametrize(("insert_layer", "mixing"), [(0, "plain"), (1, "add"), (1, "interleave"), (1, "pause")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_upper_block_reads_what_stands_in_the_rows_of_the_pairs(family: str, insert_layer: int) -> None:
-    model, ids = made(family, insert_layer), tokens()
-    blocks = getattr(model.upper, backbone_of(model.config.backbone).blocks)
+def test_every_block_reads_what_stands_in_the_rows_of_the_pairs(family: str, insert_layer: int, mixing: str) -> None:
+    model, ids = made(family, insert_layer, mixing), tokens()
+    torch.nn.init.normal_(model.bigram.table.weight)
+    blocks = [block for half in (model.lower, model.upper) for block in half_blocks(model, half)]
     seen: list[list[Tensor]] = [[], []]  # what a block is given before the table's hook, and after it
     for block in blocks:
         block.register_forward_pre_hook(lambda module, inputs: seen[0].append(inputs[0]), prepend=True)
         block.register_forward_pre_hook(lambda module, inputs: seen[1].append(inputs[0]))
     model(ids)
     pairs = [[row(b, a) for a, b in zip([None, *line[:-1]], line, strict=True)] for line in ids.tolist()]
-    assert len(blocks) == len(seen[0]) == LAYERS - insert_layer
+    assert len(blocks) == len(seen[0]) == LAYERS
     for place, (entering, found) in enumerate(zip(*seen, strict=True)):
-        expected = model.mixing.gains[place] * model.mixing.table.weight[torch.tensor(pairs)]
+        width = 1 if place < insert_layer else model.config.positions_per_token
+        expected = torch.zeros_like(entering)
+        expected[:, ::width] = model.bigram.gains[place] * model.bigram.table.weight[torch.tensor(pairs)]
         torch.testing.assert_close(found, entering + expected, rtol=1e-4, atol=1e-5)
 
 
 def test_documents_padding_and_chunks_say_which_token_came_before() -> None:
     model, rows = made("llama", bigram_rows=40), []
-    model.mixing.table.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].tolist()))
+    model.bigram.table.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].tolist()))
     ids = torch.tensor([[7, 3, 9, 3, 9, 5]])
     pair = [row(9, 3, 40), row(5, 9, 40)]
     model(ids, position_ids=torch.tensor([[0, 1, 0, 1, 2, 0]]))
@@ -61,17 +71,18 @@ def test_documents_padding_and_chunks_say_which_token_came_before() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_starts_as_the_plain_decoder(family: str) -> None:
     whole = plain(family)
-    twin = CoCoMixForCausalLM(student_config(family, 0, "bigram", backbone=whole.config)).eval()
+    twin = CoCoMixForCausalLM(student_config(family, 0, "plain", backbone=whole.config, bigram_rows=ROWS)).eval()
     twin.load_state_dict(split_student(whole, 0).state_dict(), strict=False)
     torch.testing.assert_close(twin(tokens()).logits, whole(tokens()).logits)
-    assert not twin.mixing.table.weight.any()
-    assert twin.mixing.gains.tolist() == pytest.approx([0.1] * LAYERS)
+    assert not twin.bigram.table.weight.any()
+    assert twin.bigram.gains.tolist() == pytest.approx([0.1] * LAYERS)
 
 
-@pytest.mark.parametrize("insert_layer", [0, 1])
+@pytest.mark.parametrize(("insert_layer", "mixing"), [(0, "plain"), (1, "add"), (1, "interleave")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_causality_documents_padding_and_checkpointing(family: str, insert_layer: int) -> None:
-    model, ids = made(family, insert_layer), tokens()
+def test_causality_documents_padding_and_checkpointing(family: str, insert_layer: int, mixing: str) -> None:
+    model, ids = made(family, insert_layer, mixing), tokens()
+    torch.nn.init.normal_(model.bigram.table.weight, std=0.5)
     whole = model(ids).logits
     changed = ids.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 50
@@ -90,16 +101,17 @@ def test_causality_documents_padding_and_checkpointing(family: str, insert_layer
 
     expected = model.train() and gradients()
     assert expected.keys() == dict(model.named_parameters()).keys()
-    assert all(expected[name].any() for name in expected if name.startswith("mixing."))
+    assert all(expected[name].any() for name in expected if name.startswith("bigram."))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cached_equals_uncached_and_the_cache_can_be_changed(family: str) -> None:
-    model, ids = made(family), tokens(2, 9)
+@pytest.mark.parametrize(("family", "mixing"), [*((family, "plain") for family in FAMILIES), *FORMS])
+def test_cached_equals_uncached_and_the_cache_can_be_changed(family: str, mixing: str) -> None:
+    model, ids = made(family, 0 if mixing == "plain" else 1, mixing), tokens(2, 9)
+    torch.nn.init.normal_(model.bigram.table.weight, std=0.5)
     close(in_steps(model, tokens(), STEPS), model(tokens(), use_cache=False).logits)
     for settings in GENERATION.values():
         assert torch.equal(generate(model, ids, **settings), generate(model, ids, use_cache=False, **settings))
@@ -122,18 +134,20 @@ def test_cached_equals_uncached_and_the_cache_can_be_changed(family: str) -> Non
         model(last, past_key_values=filled(student(family, 0, "none"), ids))
 
 
-@pytest.mark.parametrize(("insert_layer", "rows"), [(0, None), (1, 40)])
-def test_costs_by_hand(insert_layer: int, rows: int | None) -> None:
-    ours, decoder = account(made("gpt2", insert_layer, bigram_rows=rows)), account(plain("gpt2"))
-    gains = LAYERS - insert_layer
-    assert ours.total_parameters - decoder.total_parameters == (rows or ROWS) * D_MODEL + gains
-    assert ours.active_parameters - decoder.active_parameters == D_MODEL + gains
-    assert ours.forward_flops_per_token == decoder.forward_flops_per_token
+@pytest.mark.parametrize("mixing", ["plain", "add", "interleave"])
+def test_costs_by_hand(mixing: str) -> None:
+    ours, without = account(made("gpt2", 1, mixing, 40)), account(student("gpt2", 1, mixing))
+    assert ours.total_parameters - without.total_parameters == 40 * D_MODEL + LAYERS
+    assert ours.active_parameters - without.active_parameters == D_MODEL + LAYERS
+    assert ours.forward_flops_per_token == without.forward_flops_per_token
 
 
-def test_a_baseline_of_it_is_as_wide_as_concepts_ask_for() -> None:
-    found = matched_config(student_config("gpt2", 1, "bigram"), "flops", 32)
-    assert (found.mixing, found.hidden_size > D_MODEL) == ("bigram", True)
+@pytest.mark.parametrize("mixing", ["plain", "add"])
+def test_a_baseline_has_the_same_table_and_is_as_wide_as_concepts_ask_for(mixing: str) -> None:
+    found = matched_config(student_config("gpt2", 1, mixing, bigram_rows=40), "flops", 32)
+    assert (found.mixing, found.bigram_rows) == ("plain", 40)
+    target = student_config("gpt2", 1, "interleave" if mixing == "plain" else mixing)
+    assert found.hidden_size == matched_config(target, "flops", 32).hidden_size
 
 
 def test_it_saves_and_refuses(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from cocomix.artifacts import read_json
+from cocomix.evaluation import Run
 from cocomix.model import account
 from cocomix.model.accounting import build_model
 from cocomix.runtime.errors import CoCoMixError
@@ -18,10 +19,10 @@ from tests.workshop import BLOCK, Workshop
 
 PEERS: dict[str, dict[str, Any]] = {
     "loop": {"mixing": "loop", "insert_layer": 0, "repeats": 2},
-    "bigram table": {"mixing": "bigram", "insert_layer": 0, "bigram_rows": 100},
+    "bigram table": {"mixing": "plain", "bigram_rows": 100},
     "ponder": {"mixing": "ponder", "insert_layer": 0, "repeats": 2},
 }
-ARMS = {"loop": "loop, n 2", "bigram table": "bigram table, 100 rows", "ponder": "ponder, J 2"}
+ARMS = {"loop": "loop, n 2", "bigram table": "plain, bigram table, 100 rows", "ponder": "ponder, J 2"}
 WIDTHS = {"loop": [1, 1, 1], "bigram table": [1], "ponder": [1, 2, 2, 2]}  # places of a token in each pass of the stack
 PASSES_OF_MANY = ("loop", "ponder")
 
@@ -75,8 +76,26 @@ def test_its_baseline_is_the_plain_decoder_of_the_same_flops(name: str, workshop
         workshop.recipe("cocomix", **changes(name, baseline="flops"))
 
 
+def test_a_table_of_pairs_goes_with_ntp_its_baselines_and_concepts(workshop: Workshop, tmp_path: Path) -> None:
+    model = {"mixing": "add", "bigram_rows": 100}
+    others: dict[str, dict[str, Any]] = {
+        "ntp": {"labels": None},
+        "wider": {"labels": None, "baseline": "flops"},
+        "cocomix": {},
+    }
+    for name, given in others.items():
+        objective = "ntp" if name == "wider" else name
+        recipe = workshop.recipe(objective, name=name, tokens=3 * 8 * BLOCK, model=model, **given)
+        run = Run.open(train(recipe, tmp_path / name))
+        student = run.model()
+        assert student.bigram.table.weight.shape == (100, student.config.hidden_size)
+        assert student.bigram.table.weight.any()
+        assert student.config.mixing == ("add" if name == "cocomix" else "plain")
+        assert "bigram table, 100 rows" in str(run.manifest.arm)
+
+
 def test_what_does_not_go_together_is_refused(workshop: Workshop, tmp_path: Path) -> None:
-    with pytest.raises(CoCoMixError, match=r"superposition .*'bigram'"):
+    with pytest.raises(CoCoMixError, match=r"superposition .*bigram_rows=100"):
         train(workshop.recipe("cocomix", **changes("bigram table", auxiliary={"superposition": {}})), tmp_path / "bags")
     with pytest.raises(CoCoMixError, match="insert_layer=1"):
         train(workshop.recipe("cocomix", **changes("ponder", model={"mixing": "ponder"})), tmp_path / "above")

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -62,6 +62,8 @@ def account(model: PreTrainedModel, block_size: int | None = None) -> Accounting
     if model.predictor is not None:
         flops += product_flops(model.predictor)
     active = total - config.form.unread_parameters(config)
+    if model.bigram is not None:  # of its table a token reads one row
+        active -= (model.bigram.table.num_embeddings - 1) * config.hidden_size
     return Accounting(total, active, flops + config.form.flops_per_token(config, block_size))
 
 
@@ -116,7 +118,7 @@ def matched_config(
     def baseline(width: int) -> PreTrainedConfig:
         backbone = _widened(config.backbone, width)
         if not itself:
-            return backbone
+            return plain_config(backbone, config.bigram_rows, config.head_chunk_size)
         wider = copy.deepcopy(config)
         wider.backbone = backbone
         return wider
@@ -135,6 +137,14 @@ def matched_config(
             if gap >= 0:
                 break
         return baseline(best)
+
+
+def plain_config(backbone: PreTrainedConfig, bigram_rows: int | None, head_chunk_size: int | None) -> PreTrainedConfig:
+    """A decoder without concepts: the stock one, or with a table of pairs of tokens."""
+    if bigram_rows is None:
+        return backbone
+    added: dict[str, Any] = {"bigram_rows": bigram_rows, "head_chunk_size": head_chunk_size}
+    return CoCoMixConfig(backbone, insert_layer=0, mixing="plain", **added)
 
 
 def _width_step(hidden_size: int) -> int:

@@ -12,35 +12,35 @@ from cocomix.runtime.errors import CoCoMixError
 class CoCoMixCache(Cache):  # type: ignore[misc]
     """One cache for both halves of a CoCoMix model; every length it reports is in *tokens*.
 
-    `layers` is the lower half's layers, the upper half's, those of every pass, and one that a form of mixing keeps, so
-    that what Hugging Face does to all layers alike (reorder for beams, repeat, select, reset) reaches all. Only lengths
+    `layers` is the lower half's layers, the upper half's, those of every pass, and those beside the halves, so that
+    what Hugging Face does to all layers alike (reorder for beams, repeat, select, reset) reaches all. Only lengths
     differ: removing n tokens removes n times the positions that a token takes there.
 
     Args:
         lower_config: configuration of the lower half (decides which layers slide).
         upper_config: configuration of the upper half.
         passes: entries of the upper half per token, 1 or 2, for every time it is run; see `Mixing.passes`.
-        keeps: whether there is a layer for what a form of mixing keeps of every token; see `Mixing.keeps`.
+        keeps: layers for what is kept of every token beside the halves; see `CoCoMixConfig.keeps`.
 
     Attributes:
         upper: the upper half's caches, one a pass.
-        kept: that layer. [batch, 1, tokens, …] as keys and values
+        kept: these layers. [batch, 1, tokens, …] as keys and values
     """
 
     def __init__(
-        self, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: bool
+        self, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: int
     ) -> None:
         self.lower = DynamicCache(config=lower_config)
         self.upper = tuple(DynamicCache(config=upper_config) for _ in passes)
         self.passes = passes
-        self.kept = DynamicLayer() if keeps else None
+        self.kept = tuple(DynamicLayer() for _ in range(keeps))
         halves = [layer for each in (self.lower, *self.upper) for layer in each.layers]
-        super().__init__(layers=halves if self.kept is None else [*halves, self.kept])
+        super().__init__(layers=[*halves, *self.kept])
 
     @property
-    def split(self) -> tuple[int, int, tuple[int, ...], bool]:
-        """Blocks below, blocks above, positions per token by pass, whether a form keeps: model and cache agree here."""
-        return len(self.lower.layers), len(self.upper[0].layers), self.passes, self.kept is not None
+    def split(self) -> tuple[int, int, tuple[int, ...], int]:
+        """Blocks below, blocks above, positions per token by pass, layers beside: model and cache agree here."""
+        return len(self.lower.layers), len(self.upper[0].layers), self.passes, len(self.kept)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen so far, whichever layer is asked for."""
@@ -55,8 +55,8 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
         self.lower.crop(tokens_to_remove)
         for width, upper in zip(self.passes, self.upper, strict=True):
             upper.crop(width * tokens_to_remove)
-        if self.kept is not None:
-            self.kept.crop(tokens_to_remove)
+        for layer in self.kept:
+            layer.crop(tokens_to_remove)
 
     @property
     def is_compileable(self) -> bool:
@@ -65,7 +65,7 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
 
 
 def own_cache(
-    cache: Any, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: bool
+    cache: Any, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: int
 ) -> CoCoMixCache:
     """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared.
 
@@ -77,7 +77,7 @@ def own_cache(
         if cache.split != own.split:
             raise CoCoMixError(
                 f"past_key_values was made for another split (lower blocks, upper blocks, positions per token in each "
-                f"pass, a form's layer = {cache.split}); pass this model's own earlier output, or None."
+                f"pass, layers beside the halves = {cache.split}); pass this model's own earlier output, or None."
             )
         return cache
     if cache is not None and cache.get_seq_length() > 0:

@@ -42,7 +42,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         mixing: how the concept vector ĉ_t meets the hidden state h_t, a name in `cocomix.model.mixing.MIXINGS`:
             `"interleave"` (the paper's Eq. 3), `"residual"` (our option), `"add"` (Fig. 6e), `"none"` (prediction only,
             Fig. 6d), `"pause"` (pause tokens, Fig. 6f), `"values"` (our option), or the peers `"token_values"`,
-            `"bigram"`, `"loop"`, `"ponder"` and `"next_concept"`, which read no labels; see MIXING.md.
+            `"plain"`, `"loop"`, `"ponder"` and `"next_concept"`, which read no labels; see MIXING.md.
         prediction: what is predicted at block l. `"concepts"`: concept logits, of which `concept_topk` are compressed.
             `"hidden"`: the teacher's hidden state, by a two-layer MLP, compressed whole (paper Fig. 6b).
         hidden_loss: how a predicted hidden state is compared with the teacher's; only read with `"hidden"`.
@@ -64,8 +64,8 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         chunk_blocks: decoder blocks that read the chunks.
         repeats: how often `mixing="loop"` runs the upper half again after its first pass, or the Jacobi iterations of
             `"ponder"`; only read with these.
-        bigram_rows: only read with `mixing="bigram"`: rows of the hashed table of pairs of tokens; by default five
-            times the vocabulary.
+        bigram_rows: rows of a hashed table of pairs of tokens that adds to the residual stream before every block, with
+            any form of mixing, see `BigramTable`; five times the vocabulary is usual. By default there is none.
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
@@ -160,7 +160,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.repeats < 1:
             raise CoCoMixError(f"repeats={self.repeats} must be at least 1.")
         if self.bigram_rows is not None and self.bigram_rows < 2:
-            raise CoCoMixError(f"bigram_rows={self.bigram_rows} must be at least 2, or null for the default.")
+            raise CoCoMixError(f"bigram_rows={self.bigram_rows} must be at least 2, or null for no table.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
             raise CoCoMixError(f"head_chunk_size={self.head_chunk_size} must be at least 1, or null for the default.")
         for name, allowed in (
@@ -192,6 +192,18 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     def has_concepts(self) -> bool:
         """Whether concepts are predicted: not with a pause vector, nor where a hidden state is predicted."""
         return self.form.predicts and self.prediction == "concepts"
+
+    @property
+    def looks_up(self) -> str | None:
+        """The setting by which something is looked up by tokens, so that the model cannot do with `inputs_embeds`."""
+        if self.bigram_rows is not None:
+            return f"bigram_rows={self.bigram_rows}"
+        return f"mixing={self.mixing!r}" if self.form.reads_tokens else None
+
+    @property
+    def keeps(self) -> int:
+        """Layers of the cache beside the halves': one of a form that `keeps`, and last one of the table of pairs."""
+        return int(self.form.keeps) + int(self.bigram_rows is not None)
 
     @property
     def final_logit_softcapping(self) -> float | None:

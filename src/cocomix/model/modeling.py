@@ -15,6 +15,7 @@ from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from cocomix.model.backbone import backbone_of, build_halves
+from cocomix.model.bigram import BigramTable
 from cocomix.model.cache import CoCoMixCache, NothingCached, own_cache
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
@@ -92,12 +93,17 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.predictor = build_predictor(config)
         self.mixing = config.form(config)
         self.mixing.attach(self.lower, self.upper)
+        self.bigram: BigramTable | None = None
+        if config.bigram_rows is not None:
+            name = backbone_of(config.backbone).blocks
+            blocks = (*getattr(self.lower, name), *getattr(self.upper, name))
+            self.bigram = BigramTable(config.bigram_rows, config.hidden_size, blocks)
         self._logit_softcap: float | None = config.final_logit_softcapping
         self.lm_head: nn.Module = self._head(config.vocab_size)
         embedding = f"lower.{backbone_of(config.backbone).token_embedding}.weight"
         self._tied_weights_keys = {"lm_head.weight": embedding}
         # What is sharded or moved as one: these, and the blocks, which the halves add.
-        heads = (self.predictor, getattr(self.mixing, "compression", None))
+        heads = (self.predictor, getattr(self.mixing, "compression", None), self.bigram)
         self._no_split_modules = [type(module).__name__ for module in heads if module is not None]
         self.post_init()
 
@@ -237,10 +243,11 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             concept_labels = unpadded(concept_labels, attention_mask)
         position_ids = positions_of(query, attention_mask, position_ids, cache, self.config.backbone)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
-        if self.config.form.reads_tokens and input_ids is None:
-            raise CoCoMixError(
-                f"mixing={self.config.mixing!r} looks tokens up; pass input_ids in the place of inputs_embeds."
-            )
+        if input_ids is None and (setting := self.config.looks_up) is not None:
+            raise CoCoMixError(f"{setting} looks tokens up; pass input_ids in the place of inputs_embeds.")
+        kept = () if cache is None else cache.kept
+        if self.bigram is not None:
+            self.bigram(input_ids, position_ids, kept[-1] if kept else None)
         # Checkpointed blocks take no cache of any kind.
         plain = position_ids is None and attention_mask is None and not self.upper.gradient_checkpointing
         nothing = NothingCached() if plain else None
@@ -266,8 +273,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if concept_intervention is not None and concepts is not None and concepts.ids is not None:
             ids, values = concept_intervention(concepts.ids, concepts.values)
             concepts = concepts._replace(ids=ids, values=values)
-        kept = None if cache is None else cache.kept
-        layout = Layout(position_ids, attention_mask, kept, None if labels is None else {}, input_ids)
+        own = kept[0] if kept and self.config.form.keeps else None
+        layout = Layout(position_ids, attention_mask, own, None if labels is None else {}, input_ids)
 
         def run(mixed: Tensor, number: int) -> Any:  # a pass of the upper half
             above = nothing if cache is None else cache.upper[number]
@@ -278,6 +285,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
         upper = self.mixing.through(self.mixing(hidden, concepts, layout), run)
         read = self.mixing.readout(upper.last_hidden_state)  # [batch, seq, d_model]
+        if self.bigram is not None:
+            self.bigram.forget()
         logits = self._logits(read, logits_to_keep) if output_logits else None
         ntp_loss = concept_loss = hidden_loss = None
         if targets is not None and counted is not None:
@@ -363,7 +372,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     def _own_cache(self, cache: Any) -> CoCoMixCache:
         config = self.config
-        return own_cache(cache, self.lower.config, self.upper.config, config.passes, config.form.keeps)
+        return own_cache(cache, self.lower.config, self.upper.config, config.passes, config.keeps)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -300,6 +300,8 @@ class RunConfig(Section):
             if (self.has_concepts or self.predicts_hidden) and model.concept_loss_weight.changes:
                 parts.append(f"λ {model.concept_loss_weight}")
             parts += model.form.options(model)
+        if model.bigram_rows is not None:
+            parts.append(f"bigram table, {model.bigram_rows:,} rows")
         if self.baseline is not None:
             parts.append({"matched": "matched", "flops": "same FLOPs"}[self.baseline])
         if self.distillation is not None:

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig
-from cocomix.model.accounting import matched_config
+from cocomix.model.accounting import matched_config, plain_config
 from cocomix.model.backbone import backbone_of
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.pretrained import pretrained_config
@@ -45,16 +45,15 @@ def model_config(
         teacher_hidden_size: of a teacher that runs while training.
 
     Returns:
-        A `CoCoMixConfig`, or the plain (possibly widened) decoder's config for `objective: ntp`.
+        A `CoCoMixConfig`, or the plain (possibly widened) decoder's config for `objective: ntp` without `bigram_rows`.
 
     Raises:
         CoCoMixError: recipe, data and labels do not fit together.
     """
     backbone = _backbone(config, vocabulary)
     backbone_of(backbone)
-    plain = config.objective == "ntp" and config.baseline is None
-    if plain:
-        return backbone
+    if config.objective == "ntp" and config.baseline is None:
+        return plain_config(backbone, config.model.bigram_rows, config.model.head_chunk_size)
     given = {name: getattr(config.model, name) for name in MODEL_ARGUMENTS if name not in _SIZES}
     given |= {"backbone": backbone, "concept_loss_weight": config.model.concept_loss_weight.peak}
     student = CoCoMixConfig(**given, **_sizes(config, label_concepts, teacher_hidden_size))

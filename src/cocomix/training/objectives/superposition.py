@@ -48,10 +48,10 @@ class Superposition(SingleTerm):
             CoCoMixError: the model looks tokens up, and bags are none.
         """
         super().prepare(data, model)
-        if isinstance(model.config, CoCoMixConfig) and model.config.form.reads_tokens:
+        if isinstance(model.config, CoCoMixConfig) and model.config.looks_up is not None:
             raise CoCoMixError(
-                f"auxiliary.superposition trains on bags, in which mixing={model.config.mixing!r} finds no tokens; "
-                "remove it, or use another model.mixing."
+                f"auxiliary.superposition trains on bags, in which {model.config.looks_up} finds no tokens; "
+                "remove one of the two."
             )
 
     def inputs(self, batch: Batch) -> dict[str, Any]:

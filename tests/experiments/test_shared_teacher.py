@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.concepts import ActivationConfig, loaded_teachers
+from cocomix.concepts import ActivationConfig, teacher
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.evaluation.teacher_flops import teacher_flops
@@ -51,10 +51,10 @@ def test_it_is_loaded_and_read_once_and_released(
         return train(*arguments)
 
     plan = write_plan(tmp_path / "plans", workshop, arms=ARMS, seeds=[0], dictionary=DICTIONARY)
-    original, original_tokenizer, train = loaded_teachers.load_teacher, loaded_teachers.load_tokenizer, runner.train
-    monkeypatch.setattr(loaded_teachers, "load_teacher", load)
+    original, original_tokenizer, train = teacher.load_teacher, teacher.load_tokenizer, runner.train
+    monkeypatch.setattr(teacher, "load_teacher", load)
     monkeypatch.setattr("cocomix.training.input_checks.load_teacher", load)
-    monkeypatch.setattr(loaded_teachers, "load_tokenizer", tokenizer)
+    monkeypatch.setattr(teacher, "load_tokenizer", tokenizer)
     monkeypatch.setattr(runner, "train", trained)
     result = run_sweep(load_plan(plan, tmp_path / "out"))
     assert not result.missing

@@ -22,6 +22,7 @@ from cocomix.labelling import (
     make_labels,
     part_folder,
 )
+from cocomix.labelling.block_functions import DistillFunction
 from cocomix.runtime.errors import CoCoMixError
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop, prepare_toy
@@ -156,7 +157,7 @@ def test_an_interrupted_pass_goes_on_and_a_finished_one_loads_nothing(
         raise AssertionError("a model is loaded")
 
     monkeypatch.setattr(make_labels, "open_labeller", load)
-    monkeypatch.setattr(make_labels, "load_distiller", load)
+    monkeypatch.setattr(DistillFunction, "load", load)
     again = together(workshop, workshop.data, tmp_path / "one")
     assert [made.fingerprint for made in again] == [labels.fingerprint, targets.fingerprint]
     with pytest.raises(AlreadyExists, match="k"):

@@ -29,6 +29,7 @@ from cocomix.labelling import (
     make_labels,
     storing,
 )
+from cocomix.labelling.block_functions import DistillFunction
 from cocomix.labelling.executors import attempt
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_model
@@ -271,7 +272,7 @@ def test_a_finished_command_given_again_loads_nothing(
         raise AssertionError("a model is loaded")
 
     monkeypatch.setattr(make_labels, "open_labeller", load)
-    monkeypatch.setattr(make_labels, "load_distiller", load)
+    monkeypatch.setattr(DistillFunction, "load", load)
     with caplog.at_level("INFO"):
         assert make(tokens, tmp_path / "out").fingerprint == first.fingerprint
     assert "nothing to do" in caplog.text

@@ -57,16 +57,15 @@ if TYPE_CHECKING:
         CentredAttributionLabeller,
     )
     from cocomix.concepts.labellers.contextual import ContextualConfig, ContextualLabeller
-    from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
     from cocomix.concepts.labellers.future_clusters import FutureClustersConfig, FutureClustersLabeller
     from cocomix.concepts.labellers.future_words import FutureWordsConfig, FutureWordsLabeller
+    from cocomix.concepts.labellers.learned_tables import FittedTeacherLabeller
     from cocomix.concepts.labellers.own_states import OnlineConfig, OnlineLabeller
     from cocomix.concepts.labellers.random import RandomConfig, RandomLabeller
     from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig, reads_hidden
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
-    from cocomix.concepts.loaded_teachers import LoadedTeachers
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
-    from cocomix.concepts.teacher import ConceptTeacher, load_teacher
+    from cocomix.concepts.teacher import ConceptTeacher, LoadedTeachers, load_teacher
     from cocomix.concepts.token_bytes import first_token_table
     from cocomix.concepts.token_rows import first_blocks, pad_right, spread_blocks
 

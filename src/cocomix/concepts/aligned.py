@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.aligned_texts import ALIGNMENT, AlignedTexts
 from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
-from cocomix.concepts.labellers.fitted import FittedTeacherLabeller
+from cocomix.concepts.labellers.learned_tables import FittedTeacherLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.token_rows import pad_right
 from cocomix.runtime.ignore import IGNORE

@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.artifacts import fingerprint_json, tensor_sha256
-from cocomix.concepts.releases import open_sae
-from cocomix.concepts.saelens import Normalization, SaeParts, write_sae
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.top_k import top_k
 
 DictionaryKind = Literal["topk", "jumprelu", "relu"]
+Normalization = Literal["layer_norm", "constant_norm", "centre", "none"]
 
 _LAYER_NORM_EPS = 1e-5
 _CHUNK_ELEMENTS = 2**24  # pre-activations held at once: 64 MiB in float32 (our choice: fits caches of a small server)
@@ -164,12 +163,15 @@ class ConceptDictionary:
         Raises:
             CoCoMixError: there is none, it is damaged, or what it computes is not known here.
         """
-        return cls(**open_sae(str(release_or_path), sae_id)._asdict())
+        from cocomix.concepts.releases import open_sae  # which makes one, as `save` is SAELens' form of one
+
+        return open_sae(str(release_or_path), sae_id)
 
     def save(self, folder: Path) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens saves an SAE for inference, over what is there."""
-        options = {name: getattr(self, name) for name in SaeParts._fields}
-        write_sae(SaeParts(**options), folder)
+        from cocomix.concepts.saelens import write_sae
+
+        write_sae(self, folder)
 
     @property
     def d_model(self) -> int:
@@ -226,15 +228,12 @@ class ConceptDictionary:
         encode_chunk = self._encode_topk if self.kind == "topk" else self._encode_thresholded
         chunks = [encode_chunk(self.pre_activations(chunk)) for chunk in self.position_chunks(flat)]
         width = max((chunk.ids.shape[-1] for chunk in chunks), default=self.k or 0)
-        ids = torch.cat(
-            [F.pad(chunk.ids, (0, width - chunk.ids.shape[-1])) for chunk in chunks]
-            or [flat.new_zeros(0, width).long()]
+        chunks = chunks or [SparseCodes(flat.new_zeros(0, width).long(), flat.new_zeros(0, width))]
+        ids, values = (
+            torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts]).reshape(*hidden.shape[:-1], width)
+            for parts in zip(*chunks, strict=True)
         )
-        values = torch.cat(
-            [F.pad(chunk.values, (0, width - chunk.values.shape[-1])) for chunk in chunks] or [flat.new_zeros(0, width)]
-        )
-        shape = (*hidden.shape[:-1], width)
-        return SparseCodes(ids.reshape(shape), values.reshape(shape))
+        return SparseCodes(ids, values)
 
     def densify(self, codes: SparseCodes) -> Tensor:
         """Sparse codes [..., width] as dense activations [..., n_concepts]."""

@@ -19,7 +19,7 @@ from cocomix.runtime.registry import Registry
 from cocomix.runtime.section import Section
 
 if TYPE_CHECKING:
-    from cocomix.concepts.loaded_teachers import LoadedTeachers
+    from cocomix.concepts.teacher import LoadedTeachers
 
 NOT_DETERMINING = ("configuration", "versions")
 """Parts of a fingerprint that do not determine the labels; they are recorded for people."""
@@ -88,7 +88,6 @@ class ConceptLabeller(Protocol):
     @property
     def num_concepts(self) -> int:
         """Label ids are below it."""
-        ...
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """The k most fitting concepts of each position.
@@ -98,7 +97,6 @@ class ConceptLabeller(Protocol):
             attention_mask: [batch, seq], 1 = token, 0 = padding (left or right).
             k: labels per position. Positions with fewer fitting concepts have `IGNORE` in the last places.
         """
-        ...
 
     def fingerprint(self) -> dict[str, str]:
         """What made the labels, by name: settings, `weights`, `dictionary`, `algorithm`…
@@ -106,15 +104,12 @@ class ConceptLabeller(Protocol):
         `algorithm` is a version that the kind raises when its labels change. `configuration` and `versions` are for
         people: labels are not refused for them.
         """
-        ...
 
     def flops_per_token(self, seq: int) -> float:
         """Floating-point operations of `label` per token, in blocks of `seq` tokens."""
-        ...
 
     def describe(self, concept: int) -> str | None:
         """What a concept stands for, in words; None where it is not known."""
-        ...
 
 
 @runtime_checkable
@@ -126,15 +121,12 @@ class FittedLabeller(Protocol):
 
     def fit(self, batches: Iterable[Tensor]) -> Self:
         """A labeller that has learned from batches of token ids, int64 [batch, seq] each."""
-        ...
 
     def tables(self) -> dict[str, Tensor]:
         """What was learned, to be stored beside the labels; empty before `fit`."""
-        ...
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
         """A labeller that has learned what `tables` says."""
-        ...
 
 
 class LabellerKind(Protocol):
@@ -150,7 +142,6 @@ class LabellerKind(Protocol):
 
         `force` is given only if set, and `teachers` only to kinds that have the settings of `TeacherLabellerConfig`.
         """
-        ...
 
 
 LABELLERS: Registry[LabellerKind] = Registry(

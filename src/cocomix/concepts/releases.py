@@ -14,8 +14,9 @@ import yaml
 from huggingface_hub import hf_hub_download
 
 from cocomix.artifacts import MANIFEST, url_of
+from cocomix.concepts.dictionary import ConceptDictionary
 from cocomix.concepts.dictionary_folder import Dictionary
-from cocomix.concepts.saelens import CONFIG, WEIGHTS, SaeConfig, SaeParts, read_sae, sae_parts
+from cocomix.concepts.saelens import CONFIG, WEIGHTS, SaeConfig, dictionary_of, read_sae
 from cocomix.runtime.errors import CoCoMixError
 
 _HUB = re.compile(
@@ -36,7 +37,7 @@ def import_sae_lens() -> Any:
     return sae_lens
 
 
-def open_sae(place: str, sae_id: str | None = None) -> SaeParts:
+def open_sae(place: str, sae_id: str | None = None) -> ConceptDictionary:
     """Read an autoencoder; arguments and errors are those of `ConceptDictionary.from_sae_lens`."""
     name = place if sae_id is None else f"{place}/{sae_id}"
     if place.endswith(".pt"):
@@ -95,7 +96,7 @@ def _registry() -> dict[str, Any]:
     return releases
 
 
-def _open_release(release: Mapping[str, Any], place: str, sae_id: str, name: str) -> SaeParts:
+def _open_release(release: Mapping[str, Any], place: str, sae_id: str, name: str) -> ConceptDictionary:
     entry = next((each for each in release["saes"] if each["id"] == sae_id), None)
     if entry is None:
         known = ", ".join(str(each["id"]) for each in release["saes"][:5])
@@ -109,4 +110,4 @@ def _open_release(release: Mapping[str, Any], place: str, sae_id: str, name: str
     except Exception as error:  # the hub client and each format's loader raise errors of many kinds
         raise CoCoMixError(f"SAELens cannot load {name}: {str(error).strip() or type(error).__name__}.") from error
     config = SaeConfig.model_validate(sae.cfg.to_dict())
-    return sae_parts(config, {key: tensor.detach() for key, tensor in sae.state_dict().items()}, name)
+    return dictionary_of(config, {key: tensor.detach() for key, tensor in sae.state_dict().items()}, name)

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,11 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cocomix.artifacts import write_text
+from cocomix.concepts.dictionary import ConceptDictionary, Normalization
 from cocomix.runtime.errors import CoCoMixError
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-
-Normalization = Literal["layer_norm", "constant_norm", "centre", "none"]
 
 _NORMALIZATIONS: dict[str, Normalization] = {
     "none": "none",
@@ -33,29 +32,13 @@ _NORMALIZATIONS: dict[str, Normalization] = {
     "constant_norm_rescale": "constant_norm",
 }
 """SAELens' `normalize_activations` and our names; `centre` is said otherwise, see `_normalization`."""
-_ARCHITECTURES = {"topk": "topk", "jumprelu": "jumprelu", "standard": "relu"}
+_ARCHITECTURES = ("topk", "jumprelu", "standard")
 _NOTES = ("hook_name", "hook_name_out", "prepend_bos", "model_from_pretrained_kwargs")
 _CENTRED = {"center_writing_weights": True}
 # `blocks.5.hook_resid_post` (TransformerLens), `transformer.h.5`, `model.layers.5` (modules of a Hugging Face model)
 _HOOK = re.compile(r"^(?:.*\.)?(?:blocks|block|h|layers|layer)\.(\d+)(?:\.(.+))?$")
 _OUTPUT = (None, "hook_resid_post", "hook_out", "output")
 _INPUT = ("hook_resid_pre", "hook_in", "input")
-
-
-class SaeParts(NamedTuple):
-    """What a dictionary is built from: the arguments of `ConceptDictionary`."""
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-    k: int | None
-    threshold: Tensor | None
-    normalize: Normalization
-    subtract_b_dec: bool
-    name: str
-    prepend_bos: bool | None
-    layer: int | None
 
 
 class SaeConfig(BaseModel):
@@ -77,24 +60,24 @@ class SaeConfig(BaseModel):
 
 def read_sae(
     config: Path, weights: Path, name: str, overrides: Mapping[str, Any] | None = None, scale: float | None = None
-) -> SaeParts:
+) -> ConceptDictionary:
     """Read the two files of an autoencoder, in float32 on the CPU.
 
     Args:
         config: `cfg.json` of any version.
         weights: `sae_weights.safetensors`.
         overrides: fields that the registry of releases sets in place of the file's.
-        scale: see `sae_parts`.
+        scale: see `dictionary_of`.
 
     Raises:
-        CoCoMixError: one is missing or damaged; or as `sae_parts`.
+        CoCoMixError: one is missing or damaged; or as `dictionary_of`.
     """
     settings = _read_config(config, name, overrides)
     try:
         tensors = {key: tensor.to(torch.float32) for key, tensor in load_file(weights).items()}
     except (OSError, SafetensorError) as error:
         raise CoCoMixError(f"the weights of {name} cannot be read: {error}; save or download them again.") from error
-    return sae_parts(settings, tensors, name, scale)
+    return dictionary_of(settings, tensors, name, scale)
 
 
 def _read_config(path: Path, name: str, overrides: Mapping[str, Any] | None) -> SaeConfig:
@@ -133,8 +116,10 @@ def _before_version_6(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "metadata": {name: config[name] for name in _NOTES if name in config}}
 
 
-def sae_parts(config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale: float | None = None) -> SaeParts:
-    """What determines the numbers: weights, activation, normalisation.
+def dictionary_of(
+    config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale: float | None = None
+) -> ConceptDictionary:
+    """The dictionary that an autoencoder of SAELens' is.
 
     Args:
         tensors: by SAELens' names, in float32.
@@ -165,7 +150,7 @@ def sae_parts(config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale
         # SAELens ranks pre · ‖W_dec row‖ and divides again when decoding: the same as unit rows and a scaled encoder.
         norms = W_dec.norm(dim=-1).clamp(min=1e-8)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-    return SaeParts(
+    return ConceptDictionary(
         W_enc,
         b_enc,
         W_dec,
@@ -258,35 +243,32 @@ def _normalization(config: SaeConfig, name: str) -> Normalization:
     return "centre"
 
 
-def write_sae(parts: SaeParts, folder: Path) -> None:
+def write_sae(dictionary: ConceptDictionary, folder: Path) -> None:
     """Write an autoencoder as SAELens saves one for inference; files in the folder are written over."""
     folder.mkdir(parents=True, exist_ok=True)
-    architecture = "topk" if parts.k is not None else "jumprelu" if parts.threshold is not None else "standard"
     metadata: dict[str, Any] = {"sae_lens_version": "6.0.0"}  # the version of the format
-    if parts.prepend_bos is not None:
-        metadata["prepend_bos"] = parts.prepend_bos
-    if parts.layer is not None:
-        metadata["hook_name"] = f"blocks.{parts.layer}.hook_resid_post"
-    if parts.normalize == "centre":
+    if dictionary.prepend_bos is not None:
+        metadata["prepend_bos"] = dictionary.prepend_bos
+    if dictionary.layer is not None:
+        metadata["hook_name"] = f"blocks.{dictionary.layer}.hook_resid_post"
+    if dictionary.normalize == "centre":
         metadata["model_from_pretrained_kwargs"] = _CENTRED
     theirs = {ours: name for name, ours in _NORMALIZATIONS.items()}
     config: dict[str, Any] = {
-        "architecture": architecture,
-        "d_in": parts.W_enc.shape[0],
-        "d_sae": parts.W_enc.shape[1],
+        "architecture": "standard" if dictionary.kind == "relu" else dictionary.kind,
+        "d_in": dictionary.d_model,
+        "d_sae": dictionary.n_concepts,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": parts.subtract_b_dec,
-        "normalize_activations": theirs.get(parts.normalize, "none"),
+        "apply_b_dec_to_input": dictionary.subtract_b_dec,
+        "normalize_activations": theirs.get(dictionary.normalize, "none"),
         "reshape_activations": "none",
         "metadata": metadata,
     }
-    if parts.k is not None:
+    if dictionary.k is not None:
         # With unit rows the setting changes no number, and dashboards, which fold the norms, ask for it.
-        unit = bool((parts.W_dec.norm(dim=-1) - 1.0).abs().max() < 1e-6)
-        config |= {"k": parts.k, "rescale_acts_by_decoder_norm": unit}
-    tensors = {"W_enc": parts.W_enc, "b_enc": parts.b_enc, "W_dec": parts.W_dec, "b_dec": parts.b_dec}
-    if parts.threshold is not None:
-        tensors["threshold"] = parts.threshold
-    save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        unit = bool((dictionary.W_dec.norm(dim=-1) - 1.0).abs().max() < 1e-6)
+        config |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": unit}
+    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in dictionary.tensors().items()}
+    save_file(tensors, folder / WEIGHTS)
     write_text(folder / CONFIG, json.dumps(config))

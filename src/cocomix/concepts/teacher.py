@@ -3,11 +3,11 @@
 import logging
 from copy import copy
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.concepts.decoder import FrozenDecoder, GradientScope, NumberFormat, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
@@ -21,8 +21,9 @@ from cocomix.concepts.scoring import (
     best_labels,
     criterion,
 )
+from cocomix.concepts.sources import TeacherConfig
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.hub import load_causal_lm
+from cocomix.runtime.hub import NoTokenizer, load_causal_lm, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,38 @@ def load_teacher(
     """
     frozen: PreTrainedModel = load_causal_lm(name_or_folder, revision=revision).requires_grad_(False)
     return frozen if device is None else frozen.to(device)
+
+
+class LoadedTeachers:
+    """Loads each teacher when it is first asked for, and keeps it for as long as this object is kept.
+
+    Nothing looks whether a folder or a file has changed meanwhile: make an object for one piece of work and let go of
+    it, which releases the memory.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[Any, PreTrainedModel] = {}
+        self._tokenizers: dict[Any, PreTrainedTokenizerFast | None] = {}
+
+    def model(self, source: TeacherConfig, device: torch.device | str | None = None) -> PreTrainedModel:
+        """The language model in float32, frozen, on a device (the CPU if None); see `load_teacher`.
+
+        What computes in a narrower format does so by autocast, so that all share these weights.
+        """
+        key = (source.model, source.revision, str(device or "cpu"))
+        if key not in self._models:
+            self._models[key] = load_teacher(source.model, revision=source.revision, device=device)
+        return self._models[key]
+
+    def tokenizer(self, source: TeacherConfig) -> PreTrainedTokenizerFast | None:
+        """The tokenizer that comes with a teacher; None where none does."""
+        key = (source.model, source.revision)
+        if key not in self._tokenizers:
+            try:
+                self._tokenizers[key] = load_tokenizer(source.model, source.revision)
+            except NoTokenizer:
+                self._tokenizers[key] = None
+        return self._tokenizers[key]
 
 
 class ConceptTeacher:

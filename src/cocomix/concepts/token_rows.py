@@ -12,11 +12,9 @@ class TokenBlocksLike(Protocol):
 
     def __len__(self) -> int:
         """Number of blocks."""
-        ...
 
     def __getitem__(self, index: int) -> Mapping[str, Tensor]:
         """One block."""
-        ...
 
 
 def first_blocks(blocks: TokenBlocksLike, tokens: int) -> Tensor:

@@ -1,47 +1,47 @@
 """What is computed of every shard of tokens: concept labels, a teacher's distributions, or both of one forward pass."""
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.concepts import AlignedTeacher, ConceptLabeller, LabellerConfig, LoadedTeachers, TeacherLabeller
-from cocomix.labelling.distillers import Distiller
-from cocomix.labelling.opening import DistillSettings, SentTokens, load_distiller, load_labeller
+from cocomix.concepts import (
+    AlignedTeacher,
+    ConceptLabeller,
+    FrozenDecoder,
+    LabellerConfig,
+    LoadedTeachers,
+    TeacherConfig,
+    TeacherLabeller,
+)
+from cocomix.data import tokenizer_fingerprint
+from cocomix.labelling.distillers import AlignedDistiller, PlainDistiller
+from cocomix.labelling.map_shards import ShardFunction
+from cocomix.labelling.opening import SentTokens, check_tokenizer, load_labeller, longest_window
 from cocomix.labelling.part_folder import Arrays
 from cocomix.labelling.stored_arrays import Layout
 from cocomix.labelling.stored_labels import encode_labels
+from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
 from cocomix.runtime.errors import CoCoMixError
 
 
-class BlockFunction(ABC):
-    """A function of token blocks, a batch of them at a time; see `cocomix.labelling.map_shards.ShardFunction`.
+class BlockFunction(ShardFunction):
+    """A function of token blocks, computed a batch of `batch` blocks at a time."""
 
-    Attributes:
-        block_size: tokens per block.
-        batch: blocks of a forward pass.
-    """
-
-    verb: ClassVar[str]
-    block_size: int
     batch: int
 
     def __call__(self, tokens: NDArray[Any]) -> Arrays:
         rows = torch.from_numpy(tokens.astype(np.int64))
         batches = [self.arrays(batch) for batch in torch.split(rows, self.batch)]
         return {name: np.concatenate([arrays[name] for arrays in batches]) for name in batches[0]}
-
-    @abstractmethod
-    def setup(self, device: torch.device) -> None:
-        """Load what `arrays` needs onto a device."""
 
     @abstractmethod
     def arrays(self, input_ids: Tensor) -> Arrays:
@@ -66,6 +66,11 @@ class ModelFunction(BlockFunction):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": None}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The arrays that a folder of them alone keeps."""
+        return {name: name for name in self.layouts}
 
     def setup(self, device: torch.device) -> None:
         self.setup_with(LoadedTeachers(), device)
@@ -116,11 +121,30 @@ class DistillFunction(ModelFunction):
 
     verb = "distill"
 
-    settings: DistillSettings
+    teacher: TeacherConfig
+    targets: TargetKind
+    top_k: int
+    dtype: ProbabilityDtype
     tokens: SentTokens
 
-    def load(self, teachers: LoadedTeachers, device: torch.device) -> Distiller:
-        return load_distiller(self.tokens, self.settings, device=device, teachers=teachers)
+    def load(self, teachers: LoadedTeachers, device: torch.device) -> PlainDistiller:
+        model, found = teachers.model(self.teacher, device), teachers.tokenizer(self.teacher)
+        decoder, meta = FrozenDecoder(model, 0), self.tokens.manifest
+        if self.targets == "top_k":
+            check_tokenizer(model, found, self.tokens)
+            return PlainDistiller(decoder, self.top_k, meta.vocab_size, self.dtype)
+        assert found is not None  # `targets_for` refused otherwise
+        return AlignedDistiller(
+            decoder,
+            self.top_k,
+            meta.vocab_size,
+            self.dtype,
+            self.targets,
+            self.tokens.tokenizer(),
+            found,
+            {"student": meta.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)},
+            longest_window(model),
+        )
 
     def arrays(self, input_ids: Tensor) -> Arrays:
         found = self.model.arrays(input_ids)
@@ -144,10 +168,17 @@ class OnePass(BlockFunction):
     def __post_init__(self) -> None:
         self.block_size, self.batch = self.labels.block_size, self.labels.batch
 
-    @staticmethod
-    def columns(of: str, layouts: Mapping[str, Layout]) -> dict[str, str]:
+    @property
+    def decoder(self) -> FrozenDecoder:
+        """The teacher, as the labeller over the teacher's tokens reads it."""
+        labeller = self.labels.model
+        inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
+        assert isinstance(inner, TeacherLabeller)
+        return inner.teacher.decoder
+
+    def columns_of(self, of: str) -> dict[str, str]:
         """The arrays of `labels` or `probabilities`, each with its name among those of both."""
-        return {name: f"{of}/{name}" for name in layouts}
+        return {name: f"{of}/{name}" for name in getattr(self, of).layouts}
 
     def setup(self, device: torch.device) -> None:
         teachers = LoadedTeachers()
@@ -155,19 +186,12 @@ class OnePass(BlockFunction):
         self.probabilities.setup_with(teachers, device)
 
     def arrays(self, input_ids: Tensor) -> Arrays:
-        with teacher_labeller(self.labels.model).teacher.decoder.captured() as hidden:
+        with self.decoder.captured() as hidden:
             probabilities = self.probabilities.arrays(input_ids)
         # Nothing was captured where the batch holds no text for a teacher of another tokenizer.
         labels = self.labels.arrays(input_ids, hidden[0] if hidden else None)
         found = {"labels": labels, "probabilities": probabilities}
         return {f"{of}/{name}": array for of, arrays in found.items() for name, array in arrays.items()}
-
-
-def teacher_labeller(labeller: Any) -> TeacherLabeller:
-    """The labeller over the teacher's tokens, of one that has a teacher."""
-    inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
-    assert isinstance(inner, TeacherLabeller)
-    return inner
 
 
 @cache

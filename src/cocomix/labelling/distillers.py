@@ -15,7 +15,7 @@ the block's edge cuts. The teacher reads whole blocks, as for labels.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,22 +45,6 @@ _LEAST = -60_000.0  # log-probability that float16 holds and that stands for 0
 _LONGEST = 255  # tokens of a chunk
 
 
-class Distiller(Protocol):
-    """Arrays of a batch of the student's blocks."""
-
-    def fingerprint(self) -> dict[str, str]:
-        """What the arrays depend on."""
-        ...
-
-    def flops_per_token(self, seq: int) -> float:
-        """Forward FLOPs per token, by formula."""
-        ...
-
-    def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
-        """The arrays of int64 [batch, seq], by name."""
-        ...
-
-
 class PlainDistiller:
     """The largest probabilities of a teacher of the data's tokenizer.
 
@@ -74,16 +58,16 @@ class PlainDistiller:
         self.decoder, self.top_k, self.vocab_size, self.dtype = decoder, top_k, vocab_size, dtype
 
     def fingerprint(self) -> dict[str, str]:
-        """See `Distiller`."""
+        """What the arrays depend on."""
         weights = model_fingerprint(self.decoder.model)
         return {"weights": weights, "algorithm": _ALGORITHM, "versions": package_versions()}
 
     def flops_per_token(self, seq: int) -> float:
-        """See `Distiller`."""
+        """Forward FLOPs, by formula; of another tokenizer's teacher, as if it had as many tokens."""
         return self.decoder.flops_per_token(seq, up_to="head")
 
     def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
-        """See `Distiller`."""
+        """The arrays of a batch of the student's blocks, int64 [batch, seq], by name."""
         ids, log_probs = top_probabilities(self.decoder, input_ids, self.top_k, self.vocab_size, self.dtype)
         return {"ids": ids.numpy(), "log_probs": log_probs.numpy()}
 
@@ -135,7 +119,6 @@ class AlignedDistiller(PlainDistiller):
         return {**super().fingerprint(), **tokenizers, "alignment": ALIGNMENT}
 
     def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
-        """See `Distiller`; FLOPs are counted as if the teacher had as many tokens."""
         rows = input_ids.cpu().numpy()
         texts = [self._texts.read(row) for row in rows]
         shape = input_ids.shape if self.kind == "alm" else (*input_ids.shape, self.top_k)

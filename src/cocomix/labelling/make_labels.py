@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,10 @@ from cocomix.data import Tokens
 from cocomix.labelling.block_functions import (
     DistillFunction,
     LabelFunction,
-    ModelFunction,
     OnePass,
     code_version,
-    teacher_labeller,
 )
-from cocomix.labelling.opening import DistillSettings, SentTokens, load_distiller, open_labeller, targets_for
+from cocomix.labelling.opening import SentTokens, open_labeller, targets_for
 from cocomix.labelling.stored_labels import TABLES, Labels, Scores, label_layouts
 from cocomix.labelling.stored_probabilities import (
     ProbabilityDtype,
@@ -36,22 +34,13 @@ from cocomix.labelling.stored_probabilities import (
     TeacherProbabilities,
     probability_layouts,
 )
-from cocomix.labelling.storing import Job, Order, made, store
+from cocomix.labelling.storing import A, Job, Order, made, store
 from cocomix.runtime.device import default_device, fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_TOP_K: dict[TargetKind, int] = {"top_k": 64, "first_token": 32, "uld": 32, "alm": 0}
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A folder that is to be made, and what computes its arrays."""
-
-    order: Order[Any]
-    function: Any
-    """A `LabelFunction` or a `DistillFunction`."""
 
 
 def label_data(
@@ -83,9 +72,8 @@ def label_data(
         CoCoMixError: as `open_labeller` and `store`.
     """
     job, tokens = job or Job(), Tokens.open(data)
-    ready = _labels(tokens, config, output, scores, force, blocks, job, teachers or LoadedTeachers())
-    labels: Labels | None = _alone(ready, tokens, job, blocks)
-    return labels
+    labels = _labels(tokens, config, output, scores, force, blocks, job, teachers or LoadedTeachers())
+    return _alone(labels, tokens, job, blocks)
 
 
 def distill_data(
@@ -118,12 +106,11 @@ def distill_data(
         The targets; None while shards are left to other jobs.
 
     Raises:
-        CoCoMixError: `top_k` is out of range; the kind does not suit the tokenizers; as `load_distiller` and `store`.
+        CoCoMixError: `top_k` is out of range; the kind does not suit the tokenizers; nothing can be loaded; as `store`.
     """
     job, tokens = job or Job(), Tokens.open(data)
-    ready = _probabilities(tokens, teacher, output, kind, top_k, dtype, blocks, job, teachers or LoadedTeachers())
-    probabilities: TeacherProbabilities | None = _alone(ready, tokens, job, blocks)
-    return probabilities
+    targets = _probabilities(tokens, teacher, output, kind, top_k, dtype, blocks, job, teachers or LoadedTeachers())
+    return _alone(targets, tokens, job, blocks)
 
 
 def label_and_distill(
@@ -180,33 +167,29 @@ def label_and_distill(
     targets = _probabilities(
         tokens, config.teacher, probabilities, "auto", top_k, config.dtype, blocks, second, teachers
     )
-    if isinstance(labels, _Ready) and isinstance(targets, _Ready) and reads_hidden(config):
+    if isinstance(labels, Order) and isinstance(targets, Order) and reads_hidden(config):
         orders = _together(labels, targets)
         if all(order.may_share() for order in orders):
-            found, distilled = store(orders, tokens, OnePass(labels.function, targets.function), job, blocks)
+            found, distilled = store(orders, tokens, job, blocks)
             return found, distilled
     return _alone(labels, tokens, job, blocks), _alone(targets, tokens, job, blocks)
 
 
-def _alone(ready: Any, tokens: Tokens, job: Job, blocks: int | None) -> Any:
+def _alone(order: Order[A] | A, tokens: Tokens, job: Job, blocks: int | None) -> A | None:
     """A folder made in a pass of its own, or one that is there."""
-    return store([ready.order], tokens, ready.function, job, blocks)[0] if isinstance(ready, _Ready) else ready
+    return store([order], tokens, job, blocks)[0] if isinstance(order, Order) else order
 
 
-def _together(labels: _Ready, targets: _Ready) -> list[Order[Any]]:
+def _together(labels: Order[Labels], targets: Order[TeacherProbabilities]) -> list[Order[Any]]:
     """The two folders as one pass fills them, which is named by what both are made of."""
-    decoder = teacher_labeller(labels.function.model).teacher.decoder
+    both = OnePass(labels.function, targets.function)
     shared = {
-        "id": fingerprint_json([dict(ready.order.identity) for ready in (labels, targets)]),
-        "flops_per_token": decoder.flops_per_token(labels.function.block_size, up_to="layer"),
+        "id": fingerprint_json([dict(order.identity) for order in (labels, targets)]),
+        "flops_per_token": both.decoder.flops_per_token(both.block_size, up_to="layer"),
     }
     return [
-        replace(
-            ready.order,
-            about={**ready.order.about, "shared_pass": shared},
-            columns=OnePass.columns(of, ready.function.layouts),
-        )
-        for of, ready in (("labels", labels), ("probabilities", targets))
+        replace(order, function=both, columns=columns, about={**order.about, "shared_pass": shared})
+        for order, columns in ((labels, both.columns_of("labels")), (targets, both.columns_of("probabilities")))
     ]
 
 
@@ -219,7 +202,7 @@ def _labels(
     blocks: int | None,
     job: Job,
     teachers: LoadedTeachers,
-) -> Labels | _Ready:
+) -> Labels | Order[Labels]:
     """The folder if it is finished; else a labeller that is loaded and tried, ready to make it."""
     config = config.resolved(default_device())
     block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
@@ -259,7 +242,8 @@ def _labels(
         "flops_per_token": labeller.flops_per_token(block_size),
     }
     files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
-    return _ready(Labels, output, {**identity, "made_with": made_with}, about, job, function, files)
+    identity |= {"made_with": made_with}
+    return Order(Labels, output, function, function.columns, identity, about, job.asked, files)
 
 
 def _probabilities(
@@ -272,7 +256,7 @@ def _probabilities(
     blocks: int | None,
     job: Job,
     teachers: LoadedTeachers,
-) -> TeacherProbabilities | _Ready:
+) -> TeacherProbabilities | Order[TeacherProbabilities]:
     """The folder if it is finished; else a teacher that is loaded, ready to make it."""
     device = default_device()
     vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
@@ -298,12 +282,11 @@ def _probabilities(
     if (whole := made(TeacherProbabilities, output, identity)) is not None:
         return whole
     sent = SentTokens(tokens.manifest, None if targets == "top_k" else tokens.tokenizer())
-    settings = DistillSettings(teacher, targets, kept, dtype)
-    distiller = load_distiller(tokens, settings, device=device, teachers=teachers)
-    fingerprint = distiller.fingerprint()
-    made_with = {**fingerprint, "code": code_version()}
     layouts = probability_layouts(block_size, kept, vocab_size, targets)
-    function = DistillFunction(layouts, block_size, batch, made_with, distiller, settings, sent)
+    function = DistillFunction(layouts, block_size, batch, {}, None, teacher, targets, kept, dtype, sent)
+    distiller = function.model = function.load(teachers, device)
+    fingerprint = distiller.fingerprint()
+    function.made_with = {**fingerprint, "code": code_version()}
     about = {
         "made_from": _made_from(tokens, fingerprint),
         "teacher": teacher.model,
@@ -314,20 +297,8 @@ def _probabilities(
         "targets": targets,
         "flops_per_token": distiller.flops_per_token(block_size),
     }
-    return _ready(TeacherProbabilities, output, {**identity, "made_with": made_with}, about, job, function)
-
-
-def _ready(
-    kind: Any,
-    output: Path,
-    identity: Mapping[str, Any],
-    about: Mapping[str, Any],
-    job: Job,
-    function: ModelFunction,
-    files: Mapping[str, Any] | None = None,
-) -> _Ready:
-    columns = {name: name for name in function.layouts}
-    return _Ready(Order(kind, output, columns, identity, about, job.asked, files or {}), function)
+    identity |= {"made_with": function.made_with}
+    return Order(TeacherProbabilities, output, function, function.columns, identity, about, job.asked)
 
 
 def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -54,11 +54,9 @@ class ShardFunction(Protocol):
 
     def setup(self, device: "torch.device") -> None:
         """Load what `__call__` needs onto a device; called once in every worker."""
-        ...
 
     def __call__(self, tokens: NDArray[Any]) -> Arrays:
         """The arrays of token blocks [blocks, block_size]."""
-        ...
 
 
 class Task(NamedTuple):

@@ -32,8 +32,7 @@ from cocomix.concepts import (
     spread_blocks,
 )
 from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
-from cocomix.labelling.distillers import AlignedDistiller, Distiller, PlainDistiller
-from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
+from cocomix.labelling.stored_probabilities import TargetKind
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
@@ -95,11 +94,7 @@ def _counted(blocks: Tensor, advance: Callable[[float], Any]) -> Iterator[Tensor
 
 @dataclass(frozen=True)
 class SentTokens:
-    """What a worker is sent of a data set, so that it needs no folder of it.
-
-    Attributes:
-        sent: the tokenizer of the data set, if the labeller needs it.
-    """
+    """What a worker is sent of a data set, so that it needs no folder of it: `sent` is its tokenizer, if needed."""
 
     manifest: TokensManifest
     sent: PreTrainedTokenizerFast | None = None
@@ -147,23 +142,7 @@ def load_labeller(
         )
     fingerprints = {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)}
     aligned = AlignedFittedTeacher if isinstance(labeller, FittedTeacherLabeller) else AlignedTeacher
-    return aligned(
-        labeller,
-        tokens.tokenizer(),
-        found,
-        max_length=longest_window(model),
-        tokenizers=fingerprints,
-    )
-
-
-@dataclass(frozen=True)
-class DistillSettings:
-    """How a teacher is distilled; arguments of `distill_data`, resolved."""
-
-    teacher: TeacherConfig
-    targets: TargetKind
-    top_k: int
-    dtype: ProbabilityDtype
+    return aligned(labeller, tokens.tokenizer(), found, max_length=longest_window(model), tokenizers=fingerprints)
 
 
 def targets_for(
@@ -191,33 +170,6 @@ def targets_for(
             logger.info("%s has the data's tokenizer: its first-token marginal is its distribution", teacher.model)
         return "top_k" if same else "first_token"
     return kind
-
-
-def load_distiller(
-    tokens: Tokens | SentTokens, settings: DistillSettings, *, device: torch.device, teachers: LoadedTeachers
-) -> Distiller:
-    """Load a teacher to distil.
-
-    Raises:
-        CoCoMixError: nothing can be loaded, or the tokenizers do not suit the kind of targets.
-    """
-    source, top_k, dtype = settings.teacher, settings.top_k, settings.dtype
-    model, found = teachers.model(source, device), teachers.tokenizer(source)
-    if settings.targets == "top_k":
-        check_tokenizer(model, found, tokens)
-        return PlainDistiller(FrozenDecoder(model, 0), top_k, tokens.manifest.vocab_size, dtype)
-    assert found is not None  # `targets_for` refused otherwise
-    return AlignedDistiller(
-        FrozenDecoder(model, 0),
-        top_k,
-        tokens.manifest.vocab_size,
-        dtype,
-        settings.targets,
-        tokens.tokenizer(),
-        found,
-        {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)},
-        longest_window(model),
-    )
 
 
 def longest_window(model: PreTrainedModel) -> int:

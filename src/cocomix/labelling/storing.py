@@ -26,7 +26,7 @@ from cocomix.artifacts import (
 )
 from cocomix.data import TRAIN, Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
-from cocomix.labelling.map_shards import Executor, Report, ShardFunction, Work, map_shards
+from cocomix.labelling.map_shards import Executor, Report, Work, map_shards
 from cocomix.labelling.part_folder import PARTS, PartFolder
 from cocomix.labelling.stored_arrays import StoredArrays
 from cocomix.runtime.errors import CoCoMixError
@@ -117,11 +117,10 @@ def _missing(found: StoredArrays[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Order(Generic[A]):
-    """A folder that is to be made.
+    """A folder of `kind` that is to be made at `output`.
 
     Attributes:
-        kind: of the folder.
-        output: the folder.
+        function: a `BlockFunction` that computes its arrays.
         columns: the arrays that it keeps, each with its name among those that are computed.
         identity: everything that determines the result.
         about: what the manifest says that only the kind knows.
@@ -131,6 +130,7 @@ class Order(Generic[A]):
 
     kind: type[A]
     output: Path
+    function: Any
     columns: Mapping[str, str]
     identity: Mapping[str, Any]
     about: Mapping[str, Any]
@@ -147,18 +147,12 @@ class Order(Generic[A]):
         notes = partial_path(self.output) / PARTS / NOTES
         return not notes.is_file() or read_json(notes)["manifest"].get("shared_pass") == self.shared_pass
 
-    def made(self) -> A | None:
-        """The finished folder, if there is one."""
-        return self.kind.made(self.output, self.identity)
 
-
-def store(
-    orders: Sequence[Order[Any]], tokens: Tokens, function: ShardFunction, job: Job, blocks: int | None = None
-) -> list[Any]:
+def store(orders: Sequence[Order[Any]], tokens: Tokens, job: Job, blocks: int | None = None) -> list[Any]:
     """Compute what is missing of folders that one function fills, and finish them when nothing is missing of any.
 
     Args:
-        orders: the folders; several are begun and cut into shards alike.
+        orders: the folders; several have the same function, and are begun and cut into shards alike.
         blocks: compute only so many training blocks, from the beginning; all by default.
 
     Returns:
@@ -183,6 +177,7 @@ def store(
     try:
         with ExitStack() as held:
             begun: list[tuple[Order[Any], Staging[Any], dict[str, Any]]] = []
+            folders = []
             for order in orders:
                 staging = held.enter_context(
                     order.kind.create(order.output, identity=order.identity, resume=True, shared=shared)
@@ -190,26 +185,26 @@ def store(
                 manifest = {"block_size": block_size, "splits": splits, "asked": dict(order.asked), **order.about}
                 notes = _noted(staging.path, {**work, "columns": list(order.columns), "manifest": manifest})
                 work = {name: notes[name] for name in work}
-                begun.append((order, staging, notes))
-            torch.set_num_threads(work["threads"])  # sums depend on it in their last bits
-            shards, folders = _shards(tokens, splits, work["shard_blocks"]), []
-            for order, staging, notes in begun:
-                for name, write in order.files.items():
-                    if not (staging.path / name).is_file():
-                        with written_aside(staging.path / name) as aside:
-                            write(aside)
-                folders.append(folder := PartFolder(staging.path, order.columns))
+                shards, folder = _shards(tokens, splits, work["shard_blocks"]), PartFolder(staging.path, order.columns)
                 begun_in = notes["manifest"].get("shared_pass")
                 if begun_in != order.shared_pass and not all(map(folder.holds, shards)):  # the rest is made otherwise
                     notes["manifest"]["shared_pass"] = order.shared_pass
                     write_json(staging.path / PARTS / NOTES, notes)
+                for name, write in order.files.items():
+                    if not (staging.path / name).is_file():
+                        with written_aside(staging.path / name) as aside:
+                            write(aside)
+                begun.append((order, staging, notes))
+                folders.append(folder)
+            torch.set_num_threads(work["threads"])  # sums depend on it in their last bits
+            function = orders[0].function
             report = map_shards(function, shards, folders=folders, executor=job.executor, retries=job.retries)
             finished = [
                 _complete(order.kind, staging, report, notes["manifest"], tokens, shared=shared)
                 for order, staging, notes in begun
             ]
     except (AlreadyExists, FileNotFoundError):
-        if shared and any(found := [order.made() for order in orders]):
+        if shared and any(found := [order.kind.made(order.output, order.identity) for order in orders]):
             return found  # other jobs did the rest meanwhile, and finished
         raise
     return [_opened(order.kind, order.output) if done else None for order, done in zip(orders, finished, strict=True)]

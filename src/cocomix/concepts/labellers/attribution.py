@@ -10,7 +10,7 @@ from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.labellers.contextual import CentredLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller, TeacherLabellerConfig
-from cocomix.concepts.scoring import Activation, Sign, best_labels, criterion
+from cocomix.concepts.scoring import Activation, Sign
 from cocomix.concepts.teacher import ConceptTeacher
 
 
@@ -72,7 +72,6 @@ class CentredAttributionLabeller(CentredLabeller):
     """Labels by attribution minus its mean over the positions of the same token, which is the score."""
 
     kind = "attribution"
-    algorithm = "1"
     config_type: ClassVar = AttributionConfig
 
     def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
@@ -81,16 +80,6 @@ class CentredAttributionLabeller(CentredLabeller):
     def scored(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[SparseCodes, Tensor]:
         gradient: GradientScope = self.settings["gradient"]
         return self.teacher.attributed_concepts(input_ids, attention_mask, gradient=gradient, dtype=self.dtype)
-
-    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`.
-
-        Raises:
-            CoCoMixError: nothing was learned yet.
-        """
-        codes, labelled = self.scored(input_ids, attention_mask)
-        codes = self.centred(input_ids, codes)
-        return best_labels(codes, criterion(codes.values, self.settings["sign"]), labelled, k)
 
     def flops_per_token(self, seq: int) -> float:
         """As of `attribution` without centring; the first pass costs the same on `sample_tokens` tokens."""

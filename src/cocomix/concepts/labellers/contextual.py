@@ -19,9 +19,9 @@ from torch import Tensor
 
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
-from cocomix.concepts.labellers.fitted import FittedTeacherLabeller, TokenSums
+from cocomix.concepts.labellers.learned_tables import FittedTeacherLabeller, TokenSums
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabellerConfig
-from cocomix.concepts.scoring import best_labels
+from cocomix.concepts.scoring import best_labels, criterion
 from cocomix.runtime.errors import CoCoMixError
 
 _FEW = 20  # positions below which a token's mean shrinks towards 0
@@ -43,6 +43,7 @@ class CentredLabeller(FittedTeacherLabeller):
     12 bytes a pair of token and concept that occur together.
     """
 
+    algorithm = "1"
     shapes: ClassVar[Mapping[str, torch.dtype]] = {"keys": torch.int64, "means": torch.float32}
     _keys: Tensor
     _means: Tensor
@@ -69,16 +70,6 @@ class CentredLabeller(FittedTeacherLabeller):
         values = codes.values - torch.where(self._keys[places] == wanted, self._means[places], 0.0)
         return SparseCodes(codes.ids, values.masked_fill(codes.values == 0, 0.0))
 
-
-class ContextualLabeller(CentredLabeller):
-    """Labels by activation minus its mean over the positions of the same token, which is the score."""
-
-    kind = "contextual"
-    algorithm = "1"
-    config_type: ClassVar = ContextualConfig
-    reads_hidden = True
-
-    @torch.no_grad()
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`.
 
@@ -87,7 +78,15 @@ class ContextualLabeller(CentredLabeller):
         """
         codes, labelled = self.scored(input_ids, attention_mask)
         codes = self.centred(input_ids, codes)
-        return best_labels(codes, codes.values, labelled, k)
+        return best_labels(codes, criterion(codes.values, self.settings.get("sign", "loss")), labelled, k)
+
+
+class ContextualLabeller(CentredLabeller):
+    """Labels by activation minus its mean over the positions of the same token, which is the score."""
+
+    kind = "contextual"
+    config_type: ClassVar = ContextualConfig
+    reads_hidden = True
 
     def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
         """What the activation exceeds its token's mean by, else 0, as for a label."""

@@ -1,14 +1,19 @@
-"""Labellers that learn tables from a first pass over a sample of the corpus: keeping, checking and hashing them."""
+"""Labellers that learn tables from a first pass over a sample of the corpus, such as means per token and concept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
-from typing import ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from cocomix.artifacts import fingerprint_json, tensor_sha256
+from cocomix.concepts.dictionary import SparseCodes
+from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
+from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.errors import CoCoMixError
+
+_PENDING = 2**23  # scores summed at once: 128 MiB
 
 
 class TableLabeller:
@@ -58,3 +63,69 @@ class TableLabeller:
         """
         if not self._tables:
             raise CoCoMixError(f"this {self.kind} labeller has learned nothing yet; call fit first.")
+
+
+class TokenSums(NamedTuple):
+    """Sums of scores over all positions of a sample that hold the same token; a concept without a score counts as 0.
+
+    Attributes:
+        keys: token · n_concepts + concept of every pair that occurs, rising. int64 [pairs]
+        sums: of its scores. float64 [pairs]
+        counts: positions that hold the token. int64 [vocab]
+    """
+
+    keys: Tensor
+    sums: Tensor
+    counts: Tensor
+
+
+class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
+    """A labeller with a teacher, a dictionary and tables. `fit` it or give it tables before it labels."""
+
+    def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
+        TeacherLabeller.__init__(self, teacher, **settings)
+        TableLabeller.__init__(self, sample_tokens=self.settings["sample_tokens"])
+
+    def scored(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[SparseCodes, Tensor]:
+        """Concepts and scores [batch, seq, width] whose means are learned, and which positions get labels."""
+        return self.teacher.active_concepts(input_ids, attention_mask, dtype=self.dtype)
+
+    def learned(self, sums: TokenSums) -> dict[str, Tensor]:
+        """The tables."""
+        raise NotImplementedError
+
+    def fit(self, batches: Iterable[Tensor]) -> Self:
+        """Learn the tables from batches of token ids, int64 [batch, seq] each.
+
+        Raises:
+            CoCoMixError: there is no token.
+        """
+        n_concepts, vocab_size = self.num_concepts, self.teacher.vocab_size
+        counts = torch.zeros(vocab_size, dtype=torch.int64)
+        keys, sums = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+        pending: list[tuple[Tensor, Tensor]] = []
+        for batch in batches:
+            codes, _ = self.scored(batch)
+            described = self.teacher.described(batch, None).cpu()
+            tokens = batch.cpu()[described]  # [positions]
+            ids, values = (part.detach().cpu()[described] for part in codes)  # [positions, width]
+            used = values != 0
+            counts += torch.bincount(tokens, minlength=vocab_size)
+            pending.append(((tokens[:, None] * n_concepts + ids)[used], values[used].double()))
+            if sum(len(part) for part, _ in pending) > _PENDING:
+                keys, sums, pending = *_summed([(keys, sums), *pending]), []
+        if not counts.any():
+            raise CoCoMixError(f"labels of kind {self.kind} need tokens to learn from, and there were none.")
+        keys, sums = _summed([(keys, sums), *pending])
+        return self.with_tables(self.learned(TokenSums(keys, sums, counts)))
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `ConceptLabeller.fingerprint`; `table` is the hash of what was learned."""
+        return {**super().fingerprint(), "table": self.table_hash()}
+
+
+def _summed(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values with equal keys added up: sorted keys and their sums."""
+    keys, places = torch.unique(torch.cat([part for part, _ in parts]), return_inverse=True)
+    sums = torch.zeros(len(keys), dtype=torch.float64)
+    return keys, sums.index_add_(0, places, torch.cat([values for _, values in parts]))

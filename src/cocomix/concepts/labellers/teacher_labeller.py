@@ -11,9 +11,8 @@ from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
 from cocomix.concepts.labeller import LABELLERS, ConceptLabels, LabellerConfig, Vocabulary
-from cocomix.concepts.loaded_teachers import LoadedTeachers
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.concepts.teacher import ConceptTeacher
+from cocomix.concepts.teacher import ConceptTeacher, LoadedTeachers
 from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.errors import CoCoMixError
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cocomix.concepts.labeller import ConceptLabels
-from cocomix.concepts.labellers.fitted import FittedTeacherLabeller, TokenSums
+from cocomix.concepts.labellers.learned_tables import FittedTeacherLabeller, TokenSums
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabellerConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE

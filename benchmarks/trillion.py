@@ -30,12 +30,11 @@ import numpy as np
 from benchmarks.machine import describe_machine
 from cocomix.data import PrepareSettings, SplitMeta, Tokens, TokensFile, TokensManifest, prepare
 from cocomix.data import units as units_module
-from cocomix.data.document_hash import DocumentHash
 from cocomix.data.documentation import documentation_texts
 from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
 from cocomix.data.permutation import permuted
-from cocomix.data.splits import Member, divide
+from cocomix.data.splits import DocumentHash, Member, divide
 from cocomix.data.units import Encoding, encode_unit, plan_units
 from cocomix.runtime.hub import load_tokenizer
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cocomix.data.document_hash import DocumentHash, draws_of, threshold_of
+from cocomix.data.splits import DocumentHash, draws_of, threshold_of
 
 
 def hash_of(*pieces: str) -> int:

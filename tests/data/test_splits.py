@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.data.document_hash import DocumentHash, draws_of, threshold_of
-from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide
+from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, DocumentHash, Member, divide, draws_of, threshold_of
 from cocomix.data.unit_log import UnitLog
 
 DTYPE = np.dtype("<u2")

@@ -17,7 +17,6 @@ from cocomix.artifacts import Damaged, MadeFromSomethingElse, NotAnArtifact, Wro
 from cocomix.concepts import ConceptLabels, build_labeller
 from cocomix.data import Tokens
 from cocomix.labelling import Concatenated, Job, Labels, label_data
-from cocomix.labelling.stored_arrays import id_dtype
 from cocomix.labelling.stored_labels import encode_labels, label_layouts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -33,8 +32,6 @@ def make(tokens: Tokens, output: Path, scores: Any = "float16", **settings: Any)
 
 def test_ids_of_65536_concepts_take_two_bytes() -> None:
     """65,535 was the largest number while one of the values stood for no label."""
-    assert id_dtype(65_536) == np.dtype("<u2")
-    assert id_dtype(65_537) == np.dtype("<u4")
     layouts = label_layouts(1, 2, 65_536, "none")
     labels = ConceptLabels(torch.tensor([[[65_535, 0]], [[65_535, IGNORE]]]))
     stored = encode_labels(labels, layouts)

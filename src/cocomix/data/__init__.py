@@ -10,13 +10,12 @@ from cocomix.runtime.lazy import lazily
 if TYPE_CHECKING:
     from cocomix.data.documents import resolve_sources
     from cocomix.data.mixture import MixedData
-    from cocomix.data.overlap import warn_of_overlap
     from cocomix.data.preparation import encode_share, prepare
     from cocomix.data.prepare_settings import PrepareSettings
     from cocomix.data.splits import TRAIN, VALIDATION
     from cocomix.data.token_blocks import DocumentBlocks, TokenBlocks, TokenShard, positions_of_rows
     from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
-    from cocomix.data.tokens import SplitMeta, Tokens, TokensFile, TokensManifest, token_dtype
+    from cocomix.data.tokens import SplitMeta, Tokens, TokensFile, TokensManifest, id_dtype, warn_of_overlap
 
 __all__ = [
     "TRAIN",
@@ -32,10 +31,10 @@ __all__ = [
     "TokensManifest",
     "begin_of_text",
     "encode_share",
+    "id_dtype",
     "positions_of_rows",
     "prepare",
     "resolve_sources",
-    "token_dtype",
     "tokenizer_fingerprint",
     "train_tokenizer",
     "warn_of_overlap",

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocomix.artifacts import PLAN, file_entry, fingerprint_json
-from cocomix.data.document_hash import draw_of, threshold_of
 from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
 from cocomix.data.prepare_settings import PrepareSettings, check_settings
-from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide
+from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide, draw_of, threshold_of
 from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import (
     set_begin_of_text,

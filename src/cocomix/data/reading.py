@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cocomix.artifacts import explained, file_system, retried, url_of
-from cocomix.data.parquet import open_parquet, row_batches
 from cocomix.runtime.errors import CoCoMixError
 
 PIECE_CHARACTERS = 1_000_000
@@ -32,6 +32,8 @@ books have about 10 MB."""
 SUPPORTED_SUFFIXES = ".txt, .md, .jsonl, .json (each also with .gz or .zst) and .parquet"
 
 _CHUNK_BYTES = 1 << 18  # also bounds what is unpacked at once
+_PARQUET_ROWS = 64  # decoded at once (our choice: what they hold stays small beside a model)
+_PARQUET_BUFFER = 1 << 20
 _KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 _MAX_INVALID_SHARE = 0.1
@@ -255,12 +257,50 @@ def _text_of_line(line: bytes, text_column: str) -> str | None:
 
 def _parquet_texts(where: str, raw: BinaryIO, text_column: str, start: int, stop: int | None) -> Iterator[Piece]:
     file = open_parquet(where, raw, text_column)
-    groups = range(start, file.metadata.num_row_groups if stop is None else stop)
+    groups = list(range(start, file.metadata.num_row_groups if stop is None else stop))
     number = sum(file.metadata.row_group(group).num_rows for group in range(start))
-    for values in row_batches(where, file, text_column, list(groups)):
-        for value in values:
-            number += 1
-            yield from _cleaned(text_of(value, text_column, f"{where}, row {number}: "), True, 0, where)
+    try:
+        for batch in file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=[text_column], use_threads=False):
+            for value in batch.column(0).cast(pa.large_binary()).to_pylist():
+                number += 1
+                yield from _cleaned(text_of(value, text_column, f"{where}, row {number}: "), True, 0, where)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise _unreadable(where, error) from error
+
+
+def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFile:
+    """Read the footer of a file, named `where`, and see that it has the column; `stream` must stay open.
+
+    Raises:
+        CoCoMixError: it is no Parquet file, is truncated, or lacks the column, or this holds no text.
+    """
+    try:
+        file = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
+        schema = file.schema_arrow
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise _unreadable(where, error) from error
+    if text_column not in schema.names:
+        raise CoCoMixError(
+            f"{where}: there is no column {text_column!r}; the columns are {', '.join(map(repr, schema.names))}; "
+            "choose one with --text-column."
+        )
+    if not _is_text(schema.field(text_column).type):
+        raise CoCoMixError(
+            f"{where}: column {text_column!r} holds {schema.field(text_column).type}, not text; choose another "
+            "with --text-column."
+        )
+    return file
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _unreadable(where: str, error: Exception) -> CoCoMixError:
+    reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
+    return CoCoMixError(f"{where} is not a readable Parquet file ({reason}); fetch it again.")
 
 
 # ---- opening -------------------------------------------------------------------------------------------------------

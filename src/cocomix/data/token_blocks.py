@@ -28,25 +28,18 @@ class TokenShard:
     """A range of blocks of one file: the unit of work of labelling. Picklable; reads through its own process's maps.
 
     Attributes:
-        name: split and number within it, `train/00000`.
         file: the file within the folder.
         start: first block, counted within the file.
         stop: one past the last block.
     """
 
-    name: str
     file: "TokensFile"
     start: int
     stop: int
     tokens: "Tokens" = field(repr=False)
 
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks there are."""
-        return self.stop - self.start
-
     def read(self) -> NDArray[Any]:
-        """The blocks [num_blocks, block_size], uint16 or uint32, as a read-only view of the file's memory map.
+        """The blocks [stop − start, block_size], uint16 or uint32, as a read-only view of the file's memory map.
 
         Raises:
             CoCoMixError: as `TokenBlocks.rows`.

@@ -8,35 +8,36 @@ DATA/
   validation.hashes.npy  uint64: `document_hash` of every held-out document, sorted
 """
 
+import logging
 import math
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from cocomix.artifacts import Artifact, Damaged, Findings, Manifest
+from cocomix.artifacts import Artifact, Damaged, Findings, Manifest, shown
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.section import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from cocomix.data.token_blocks import TokenBlocks, TokenShard
 
+logger = logging.getLogger(__name__)
+
 HELDOUT_HASHES = "validation.hashes.npy"
 
 
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The type tokens are stored in: uint16 for vocabularies of up to 65,536 entries, else uint32."""
-    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+def id_dtype(count: int) -> np.dtype[Any]:
+    """The type in which numbers below `count` are stored: uint16 up to 65,536, else uint32; little-endian."""
+    return np.dtype("<u2") if count <= 2**16 else np.dtype("<u4")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceMeta(_Record):
+class SourceMeta(Record):
     """What was read from one source."""
 
     name: str
@@ -51,7 +52,7 @@ class SourceMeta(_Record):
     """UTF-8 bytes of their text."""
 
 
-class TokensFile(_Record):
+class TokensFile(Record):
     """One file of blocks."""
 
     name: str
@@ -60,7 +61,7 @@ class TokensFile(_Record):
     """Blocks in it."""
 
 
-class SplitMeta(_Record):
+class SplitMeta(Record):
     """What a split holds."""
 
     documents: int
@@ -137,7 +138,7 @@ class Tokens(Artifact[TokensManifest]):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the stored tokens, uint16 or uint32."""
-        return token_dtype(self.manifest.vocab_size)
+        return id_dtype(self.manifest.vocab_size)
 
     def split(self, name: str, *, scattered: bool = False) -> "TokenBlocks":
         """The blocks of `train` or `validation`.
@@ -167,7 +168,7 @@ class Tokens(Artifact[TokensManifest]):
             for file in self._counts(split).files
             for start in range(0, file.blocks, blocks_per_shard)
         ]
-        return [TokenShard(f"{split}/{number:05d}", *rest, self) for number, rest in enumerate(ranges)]
+        return [TokenShard(*each, self) for each in ranges]
 
     def _counts(self, split: str) -> SplitMeta:
         if split not in self.manifest.splits:
@@ -223,3 +224,44 @@ class Tokens(Artifact[TokensManifest]):
                 f"manifest says; {self._repair}.",
                 file.name,
             )
+
+
+def warn_of_overlap(training: Iterable[Tokens], validation: Iterable[Tokens]) -> None:
+    """Warn, once, where documents may be in the training tokens of one folder and held out in another.
+
+    Within a folder no document is both, nor between folders whose splits follow the same rule: which split a document
+    is in depends on its content, the seed and the share alone.
+
+    Args:
+        training: folders whose training tokens are trained on.
+        validation: folders whose held-out tokens are evaluated on.
+    """
+    validation = list(validation)
+    pairs = [
+        (one, other)
+        for one in training
+        for other in validation
+        if one.manifest.fingerprint != other.manifest.fingerprint and (_rule(one) is None or _rule(one) != _rule(other))
+    ]
+    if not pairs:
+        return
+    found = [(len(np.intersect1d(one.heldout_hashes(), other.heldout_hashes())), one, other) for one, other in pairs]
+    shared, one, other = max(found, key=lambda pair: pair[0])
+    more = "" if len(pairs) == 1 else f" (and {len(pairs) - 1:,} more pairs)"
+    logger.warning(
+        f"training documents of {_name(one)} may be held out in {_name(other)}{more}: the splits were not drawn "
+        f"alike ({_rule(one) or 'unknown'}; {_rule(other) or 'unknown'}). {shared:,} documents are held out in "
+        "both. Prepare all with the same --seed and --validation-fraction, or take out what they share."
+    )
+
+
+def _rule(tokens: Tokens) -> str | None:
+    """By what documents were divided; `None` where the sources of the splits were given, or nothing is known."""
+    made, seed = tokens.manifest.identity, tokens.manifest.seed
+    if made.get("validation_sources") or "validation_fraction" not in made:
+        return None
+    return f"seed {seed}, {made['validation_fraction']:.3%}"
+
+
+def _name(tokens: Tokens) -> str:
+    return tokens.url or shown(tokens.path)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -78,9 +77,7 @@ class UnitLog:
         os.fsync(self._rows.fileno())
         self._unfinished_path.rename(self._rows_path)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._tokens.close()
         if self._rows is not None:
             self._rows.close()

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cocomix.artifacts import fingerprint_json
-from cocomix.data.document_hash import DocumentHash, draw_of
 from cocomix.data.documents import Source, SourceFile
-from cocomix.data.parquet import open_parquet
 from cocomix.data.prepare_settings import PrepareSettings
-from cocomix.data.reading import Piece, file_kind, is_compressed, opened, pieces, read_texts, text_of
+from cocomix.data.reading import Piece, file_kind, is_compressed, open_parquet, opened, pieces, read_texts, text_of
+from cocomix.data.splits import DocumentHash, draw_of
 from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import encode_batch, plain_encoder
-from cocomix.data.tokens import token_dtype
+from cocomix.data.tokens import id_dtype
 from cocomix.data.unit_log import UnitLog
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
@@ -95,7 +94,7 @@ class Encoding:
         of_unit = [unit.kind, unit.validates, [asdict(span) for span in unit.spans]]
         of_tokens = [self.tokenizer_fingerprint, self.eos_token_id, self.vocab_size]
         name = fingerprint_json([ALGORITHM, reading, of_unit, of_tokens])[:32]
-        return UnitLog(self.folder / name, token_dtype(self.vocab_size))
+        return UnitLog(self.folder / name, id_dtype(self.vocab_size))
 
 
 # ---- cutting the input into units ----------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from filelock import FileLock, Timeout
@@ -182,9 +181,7 @@ class Work:
     def __enter__(self) -> "Work":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for _, locks in self._held.values():
             _release(locks)
         if error is not None:

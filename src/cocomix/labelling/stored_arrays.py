@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from torch.utils.data import ConcatDataset
 
 
-def id_dtype(count: int) -> np.dtype[Any]:
-    """The type in which numbers below `count` are stored: uint16 up to 65,536, else uint32; little-endian."""
-    return np.dtype("<u2") if count <= 2**16 else np.dtype("<u4")
-
-
 class Layout(NamedTuple):
     """Type of an array, and its shape after the blocks."""
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocomix.artifacts import Findings
-from cocomix.data import TRAIN, Tokens
-from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest, id_dtype
+from cocomix.data import TRAIN, Tokens, id_dtype
+from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from cocomix.concepts import (
     ConceptTeacher,
     ContextualLabeller,
 )
-from cocomix.concepts.labellers import fitted
+from cocomix.concepts.labellers import learned_tables
 from cocomix.runtime.errors import CoCoMixError
 
 from ..conftest import CONCEPTS, VOCAB, make_dictionary, make_model, refused_by
@@ -44,7 +44,7 @@ def shrunk_means(scores, tokens):
 @pytest.mark.parametrize("pending", [1, 2**23])
 @pytest.mark.parametrize("kind", [ContextualLabeller, CentredAttributionLabeller])
 def test_labels_exceed_the_tokens_mean_by_most(teacher, kind, pending, monkeypatch):
-    monkeypatch.setattr(fitted, "_PENDING", pending)
+    monkeypatch.setattr(learned_tables, "_PENDING", pending)
     found = kind(teacher).fit(torch.split(SAMPLE, 12)).label(TEXT, k=3)
     scores = dense(teacher, kind, TEXT)
     centred = scores - shrunk_means(dense(teacher, kind, SAMPLE), SAMPLE)[TEXT]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cocomix.concepts import ConceptTeacher, TokenLookupLabeller
-from cocomix.concepts.labellers import fitted
+from cocomix.concepts.labellers import learned_tables
 from cocomix.runtime.errors import CoCoMixError
 
 from ..conftest import CONCEPTS, VOCAB, make_dictionary, make_model, refused_by
@@ -29,7 +29,7 @@ def naive_means(teacher, tokens):
 
 @pytest.mark.parametrize("pending", [1, 2**23])
 def test_labels_are_the_concepts_with_the_largest_mean_for_the_token(teacher, pending, monkeypatch):
-    monkeypatch.setattr(fitted, "_PENDING", pending)
+    monkeypatch.setattr(learned_tables, "_PENDING", pending)
     labeller = TokenLookupLabeller(teacher).fit(torch.split(SAMPLE, 5))
     best, ids = naive_means(teacher, SAMPLE).topk(3)
     text = torch.randint(1, VOCAB, (4, 15), generator=torch.Generator().manual_seed(5))

@@ -225,12 +225,7 @@ class Artifact(Generic[M]):
         return name in self._bounded
 
     def _hash(self, name: str) -> None:
-        """Hash a file, and note that it is right; one of a local copy that is not is removed.
-
-        Raises:
-            Damaged: it is missing, or not the one that the manifest describes.
-            CoCoMixError: the system cannot read it.
-        """
+        """Hash a file, and note that it is right; one of a local copy that is not is removed."""
         path, sha256 = inside(self.path, name), self.manifest.files[name].sha256
         try:
             fault = self._size_fault(name)

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_name(name: str) -> str:
-    """`name`, once it is seen to be a relative POSIX path that stays in its folder on every system.
-
-    Raises:
-        OutsideFolder: it is empty, absolute, holds `..`, a backslash, a drive or a NUL byte.
-    """
+    """`name`, once it is seen to be a relative POSIX path that stays in its folder on every system."""
     parts = name.split("/")
     if {"", ".", ".."} & set(parts) or "\\" in name or "\0" in name or ":" in parts[0]:
         raise OutsideFolder(f"the name {name!r} leads out of its folder; do not use what it comes from.", name)
@@ -30,11 +26,7 @@ def check_name(name: str) -> str:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file whose name comes from a manifest or a bucket; every such name goes through here.
-
-    Raises:
-        OutsideFolder: the name is not plain (see `check_name`), or a symbolic link leads out of `folder`.
-    """
+    """The path of a file whose name comes from a manifest or a bucket; every such name goes through here."""
     path = folder / check_name(name)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutsideFolder(f"{path} is a link out of {folder}; do not use this folder.", name)

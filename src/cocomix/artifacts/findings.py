@@ -11,17 +11,12 @@ from cocomix.runtime.errors import CoCoMixError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Attributes:
-        what: a file, or a property.
-        state: `not checked` is what is not within reach, such as a teacher on the hub.
-        detail: what was compared; of a broken one what is wrong and what to do.
-    """
-
-    what: str
+    what: str  # a file, or a property
+    # `not checked` is what is not within reach, such as a teacher on the hub
     state: Literal["ok", "broken", "not checked"]
-    detail: str
+    detail: str  # what was compared; of a broken one what is wrong and what to do
 
 
 @dataclass

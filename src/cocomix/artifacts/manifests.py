@@ -93,13 +93,7 @@ class ManifestFile:
         self.kind, self._values = kind, values
 
     def parse(self, kind: str, version: int, manifest_type: type[M]) -> M:
-        """Read it as a manifest of some kind and version.
-
-        Raises:
-            WrongKind: it is of another kind.
-            WrongVersion: it is of another version.
-            Damaged: it is not what this version writes (the field is named).
-        """
+        """Read it as a manifest of some kind and version."""
         found = self._values["version"]
         if self.kind != kind:
             raise WrongKind(f"{self._folder} holds {self.kind}, not {kind}; give another folder.")

@@ -47,11 +47,7 @@ class Claim:
             raise AlreadyExists(f"{url} was written by another process meanwhile; choose another --output.")
 
     def publish(self, folder: Path) -> None:
-        """Upload a finished folder; refused as by `check` if another process was faster.
-
-        Raises:
-            Unreachable: the upload failed.
-        """
+        """Upload a finished folder; refused as by `check` if another process was faster."""
         self.check()
         sizes = {name: (folder / name).stat().st_size for name in file_names(folder) if name != MANIFEST}
         with progress("upload", sum(sizes.values()), "bytes") as advance:

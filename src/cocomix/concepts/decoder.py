@@ -29,29 +29,18 @@ _CPU_COLUMNS = 8192  # vocabulary entries per product on the CPU
 
 
 class HiddenGradient(NamedTuple):
-    """What one forward and one backward pass say about a batch.
+    """What one forward and one backward pass say about a batch."""
 
-    Attributes:
-        hidden: output of the hooked block [batch, seq, d_model].
-        gradient: of the *summed* next-token loss (nats) with respect to `hidden` [batch, seq, d_model].
-        loss: the summed next-token loss in nats, float32 scalar.
-    """
-
-    hidden: Tensor
-    gradient: Tensor
-    loss: Tensor
+    hidden: Tensor  # output of the hooked block [batch, seq, d_model]
+    gradient: Tensor  # of the *summed* next-token loss (nats) with respect to `hidden` [batch, seq, d_model]
+    loss: Tensor  # the summed next-token loss in nats, float32 scalar
 
 
 class Predictions(NamedTuple):
-    """Next-token predictions of a model: logits = head(states).
+    """Next-token predictions of a model: logits = head(states)."""
 
-    Attributes:
-        states: output of the base model [batch, seq, d_model], or logits [batch, seq, vocab] where `head` is None.
-        head: the vocabulary projection, where logits are nothing but its output.
-    """
-
-    states: Tensor
-    head: nn.Linear | None
+    states: Tensor  # output of the base model [batch, seq, d_model], or logits [batch, seq, vocab] where `head` is None
+    head: nn.Linear | None  # the vocabulary projection, where logits are nothing but its output
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -60,9 +49,6 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     It is the outermost `ModuleList` inside the base model that has `num_hidden_layers` entries (GPT-2's `h`,
     GPT-NeoX's and Llama's `layers`, OPT's `decoder.layers`, …); lists inside the blocks, such as experts, do not count.
     A model in two parts, as a student with concepts is, has its blocks in two lists.
-
-    Raises:
-        CoCoMixError: there is none, or more than one.
     """
     depth = model.config.get_text_config().num_hidden_layers
     lists = {name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.ModuleList)}

@@ -33,15 +33,10 @@ _CHUNK_ELEMENTS = 2**24  # pre-activations held at once: 64 MiB in float32 (our 
 
 
 class InputStatistics(NamedTuple):
-    """What the normalisation took out of the hidden states, needed to put it back.
+    """What the normalisation took out of the hidden states, needed to put it back."""
 
-    Attributes:
-        mean: [..., 1].
-        std: [..., 1], unbiased, without the 1e-5 that the division adds; ‖h‖ / √d_model; or 1.
-    """
-
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # [..., 1]
+    std: Tensor  # [..., 1], unbiased, without the 1e-5 that the division adds; ‖h‖ / √d_model; or 1
 
 
 class SparseCodes(NamedTuple):

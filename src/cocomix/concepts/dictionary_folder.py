@@ -88,28 +88,18 @@ def fit_identity(teacher: str, layer: int, settings: FitSettings, **origin: Any)
 
 
 class FitReport(Section):
-    """How well a fit went, and what it took.
+    """How well a fit went, and what it took."""
 
-    Attributes:
-        fit: FVU and cross-entropy on held-out blocks.
-        ce_recovered: as `DictionaryFit.ce_recovered`.
-        dead_concepts: latents active at none of the last `dead_after_tokens` training positions.
-        tokens: positions trained on.
-        seconds: training alone.
-        flops: by formula, of the teacher's blocks up to the layer and of the autoencoder, forward and backward; None of
-            a dictionary that was fitted before this was recorded.
-        tokens_per_second: training alone.
-        sae_lens_version: of the trainer.
-    """
-
-    fit: DictionaryFit
-    ce_recovered: float | None
-    dead_concepts: int
-    tokens: int
-    seconds: float
+    fit: DictionaryFit  # FVU and cross-entropy on held-out blocks
+    ce_recovered: float | None  # as `DictionaryFit.ce_recovered`
+    dead_concepts: int  # latents active at none of the last `dead_after_tokens` training positions
+    tokens: int  # positions trained on
+    seconds: float  # training alone
+    # by formula, of the teacher's blocks up to the layer and of the autoencoder, forward and backward; None of a
+    # dictionary that was fitted before this was recorded
     flops: float | None = None
-    tokens_per_second: float
-    sae_lens_version: str
+    tokens_per_second: float  # training alone
+    sae_lens_version: str  # of the trainer
 
 
 class DictionaryManifest(Manifest):

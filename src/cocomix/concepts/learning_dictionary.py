@@ -140,9 +140,6 @@ class LearningDictionary:
 
         Args:
             reduce: adds a tensor up over all processes.
-
-        Raises:
-            CoCoMixError: the loss is not finite.
         """
         if not self._pending:
             return False

@@ -25,11 +25,7 @@ _HUB = re.compile(
 
 
 def import_sae_lens() -> Any:
-    """The `sae_lens` module, an optional dependency.
-
-    Raises:
-        CoCoMixError: it is not installed.
-    """
+    """The `sae_lens` module, an optional dependency."""
     try:
         import sae_lens
     except ImportError as error:

@@ -68,9 +68,6 @@ def read_sae(
         weights: `sae_weights.safetensors`.
         overrides: fields that the registry of releases sets in place of the file's.
         scale: see `dictionary_of`.
-
-    Raises:
-        CoCoMixError: one is missing or damaged; or as `dictionary_of`.
     """
     settings = _read_config(config, name, overrides)
     try:
@@ -174,9 +171,6 @@ def block_of_hook(hook_name: str | None, name: str, hook_name_out: str | None = 
         hook_name: of what it reads.
         name: of the autoencoder, for messages.
         hook_name_out: of what it predicts, for transcoders.
-
-    Raises:
-        CoCoMixError: it reads something else than the output of a block, or predicts something else than it reads.
     """
     if hook_name_out not in (None, hook_name):
         raise CoCoMixError(

@@ -26,44 +26,27 @@ TOKEN_SUFFIXES = (".bin", ".npy", ".ds")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source, or a range of one; of a source without files, its name.
+    """A file of a source, or a range of one; of a source without files, its name."""
 
-    Attributes:
-        where: path or URL.
-        size: bytes of it, of the range; 0 where it is not known.
-        changed: when it was last changed, in whatever form its file system says it; "" where it does not.
-        start: of the range, see `read_texts`; for a data set on the Hub, the number of a shard.
-        stop: its end; `None` where it is the whole file; for a data set on the Hub, how many shards there are.
-    """
-
-    where: str
-    size: int
-    changed: str = ""
-    start: int = 0
+    where: str  # path or URL
+    size: int  # bytes of it, of the range; 0 where it is not known
+    changed: str = ""  # when it was last changed, in whatever form its file system says it; "" where it does not
+    start: int = 0  # of the range, see `read_texts`; for a data set on the Hub, the number of a shard
+    # its end; `None` where it is the whole file; for a data set on the Hub, how many shards there are
     stop: int | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source whose kind is known.
+    """A source whose kind is known."""
 
-    Attributes:
-        name: as the user gave it.
-        kind: decides how it is read.
-        files: to read, in order, for kinds `files` and `tokens`.
-        ignored: files of a folder that are of no supported kind.
-        hub: configuration, split and revision for kind `hub`.
-        heldout: of a folder of token files, the files that validate.
-        validates: whether it was given as a source of the validation split.
-    """
-
-    name: str
-    kind: Literal["files", "hub", "documentation", "tokens"]
-    files: tuple[SourceFile, ...] = ()
-    ignored: int = 0
-    hub: dict[str, Any] = field(default_factory=dict)
-    heldout: tuple[SourceFile, ...] = ()
-    validates: bool = False
+    name: str  # as the user gave it
+    kind: Literal["files", "hub", "documentation", "tokens"]  # decides how it is read
+    files: tuple[SourceFile, ...] = ()  # to read, in order, for kinds `files` and `tokens`
+    ignored: int = 0  # files of a folder that are of no supported kind
+    hub: dict[str, Any] = field(default_factory=dict)  # configuration, split and revision for kind `hub`
+    heldout: tuple[SourceFile, ...] = ()  # of a folder of token files, the files that validate
+    validates: bool = False  # whether it was given as a source of the validation split
 
     def identity(self) -> dict[str, Any]:
         """What determines its documents, as JSON: of files their names, sizes and times of change."""

@@ -42,20 +42,13 @@ class BlockShape:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A file of blocks to be written.
-
-    Attributes:
-        split: whose blocks it holds.
-        blocks: how many.
-        skip: tokens of the first member that earlier files hold.
-        members: units with tokens of the split, from the first one needed to the last.
-    """
+    """A file of blocks to be written."""
 
     name: str
-    split: str
-    blocks: int
-    skip: int
-    members: tuple[Member, ...]
+    split: str  # whose blocks it holds
+    blocks: int  # how many
+    skip: int  # tokens of the first member that earlier files hold
+    members: tuple[Member, ...]  # units with tokens of the split, from the first one needed to the last
 
 
 def file_plans(split: str, members: Sequence[Member], tokens: Sequence[int], shape: BlockShape) -> list[FilePlan]:

@@ -45,19 +45,12 @@ _Texts = Iterator[tuple[str, bool]]  # and whether the document ends with it
 
 
 class Piece(NamedTuple):
-    """A document, or a piece of a long one.
+    """A document, or a piece of a long one."""
 
-    Attributes:
-        text: where it is a piece, the pieces together are the document.
-        last: whether the document ends here.
-        invalid: characters of it that stand for bytes that were not UTF-8.
-        read: bytes of input used up since the piece before, for progress; compressed bytes where compressed.
-    """
-
-    text: str
-    last: bool = True
-    invalid: int = 0
-    read: int = 0
+    text: str  # where it is a piece, the pieces together are the document
+    last: bool = True  # whether the document ends here
+    invalid: int = 0  # characters of it that stand for bytes that were not UTF-8
+    read: int = 0  # bytes of input used up since the piece before, for progress; compressed bytes where compressed
 
 
 def file_kind(name: str) -> str | None:
@@ -83,9 +76,6 @@ def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = 
         start: with `stop`, take only a range: of a Parquet file row groups, of uncompressed JSON Lines the lines that
             begin at these bytes.
         stop: one past the last row group or byte.
-
-    Raises:
-        CoCoMixError: the file is binary, truncated, broken, cannot be read, or lacks the column.
     """
     with opened(where) as raw:
         if file_kind(where) == "parquet":
@@ -162,9 +152,6 @@ def text_of(value: object, text_column: str, where: str = "") -> str:
         value: from JSON, Parquet or a data set of the Hub; bytes may hold what is not UTF-8.
         text_column: where it stood.
         where: begins the message, such as `"books.parquet, row 3: "`.
-
-    Raises:
-        CoCoMixError: it is none.
     """
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
@@ -269,11 +256,7 @@ def _parquet_texts(where: str, raw: BinaryIO, text_column: str, start: int, stop
 
 
 def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFile:
-    """Read the footer of a file, named `where`, and see that it has the column; `stream` must stay open.
-
-    Raises:
-        CoCoMixError: it is no Parquet file, is truncated, or lacks the column, or this holds no text.
-    """
+    """Read the footer of a file, named `where`, and see that it has the column; `stream` must stay open."""
     try:
         file = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
         schema = file.schema_arrow
@@ -308,11 +291,7 @@ def _unreadable(where: str, error: Exception) -> CoCoMixError:
 
 @contextmanager
 def opened(where: str) -> Iterator[BinaryIO]:
-    """Open a file, by path or URL, for reading bytes.
-
-    Raises:
-        CoCoMixError: it cannot be opened or, at a URL, read, also after several attempts; never said to be damage.
-    """
+    """Open a file, by path or URL, for reading bytes."""
     url = url_of(where)
     if url is None:
         try:

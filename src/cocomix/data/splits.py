@@ -54,21 +54,13 @@ def threshold_of(fraction: float) -> int:
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents of a unit, in order.
+    """Documents of a unit, in order."""
 
-    Attributes:
-        ends: tokens of the unit up to the end of each, its end-of-document token included. [documents]
-        hashes: `DocumentHash` of each. [documents]
-        bytes: UTF-8 bytes of each. [documents]
-        invalid: characters of each that were put in for bytes that were not UTF-8. [documents]
-        validates: whether each goes to the validation split. [documents]
-    """
-
-    ends: NDArray[np.int64]
-    hashes: NDArray[np.uint64]
-    bytes: NDArray[np.int64]
-    invalid: NDArray[np.int64]
-    validates: NDArray[np.bool_]
+    ends: NDArray[np.int64]  # tokens of the unit up to the end of each, its end-of-document token included. [documents]
+    hashes: NDArray[np.uint64]  # `DocumentHash` of each. [documents]
+    bytes: NDArray[np.int64]  # UTF-8 bytes of each. [documents]
+    invalid: NDArray[np.int64]  # characters of each that were put in for bytes that were not UTF-8. [documents]
+    validates: NDArray[np.bool_]  # whether each goes to the validation split. [documents]
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -78,21 +70,13 @@ class Documents:
 
 @dataclass(frozen=True)
 class Member:
-    """What is taken of a unit.
+    """What is taken of a unit."""
 
-    Attributes:
-        log: its tokens.
-        source: number of its source.
-        threshold: documents whose draw is below it validate; 0 for none, `ALL` for all.
-        seed: of the draws.
-        first: only so many of its documents are taken; None for all.
-    """
-
-    log: UnitLog
-    source: int
-    threshold: int
-    seed: int
-    first: int | None = None
+    log: UnitLog  # its tokens
+    source: int  # number of its source
+    threshold: int  # documents whose draw is below it validate; 0 for none, `ALL` for all
+    seed: int  # of the draws
+    first: int | None = None  # only so many of its documents are taken; None for all
 
     def documents(self) -> Documents:
         """Its documents; the pieces of long ones are put together."""
@@ -108,28 +92,21 @@ class Member:
 
 @dataclass
 class Division:
-    """Which documents are in which split, and how many.
+    """Which documents are in which split, and how many."""
 
-    Attributes:
-        members: the units, in order.
-        tokens: of every split, in each unit.
-        documents: of every split, as `bytes` of text; and both of every source.
-        invalid: characters put in for bytes that were not UTF-8.
-        heldout: hashes of the documents that validate, sorted, each once.
-        single: whether all documents are copies of one.
-        both: training documents that validate, too; only with sources of its own can a split have such.
-    """
-
-    members: tuple[Member, ...]
+    members: tuple[Member, ...]  # the units, in order
+    # of every split, in each unit
     tokens: dict[str, list[int]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
+    # of every split, as `bytes` of text; and both of every source
     documents: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     source_documents: Counter[int] = field(default_factory=Counter)
     source_bytes: Counter[int] = field(default_factory=Counter)
-    invalid: int = 0
+    invalid: int = 0  # characters put in for bytes that were not UTF-8
+    # hashes of the documents that validate, sorted, each once
     heldout: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype="<u8"))
-    single: bool = False
-    both: int = 0
+    single: bool = False  # whether all documents are copies of one
+    both: int = 0  # training documents that validate, too; only with sources of its own can a split have such
 
 
 def divide(members: Sequence[Member], *, drawn: bool, max_bytes: int | None, needed: int) -> Division:

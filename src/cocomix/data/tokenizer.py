@@ -101,11 +101,7 @@ def begin_of_text(tokenizer: "PreTrainedTokenizerFast") -> int | None:
 
 
 def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, name: str) -> None:
-    """Have a tokenizer, and saved copies of it, begin texts with the begin-of-text token or not; its fingerprint stays.
-
-    Raises:
-        CoCoMixError: it has no such token.
-    """
+    """Have a tokenizer, and copies of it, begin texts with the begin-of-text token or not; its fingerprint stays."""
     if prepend_bos and tokenizer.bos_token_id is None:
         raise CoCoMixError(
             f"the tokenizer {name} has no begin-of-text token for blocks to begin with; leave out --prepend-bos, or "

@@ -41,19 +41,12 @@ _BATCH_CHARACTERS = 2_000_000
 
 @dataclass(frozen=True)
 class Unit:
-    """What is encoded at a time.
+    """What is encoded at a time."""
 
-    Attributes:
-        source: its number among all sources.
-        kind: of the source.
-        validates: whether the source is one of the validation split's.
-        spans: to read, in order.
-    """
-
-    source: int
-    kind: str
-    validates: bool
-    spans: tuple[SourceFile, ...]
+    source: int  # its number among all sources
+    kind: str  # of the source
+    validates: bool  # whether the source is one of the validation split's
+    spans: tuple[SourceFile, ...]  # to read, in order
 
     @property
     def size(self) -> int:
@@ -63,19 +56,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How units are encoded; picklable.
+    """How units are encoded; picklable."""
 
-    Attributes:
-        settings: how their documents are read.
-        threshold: of the split, for `max_bytes`.
-        folder: of the logs.
-        tokenizer: folder of the tokenizer, whose fingerprint, end-of-document token and size follow.
-    """
-
-    settings: PrepareSettings
-    threshold: int
-    folder: Path
-    tokenizer: Path
+    settings: PrepareSettings  # how their documents are read
+    threshold: int  # of the split, for `max_bytes`
+    folder: Path  # of the logs
+    tokenizer: Path  # folder of the tokenizer, whose fingerprint, end-of-document token and size follow
     tokenizer_fingerprint: str
     eos_token_id: int
     vocab_size: int
@@ -157,23 +143,14 @@ def _row_group_spans(file: SourceFile, target: int, text_column: str) -> Iterato
 
 
 class Part(NamedTuple):
-    """A document, or a piece of a long one.
+    """A document, or a piece of a long one."""
 
-    Attributes:
-        content: its text; or of token files its tokens, with the end-of-document token.
-        bytes: UTF-8 bytes of its text.
-        hash: where the document ends here, its `DocumentHash`; else 0.
-        invalid: characters put in for bytes that were not UTF-8.
-        last: whether the document ends here.
-        read: bytes of input used up since the part before.
-    """
-
-    content: str | NDArray[Any]
-    bytes: int
-    hash: int
-    invalid: int
-    last: bool
-    read: int
+    content: str | NDArray[Any]  # its text; or of token files its tokens, with the end-of-document token
+    bytes: int  # UTF-8 bytes of its text
+    hash: int  # where the document ends here, its `DocumentHash`; else 0
+    invalid: int  # characters put in for bytes that were not UTF-8
+    last: bool  # whether the document ends here
+    read: int  # bytes of input used up since the part before
 
 
 def unit_parts(

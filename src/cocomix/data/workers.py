@@ -42,9 +42,6 @@ class Workers:
                 raises where the work is no longer wanted.
             items: picklable, too.
             advance: called with the progress of all processes.
-
-        Raises:
-            CoCoMixError: what the function raised; or the system ended a process.
         """
         if self.count == 1 or len(items) <= 1:
             yield from (function(item, advance, lambda: None) for item in items)

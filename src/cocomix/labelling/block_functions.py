@@ -50,19 +50,13 @@ class BlockFunction(ShardFunction):
 
 @dataclass
 class ModelFunction(BlockFunction):
-    """A function of token blocks that needs a model.
+    """A function of token blocks that needs a model."""
 
-    Attributes:
-        layouts: of the arrays it returns.
-        made_with: fingerprints that the model must have wherever it is loaded.
-        model: if it is loaded; it does not travel to workers.
-    """
-
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, Layout]  # of the arrays it returns
     block_size: int
     batch: int
-    made_with: Mapping[str, str]
-    model: Any
+    made_with: Mapping[str, str]  # fingerprints that the model must have wherever it is loaded
+    model: Any  # if it is loaded; it does not travel to workers
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": None}
@@ -153,15 +147,12 @@ class DistillFunction(ModelFunction):
 
 @dataclass
 class OnePass(BlockFunction):
-    """Labels and probabilities of one forward pass: labels are made of the hidden states that it went through.
-
-    Attributes:
-        labels: of the same teacher as `probabilities`, in the same number format and as many blocks at a time; of a
-            kind that reads nothing else of it (`TeacherLabeller.reads_hidden`).
-    """
+    """Labels and probabilities of one forward pass: labels are made of the hidden states that it went through."""
 
     verb = "label and distill"
 
+    # of the same teacher as `probabilities`, in the same number format and as many blocks at a time; of a kind that
+    # reads nothing else of it (`TeacherLabeller.reads_hidden`)
     labels: LabelFunction
     probabilities: DistillFunction
 

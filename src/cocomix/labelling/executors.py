@@ -183,11 +183,7 @@ class WorkerPool(ABC, Generic[W]):
             self.send(worker, task)
 
     def _note(self, worker: W, answer: Answer) -> Outcome | None:
-        """The outcome of a worker's task, if the answer is of one.
-
-        Raises:
-            CoCoMixError: workers cannot begin.
-        """
+        """The outcome of a worker's task, if the answer is of one."""
         if isinstance(answer, str):
             raise CoCoMixError(answer)
         task, loading = self.busy.pop(worker, None), worker in self.loading

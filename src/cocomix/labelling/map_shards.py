@@ -41,15 +41,10 @@ _MOST_FAILED = 100  # shards that failed for good, after which no more are begun
 
 
 class ShardFunction(Protocol):
-    """What is computed of a shard. It is pickled to workers, and `setup` loads there what it needs.
+    """What is computed of a shard. It is pickled to workers, and `setup` loads there what it needs."""
 
-    Attributes:
-        verb: what it does, for the progress.
-        block_size: tokens per block.
-    """
-
-    verb: ClassVar[str]
-    block_size: int
+    verb: ClassVar[str]  # what it does, for the progress
+    block_size: int  # tokens per block
 
     def setup(self, device: "torch.device") -> None:
         """Load what `__call__` needs onto a device; called once in every worker."""
@@ -66,19 +61,12 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a task.
+    """What came of a task."""
 
-    Attributes:
-        name: of the shard.
-        arrays: what the function returned; None where it failed.
-        error: why it failed.
-        again: whether another attempt may succeed; it cannot where the function refused its input.
-    """
-
-    name: str
-    arrays: Arrays | None
-    error: str = ""
-    again: bool = True
+    name: str  # of the shard
+    arrays: Arrays | None  # what the function returned; None where it failed
+    error: str = ""  # why it failed
+    again: bool = True  # whether another attempt may succeed; it cannot where the function refused its input
 
 
 class Executor(ABC):
@@ -99,18 +87,12 @@ class Executor(ABC):
 
 @dataclass(frozen=True)
 class Report:
-    """What a call of `map_shards` did.
+    """What a call of `map_shards` did."""
 
-    Attributes:
-        tokens: computed by this call.
-        seconds: it took, loading included.
-        failed: shards that were given up → why.
-        left: shards without a result, and token files whose arrays another process is joining; empty if all is done.
-    """
-
-    tokens: int
-    seconds: float
-    failed: Mapping[str, str]
+    tokens: int  # computed by this call
+    seconds: float  # it took, loading included
+    failed: Mapping[str, str]  # shards that were given up → why
+    # shards without a result, and token files whose arrays another process is joining; empty if all is done
     left: Sequence[str]
 
 

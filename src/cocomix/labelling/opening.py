@@ -148,11 +148,7 @@ def load_labeller(
 def targets_for(
     tokens: Tokens, teacher: TeacherConfig, kind: TargetKind | Literal["auto"], teachers: LoadedTeachers
 ) -> TargetKind:
-    """The kind of targets that suits a teacher's tokenizer and the data's, see `distill_data`.
-
-    Raises:
-        CoCoMixError: the asked kind does not.
-    """
+    """The kind of targets that suits a teacher's tokenizer and the data's, see `distill_data`."""
     found = teachers.tokenizer(teacher)
     same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
     if kind in ("uld", "alm") and found is None:

@@ -37,15 +37,10 @@ class DamagedPart(Exception):
 
 @dataclass(frozen=True)
 class PartFolder:
-    """Where the arrays of shards go; see `cocomix.labelling.map_shards` for the files.
+    """Where the arrays of shards go; see `cocomix.labelling.map_shards` for the files."""
 
-    Attributes:
-        path: the unfinished folder.
-        columns: the arrays that are kept, each with its name among those that are computed.
-    """
-
-    path: Path
-    columns: Mapping[str, str]
+    path: Path  # the unfinished folder
+    columns: Mapping[str, str]  # the arrays that are kept, each with its name among those that are computed
 
     @classmethod
     def of(cls, path: Path, names: Iterable[str]) -> Self:

@@ -143,11 +143,7 @@ class _ActorPool(WorkerPool[Any]):
 
 @contextmanager
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """A connection for the time of the block; one that the caller has already is used and kept.
-
-    Raises:
-        CoCoMixError: no cluster answers, or it has another version of Ray or Python.
-    """
+    """A connection for the time of the block; one that the caller has already is used and kept."""
     if ray.is_initialized():
         yield
         return
@@ -168,11 +164,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """See that something listens at an address, where it names host and port; `ray.init` alone takes minutes to.
-
-    Raises:
-        OSError: nothing does.
-    """
+    """See that something listens at an address, where it names host and port; `ray.init` alone takes minutes to."""
     place = urlsplit(address if "://" in address else f"//{address}")
     if place.hostname is None or place.port is None:
         return

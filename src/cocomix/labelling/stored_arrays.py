@@ -35,27 +35,18 @@ class Layout(NamedTuple):
 
 
 class StoredFile(Section):
-    """The part of a folder that belongs to one token file.
+    """The part of a folder that belongs to one token file."""
 
-    Attributes:
-        name: of the token file, without its ending: `train-00000`.
-        blocks: in it.
-    """
-
-    name: str = Field(pattern=r"^\w+-\d+$")
+    name: str = Field(pattern=r"^\w+-\d+$")  # of the token file, without its ending: `train-00000`
+    # in it
     blocks: int = Field(ge=0, le=2**48)  # no file has more, and `len` must be able to say it
 
 
 class SharedPass(Section):
-    """A forward pass of a teacher that made labels and probabilities together.
+    """A forward pass of a teacher that made labels and probabilities together."""
 
-    Attributes:
-        id: the same in the manifests of both.
-        flops_per_token: of the part of the pass that each of them would have needed for itself, by formula.
-    """
-
-    id: str
-    flops_per_token: float
+    id: str  # the same in the manifests of both
+    flops_per_token: float  # of the part of the pass that each of them would have needed for itself, by formula
 
 
 class StoredManifest(Manifest):
@@ -212,14 +203,11 @@ class StoredBlocks(Generic[M]):
         split: of the tokens.
         scattered: see `StoredArrays.split`.
 
-    Attributes:
-        read: the arrays that belong to an item.
-
     Raises:
         CoCoMixError: there is no such split.
     """
 
-    read: tuple[str, ...]
+    read: tuple[str, ...]  # the arrays that belong to an item
 
     def __init__(self, store: StoredArrays[M], split: str, *, scattered: bool = False) -> None:
         if split not in store.manifest.splits:

@@ -41,19 +41,12 @@ _CHUNK = 2**12  # blocks that are looked at together
 
 
 class LabelStatistics(Section):
-    """Counts over all splits.
+    """Counts over all splits."""
 
-    Attributes:
-        labelled_positions: positions with at least one label.
-        masked_positions: positions without.
-        labels: of all positions together.
-        distinct_concepts: concepts that occur at least once.
-    """
-
-    labelled_positions: int
-    masked_positions: int
-    labels: int
-    distinct_concepts: int
+    labelled_positions: int  # positions with at least one label
+    masked_positions: int  # positions without
+    labels: int  # of all positions together
+    distinct_concepts: int  # concepts that occur at least once
 
 
 class LabelsManifest(StoredManifest):

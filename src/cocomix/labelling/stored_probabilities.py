@@ -35,25 +35,16 @@ _SAMPLED = 2**16  # positions of which the content is measured
 
 
 class ProbabilitiesManifest(StoredManifest):
-    """What stored distributions are of.
+    """What stored distributions are of."""
 
-    Attributes:
-        teacher: hub name, folder or GGUF file of the language model.
-        vocab_size: of the tokenizer: the distributions are over that many tokens.
-        top_k: probabilities kept per position; 0 of `alm`.
-        dtype: what the teacher ran in.
-        targets: what is stored.
-        with_target: share of the first training positions that have a target; `None` of `top_k`, where all have.
-        mass: mean probability that is kept, over these; `None` of `top_k` and `alm`.
-    """
-
-    teacher: str
-    vocab_size: int
-    top_k: int
-    dtype: ProbabilityDtype
-    targets: TargetKind = "top_k"
+    teacher: str  # hub name, folder or GGUF file of the language model
+    vocab_size: int  # of the tokenizer: the distributions are over that many tokens
+    top_k: int  # probabilities kept per position; 0 of `alm`
+    dtype: ProbabilityDtype  # what the teacher ran in
+    targets: TargetKind = "top_k"  # what is stored
+    # share of the first training positions that have a target; `None` of `top_k`, where all have
     with_target: float | None = None
-    mass: float | None = None
+    mass: float | None = None  # mean probability that is kept, over these; `None` of `top_k` and `alm`
 
     def contents(self) -> Any:
         chosen = self.model_dump(include={"vocab_size", "top_k", "dtype", "targets"}, exclude_defaults=True)

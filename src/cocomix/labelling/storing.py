@@ -117,24 +117,16 @@ def _missing(found: StoredArrays[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Order(Generic[A]):
-    """A folder of `kind` that is to be made at `output`.
-
-    Attributes:
-        function: a `BlockFunction` that computes its arrays.
-        columns: the arrays that it keeps, each with its name among those that are computed.
-        identity: everything that determines the result.
-        about: what the manifest says that only the kind knows.
-        asked: options of the command line, for the manifest.
-        files: what else belongs into the folder → writes it.
-    """
+    """A folder of `kind` that is to be made at `output`."""
 
     kind: type[A]
     output: Path
-    function: Any
-    columns: Mapping[str, str]
-    identity: Mapping[str, Any]
-    about: Mapping[str, Any]
-    asked: Mapping[str, Any]
+    function: Any  # a `BlockFunction` that computes its arrays
+    columns: Mapping[str, str]  # the arrays that it keeps, each with its name among those that are computed
+    identity: Mapping[str, Any]  # everything that determines the result
+    about: Mapping[str, Any]  # what the manifest says that only the kind knows
+    asked: Mapping[str, Any]  # options of the command line, for the manifest
+    # what else belongs into the folder → writes it
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
     @property
@@ -280,11 +272,7 @@ def _noted(folder: Path, notes: dict[str, Any]) -> dict[str, Any]:
 def _complete(
     kind: type[A], staging: Staging[Any], report: Report, manifest: Mapping[str, Any], tokens: Tokens, *, shared: bool
 ) -> bool:
-    """Finish a folder if nothing is left; whether that was done.
-
-    Raises:
-        CoCoMixError: shards failed, or have no result although no other job is to compute them.
-    """
+    """Finish a folder if nothing is left; whether that was done."""
     some = ", ".join([*report.left[:3], *(["…"] if len(report.left) > 3 else [])])
     if report.failed:
         why = "; ".join(f"{name}: {error}" for name, error in list(report.failed.items())[:3])

@@ -56,11 +56,7 @@ class FutureLabeller(TableLabeller):
         vocabulary: Vocabulary | None = None,
         force: bool = False,
     ) -> Self:
-        """See `build_labeller`; there is nothing that `force` could allow.
-
-        Raises:
-            CoCoMixError: the vocabulary is not known.
-        """
+        """See `build_labeller`; there is nothing that `force` could allow."""
         if vocabulary is None:
             raise CoCoMixError(f"labels of kind {cls.kind} are of the data's own tokens; name its vocabulary.")
         return cls(vocabulary, device=device, **config.model_dump(exclude={"kind", "k"}))
@@ -70,11 +66,7 @@ class FutureLabeller(TableLabeller):
         return {}
 
     def fit(self, batches: Iterable[Tensor]) -> Self:
-        """Learn the tables from batches of token ids, int64 [batch, seq] each.
-
-        Raises:
-            CoCoMixError: there is no token.
-        """
+        """Learn the tables from batches of token ids, int64 [batch, seq] each."""
         rows = [batch.cpu() for batch in batches if batch.numel()]
         if not rows:
             raise CoCoMixError(f"labels of kind {self.kind} need tokens to learn from, and there were none.")

@@ -38,11 +38,7 @@ class TableLabeller:
         return dict(self._tables)
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
-        """A labeller with the tables of an earlier `fit`.
-
-        Raises:
-            CoCoMixError: they are not of this kind, or of another vocabulary.
-        """
+        """A labeller with the tables of an earlier `fit`."""
         for name, dtype in self.shapes.items():
             if name not in tables or tables[name].dtype != dtype:
                 raise CoCoMixError(f"the table {name} of {self.kind} is missing or no {dtype}; label the data again.")
@@ -56,27 +52,17 @@ class TableLabeller:
         return fingerprint_json({name: tensor_sha256(tensor) for name, tensor in self._tables.items()})
 
     def require_tables(self) -> None:
-        """Refuse to label before `fit`.
-
-        Raises:
-            CoCoMixError: nothing was learned.
-        """
+        """Refuse to label before `fit`."""
         if not self._tables:
             raise CoCoMixError(f"this {self.kind} labeller has learned nothing yet; call fit first.")
 
 
 class TokenSums(NamedTuple):
-    """Sums of scores over all positions of a sample that hold the same token; a concept without a score counts as 0.
+    """Sums of scores over all positions of a sample that hold the same token; a concept without a score counts as 0."""
 
-    Attributes:
-        keys: token · n_concepts + concept of every pair that occurs, rising. int64 [pairs]
-        sums: of its scores. float64 [pairs]
-        counts: positions that hold the token. int64 [vocab]
-    """
-
-    keys: Tensor
-    sums: Tensor
-    counts: Tensor
+    keys: Tensor  # token · n_concepts + concept of every pair that occurs, rising. int64 [pairs]
+    sums: Tensor  # of its scores. float64 [pairs]
+    counts: Tensor  # positions that hold the token. int64 [vocab]
 
 
 class FittedTeacherLabeller(TableLabeller, TeacherLabeller):

@@ -18,8 +18,7 @@ from cocomix.artifacts.manifests import FileEntry
 from cocomix.artifacts.store import RemoteFolder
 
 _WHOLE, _PART = ".npy", ".part"
-_WAIT = 0.05
-"""Seconds before room is looked for again, while other processes' fetching is in the way."""
+_WAIT = 0.05  # seconds before room is looked for again, while other processes' fetching is in the way
 
 
 @dataclass(frozen=True)

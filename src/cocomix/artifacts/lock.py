@@ -21,8 +21,7 @@ import psutil
 from cocomix.artifacts.faults import BeingWritten
 
 logger = logging.getLogger(__name__)
-_held: set[int] = set()
-"""Descriptors of this process's locks."""
+_held: set[int] = set()  # descriptors of this process's locks
 
 
 def _forget() -> None:

@@ -30,8 +30,7 @@ from cocomix.runtime.stopping import Terminated
 
 PLAN = "plan.json"
 """Within a staging folder that can be gone on with: the kind and the identity of what is made."""
-THREADS = min(8, os.cpu_count() or 1)
-"""That hash files; hashlib lets other threads run meanwhile."""
+THREADS = min(8, os.cpu_count() or 1)  # that hash files; hashlib lets other threads run meanwhile
 
 
 def made_at(output: Path | str, suffix: str = "") -> Path:

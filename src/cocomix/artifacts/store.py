@@ -20,8 +20,7 @@ from cocomix.runtime.errors import CoCoMixError
 
 T = TypeVar("T")
 _ATTEMPTS = 5
-_FIRST_WAIT = 0.5
-"""Seconds before the second attempt; doubled before each further one."""
+_FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
 _LASTING = (
     FileNotFoundError,
     FileExistsError,
@@ -33,8 +32,7 @@ _LASTING = (
     TypeError,
     ValueError,  # and so every `CoCoMixError`
 )
-_LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)
-"""What another attempt does not mend."""
+_LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)  # what another attempt does not mend
 _S3_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
 """For botocore: no attempts of its own, nor of s3fs (its `retries`), of which each would be multiplied by ours."""
 

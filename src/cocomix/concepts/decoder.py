@@ -21,8 +21,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.flops import block_flops
 
 GradientScope = Literal["sequence", "next"]
-NumberFormat = Literal["float32", "bfloat16", "float16"]
-"""What a teacher computes in; the narrow ones by autocast."""
+NumberFormat = Literal["float32", "bfloat16", "float16"]  # what a teacher computes in; the narrow ones by autocast
 
 _CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
 _CPU_COLUMNS = 8192  # vocabulary entries per product on the CPU

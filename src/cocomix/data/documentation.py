@@ -18,8 +18,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-MIN_DOCSTRING_CHARACTERS = 160
-"""Shorter docstrings say little more than the name they belong to (our choice)."""
+MIN_DOCSTRING_CHARACTERS = 160  # shorter docstrings say little more than the name they belong to (our choice)
 MIN_PARAGRAPH_CHARACTERS = 80
 """Paragraphs at least this long are kept once only; shorter ones, such as headings, may repeat (our choice)."""
 MIN_PROSE_SHARE = 0.7

@@ -15,11 +15,9 @@ from cocomix.artifacts import RemoteFolder, explained, file_system, fingerprint_
 from cocomix.data.reading import SUPPORTED_SUFFIXES, file_kind
 from cocomix.runtime.errors import CoCoMixError
 
-DOCUMENTATION = "docs:"
-"""The source that stands for the documentation on this machine."""
+DOCUMENTATION = "docs:"  # the source that stands for the documentation on this machine
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-"""What a data set on the Hugging Face Hub is called."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # what a data set on the Hugging Face Hub is called
 
 TOKEN_SUFFIXES = (".bin", ".npy", ".ds")
 

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 logger = getLogger(__name__)
 
 _WORK = "work"
-_MUCH_VALIDATION = 3.0
-"""How many times the share that was asked for is worth a warning."""
+_MUCH_VALIDATION = 3.0  # how many times the share that was asked for is worth a warning
 _FEW_DOCUMENTS = 5
 """Fewer that validate are worth a warning: one book's loss is not the corpus's, and intervals are over documents."""
 
@@ -140,8 +139,7 @@ class _Preparation:
         }
         self.units: list[Unit] = []
         self.bos: int | None = None
-        self.read = 0.0
-        """Megabytes of input that are encoded and kept."""
+        self.read = 0.0  # megabytes of input that are encoded and kept
 
     @contextmanager
     def kept_or_removed(self, folder: Path) -> Iterator[None]:

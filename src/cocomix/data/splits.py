@@ -17,8 +17,7 @@ from cocomix.data.unit_log import UnitLog
 
 TRAIN = "train"
 VALIDATION = "validation"
-ALL = 2**64
-"""The threshold below which all documents validate."""
+ALL = 2**64  # the threshold below which all documents validate
 
 
 class DocumentHash:

@@ -26,18 +26,15 @@ logger = getLogger(__name__)
 
 _CHUNK = 2**22
 _SAMPLE = 2**20
-_TELLING = 64
-"""So many tokens tell their type: fewer may have zeros between them by chance."""
+_TELLING = 64  # so many tokens tell their type: fewer may have zeros between them by chance
 _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _MEGATRON_TYPES = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_LLM_C = {20240520: "<u2", 20240801: "<u4"}
-"""Magic numbers of llm.c's files, and the types of their tokens."""
+_LLM_C = {20240520: "<u2", 20240801: "<u4"}  # magic numbers of llm.c's files, and the types of their tokens
 
 
 class _File(NamedTuple):
     tokens: NDArray[Any]
-    ends: NDArray[np.int64] | None
-    """Of documents, in tokens; `None` where the end-of-document token tells."""
+    ends: NDArray[np.int64] | None  # of documents, in tokens; `None` where the end-of-document token tells
 
 
 @lru_cache(maxsize=4)

@@ -13,10 +13,8 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-END_OF_TEXT = "<|endoftext|>"
-"""The end-of-document token of tokenizers trained here."""
-MIN_VOCAB_SIZE = 258
-"""All 256 bytes, the end-of-document token, and one merge: less is not a BPE."""
+END_OF_TEXT = "<|endoftext|>"  # the end-of-document token of tokenizers trained here
+MIN_VOCAB_SIZE = 258  # all 256 bytes, the end-of-document token, and one merge: less is not a BPE
 
 _PROBES = (
     "The quick brown fox jumps over the lazy dog. It's they'll I'd we've DON'T",

@@ -40,16 +40,11 @@ def id_dtype(count: int) -> np.dtype[Any]:
 class SourceMeta(Record):
     """What was read from one source."""
 
-    name: str
-    """As the user gave it."""
-    kind: str
-    """`files`, `hub`, `documentation` or `tokens`."""
-    splits: tuple[str, ...]
-    """The splits its documents could go to."""
-    documents: int
-    """Documents taken."""
-    bytes: int
-    """UTF-8 bytes of their text."""
+    name: str  # as the user gave it
+    kind: str  # `files`, `hub`, `documentation` or `tokens`
+    splits: tuple[str, ...]  # the splits its documents could go to
+    documents: int  # documents taken
+    bytes: int  # UTF-8 bytes of their text
 
 
 class TokensFile(Record):

@@ -29,12 +29,9 @@ from cocomix.data.tokens import id_dtype
 from cocomix.data.unit_log import UnitLog
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
-ALGORITHM = 1
-"""Raised whenever the same input would give other tokens or other documents."""
-MIN_UNIT_BYTES, MAX_UNIT_BYTES = 8 * 2**20, 128 * 2**20
-"""Of input; 8 MiB are some seconds of one core."""
-UNITS = 8192
-"""About how many units a large corpus is cut into, between these sizes."""
+ALGORITHM = 1  # raised whenever the same input would give other tokens or other documents
+MIN_UNIT_BYTES, MAX_UNIT_BYTES = 8 * 2**20, 128 * 2**20  # of input; 8 MiB are some seconds of one core
+UNITS = 8192  # about how many units a large corpus is cut into, between these sizes
 _BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 2_000_000
 

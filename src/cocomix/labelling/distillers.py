@@ -38,8 +38,7 @@ from cocomix.concepts import (
 from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind, top_probabilities
 from cocomix.runtime.errors import CoCoMixError
 
-_ALGORITHM = "1"
-"""Raised whenever the same teacher and settings would give other targets than before."""
+_ALGORITHM = "1"  # raised whenever the same teacher and settings would give other targets than before
 _CHUNK_ELEMENTS = 2**22  # probabilities held at once: 16 MiB, which caches hold
 _LEAST = -60_000.0  # log-probability that float16 holds and that stands for 0
 _LONGEST = 255  # tokens of a chunk

@@ -21,8 +21,7 @@ from cocomix.runtime.section import Section
 MOST_POSITIONS = 2_000_000
 """Positions that are looked at, in blocks spread over the training split: 2 s and 0.4 GB with four labels each."""
 
-WIDE = 32
-"""Concepts of the longer list: as many as the paper's student predicts (section 3)."""
+WIDE = 32  # concepts of the longer list: as many as the paper's student predicts (section 3)
 
 _MEASURED = 5  # every fifth block is measured on, the others are fitted on
 

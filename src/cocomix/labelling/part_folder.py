@@ -16,11 +16,9 @@ from cocomix.artifacts import written_aside
 if TYPE_CHECKING:
     from cocomix.data import TokenShard
 
-Arrays = Mapping[str, NDArray[Any]]
-"""What is stored of some blocks: arrays [blocks, …] by name."""
+Arrays = Mapping[str, NDArray[Any]]  # what is stored of some blocks: arrays [blocks, …] by name
 
-PARTS = "parts"
-"""Folder of the parts within the unfinished folder."""
+PARTS = "parts"  # folder of the parts within the unfinished folder
 
 
 class DamagedPart(Exception):

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 Scores = Literal["none", "float16", "float32"]
 NOT_DETERMINING = ("configuration", "versions")  # as in `cocomix.concepts`
-TABLES = "tables.safetensors"
-"""What a labeller learned in a first pass, if it had one."""
+TABLES = "tables.safetensors"  # what a labeller learned in a first pass, if it had one
 _MOST = 2**8 - 1  # labels per position, as counts are stored
 _CHUNK = 2**12  # blocks that are looked at together
 

@@ -24,10 +24,8 @@ class TableLabeller:
     """
 
     kind: ClassVar[str]
-    algorithm: ClassVar[str]
-    """Raised whenever the same settings and tables would give other labels than before."""
-    shapes: ClassVar[Mapping[str, torch.dtype]]
-    """Names of the tables and their types."""
+    algorithm: ClassVar[str]  # raised whenever the same settings and tables would give other labels than before
+    shapes: ClassVar[Mapping[str, torch.dtype]]  # names of the tables and their types
 
     def __init__(self, *, sample_tokens: int) -> None:
         self.sample_tokens = sample_tokens

@@ -18,8 +18,7 @@ from cocomix.concepts.labellers.teacher_labeller import TeacherLabellerConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-TABLE_WIDTH = 32
-"""Concepts kept per token: labels per position can be no more."""
+TABLE_WIDTH = 32  # concepts kept per token: labels per position can be no more
 
 
 class TokenLookupConfig(TeacherLabellerConfig):

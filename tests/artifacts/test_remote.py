@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cocomix.artifacts import Damaged, NotAnArtifact, RemoteFolder, explained
-from cocomix.artifacts.urls import redacted
+from cocomix.artifacts.store import redacted
 from cocomix.data import Tokens
 from cocomix.data.documents import resolve_sources
 from cocomix.data.reading import read_texts

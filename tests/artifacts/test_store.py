@@ -21,9 +21,8 @@ from cocomix.artifacts import (
     retried,
     url_of,
 )
-from cocomix.artifacts.staging import made_at
-from cocomix.artifacts.uploading import MARKER, Claim
-from cocomix.artifacts.urls import redacted
+from cocomix.artifacts.staging import MARKER, Claim, made_at
+from cocomix.artifacts.store import redacted
 from cocomix.runtime.errors import CoCoMixError
 from tests.artifacts.conftest import Poem, make_poem, write_poem
 

@@ -313,8 +313,8 @@ def test_data_that_moved_and_runs_that_differ(cli: Cli, here: Path, workshop: Wo
 STAGES = {
     "prepare": "cocomix.data.units.UnitLog.append",
     "sae": "cocomix.concepts.fit._train",
-    "label": "cocomix.labelling.part_folder._write_part",
-    "distill": "cocomix.labelling.part_folder._write_part",
+    "label": "cocomix.labelling.map_shards._write_part",
+    "distill": "cocomix.labelling.map_shards._write_part",
     "train": "cocomix.training.trainer.CoCoMixTrainer.compute_loss",
     "eval": "cocomix.evaluation.measure_run.concept_reliance",
     "compare": "cocomix.evaluation.report.write_text",

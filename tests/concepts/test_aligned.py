@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.concepts.aligned import AlignedTeacher
-from cocomix.concepts.aligned_texts import UNREAD
+from cocomix.concepts.aligned import UNREAD, AlignedTeacher
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.runtime.errors import CoCoMixError

@@ -10,7 +10,7 @@ import torch
 import yaml
 from huggingface_hub.utils import EntryNotFoundError
 
-from cocomix.concepts import ConceptDictionary, Dictionary, DictionaryManifest, releases
+from cocomix.concepts import ConceptDictionary, Dictionary, DictionaryManifest, saelens
 from cocomix.runtime.errors import CoCoMixError
 
 from .conftest import D_MODEL, make_dictionary
@@ -54,13 +54,13 @@ def hub(tmp_path, monkeypatch):
             raise EntryNotFoundError(f"404: {repository_id} {filename}")
         return str(path)
 
-    monkeypatch.setattr(releases, "hf_hub_download", download)
+    monkeypatch.setattr(saelens, "hf_hub_download", download)
     return asked
 
 
 @pytest.fixture
 def registry(hub, monkeypatch):
-    monkeypatch.setattr(releases, "_registry", lambda: RELEASES)
+    monkeypatch.setattr(saelens, "_registry", lambda: RELEASES)
 
 
 def test_a_folder_of_a_repository(hub):
@@ -100,7 +100,7 @@ def test_other_formats_and_the_registry_need_the_package(registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(CoCoMixError, match="pip install"):
         ConceptDictionary.from_sae_lens("scope", "layer_0")
-    monkeypatch.setattr(releases, "_registry", dict)
+    monkeypatch.setattr(saelens, "_registry", dict)
     with pytest.raises(CoCoMixError, match=r"'centred'.*hf://"):
         ConceptDictionary.from_sae_lens("centred", "blocks.3.hook_resid_pre")
 
@@ -110,11 +110,11 @@ def test_the_registry_is_read_without_importing_sae_lens_and_gives_what_sae_lens
     from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
     monkeypatch.setattr(
-        releases.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": sae_lens.__file__})
+        saelens.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": sae_lens.__file__})
     )
     text = Path(sae_lens.__file__).with_name("pretrained_saes.yaml").read_text()
-    assert releases._registry() == yaml.load(text, Loader=yaml.CSafeLoader)
-    monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", lambda **options: releases.hf_hub_download(
+    assert saelens._registry() == yaml.load(text, Loader=yaml.CSafeLoader)
+    monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", lambda **options: saelens.hf_hub_download(
         options["repo_id"], options["filename"]
     ))  # fmt: skip
     directory = pretrained_saes_directory.get_pretrained_saes_directory()
@@ -123,7 +123,7 @@ def test_the_registry_is_read_without_importing_sae_lens_and_gives_what_sae_lens
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = sae_lens.SAE.from_pretrained("gpt2-small-res-jb", "blocks.3.hook_resid_pre")
-    monkeypatch.setattr(releases, "_registry", lambda: {"gpt2-small-res-jb": {**RELEASES["centred"]}})
+    monkeypatch.setattr(saelens, "_registry", lambda: {"gpt2-small-res-jb": {**RELEASES["centred"]}})
     ours = ConceptDictionary.from_sae_lens("gpt2-small-res-jb", "blocks.3.hook_resid_pre")
     centred = torch.randn(5, D_MODEL)
     centred -= centred.mean(-1, keepdim=True)

@@ -16,7 +16,7 @@ import torch
 
 import cocomix.cli
 import cocomix.labelling.make_labels
-from cocomix.concepts.releases import import_sae_lens
+from cocomix.concepts.saelens import import_sae_lens
 from cocomix.data import preparation
 from cocomix.evaluation import run_evaluation
 from cocomix.interpret import atlas_build

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cocomix.labelling.part_folder import Arrays
+from cocomix.labelling.map_shards import Arrays
 from cocomix.labelling.stored_arrays import StoredFile
 from cocomix.runtime.errors import CoCoMixError
 

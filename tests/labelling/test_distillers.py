@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts import AlignedTexts, FrozenDecoder, first_token_table
-from cocomix.concepts.aligned_texts import UNREAD
+from cocomix.concepts.aligned import UNREAD
 from cocomix.labelling.distillers import AlignedDistiller
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.tokenizers import TEXTS, byte_level

@@ -13,8 +13,7 @@ import torch
 
 from cocomix.labelling import executors
 from cocomix.labelling.executors import Inline, Processes
-from cocomix.labelling.map_shards import Report, map_shards
-from cocomix.labelling.part_folder import PartFolder
+from cocomix.labelling.map_shards import PartFolder, Report, map_shards
 from cocomix.runtime.device import default_device, worker_device
 from cocomix.runtime.errors import CoCoMixError
 

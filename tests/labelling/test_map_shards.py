@@ -8,10 +8,8 @@ import pytest
 from filelock import FileLock
 
 from cocomix.labelling import map_shards as module
-from cocomix.labelling import part_folder
 from cocomix.labelling.executors import Inline, Processes, SlurmArray
-from cocomix.labelling.map_shards import Report, map_shards
-from cocomix.labelling.part_folder import PARTS, PartFolder
+from cocomix.labelling.map_shards import PARTS, PartFolder, Report, map_shards
 from cocomix.runtime.errors import CoCoMixError
 
 from .shards import BLOCK, Doubled, toy_shards
@@ -123,7 +121,7 @@ def test_a_joiner_that_was_killed_is_made_up_for(
     folder: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All parts are there and one array is joined: nothing is computed again."""
-    original = part_folder._join_column
+    original = module._join_column
 
     def killed(path: Path, *arguments: Any) -> None:
         if path.name == "train-00001.sums.npy":
@@ -131,7 +129,7 @@ def test_a_joiner_that_was_killed_is_made_up_for(
         original(path, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(part_folder, "_join_column", killed)
+        patched.setattr(module, "_join_column", killed)
         with pytest.raises(KeyboardInterrupt):
             compute(folder, executor=SlurmArray(0, 1))
     report = compute(folder, executor=SlurmArray(1, 2))  # whose shards are of another file

@@ -20,7 +20,7 @@ from cocomix.labelling import (
     label_and_distill,
     label_data,
     make_labels,
-    part_folder,
+    map_shards,
 )
 from cocomix.labelling.block_functions import DistillFunction
 from cocomix.runtime.errors import CoCoMixError
@@ -134,7 +134,7 @@ def test_an_interrupted_pass_goes_on_and_a_finished_one_loads_nothing(
         together(workshop, workshop.data, tmp_path / "one")
     for name in ("labels", "probabilities"):
         assert any(str(partial_path(tmp_path / "one" / name)) in note for note in stopped.value.__notes__)
-    written = part_folder._write_part
+    written = map_shards._write_part
 
     def killed(path: Path, arrays: Any) -> None:  # between the parts of a shard
         if partial_path(tmp_path / "one" / "probabilities") in path.parents:
@@ -142,7 +142,7 @@ def test_an_interrupted_pass_goes_on_and_a_finished_one_loads_nothing(
         written(path, arrays)
 
     with monkeypatch.context() as patched:
-        patched.setattr(part_folder, "_write_part", killed)
+        patched.setattr(map_shards, "_write_part", killed)
         with pytest.raises(SystemExit):
             together(workshop, workshop.data, tmp_path / "one")
     done.clear()

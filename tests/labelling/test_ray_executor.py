@@ -13,8 +13,7 @@ import pytest
 from cocomix.artifacts import read_json
 from cocomix.labelling import ray_executor
 from cocomix.labelling.executors import Inline
-from cocomix.labelling.map_shards import Report, map_shards
-from cocomix.labelling.part_folder import PartFolder
+from cocomix.labelling.map_shards import PartFolder, Report, map_shards
 from cocomix.labelling.ray_executor import RayExecutor
 from cocomix.runtime.errors import CoCoMixError
 

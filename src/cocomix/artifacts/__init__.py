@@ -28,8 +28,17 @@ from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.lock import locked
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, file_entry
 from cocomix.artifacts.staging import PLAN, Staging, partial_path, seal, whole_folder
-from cocomix.artifacts.store import RemoteFolder, cache_folder, explained, file_system, retried
-from cocomix.artifacts.urls import is_there, require_local, shown, url_of
+from cocomix.artifacts.store import (
+    RemoteFolder,
+    cache_folder,
+    explained,
+    file_system,
+    is_there,
+    require_local,
+    retried,
+    shown,
+    url_of,
+)
 
 __all__ = [
     "MANIFEST",

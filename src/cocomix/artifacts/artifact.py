@@ -14,10 +14,8 @@ from cocomix.artifacts.files import file_sha256, inside, read_json, write_text
 from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.lock import refuse_writer
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, as_json, differing
-from cocomix.artifacts.staging import PLAN, THREADS, Staging, begin, check_plan, made_at, partial_path, staged
-from cocomix.artifacts.store import NotThere, RemoteFolder, cache_folder, copy_place
-from cocomix.artifacts.uploading import Claim
-from cocomix.artifacts.urls import shown, url_of
+from cocomix.artifacts.staging import PLAN, THREADS, Claim, Staging, begin, check_plan, made_at, partial_path, staged
+from cocomix.artifacts.store import NotThere, RemoteFolder, cache_folder, copy_place, shown, url_of
 from cocomix.artifacts.verified import VerifiedFiles
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from cocomix.concepts.aligned import AlignedFittedTeacher, AlignedTeacher
-    from cocomix.concepts.aligned_texts import ALIGNMENT, UNREAD, AlignedText, AlignedTexts, Window
+    from cocomix.concepts.aligned import (
+        ALIGNMENT,
+        UNREAD,
+        AlignedFittedTeacher,
+        AlignedTeacher,
+        AlignedText,
+        AlignedTexts,
+        Window,
+    )
     from cocomix.concepts.check import (
         SAMPLE_TOKENS,
         Agreement,

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.artifacts import fingerprint_json, tensor_sha256
+from cocomix.concepts.saelens import open_sae, write_sae
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.top_k import top_k
 
@@ -158,14 +159,10 @@ class ConceptDictionary:
         Raises:
             CoCoMixError: there is none, it is damaged, or what it computes is not known here.
         """
-        from cocomix.concepts.releases import open_sae  # which makes one, as `save` is SAELens' form of one
-
-        return open_sae(str(release_or_path), sae_id)
+        return cls(**open_sae(str(release_or_path), sae_id))
 
     def save(self, folder: Path) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens saves an SAE for inference, over what is there."""
-        from cocomix.concepts.saelens import write_sae
-
         write_sae(self, folder)
 
     @property

@@ -25,7 +25,7 @@ from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
 from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, FitReport, FitSettings, fit_identity
 from cocomix.concepts.fingerprints import model_fingerprint
-from cocomix.concepts.releases import import_sae_lens
+from cocomix.concepts.saelens import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.concepts.token_rows import TokenBlocksLike
 from cocomix.runtime.console import progress

@@ -1,32 +1,130 @@
-"""SAELens' folders, read and written without SAELens: `cfg.json` and `sae_weights.safetensors`.
+"""SAELens' autoencoders: found in a folder, on the hub or in SAELens' registry; read and written without SAELens.
 
-Two forms of `cfg.json` are in use. Since version 6, notes about the training, such as the hook's name, lie in
-`metadata`; before, all fields lie side by side, and what is missing has the defaults of that time.
+The registry is a YAML file of the `sae-lens` package, which is imported only for releases in another format than
+SAELens' own (Gemma Scope, Llama Scope …). That is `cfg.json` and `sae_weights.safetensors`. Since version 6, notes
+about the training, such as the hook's name, lie in `metadata`; before, all fields lie side by side, and what is missing
+has the defaults of that time.
 
-Of the notes only the hook's name is a reason to refuse (see `block_of_hook`). `prepend_bos` explains a bad
-fit, but refuses no good one: SAELens writes true for older configurations that say nothing, and for Qwen's models,
-which have no such token.
+Of the notes only the hook's name is a reason to refuse (see `block_of_hook`). `prepend_bos` explains a bad fit, but
+refuses no good one: SAELens writes true for older configurations that say nothing, and for Qwen's models, which have no
+such token.
 """
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
+from huggingface_hub import hf_hub_download
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.artifacts import write_text
-from cocomix.concepts.dictionary import ConceptDictionary, Normalization
+from cocomix.artifacts import MANIFEST, url_of, write_text
+from cocomix.concepts.dictionary_folder import Dictionary
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.concepts.dictionary import ConceptDictionary, Normalization
+
+_HUB = re.compile(
+    r"^hf://(?!datasets/|spaces/)(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+?))?/?$"
+)
+
+
+def import_sae_lens() -> Any:
+    """The `sae_lens` module, an optional dependency."""
+    try:
+        import sae_lens
+    except ImportError as error:
+        raise CoCoMixError("this needs SAELens; run: pip install 'cocomix[sae]'.") from error
+    return sae_lens
+
+
+def open_sae(place: str, sae_id: str | None = None) -> dict[str, Any]:
+    """What `ConceptDictionary.from_sae_lens`, which tells of arguments and errors, makes a dictionary of."""
+    name = place if sae_id is None else f"{place}/{sae_id}"
+    if place.endswith(".pt"):
+        raise CoCoMixError(f"{place} is not read as it is; convert it once: cocomix import {place} -o FOLDER.")
+    if (hub := _HUB.match(place)) is not None:
+        folder = "/".join(filter(None, (hub["folder"], sae_id)))
+        return read_sae(*_from_hub(hub["repository"], folder, name, hub["revision"]), name)
+    if sae_id is None:
+        return read_sae(*_in_folder(place), name)
+    release = _registry().get(place)
+    if release is not None:
+        return _open_release(release, place, sae_id, name)
+    if "/" in place:
+        return read_sae(*_from_hub(place, sae_id, name), name)
+    raise CoCoMixError(
+        f"there is no release {place!r}: SAELens' registry is in its package (pip install 'cocomix[sae]'); or name the "
+        "repository: hf://OWNER/REPOSITORY/FOLDER."
+    )
+
+
+def _in_folder(place: str) -> tuple[Path, Path]:
+    """The two files of a folder here, or of a dictionary that cocomix wrote, wherever it is; its hashes are checked."""
+    if url_of(place) is not None or (Path(place) / MANIFEST).is_file():
+        folder = Dictionary.open(place)
+        return folder.file(CONFIG), folder.file(WEIGHTS)
+    if not Path(place).is_dir():
+        raise CoCoMixError(
+            f"there is no dictionary at {place}: it is no folder; to take one of a SAELens release, also give its "
+            "sae_id (--sae-id)."
+        )
+    return Path(place) / CONFIG, Path(place) / WEIGHTS
+
+
+def _from_hub(repository: str, folder: str, name: str, revision: str | None = None) -> tuple[Path, Path]:
+    """The two files of a folder in a repository of the Hugging Face Hub, downloaded into its cache."""
+    prefix = "" if folder in ("", ".") else f"{folder.rstrip('/')}/"
+    try:
+        config, weights = (hf_hub_download(repository, prefix + file, revision=revision) for file in (CONFIG, WEIGHTS))
+    except Exception as error:  # the hub client raises errors of many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CoCoMixError(
+            f"the hub gives no SAELens autoencoder {name} ({reason.rstrip('.')}); check the repository, its folder "
+            "and the network."
+        ) from error
+    return Path(config), Path(weights)
+
+
+def _registry() -> dict[str, Any]:
+    """SAELens' releases by name; empty where the package is not installed."""
+    package = importlib.util.find_spec("sae_lens")  # does not import it
+    if package is None or package.origin is None:
+        return {}
+    text = (Path(package.origin).parent / "pretrained_saes.yaml").read_text(encoding="utf-8")
+    # Both loaders are safe; the one in C takes a second for the 14,000 entries, Python's ten.
+    releases: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    return releases
+
+
+def _open_release(release: Mapping[str, Any], place: str, sae_id: str, name: str) -> dict[str, Any]:
+    entry = next((each for each in release["saes"] if each["id"] == sae_id), None)
+    if entry is None:
+        known = ", ".join(str(each["id"]) for each in release["saes"][:5])
+        raise CoCoMixError(f"the SAELens release {place} has no SAE {sae_id!r}, but {known} …; give one of its ids.")
+    if release.get("conversion_func") is None:
+        files = _from_hub(release["repo_id"], str(entry["path"]), name)
+        return read_sae(*files, name, release.get("config_overrides"), entry.get("norm_scaling_factor"))
+    lens = import_sae_lens()
+    try:
+        sae = lens.SAE.from_pretrained(place, sae_id, device="cpu", dtype="float32")
+    except Exception as error:  # the hub client and each format's loader raise errors of many kinds
+        raise CoCoMixError(f"SAELens cannot load {name}: {str(error).strip() or type(error).__name__}.") from error
+    config = SaeConfig.model_validate(sae.cfg.to_dict())
+    return dictionary_of(config, {key: tensor.detach() for key, tensor in sae.state_dict().items()}, name)
+
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
-_NORMALIZATIONS: dict[str, Normalization] = {
+_NORMALIZATIONS: "dict[str, Normalization]" = {
     "none": "none",
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm",
@@ -60,8 +158,8 @@ class SaeConfig(BaseModel):
 
 def read_sae(
     config: Path, weights: Path, name: str, overrides: Mapping[str, Any] | None = None, scale: float | None = None
-) -> ConceptDictionary:
-    """Read the two files of an autoencoder, in float32 on the CPU.
+) -> dict[str, Any]:
+    """Read the two files of an autoencoder, in float32 on the CPU, as arguments of `ConceptDictionary`.
 
     Args:
         config: `cfg.json` of any version.
@@ -115,8 +213,8 @@ def _before_version_6(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def dictionary_of(
     config: SaeConfig, tensors: Mapping[str, Tensor], name: str, scale: float | None = None
-) -> ConceptDictionary:
-    """The dictionary that an autoencoder of SAELens' is.
+) -> dict[str, Any]:
+    """The dictionary that an autoencoder of SAELens' is, as arguments of `ConceptDictionary`.
 
     Args:
         tensors: by SAELens' names, in float32.
@@ -147,19 +245,19 @@ def dictionary_of(
         # SAELens ranks pre · ‖W_dec row‖ and divides again when decoding: the same as unit rows and a scaled encoder.
         norms = W_dec.norm(dim=-1).clamp(min=1e-8)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-    return ConceptDictionary(
-        W_enc,
-        b_enc,
-        W_dec,
-        b_dec,
-        k=config.k if config.architecture == "topk" else None,
-        threshold=weights.get("threshold"),
-        normalize=_normalization(config, name),
-        subtract_b_dec=config.apply_b_dec_to_input,
-        name=name,
-        prepend_bos=config.metadata.get("prepend_bos"),
-        layer=layer,
-    )
+    return {
+        "W_enc": W_enc,
+        "b_enc": b_enc,
+        "W_dec": W_dec,
+        "b_dec": b_dec,
+        "k": config.k if config.architecture == "topk" else None,
+        "threshold": weights.get("threshold"),
+        "normalize": _normalization(config, name),
+        "subtract_b_dec": config.apply_b_dec_to_input,
+        "name": name,
+        "prepend_bos": config.metadata.get("prepend_bos"),
+        "layer": layer,
+    }
 
 
 def block_of_hook(hook_name: str | None, name: str, hook_name_out: str | None = None) -> int | None:
@@ -214,7 +312,7 @@ def _known_tensors(config: SaeConfig, tensors: Mapping[str, Tensor], name: str) 
     return found
 
 
-def _normalization(config: SaeConfig, name: str) -> Normalization:
+def _normalization(config: SaeConfig, name: str) -> "Normalization":
     """How the input is normalised.
 
     Some were trained on models whose writing weights TransformerLens had centred: then every hidden state has the mean
@@ -237,7 +335,7 @@ def _normalization(config: SaeConfig, name: str) -> Normalization:
     return "centre"
 
 
-def write_sae(dictionary: ConceptDictionary, folder: Path) -> None:
+def write_sae(dictionary: "ConceptDictionary", folder: Path) -> None:
     """Write an autoencoder as SAELens saves one for inference; files in the folder are written over."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {"sae_lens_version": "6.0.0"}  # the version of the format

@@ -9,13 +9,12 @@ from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.data.documents import resolve_sources
-    from cocomix.data.mixture import MixedData
     from cocomix.data.preparation import encode_share, prepare
     from cocomix.data.prepare_settings import PrepareSettings
     from cocomix.data.splits import TRAIN, VALIDATION
     from cocomix.data.token_blocks import DocumentBlocks, TokenBlocks, TokenShard, positions_of_rows
     from cocomix.data.tokenizer import begin_of_text, tokenizer_fingerprint, train_tokenizer
-    from cocomix.data.tokens import SplitMeta, Tokens, TokensFile, TokensManifest, id_dtype, warn_of_overlap
+    from cocomix.data.tokens import MixedData, SplitMeta, Tokens, TokensFile, TokensManifest, id_dtype, warn_of_overlap
 
 __all__ = [
     "TRAIN",

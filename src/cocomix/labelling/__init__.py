@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
+    from cocomix.labelling.block_functions import check_tokenizer, load_labeller, open_decoder, open_labeller
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data, fitted
     from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
     from cocomix.labelling.make_labels import distill_data, label_and_distill, label_data
     from cocomix.labelling.map_shards import Executor
-    from cocomix.labelling.opening import check_tokenizer, load_labeller, open_decoder, open_labeller
     from cocomix.labelling.ray_executor import RayExecutor
     from cocomix.labelling.stored_arrays import Concatenated, StoredArrays, StoredManifest
     from cocomix.labelling.stored_labels import LabelBlocks, Labels, LabelsManifest

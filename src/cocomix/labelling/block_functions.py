@@ -1,36 +1,230 @@
-"""What is computed of every shard of tokens: concept labels, a teacher's distributions, or both of one forward pass."""
+"""Teachers and labellers, loaded for a data set and tried on it; and what is computed with them of its token blocks."""
 
 import hashlib
+import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import cocomix.model  # noqa: F401 - registers the model type, so that a student can be a teacher
 from cocomix.concepts import (
+    SAMPLE_TOKENS,
+    Agreement,
+    AlignedFittedTeacher,
     AlignedTeacher,
     ConceptLabeller,
+    FittedLabeller,
+    FittedTeacherLabeller,
     FrozenDecoder,
     LabellerConfig,
     LoadedTeachers,
     TeacherConfig,
     TeacherLabeller,
+    TeacherLabellerConfig,
+    TokenLookupLabeller,
+    Vocabulary,
+    build_labeller,
+    check_labeller,
+    first_blocks,
+    spread_blocks,
 )
-from cocomix.data import tokenizer_fingerprint
+from cocomix.data import TRAIN, VALIDATION, Tokens, TokensManifest, tokenizer_fingerprint
 from cocomix.labelling.distillers import AlignedDistiller, PlainDistiller
-from cocomix.labelling.map_shards import ShardFunction
-from cocomix.labelling.opening import SentTokens, check_tokenizer, load_labeller, longest_window
-from cocomix.labelling.part_folder import Arrays
+from cocomix.labelling.map_shards import Arrays, ShardFunction
 from cocomix.labelling.stored_arrays import Layout
 from cocomix.labelling.stored_labels import encode_labels
 from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
+from cocomix.runtime.console import progress
+from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_WINDOW = 2048  # tokens, of a teacher whose configuration names no limit
+_BATCH_TOKENS = 4096  # of the sample that a labeller learns from
+
+
+def open_labeller(
+    tokens: Tokens,
+    config: LabellerConfig,
+    *,
+    device: torch.device | None = None,
+    tables: dict[str, Tensor] | None = None,
+    force: bool = False,
+    teachers: LoadedTeachers | None = None,
+) -> tuple[ConceptLabeller, Agreement | None]:
+    """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
+
+    Args:
+        config: settings of the labeller.
+        device: where to put its models; the best one by default.
+        tables: what its first pass learned before.
+        force: warn where it would refuse.
+        teachers: where its teacher is found; it is loaded for this labeller alone by default.
+
+    Returns:
+        The labeller, and its agreement with the labels of the same teacher in float32 (see `check_labeller`).
+
+    Raises:
+        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer; or as `check_labeller`.
+    """
+    device = device or default_device()
+    labeller = load_labeller(tokens, config, device=device, tables=tables, force=force, teachers=teachers)
+    if isinstance(labeller, FittedLabeller) and not labeller.tables():
+        if TRAIN not in tokens.manifest.splits:
+            raise CoCoMixError(
+                f"labels of kind {config.kind!r} need training blocks to learn from, which a stream lacks."
+            )
+        blocks = spread_blocks(tokens.split(TRAIN), labeller.sample_tokens)
+        with progress(f"learning {config.kind} from a sample", blocks.numel(), "tokens") as advance:
+            labeller = labeller.fit(_counted(blocks, advance))
+    if not isinstance(config, TeacherLabellerConfig):
+        return labeller, None
+    sample, has_bos = first_blocks(tokens.split(VALIDATION), SAMPLE_TOKENS), tokens.tokenizer().bos_token_id is not None
+    if isinstance(labeller, AlignedTeacher):
+        return labeller, check_labeller(labeller.inner, labeller.texts.blocks(sample), k=config.k, force=force)
+    return labeller, check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
+
+
+def _counted(blocks: Tensor, advance: Callable[[float], Any]) -> Iterator[Tensor]:
+    """Batches of blocks, each reported when the next is asked for."""
+    for batch in torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])):
+        yield batch
+        advance(batch.numel())
+
+
+@dataclass(frozen=True)
+class SentTokens:
+    """What a worker is sent of a data set, so that it needs no folder of it: `sent` is its tokenizer, if needed."""
+
+    manifest: TokensManifest
+    sent: PreTrainedTokenizerFast | None = None
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """As `Tokens.tokenizer`."""
+        assert self.sent is not None
+        return self.sent
+
+
+def load_labeller(
+    tokens: Tokens | SentTokens,
+    config: LabellerConfig,
+    *,
+    device: torch.device,
+    tables: Mapping[str, Tensor] | None = None,
+    force: bool = False,
+    teachers: LoadedTeachers | None = None,
+) -> ConceptLabeller:
+    """Load a labeller for a data set; one whose teacher has another tokenizer is aligned by bytes (`AlignedTeacher`).
+
+    Arguments are those of `open_labeller`.
+
+    Raises:
+        CoCoMixError: nothing can be loaded, or the tokenizers differ and labels cannot be carried over.
+    """
+    if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
+        return build_labeller(config, device=device, vocabulary=vocabulary_of(tokens), tables=tables, force=force)
+    teachers = teachers or LoadedTeachers()
+    found = teachers.tokenizer(config.teacher)
+    same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
+    vocabulary = vocabulary_of(tokens) if same else None  # the teacher's texts begin as its tokenizer has it
+    labeller = build_labeller(
+        config, device=device, vocabulary=vocabulary, tables=tables, force=force, teachers=teachers
+    )
+    assert isinstance(labeller, TeacherLabeller)
+    model = labeller.teacher.decoder.model
+    if found is None or same:
+        check_tokenizer(model, found, tokens)
+        return labeller
+    if isinstance(labeller, TokenLookupLabeller):
+        raise CoCoMixError(
+            f"labels of kind {config.kind} are looked up by the data's own tokens, but {config.teacher.model} has "
+            "another tokenizer; prepare the data with the teacher's tokenizer, or choose another kind."
+        )
+    fingerprints = {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)}
+    aligned = AlignedFittedTeacher if isinstance(labeller, FittedTeacherLabeller) else AlignedTeacher
+    return aligned(labeller, tokens.tokenizer(), found, max_length=longest_window(model), tokenizers=fingerprints)
+
+
+def targets_for(
+    tokens: Tokens, teacher: TeacherConfig, kind: TargetKind | Literal["auto"], teachers: LoadedTeachers
+) -> TargetKind:
+    """The kind of targets that suits a teacher's tokenizer and the data's, see `distill_data`."""
+    found = teachers.tokenizer(teacher)
+    same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
+    if kind in ("uld", "alm") and found is None:
+        raise CoCoMixError(
+            f"{teacher.model} comes without a tokenizer, which targets of kind {kind} are aligned by; add its "
+            "tokenizer's files to its folder."
+        )
+    if kind == "top_k" and not same:
+        raise CoCoMixError(
+            f"{teacher.model} has another tokenizer than the data, so that its tokens are not the student's; choose "
+            "the kind first_token, uld or alm, or prepare the data with the teacher's tokenizer."
+        )
+    if kind == "auto" or kind == "first_token":
+        if kind == "first_token" and same:
+            logger.info("%s has the data's tokenizer: its first-token marginal is its distribution", teacher.model)
+        return "top_k" if same else "first_token"
+    return kind
+
+
+def longest_window(model: PreTrainedModel) -> int:
+    """Tokens that a model reads at once."""
+    return int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW)
+
+
+def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
+    """Load a teacher without a dictionary, onto the best device by default.
+
+    Raises:
+        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.
+    """
+    teachers = LoadedTeachers()
+    model = teachers.model(teacher, device or default_device())
+    check_tokenizer(model, teachers.tokenizer(teacher), tokens)
+    return FrozenDecoder(model, teacher.layer)
+
+
+def check_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, tokens: Tokens | SentTokens
+) -> None:
+    """Refuse a teacher that reads another tokenizer than the data's.
+
+    Where the teacher's tokenizer is not known (a folder with weights only), the vocabulary size is all there is to
+    compare: the teacher's embedding must have as many rows as the data's tokenizer has tokens, or up to 2% or 1,024
+    more, as embeddings are often padded.
+
+    Raises:
+        CoCoMixError: they differ.
+    """
+    meta, rows = tokens.manifest, int(model.get_input_embeddings().weight.shape[0])
+    if tokenizer is not None:
+        if tokenizer_fingerprint(tokenizer) != meta.tokenizer_fingerprint:
+            raise CoCoMixError(
+                "the teacher's tokenizer is not the one the data set was prepared with; prepare the data with the "
+                "teacher's tokenizer, choose a teacher of this tokenizer, or distil beforehand (`cocomix distill`)."
+            )
+    elif not meta.vocab_size <= rows <= meta.vocab_size + max(1024, meta.vocab_size // 50):
+        raise CoCoMixError(
+            f"the teacher's embedding has {rows} rows but the data's tokenizer has {meta.vocab_size} tokens; prepare "
+            "the data with the teacher's tokenizer."
+        )
+
+
+def vocabulary_of(tokens: Tokens | SentTokens) -> Vocabulary:
+    """What a labeller is told of a data set's tokens."""
+    meta = tokens.manifest
+    return Vocabulary(meta.vocab_size, meta.eos_token_id, meta.bos_token_id)
 
 
 class BlockFunction(ShardFunction):

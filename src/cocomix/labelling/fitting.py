@@ -61,7 +61,7 @@ def fit_on_data(
         fit_dictionary,
         spread_blocks,
     )
-    from cocomix.labelling.opening import check_tokenizer, longest_window
+    from cocomix.labelling.block_functions import check_tokenizer, longest_window
     from cocomix.runtime.device import default_device
 
     data, settings = Tokens.open(data_path), settings or FitSettings()

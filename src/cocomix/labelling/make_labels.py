@@ -24,9 +24,11 @@ from cocomix.labelling.block_functions import (
     DistillFunction,
     LabelFunction,
     OnePass,
+    SentTokens,
     code_version,
+    open_labeller,
+    targets_for,
 )
-from cocomix.labelling.opening import SentTokens, open_labeller, targets_for
 from cocomix.labelling.stored_labels import TABLES, Labels, Scores, label_layouts
 from cocomix.labelling.stored_probabilities import (
     ProbabilityDtype,

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from cocomix.artifacts import Artifact, Findings, MadeFromSomethingElse, Manifest, fingerprint_json, mapped_array
 from cocomix.data import Tokens
-from cocomix.labelling.part_folder import PARTS
+from cocomix.labelling.map_shards import PARTS
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 

@@ -21,7 +21,7 @@ from pydantic import field_validator
 from cocomix.artifacts import Findings
 from cocomix.data import TRAIN, Tokens, id_dtype
 from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, label_content
-from cocomix.labelling.part_folder import Arrays
+from cocomix.labelling.map_shards import Arrays
 from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE

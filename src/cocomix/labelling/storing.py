@@ -26,8 +26,7 @@ from cocomix.artifacts import (
 )
 from cocomix.data import TRAIN, Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
-from cocomix.labelling.map_shards import Executor, Report, Work, map_shards
-from cocomix.labelling.part_folder import PARTS, PartFolder
+from cocomix.labelling.map_shards import PARTS, Executor, PartFolder, Report, Work, map_shards
 from cocomix.labelling.stored_arrays import StoredArrays
 from cocomix.runtime.errors import CoCoMixError
 

@@ -2,7 +2,6 @@
 
 import mmap
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +19,6 @@ _SECONDS = 1.0
 """How often the maps of files that left a bounded cache are looked for: until they are closed, the disk keeps these."""
 
 
-@dataclass(frozen=True)
-class _Key:
-    folder: Path
-    name: str
-    sha256: str
-    scattered: bool
-
-
 class _Map(NamedTuple):
     array: NDArray[Any]
     path: Path
@@ -35,7 +26,7 @@ class _Map(NamedTuple):
     bounded: bool
 
 
-_maps: dict[_Key, _Map] = {}
+_maps: dict[tuple[Path, str, str, bool], _Map] = {}
 """The longest unused first. Single operations of a dict are safe between threads, and no lock is there to be forked."""
 _last_look = 0.0
 
@@ -59,7 +50,7 @@ def mapped_array(
     bounded = artifact.cached(name)
     folder = artifact.cache.folder if bounded and artifact.cache is not None else artifact.path
     # The hash is part of the key: another artefact may be put at the same path while this process lives.
-    key = _Key(folder, name, artifact.entry(name).sha256, scattered)
+    key = (folder, name, artifact.entry(name).sha256, scattered)
     if bounded:
         _close_removed()
     found = _maps.pop(key, None)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -124,6 +125,7 @@ def partial_path(output: Path | str) -> Path:
     return made_at(output, ".partial")
 
 
+@dataclass
 class Staging(Generic[M]):
     """An output while it is made.
 
@@ -133,15 +135,12 @@ class Staging(Generic[M]):
         finished: whether it did.
     """
 
-    def __init__(
-        self, path: Path, output: Path, about: Mapping[str, Any], records: Callable[[str], bool], claim: Claim | None
-    ) -> None:
-        self.path = path
-        self.output = output
-        self.finished = False
-        self._about = about
-        self._records = records
-        self._claim = claim
+    path: Path
+    output: Path
+    _about: Mapping[str, Any]
+    _records: Callable[[str], bool]
+    _claim: Claim | None
+    finished: bool = False
 
     def finish(self, manifest: M, scratch: Sequence[str] = ()) -> M:
         """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.
@@ -195,14 +194,12 @@ def staged(
     kept: bool = False,
     shared: bool = False,
 ) -> Iterator[Staging[Any]]:
-    """Lock an output and give a staging folder for it; see `Artifact.create` for the errors.
+    """Lock an output and give a staging folder for it; see `Artifact.create` for `shared` and the errors.
 
     Args:
-        output: to make.
         about: fields of the manifest: kind, version and identity.
         records: whether the manifest lists a file, by its name.
         kept: take what an interrupted command left, and leave it again on an error.
-        shared: other processes may write at the same time; leaving the block without `finish` is no error.
     """
     place, url = made_at(output), url_of(output)
     folder = made_at(output, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
@@ -272,11 +269,8 @@ def _refuse_existing(output: Path | str, place: Path, identity: dict[str, Any]) 
 def begin(folder: Path, about: Mapping[str, Any], identity: Mapping[str, Any] | None) -> None:
     """Record in `PLAN` what a staging folder is of, or refuse it if it was begun as something else.
 
-    Of several jobs that begin one folder at once, one records its plan and the others are compared with it.
-
-    Args:
-        about: kind and version of the artefact.
-        identity: of what is made; `None` if every identity may go on with it.
+    Of several jobs that begin one folder at once, one records its plan and the others are compared with it. With no
+    identity every one may go on with it.
     """
     plan = folder / PLAN
     if not plan.exists():

@@ -99,14 +99,12 @@ class FrozenDecoder:
         self._head = self._find_plain_head()
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**62
         self._read: Tensor | None = None
-        if self.model.base_model is self.model and self.hidden_states(self._two_tokens()).shape[1] != 2:
+        two_tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        if self.model.base_model is self.model and self.hidden_states(two_tokens).shape[1] != 2:
             raise CoCoMixError(
                 f"layer {layer} of this {type(model).__name__} has more than one position a token; choose a block "
                 "below its concepts."
             )
-
-    def _two_tokens(self) -> Tensor:
-        return torch.zeros(1, 2, dtype=torch.long, device=self.device)
 
     @property
     def hook_name(self) -> str:

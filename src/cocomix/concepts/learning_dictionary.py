@@ -82,6 +82,7 @@ class LearningDictionary:
         self.weights = {name: value.clone() for name, value in zip(_WEIGHTS, values, strict=True)}
         self.copy = ConceptDictionary(*values, k=active, normalize="layer_norm", layer=layer, name="the student's own")
         self.active, self.decay, self.dead_after_tokens = active, decay, dead_after_tokens
+        self.k_aux = _revived(d_model, num_concepts)
         rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate / _SLOWER
         learned = [weight.requires_grad_(True) for name, weight in self.weights.items() if name != "b_dec"]
         self.optimizer = torch.optim.Adam(learned, lr=rate)
@@ -90,12 +91,6 @@ class LearningDictionary:
         self._step = self._zeros()
         self._logged = self._zeros()
         self._pending = False
-
-    @property
-    def k_aux(self) -> int:
-        """Dead concepts that the auxiliary loss revives at a position, at most."""
-        n_concepts, d_model = self.weights["W_dec"].shape
-        return _revived(d_model, n_concepts)
 
     @property
     def moves(self) -> float:
@@ -229,4 +224,5 @@ def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _revived(d_model: int, num_concepts: int) -> int:
+    """Dead concepts that the auxiliary loss revives at a position, at most."""
     return min(max(1, d_model // _AUX_SHARE), num_concepts)

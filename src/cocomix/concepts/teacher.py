@@ -15,7 +15,6 @@ from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.scoring import (
     Activation,
     Sign,
-    attribute,
     attribute_dense,
     best_by_attribution,
     best_labels,
@@ -181,13 +180,11 @@ class ConceptTeacher:
         Raises:
             CoCoMixError: the teacher's loss or gradient is not finite.
         """
-        input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype)
-        slopes = _reduce(slopes, target_mask(input_ids, attention_mask), reduction)
-        with torch.no_grad():
-            found = best_by_attribution(self.dictionary, hidden, slopes, k, activation=activation, sign=sign)
-            labelled = self.labelled_positions(input_ids, attention_mask)
-            return best_labels(found, criterion(found.values, sign), labelled, k)
+        choice: dict[str, Any] = {"activation": activation, "gradient": gradient, "sign": sign}
+        found, labelled = self.attributed_concepts(
+            input_ids, attention_mask, k, dtype=dtype, reduction=reduction, **choice
+        )
+        return best_labels(found, criterion(found.values, sign), labelled, k)
 
     @torch.no_grad()
     def active_concepts(
@@ -205,23 +202,25 @@ class ConceptTeacher:
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        k: int = 1,
         *,
+        activation: Activation = "latent",
         gradient: GradientScope = "sequence",
+        sign: Sign = "loss",
         dtype: NumberFormat = "float32",
+        reduction: Reduction = "sum",
     ) -> tuple[SparseCodes, Tensor]:
-        """Attribution of the active concepts of every position, and which positions get labels, bool [batch, seq].
+        """Candidates for labels with their attribution, and which positions get labels, bool [batch, seq].
 
-        Values are activations times the gradient of the summed loss, in nats, 0 in unused slots. [batch, seq, width]
-
-        Raises:
-            CoCoMixError: the teacher's loss or gradient is not finite.
+        Candidates are the active concepts, or with `activation="pre"` the k best. Values [batch, seq, width] are in
+        nats, 0 in unused slots. Arguments and errors are those of `label`.
         """
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
         hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype)
+        slopes = _reduce(slopes, target_mask(input_ids, attention_mask), reduction)
         with torch.no_grad():
-            codes = self.dictionary.encode(hidden)
-            attributed = SparseCodes(codes.ids, attribute(self.dictionary, codes, slopes))
-        return attributed, self.labelled_positions(input_ids, attention_mask)
+            found = best_by_attribution(self.dictionary, hidden, slopes, k, activation=activation, sign=sign)
+        return found, self.labelled_positions(input_ids, attention_mask)
 
     def attribution(
         self,

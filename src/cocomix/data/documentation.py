@@ -115,12 +115,8 @@ def _topics(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _is_prose(text: str) -> bool:
-    return len(text) >= MIN_DOCSTRING_CHARACTERS and _other(text) <= (1 - MIN_PROSE_SHARE) * len(text)
-
-
-def _other(text: str) -> int:
-    """Characters that are neither letters nor spaces."""
-    return sum(map(len, _NEITHER_LETTER_NOR_SPACE.findall(text)))
+    other = sum(map(len, _NEITHER_LETTER_NOR_SPACE.findall(text)))
+    return len(text) >= MIN_DOCSTRING_CHARACTERS and other <= (1 - MIN_PROSE_SHARE) * len(text)
 
 
 def _fresh_paragraphs(text: str, seen: set[bytes]) -> str:

@@ -191,25 +191,19 @@ def _contents(
             for tokens, text, last, read in token_files.documents(span.where, span.start, span.stop):
                 yield tokens, text, last, 0, read
             continue
-        for piece in _pieces(unit.kind, span, settings):
+        if unit.kind == "files":
+            found = read_texts(span.where, settings.text_column, span.start, span.stop)
+        elif unit.kind == "hub":
+            found = _hub_pieces(span, settings)
+        else:
+            from cocomix.data.documentation import documentation_texts
+
+            found = (Piece(text) for _, text in documentation_texts())
+        for piece in found:
             yield piece.text, piece.text.encode(), piece.last, piece.invalid, piece.read
 
 
-def _pieces(kind: str, span: SourceFile, settings: PrepareSettings) -> Iterator[Piece]:
-    if kind == "files":
-        yield from read_texts(span.where, settings.text_column, span.start, span.stop)
-    elif kind == "hub":
-        for text in _hub_texts(span, settings):
-            *first, rest = pieces(text)
-            yield from (Piece(part, last=False) for part in first)
-            yield Piece(rest)
-    else:
-        from cocomix.data.documentation import documentation_texts
-
-        yield from (Piece(text) for _, text in documentation_texts())
-
-
-def _hub_texts(span: SourceFile, settings: PrepareSettings) -> Iterator[str]:
+def _hub_pieces(span: SourceFile, settings: PrepareSettings) -> Iterator[Piece]:
     assert span.stop is not None
     rows = _hub_rows(span.where, settings.hub).shard(num_shards=span.stop, index=span.start)
     for number, row in enumerate(rows):
@@ -219,7 +213,9 @@ def _hub_texts(span: SourceFile, settings: PrepareSettings) -> Iterator[str]:
                 f"{where}: there is no column {settings.text_column!r}; the columns are "
                 f"{', '.join(map(repr, row))}; choose one with --text-column."
             )
-        yield text_of(row[settings.text_column], settings.text_column, f"{where}: ")
+        *first, rest = pieces(text_of(row[settings.text_column], settings.text_column, f"{where}: "))
+        yield from (Piece(part, last=False) for part in first)
+        yield Piece(rest)
 
 
 def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:

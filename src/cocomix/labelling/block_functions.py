@@ -260,14 +260,11 @@ class ModelFunction(BlockFunction):
         """The arrays that a folder of them alone keeps."""
         return {name: name for name in self.layouts}
 
-    def setup(self, device: torch.device) -> None:
-        self.setup_with(LoadedTeachers(), device)
-
-    def setup_with(self, teachers: LoadedTeachers, device: torch.device) -> None:
-        """As `setup`, with teachers that may be loaded already."""
+    def setup(self, device: torch.device, teachers: LoadedTeachers | None = None) -> None:
+        """See `ShardFunction`; with teachers that may be loaded already."""
         if self.model is not None:
             return
-        self.model = self.load(teachers, device)
+        self.model = self.load(teachers or LoadedTeachers(), device)
         found = {**self.model.fingerprint(), "code": code_version()}
         differing = [name for name, value in self.made_with.items() if found.get(name) != value]
         if differing:
@@ -367,8 +364,8 @@ class OnePass(BlockFunction):
 
     def setup(self, device: torch.device) -> None:
         teachers = LoadedTeachers()
-        self.labels.setup_with(teachers, device)
-        self.probabilities.setup_with(teachers, device)
+        self.labels.setup(device, teachers)
+        self.probabilities.setup(device, teachers)
 
     def arrays(self, input_ids: Tensor) -> Arrays:
         with self.decoder.captured() as hidden:

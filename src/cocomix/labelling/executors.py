@@ -130,20 +130,14 @@ W = TypeVar("W")
 
 
 class WorkerPool(ABC, Generic[W]):
-    """Workers that load a function and then compute one shard after another. Subclasses say what a worker is.
-
-    Attributes:
-        idle: workers without a task.
-        busy: the tasks of the others.
-        loading: workers that are not ready yet.
-    """
+    """Workers that load a function and then compute one shard after another. Subclasses say what a worker is."""
 
     most_losses_at_start = 1
 
     def __init__(self) -> None:
-        self.idle: list[W] = []
-        self.busy: dict[W, Task] = {}
-        self.loading: dict[W, None] = {}
+        self.idle: list[W] = []  # workers without a task
+        self.busy: dict[W, Task] = {}  # the tasks of the others
+        self.loading: dict[W, None] = {}  # workers that are not ready yet
         self._losses_at_start = 0
 
     def run(self, work: Work) -> Generator[Outcome, None, None]:

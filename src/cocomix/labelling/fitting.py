@@ -24,7 +24,8 @@ def fitted(
     Raises:
         AlreadyExists: there is another, or something else.
     """
-    made = Dictionary.made(output, _identity(Tokens.open(data_path), teacher, settings or FitSettings()))
+    origin = _origin(Tokens.open(data_path), teacher)
+    made = Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings or FitSettings(), **origin))
     if made is not None:
         logger.info("%s is there already and was made with the same settings: nothing to do", output)
     return made
@@ -81,20 +82,8 @@ def fit_on_data(
         blocks = [{"input_ids": row} for row in texts.blocks(spread_blocks(blocks, settings.tokens))]
         heldout = texts.blocks(heldout)
     with explained_full_disk(output):
-        return fit_dictionary(
-            model,
-            teacher.layer,
-            blocks,
-            heldout,
-            output,
-            settings,
-            teacher_name=teacher.model,
-            **_origin(data, teacher),
-        )
-
-
-def _identity(data: Tokens, teacher: TeacherConfig, settings: FitSettings) -> dict[str, Any]:
-    return fit_identity(teacher.model, teacher.layer, settings, **_origin(data, teacher))
+        of = {"teacher_name": teacher.model, **_origin(data, teacher)}
+        return fit_dictionary(model, teacher.layer, blocks, heldout, output, settings, **of)
 
 
 def _origin(data: Tokens, teacher: TeacherConfig) -> dict[str, Any]:

@@ -45,11 +45,7 @@ PARTS = "parts"  # folder of the parts within the unfinished folder
 
 
 class DamagedPart(Exception):
-    """A part cannot be read or is not what was written.
-
-    Attributes:
-        part: its file.
-    """
+    """The file `part` of a part cannot be read or is not what was written."""
 
     def __init__(self, part: Path) -> None:
         super().__init__(str(part))
@@ -137,11 +133,7 @@ def _read_part(part: Path, column: str) -> NDArray[Any]:
 
 
 def _join_column(path: Path, parts: Sequence[Path], column: str, blocks: int) -> None:
-    """Write one array of all parts, one after the other, as a `.npy` file; memory holds one part's.
-
-    Raises:
-        DamagedPart: one cannot be read.
-    """
+    """Write one array of all parts, one after the other, as a `.npy` file; memory holds one part's."""
     with written_aside(path) as aside, aside.open("wb") as stream:
         for number, part in enumerate(parts):
             array = _read_part(part, column)
@@ -249,32 +241,21 @@ def map_shards(
 
 
 class Work:
-    """The shards of one call: which are left, which are claimed here, which failed.
-
-    Attributes:
-        files: shards of every token file, in order.
-        mine: the shards of this call.
-        blocks_done: blocks of `mine` that have a result.
-        failed: shards that were given up → why.
-    """
+    """The shards of one call: which are left, which are claimed here, which failed; `mine` are the call's own."""
 
     def __init__(
-        self,
-        folders: Sequence[PartFolder],
-        shards: Sequence["TokenShard"],
-        mine: Sequence["TokenShard"],
-        retries: int,
+        self, folders: Sequence[PartFolder], shards: Sequence["TokenShard"], mine: Sequence["TokenShard"], retries: int
     ) -> None:
         self.folders, self.retries, self.mine = folders, retries, mine
-        self.files: dict[str, list[TokenShard]] = {}
+        self.files: dict[str, list[TokenShard]] = {}  # shards of every token file, in order
         for shard in shards:
             self.files.setdefault(file_of(shard), []).append(shard)
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # shards that were given up → why
         self._attempts: Counter[str] = Counter()
         self._held: dict[str, tuple[TokenShard, list[FileLock]]] = {}
         joined = {file for file in self.files if self._is_joined(file)}
         self._todo = deque(shard for shard in mine if file_of(shard) not in joined and not self._is_held(shard))
-        self.blocks_done = sum(map(_blocks, mine)) - sum(map(_blocks, self._todo))
+        self.blocks_done = sum(map(_blocks, mine)) - sum(map(_blocks, self._todo))  # those of `mine` with a result
 
     def __enter__(self) -> "Work":
         return self

@@ -197,15 +197,7 @@ class StoredArrays(Artifact[M]):
 
 
 class StoredBlocks(Generic[M]):
-    """The arrays of one split, block by block; a map-style data set. Picklable: workers map the files themselves.
-
-    Args:
-        split: of the tokens.
-        scattered: see `StoredArrays.split`.
-
-    Raises:
-        CoCoMixError: there is no such split.
-    """
+    """The arrays of one split, see `StoredArrays.split`. Picklable: workers map the files themselves."""
 
     read: tuple[str, ...]  # the arrays that belong to an item
 

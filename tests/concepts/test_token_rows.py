@@ -1,6 +1,6 @@
 import torch
 
-from cocomix.concepts.token_rows import first_blocks, pad_right, spread_blocks
+from cocomix.concepts import first_blocks, pad_right, spread_blocks
 
 from .conftest import TokenBlocks
 

@@ -21,9 +21,9 @@ from cocomix.concepts import (
     ConceptTeacher,
     RandomLabeller,
     labeller_config,
+    pad_right,
 )
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
-from cocomix.concepts.token_rows import pad_right
 from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.evaluation import Run
 from cocomix.interop import from_reference_state_dict

@@ -15,8 +15,7 @@ from cocomix.artifacts.findings import Findings
 from cocomix.artifacts.lock import refuse_writer
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, M, ManifestFile, as_json, differing
 from cocomix.artifacts.staging import PLAN, THREADS, Claim, Staging, begin, check_plan, made_at, partial_path, staged
-from cocomix.artifacts.store import NotThere, RemoteFolder, cache_folder, copy_place, shown, url_of
-from cocomix.artifacts.verified import VerifiedFiles
+from cocomix.artifacts.store import NotThere, RemoteFolder, VerifiedFiles, cache_folder, copy_place, shown, url_of
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import is_first_process

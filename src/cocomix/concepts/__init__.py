@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         AlignedText,
         AlignedTexts,
         Window,
+        pad_right,
     )
     from cocomix.concepts.check import (
         SAMPLE_TOKENS,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         model_fingerprint,
         package_versions,
     )
-    from cocomix.concepts.fit import fit_dictionary
+    from cocomix.concepts.fit import first_blocks, fit_dictionary, spread_blocks
     from cocomix.concepts.labeller import (
         ConceptLabeller,
         ConceptLabels,
@@ -74,7 +75,6 @@ if TYPE_CHECKING:
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
     from cocomix.concepts.teacher import ConceptTeacher, LoadedTeachers, load_teacher
     from cocomix.concepts.token_bytes import first_token_table
-    from cocomix.concepts.token_rows import first_blocks, pad_right, spread_blocks
 
 __all__ = [
     "ALIGNMENT",

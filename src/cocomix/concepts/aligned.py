@@ -26,7 +26,6 @@ from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
 from cocomix.concepts.labellers.learned_tables import FittedTeacherLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text
-from cocomix.concepts.token_rows import pad_right
 from cocomix.runtime.ignore import IGNORE
 
 ALIGNMENT = "1"
@@ -291,3 +290,12 @@ class AlignedFittedTeacher(AlignedTeacher):
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
         """See `FittedLabeller`."""
         return self._with(self.inner.with_tables(tables))
+
+
+def pad_right(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """One batch: tokens [batch, longest], and the mask [batch, longest] (1 = token), None if nothing is padded."""
+    tokens = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=tokens.device)
+    if bool((lengths == tokens.shape[1]).all()):
+        return tokens, None
+    return tokens, (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).long()

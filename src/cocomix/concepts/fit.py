@@ -10,9 +10,9 @@ it was trained on.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, F
 from cocomix.concepts.fingerprints import model_fingerprint
 from cocomix.concepts.saelens import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher
-from cocomix.concepts.token_rows import TokenBlocksLike
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import available_memory
 from cocomix.runtime.errors import CoCoMixError
@@ -38,6 +37,28 @@ _CHECK_EVERY = 20  # steps between looks at the loss; each look waits for the de
 # Copies held at once in float32: of the weights, with their gradients and Adam's two moments; and of a batch's dense
 # activations, with their gradients and those of the loss for dead concepts (measured: 3 to 8, more with more dead).
 _WEIGHT_COPIES, _BATCH_COPIES = 4, 8
+
+
+class TokenBlocksLike(Protocol):
+    """A data set of token blocks of one length: row i has `input_ids`, int64 [block_size]."""
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+
+    def __getitem__(self, index: int) -> Mapping[str, Tensor]:
+        """One block."""
+
+
+def first_blocks(blocks: TokenBlocksLike, tokens: int) -> Tensor:
+    """The first blocks, as many as hold `tokens` tokens and at least one. int64 [blocks, block_size]"""
+    count = max(1, tokens // len(blocks[0]["input_ids"]))
+    return torch.stack([blocks[index]["input_ids"] for index in range(min(count, len(blocks)))])
+
+
+def spread_blocks(blocks: TokenBlocksLike, tokens: int) -> Tensor:
+    """Evenly spaced blocks, as many as hold `tokens` tokens and at least one. int64 [blocks, block_size]"""
+    count = min(len(blocks), max(1, tokens // len(blocks[0]["input_ids"])))
+    return torch.stack([blocks[place * len(blocks) // count]["input_ids"] for place in range(count)])
 
 
 def memory_needed(settings: FitSettings, d_model: int) -> int:

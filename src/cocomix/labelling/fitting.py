@@ -11,7 +11,7 @@ from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     from cocomix.concepts import LoadedTeachers
-    from cocomix.concepts.token_rows import TokenBlocksLike
+    from cocomix.concepts.fit import TokenBlocksLike
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ Nothing moves between the optimizer steps: `add` sums gradients up, `step` uses 
 neither on how a step is split into micro-batches nor, if `step` adds them up, into processes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ _AUX_SHARE = 2  # of the width of the hidden states, for k_aux (Gao et al., 2024
 _SLOWER = 5  # than `cocomix sae`, whose steps are fewer
 _EARLY = 10  # steps; TensorFlow's ExponentialMovingAverage begins the same way
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def learning_flops(d_model: int, num_concepts: int, active: int) -> float:
@@ -86,6 +85,9 @@ class LearningDictionary:
         rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate / _SLOWER
         learned = [weight.requires_grad_(True) for name, weight in self.weights.items() if name != "b_dec"]
         self.optimizer = torch.optim.Adam(learned, lr=rate)
+        for weight in learned:  # as Adam's first step would begin, so that the state has the same names from the start
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
         self.steps = torch.zeros((), dtype=torch.int64)
         self.idle = torch.zeros(num_concepts, dtype=torch.int64, device=device)
         self._step = self._zeros()
@@ -179,31 +181,13 @@ class LearningDictionary:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that later steps depend on, between two steps, by name."""
+        """Everything that later steps depend on, between two steps, by name; to go on from it, it is copied back."""
         moments = self.optimizer.state_dict()["state"]
         found = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
         found |= {f"copy.{name}": tensor for name, tensor in self.copy.tensors().items()}
-        found |= {f"adam.{place}.{name}": moments[place][name] for place in moments for name in _MOMENTS}
+        found |= {f"adam.{place}.{name}": moment for place in moments for name, moment in moments[place].items()}
         found |= {"idle": self.idle, "steps": self.steps}
         return found | {f"logged.{name}": value for name, value in self._logged.items()}
-
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`."""
-        for name, weight in self.weights.items():
-            weight.copy_(state[f"weights.{name}"])
-        for name, slow in self.copy.tensors().items():
-            slow.copy_(state[f"copy.{name}"])
-        self.idle.copy_(state["idle"])
-        self.steps.copy_(state["steps"])
-        self._logged = {name: value.to(self.idle.device) for name, value in _part(state, "logged").items()}
-        moments = {
-            place: {name: state[f"adam.{place}.{name}"] for name in _MOMENTS}
-            for place in range(len(_WEIGHTS) - 1)
-            if f"adam.{place}.step" in state
-        }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def _decode(self, ids: Tensor, values: Tensor) -> Tensor:
         """Σ relu(value) · W_dec[id], [positions, d_model] from [positions, k] each."""
@@ -216,11 +200,6 @@ class LearningDictionary:
         device = self.weights["W_dec"].device
         exact = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
         return exact | {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in counts.items()}
-
-
-def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    start = f"{name}."
-    return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
 
 
 def _revived(d_model: int, num_concepts: int) -> int:

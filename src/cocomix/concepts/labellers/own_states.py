@@ -202,9 +202,8 @@ class OnlineLabeller:
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state`."""
-        for name, weight in self.teacher.decoder.model.named_parameters():
-            weight.copy_(state[f"student.{name}"])
-        self.learning.restore(state)
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     @property
     def dictionary(self) -> ConceptDictionary:

@@ -38,7 +38,6 @@ def mapped_array(
 
     Args:
         artifact: local, or of a URL, from which the file is fetched.
-        name: of the file.
         dtype: that its array must have.
         shape: likewise.
         scattered: it is read here and there: the system need not read ahead (5.8 → 0.45 ms for a block of a cold file).

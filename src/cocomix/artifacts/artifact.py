@@ -31,10 +31,8 @@ class Artifact(Generic[M]):
     Attributes:
         kind: names it in manifests and messages.
         version: of the format; raised when older folders can no longer be read.
-        manifest_type: the class of its manifest.
         made_by: the command that makes it, for messages.
         path: the folder on this machine; of a URL, its local copy, which may lack files: use `file`.
-        manifest: what it is.
         url: where it came from; `None` for a folder.
         cache: where some of its files are kept instead, see `keep_in`.
     """
@@ -103,7 +101,6 @@ class Artifact(Generic[M]):
         To be asked before anything heavy is loaded. An upload that was interrupted is made up for.
 
         Args:
-            output: as for `create`.
             identity: as for `create`, or as much of it as is known; other keys are not compared.
 
         Raises:

@@ -25,8 +25,6 @@ class Findings:
 
     Attributes:
         path: of the artefact, as a person writes it.
-        kind: of the artefact.
-        version: of its format.
         found: in the order of the checks.
     """
 

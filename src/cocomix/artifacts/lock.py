@@ -70,7 +70,6 @@ def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
     lock looks whether the file it locked still has that name, and tries again if not.
 
     Args:
-        output: what is written, for the message.
         shared: others may hold it at the same time if they share it, too.
 
     Raises:

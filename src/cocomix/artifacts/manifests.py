@@ -32,7 +32,6 @@ class Manifest(BaseModel):
 
     Attributes:
         kind: as of the `Artifact` class. Set by `Staging.finish`, as are the other fields but `made_from`.
-        version: of the format.
         cocomix_version: that wrote it.
         fingerprint: SHA-256 over `contents()`.
         identity: everything that determines the result, as it was given to `Artifact.create`.
@@ -65,10 +64,6 @@ M = TypeVar("M", bound=Manifest)
 
 class ManifestFile:
     """A `manifest.json` as it was found.
-
-    Attributes:
-        content: its bytes.
-        kind: that it names.
 
     Raises:
         Damaged: it is not a JSON object.

@@ -306,7 +306,6 @@ def seal(
     """Hash a folder's files, write its manifest and flush all of it to the disk.
 
     Args:
-        folder: with all files written.
         manifest: with everything but `files`, `fingerprint` and `cocomix_version`; files that it names are not hashed.
         records: whether the manifest lists a file, by its name.
         scratch: files and folders at its top that are no part of it.

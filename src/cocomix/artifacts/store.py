@@ -148,9 +148,6 @@ def _sentence(error: BaseException) -> str:
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path within it.
 
-    Args:
-        options: for its library.
-
     Raises:
         CoCoMixError: the kind of URL is unknown, or the package for it is missing.
     """
@@ -221,11 +218,7 @@ class RemoteFolder:
             }
 
     def read(self, name: str) -> bytes:
-        """The content of a small file.
-
-        Raises:
-            NotThere: there is none.
-        """
+        """The content of a small file."""
         content: bytes = self._do(name, self._system.cat_file)
         return content
 

@@ -83,7 +83,6 @@ class AlignedTexts:
 
     Args:
         student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
-        teacher: any fast tokenizer.
         max_length: longest sequence that the teacher reads, in its tokens.
 
     Raises:
@@ -184,7 +183,6 @@ class AlignedTeacher:
     """A labeller over the student's tokens, around a labeller over the teacher's tokens.
 
     Args:
-        inner: labels the teacher's tokens.
         student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
         teacher: tokenizer of the inner labeller; any fast tokenizer.
         max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that

@@ -64,7 +64,6 @@ def check_labeller(
     Args:
         sample: token ids of held-out text, about `SAMPLE_TOKENS` of them. int64 [blocks, seq]
         tokenizer_has_bos: whether there is a begin-of-text token that blocks could begin with.
-        force: warn where it would refuse.
 
     Returns:
         The agreement; None where the teacher runs in float32, or there is none.

@@ -81,7 +81,6 @@ class FrozenDecoder:
 
     Args:
         model: any Hugging Face causal LM. Its parameters are set to need no gradient, and it is put in evaluation mode.
-        layer: index of the block whose output is read.
 
     Raises:
         CoCoMixError: the blocks cannot be found or `layer` is out of range.

@@ -84,11 +84,8 @@ def fit_dictionary(
 
     Args:
         model: the teacher; frozen.
-        layer: 0-based index of the block.
-        blocks: training tokens.
         evaluation: held-out token ids, int64 [blocks, seq]; a few thousand tokens.
         output: folder to write, see `cocomix.concepts.dictionary_folder`.
-        settings: see `FitSettings`.
         teacher_name: for the manifest; the model's own record by default.
         tokens: likewise, the fingerprint of the prepared data.
         revision: likewise, of the teacher on the hub.

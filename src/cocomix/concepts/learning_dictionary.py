@@ -47,15 +47,12 @@ class LearningDictionary:
     """The autoencoder, its optimizer (Adam), the slow copy, and what was counted since the last log line.
 
     Args:
-        d_model: width of the hidden states.
         num_concepts: latents (C).
         active: concepts active at a position, at most.
         layer: 0-based index of the block whose output it reads, for the saved dictionary.
         decay: of the slow copy, per optimizer step: copy ← decay · copy + (1 − decay) · weights; see `moves`.
         learning_rate: of Adam; by default a fifth of that of `FitSettings`.
         dead_after_tokens: a concept that was active at none of the last so many positions counts as dead.
-        seed: of the initial weights.
-        device: where everything is.
 
     Attributes:
         copy: the dictionary that makes labels. Its tensors change in `step`.

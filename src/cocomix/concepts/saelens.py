@@ -162,8 +162,6 @@ def read_sae(
     """Read the two files of an autoencoder, in float32 on the CPU, as arguments of `ConceptDictionary`.
 
     Args:
-        config: `cfg.json` of any version.
-        weights: `sae_weights.safetensors`.
         overrides: fields that the registry of releases sets in place of the file's.
         scale: see `dictionary_of`.
     """
@@ -266,8 +264,6 @@ def block_of_hook(hook_name: str | None, name: str, hook_name_out: str | None = 
     The input of block N is the output of block N − 1.
 
     Args:
-        hook_name: of what it reads.
-        name: of the autoencoder, for messages.
         hook_name_out: of what it predicts, for transcoders.
     """
     if hook_name_out not in (None, hook_name):

@@ -60,9 +60,7 @@ def best_by_attribution(
     Args:
         hidden: [batch, seq, d_model].
         gradient: of the loss with respect to `hidden`, float32.
-        k: how many are needed at least.
         activation: `latent` gives all active concepts, `pre` the k best of all, over chunks of positions.
-        sign: which of them are the best.
     """
     if activation == "latent":
         codes = dictionary.encode(hidden)

@@ -28,10 +28,6 @@ class TokenBytes:
     space as "▁" and a byte that is in no piece as "<0xE2>". Special tokens (begin, end, padding) stand for no bytes. A
     tokenizer that normalizes text stands for the bytes of the normalized text.
 
-    Args:
-        tokenizer: a fast tokenizer.
-        name: of the tokenizer, for messages.
-
     Raises:
         CoCoMixError: tokens do not say which bytes they stand for (WordPiece, Unigram without byte fallback, …).
     """
@@ -89,12 +85,7 @@ class TokenBytes:
 
 
 class TokenEnds:
-    """The tokens of a text in another tokenizer, and the byte of the text at which each ends.
-
-    Args:
-        tokenizer: a fast tokenizer of any kind.
-        name: for messages.
-    """
+    """The tokens of a text in another tokenizer, and the byte of the text at which each ends."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
         self.tokenizer = tokenizer

@@ -95,7 +95,6 @@ def encode_share(settings: PrepareSettings, output: Path | str, share: int, shar
         settings: the same in all jobs, with an existing tokenizer and without `max_bytes`.
         output: as of `prepare`, on a disk that all jobs share.
         share: number of this share, from 0.
-        shares: how many there are.
 
     Raises:
         CoCoMixError: as `prepare`; or the settings need the input in order.

@@ -150,7 +150,6 @@ def text_of(value: object, text_column: str, where: str = "") -> str:
 
     Args:
         value: from JSON, Parquet or a data set of the Hub; bytes may hold what is not UTF-8.
-        text_column: where it stood.
         where: begins the message, such as `"books.parquet, row 3: "`.
     """
     if isinstance(value, bytes):

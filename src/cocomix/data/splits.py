@@ -114,7 +114,6 @@ def divide(members: Sequence[Member], *, drawn: bool, max_bytes: int | None, nee
     Where the draw leaves a split with less than a block, the documents that came nearest are moved to it.
 
     Args:
-        members: all units, in order.
         drawn: whether documents are drawn; otherwise every unit is of one split.
         max_bytes: units and documents after so many bytes of training text are left out.
         needed: tokens of a block.

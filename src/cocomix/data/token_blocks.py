@@ -39,11 +39,7 @@ class TokenShard:
     tokens: "Tokens" = field(repr=False)
 
     def read(self) -> NDArray[Any]:
-        """The blocks [stop − start, block_size], uint16 or uint32, as a read-only view of the file's memory map.
-
-        Raises:
-            CoCoMixError: as `TokenBlocks.rows`.
-        """
+        """The blocks [stop − start, block_size], uint16 or uint32, as a read-only view of the file's memory map."""
         return mapped_blocks(self.tokens, self.file)[self.start : self.stop]
 
 
@@ -52,8 +48,6 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         files: the files, in order, each with the folder it is in.
-        counts: documents, tokens, bytes and blocks of the split.
-        block_size: tokens a block.
         scattered: the blocks are read here and there rather than one after another, see `mapped_array`.
     """
 
@@ -120,7 +114,6 @@ def document_positions(input_ids: Tensor, eos_token_id: int, bos_token_id: int |
 
     Args:
         input_ids: tokens of a block. [seq], int64
-        eos_token_id: the end-of-document token.
         bos_token_id: what every block begins with; `None` where that is text.
 
     Returns:
@@ -146,7 +139,6 @@ class DocumentBlocks(Dataset[dict[str, Tensor]]):
 
     Args:
         blocks: rows with `input_ids` [seq]; whatever else is in a row stays.
-        eos_token_id: the end-of-document token.
         bos_token_id: what every block begins with; the first document of a block sees it, the others do not.
     """
 

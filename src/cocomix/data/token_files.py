@@ -47,8 +47,6 @@ class TokenFiles:
     """Reads token files made with one tokenizer.
 
     Args:
-        tokenizer: what they were made with.
-        eos_token_id: ends a document.
         dtype: of the tokens in files that do not say it; told from their content if it is None.
     """
 
@@ -61,9 +59,6 @@ class TokenFiles:
         """Cut a file into ranges of about `target` bytes: first token, one past the last, bytes.
 
         The documents of a range are those that begin in it.
-
-        Raises:
-            CoCoMixError: it is no token file.
         """
         file = self._open(where)
         count, width = len(file.tokens), file.tokens.dtype.itemsize
@@ -80,9 +75,6 @@ class TokenFiles:
         Yields:
             Tokens with the end-of-document token, which is added where only the index tells of an end; the text, UTF-8;
             whether the document ends; bytes read.
-
-        Raises:
-            CoCoMixError: there are tokens that the tokenizer does not have.
         """
         file = self._open(where)
         for begin, end, last in self._pieces(where, file, self._first_document(where, file, start), stop):

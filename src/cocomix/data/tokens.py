@@ -270,7 +270,6 @@ class MixedData(Tokens):
     validation blocks, or where fewer are asked for, the first of each corpus in these shares.
 
     Attributes:
-        parts: the corpora.
         shares: of each, adding up to 1.
     """
 
@@ -324,11 +323,7 @@ class MixedData(Tokens):
         return chosen
 
     def split(self, name: str, *, scattered: bool = False) -> TokenBlocks:
-        """The blocks of all corpora, one corpus after the other; see `Tokens.split`.
-
-        Raises:
-            CoCoMixError: there is no such split.
-        """
+        """The blocks of all corpora, one corpus after the other; see `Tokens.split`."""
         counts = self._counts(name)
         files = [(part, file) for part in self.parts for file in part.manifest.splits[name].files]
         return TokenBlocks(files, counts, self.manifest.block_size, scattered=scattered)

@@ -156,9 +156,6 @@ def unit_parts(
     """The documents of a unit; texts of nothing but white space are left out.
 
     With `max_bytes`, ends where the unit's training documents, or one document, have so many; `threshold` tells them.
-
-    Raises:
-        CoCoMixError: a source cannot be read.
     """
     limit = math.inf if settings.max_bytes is None or unit.validates else settings.max_bytes
     digest, size, training, unread = DocumentHash(), 0, 0, 0

@@ -40,7 +40,6 @@ class Workers:
         Args:
             function: picklable. Gets an item, a function to report progress to, and one to call now and then, which
                 raises where the work is no longer wanted.
-            items: picklable, too.
             advance: called with the progress of all processes.
         """
         if self.count == 1 or len(items) <= 1:

@@ -65,7 +65,6 @@ def open_labeller(
     """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
 
     Args:
-        config: settings of the labeller.
         device: where to put its models; the best one by default.
         tables: what its first pass learned before.
         force: warn where it would refuse.

@@ -48,9 +48,7 @@ class PlainDistiller:
     """The largest probabilities of a teacher of the data's tokenizer.
 
     Args:
-        decoder: the teacher.
         top_k: probabilities kept per position.
-        dtype: what the teacher runs in.
     """
 
     def __init__(self, decoder: FrozenDecoder, top_k: int, vocab_size: int, dtype: ProbabilityDtype) -> None:
@@ -75,11 +73,8 @@ class AlignedDistiller(PlainDistiller):
     """Targets of a teacher of any tokenizer, of the kinds `first_token`, `uld` and `alm`.
 
     Args:
-        decoder: the teacher.
         top_k: probabilities kept per position; not of `alm`.
         vocab_size: of the student's tokenizer.
-        dtype: what the teacher runs in.
-        kind: of the targets.
         student: tokenizer of the blocks.
         tokenizers: fingerprints of both tokenizers by the names "student" and "teacher".
         max_length: longest sequence that the teacher reads.

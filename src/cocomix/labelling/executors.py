@@ -67,8 +67,6 @@ class SlurmArray(Executor):
 
     Attributes:
         index: of this job, counted from 0.
-        count: how many jobs there are.
-        inner: where this job computes.
     """
 
     index: int

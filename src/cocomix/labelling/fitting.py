@@ -45,7 +45,6 @@ def fit_on_data(
         data_path: folder written by `cocomix prepare`. The text of data of another tokenizer is read in the teacher's.
         teacher: the language model and the block whose output is described.
         output: folder to write; SAELens reads it too.
-        settings: sizes and schedule.
         teachers: where the teacher is found; it is loaded for this call alone by default.
 
     Raises:

@@ -60,8 +60,6 @@ def label_data(
 
     Args:
         data: folder written by `cocomix prepare`.
-        config: settings of the labeller.
-        output: folder to write.
         scores: type in which scores are kept; `none` halves the room on the disk.
         force: go on with a dictionary or a dtype that `open_labeller` would refuse.
         blocks: label only so many training blocks, from the beginning; all by default. Other splits are labelled whole.
@@ -95,14 +93,11 @@ def distill_data(
     Args:
         data: folder written by `cocomix prepare`.
         teacher: the language model; its layer plays no part.
-        output: folder to write.
         kind: of the targets. `auto` is `top_k` where the teacher has the data's tokenizer, and `first_token` where it
             has another one. The first-token marginal of a teacher of the data's tokenizer is its `top_k`.
         top_k: probabilities kept per position, by default 64 of `top_k` and 32 of the others; with the size of the
             vocabulary, the whole distribution. Not for `alm`.
         dtype: what the teacher runs in; `auto` is bfloat16 on a GPU and on a CPU with AMX, else float32.
-        blocks: as in `label_data`.
-        teachers: as in `label_data`.
 
     Returns:
         The targets; None while shards are left to other jobs.
@@ -137,8 +132,6 @@ def label_and_distill(
 
     Args:
         config: settings of a labeller with a teacher.
-        output: folder of labels.
-        probabilities: folder of what the teacher predicts.
         top_k: of the probabilities, as in `distill_data`; the other arguments are as in `label_data`.
         distilled_as: options of the command line, for the manifest of the probabilities; those of `job` are the
             labels'.

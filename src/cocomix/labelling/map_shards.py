@@ -84,9 +84,6 @@ class PartFolder:
     def join(self, file: str, shards: Sequence["TokenShard"]) -> None:
         """Join the parts of a token file, if all are there and no other process is joining them.
 
-        Args:
-            shards: of the token file, in order.
-
         Raises:
             DamagedPart: one could not be read and was removed.
         """
@@ -217,11 +214,8 @@ def map_shards(
     A shard that fails is tried again at the end, up to `retries` times, and left out after that; the rest goes on.
 
     Args:
-        function: from tokens to arrays.
         shards: all of the data, in order, file after file; the same in every job.
         folders: the unfinished folders, and which of the function's arrays each of them keeps.
-        executor: where the function is computed.
-        retries: how often a shard is tried again.
 
     Raises:
         CoCoMixError: nothing can be computed at all.

@@ -53,7 +53,6 @@ class StoredManifest(Manifest):
     """What every manifest of stored arrays says.
 
     Attributes:
-        block_size: tokens per block.
         splits: the token files of every split, in order.
         asked: options of the command line that made it; the same command given again is recognised by them.
         teacher_files: hash of the files that the teacher was loaded from; None of a hub name, and without a teacher.
@@ -184,11 +183,7 @@ class StoredArrays(Artifact[M]):
                     stored[name]
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse numbers that cannot be.
-
-        Raises:
-            CoCoMixError: naming what is out of range.
-        """
+        """Refuse numbers that cannot be."""
         raise NotImplementedError
 
     @property

@@ -55,11 +55,9 @@ class LabelsManifest(StoredManifest):
         labels: settings of the labeller, as in a recipe: `kind`, `k`, teacher and dictionary, if it has them.
         labeller: its fingerprint, part by part (`ConceptLabeller.fingerprint`).
         num_concepts: ids are below it.
-        scores: type of the stored scores.
         agreement_with_float32: share of positions of a sample whose label sets equalled those of the same teacher in
             float32; None where it ran in float32, or there is no teacher.
         score_kept_of_float32: share of the best labels' score that the chosen ones have there; None likewise.
-        statistics: counts.
         content: how much of the labels the current token alone tells; None where there are too few to say.
     """
 
@@ -150,11 +148,7 @@ class Labels(StoredArrays[LabelsManifest]):
         return load_file(self.file(TABLES)) if TABLES in self.manifest.files else {}
 
     def require_concepts(self, num_concepts: int) -> None:
-        """Refuse a model with another number of concepts.
-
-        Raises:
-            CoCoMixError: it has.
-        """
+        """Refuse a model with another number of concepts."""
         if self.num_concepts != num_concepts:
             raise CoCoMixError(
                 f"the labels in {self.path} name {self.num_concepts} concepts, but the model has {num_concepts}; set "

@@ -49,7 +49,6 @@ class Job:
         unit_tokens: tokens of a shard, which are computed and saved together; by default 2²⁰ with an accelerator and
             2¹⁵ without, half a minute of GPT-2's work. An unfinished folder keeps those it was begun with.
         executor: where the work is done.
-        retries: how often a shard that failed is tried again.
         asked: options of the command line, for the manifest.
     """
 

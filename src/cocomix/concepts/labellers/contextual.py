@@ -71,11 +71,6 @@ class CentredLabeller(FittedTeacherLabeller):
         return SparseCodes(codes.ids, values.masked_fill(codes.values == 0, 0.0))
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`.
-
-        Raises:
-            CoCoMixError: nothing was learned yet.
-        """
         codes, labelled = self.scored(input_ids, attention_mask)
         codes = self.centred(input_ids, codes)
         return best_labels(codes, criterion(codes.values, self.settings.get("sign", "loss")), labelled, k)

@@ -46,11 +46,7 @@ class FutureWordsLabeller(FutureLabeller):
         return self.vocabulary.size
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`; labels are on the labeller's device.
-
-        Raises:
-            CoCoMixError: nothing was learned yet.
-        """
+        """See `ConceptLabeller.label`; labels are on the labeller's device."""
         self.require_tables()
         tokens, same = self.ahead(input_ids, attention_mask)
         idf = self._tables["idf"][tokens]  # [batch, seq, window]

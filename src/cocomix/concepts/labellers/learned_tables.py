@@ -79,11 +79,7 @@ class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
         raise NotImplementedError
 
     def fit(self, batches: Iterable[Tensor]) -> Self:
-        """Learn the tables from batches of token ids, int64 [batch, seq] each.
-
-        Raises:
-            CoCoMixError: there is no token.
-        """
+        """Learn the tables from batches of token ids, int64 [batch, seq] each."""
         n_concepts, vocab_size = self.num_concepts, self.teacher.vocab_size
         counts = torch.zeros(vocab_size, dtype=torch.int64)
         keys, sums = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)

@@ -89,11 +89,7 @@ class OnlineLabeller:
     def build(
         cls, config: Any, *, device: torch.device | str | None, vocabulary: Vocabulary | None, force: bool = False
     ) -> NoReturn:
-        """Refused: outside training there is no student.
-
-        Raises:
-            CoCoMixError: always.
-        """
+        """Refused: outside training there is no student."""
         raise CoCoMixError(
             "labels of kind 'online' are of a student's states while it trains, so they cannot be made before; train "
             "with labels: {kind: online}, or make those of a finished run: --kind activation --teacher "
@@ -140,11 +136,7 @@ class OnlineLabeller:
 
     @torch.no_grad()
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`; labels are on the student's device.
-
-        Raises:
-            CoCoMixError: there is no student.
-        """
+        """See `ConceptLabeller.label`; labels are on the student's device."""
         self._require_student()
         with torch.autocast(self.teacher.decoder.device.type, enabled=False):  # of an evaluation around it
             return ActivationLabeller(self.teacher, dtype=self.config.dtype).label(input_ids, attention_mask, k=k)
@@ -158,7 +150,6 @@ class OnlineLabeller:
             attention_mask: [batch, seq], 1 = token, 0 = padding.
             targets: the tokens, `IGNORE` in place of those that are not predicted; before them there are no labels, and
                 nothing is learned. [batch, seq]
-            k: labels per position.
 
         Returns:
             Ids of the labels, `IGNORE` where there is none. int64 [batch, seq, k]

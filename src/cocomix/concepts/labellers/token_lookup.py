@@ -61,11 +61,6 @@ class TokenLookupLabeller(FittedTeacherLabeller):
         return labeller
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`.
-
-        Raises:
-            CoCoMixError: k is larger than the table is wide, or there is no table yet.
-        """
         self.require_tables()
         if k > TABLE_WIDTH:
             raise CoCoMixError(f"token_lookup keeps {TABLE_WIDTH} concepts per token, so k must not be {k}.")

@@ -8,13 +8,11 @@
 A folder of SAELens' without a manifest is read just as well.
 """
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from cocomix.artifacts import Artifact, Findings, Manifest
-from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
 
@@ -130,12 +128,10 @@ class Dictionary(Artifact[DictionaryManifest]):
     def check(self, findings: Findings) -> None:
         """The teacher it was fitted on, where that is on this machine."""
         name, recorded = self.manifest.teacher, self.manifest.made_from.get("teacher")
-        if name is None or recorded is None or not Path(name).exists():
-            findings.skip("teacher", f"{name or 'the teacher'} is not on this machine")
+        if name is None or recorded is None:
+            findings.skip("teacher", "the teacher is not on this machine")
             return
         from cocomix.concepts.fingerprints import model_fingerprint  # both import PyTorch
         from cocomix.runtime.hub import load_causal_lm
 
-        with findings.check("teacher", f"weights of {name}", "get it again"):
-            if model_fingerprint(load_causal_lm(name)) != recorded:
-                raise CoCoMixError(f"{name} is not the teacher this was fitted on; bring that back, or fit again.")
+        findings.source("teacher", name, recorded, lambda: model_fingerprint(load_causal_lm(name)))

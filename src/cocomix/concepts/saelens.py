@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cocomix.artifacts import MANIFEST, url_of, write_text
 from cocomix.concepts.dictionary_folder import Dictionary
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
 if TYPE_CHECKING:
     from cocomix.concepts.dictionary import ConceptDictionary, Normalization
@@ -39,10 +39,9 @@ _HUB = re.compile(
 
 def import_sae_lens() -> Any:
     """The `sae_lens` module, an optional dependency."""
-    try:
-        import sae_lens
-    except ImportError as error:
-        raise CoCoMixError("this needs SAELens; run: pip install 'cocomix[sae]'.") from error
+    require_extra("sae", "sae_lens", purpose="fitting a dictionary, or a release in a format of its own,")
+    import sae_lens
+
     return sae_lens
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.runtime.byte_level import bytes_of
+from cocomix.runtime.byte_level import bytes_of, plain_encoder
 from cocomix.runtime.errors import CoCoMixError
 
 _PROBES = (
@@ -89,11 +89,7 @@ class TokenEnds:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
         self.tokenizer = tokenizer
-        encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        encoder.no_truncation()
-        encoder.no_padding()
-        encoder.encode_special_tokens = True  # "<|endoftext|>" in a text is text
-        self._encoder = encoder
+        self._encoder = plain_encoder(tokenizer)
         try:
             self._bytes: TokenBytes | None = TokenBytes(tokenizer, name)
         except CoCoMixError:

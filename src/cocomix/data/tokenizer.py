@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cocomix.artifacts import file_sha256, fingerprint_json
+from cocomix.runtime.byte_level import plain_encoder
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
@@ -107,22 +108,6 @@ def set_begin_of_text(tokenizer: "PreTrainedTokenizerFast", prepend_bos: bool, n
         )
     if prepend_bos != (begin_of_text(tokenizer) is not None):
         tokenizer.add_bos_token = prepend_bos
-
-
-def plain_encoder(tokenizer: "PreTrainedTokenizerFast | Path") -> Tokenizer:
-    """A copy of a tokenizer, or of one in a folder, that encodes text as text.
-
-    It adds no special tokens, truncates and pads nothing, and reads the name of a special token that happens to stand
-    in a document (such as "<|endoftext|>") as the characters it is written with.
-    """
-    if isinstance(tokenizer, Path):
-        encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    else:
-        encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True
-    return encoder
 
 
 def encode_batch(encoder: Tokenizer, texts: list[str]) -> Iterator[list[int]]:

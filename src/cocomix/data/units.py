@@ -24,9 +24,10 @@ from cocomix.data.prepare_settings import PrepareSettings
 from cocomix.data.reading import Piece, file_kind, is_compressed, open_parquet, opened, pieces, read_texts, text_of
 from cocomix.data.splits import DocumentHash, draw_of
 from cocomix.data.token_files import TokenFiles, token_files
-from cocomix.data.tokenizer import encode_batch, plain_encoder
+from cocomix.data.tokenizer import encode_batch
 from cocomix.data.tokens import id_dtype
 from cocomix.data.unit_log import UnitLog
+from cocomix.runtime.byte_level import plain_encoder
 from cocomix.runtime.errors import CoCoMixError, require_extra
 
 ALGORITHM = 1  # raised whenever the same input would give other tokens or other documents

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from cocomix.labelling.executors import Answer, Lost, WorkerPool, attempt, begin
 from cocomix.labelling.map_shards import Executor, Outcome, ShardFunction, Task, Work
 from cocomix.runtime.device import task_device
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +181,7 @@ def _check_answers(address: str) -> None:
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise CoCoMixError("--engine ray needs Ray; run: pip install 'cocomix[ray]'.") from error
+    require_extra("ray", "ray", purpose="--engine ray")
+    import ray
+
     return ray

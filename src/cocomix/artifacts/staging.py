@@ -28,6 +28,9 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated
 
+PLAN = "plan.json"
+"""Within a staging folder that can be gone on with: the kind and the identity of what is made."""
+THREADS = min(8, os.cpu_count() or 1)  # that hash files; hashlib lets other threads run meanwhile
 MARKER = ".cocomix-upload"
 """At a URL, while something is made for it: JSON, the process that makes it and a token of its own."""
 
@@ -104,11 +107,6 @@ class Claim:
             return self.remote.read(MARKER)
         except NotThere:
             return b""
-
-
-PLAN = "plan.json"
-"""Within a staging folder that can be gone on with: the kind and the identity of what is made."""
-THREADS = min(8, os.cpu_count() or 1)  # that hash files; hashlib lets other threads run meanwhile
 
 
 def made_at(output: Path | str, suffix: str = "") -> Path:

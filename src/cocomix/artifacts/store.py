@@ -1,4 +1,8 @@
-"""Folders at URLs that fsspec opens: listing, reading, writing, and where the cache keeps copies of them."""
+"""URLs where paths are expected: what they name, the folders there that fsspec opens, and the cache of copies of them.
+
+`Path("s3://bucket/data")` reads `s3:/bucket/data`, as `Path` drops a slash; `url_of` gives it back. Access keys come
+from where the file system's own library looks for them (environment, profile, role); a URL that holds some is refused.
+"""
 
 import errno
 import hashlib
@@ -20,6 +24,23 @@ from cocomix.artifacts.faults import Damaged, Unreachable
 from cocomix.artifacts.files import check_name, written_aside
 from cocomix.runtime.errors import CoCoMixError
 
+T = TypeVar("T")
+_ATTEMPTS = 5
+_FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
+_LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    ValueError,  # and so every `CoCoMixError`
+)
+_LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)  # what another attempt does not mend
+_S3_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+"""For botocore: no attempts of its own, nor of s3fs (its `retries`), of which each would be multiplied by ours."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}(.*)", re.DOTALL)
 # A secret may hold slashes and `@`, so what follows `user:` is taken out up to the last `@` of the word.
 _USER_INFO = re.compile(r"(\w:/{1,2})[^/\s@:]*:\S*@|(https?:/{1,2})[^/\s@]+@")
@@ -72,25 +93,6 @@ def require_local(path: Path, what: str) -> None:
 def is_there(path: Path) -> bool:
     """Whether a path exists here, or is a URL, which shows when it is opened."""
     return url_of(path) is not None or path.exists()
-
-
-T = TypeVar("T")
-_ATTEMPTS = 5
-_FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
-_LASTING = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    NotImplementedError,
-    ImportError,
-    TypeError,
-    ValueError,  # and so every `CoCoMixError`
-)
-_LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)  # what another attempt does not mend
-_S3_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
-"""For botocore: no attempts of its own, nor of s3fs (its `retries`), of which each would be multiplied by ours."""
 
 
 def retried(action: Callable[[], T]) -> T:

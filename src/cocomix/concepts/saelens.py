@@ -32,6 +32,21 @@ from cocomix.runtime.errors import CoCoMixError, require_extra
 if TYPE_CHECKING:
     from cocomix.concepts.dictionary import ConceptDictionary, Normalization
 
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+_NORMALIZATIONS: "dict[str, Normalization]" = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm",
+}
+"""SAELens' `normalize_activations` and our names; `centre` is said otherwise, see `_normalization`."""
+_ARCHITECTURES = ("topk", "jumprelu", "standard")
+_NOTES = ("hook_name", "hook_name_out", "prepend_bos", "model_from_pretrained_kwargs")
+_CENTRED = {"center_writing_weights": True}
+# `blocks.5.hook_resid_post` (TransformerLens), `transformer.h.5`, `model.layers.5` (modules of a Hugging Face model)
+_HOOK = re.compile(r"^(?:.*\.)?(?:blocks|block|h|layers|layer)\.(\d+)(?:\.(.+))?$")
+_OUTPUT = (None, "hook_resid_post", "hook_out", "output")
+_INPUT = ("hook_resid_pre", "hook_in", "input")
 _HUB = re.compile(
     r"^hf://(?!datasets/|spaces/)(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+?))?/?$"
 )
@@ -119,23 +134,6 @@ def _open_release(release: Mapping[str, Any], place: str, sae_id: str, name: str
         raise CoCoMixError(f"SAELens cannot load {name}: {str(error).strip() or type(error).__name__}.") from error
     config = SaeConfig.model_validate(sae.cfg.to_dict())
     return dictionary_of(config, {key: tensor.detach() for key, tensor in sae.state_dict().items()}, name)
-
-
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-
-_NORMALIZATIONS: "dict[str, Normalization]" = {
-    "none": "none",
-    "layer_norm": "layer_norm",
-    "constant_norm_rescale": "constant_norm",
-}
-"""SAELens' `normalize_activations` and our names; `centre` is said otherwise, see `_normalization`."""
-_ARCHITECTURES = ("topk", "jumprelu", "standard")
-_NOTES = ("hook_name", "hook_name_out", "prepend_bos", "model_from_pretrained_kwargs")
-_CENTRED = {"center_writing_weights": True}
-# `blocks.5.hook_resid_post` (TransformerLens), `transformer.h.5`, `model.layers.5` (modules of a Hugging Face model)
-_HOOK = re.compile(r"^(?:.*\.)?(?:blocks|block|h|layers|layer)\.(\d+)(?:\.(.+))?$")
-_OUTPUT = (None, "hook_resid_post", "hook_out", "output")
-_INPUT = ("hook_resid_pre", "hook_in", "input")
 
 
 class SaeConfig(BaseModel):

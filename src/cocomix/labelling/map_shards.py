@@ -39,9 +39,11 @@ if TYPE_CHECKING:
 
     from cocomix.data import TokenShard
 
-Arrays = Mapping[str, NDArray[Any]]  # what is stored of some blocks: arrays [blocks, …] by name
+logger = logging.getLogger(__name__)
 
+Arrays = Mapping[str, NDArray[Any]]  # what is stored of some blocks: arrays [blocks, …] by name
 PARTS = "parts"  # folder of the parts within the unfinished folder
+_MOST_FAILED = 100  # shards that failed for good, after which no more are begun: the cause is not in the shards then
 
 
 class DamagedPart(Exception):
@@ -138,11 +140,6 @@ def _join_column(path: Path, parts: Sequence[Path], column: str, blocks: int) ->
                 header = {"descr": array.dtype.str, "fortran_order": False, "shape": (blocks, *array.shape[1:])}
                 np.lib.format.write_array_header_1_0(stream, header)
             stream.write(np.ascontiguousarray(array).data)
-
-
-logger = logging.getLogger(__name__)
-
-_MOST_FAILED = 100  # shards that failed for good, after which no more are begun: the cause is not in the shards then
 
 
 class ShardFunction(Protocol):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,9 +71,8 @@ def label_data(
     Raises:
         CoCoMixError: as `open_labeller` and `store`.
     """
-    job, tokens = job or Job(), Tokens.open(data)
-    labels = _labels(tokens, config, output, scores, force, blocks, job, teachers or LoadedTeachers())
-    return _alone(labels, tokens, job, blocks)
+    call = _Call(Tokens.open(data), job or Job(), blocks, teachers or LoadedTeachers())
+    return _alone(_labels(call, config, output, scores, force), call)
 
 
 def distill_data(
@@ -105,9 +104,8 @@ def distill_data(
     Raises:
         CoCoMixError: `top_k` is out of range; the kind does not suit the tokenizers; nothing can be loaded; as `store`.
     """
-    job, tokens = job or Job(), Tokens.open(data)
-    targets = _probabilities(tokens, teacher, output, kind, top_k, dtype, blocks, job, teachers or LoadedTeachers())
-    return _alone(targets, tokens, job, blocks)
+    call = _Call(Tokens.open(data), job or Job(), blocks, teachers or LoadedTeachers())
+    return _alone(_probabilities(call, teacher, output, kind, top_k, dtype), call)
 
 
 def label_and_distill(
@@ -143,7 +141,7 @@ def label_and_distill(
         CoCoMixError: the labels have no teacher, or are made in float16, in which no probabilities are; both folders
             are the same; as `label_data` and `distill_data`.
     """
-    job, tokens, teachers = job or Job(), Tokens.open(data), teachers or LoadedTeachers()
+    call = _Call(Tokens.open(data), job or Job(), blocks, teachers or LoadedTeachers())
     config = config.resolved(default_device())
     if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
         raise CoCoMixError(
@@ -157,22 +155,30 @@ def label_and_distill(
         )
     if output == probabilities:
         raise CoCoMixError(f"labels and probabilities cannot both go to {output}; name another folder for one of them.")
-    second = replace(job, asked=distilled_as or {})
-    labels = _labels(tokens, config, output, scores, force, blocks, job, teachers)
-    targets = _probabilities(
-        tokens, config.teacher, probabilities, "auto", top_k, config.dtype, blocks, second, teachers
-    )
+    second = replace(call, job=replace(call.job, asked=distilled_as or {}))
+    labels = _labels(call, config, output, scores, force)
+    targets = _probabilities(second, config.teacher, probabilities, "auto", top_k, config.dtype)
     if isinstance(labels, Order) and isinstance(targets, Order) and reads_hidden(config):
         orders = _together(labels, targets)
         if all(order.may_share() for order in orders):
-            found, distilled = store(orders, tokens, job, blocks)
+            found, distilled = store(orders, call.tokens, call.job, blocks)
             return found, distilled
-    return _alone(labels, tokens, job, blocks), _alone(targets, tokens, job, blocks)
+    return _alone(labels, call), _alone(targets, call)
 
 
-def _alone(order: Order[A] | A, tokens: Tokens, job: Job, blocks: int | None) -> A | None:
+@dataclass(frozen=True)
+class _Call:
+    """What is labelled or distilled, and how the work is done."""
+
+    tokens: Tokens
+    job: Job
+    blocks: int | None
+    teachers: LoadedTeachers
+
+
+def _alone(order: Order[A] | A, call: _Call) -> A | None:
     """A folder made in a pass of its own, or one that is there."""
-    return store([order], tokens, job, blocks)[0] if isinstance(order, Order) else order
+    return store([order], call.tokens, call.job, call.blocks)[0] if isinstance(order, Order) else order
 
 
 def _together(labels: Order[Labels], targets: Order[TeacherProbabilities]) -> list[Order[Any]]:
@@ -188,17 +194,9 @@ def _together(labels: Order[Labels], targets: Order[TeacherProbabilities]) -> li
     ]
 
 
-def _labels(
-    tokens: Tokens,
-    config: LabellerConfig,
-    output: Path,
-    scores: Scores,
-    force: bool,
-    blocks: int | None,
-    job: Job,
-    teachers: LoadedTeachers,
-) -> Labels | Order[Labels]:
+def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, force: bool) -> Labels | Order[Labels]:
     """The folder if it is finished; else a labeller that is loaded and tried, ready to make it."""
+    tokens, job, blocks = call.tokens, call.job, call.blocks
     config = config.resolved(default_device())
     block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
     labels = config.model_dump(mode="json")
@@ -208,7 +206,7 @@ def _labels(
         return whole
     begun = partial_path(output) / TABLES
     labeller, agreement = open_labeller(
-        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force, teachers=teachers
+        tokens, config, tables=load_file(begun) if begun.is_file() else None, force=force, teachers=call.teachers
     )
     fingerprint, count = labeller.fingerprint(), labeller.num_concepts
     tables = labeller.tables() if isinstance(labeller, FittedLabeller) else {}
@@ -242,20 +240,17 @@ def _labels(
 
 
 def _probabilities(
-    tokens: Tokens,
+    call: _Call,
     teacher: TeacherConfig,
     output: Path,
     kind: TargetKind | Literal["auto"],
     top_k: int | None,
     dtype: ProbabilityDtype | Literal["auto"],
-    blocks: int | None,
-    job: Job,
-    teachers: LoadedTeachers,
 ) -> TeacherProbabilities | Order[TeacherProbabilities]:
     """The folder if it is finished; else a teacher that is loaded, ready to make it."""
-    device = default_device()
+    tokens, job, blocks, device = call.tokens, call.job, call.blocks, default_device()
     vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
-    targets = targets_for(tokens, teacher, kind, teachers)
+    targets = targets_for(tokens, teacher, kind, call.teachers)
     if targets == "alm" and top_k is not None:
         raise CoCoMixError("the kind alm stores one number a chunk of text; leave top_k out.")
     kept = top_k if top_k is not None else _DEFAULT_TOP_K[targets]
@@ -279,7 +274,7 @@ def _probabilities(
     sent = SentTokens(tokens.manifest, None if targets == "top_k" else tokens.tokenizer())
     layouts = probability_layouts(block_size, kept, vocab_size, targets)
     function = DistillFunction(layouts, block_size, batch, {}, None, teacher, targets, kept, dtype, sent)
-    distiller = function.model = function.load(teachers, device)
+    distiller = function.model = function.load(call.teachers, device)
     fingerprint = distiller.fingerprint()
     function.made_with = {**fingerprint, "code": code_version()}
     about = {

@@ -23,14 +23,11 @@ _WAIT = 0.05  # seconds before room is looked for again, while other processes' 
 
 @dataclass(frozen=True)
 class FileCache:
-    """A folder of copies. Picklable; holds nothing that a forked process must not use.
-
-    Attributes:
-        limit: bytes that its files may take, at least those of the largest file.
-    """
+    """A folder of copies. Picklable; holds nothing that a forked process must not use."""
 
     folder: Path
     limit: int
+    """Bytes that its files may take, at least those of the largest file."""
 
     def file(self, url: str, name: str, entry: FileEntry) -> Path:
         """The copy of the file `name` at `url`, which was there a moment ago: others may remove it to make room.

@@ -21,17 +21,14 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects findings while checks run.
-
-    Attributes:
-        path: of the artefact, as a person writes it.
-        found: in the order of the checks.
-    """
+    """Collects findings while checks run."""
 
     path: str
+    """Of the artefact, as a person writes it."""
     kind: str
     version: int
     found: list[Finding] = field(default_factory=list)
+    """In the order of the checks."""
 
     @property
     def broken(self) -> list[Finding]:

@@ -28,26 +28,23 @@ def file_entry(path: Path) -> FileEntry:
 
 
 class Manifest(BaseModel):
-    """What every manifest says. Subclasses add fields; who makes one gives only those and `made_from`.
-
-    Attributes:
-        kind: as of the `Artifact` class. Set by `Staging.finish`, as are the other fields but `made_from`.
-        cocomix_version: that wrote it.
-        fingerprint: SHA-256 over `contents()`.
-        identity: everything that determines the result, as it was given to `Artifact.create`.
-        made_from: role (`tokens`, `tokenizer`, `teacher`, …) → fingerprint.
-        files: every file but the manifest by its POSIX name; entries given to `Staging.finish` are not hashed again.
-    """
+    """What every manifest says. Subclasses add fields; who makes one gives only those and `made_from`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str = ""
+    """As of the `Artifact` class. Set by `Staging.finish`, as are the other fields but `made_from`."""
     version: int = 0
     cocomix_version: str = ""
+    """That wrote it."""
     fingerprint: str = ""
+    """SHA-256 over `contents()`."""
     identity: dict[str, Any] = {}
+    """Everything that determines the result, as it was given to `Artifact.create`."""
     made_from: dict[str, str] = {}
+    """Role (`tokens`, `tokenizer`, `teacher`, …) → fingerprint."""
     files: dict[Annotated[str, AfterValidator(check_name)], FileEntry] = {}
+    """Every file but the manifest by its POSIX name; entries given to `Staging.finish` are not hashed again."""
 
     def contents(self) -> Any:
         """What the fingerprint is taken over, as JSON: by default the content of all files and what they are from."""

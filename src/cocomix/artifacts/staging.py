@@ -125,20 +125,17 @@ def partial_path(output: Path | str) -> Path:
 
 @dataclass
 class Staging(Generic[M]):
-    """An output while it is made.
-
-    Attributes:
-        path: the folder to write files to, in any subfolders.
-        output: what it becomes.
-        finished: whether it did.
-    """
+    """An output while it is made."""
 
     path: Path
+    """The folder to write files to, in any subfolders."""
     output: Path
+    """What it becomes."""
     _about: Mapping[str, Any]
     _records: Callable[[str], bool]
     _claim: Claim | None
     finished: bool = False
+    """Whether it did."""
 
     def finish(self, manifest: M, scratch: Sequence[str] = ()) -> M:
         """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.

@@ -36,21 +36,18 @@ where attention that has nowhere to go is put (attention sink)."""
 
 
 class AlignedText(NamedTuple):
-    """A block's text in the teacher's tokens.
-
-    Attributes:
-        tokens: the teacher's. [teacher_seq]
-        ends: the byte of the block at which each of them ends; an end-of-document token counts as one. [teacher_seq]
-        student_ends: the byte at which each of the student's tokens ends. [seq]
-        readable: the student's tokens whose bytes the teacher has read; not those of a cut character. bool [seq]
-        closing: the student's end-of-document tokens. bool [seq]
-    """
+    """A block's text in the teacher's tokens."""
 
     tokens: list[int]
+    """The teacher's. [teacher_seq]"""
     ends: NDArray[np.int64]
+    """The byte of the block at which each of them ends; an end-of-document token counts as one. [teacher_seq]"""
     student_ends: NDArray[np.int64]
+    """The byte at which each of the student's tokens ends. [seq]"""
     readable: NDArray[np.bool_]
+    """The student's tokens whose bytes the teacher has read; not those of a cut character. bool [seq]"""
     closing: NDArray[np.bool_]
+    """The student's end-of-document tokens. bool [seq]"""
 
     def positions(self) -> NDArray[np.int64]:
         """Of the last teacher's token that ends no later than each of the student's; -1 where there is none. [seq]"""
@@ -64,18 +61,15 @@ class AlignedText(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A part of a text that the teacher reads at once.
-
-    Attributes:
-        row: of the text.
-        start: position of its first token in the text.
-        first: position in the text from which the window is used.
-    """
+    """A part of a text that the teacher reads at once."""
 
     row: int
+    """Of the text."""
     start: int
+    """Position of its first token in the text."""
     tokens: list[int]
     first: int
+    """Position in the text from which the window is used."""
 
 
 class AlignedTexts:

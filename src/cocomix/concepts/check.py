@@ -45,15 +45,12 @@ _CANDIDATES = 4  # a narrow format's labels are looked for among so many times k
 
 
 class Agreement(NamedTuple):
-    """How far labels made in a narrow format are those of float32, over the positions that have any.
-
-    Attributes:
-        equal_sets: share of positions with equal sets of labels.
-        score_kept: share of the best labels' score that the chosen ones have, both by float32.
-    """
+    """How far labels made in a narrow format are those of float32, over the positions that have any."""
 
     equal_sets: float
+    """Share of positions with equal sets of labels."""
     score_kept: float
+    """Share of the best labels' score that the chosen ones have, both by float32."""
 
 
 def check_labeller(

@@ -43,15 +43,13 @@ class InputStatistics(NamedTuple):
 class SparseCodes(NamedTuple):
     """Active concepts per position.
 
-    Attributes:
-        ids: int64 [..., width].
-        values: activations [..., width]; exactly zero in slots that are not used.
-
     `width` is k for a TopK dictionary and the largest number of active concepts at one position otherwise.
     """
 
     ids: Tensor
+    """int64 [..., width]."""
     values: Tensor
+    """Activations [..., width]; exactly zero in slots that are not used."""
 
 
 def layer_normalize(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
@@ -85,36 +83,34 @@ def centre(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
 class ConceptDictionary:
     """A sparse autoencoder used as a dictionary of concepts, in SAELens' orientation.
 
-    Attributes:
-        W_enc: [d_model, n_concepts].
-        b_enc: [n_concepts].
-        W_dec: [n_concepts, d_model].
-        b_dec: [d_model].
-        k: active concepts per position; TopK only.
-        threshold: [n_concepts], or one for all: a pre-activation must exceed it; JumpReLU only.
-        normalize: `layer_norm`, `constant_norm`, `centre` or `none`; see the module's formulas.
-        subtract_b_dec: whether b_dec is subtracted from the (normalised) input: SAELens' `apply_b_dec_to_input`.
-        name: where it came from, for messages and manifests.
-        prepend_bos: whether it is said to be fitted on contexts that begin with a begin-of-text token; `None` where
-            nothing is said. It changes no number, and is not always true (see `cocomix.concepts.saelens`).
-        layer: 0-based index of the block whose output it is said to be fitted on; `None` where nothing is said.
-
     Raises:
         CoCoMixError: shapes that do not fit, a k out of range, or both `k` and `threshold`.
     """
 
     W_enc: Tensor
+    """[d_model, n_concepts]."""
     b_enc: Tensor
+    """[n_concepts]."""
     W_dec: Tensor
+    """[n_concepts, d_model]."""
     b_dec: Tensor
+    """[d_model]."""
     _: KW_ONLY
     k: int | None = None
+    """Active concepts per position; TopK only."""
     threshold: Tensor | None = None
+    """[n_concepts], or one for all: a pre-activation must exceed it; JumpReLU only."""
     normalize: Normalization = "none"
+    """`layer_norm`, `constant_norm`, `centre` or `none`; see the module's formulas."""
     subtract_b_dec: bool = True
+    """Whether b_dec is subtracted from the (normalised) input: SAELens' `apply_b_dec_to_input`."""
     name: str = "tensors"
+    """Where it came from, for messages and manifests."""
     prepend_bos: bool | None = None
+    """Whether it is said to be fitted on contexts that begin with a begin-of-text token; `None` where nothing is said.
+    It changes no number, and is not always true (see `cocomix.concepts.saelens`)."""
     layer: int | None = None
+    """0-based index of the block whose output it is said to be fitted on; `None` where nothing is said."""
 
     def __post_init__(self) -> None:
         if self.W_enc.ndim != 2:

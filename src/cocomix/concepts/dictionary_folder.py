@@ -17,21 +17,18 @@ from cocomix.runtime.section import Section
 
 
 class DictionaryFit(Section):
-    """How well a dictionary describes a layer; see `cocomix.concepts.check` for the definitions.
-
-    Attributes:
-        fvu: fraction of variance unexplained.
-        ce_clean: the teacher's own next-token loss, nats/token.
-        ce_dictionary: the loss with the layer's output replaced by its reconstruction.
-        ce_zero: the loss with the layer's output replaced by zeros.
-        positions: how many hidden states were compared.
-    """
+    """How well a dictionary describes a layer; see `cocomix.concepts.check` for the definitions."""
 
     fvu: float
+    """Fraction of variance unexplained."""
     ce_clean: float
+    """The teacher's own next-token loss, nats/token."""
     ce_dictionary: float
+    """The loss with the layer's output replaced by its reconstruction."""
     ce_zero: float
+    """The loss with the layer's output replaced by zeros."""
     positions: int
+    """How many hidden states were compared."""
 
     @property
     def ce_recovered(self) -> float | None:
@@ -46,28 +43,24 @@ class DictionaryFit(Section):
 
 
 class FitSettings(Section):
-    """How a dictionary is fitted.
-
-    Attributes:
-        num_concepts: latents of the autoencoder (C).
-        k: active latents per position (K_SAE).
-        tokens: positions to train on; read again from the start, in another order, if the data has fewer.
-        batch_size: positions per step.
-        learning_rate: of Adam, after a warm-up over the first 5% of the steps and until a linear decay over the last
-            20%.
-        dead_after_tokens: a latent that was active at none of the last so many training positions counts as dead.
-        forward_tokens: tokens per forward pass of the teacher.
-        seed: of the initial weights and the order of the blocks.
-    """
+    """How a dictionary is fitted."""
 
     num_concepts: int = Field(default=2048, ge=2)
+    """Latents of the autoencoder (C)."""
     k: int = Field(default=16, ge=1)
+    """Active latents per position (K_SAE)."""
     tokens: int = Field(default=500_000, ge=1)
+    """Positions to train on; read again from the start, in another order, if the data has fewer."""
     batch_size: int = Field(default=1024, ge=1)
+    """Positions per step."""
     learning_rate: float | None = Field(default=None, gt=0)
+    """Of Adam, after a warm-up over the first 5% of the steps and until a linear decay over the last 20%."""
     dead_after_tokens: int = Field(default=20_000, ge=1)
+    """A latent that was active at none of the last so many training positions counts as dead."""
     forward_tokens: int = Field(default=4096, ge=1)
+    """Tokens per forward pass of the teacher."""
     seed: int = 0
+    """Of the initial weights and the order of the blocks."""
 
     @property
     def steps(self) -> int:
@@ -101,19 +94,16 @@ class FitReport(Section):
 
 
 class DictionaryManifest(Manifest):
-    """What a dictionary is of.
-
-    Attributes:
-        num_concepts: C.
-        dictionary_fingerprint: `ConceptDictionary.fingerprint`, as labels record it and recipes may pin it.
-        teacher: name of the model it was fitted on; None of an imported one.
-        layer: 0-based index of the block whose output it was fitted on; None where it is not known.
-    """
+    """What a dictionary is of."""
 
     num_concepts: int
+    """C."""
     dictionary_fingerprint: str
+    """`ConceptDictionary.fingerprint`, as labels record it and recipes may pin it."""
     teacher: str | None = None
+    """Name of the model it was fitted on; None of an imported one."""
     layer: int | None = None
+    """0-based index of the block whose output it was fitted on; None where it is not known."""
     settings: FitSettings | None = None
     report: FitReport | None = None
 

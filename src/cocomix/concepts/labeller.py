@@ -26,29 +26,23 @@ NOT_DETERMINING = ("configuration", "versions")
 
 
 class Vocabulary(NamedTuple):
-    """What a labeller is told of the tokens that it will read.
-
-    Attributes:
-        size: ids are below it.
-        eos_token_id: the token that every document ends with.
-        bos_token_id: the token that every text begins with, which gets no labels; None if texts begin with text.
-    """
+    """What a labeller is told of the tokens that it will read."""
 
     size: int
+    """Ids are below it."""
     eos_token_id: int
+    """The token that every document ends with."""
     bos_token_id: int | None = None
+    """The token that every text begins with, which gets no labels; None if texts begin with text."""
 
 
 class ConceptLabels(NamedTuple):
-    """The concepts chosen per position.
-
-    Attributes:
-        ids: int64 [batch, seq, k], best first; `IGNORE` where there is no label.
-        scores: float32 [batch, seq, k], what the kind ranks by, 0 where there is no label; None if there are none.
-    """
+    """The concepts chosen per position."""
 
     ids: Tensor
+    """int64 [batch, seq, k], best first; `IGNORE` where there is no label."""
     scores: Tensor | None = None
+    """float32 [batch, seq, k], what the kind ranks by, 0 where there is no label; None if there are none."""
 
 
 def drop_without_target(concept_labels: Tensor, targets: Tensor) -> Tensor:

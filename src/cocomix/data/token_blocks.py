@@ -25,17 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenShard:
-    """A range of blocks of one file: the unit of work of labelling. Picklable; reads through its own process's maps.
-
-    Attributes:
-        file: the file within the folder.
-        start: first block, counted within the file.
-        stop: one past the last block.
-    """
+    """A range of blocks of one file: the unit of work of labelling. Picklable; reads through its own process's maps."""
 
     file: "TokensFile"
+    """The file within the folder."""
     start: int
+    """First block, counted within the file."""
     stop: int
+    """One past the last block."""
     tokens: "Tokens" = field(repr=False)
 
     def read(self) -> NDArray[Any]:

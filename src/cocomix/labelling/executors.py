@@ -45,12 +45,10 @@ class Processes(Executor):
 
     They are started afresh, so that a script that uses this needs `if __name__ == "__main__":`. A process that dies is
     replaced, and its shard counts as failed once.
-
-    Attributes:
-        count: processes; number i uses accelerator i, or its share of this process's threads on the CPU.
     """
 
     count: int
+    """Processes; number i uses accelerator i, or its share of this process's threads on the CPU."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -63,13 +61,10 @@ class Processes(Executor):
 
 @dataclass(frozen=True)
 class SlurmArray(Executor):
-    """One of several jobs that share a folder; each computes a run of consecutive shards.
-
-    Attributes:
-        index: of this job, counted from 0.
-    """
+    """One of several jobs that share a folder; each computes a run of consecutive shards."""
 
     index: int
+    """Of this job, counted from 0."""
     count: int
     inner: Executor = field(default_factory=Inline)
 

@@ -31,34 +31,31 @@ Ints = NDArray[np.int64]
 
 
 class LabelContent(Section):
-    """What labels hold, measured on a sample of the training split.
-
-    Attributes:
-        positions: labelled positions in the sample.
-        k: labels per position, at most.
-        static_recall_at_labels: share of labels among the first k of the static list.
-        static_recall_at_32: the same of its first 32.
-        token_recall_at_labels: share of labels among the first k concepts of the current token's list.
-        token_recall_at_32: the same of its first 32.
-        entropy: H(label), of a label drawn at random, nats.
-        entropy_given_token: H(label | current token), nats, from counts. Too low where tokens are rare: a token with
-            one labelled position seems to determine its labels.
-        concepts_used: concepts with at least one label in the sample.
-        num_concepts: of the dictionary.
-        top_share: share of the labels that are of the most frequent concept.
-    """
+    """What labels hold, measured on a sample of the training split."""
 
     positions: int = Field(ge=1)
+    """Labelled positions in the sample."""
     k: int
+    """Labels per position, at most."""
     static_recall_at_labels: float
+    """Share of labels among the first k of the static list."""
     static_recall_at_32: float
+    """The same of its first 32."""
     token_recall_at_labels: float
+    """Share of labels among the first k concepts of the current token's list."""
     token_recall_at_32: float
+    """The same of its first 32."""
     entropy: float
+    """H(label), of a label drawn at random, nats."""
     entropy_given_token: float
+    """H(label | current token), nats, from counts. Too low where tokens are rare: a token with one labelled position
+    seems to determine its labels."""
     concepts_used: int
+    """Concepts with at least one label in the sample."""
     num_concepts: int
+    """Of the dictionary."""
     top_share: float
+    """Share of the labels that are of the most frequent concept."""
 
     def warnings(self, *, of_dictionary: bool = True) -> list[str]:
         """What is wrong with these labels, and what to do about it, a sentence each.

@@ -29,22 +29,19 @@ _SECONDS_BETWEEN_LOOKS = 10.0  # at what the cluster offers
 
 @dataclass(frozen=True)
 class RayExecutor(Executor):
-    """Computes on a Ray cluster.
-
-    Attributes:
-        address: `auto`, `HOST:PORT` or `ray://HOST:PORT`; by default `RAY_ADDRESS`, or a cluster started on this
-            machine for the time of the call.
-        concurrency: (fewest, most) actors. By default as many as the cluster has room for, and more when it grows; the
-            fewest are asked for also where there is no room yet, so that an autoscaling cluster grows to hold them.
-        gpus: GPUs of an actor, also a part of one. By default 1 on nodes that have any, and actors without a GPU only
-            as long as no node of the cluster has one.
-        cpus: CPU cores of an actor, and threads it computes with.
-    """
+    """Computes on a Ray cluster."""
 
     address: str | None = None
+    """`auto`, `HOST:PORT` or `ray://HOST:PORT`; by default `RAY_ADDRESS`, or a cluster started on this machine for the
+    time of the call."""
     concurrency: tuple[int, int | None] = (1, None)
+    """(fewest, most) actors. By default as many as the cluster has room for, and more when it grows; the fewest are
+    asked for also where there is no room yet, so that an autoscaling cluster grows to hold them."""
     gpus: float | None = None
+    """GPUs of an actor, also a part of one. By default 1 on nodes that have any, and actors without a GPU only as long
+    as no node of the cluster has one."""
     cpus: int = 1
+    """CPU cores of an actor, and threads it computes with."""
 
     def __post_init__(self) -> None:
         fewest, most = self.concurrency

@@ -50,24 +50,21 @@ class SharedPass(Section):
 
 
 class StoredManifest(Manifest):
-    """What every manifest of stored arrays says.
-
-    Attributes:
-        splits: the token files of every split, in order.
-        asked: options of the command line that made it; the same command given again is recognised by them.
-        teacher_files: hash of the files that the teacher was loaded from; None of a hub name, and without a teacher.
-        flops_per_token: of what computed it, in its blocks, by formula; all of it, also where a pass was shared.
-        shared_pass: the pass that made it together with another folder; None where it was made alone.
-        tokens_per_second: of the command that finished it, loading included; 0 where others had computed everything.
-    """
+    """What every manifest of stored arrays says."""
 
     block_size: int
     splits: dict[str, tuple[StoredFile, ...]]
+    """The token files of every split, in order."""
     asked: dict[str, Any] = Field(default_factory=dict)
+    """Options of the command line that made it; the same command given again is recognised by them."""
     teacher_files: str | None = None
+    """Hash of the files that the teacher was loaded from; None of a hub name, and without a teacher."""
     flops_per_token: float
+    """Of what computed it, in its blocks, by formula; all of it, also where a pass was shared."""
     shared_pass: SharedPass | None = None
+    """The pass that made it together with another folder; None where it was made alone."""
     tokens_per_second: float = 0.0
+    """Of the command that finished it, loading included; 0 where others had computed everything."""
 
     def tokens(self, split: str) -> int:
         """How many tokens a split has."""

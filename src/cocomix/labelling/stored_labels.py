@@ -49,26 +49,23 @@ class LabelStatistics(Section):
 
 
 class LabelsManifest(StoredManifest):
-    """What the labels are of and how they were made.
-
-    Attributes:
-        labels: settings of the labeller, as in a recipe: `kind`, `k`, teacher and dictionary, if it has them.
-        labeller: its fingerprint, part by part (`ConceptLabeller.fingerprint`).
-        num_concepts: ids are below it.
-        agreement_with_float32: share of positions of a sample whose label sets equalled those of the same teacher in
-            float32; None where it ran in float32, or there is no teacher.
-        score_kept_of_float32: share of the best labels' score that the chosen ones have there; None likewise.
-        content: how much of the labels the current token alone tells; None where there are too few to say.
-    """
+    """What the labels are of and how they were made."""
 
     labels: dict[str, Any]
+    """Settings of the labeller, as in a recipe: `kind`, `k`, teacher and dictionary, if it has them."""
     labeller: dict[str, str]
+    """Its fingerprint, part by part (`ConceptLabeller.fingerprint`)."""
     num_concepts: int
+    """Ids are below it."""
     scores: Scores
     agreement_with_float32: float | None = None
+    """Share of positions of a sample whose label sets equalled those of the same teacher in float32; None where it ran
+    in float32, or there is no teacher."""
     score_kept_of_float32: float | None = None
+    """Share of the best labels' score that the chosen ones have there; None likewise."""
     statistics: LabelStatistics
     content: LabelContent | None = None
+    """How much of the labels the current token alone tells; None where there are too few to say."""
 
     @field_validator("labels")
     @classmethod

@@ -42,21 +42,18 @@ A = TypeVar("A", bound=StoredArrays[Any])
 
 @dataclass(frozen=True)
 class Job:
-    """How the work is done. Nothing of it determines the results but `batch_tokens`, and that by rounding alone.
-
-    Attributes:
-        batch_tokens: tokens of a forward pass.
-        unit_tokens: tokens of a shard, which are computed and saved together; by default 2²⁰ with an accelerator and
-            2¹⁵ without, half a minute of GPT-2's work. An unfinished folder keeps those it was begun with.
-        executor: where the work is done.
-        asked: options of the command line, for the manifest.
-    """
+    """How the work is done. Nothing of it determines the results but `batch_tokens`, and that by rounding alone."""
 
     batch_tokens: int = 4096
+    """Tokens of a forward pass."""
     unit_tokens: int | None = None
+    """Tokens of a shard, which are computed and saved together; by default 2²⁰ with an accelerator and 2¹⁵ without,
+    half a minute of GPT-2's work. An unfinished folder keeps those it was begun with."""
     executor: Executor = field(default_factory=Inline)
+    """Where the work is done."""
     retries: int = 2
     asked: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the command line, for the manifest."""
 
     def batch(self, block_size: int) -> int:
         """Blocks of a forward pass."""

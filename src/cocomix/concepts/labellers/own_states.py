@@ -68,10 +68,6 @@ class OnlineLabeller:
 
     Args:
         bos_token_id: what every block begins with, which gets no labels; `None` where that is text.
-
-    Attributes:
-        teacher: the student's copy with the dictionary that makes labels, once there is a student.
-        learning: the autoencoder, likewise.
     """
 
     kind: ClassVar[str] = "online"
@@ -79,7 +75,9 @@ class OnlineLabeller:
     """Raised whenever the same settings and student would give other labels than before."""
     config_type: ClassVar = OnlineConfig
     teacher: ConceptTeacher
+    """The student's copy with the dictionary that makes labels, once there is a student."""
     learning: LearningDictionary
+    """The autoencoder, likewise."""
 
     def __init__(self, config: OnlineConfig, bos_token_id: int | None = None) -> None:
         self.config, self.bos_token_id = config, bos_token_id

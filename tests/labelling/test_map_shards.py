@@ -34,7 +34,7 @@ def compute(folder: Path, *, executor: Any = None, retries: int = 2, **trouble: 
     return map_shards(
         function,
         toy_shards(),
-        folders=[PartFolder.of(folder, function.columns)],
+        folders=[PartFolder(folder, {name: name for name in function.columns})],
         executor=executor or Inline(),
         retries=retries,
     )

@@ -24,7 +24,12 @@ from .test_map_shards import contents
 def compute(folder: Path, executor: Any, **trouble: Any) -> Report:
     folder.mkdir(exist_ok=True)
     function = Doubled(folder.parent / f"{folder.name}-journal", **trouble)
-    return map_shards(function, toy_shards(), folders=[PartFolder.of(folder, function.columns)], executor=executor)
+    return map_shards(
+        function,
+        toy_shards(),
+        folders=[PartFolder(folder, {name: name for name in function.columns})],
+        executor=executor,
+    )
 
 
 class PlainRay:

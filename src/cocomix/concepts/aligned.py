@@ -196,14 +196,9 @@ class AlignedTeacher:
         max_length: int,
         tokenizers: Mapping[str, str],
     ) -> None:
-        self.inner = inner
+        self.inner, self.num_concepts = inner, inner.num_concepts
         self.texts = AlignedTexts(student, teacher, max_length)
         self._tokenizers = dict(tokenizers)
-
-    @property
-    def num_concepts(self) -> int:
-        """Concepts of the inner labeller's dictionary."""
-        return self.inner.num_concepts
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """Labels of the student's tokens.

@@ -93,6 +93,8 @@ class FrozenDecoder:
         self.model = model.eval().requires_grad_(False)
         self.layer = layer
         self.blocks_above = len(blocks) - 1 - layer
+        self.d_model = int(model.config.get_text_config().hidden_size)
+        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])  # token ids must be below it
         self._block = blocks[layer]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._head = self._find_plain_head()
@@ -110,16 +112,6 @@ class FrozenDecoder:
         """Path of the hooked block inside the model, `transformer.h.5`; SAELens' `hook_name` for plain models."""
         names: dict[nn.Module, str] = {module: name for name, module in self.model.named_modules()}
         return names[self._block]
-
-    @property
-    def d_model(self) -> int:
-        """Width of the hidden states."""
-        return int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the input embedding: token ids must be below it."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def device(self) -> torch.device:

@@ -124,23 +124,10 @@ class ConceptTeacher:
                 raise CoCoMixError(f"{problem}; use layer {dictionary.layer}, another dictionary, or --force.")
             logger.warning("%s; used all the same.", problem)
         self.dictionary = dictionary.to(device=self.decoder.device, dtype=torch.float32)
-        self.bos_token_id = bos_token_id
+        self.layer, self.bos_token_id = layer, bos_token_id
+        self.n_concepts = dictionary.n_concepts
+        self.vocab_size = self.decoder.vocab_size  # rows of the input embedding
         self.name = name if name is not None else str(model.config.name_or_path)
-
-    @property
-    def layer(self) -> int:
-        """Index of the hooked block."""
-        return self.decoder.layer
-
-    @property
-    def n_concepts(self) -> int:
-        """Number of concepts in the dictionary."""
-        return self.dictionary.n_concepts
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the teacher's input embedding."""
-        return self.decoder.vocab_size
 
     def having_read(self, hidden: Tensor) -> Self:
         """This teacher for one batch whose hidden states are known, see `FrozenDecoder.having_read`."""

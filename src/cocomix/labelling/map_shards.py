@@ -20,11 +20,11 @@ import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -60,11 +60,6 @@ class PartFolder:
 
     path: Path  # the unfinished folder
     columns: Mapping[str, str]  # the arrays that are kept, each with its name among those that are computed
-
-    @classmethod
-    def of(cls, path: Path, names: Iterable[str]) -> Self:
-        """A folder that keeps these arrays under the names that they have."""
-        return cls(path, {name: name for name in names})
 
     def part(self, shard: "TokenShard") -> Path:
         """The file of a shard's arrays."""

@@ -238,7 +238,8 @@ def finish(kind: type[A], output: Path, data: Path | str) -> A:
     manifest = notes["manifest"]
     shards = _shards(tokens, manifest["splits"], notes["shard_blocks"])
     with kind.create(output, identity=identity, resume=True) as staging:
-        with Work([PartFolder.of(staging.path, notes["columns"])], shards, (), retries=0) as work:
+        parts = PartFolder(staging.path, {name: name for name in notes["columns"]})
+        with Work([parts], shards, (), retries=0) as work:
             report = Report(0, 1.0, {}, work.join_all())
         _complete(kind, staging, report, manifest, tokens, shared=False)
     return _opened(kind, output)

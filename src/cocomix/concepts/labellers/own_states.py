@@ -80,7 +80,7 @@ class OnlineLabeller:
     """The autoencoder, likewise."""
 
     def __init__(self, config: OnlineConfig, bos_token_id: int | None = None) -> None:
-        self.config, self.bos_token_id = config, bos_token_id
+        self.config, self.num_concepts, self.bos_token_id = config, config.num_concepts, bos_token_id
         self._student: dict[str, Tensor] | None = None
 
     @classmethod
@@ -126,11 +126,6 @@ class OnlineLabeller:
         )
         dictionary = self.learning.copy
         self.teacher = ConceptTeacher(twin, dictionary, layer, name="the student", bos_token_id=self.bos_token_id)
-
-    @property
-    def num_concepts(self) -> int:
-        """Number of concepts in the dictionary."""
-        return self.config.num_concepts
 
     @torch.no_grad()
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:

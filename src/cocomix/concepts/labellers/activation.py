@@ -20,7 +20,6 @@ class ActivationLabeller(TeacherLabeller):
     """Labels by activation, which is the score; the teacher's blocks above the layer are not run."""
 
     kind = "activation"
-    algorithm = "1"
     config_type: ClassVar = ActivationConfig
     reads_hidden = True
 

@@ -46,7 +46,6 @@ class AttributionLabeller(TeacherLabeller):
     """Labels by attribution; scores are gradients of the summed loss, so they do not depend on the batch."""
 
     kind = "attribution"
-    algorithm = "1"
     config_type: ClassVar = AttributionConfig
 
     @classmethod

@@ -43,7 +43,6 @@ class CentredLabeller(FittedTeacherLabeller):
     12 bytes a pair of token and concept that occur together.
     """
 
-    algorithm = "1"
     shapes: ClassVar[Mapping[str, torch.dtype]] = {"keys": torch.int64, "means": torch.float32}
     _keys: Tensor
     _means: Tensor

@@ -49,7 +49,6 @@ class FutureClustersLabeller(FutureLabeller):
     """
 
     kind = "future_clusters"
-    algorithm = "1"
     config_type: ClassVar = FutureClustersConfig
     shapes: ClassVar[Mapping[str, torch.dtype]] = dict.fromkeys(("idf", "embeddings", "centres"), torch.float32)
 

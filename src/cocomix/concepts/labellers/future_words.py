@@ -36,7 +36,6 @@ class FutureWordsLabeller(FutureLabeller):
     """Labels by idf · decay^distance, which is the score; the only table is `idf`."""
 
     kind = "future_words"
-    algorithm = "1"
     config_type: ClassVar = FutureWordsConfig
     shapes: ClassVar[Mapping[str, torch.dtype]] = {"idf": torch.float32}
 

@@ -33,7 +33,6 @@ class RandomLabeller(TeacherLabeller):
     """Labels drawn among the active concepts; scores are their activations."""
 
     kind = "random"
-    algorithm = "1"
     config_type: ClassVar = RandomConfig
     reads_hidden = True
 

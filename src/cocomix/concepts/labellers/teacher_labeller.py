@@ -54,7 +54,7 @@ class TeacherLabeller:
     """
 
     kind: ClassVar[str]
-    algorithm: ClassVar[str]
+    algorithm: ClassVar[str] = "1"
     """Raised whenever the same teacher, dictionary and settings would give other labels than before."""
     config_type: ClassVar[type[TeacherLabellerConfig]]
     reads_hidden: ClassVar[bool] = False

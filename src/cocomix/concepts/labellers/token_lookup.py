@@ -41,7 +41,6 @@ class TokenLookupLabeller(FittedTeacherLabeller):
     """
 
     kind = "token_lookup"
-    algorithm = "1"
     config_type: ClassVar = TokenLookupConfig
     shapes: ClassVar[Mapping[str, torch.dtype]] = {"ids": torch.int32, "means": torch.float32}
 

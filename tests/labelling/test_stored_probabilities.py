@@ -13,7 +13,8 @@ from cocomix.concepts import TeacherConfig
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.data import Tokens
 from cocomix.labelling import Concatenated, Job, TeacherProbabilities, distill_data
-from cocomix.labelling.stored_probabilities import probability_layouts, top_probabilities
+from cocomix.labelling.distillers import PlainDistiller
+from cocomix.labelling.stored_probabilities import probability_layouts
 from tests.concepts.conftest import VOCAB, make_model
 
 from .tiny import BLOCK, toy_tokens
@@ -35,7 +36,8 @@ def test_the_largest_probabilities_are_chosen(backbone: str, vocab_size: int) ->
     """Also where the head is padded beyond the vocabulary, and where its logits are capped."""
     model = make_model(backbone, **({"final_logit_softcapping": 5.0} if backbone == "gemma3" else {}))
     tokens = torch.randint(vocab_size, (3, BLOCK), generator=torch.Generator().manual_seed(3))
-    ids, log_probs = top_probabilities(FrozenDecoder(model, 0), tokens, 4, vocab_size)
+    found = PlainDistiller(FrozenDecoder(model, 0), 4, vocab_size, "float32").arrays(tokens)
+    ids, log_probs = torch.from_numpy(found["ids"]), torch.from_numpy(found["log_probs"])
     with torch.no_grad():
         expected = model(tokens).logits[..., :vocab_size].log_softmax(-1).topk(4, dim=-1)
     assert torch.equal(ids, expected.indices)
@@ -44,17 +46,18 @@ def test_the_largest_probabilities_are_chosen(backbone: str, vocab_size: int) ->
 
 def test_stored_are_the_teachers(tokens: Tokens, tmp_path: Path) -> None:
     store = make(tokens, tmp_path / "out")
-    model = make_model("gpt2")
+    distiller = PlainDistiller(FrozenDecoder(make_model("gpt2"), 0), 4, VOCAB, "float32")
     assert not store.complete
     for split in ("train", "validation"):
         blocks, stored = tokens.split(split), store.split(split)
         assert len(stored) == len(blocks)
         for index in range(len(blocks)):
-            expected = top_probabilities(FrozenDecoder(model, 0), blocks[index]["input_ids"][None], 4, VOCAB)
+            expected = distiller.arrays(blocks[index]["input_ids"][None])
             row = stored[index]
             assert row["teacher_log_probs"].dtype == torch.float16
-            assert torch.equal(row["teacher_ids"], expected[0][0])
-            torch.testing.assert_close(row["teacher_log_probs"].float(), expected[1][0], rtol=1e-3, atol=1e-3)
+            assert torch.equal(row["teacher_ids"], torch.from_numpy(expected["ids"][0]))
+            log_probs = torch.from_numpy(expected["log_probs"][0])
+            torch.testing.assert_close(row["teacher_log_probs"].float(), log_probs, rtol=1e-3, atol=1e-3)
     with pytest.raises(IndexError):
         stored[len(stored)]
     assert torch.equal(pickle.loads(pickle.dumps(stored))[0]["teacher_ids"], stored[0]["teacher_ids"])  # noqa: S301

@@ -51,7 +51,7 @@ class AlignedText(NamedTuple):
 
     def positions(self) -> NDArray[np.int64]:
         """Of the last teacher's token that ends no later than each of the student's; -1 where there is none. [seq]"""
-        return np.where(self.readable, aligned_positions(self.student_ends, self.ends), -1)
+        return np.where(self.readable, np.searchsorted(self.ends, self.student_ends, side="right") - 1, -1)
 
     def common(self) -> NDArray[np.int64]:
         """As `positions`, where both tokens end at the same byte; else -1. [seq]"""
@@ -152,15 +152,6 @@ class AlignedTexts:
             for start in _window_starts(len(text.tokens), self.max_length)
             if text.tokens
         ]
-
-
-def aligned_positions(student_ends: NDArray[np.int64], teacher_ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each student's token, the last teacher's token that ends no later; -1 where there is none. [seq]
-
-    Both arguments hold the byte at which each token ends, not decreasing: [seq] and [teacher_seq].
-    """
-    positions: NDArray[np.int64] = np.searchsorted(teacher_ends, student_ends, side="right").astype(np.int64) - 1
-    return positions
 
 
 def _window_starts(length: int, longest: int) -> Sequence[int]:

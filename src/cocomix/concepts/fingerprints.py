@@ -70,9 +70,7 @@ def _settings(model: PreTrainedModel, *, computing: bool) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.items()
-        if name not in _VOLATILE and value is not None and _computes(name) is computing
+        if name not in _VOLATILE
+        and value is not None
+        and (name not in _NOT_COMPUTING and not _COMPUTING_WORDS.isdisjoint(name.split("_"))) is computing
     }
-
-
-def _computes(name: str) -> bool:
-    return name not in _NOT_COMPUTING and not _COMPUTING_WORDS.isdisjoint(name.split("_"))

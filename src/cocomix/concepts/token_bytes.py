@@ -52,7 +52,8 @@ class TokenBytes:
             else:
                 self._bytes[number] = spelling(piece)
         self._lengths = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
-        self.adds_space = self._adds_space(backend)
+        # Whether a text's first token begins with a space that is not in the text (SentencePiece's dummy prefix).
+        self.adds_space = self.of(backend.encode("a", add_special_tokens=False).ids).startswith(b" ")
         self._check(backend, tokenizer, name)
 
     def __len__(self) -> int:
@@ -66,10 +67,6 @@ class TokenBytes:
         """At which byte each token ends, counted from the first token's beginning. [n] to [n]"""
         ends: NDArray[np.int64] = np.cumsum(self._lengths[tokens])
         return ends
-
-    def _adds_space(self, backend: Tokenizer) -> bool:
-        """Whether a text's first token begins with a space that is not in the text (SentencePiece's dummy prefix)."""
-        return self.of(backend.encode("a", add_special_tokens=False).ids).startswith(b" ")
 
     def _check(self, backend: Tokenizer, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
         for text in _PROBES:

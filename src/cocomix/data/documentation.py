@@ -58,8 +58,10 @@ def documentation_texts(roots: list[Path] | None = None) -> Iterator[tuple[str, 
         for path in _sources(root):
             name = path.relative_to(root).as_posix()
             if name == _TOPICS:
-                for topic, text in _topics(path):
-                    found.setdefault(f"{name}:{topic}", text)
+                for node in ast.parse(path.read_bytes()).body:
+                    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                        for topic, text in ast.literal_eval(node.value).items():
+                            found.setdefault(f"{name}:{topic}", text)
             else:
                 found.setdefault(name, path)
     seen: set[bytes] = set()
@@ -106,12 +108,6 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
         stack.extend(reversed(children))
-
-
-def _topics(path: Path) -> Iterator[tuple[str, str]]:
-    for node in ast.parse(path.read_bytes()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            yield from ast.literal_eval(node.value).items()
 
 
 def _is_prose(text: str) -> bool:

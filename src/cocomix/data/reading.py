@@ -100,11 +100,18 @@ def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = 
 
 
 def _cleaned(text: str, last: bool, read: int, where: str) -> Iterator[Piece]:
+    """The pieces of a text with U+FFFD for what has no UTF-8 form; refused if that is too much."""
     left = len(text)
     for part in pieces(text):
-        left -= len(part)
-        cleaned, invalid = _clean(part, where)
-        yield Piece(cleaned, last and not left, invalid, read)
+        left, invalid = left - len(part), 0
+        if not part.isascii():
+            part, invalid = _INVALID.subn("\ufffd", part)
+            if invalid > max(16, _MAX_INVALID_SHARE * len(part)):
+                raise CoCoMixError(
+                    f"{where} is not a UTF-8 text file ({invalid:,} of {len(part):,} characters cannot be decoded); "
+                    "convert it to UTF-8 or leave it out."
+                )
+        yield Piece(part, last and not left, invalid, read)
         read = 0
 
 
@@ -130,19 +137,6 @@ def _cut(text: str, start: int, end: int) -> int:
             if cuts:
                 return cuts[-1]
     return end
-
-
-def _clean(text: str, where: str) -> tuple[str, int]:
-    """The text with U+FFFD for what has no UTF-8 form, and how often that was put in; refused if too often."""
-    if text.isascii():
-        return text, 0
-    text, invalid = _INVALID.subn("\ufffd", text)
-    if invalid > max(16, _MAX_INVALID_SHARE * len(text)):
-        raise CoCoMixError(
-            f"{where} is not a UTF-8 text file ({invalid:,} of {len(text):,} characters cannot be decoded); "
-            "convert it to UTF-8 or leave it out."
-        )
-    return text, invalid
 
 
 def text_of(value: object, text_column: str, where: str = "") -> str:
@@ -266,18 +260,13 @@ def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFi
             f"{where}: there is no column {text_column!r}; the columns are {', '.join(map(repr, schema.names))}; "
             "choose one with --text-column."
         )
-    if not _is_text(schema.field(text_column).type):
+    kind = schema.field(text_column).type
+    of_values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(of_values) or pa.types.is_large_string(of_values) or pa.types.is_string_view(of_values)):
         raise CoCoMixError(
-            f"{where}: column {text_column!r} holds {schema.field(text_column).type}, not text; choose another "
-            "with --text-column."
+            f"{where}: column {text_column!r} holds {kind}, not text; choose another with --text-column."
         )
     return file
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def _unreadable(where: str, error: Exception) -> CoCoMixError:

@@ -46,19 +46,14 @@ class UnitLog:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self._tokens, fcntl.LOCK_EX)
         self._rows: IO[bytes] | None = None
-        if not self.finished:
+        if not self.finished:  # cut off what a kill, or a failure of power, left of the last parts
             self._rows = self._unfinished_path.open("ab")
-            self._cut_to_whole()
+            rows = self.rows()
+            whole = int(np.searchsorted(rows["end"], self._tokens.tell() // self.dtype.itemsize, side="right"))
+            self.kept, self.end = whole, int(rows["end"][whole - 1]) if whole else 0
+            self._tokens.truncate(self.end * self.dtype.itemsize)
+            os.truncate(self._unfinished_path, whole * ROW.itemsize)
         return self
-
-    def _cut_to_whole(self) -> None:
-        """Cut off what a kill, or a failure of power, left of the last parts."""
-        rows = self.rows()
-        whole = int(np.searchsorted(rows["end"], self._tokens.tell() // self.dtype.itemsize, side="right"))
-        self.kept = whole
-        self.end = int(rows["end"][whole - 1]) if whole else 0
-        self._tokens.truncate(self.end * self.dtype.itemsize)
-        os.truncate(self._unfinished_path, whole * ROW.itemsize)
 
     def append(self, tokens: Sequence[NDArray[Any]], rows: list[tuple[Any, ...]]) -> None:
         """Add parts: tokens of each, and its `ROW` but for `end`."""

@@ -50,7 +50,7 @@ class Workers:
         try:
             for number in range(len(items)):
                 while len(futures) < min(len(items), number + 2 * self.count):
-                    futures.append(pool.submit(_call, function, items[len(futures)]))
+                    futures.append(pool.submit(function, items[len(futures)], _advance, _stop))
                 while not futures[number].done():
                     wait([future for future in futures[number:] if not future.done()], _POLL_SECONDS, FIRST_COMPLETED)
                     now = self._progress.value
@@ -92,10 +92,6 @@ def _begin(stopped: Any, done: Any, parent: int) -> None:
     _state = (stopped, done, parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process ends the work
-
-
-def _call(function: Callable[[T, Advance, Stop], R], item: T) -> R:
-    return function(item, _advance, _stop)
 
 
 def _advance(amount: float) -> None:

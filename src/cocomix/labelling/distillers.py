@@ -35,7 +35,7 @@ from cocomix.concepts import (
     package_versions,
     pad_right,
 )
-from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind, top_probabilities
+from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
 from cocomix.runtime.errors import CoCoMixError
 
 _ALGORITHM = "1"  # raised whenever the same teacher and settings would give other targets than before
@@ -63,10 +63,21 @@ class PlainDistiller:
         """Forward FLOPs, by formula; of another tokenizer's teacher, as if it had as many tokens."""
         return self.decoder.flops_per_token(seq, up_to="head")
 
+    @torch.no_grad()
     def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
-        """The arrays of a batch of the student's blocks, int64 [batch, seq], by name."""
-        ids, log_probs = top_probabilities(self.decoder, input_ids, self.top_k, self.vocab_size, self.dtype)
-        return {"ids": ids.numpy(), "log_probs": log_probs.numpy()}
+        """The arrays of a batch of the student's blocks, int64 [batch, seq], by name.
+
+        Log-probabilities are taken in float32, and over the student's tokens: a head padded beyond them is cut.
+        """
+        states, head = self.decoder.predictions(input_ids.to(self.decoder.device), dtype=getattr(torch, self.dtype))
+        ids, log_probs = [], []
+        for row in states:  # logits of one row at a time
+            if head is not None:
+                row = F.linear(row, head.weight.to(row.dtype), None if head.bias is None else head.bias.to(row.dtype))
+            best = row[:, : self.vocab_size].log_softmax(-1, dtype=torch.float32).topk(self.top_k, dim=-1)
+            ids.append(best.indices.cpu())
+            log_probs.append(best.values.cpu())
+        return {"ids": torch.stack(ids).numpy(), "log_probs": torch.stack(log_probs).numpy()}
 
 
 class AlignedDistiller(PlainDistiller):

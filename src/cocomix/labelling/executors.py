@@ -223,7 +223,11 @@ class _ProcessPool(WorkerPool[Connection]):
             try:
                 answer = worker.recv()
             except (EOFError, ConnectionResetError):
-                answer = self._lost(worker)
+                _, process = self.processes.pop(worker)
+                process.join()
+                status = process.exitcode or 0
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+                answer = Lost(f"{process.name} {how}; if the machine ran out of memory, use fewer --workers")
             yield worker, answer
 
     def end(self) -> None:
@@ -232,13 +236,6 @@ class _ProcessPool(WorkerPool[Connection]):
         for worker, (_, process) in self.processes.items():
             process.join()
             worker.close()
-
-    def _lost(self, worker: Connection) -> Lost:
-        _, process = self.processes.pop(worker)
-        process.join()
-        status = process.exitcode or 0
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-        return Lost(f"{process.name} {how}; if the machine ran out of memory, use fewer --workers")
 
 
 @contextmanager

@@ -105,7 +105,12 @@ def label_content(
     static_rank = np.empty(num_concepts, np.int64)
     static_rank[static] = np.arange(num_concepts)
     by_static = static_rank[measured % num_concepts]
-    by_token = _token_ranks(fitted, measured, by_static, num_concepts)
+    fitted_pairs, fitted_counts = np.unique(fitted, return_counts=True)
+    fitted_tokens = fitted_pairs // num_concepts
+    ranks = places_in_lists(fitted_tokens, fitted_counts)
+    place = np.minimum(np.searchsorted(fitted_pairs, measured), len(fitted_pairs) - 1)
+    found = np.where(fitted_pairs[place] == measured, ranks[place], num_concepts)  # beyond a list that lacks the label
+    by_token = np.where(np.isin(measured // num_concepts, fitted_tokens), found, by_static)
     everything = np.concatenate([fitted, measured])
     pairs, pair_counts = np.unique(everything, return_counts=True)
     concept_counts = np.bincount(everything % num_concepts, minlength=num_concepts)
@@ -136,16 +141,6 @@ def places_in_lists(tokens: NDArray[Any], counts: NDArray[Any]) -> Ints:
     places = np.empty(len(tokens), np.int64)
     places[order] = np.arange(len(tokens)) - np.searchsorted(tokens, tokens)
     return places
-
-
-def _token_ranks(fitted: Ints, measured: Ints, by_static: Ints, num_concepts: int) -> Ints:
-    """Place of every measured label in its token's list; beyond all lists where the list lacks it."""
-    pairs, counts = np.unique(fitted, return_counts=True)
-    tokens = pairs // num_concepts
-    ranks = places_in_lists(tokens, counts)
-    place = np.minimum(np.searchsorted(pairs, measured), len(pairs) - 1)
-    found = np.where(pairs[place] == measured, ranks[place], num_concepts)
-    return np.where(np.isin(measured // num_concepts, tokens), found, by_static)
 
 
 def _entropy(counts: NDArray[np.integer[Any]]) -> float:

@@ -117,20 +117,15 @@ def _write_part(path: Path, arrays: Arrays) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # uncompressed, with a checksum of every array
 
 
-def _read_part(part: Path, column: str) -> NDArray[Any]:
-    try:
-        with np.load(part) as stored:  # a checksum that differs is a BadZipFile
-            array: NDArray[Any] = stored[column]
-            return array
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-        raise DamagedPart(part) from error
-
-
 def _join_column(path: Path, parts: Sequence[Path], column: str, blocks: int) -> None:
     """Write one array of all parts, one after the other, as a `.npy` file; memory holds one part's."""
     with written_aside(path) as aside, aside.open("wb") as stream:
         for number, part in enumerate(parts):
-            array = _read_part(part, column)
+            try:
+                with np.load(part) as stored:  # a checksum that differs is a BadZipFile
+                    array = stored[column]
+            except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+                raise DamagedPart(part) from error
             if number == 0:
                 header = {"descr": array.dtype.str, "fortran_order": False, "shape": (blocks, *array.shape[1:])}
                 np.lib.format.write_array_header_1_0(stream, header)

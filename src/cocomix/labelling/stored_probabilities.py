@@ -26,7 +26,6 @@ from cocomix.runtime.errors import CoCoMixError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cocomix.concepts import FrozenDecoder
 
 ProbabilityDtype = Literal["float32", "bfloat16"]
 TargetKind = Literal["top_k", "first_token", "uld", "alm"]
@@ -151,28 +150,3 @@ class ProbabilityBlocks(StoredBlocks[ProbabilitiesManifest]):
             f"teacher_{name}": torch.from_numpy(array.copy() if array.dtype.kind == "f" else array.astype(np.int64))
             for name, array in arrays.items()
         }
-
-
-def top_probabilities(
-    decoder: "FrozenDecoder", input_ids: "Tensor", top_k: int, vocab_size: int, dtype: ProbabilityDtype = "float32"
-) -> "tuple[Tensor, Tensor]":
-    """The K likeliest next tokens of int64 [batch, seq], and their log-probabilities.
-
-    Log-probabilities are taken in float32, and over the first `vocab_size` tokens: a head padded beyond them is cut.
-
-    Returns:
-        int64 and float32, [batch, seq, K] each, on the CPU, the likeliest first.
-    """
-    import torch
-    from torch.nn import functional as F
-
-    with torch.no_grad():
-        states, head = decoder.predictions(input_ids.to(decoder.device), dtype=getattr(torch, dtype))
-        ids, log_probs = [], []
-        for row in states:  # logits of one row at a time
-            if head is not None:
-                row = F.linear(row, head.weight.to(row.dtype), None if head.bias is None else head.bias.to(row.dtype))
-            best = row[:, :vocab_size].log_softmax(-1, dtype=torch.float32).topk(top_k, dim=-1)
-            ids.append(best.indices.cpu())
-            log_probs.append(best.values.cpu())
-        return torch.stack(ids), torch.stack(log_probs)

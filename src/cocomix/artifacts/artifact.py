@@ -55,8 +55,6 @@ class Artifact(Generic[M]):
         if "kind" in cls.__dict__:
             _KINDS[cls.kind] = cls
 
-    # ---- making ------------------------------------------------------------------------------------------------------
-
     @classmethod
     @contextmanager
     def create(
@@ -132,8 +130,6 @@ class Artifact(Generic[M]):
     def records(cls, name: str) -> bool:
         """Whether the manifest lists the file of this POSIX name; not what later commands may add to or change."""
         return True
-
-    # ---- reading -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -249,8 +245,6 @@ class Artifact(Generic[M]):
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the settings in which `identity` differs from the one this was made with, among those it has."""
         return differing(self.manifest.identity, as_json(identity))
-
-    # ---- looking after -----------------------------------------------------------------------------------------------
 
     def verify(self) -> Findings:
         """Hash all files, compare the fingerprint, and check what the kind itself can tell.

@@ -153,8 +153,6 @@ class _Preparation:
             logger.warning("%s MB of the input are encoded and kept", f"{self.read:,.1f}")
             raise
 
-    # ---- encoding ----------------------------------------------------------------------------------------------------
-
     def encoding(self, folder: Path) -> Encoding:
         """Get the tokenizer, and cut the input into units."""
         from cocomix.runtime.hub import load_tokenizer  # takes seconds
@@ -240,8 +238,6 @@ class _Preparation:
                             if left <= 0:
                                 break
         return members
-
-    # ---- packing -----------------------------------------------------------------------------------------------------
 
     def pack(self, folder: Path, encoding: Encoding, members: list[Member], pool: Workers) -> TokensManifest:
         """Divide the documents and write the blocks of both splits."""

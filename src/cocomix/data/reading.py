@@ -157,9 +157,6 @@ def text_of(value: object, text_column: str, where: str = "") -> str:
     )
 
 
-# ---- kinds of files ------------------------------------------------------------------------------------------------
-
-
 def _plain_text(where: str, stream: BinaryIO) -> _Texts:
     """One document, in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -272,9 +269,6 @@ def open_parquet(where: str, stream: BinaryIO, text_column: str) -> pq.ParquetFi
 def _unreadable(where: str, error: Exception) -> CoCoMixError:
     reason = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
     return CoCoMixError(f"{where} is not a readable Parquet file ({reason}); fetch it again.")
-
-
-# ---- opening -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -119,8 +119,6 @@ class TokenFiles:
         first, last = np.searchsorted(file.ends, [start, stop], side="right")
         return file.ends[first:last]
 
-    # ---- text --------------------------------------------------------------------------------------------------------
-
     def _text(self, tokens: NDArray[Any]) -> bytes:
         if self._bytes is None:
             text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
@@ -137,8 +135,6 @@ class TokenFiles:
         for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
             table[number] = token.encode() if token in added else bytes_of(token)
         return table
-
-    # ---- formats -----------------------------------------------------------------------------------------------------
 
     def _open(self, where: str) -> _File:
         try:

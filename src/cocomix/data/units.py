@@ -81,9 +81,6 @@ class Encoding:
         return UnitLog(self.folder / name, id_dtype(self.vocab_size))
 
 
-# ---- cutting the input into units ----------------------------------------------------------------------------------
-
-
 def plan_units(sources: Sequence[Source], text_column: str, token_files: TokenFiles | None) -> list[Unit]:
     """Cut sources into units, in order; the same sources give the same units.
 
@@ -135,9 +132,6 @@ def _row_group_spans(file: SourceFile, target: int, text_column: str) -> Iterato
         if rows * share >= target or group == metadata.num_row_groups - 1:
             yield replace(file, size=int(rows * share), start=start, stop=group + 1)
             start, rows = group + 1, 0
-
-
-# ---- the documents of a unit ---------------------------------------------------------------------------------------
 
 
 class Part(NamedTuple):
@@ -228,9 +222,6 @@ def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
             f"{name} is not a path here, and not a data set that the Hugging Face Hub gives ({reason}); check the "
             "name, the configuration and the split."
         ) from error
-
-
-# ---- encoding ------------------------------------------------------------------------------------------------------
 
 
 def encode_unit(encoding: Encoding, unit: Unit, advance: Callable[[float], None], stop: Callable[[], None]) -> None:

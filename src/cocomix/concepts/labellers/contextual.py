@@ -43,9 +43,11 @@ class CentredLabeller(FittedTeacherLabeller):
     12 bytes a pair of token and concept that occur together.
     """
 
-    shapes: ClassVar[Mapping[str, torch.dtype]] = {"keys": torch.int64, "means": torch.float32}
     _keys: Tensor
     _means: Tensor
+
+    def layouts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+        return {"keys": (torch.int64, None), "means": (torch.float32, None)}
 
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
         positions = sums.counts[sums.keys // self.num_concepts].clamp(min=_FEW)

@@ -61,6 +61,9 @@ class FutureLabeller(TableLabeller):
             raise CoCoMixError(f"labels of kind {cls.kind} are of the data's own tokens; name its vocabulary.")
         return cls(vocabulary, device=device, **config.model_dump(exclude={"kind", "k"}))
 
+    def layouts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+        return {"idf": (torch.float32, (self.vocabulary.size,))}
+
     def learned(self, rows: list[Tensor], idf: Tensor) -> dict[str, Tensor]:
         """The tables beside `idf`, from the sample's batches, int64 [batch, seq] each."""
         return {}
@@ -75,11 +78,6 @@ class FutureLabeller(TableLabeller):
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
         labeller = super().with_tables(tables)
-        if len(tables["idf"]) != self.vocabulary.size:
-            raise CoCoMixError(
-                f"the tables of {self.kind} are of {len(tables['idf'])} tokens, but the data has "
-                f"{self.vocabulary.size}; label the data again."
-            )
         labeller._tables = {name: table.to(self.device) for name, table in tables.items()}
         return labeller
 

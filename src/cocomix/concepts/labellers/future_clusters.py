@@ -6,7 +6,6 @@ eight apart (Levy & Goldberg, 2014, with √S), at length 1. Concepts are the cl
 bags, and labels are the k nearest ones by cosine.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -50,7 +49,6 @@ class FutureClustersLabeller(FutureLabeller):
 
     kind = "future_clusters"
     config_type: ClassVar = FutureClustersConfig
-    shapes: ClassVar[Mapping[str, torch.dtype]] = dict.fromkeys(("idf", "embeddings", "centres"), torch.float32)
 
     @property
     def num_concepts(self) -> int:
@@ -82,15 +80,10 @@ class FutureClustersLabeller(FutureLabeller):
         centres = F.normalize(torch.from_numpy(found.cluster_centers_).float(), dim=-1)
         return {"embeddings": embeddings, "centres": centres}
 
-    def with_tables(self, tables: Mapping[str, Tensor]) -> "FutureClustersLabeller":
-        labeller = super().with_tables(tables)
-        shape = (self.num_concepts, int(self.settings["dimensions"]))
-        if tuple(tables["centres"].shape) != shape:
-            raise CoCoMixError(
-                f"the table centres of {self.kind} has shape {list(tables['centres'].shape)}, but the settings ask for "
-                f"{list(shape)}; label the data again."
-            )
-        return labeller
+    def layouts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+        rows = {"embeddings": self.vocabulary.size, "centres": self.num_concepts}
+        dimensions = int(self.settings["dimensions"])
+        return super().layouts() | {name: (torch.float32, (count, dimensions)) for name, count in rows.items()}
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`; labels are on the labeller's device.

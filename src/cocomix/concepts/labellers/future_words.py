@@ -8,7 +8,6 @@ distinct ones with the largest
 where the next token's distance is 1 and a token that comes twice counts where it comes first.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -37,7 +36,6 @@ class FutureWordsLabeller(FutureLabeller):
 
     kind = "future_words"
     config_type: ClassVar = FutureWordsConfig
-    shapes: ClassVar[Mapping[str, torch.dtype]] = {"idf": torch.float32}
 
     @property
     def num_concepts(self) -> int:

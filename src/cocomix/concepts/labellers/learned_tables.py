@@ -25,11 +25,14 @@ class TableLabeller:
 
     kind: ClassVar[str]
     algorithm: ClassVar[str] = "1"  # raised whenever the same settings and tables would give other labels than before
-    shapes: ClassVar[Mapping[str, torch.dtype]]  # names of the tables and their types
 
     def __init__(self, *, sample_tokens: int) -> None:
         self.sample_tokens = sample_tokens
         self._tables: dict[str, Tensor] = {}
+
+    def layouts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+        """Type and shape of every table; None where any shape will do."""
+        raise NotImplementedError
 
     def tables(self) -> dict[str, Tensor]:
         """What was learned; empty before `fit`."""
@@ -37,9 +40,12 @@ class TableLabeller:
 
     def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
         """A labeller with the tables of an earlier `fit`."""
-        for name, dtype in self.shapes.items():
-            if name not in tables or tables[name].dtype != dtype:
-                raise CoCoMixError(f"the table {name} of {self.kind} is missing or no {dtype}; label the data again.")
+        for name, (dtype, shape) in self.layouts().items():
+            found = tables.get(name)
+            if found is None or found.dtype != dtype or (shape is not None and tuple(found.shape) != shape):
+                there = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
+                wanted = f"{dtype} {list(shape or ())}"
+                raise CoCoMixError(f"the table {name} of {self.kind} is {there}, not {wanted}; label the data again.")
         labeller = copy(self)
         labeller._tables = dict(tables)
         return labeller

@@ -5,8 +5,7 @@ a sample of the corpus that hold x, where a concept that is not active counts as
 these labels as from others has learned nothing of context from either.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,22 +41,14 @@ class TokenLookupLabeller(FittedTeacherLabeller):
 
     kind = "token_lookup"
     config_type: ClassVar = TokenLookupConfig
-    shapes: ClassVar[Mapping[str, torch.dtype]] = {"ids": torch.int32, "means": torch.float32}
+
+    def layouts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+        shape = (self.teacher.vocab_size, TABLE_WIDTH)
+        return {"ids": (torch.int32, shape), "means": (torch.float32, shape)}
 
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
         means = (sums.sums / sums.counts[sums.keys // self.num_concepts]).float()
         return _best_of_each_token(sums.keys, means, self.teacher.vocab_size, self.num_concepts)
-
-    def with_tables(self, tables: Mapping[str, Tensor]) -> Self:
-        labeller = super().with_tables(tables)
-        shape = (self.teacher.vocab_size, TABLE_WIDTH)
-        for name in self.shapes:
-            if tuple(tables[name].shape) != shape:
-                raise CoCoMixError(
-                    f"the table {name} of token_lookup has shape {list(tables[name].shape)}, but this teacher needs "
-                    f"{list(shape)}; fit it on this teacher."
-                )
-        return labeller
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         self.require_tables()

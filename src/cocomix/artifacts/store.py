@@ -106,7 +106,11 @@ def retried(action: Callable[[], T]) -> T:
             return action()
         except Exception as error:
             # the last clause: botocore's NoCredentialsError, google's DefaultCredentialsError, …
-            if isinstance(error, _LASTING) or _errno(error) in _LASTING_ERRNO or "Credentials" in type(error).__name__:
+            if (
+                isinstance(error, _LASTING)
+                or getattr(error, "errno", None) in _LASTING_ERRNO
+                or "Credentials" in type(error).__name__
+            ):
                 raise
             time.sleep(_FIRST_WAIT * 2**attempt * random.uniform(0.75, 1.25))  # workers do not come back all at once
     return action()
@@ -137,10 +141,6 @@ def explained(url: str) -> Iterator[None]:
             f"{url} cannot be reached ({type(error).__name__}: {_sentence(error)}); check the address, the network and "
             "your access keys."
         ) from error
-
-
-def _errno(error: BaseException) -> int | None:
-    return error.errno if isinstance(error, OSError) else None
 
 
 def _sentence(error: BaseException) -> str:
@@ -275,7 +275,10 @@ class RemoteFolder:
                 self._system.invalidate_cache()
                 if self._system.exists(path):
                     return False
-                if not isinstance(error, (NotImplementedError, TypeError)) and _errno(error) != errno.ENOSYS:
+                if (
+                    not isinstance(error, (NotImplementedError, TypeError))
+                    and getattr(error, "errno", 0) != errno.ENOSYS
+                ):
                     raise
                 self._system.pipe_file(path, content)
             return True

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from cocomix.concepts.fingerprints import (
         configuration_fingerprint,
+        determining,
         files_fingerprint,
         model_fingerprint,
         package_versions,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
         LabellerConfig,
         Vocabulary,
         build_labeller,
-        determining,
         drop_without_target,
         labeller_config,
         labeller_config_type,

@@ -6,13 +6,15 @@ change of them alone, such as an upgrade of transformers, leaves it as it is.
 """
 
 import hashlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from cocomix.artifacts import file_sha256, fingerprint_json, tensor_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # A configuration entry changes the numbers if its name holds one of these words: `layer_norm_epsilon`, `hidden_act`,
 # `num_attention_heads`, `rope_parameters`, `sliding_window`, `layer_types` … An entry of a new architecture that is
@@ -30,7 +32,7 @@ _NOT_COMPUTING = ("problem_type", "summary_activation", "summary_type", "lm_head
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
+def model_fingerprint(model: "PreTrainedModel") -> str:
     """SHA-256 (hex) of computing settings and of every parameter's bytes, in the model's order, tied ones once.
 
     Where the model was loaded from does not count; a weight that differs in one bit, or in dtype, does.
@@ -41,7 +43,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def configuration_fingerprint(model: PreTrainedModel) -> str:
+def configuration_fingerprint(model: "PreTrainedModel") -> str:
     """SHA-256 (hex) of the settings that `model_fingerprint` leaves out."""
     return fingerprint_json(_settings(model, computing=False))
 
@@ -59,12 +61,17 @@ def files_fingerprint(model: str) -> str | None:
     return fingerprint_json({path.name: file_sha256(path) for path in files}) if files else None
 
 
+def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """The parts of a labeller's fingerprint that determine the labels; the others are recorded for people."""
+    return {name: value for name, value in fingerprint.items() if name not in ("configuration", "versions")}
+
+
 def package_versions() -> str:
     """Of the packages that compute, for people: `torch 2.13.0, transformers 5.23.0`."""
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
 
 
-def _settings(model: PreTrainedModel, *, computing: bool) -> dict[str, Any]:
+def _settings(model: "PreTrainedModel", *, computing: bool) -> dict[str, Any]:
     """Settings that differ from their class's defaults, those that change a number or the others."""
     settings = model.config.get_text_config().to_diff_dict()
     return {

@@ -121,7 +121,13 @@ def fit_dictionary(
             dead_concepts=int(trainer.dead_neurons.sum()),
             tokens=trainer.n_training_samples,
             seconds=seconds,
-            flops=trainer.n_training_samples * _flops_per_token(decoder, settings, evaluation.shape[1]),
+            # Matrix products alone, dense ones, as SAELens does them: 2dC each for encoder and decoder forward, for the
+            # gradients of their weights, and for that of the decoder's input.
+            flops=trainer.n_training_samples
+            * (
+                decoder.flops_per_token(evaluation.shape[1], up_to="layer")
+                + 10.0 * decoder.d_model * settings.num_concepts
+            ),
             tokens_per_second=trainer.n_training_samples / seconds,
             sae_lens_version=sae_lens.__version__,
         )
@@ -148,15 +154,6 @@ def fit_dictionary(
             "so that the auxiliary loss revives them."
         )
     return Dictionary.open(output)
-
-
-def _flops_per_token(decoder: FrozenDecoder, settings: FitSettings, seq: int) -> float:
-    """The teacher forward up to the layer; encoder and decoder forward and backward.
-
-    Matrix products alone, dense ones, as SAELens does them: 2dC each for encoder and decoder forward, for the gradients
-    of their weights, and for that of the decoder's input.
-    """
-    return decoder.flops_per_token(seq, up_to="layer") + 10.0 * decoder.d_model * settings.num_concepts
 
 
 def _require_memory(settings: FitSettings, decoder: FrozenDecoder) -> None:
@@ -241,24 +238,16 @@ def _activations(
 
     With `after_bos` those of every block's first position are left out.
     """
-    pending: list[Tensor] = []
-    waiting = 0
-    for input_ids in _block_batches(blocks, settings):
-        hidden = decoder.hidden_states(input_ids.to(decoder.device))[:, int(after_bos) :].float()
-        states, _ = layer_normalize(hidden.flatten(0, 1))  # [positions, d_model]
-        pending.append(states)
-        waiting += len(states)
-        while waiting >= settings.batch_size:
-            joined = torch.cat(pending)
-            yield joined[: settings.batch_size]
-            pending, waiting = [joined[settings.batch_size :]], waiting - settings.batch_size
-
-
-def _block_batches(blocks: TokenBlocksLike, settings: FitSettings) -> Iterator[Tensor]:
-    """Endless groups of token blocks, int64 [blocks, seq], about `forward_tokens` each."""
-    generator = np.random.default_rng(settings.seed)
-    block_size = len(blocks[0]["input_ids"])
+    generator, pending, waiting = np.random.default_rng(settings.seed), list[Tensor](), 0
+    groups = max(1, len(blocks) * len(blocks[0]["input_ids"]) // settings.forward_tokens)
     while True:
-        order = generator.permutation(len(blocks))
-        for group in np.array_split(order, max(1, len(order) * block_size // settings.forward_tokens)):
-            yield torch.stack([blocks[int(index)]["input_ids"] for index in group])
+        for group in np.array_split(generator.permutation(len(blocks)), groups):
+            input_ids = torch.stack([blocks[int(index)]["input_ids"] for index in group])  # [blocks, seq]
+            hidden = decoder.hidden_states(input_ids.to(decoder.device))[:, int(after_bos) :].float()
+            states, _ = layer_normalize(hidden.flatten(0, 1))  # [positions, d_model]
+            pending.append(states)
+            waiting += len(states)
+            while waiting >= settings.batch_size:
+                joined = torch.cat(pending)
+                yield joined[: settings.batch_size]
+                pending, waiting = [joined[settings.batch_size :]], waiting - settings.batch_size

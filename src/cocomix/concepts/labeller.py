@@ -21,9 +21,6 @@ from cocomix.runtime.section import Section
 if TYPE_CHECKING:
     from cocomix.concepts.teacher import LoadedTeachers
 
-NOT_DETERMINING = ("configuration", "versions")
-"""Parts of a fingerprint that do not determine the labels; they are recorded for people."""
-
 
 class Vocabulary(NamedTuple):
     """What a labeller is told of the tokens that it will read."""
@@ -211,8 +208,3 @@ def build_labeller(
             )
         return labeller.with_tables(tables)
     return labeller
-
-
-def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:
-    """The parts of a fingerprint that determine the labels."""
-    return {name: value for name, value in fingerprint.items() if name not in NOT_DETERMINING}

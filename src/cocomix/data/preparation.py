@@ -26,7 +26,7 @@ from cocomix.data.documents import resolve_sources
 from cocomix.data.packing import BlockShape, file_plans, pack_file
 from cocomix.data.prepare_settings import PrepareSettings, check_settings
 from cocomix.data.splits import ALL, TRAIN, VALIDATION, Division, Member, divide, draw_of, threshold_of
-from cocomix.data.token_files import TokenFiles, token_files
+from cocomix.data.token_files import token_files
 from cocomix.data.tokenizer import (
     set_begin_of_text,
     tokenizer_fingerprint,
@@ -182,19 +182,18 @@ class _Preparation:
         tokenizer = load_tokenizer(str(place))
         eos = int(tokenizer.eos_token_id)
         self.bos = int(tokenizer.bos_token_id) if settings.prepend_bos else None
-        self.units = self._planned(token_files(place, eos, settings.token_dtype))
+        of_tokens = token_files(place, eos, settings.token_dtype)
+        self.units = plan_units(self.sources, settings.text_column, of_tokens)
         fingerprint, size = tokenizer_fingerprint(tokenizer), vocabulary_size(tokenizer)
         return Encoding(settings, self.threshold, work / "units", place, fingerprint, eos, size)
-
-    def _planned(self, of_tokens: TokenFiles | None) -> list[Unit]:
-        return plan_units(self.sources, self.settings.text_column, of_tokens)
 
     def _trained_tokenizer(self) -> "PreTrainedTokenizerFast":
         wanted, limit = self.settings.vocab_size, self.settings.tokenizer_training_bytes
         assert wanted is not None
         documents: list[tuple[int, list[str]]] = []  # draw and pieces of each
         pieces, held, size = list[str](), 0, 0
-        units = (unit for unit in self._planned(None) if not unit.validates)
+        every = plan_units(self.sources, self.settings.text_column, None)
+        units = (unit for unit in every if not unit.validates)
         for part in (part for unit in units for part in unit_parts(unit, self.settings, self.threshold)):
             pieces.append(str(part.content))
             held += part.bytes
@@ -277,7 +276,16 @@ class _Preparation:
             bos_token_id=self.bos,
             block_size=settings.block_size,
             seed=settings.seed,
-            sources=tuple(self._source_metas(division)),
+            sources=tuple(
+                SourceMeta(
+                    name=source.name,
+                    kind=source.kind,
+                    splits=(TRAIN, VALIDATION) if self.drawn else (VALIDATION if source.validates else TRAIN,),
+                    documents=division.source_documents[number],
+                    bytes=division.source_bytes[number],
+                )
+                for number, source in enumerate(self.sources)
+            ),
             splits={
                 split: SplitMeta(
                     documents=division.documents[split],
@@ -290,12 +298,6 @@ class _Preparation:
             },
             invalid_utf8=division.invalid,
         )
-
-    def _source_metas(self, division: Division) -> Iterator[SourceMeta]:
-        for number, source in enumerate(self.sources):
-            splits = (TRAIN, VALIDATION) if self.drawn else (VALIDATION if source.validates else TRAIN,)
-            documents, size = division.source_documents[number], division.source_bytes[number]
-            yield SourceMeta(name=source.name, kind=source.kind, splits=splits, documents=documents, bytes=size)
 
     def _check_division(self, division: Division, shape: BlockShape) -> None:
         """Refuse what gives no blocks; warn of what a person may not expect."""

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from cocomix.artifacts import explained_full_disk, whole_folder, write_json, write_text
+from cocomix.concepts import determining
 from cocomix.data import Tokens
 from cocomix.evaluation.pages import Table
 from cocomix.interop.card import public_name
@@ -66,7 +67,10 @@ def export_labels(
                             advance(len(table))
         shutil.copytree(tokens.path / "tokenizer", folder / "tokenizer")
         write_text(folder / "README.md", _card(labels, tokens, license, languages))
-        write_json(folder / "labels.json", {"fingerprint": labels.fingerprint, "labeller": labels.manifest.determining})
+        write_json(
+            folder / "labels.json",
+            {"fingerprint": labels.fingerprint, "labeller": determining(labels.manifest.labeller)},
+        )
     logger.info(f"{total:,} blocks of {path} are in {output}, with a card")
     return output
 

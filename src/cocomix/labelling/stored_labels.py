@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from cocomix.artifacts import Findings
+from cocomix.concepts import determining
 from cocomix.data import TRAIN, Tokens, id_dtype
 from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, label_content
 from cocomix.labelling.map_shards import Arrays
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from cocomix.concepts import ConceptLabels, LabellerConfig
 
 Scores = Literal["none", "float16", "float32"]
-NOT_DETERMINING = ("configuration", "versions")  # as in `cocomix.concepts`
 TABLES = "tables.safetensors"  # what a labeller learned in a first pass, if it had one
 _MOST = 2**8 - 1  # labels per position, as counts are stored
 _CHUNK = 2**12  # blocks that are looked at together
@@ -80,14 +80,9 @@ class LabelsManifest(StoredManifest):
         """Labels per position, at most."""
         return int(self.labels["k"])
 
-    @property
-    def determining(self) -> dict[str, str]:
-        """The parts of the labeller's fingerprint that determine the labels."""
-        return {name: value for name, value in self.labeller.items() if name not in NOT_DETERMINING}
-
     def contents(self) -> Any:
         """See `StoredManifest`; names and versions do not count."""
-        of, made = super().contents(), self.determining
+        of, made = super().contents(), determining(self.labeller)
         return {"of": of, "k": self.k, "num_concepts": self.num_concepts, "labeller": made}
 
     def config(self) -> "LabellerConfig":
@@ -133,7 +128,7 @@ class Labels(StoredArrays[LabelsManifest]):
 
     @property
     def how_made(self) -> dict[str, Any]:
-        return {"number of labels": self.manifest.k, **self.manifest.determining}
+        return {"number of labels": self.manifest.k, **determining(self.manifest.labeller)}
 
     def split(self, name: str, *, scattered: bool = False) -> "LabelBlocks":
         return LabelBlocks(self, name, scattered=scattered)

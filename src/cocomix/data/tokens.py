@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cocomix.artifacts import Artifact, Damaged, Findings, Manifest, fingerprint_json, shown
-from cocomix.data.token_blocks import TokenBlocks
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Record
 
@@ -148,8 +147,7 @@ class Tokens(Artifact[TokensManifest]):
         from cocomix.data.token_blocks import TokenBlocks  # imports PyTorch, which takes seconds
 
         counts = self._counts(name)
-        files = [(self, file) for file in counts.files]
-        return TokenBlocks(files, counts, self.manifest.block_size, scattered=scattered)
+        return TokenBlocks(self._files(name), counts, self.manifest.block_size, scattered=scattered)
 
     def shards(self, split: str, blocks_per_shard: int) -> "list[TokenShard]":
         """A split cut into ranges of at most `blocks_per_shard` blocks, none of which crosses files.
@@ -165,6 +163,9 @@ class Tokens(Artifact[TokensManifest]):
             for start in range(0, file.blocks, blocks_per_shard)
         ]
         return [TokenShard(*each, self) for each in ranges]
+
+    def _files(self, split: str) -> "list[tuple[Tokens, TokensFile]]":
+        return [(self, file) for file in self._counts(split).files]
 
     def _counts(self, split: str) -> SplitMeta:
         if split not in self.manifest.splits:
@@ -322,11 +323,8 @@ class MixedData(Tokens):
             start += size
         return chosen
 
-    def split(self, name: str, *, scattered: bool = False) -> TokenBlocks:
-        """The blocks of all corpora, one corpus after the other; see `Tokens.split`."""
-        counts = self._counts(name)
-        files = [(part, file) for part in self.parts for file in part.manifest.splits[name].files]
-        return TokenBlocks(files, counts, self.manifest.block_size, scattered=scattered)
+    def _files(self, split: str) -> list[tuple[Tokens, TokensFile]]:
+        return [(part, file) for part in self.parts for file in part.manifest.splits[split].files]
 
 
 def _joined(splits: Sequence[SplitMeta]) -> SplitMeta:

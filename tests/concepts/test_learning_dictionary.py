@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from cocomix.concepts import OnlineConfig
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.concepts.learning_dictionary import LearningDictionary, learning_flops
 from cocomix.runtime.errors import CoCoMixError
@@ -16,8 +17,10 @@ NONE = torch.zeros(0, dtype=torch.int64)
 
 
 def fresh(**changes: Any) -> LearningDictionary:
-    settings: dict[str, Any] = {"layer": 1, "decay": 0.75, "learning_rate": 0.01, "dead_after_tokens": 10**6, "seed": 0}
-    return LearningDictionary(D, C, 3, device=torch.device("cpu"), **{**settings, **changes})
+    sizes: dict[str, Any] = {"k": 1, "num_concepts": C, "active": 3}
+    settings = {"ema": 0.75, "learning_rate": 0.01, "dead_after_tokens": 10**6}
+    config = OnlineConfig(**{**sizes, **settings, **changes})
+    return LearningDictionary(D, config, layer=1, device=torch.device("cpu"))
 
 
 def states(positions: int = 40, seed: int = 1) -> torch.Tensor:
@@ -60,7 +63,7 @@ def test_a_step_by_hand() -> None:
 
 
 def test_copies_move_further_in_the_first_steps() -> None:
-    learning = fresh(decay=0.99)
+    learning = fresh(ema=0.99)
     found = []
     for _ in range(3):
         found.append(learning.moves)
@@ -73,7 +76,7 @@ def test_copies_move_further_in_the_first_steps() -> None:
 
 def test_what_all_states_share_is_no_concept() -> None:
     """Else the same concepts would be the most active ones everywhere."""
-    learning, shared = fresh(decay=0.5, learning_rate=0.003), torch.linspace(-9, 9, D)
+    learning, shared = fresh(ema=0.5, learning_rate=0.003), torch.linspace(-9, 9, D)
     for step in range(60):
         x, _ = layer_normalize(states(200, seed=step) + shared)
         learning.add(x, NONE)
@@ -92,7 +95,7 @@ def test_without_a_batch_nothing_moves() -> None:
 
 
 def test_it_learns_to_describe_the_states() -> None:
-    learning = fresh(decay=0.5)
+    learning = fresh(ema=0.5)
     found = []
     for step in range(60):
         learning.add(states(200, seed=1), NONE)

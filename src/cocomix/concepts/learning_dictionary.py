@@ -17,6 +17,7 @@ neither on how a step is split into micro-batches nor, if `step` adds them up, i
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from torch.nn import functional as F
 from cocomix.concepts.dictionary import ConceptDictionary
 from cocomix.concepts.dictionary_folder import FitSettings
 from cocomix.runtime.errors import CoCoMixError
+
+if TYPE_CHECKING:
+    from cocomix.concepts.labellers.own_states import OnlineConfig
 
 _AUX_SHARE = 2  # of the width of the hidden states, for k_aux (Gao et al., 2024)
 _SLOWER = 5  # than `cocomix sae`, whose steps are fewer
@@ -47,39 +51,25 @@ class LearningDictionary:
     """The autoencoder, its optimizer (Adam), the slow copy, and what was counted since the last log line.
 
     Args:
-        num_concepts: latents (C).
-        active: concepts active at a position, at most.
+        config: its sizes, and how it learns.
         layer: 0-based index of the block whose output it reads, for the saved dictionary.
-        decay: of the slow copy, per optimizer step: copy ← decay · copy + (1 − decay) · weights; see `moves`.
-        learning_rate: of Adam; by default a fifth of that of `FitSettings`.
-        dead_after_tokens: a concept that was active at none of the last so many positions counts as dead.
 
     Attributes:
         copy: the dictionary that makes labels. Its tensors change in `step`.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        num_concepts: int,
-        active: int,
-        *,
-        layer: int,
-        decay: float,
-        learning_rate: float | None = None,
-        dead_after_tokens: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, d_model: int, config: "OnlineConfig", *, layer: int, device: torch.device) -> None:
+        num_concepts, generator = config.num_concepts, torch.Generator().manual_seed(config.seed)
         rows = F.normalize(torch.randn(num_concepts, d_model, generator=generator), dim=-1)
         tensors = (rows.T.contiguous(), torch.zeros(num_concepts), rows, torch.zeros(d_model))
         values = [tensor.to(device) for tensor in tensors]
         self.weights = {name: value.clone() for name, value in zip(_WEIGHTS, values, strict=True)}
-        self.copy = ConceptDictionary(*values, k=active, normalize="layer_norm", layer=layer, name="the student's own")
-        self.active, self.decay, self.dead_after_tokens = active, decay, dead_after_tokens
+        self.copy = ConceptDictionary(
+            *values, k=config.active, normalize="layer_norm", layer=layer, name="the student's own"
+        )
+        self.config = config
         self.k_aux = _revived(d_model, num_concepts)
-        rate = learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate / _SLOWER
+        rate = config.learning_rate or FitSettings(num_concepts=num_concepts).peak_learning_rate / _SLOWER
         learned = [weight.requires_grad_(True) for name, weight in self.weights.items() if name != "b_dec"]
         self.optimizer = torch.optim.Adam(learned, lr=rate)
         for weight in learned:  # as Adam's first step would begin, so that the state has the same names from the start
@@ -95,7 +85,7 @@ class LearningDictionary:
     def moves(self) -> float:
         """How far a copy moves in the next step: 1 − decay, more in the beginning, when what it began with is noise."""
         steps = int(self.steps)
-        return 1 - min(self.decay, (1 + steps) / (_EARLY + steps))
+        return 1 - min(self.config.ema, (1 + steps) / (_EARLY + steps))
 
     def add(self, states: Tensor, labels: Tensor) -> None:
         """Add a micro-batch to the next step: its gradients, and what is counted.
@@ -105,10 +95,10 @@ class LearningDictionary:
             labels: ids of the labels that these positions got, without those that have none. [labels], int64
         """
         self._pending = True
-        states, dead = states.detach(), self.idle >= self.dead_after_tokens
+        states, dead = states.detach(), self.idle >= self.config.dead_after_tokens
         with torch.enable_grad():
             pre = (states - self.weights["b_dec"]) @ self.weights["W_enc"] + self.weights["b_enc"]
-            values, ids = pre.topk(self.active, dim=-1)
+            values, ids = pre.topk(self.config.active, dim=-1)
             error = states - self._decode(ids, values) - self.weights["b_dec"]
             loss = squared = error.square().sum()
             if bool(dead.any()):
@@ -173,7 +163,7 @@ class LearningDictionary:
         return {
             "label_entropy": float(torch.special.entr(labels / labels.sum().clamp_min(1)).sum()),
             "label_concepts": float((labels > 0).sum()),
-            "dead_concepts": float((self.idle >= self.dead_after_tokens).sum()),
+            "dead_concepts": float((self.idle >= self.config.dead_after_tokens).sum()),
             "dictionary_fvu": float(found["error"] / variance.clamp_min(1e-12)),
         }
 

@@ -111,19 +111,9 @@ class OnlineLabeller:
         Raises:
             CoCoMixError: it has no such block, or one with more than one position a token.
         """
-        config, twin = self.config, deepcopy(student)
+        width, twin = int(student.config.get_text_config().hidden_size), deepcopy(student)
         self._student = dict(student.named_parameters())
-        self.learning = LearningDictionary(
-            int(student.config.get_text_config().hidden_size),
-            config.num_concepts,
-            config.active,
-            layer=layer,
-            decay=config.ema,
-            learning_rate=config.learning_rate,
-            dead_after_tokens=config.dead_after_tokens,
-            seed=config.seed,
-            device=student.device,
-        )
+        self.learning = LearningDictionary(width, self.config, layer=layer, device=student.device)
         dictionary = self.learning.copy
         self.teacher = ConceptTeacher(twin, dictionary, layer, name="the student", bos_token_id=self.bos_token_id)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.concepts.aligned import UNREAD, AlignedTeacher
+from cocomix.concepts.aligned import UNREAD, AlignedTeacher, AlignedTexts
 from cocomix.concepts.labeller import ConceptLabels
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds
 from cocomix.runtime.errors import CoCoMixError
@@ -59,7 +59,7 @@ def aligned(
     student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, max_length: int = 10_000
 ) -> AlignedTeacher:
     fingerprints = {"student": "s", "teacher": "t"}
-    return AlignedTeacher(Prefixes(), student, teacher, max_length=max_length, tokenizers=fingerprints)
+    return AlignedTeacher(Prefixes(), AlignedTexts(student, teacher, max_length, fingerprints))
 
 
 def block_of(tokenizer: PreTrainedTokenizerFast, *documents: str) -> list[int]:

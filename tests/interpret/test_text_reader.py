@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.concepts import (
     ActivationLabeller,
     AlignedTeacher,
+    AlignedTexts,
     ConceptDictionary,
     ConceptTeacher,
     ContextualLabeller,
@@ -32,7 +33,7 @@ def language_model(tokenizer: PreTrainedTokenizerFast) -> Any:
 
 def aligned(teacher: ConceptTeacher, tokenizer: PreTrainedTokenizerFast = TEACHER) -> TextReader:
     names = {"student": "s", "teacher": "t"}
-    return TextReader(AlignedTeacher(ActivationLabeller(teacher), STUDENT, tokenizer, max_length=400, tokenizers=names))
+    return TextReader(AlignedTeacher(ActivationLabeller(teacher), AlignedTexts(STUDENT, tokenizer, 400, names)))
 
 
 @pytest.fixture(scope="module")

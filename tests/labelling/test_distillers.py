@@ -24,7 +24,8 @@ def distiller(
     decoder = FrozenDecoder(plain("gpt2", seed=5, vocab_size=len(TEACHER) + 3, n_positions=400), 0)
     names = {"student": "s", "teacher": "t"}
     kept = 0 if kind == "alm" else top_k
-    return AlignedDistiller(decoder, kept, len(student), "float32", kind, student, TEACHER, names, max_length)
+    texts = AlignedTexts(student, TEACHER, max_length, names)
+    return AlignedDistiller(decoder, kept, len(student), "float32", kind, texts)
 
 
 def blocks(tokenizer: PreTrainedTokenizerFast = STUDENT, length: int = 100) -> torch.Tensor:

@@ -77,15 +77,26 @@ class AlignedTexts:
 
     Args:
         student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
-        max_length: longest sequence that the teacher reads, in its tokens.
+        teacher: any fast tokenizer.
+        max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that
+            overlap by half, and a position is labelled by the window in which it has more context.
+        fingerprints: of both tokenizers by the names "student" and "teacher", for what is made of the texts.
 
     Raises:
         CoCoMixError: the student's tokenizer cannot be inverted to bytes.
     """
 
-    def __init__(self, student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, max_length: int) -> None:
-        self.max_length = max_length
-        self.teacher = teacher
+    def __init__(
+        self,
+        student: PreTrainedTokenizerFast,
+        teacher: PreTrainedTokenizerFast,
+        max_length: int,
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
+        self.student, self.teacher, self.max_length = student, teacher, max_length
+        self.fingerprint = {f"{side}_tokenizer": value for side, value in fingerprints.items()} | {
+            "alignment": ALIGNMENT
+        }
         self.end = int(student.eos_token_id)
         self.teacher_end = int(teacher.eos_token_id if teacher.eos_token_id is not None else teacher.sep_token_id)
         self._bytes = TokenBytes(student, "of the data")
@@ -165,31 +176,10 @@ def _continuation_bytes(data: bytes) -> int:
 
 
 class AlignedTeacher:
-    """A labeller over the student's tokens, around a labeller over the teacher's tokens.
+    """A labeller over the student's tokens, around a labeller over the teacher's tokens."""
 
-    Args:
-        student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
-        teacher: tokenizer of the inner labeller; any fast tokenizer.
-        max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that
-            overlap by half, and a position is labelled by the window in which it has more context.
-        tokenizers: fingerprints of both tokenizers by the names "student" and "teacher", for the labels' own.
-
-    Raises:
-        CoCoMixError: the student's tokenizer cannot be inverted to bytes.
-    """
-
-    def __init__(
-        self,
-        inner: ConceptLabeller,
-        student: PreTrainedTokenizerFast,
-        teacher: PreTrainedTokenizerFast,
-        *,
-        max_length: int,
-        tokenizers: Mapping[str, str],
-    ) -> None:
-        self.inner, self.num_concepts = inner, inner.num_concepts
-        self.texts = AlignedTexts(student, teacher, max_length)
-        self._tokenizers = dict(tokenizers)
+    def __init__(self, inner: ConceptLabeller, texts: AlignedTexts) -> None:
+        self.inner, self.texts, self.num_concepts = inner, texts, inner.num_concepts
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """Labels of the student's tokens.
@@ -230,8 +220,7 @@ class AlignedTeacher:
 
     def fingerprint(self) -> dict[str, str]:
         """The inner labeller's, both tokenizers and the version of the alignment."""
-        tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
-        return {**self.inner.fingerprint(), **tokenizers, "alignment": ALIGNMENT}
+        return {**self.inner.fingerprint(), **self.texts.fingerprint}
 
     def flops_per_token(self, seq: int) -> float:
         """The inner labeller's, as if the teacher had as many tokens: the true number depends on the text."""

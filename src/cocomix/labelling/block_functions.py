@@ -21,6 +21,7 @@ from cocomix.concepts import (
     Agreement,
     AlignedFittedTeacher,
     AlignedTeacher,
+    AlignedTexts,
     ConceptLabeller,
     FittedLabeller,
     FittedTeacherLabeller,
@@ -149,9 +150,8 @@ def load_labeller(
             f"labels of kind {config.kind} are looked up by the data's own tokens, but {config.teacher.model} has "
             "another tokenizer; prepare the data with the teacher's tokenizer, or choose another kind."
         )
-    fingerprints = {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)}
     aligned = AlignedFittedTeacher if isinstance(labeller, FittedTeacherLabeller) else AlignedTeacher
-    return aligned(labeller, tokens.tokenizer(), found, max_length=longest_window(model), tokenizers=fingerprints)
+    return aligned(labeller, aligned_texts(tokens, model, found))
 
 
 def targets_for(
@@ -177,9 +177,13 @@ def targets_for(
     return kind
 
 
-def longest_window(model: PreTrainedModel) -> int:
-    """Tokens that a model reads at once."""
-    return int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW)
+def aligned_texts(
+    tokens: Tokens | SentTokens, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> AlignedTexts:
+    """A data set's blocks as a teacher of another tokenizer reads them."""
+    longest = int(getattr(model.config, "max_position_embeddings", None) or _LONGEST_WINDOW)
+    fingerprints = {"student": tokens.manifest.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(tokenizer)}
+    return AlignedTexts(tokens.tokenizer(), tokenizer, longest, fingerprints)
 
 
 def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
@@ -318,17 +322,8 @@ class DistillFunction(ModelFunction):
             check_tokenizer(model, found, self.tokens)
             return PlainDistiller(decoder, self.top_k, meta.vocab_size, self.dtype)
         assert found is not None  # `targets_for` refused otherwise
-        return AlignedDistiller(
-            decoder,
-            self.top_k,
-            meta.vocab_size,
-            self.dtype,
-            self.targets,
-            self.tokens.tokenizer(),
-            found,
-            {"student": meta.tokenizer_fingerprint, "teacher": tokenizer_fingerprint(found)},
-            longest_window(model),
-        )
+        texts = aligned_texts(self.tokens, model, found)
+        return AlignedDistiller(decoder, self.top_k, meta.vocab_size, self.dtype, self.targets, texts)
 
     def arrays(self, input_ids: Tensor) -> Arrays:
         found = self.model.arrays(input_ids)

@@ -22,10 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts import (
-    ALIGNMENT,
     AlignedText,
     AlignedTexts,
     FrozenDecoder,
@@ -86,12 +84,9 @@ class AlignedDistiller(PlainDistiller):
     Args:
         top_k: probabilities kept per position; not of `alm`.
         vocab_size: of the student's tokenizer.
-        student: tokenizer of the blocks.
-        tokenizers: fingerprints of both tokenizers by the names "student" and "teacher".
-        max_length: longest sequence that the teacher reads.
 
     Raises:
-        CoCoMixError: a tokenizer cannot be inverted to bytes (the teacher's only for `first_token`), or the teacher has
+        CoCoMixError: the teacher's tokenizer cannot be inverted to bytes (only for `first_token`), or the teacher has
             fewer than `top_k` tokens.
     """
 
@@ -102,26 +97,21 @@ class AlignedDistiller(PlainDistiller):
         vocab_size: int,
         dtype: ProbabilityDtype,
         kind: TargetKind,
-        student: PreTrainedTokenizerFast,
-        teacher: PreTrainedTokenizerFast,
-        tokenizers: Mapping[str, str],
-        max_length: int,
+        texts: AlignedTexts,
     ) -> None:
         super().__init__(decoder, top_k, vocab_size, dtype)
-        self.kind, self._tokenizers = kind, dict(tokenizers)
-        self._texts = AlignedTexts(student, teacher, max_length)
+        self.kind, self._texts = kind, texts
         rows = int(decoder.model.get_output_embeddings().weight.shape[0])
-        self._width = min(max(teacher.get_vocab().values()) + 1, rows)  # heads are often padded
+        self._width = min(max(texts.teacher.get_vocab().values()) + 1, rows)  # heads are often padded
         if kind == "uld" and top_k > self._width:
             raise CoCoMixError(f"top_k={top_k} is more than the teacher's {self._width} tokens; keep fewer.")
         self._first: Tensor | None = None
         if kind == "first_token":
-            table = torch.from_numpy(first_token_table(student, teacher)[: self._width])
+            table = torch.from_numpy(first_token_table(texts.student, texts.teacher)[: self._width])
             self._first = table.where(table >= 0, self.vocab_size).to(decoder.device)  # one more column, cut off
 
     def fingerprint(self) -> dict[str, str]:
-        tokenizers = {f"{side}_tokenizer": fingerprint for side, fingerprint in self._tokenizers.items()}
-        return {**super().fingerprint(), **tokenizers, "alignment": ALIGNMENT}
+        return {**super().fingerprint(), **self._texts.fingerprint}
 
     def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
         rows = input_ids.cpu().numpy()

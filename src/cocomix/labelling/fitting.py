@@ -55,13 +55,12 @@ def fit_on_data(
         return made
     from cocomix.concepts import (
         SAMPLE_TOKENS,
-        AlignedTexts,
         LoadedTeachers,
         first_blocks,
         fit_dictionary,
         spread_blocks,
     )
-    from cocomix.labelling.block_functions import check_tokenizer, longest_window
+    from cocomix.labelling.block_functions import aligned_texts, check_tokenizer
     from cocomix.runtime.device import default_device
 
     data, settings = Tokens.open(data_path), settings or FitSettings()
@@ -77,7 +76,7 @@ def fit_on_data(
             "know; prepare the data without --prepend-bos."
         )
     else:
-        texts = AlignedTexts(data.tokenizer(), own, longest_window(model))
+        texts = aligned_texts(data, model, own)
         blocks = [{"input_ids": row} for row in texts.blocks(spread_blocks(blocks, settings.tokens))]
         heldout = texts.blocks(heldout)
     with explained_full_disk(output):

@@ -38,7 +38,6 @@ class StoredFile(Section):
     """The part of a folder that belongs to one token file."""
 
     name: str = Field(pattern=r"^\w+-\d+$")  # of the token file, without its ending: `train-00000`
-    # in it
     blocks: int = Field(ge=0, le=2**48)  # no file has more, and `len` must be able to say it
 
 

@@ -94,9 +94,8 @@ class AlignedTexts:
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.student, self.teacher, self.max_length = student, teacher, max_length
-        self.fingerprint = {f"{side}_tokenizer": value for side, value in fingerprints.items()} | {
-            "alignment": ALIGNMENT
-        }
+        made_with = {f"{side}_tokenizer": value for side, value in (fingerprints or {}).items()}
+        self.fingerprint = {**made_with, "alignment": ALIGNMENT}
         self.end = int(student.eos_token_id)
         self.teacher_end = int(teacher.eos_token_id if teacher.eos_token_id is not None else teacher.sep_token_id)
         self._bytes = TokenBytes(student, "of the data")

@@ -61,7 +61,7 @@ class TeacherLabeller:
     """Whether labels are made of the teacher's hidden states alone, which a forward pass for another purpose gives."""
 
     def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
-        self.teacher, self.num_concepts = teacher, teacher.n_concepts
+        self.teacher = teacher
         self.settings = self.config_type(**settings).choices()
         self.dtype: NumberFormat = self.settings.pop("dtype")
 
@@ -84,6 +84,11 @@ class TeacherLabeller:
         begin = None if vocabulary is None else vocabulary.bos_token_id
         teacher = ConceptTeacher(model, dictionary, source.layer, name=source.model, bos_token_id=begin, force=force)
         return cls(teacher, **config.choices())
+
+    @property
+    def num_concepts(self) -> int:
+        """Number of concepts in the dictionary."""
+        return self.teacher.n_concepts
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         """See `ConceptLabeller.label`; labels are on the teacher's device."""

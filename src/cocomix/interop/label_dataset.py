@@ -10,18 +10,15 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from cocomix.artifacts import explained_full_disk, whole_folder, write_json, write_text
 from cocomix.concepts import determining
 from cocomix.data import Tokens
-from cocomix.evaluation.pages import Table
-from cocomix.interop.card import public_name
+from cocomix.interop.card import render_card
 from cocomix.labelling import Labels
 from cocomix.runtime.console import progress
 
@@ -66,7 +63,15 @@ def export_labels(
                             writer.write_table(table.cast(schema))
                             advance(len(table))
         shutil.copytree(tokens.path / "tokenizer", folder / "tokenizer")
-        write_text(folder / "README.md", _card(labels, tokens, license, languages))
+        about = labels.manifest
+        files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in about.splits]
+        header = {
+            **{"language": list(languages), "license": license, "tags": ["cocomix", "concept labels"]},
+            "configs": [{"config_name": "default", "data_files": files}],
+        }
+        sources = tokens.manifest.sources
+        card = render_card("label_card.md", header, about=about, made=about.labels, sources=sources)
+        write_text(folder / "README.md", card)
         write_json(
             folder / "labels.json",
             {"fingerprint": labels.fingerprint, "labeller": determining(labels.manifest.labeller)},
@@ -88,36 +93,3 @@ def _tables(labels: Labels, tokens: Tokens, split: str, blocks: range) -> Iterat
                 "concept_labels": pa.FixedSizeListArray.from_arrays(flat, named.shape[1]),
             }
         )
-
-
-def _card(labels: Labels, tokens: Tokens, license: str | None, languages: tuple[str, ...]) -> str:
-    """The card: where the files are, what the columns hold, and what they were made with."""
-    about, made = labels.manifest, labels.manifest.labels
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in about.splits]
-    header: dict[str, Any] = {"language": list(languages), "license": license, "tags": ["cocomix", "concept labels"]}
-    header = {name: value for name, value in header.items() if value}
-    header["configs"] = [{"config_name": "default", "data_files": files}]
-    rows = [
-        ("kind", str(made["kind"])),
-        ("concepts", f"{about.num_concepts:,}"),
-        ("labels per position, at most", f"{about.k:,}"),
-        ("labelled positions", f"{about.statistics.labelled_positions:,}"),
-        ("tokens per block", f"{about.block_size:,}"),
-        *((f"blocks, {split}", f"{about.blocks(split):,}") for split in about.splits),
-    ]
-    for name, key in (("teacher", "model"), ("dictionary", "path")):
-        if isinstance(made.get(name), dict):
-            rows.append((name, public_name(str(made[name][key]))))
-    rows += [("text", ", ".join(sorted({public_name(source.name) for source in tokens.manifest.sources})))]
-    return (
-        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n# Concept labels\n\n"
-        "Which concepts a position should predict: labels for pretraining with "
-        "[CoCoMix](https://arxiv.org/abs/2502.08524). A row is a block of tokens. `concept_labels` [seq, k] names the "
-        "concepts of every position, best first, −100 where there is none; position t's are about token t + 1, and are "
-        "not to be shifted.\n\n"
-        f"{Table(('', ''), rows).markdown()}\n\n"
-        "```python\nfrom datasets import load_dataset\n\n"
-        f'rows = load_dataset("OWNER/NAME", split="{next(iter(about.splits))}").with_format("torch")\n'
-        "# columns as cocomix.CoCoMixTrainer and CoCoMixForCausalLM.forward take them\n```\n\n"
-        "The tokenizer is in `tokenizer/`. The text, the teacher and the dictionary have licences of their own.\n"
-    )

@@ -29,7 +29,7 @@ def render_card(template: str, header: dict[str, Any], **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("cocomix.interop"),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  # Markdown, which the filter md escapes
+        autoescape=False,  # Markdown, which the filter md escapes
         trim_blocks=True,
         keep_trailing_newline=True,
     )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocomix.concepts import ConceptDictionary
+from cocomix.artifacts import file_sha256
+from cocomix.concepts import ConceptDictionary, Dictionary, DictionaryManifest
 from cocomix.runtime.errors import CoCoMixError
 
 
@@ -53,6 +54,29 @@ def read_openai_autoencoder(path: Path) -> ConceptDictionary:
         raise CoCoMixError(f"{path} is no whole autoencoder: {error}") from None
 
 
+def convert_autoencoder(path: Path, output: Path) -> ConceptDictionary:
+    """Write an autoencoder file of OpenAI's as a SAELens folder: safetensors, with the normalisation it needs.
+
+    Args:
+        path: as `read_openai_autoencoder` takes it.
+        output: folder to write; must not exist.
+
+    Raises:
+        CoCoMixError: as `read_openai_autoencoder`.
+    """
+    dictionary = read_openai_autoencoder(path)
+    with Dictionary.create(output, identity={"file": file_sha256(path)}) as staging:
+        dictionary.save(staging.path)
+        staging.finish(
+            DictionaryManifest(
+                num_concepts=dictionary.n_concepts,
+                dictionary_fingerprint=dictionary.fingerprint(),
+                layer=dictionary.layer,
+            )
+        )
+    return dictionary
+
+
 def _tensor(values: dict[str, Any], name: str, path: Path) -> Tensor:
     tensor = values.get(name)
     if not isinstance(tensor, Tensor):
@@ -72,12 +96,10 @@ def _k(state: Any, path: Path) -> int:
 
 
 def load_weights_only(path: Path) -> dict[str, Any]:
-    """Read a dictionary of tensors and plain values that someone else saved with `torch.save`, to be stored as
-    safetensors once.
+    """Read a dictionary of tensors and plain values that someone else saved with `torch.save`.
 
-    Args:
-        path: the file. PyTorch's restricted unpickler reads it, which builds tensors, numbers, texts, lists and
-            dictionaries and refuses everything else before it is run.
+    PyTorch's restricted unpickler builds tensors, numbers, texts, lists and dictionaries and refuses everything else
+    before it is run.
 
     Raises:
         CoCoMixError: the file is missing or damaged, holds code, or holds no dictionary.

@@ -11,11 +11,11 @@ from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 
 _CONCEPT_NAMES = {
-    "pre_bias": "predictor.pre_bias",
-    "concept_predictor.weight": "predictor.head.weight",
-    "concept_predictor.bias": "predictor.head.bias",
-    "compress_layer.weight": "mixing.compression.weight",
-    "compress_layer.bias": "mixing.compression.bias",
+    "predictor.pre_bias": "pre_bias",
+    "predictor.head.weight": "concept_predictor.weight",
+    "predictor.head.bias": "concept_predictor.bias",
+    "mixing.compression.weight": "compress_layer.weight",
+    "mixing.compression.bias": "compress_layer.bias",
 }
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What DDP, torch.compile and FSDP put into names; the released trainer saves the wrapped model's."""
@@ -58,9 +58,7 @@ def from_reference_state_dict(
     """
     tensors = _plain_names(state_dict)
     vocab_size, d_model = _shape(tensors, "wte.weight", 2)
-    blocks = 1 + max((int(match[1]) for name in tensors if (match := _BLOCK.fullmatch(name))), default=-1)
-    if blocks == 0:
-        raise _missing("h.0.ln_1.weight")
+    blocks = 1 + max((int(match[1]) for name in tensors if (match := _BLOCK.fullmatch(name))), default=0)
     sizes = {
         "vocab_size": vocab_size,
         "n_positions": _shape(tensors, "wpe.weight", 2)[0],
@@ -80,12 +78,7 @@ def from_reference_state_dict(
         concept_loss_weight=concept_loss_weight,
     )
     model = CoCoMixForCausalLM(config)
-    renamed = {_our_name(name, insert_layer): tensor for name, tensor in tensors.items()}
-    _shape(tensors, "compress_layer.weight", 2)
-    renamed["mixing.compression.weight"] = renamed["mixing.compression.weight"].T.contiguous()
-    renamed["lm_head.weight"] = renamed["lower.wte.weight"]
-    _check(model, renamed, insert_layer)
-    model.load_state_dict(renamed)
+    model.load_state_dict(_renamed(tensors, model, insert_layer))
     model.eval()
     return model
 
@@ -119,7 +112,8 @@ def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
     tensors["mixing.compression.weight"] = tensors["mixing.compression.weight"].T
     if config.concept_rank is not None:  # its two factors are one matrix there
         tensors["predictor.head.weight"] = tensors["predictor.head.weight"] @ tensors.pop("predictor.reduction.weight")
-    return {_their_name(name, config.insert_layer): tensor.contiguous() for name, tensor in tensors.items()}
+    insert_layer = config.insert_layer
+    return {f"transformer.{_their_name(name, insert_layer)}": each.contiguous() for name, each in tensors.items()}
 
 
 def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +126,10 @@ def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in tensors:
-        raise _missing(name)
+        raise CoCoMixError(
+            f"the state dict has no transformer.{name}, so it is not a released CoCoMix GPT-2; "
+            "pass the whole model's state dict."
+        )
     shape = tuple(tensors[name].shape)
     if len(shape) != dimensions:
         raise CoCoMixError(
@@ -142,50 +139,32 @@ def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[i
     return shape
 
 
-def _missing(name: str) -> CoCoMixError:
-    return CoCoMixError(
-        f"the state dict has no transformer.{name}, so it is not a released CoCoMix GPT-2; "
-        "pass the whole model's state dict."
-    )
-
-
-def _check(model: CoCoMixForCausalLM, renamed: Mapping[str, Tensor], insert_layer: int) -> None:
-    """Refuse tensors that are missing, unknown or of another shape, by their released names."""
+def _renamed(tensors: Mapping[str, Tensor], model: CoCoMixForCausalLM, insert_layer: int) -> dict[str, Tensor]:
+    """Released tensors under our names; those that are missing, unknown or of another shape are refused by theirs."""
     expected = model.state_dict()
-    for name in renamed:
-        if name not in expected:
+    ours = {_their_name(name, insert_layer): name for name in expected if name != "lm_head.weight"}
+    if unknown := tensors.keys() - ours.keys():
+        raise CoCoMixError(
+            f"the state dict has transformer.{min(unknown)}, which the released CoCoMix GPT-2 does not; pass that "
+            "model's state dict."
+        )
+    renamed = {}
+    for name, own in ours.items():
+        wanted = expected[own].T if name == "compress_layer.weight" else expected[own]
+        if _shape(tensors, name, wanted.ndim) != tuple(wanted.shape):
             raise CoCoMixError(
-                f"the state dict has {_their_name(name, insert_layer)}, which the released CoCoMix GPT-2 does not; "
-                "pass that model's state dict."
+                f"transformer.{name} has {tensors[name].numel()} entries in the shape {list(tensors[name].shape)}, and "
+                f"the other tensors ask for {list(wanted.shape)}; the checkpoint is damaged or of another model."
             )
-    for name, tensor in expected.items():
-        if name not in renamed:
-            raise _missing(_their_name(name, insert_layer).removeprefix("transformer."))
-        if renamed[name].shape != tensor.shape:
-            raise CoCoMixError(
-                f"{_their_name(name, insert_layer)} has {renamed[name].numel()} entries in the shape "
-                f"{list(renamed[name].shape)} (as stored here), and the other tensors ask for {list(tensor.shape)}; "
-                "the checkpoint is damaged or of another model."
-            )
-
-
-def _our_name(name: str, insert_layer: int) -> str:
-    """A released name without its `transformer.` prefix → the name in `CoCoMixForCausalLM`."""
-    if name in _CONCEPT_NAMES:
-        return _CONCEPT_NAMES[name]
-    if match := _BLOCK.fullmatch(name):
-        block = int(match[1])
-        half, local = ("lower", block) if block < insert_layer else ("upper", block - insert_layer)
-        return f"{half}.h.{local}.{match[2]}"
-    return f"upper.{name}" if name.startswith("ln_f.") else f"lower.{name}"
+        renamed[own] = tensors[name].T.contiguous() if name == "compress_layer.weight" else tensors[name]
+    return renamed | {"lm_head.weight": renamed["lower.wte.weight"]}
 
 
 def _their_name(name: str, insert_layer: int) -> str:
-    """The way back, with the prefix."""
-    for theirs, ours in _CONCEPT_NAMES.items():
-        if ours == name:
-            return f"transformer.{theirs}"
+    """A name in `CoCoMixForCausalLM` as the released code has it, without its `transformer.` prefix."""
+    if name in _CONCEPT_NAMES:
+        return _CONCEPT_NAMES[name]
     half, _, rest = name.partition(".")
     if half == "upper" and (match := _BLOCK.fullmatch(rest)):
-        rest = f"h.{int(match[1]) + insert_layer}.{match[2]}"
-    return f"transformer.{rest}"
+        return f"h.{int(match[1]) + insert_layer}.{match[2]}"
+    return rest

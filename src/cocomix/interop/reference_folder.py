@@ -1,4 +1,4 @@
-"""Checkpoint folders of the released code: read as its trainer saves them, and written so that it loads them.
+"""`cocomix import`: checkpoint folders of the released code, read as its trainer saves them, and written for it.
 
 There `logs/…/config.yaml` holds the run's settings, and `logs/…/step_10000` or `logs/…/last` a model that transformers
 4.44 saved: a GPT-2 `config.json` that knows nothing of concepts, `model.safetensors` (or its shards), and the
@@ -15,24 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.artifacts import read_json, write_json, write_text
+from cocomix.artifacts import read_json, whole_folder, write_json, write_text
+from cocomix.data.tokenizer import vocabulary_size
 from cocomix.interop.reference import from_reference_state_dict, to_reference_state_dict
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.hub import load_causal_lm, load_tokenizer
 from cocomix.runtime.yaml_text import dump_yaml, parse_yaml
+from cocomix.training.auto_classes import write_auto_classes
 
 _GPT2_FIELDS = (
-    "activation_function",
-    "attn_pdrop",
-    "bos_token_id",
-    "embd_pdrop",
-    "eos_token_id",
-    "initializer_range",
-    "layer_norm_epsilon",
-    "n_inner",
-    "reorder_and_upcast_attn",
-    "resid_pdrop",
-    "scale_attn_by_inverse_layer_idx",
+    *("activation_function", "attn_pdrop", "bos_token_id", "embd_pdrop", "eos_token_id", "initializer_range"),
+    *("layer_norm_epsilon", "n_inner", "reorder_and_upcast_attn", "resid_pdrop", "scale_attn_by_inverse_layer_idx"),
     "scale_attn_weights",
 )
 """Fields of an old GPT-2 `config.json` that say what the model computes, beside its sizes."""
@@ -125,6 +119,56 @@ def write_reference_folder(model: CoCoMixForCausalLM, folder: Path) -> None:
         "lam_concept": model.config.concept_loss_weight,
     }
     write_text(folder / "config.yaml", dump_yaml(settings))
+
+
+def import_released(
+    folder: Path, output: Path, given: ConceptSettings | None = None, tokenizer: str | None = None
+) -> CoCoMixForCausalLM:
+    """Write a checkpoint of the released code as a model folder that `from_pretrained` loads.
+
+    Args:
+        folder: as `read_reference_folder` takes it.
+        output: folder to write; must not exist.
+        given: settings that override the checkpoint's `config.yaml`.
+        tokenizer: folder or hub name of the tokenizer to put beside it; the released code's is openai-community/gpt2.
+
+    Raises:
+        CoCoMixError: as `read_reference_folder`; or the tokenizer has more tokens than the model.
+    """
+    model = read_reference_folder(folder, given)
+    with whole_folder(output) as target:
+        if tokenizer is not None:
+            loaded = load_tokenizer(tokenizer)
+            if vocabulary_size(loaded) > model.config.vocab_size:
+                raise CoCoMixError(
+                    f"the tokenizer {tokenizer} has {vocabulary_size(loaded):,} tokens and the model in {folder} "
+                    f"{model.config.vocab_size:,}; give the one it was trained with."
+                )
+            loaded.save_pretrained(target)
+        model.save_pretrained(target)
+        write_auto_classes(target)
+    return model
+
+
+def export_to_released(source: Path, output: Path) -> CoCoMixForCausalLM:
+    """Write a run, or a model folder, as a checkpoint that the released code loads.
+
+    Args:
+        source: holds a CoCoMix model.
+        output: folder to write; must not exist.
+
+    Raises:
+        CoCoMixError: there is no such model, or none that the released code has (see `to_reference_state_dict`).
+    """
+    model = load_causal_lm(source)
+    if not isinstance(model, CoCoMixForCausalLM):
+        raise CoCoMixError(
+            f"{source} holds a plain {model.config.model_type}, which transformers loads as it is; export a "
+            "run with concepts."
+        )
+    with whole_folder(output) as target:
+        write_reference_folder(model, target)
+    return model
 
 
 def _sizes(model: CoCoMixForCausalLM) -> dict[str, int]:

@@ -6,16 +6,15 @@ into a folder of its own and imports them from there. So a module `cocomix.model
 """
 
 import ast
-import hashlib
 import inspect
 import logging
 import re
-from collections.abc import Callable
+import shutil
 from importlib import import_module
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from cocomix.artifacts import explained_full_disk, read_json, whole_folder, write_json, write_text
+from cocomix.artifacts import explained_full_disk, file_sha256, read_json, whole_folder, write_json, write_text
 from cocomix.evaluation import Run
 from cocomix.interop.card import model_card
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
@@ -25,13 +24,9 @@ from cocomix.runtime.errors import CoCoMixError
 logger = logging.getLogger(__name__)
 
 _COPIED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "generation_config.json",
-    "tokenizer*",
+    *("*.safetensors", "*.safetensors.index.json", "generation_config.json", "tokenizer*"),
     "special_tokens_map.json",
 )
-_PIECE = 1 << 20  # bytes
 
 
 def export_run(
@@ -62,12 +57,18 @@ def export_run(
     config = read_json(run.path / "config.json")
     files = sorted(file for pattern in _COPIED for file in run.path.glob(pattern))
     hashes = {name: entry.sha256 for name, entry in run.manifest.files.items()}
-    _check_complete(run, files, hashes)
+    expected = {"tokenizer.json", *(name for name in hashes if name.endswith(".safetensors"))}
+    missing = sorted(expected - {file.name for file in files})
+    if missing or not any(file.suffix == ".safetensors" for file in files):
+        raise CoCoMixError(
+            f"{run.path} lacks {', '.join(missing) or 'its weights'}; restore the run from a copy, or train it again."
+        )
     with whole_folder(output) as folder, explained_full_disk(folder):
         size = sum(file.stat().st_size for file in files)
         with progress("copying weights and tokenizer", size, "bytes") as advance:
             for file in files:
-                found = _copied(file, folder / file.name, advance)
+                found = file_sha256(shutil.copyfile(file, folder / file.name))
+                advance(file.stat().st_size)
                 if found != hashes.get(file.name, found):
                     raise CoCoMixError(
                         f"{file} has changed since the run was trained; restore it from a copy, or train the run again."
@@ -80,28 +81,6 @@ def export_run(
         write_text(folder / "README.md", model_card(run, license=license, languages=languages))
     logger.info(f"{run.manifest.name} is in {output}, {size:,} bytes of weights and tokenizer, with a model card")
     return output
-
-
-def _copied(source: Path, target: Path, advance: Callable[[float], None]) -> str:
-    """Copy a file in pieces; returns its SHA-256 (hex)."""
-    digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        while piece := read.read(_PIECE):
-            digest.update(piece)
-            write.write(piece)
-            advance(len(piece))
-    return digest.hexdigest()
-
-
-def _check_complete(run: Run, files: list[Path], hashes: dict[str, str]) -> None:
-    """Refuse a run whose weights or tokenizer are missing."""
-    names = {file.name for file in files}
-    expected = {"tokenizer.json", *(name for name in hashes if name.endswith(".safetensors"))}
-    missing = sorted(expected - names)
-    if missing or not any(name.endswith(".safetensors") for name in names):
-        raise CoCoMixError(
-            f"{run.path} lacks {', '.join(missing) or 'its weights'}; restore the run from a copy, or train it again."
-        )
 
 
 _PACKAGE = "cocomix"

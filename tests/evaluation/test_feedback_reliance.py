@@ -10,9 +10,8 @@ import torch
 
 from cocomix.evaluation import RunEvaluation
 from cocomix.evaluation.analyses import Analyses
-from cocomix.evaluation.feedback_reliance import feedback_reliance
 from cocomix.evaluation.inference import measure
-from cocomix.evaluation.reliance import RunReliance, no_reliance_reason
+from cocomix.evaluation.reliance import RunReliance, feedback_reliance, no_reliance_reason
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
@@ -99,7 +98,7 @@ def test_limits_and_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert no_reliance_reason(model) is None
     with pytest.raises(CoCoMixError, match="at least two"):
         measured(model, token_blocks(1))
-    monkeypatch.setattr("cocomix.evaluation.feedback_reliance.MOST_VALUES", 3 * rows.rows.shape[1] * 16)
+    monkeypatch.setattr("cocomix.evaluation.reliance.MOST_VALUES", 3 * rows.rows.shape[1] * 16)
     found = measured(model, rows)
     assert found.documents == 3
     assert "first 3 blocks" in (found.note or "")

@@ -1,23 +1,14 @@
 """Comparing runs: one data frame of runs, grouped by arm, every difference paired by seed.
 
-Runs of one name and several seeds are an arm. `alike` refuses runs that differ in more than their arms; then
-
-    runs       one row per run, from its manifest and its evaluation
-    arms       one row per arm: means over its seeds, and its differences from the baseline's runs of the same seeds
-    words      the same differences on some of the tokens: function words, names, rare tokens, …
-    baselines  differences from every NTP arm that spends as many FLOPs or has as many parameters
-    scaling    power laws through final losses, where the arms of one kind have three sizes or more
-    curves     validation loss during training
-
-Their columns are described in `comparison.COLUMNS`.
+Runs of one name and several seeds are an arm. `alike` refuses runs that differ in more than their arms.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from cocomix.evaluation.alike import refuse_unlike
 from cocomix.evaluation.comparison import ALL_COSTS, COLUMNS, COSTS, RELIANCE, STUDENTS, Comparison, column_type
@@ -31,9 +22,6 @@ from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothin
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 logger = logging.getLogger(__name__)
 
 _ALIKE = 0.03
@@ -44,6 +32,20 @@ _ANNEALED = 0.2
 
 _RECORDED = ("seed", "objective", "learning_rate", "concept_loss_weight", "steps", "tokens", "seconds", "device")
 """Fields of a run's manifest that are columns of the same name."""
+
+_MEASURED = {
+    "concepts.recall_at_32": "recall",
+    "concepts.label_content.static_recall_at_32": "static_recall",
+    "concepts.label_content.token_recall_at_32": "token_recall",
+    **{
+        f"reliance.kinds.{kind}.{end}": column
+        for kind in RELIANCE
+        for end, column in (("nats", kind), ("low", f"{kind}_low"), ("high", f"{kind}_high"))
+    },
+}
+"""Fields of an evaluation → columns; empty where not measured."""
+
+_LIKENESS = {"iso-FLOP": "flops", "iso-parameter": "active_parameters"}
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str] = ()) -> Comparison:
@@ -59,8 +61,6 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
             `alike.refuse_unlike`), or that share no seed with the baseline's.
     """
     require_extra("report", "pandas", "scipy", "statsmodels", purpose="a comparison")
-    import pandas as pd
-
     refuse_unlike(runs, vary)
     names = list(dict.fromkeys(run.manifest.name for run in runs))
     if len(names) < 2:
@@ -115,12 +115,10 @@ def _shared_evaluations(runs: Sequence[Run]) -> list[RunEvaluation]:
     return []
 
 
-def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "DataFrame":
-    import pandas as pd
-
+def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> pd.DataFrame:
     rows = []
-    for number, run in enumerate(runs):
-        manifest, measured = run.manifest, evaluations[number] if evaluations else None
+    for run in runs:
+        manifest = run.manifest
         rows.append(
             {name: getattr(manifest, name) for name in _RECORDED}
             | {
@@ -134,11 +132,14 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> "D
                 "dictionary_flops": dictionary_flops(run),
                 "flops_from_nothing": flops_from_nothing(run),
                 "annealed": _annealed(run),
-                "loss": manifest.final.eval_loss if measured is None else measured.loss,
+                "loss": manifest.final.eval_loss,
             }
-            | _concept_numbers(measured)
         )
     frame = pd.DataFrame(rows)
+    measured = pd.json_normalize([one.model_dump() for one in evaluations]).reindex(columns=list(_MEASURED))
+    frame = frame.join(measured.rename(columns=_MEASURED))
+    if evaluations:
+        frame["loss"] = [one.loss for one in evaluations]
     numbers = [name for name in COLUMNS["runs"] if column_type(name) == "number" and name in frame]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
     frame["total_flops"] = frame["flops"] + frame["teacher_flops"] + frame["dictionary_flops"]
@@ -163,20 +164,7 @@ def _annealed(run: Run) -> bool:
     return bool(rates) and rates[-1] <= _ANNEALED * max(*rates, run.manifest.learning_rate or 0.0)
 
 
-def _concept_numbers(measured: RunEvaluation | None) -> dict[str, Any]:
-    """Recall between its two references, and what replacing the concepts costs; `None` where not measured."""
-    concepts = measured and measured.concepts
-    content = concepts and concepts.label_content
-    numbers: dict[str, Any] = {"recall": concepts and concepts.recall_at_32}
-    numbers |= {f"{kind}_recall": content and getattr(content, f"{kind}_recall_at_32") for kind in ("static", "token")}
-    for kind in RELIANCE:
-        found = measured and measured.reliance and measured.reliance.kinds.get(kind)
-        for column, end in ((kind, "nats"), (f"{kind}_low", "low"), (f"{kind}_high", "high")):
-            numbers[column] = found and getattr(found, end)
-    return numbers
-
-
-def _choose_baseline(frame: "DataFrame", name: str | None) -> tuple[str, str]:
+def _choose_baseline(frame: pd.DataFrame, name: str | None) -> tuple[str, str]:
     """The arm to measure against, and why in one sentence."""
     names = ", ".join(frame["arm"].unique())
     arms = frame.groupby("arm", sort=False).first()
@@ -196,7 +184,7 @@ def _choose_baseline(frame: "DataFrame", name: str | None) -> tuple[str, str]:
     )
 
 
-def _arms_frame(frame: "DataFrame", baseline: str) -> "DataFrame":
+def _arms_frame(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Means by arm, and differences and costs against the baseline, seed by seed."""
     numbers = frame.select_dtypes("number").columns.difference(["seed"])
     grouped = frame.groupby("arm", sort=False)
@@ -223,10 +211,7 @@ def _arms_frame(frame: "DataFrame", baseline: str) -> "DataFrame":
     return arms
 
 
-_LIKENESS = {"iso-FLOP": "flops", "iso-parameter": "active_parameters"}
-
-
-def _paired(frame: "DataFrame", arm: str, other: str) -> Estimate:
+def _paired(frame: pd.DataFrame, arm: str, other: str) -> Estimate:
     """An arm's final loss minus another's, over the seeds that both have; of an arm and itself nothing."""
     if arm == other:
         return Estimate(0.0)
@@ -240,11 +225,9 @@ def _paired(frame: "DataFrame", arm: str, other: str) -> Estimate:
 
 
 def _differences_on_tokens(
-    frame: "DataFrame", evaluations: Sequence[RunEvaluation], tokens: "DataFrame | None", baseline: str
-) -> tuple["DataFrame", "DataFrame"]:
+    frame: pd.DataFrame, evaluations: Sequence[RunEvaluation], tokens: pd.DataFrame | None, baseline: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Differences from the baseline over documents and over kinds of tokens, with intervals over documents × seeds."""
-    import pandas as pd
-
     columns = ["documents", "documents_low", "documents_high", "better", "p_documents"]
     arms = frame.groupby("arm", sort=False)["seed"].agg(set)
     whole, words = pd.DataFrame(index=arms.index, columns=columns, dtype=float), []
@@ -271,10 +254,8 @@ def _differences_on_tokens(
     return whole, pd.DataFrame(words, columns=list(COLUMNS["words"]))
 
 
-def _baselines_frame(frame: "DataFrame") -> "DataFrame":
+def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Every arm beside the NTP arms that cost or weigh the same."""
-    import pandas as pd
-
     arms = frame.groupby("arm", sort=False).agg({"objective": "first", "flops": "mean", "active_parameters": "mean"})
     plain = arms[arms["objective"] == "ntp"]
     rows = []
@@ -287,10 +268,8 @@ def _baselines_frame(frame: "DataFrame") -> "DataFrame":
     return pd.DataFrame(rows, columns=list(COLUMNS["baselines"]))
 
 
-def _scaling_frame(frame: "DataFrame") -> "DataFrame":
+def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Power laws through annealed final losses of one kind of arm, where it has three sizes (or lengths) or more."""
-    import pandas as pd
-
     rows = []
     for kind, runs in frame[frame["annealed"]].groupby("kind", sort=False):
         for axis in COSTS if max(runs["active_parameters"].nunique(), runs["tokens"].nunique()) >= 3 else ():
@@ -302,7 +281,7 @@ def _scaling_frame(frame: "DataFrame") -> "DataFrame":
 
 
 def _references(
-    evaluations: Sequence[RunEvaluation], tokens: "DataFrame | None", blocks: int
+    evaluations: Sequence[RunEvaluation], tokens: pd.DataFrame | None, blocks: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """N-gram losses on the tokens of the evaluations, and on those of the curves: the first `blocks` blocks."""
     if tokens is None or evaluations[0].references is None:
@@ -312,7 +291,7 @@ def _references(
     return whole, first
 
 
-def _notes(frame: "DataFrame", arms: "DataFrame", evaluated: bool) -> list[str]:
+def _notes(frame: pd.DataFrame, arms: pd.DataFrame, evaluated: bool) -> list[str]:
     notes = []
     counts = frame.groupby("arm", sort=False)["seed"].count()
     if (counts == 1).all():

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+import pandas as pd
 
 FORMAT_VERSION = 3
 
@@ -161,19 +160,19 @@ class Comparison:
     """
 
     baseline: str
-    runs: "DataFrame"
-    arms: "DataFrame"
-    words: "DataFrame"
-    baselines: "DataFrame"
-    scaling: "DataFrame"
-    curves: "DataFrame"
+    runs: pd.DataFrame
+    arms: pd.DataFrame
+    words: pd.DataFrame
+    baselines: pd.DataFrame
+    scaling: pd.DataFrame
+    curves: pd.DataFrame
     references: Mapping[str, float]
     curve_references: Mapping[str, float]
     shared: Mapping[str, str]
     notes: tuple[str, ...]
-    downstream: "DataFrame | None" = None
+    downstream: pd.DataFrame | None = None
 
-    def mean_curves(self) -> "dict[str, DataFrame]":
+    def mean_curves(self) -> dict[str, pd.DataFrame]:
         """Each arm's curve, averaged over its seeds at the token counts where all were evaluated; `low` and `high`."""
         made = {}
         for name, runs in self.curves.groupby("arm", sort=False):

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison
 from cocomix.evaluation.downstream_table import downstream_table
 from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
 from cocomix.evaluation.pages import Table
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 _SLICES = {"token_class": "kind of token", "seen": "seen in the context", "frequency": "times in the training text"}
 
@@ -97,7 +96,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
 
 def _table(
     name: str,
-    frame: "DataFrame",
+    frame: pd.DataFrame,
     shown: Sequence[Shown],
     caption: str,
     text_columns: int = 1,

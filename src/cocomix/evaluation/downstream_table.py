@@ -1,7 +1,8 @@
 """Downstream results of several arms as the paper's Table 1 lays them out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, read_downstream
 from cocomix.evaluation.formatting import NOTHING
@@ -9,18 +10,13 @@ from cocomix.evaluation.pages import Table
 from cocomix.evaluation.statistics import t_test
 from cocomix.training import Run
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
-
-def downstream_numbers(runs: Sequence[Run]) -> tuple["DataFrame | None", str]:
+def downstream_numbers(runs: Sequence[Run]) -> tuple[pd.DataFrame | None, str]:
     """A row per run by the name of its arm, and how to read it or why there is none; accuracies are in percent.
 
     Only results under equal conditions stand side by side: harness, context, batch size, precision, rows and their
     source. Tasks that some run lacks are left out and named.
     """
-    import pandas as pd
-
     found: list[Downstream] = []
     for run in runs:
         if (each := read_downstream(run.path)) is None:
@@ -39,7 +35,7 @@ def downstream_numbers(runs: Sequence[Run]) -> tuple["DataFrame | None", str]:
     return pd.DataFrame(rows, index=[run.manifest.name for run in runs]), _note(tasks, shared, found)
 
 
-def downstream_table(numbers: "DataFrame") -> Table:
+def downstream_table(numbers: pd.DataFrame) -> Table:
     """Means over the seeds of each arm, with ± where there are several."""
     groups = numbers.groupby(level=0, sort=False)
     rows = [(str(name), *(_cell(group[column].tolist()) for column in numbers)) for name, group in groups]

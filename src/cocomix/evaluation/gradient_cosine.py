@@ -6,14 +6,14 @@ draws the mean of the batches' cosines to 0; `of_all` is of the gradients of all
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cocomix.evaluation.inference import batches, count_blocks
+from cocomix.evaluation.inference import batches, require_measurable
+from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.evaluation.statistics import document_interval
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.backbone import backbone_of
@@ -21,9 +21,6 @@ from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.section import Record
-
-if TYPE_CHECKING:
-    from cocomix.evaluation.run_inputs import RunBlocks
 
 Losses = tuple[Tensor, Tensor]
 
@@ -51,7 +48,7 @@ class GradientCosine(Record):
 
 def gradient_cosines(
     model: CoCoMixForCausalLM,
-    blocks: "RunBlocks",
+    blocks: RunBlocks,
     *,
     batch_size: int,
     device: torch.device,
@@ -69,7 +66,8 @@ def gradient_cosines(
     Raises:
         CoCoMixError: blocks, labels and model do not belong together, or fewer than two batches have labels.
     """
-    count = count_blocks(model, blocks.rows, blocks.labels, batch_size, limit_blocks)
+    require_measurable(model, blocks.rows, blocks.labels, batch_size)
+    count = min(len(blocks.rows), len(blocks.rows) if limit_blocks is None else limit_blocks)
     model.to(device).eval()
 
     def losses() -> Iterable[Losses]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
 from cocomix.concepts import drop_without_target
@@ -50,18 +51,15 @@ class Batch(NamedTuple):
     blocks: slice
 
 
-def count_blocks(
-    model: PreTrainedModel, blocks: MapDataset, labels: MapDataset | None, batch_size: int, limit_blocks: int | None
-) -> int:
-    """How many blocks a measurement will use, after checking that it can be made at all.
+def require_measurable(model: PreTrainedModel, blocks: MapDataset, labels: MapDataset | None, batch_size: int) -> None:
+    """Refuse a measurement that cannot be made, before any work.
 
     Raises:
-        CoCoMixError: there is no block, a number is not positive, the labels do not belong to these blocks, the model
-            has no concepts to compare labels with, or its context is shorter than a block.
+        CoCoMixError: there is no block, `batch_size` is not positive, the labels do not belong to these blocks, the
+            model has no concepts to compare labels with, or its context is shorter than a block.
     """
-    for name, number in (("batch_size", batch_size), ("limit_blocks", 1 if limit_blocks is None else limit_blocks)):
-        if number < 1:
-            raise CoCoMixError(f"{name}={number} must be at least 1.")
+    if batch_size < 1:
+        raise CoCoMixError(f"{batch_size=} must be at least 1.")
     if len(blocks) == 0:
         raise CoCoMixError("there is no block to evaluate on; prepare the data with a larger validation share.")
     if labels is not None and not predicts_concepts(model):
@@ -76,7 +74,6 @@ def count_blocks(
             f"the data's blocks have {block_size} tokens but this model reads 2 to {context}; prepare the data with "
             f"--block-size {context}."
         )
-    return len(blocks) if limit_blocks is None else min(limit_blocks, len(blocks))
 
 
 def batches(
@@ -98,22 +95,17 @@ def batches(
     for start in range(0, count, batch_size):
         chosen = slice(start, min(start + batch_size, count))
         indices = range(count)[chosen]
-        rows = [blocks[index] for index in indices]
-
-        def stacked(name: str, rows: list[dict[str, Any]] = rows) -> Tensor | None:
-            return torch.stack([row[name] for row in rows]).to(device) if name in rows[0] else None
-
-        input_ids, targets = stacked("input_ids"), stacked("labels")
-        assert input_ids is not None
+        rows = {name: each.to(device) for name, each in default_collate([blocks[index] for index in indices]).items()}
+        input_ids = rows["input_ids"]
+        targets = rows.get("labels", input_ids)
         if (largest := int(input_ids.max())) >= model.config.vocab_size:
             raise CoCoMixError(
                 f"the data holds token {largest} but the model's vocabulary has {model.config.vocab_size} entries; "
                 "evaluate on data prepared with the model's own tokenizer."
             )
-        targets = input_ids if targets is None else targets
         found = None
         if labels is not None:
-            found = torch.stack([labels[index]["concept_labels"] for index in indices])
+            found = default_collate([labels[index]["concept_labels"] for index in indices])
             wrong = found[(found != IGNORE) & ((found < 0) | (found >= model.config.num_concepts))]
             if len(wrong):
                 raise CoCoMixError(
@@ -121,7 +113,7 @@ def batches(
                     f"{model.config.num_concepts - 1}; use the labels the model was trained with."
                 )
             found = drop_without_target(found.to(device), targets)
-        yield Batch(input_ids, found, targets, stacked("position_ids"), chosen)
+        yield Batch(input_ids, found, targets, rows.get("position_ids"), chosen)
 
 
 @contextmanager
@@ -232,7 +224,8 @@ def measure(
     Raises:
         CoCoMixError: data, labels and model do not belong together, or a loss is not a finite number.
     """
-    count = count_blocks(model, blocks, labels, batch_size, None)
+    require_measurable(model, blocks, labels, batch_size)
+    count = len(blocks)
     losses = np.full((count, len(blocks[0]["input_ids"])), np.nan, dtype=np.float32)
     concepts = ConceptCounts.empty(model.config.num_concepts) if predicts_concepts(model) else None
     with inference(model, device, dtype), progress("evaluating", losses.size, "tokens") as advance:

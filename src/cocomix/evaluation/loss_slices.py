@@ -6,17 +6,14 @@ occurred earlier in the context).
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from cocomix.evaluation.run_inputs import RunBlocks
 
 SLICES = ("token_class", "position", "frequency", "seen")
 FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000 or more")
@@ -25,12 +22,12 @@ Floats = NDArray[np.float64]
 
 
 def token_table(
-    blocks: "RunBlocks",
+    blocks: RunBlocks,
     losses: NDArray[np.float32],
     classes: TokenClasses,
     references: Mapping[str, Floats] | None,
     training_counts: NDArray[np.int64] | None,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """One row per predicted token, in the order of the text.
 
     Args:
@@ -38,8 +35,6 @@ def token_table(
         references: losses of n-gram models by name, one per predicted token.
         training_counts: occurrences of each token of the vocabulary in the training blocks.
     """
-    import pandas as pd
-
     asked = blocks.depth > 0
     block, position = np.nonzero(asked)
     tokens = blocks.ids[asked]
@@ -72,7 +67,7 @@ def seen_before(tokens: NDArray[Any], context: NDArray[Any]) -> NDArray[np.bool_
     return seen.reshape(tokens.shape)
 
 
-def loss_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
+def loss_slices(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Tokens and mean loss (nats) of every slice that has a token, as JSON."""
     found = []
     for name in SLICES:
@@ -84,10 +79,8 @@ def loss_slices(table: "pd.DataFrame") -> list[dict[str, Any]]:
     return found
 
 
-def slice_values(table: "pd.DataFrame", name: str) -> Any:
+def slice_values(table: pd.DataFrame, name: str) -> Any:
     """The value by which a table is grouped."""
-    import pandas as pd
-
     if name == "seen":
         return table["seen"].map({True: "yes", False: "no"})
     if name != "position":

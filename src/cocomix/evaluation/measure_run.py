@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
-from cocomix.evaluation.feedback_reliance import feedback_reliance
 from cocomix.evaluation.inference import ConceptCounts, measure
 from cocomix.evaluation.loss_slices import loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
-from cocomix.evaluation.reliance import concept_reliance, first_distinct, no_reliance_reason
+from cocomix.evaluation.reliance import concept_reliance, feedback_reliance, first_distinct, no_reliance_reason
 from cocomix.evaluation.run_evaluation import (
     CompressionNorms,
     ConceptResults,

@@ -18,11 +18,19 @@ the current token says anyway. Each kind replaces the concepts of every position
 
 From another *block*, because a position further right in the same text was predicted with knowledge of tokens that
 this position has yet to predict.
+
+A model that feeds concepts back (`mixing: next_concept`) has no ids to replace: `feedback_reliance` replaces the
+vectors that its positions are fed. The first chunk of a document is fed none, and stays as it is. Kinds are `mean`,
+`shuffle`, `shuffle_same_token`, `zero`, and
+
+- `oracle_ahead`: the true mean state of the chunk in which the predicted token is. That state has read this token and
+  those after it, so its fall says how much the upper half can read of the future, and is no loss that any prediction
+  could reach. Where no whole chunk follows, the position keeps its own vector.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +40,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.evaluation.inference import Batch, MapDataset, batches, inference, token_losses
+from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.evaluation.statistics import document_interval
 from cocomix.model import CoCoMixForCausalLM, ConceptIntervention, predicts_concepts
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
-if TYPE_CHECKING:
-    from cocomix.evaluation.run_inputs import RunBlocks
-
 MOST_POSITIONS = 2**20
 """Positions that are measured at most, as their concepts are kept in memory: 270 MB at 32 concepts."""
+
+MOST_VALUES = 2**27
+"""Numbers of fed-back vectors that are kept in memory at most: 540 MB, 262,144 positions at d_model 512."""
 
 _BLIND_TO_THE_TARGET = ("activation", "contextual", "token_lookup")
 """Kinds of labels that are made without the next token."""
@@ -102,7 +111,7 @@ class RunReliance(_Part):
 def no_reliance_reason(model: PreTrainedModel) -> str | None:
     """Why concept reliance cannot be measured on a model, in one sentence; `None` if it can."""
     if isinstance(model, CoCoMixForCausalLM) and model.config.form.feeds_back:
-        return None  # see feedback_reliance.py
+        return None
     if not predicts_concepts(model):
         return f"a {type(model).__name__} has no concepts, so there is no reliance on them to measure."
     if not model.config.form.mixes_in:
@@ -110,34 +119,44 @@ def no_reliance_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
-class _Mixed(NamedTuple):
-    """What a model mixes in over some text.
+class _Sample:
+    """The blocks that replacements are measured on, `most` at most, and where each position takes concepts from."""
 
-    Attributes:
-        ids: concepts, best first. [blocks, seq, k], int32
-        values: theirs. [blocks, seq, k], float32
-        mean: the average compressed vector. [d_model]
-        size: the average root mean square of a compressed vector.
-    """
+    def __init__(self, blocks: RunBlocks, losses: NDArray[np.float32], most: int, seed: int) -> None:
+        self.count = min(len(blocks.ids), max(most, 2))
+        if self.count < 2:
+            raise CoCoMixError("concepts are taken from another block, and only one was evaluated; give at least two.")
+        chosen = slice(self.count)
+        self.tokens, self.losses, self.seed = blocks.ids[chosen], losses[chosen, 1:], seed
+        self.asked, self.documents = blocks.depth[chosen] > 0, blocks.documents[chosen]
+        generator = np.random.default_rng(seed)
+        self.other, self.same = another_block(self.tokens.shape, generator), same_token(self.tokens, generator)
+        self.notes = [f"Measured on the first {self.count:,} blocks."] if self.count < len(blocks.ids) else []
 
-    ids: NDArray[np.int32]
-    values: NDArray[np.float32]
-    mean: Tensor
-    size: float
-
-    def at(self, blocks: slice) -> Concepts:
-        """Concepts of some blocks. [blocks, seq, k] each"""
-        return torch.from_numpy(self.ids[blocks].astype(np.int64)), torch.from_numpy(self.values[blocks])
-
-    def taken(self, positions: Integers) -> Concepts:
-        """Concepts of positions numbered through all blocks. [*positions, k] each"""
-        ids, values = (array.reshape(-1, array.shape[-1])[positions] for array in (self.ids, self.values))
-        return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(values)
+    def measured(
+        self,
+        given: Iterable[Batch],
+        replaced: Callable[[Batch], Iterable[tuple[str, NDArray[np.float64]]]],
+        advance: Callable[[float], None],
+        size: float | None = None,
+    ) -> RunReliance:
+        """Every kind of replacement, from a batch's losses [batch, seq − 1] by kind."""
+        changed: dict[str, NDArray[np.float64]] = {}
+        for batch in given:
+            for kind, found in replaced(batch):
+                changed.setdefault(kind, np.empty(self.losses.shape))[batch.blocks] = found
+                advance(batch.input_ids.numel())
+        documents, kinds = self.documents[self.asked], {}
+        for kind, found in changed.items():
+            gaps = (found - self.losses)[self.asked[:, 1:]]
+            low, high = document_interval(gaps, documents, seed=self.seed)
+            kinds[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
+        return RunReliance(kinds=kinds, documents=len(np.unique(documents)), note=" ".join(self.notes), size=size)
 
 
 def concept_reliance(
     model: CoCoMixForCausalLM,
-    blocks: "RunBlocks",
+    blocks: RunBlocks,
     losses: NDArray[np.float32],
     *,
     batch_size: int,
@@ -162,68 +181,64 @@ def concept_reliance(
     """
     if (reason := no_reliance_reason(model)) is not None:
         raise CoCoMixError(reason)
-    count = min(len(blocks.ids), max(MOST_POSITIONS // blocks.ids.shape[1], 2))
-    if count < 2:
-        raise CoCoMixError("concepts are taken from another block, and only one was evaluated; evaluate at least two.")
-    tokens, asked, documents = blocks.ids[:count], blocks.depth[:count] > 0, blocks.documents[:count]
-    generator = np.random.default_rng(seed)
-    other, other_same = another_block(tokens.shape, generator), same_token(tokens, generator)
-    alone = float((other_same.ravel() == np.arange(tokens.size)).mean())
-    notes = [f"Measured on the first {count:,} blocks."] if count < len(blocks.ids) else []
-    notes.append(f"In shuffle_same_token {alone:.1%} of the positions, whose token no other block has, keep their own.")
+    sample = _Sample(blocks, losses, MOST_POSITIONS // blocks.ids.shape[1], seed)
+    alone = float((sample.same.ravel() == np.arange(sample.tokens.size)).mean())
+    sample.notes.append(
+        f"In shuffle_same_token {alone:.1%} of the positions, whose token no other block has, keep their own."
+    )
     labels = blocks.labels if label_kind in _BLIND_TO_THE_TARGET else None
     if blocks.labels is not None and labels is None:
-        notes.append(f"No oracle: {label_kind} labels tell of the next token, which the model is to predict.")
-    changed: dict[str, NDArray[np.float64]] = {}
-    total = 7 * tokens.size
+        sample.notes.append(f"No oracle: {label_kind} labels tell of the next token, which the model is to predict.")
+    how: dict[str, Any] = {"count": sample.count, "batch_size": batch_size, "device": device}
+    total = 7 * sample.tokens.size
     with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:
-        mixed = _mixed(model, blocks.rows, count, batch_size, device)
-        ranks = torch.from_numpy(mixed.values.mean(axis=(0, 1)))  # average value of the strongest concept, the next, …
-        kinds: dict[str, Callable[[Batch], Concepts | None]] = {
-            "mean": lambda batch: None,
-            "shuffle": lambda batch: mixed.taken(other[batch.blocks]),
-            "shuffle_same_token": lambda batch: mixed.taken(other_same[batch.blocks]),
-        }
-        if table is not None:
-            chosen = torch.from_numpy(table)
-            kinds["token_table"] = lambda batch: _same_shape(chosen[batch.input_ids.cpu()], ranks)
-        if labels is not None:
-            kinds["oracle"] = lambda batch: oracle(batch.concept_labels.cpu())(*mixed.at(batch.blocks))  # type: ignore[union-attr]
-        kinds["zero"] = lambda batch: zero(*mixed.at(batch.blocks))
-        for batch in batches(model, blocks.rows, labels, count=count, batch_size=batch_size, device=device):
-            for kind, replacement in kinds.items():
-                found = _losses_with(model, batch, replacement(batch), mixed.mean)
-                changed.setdefault(kind, np.empty((count, found.shape[1])))[batch.blocks] = found
-                advance(batch.input_ids.numel())
-    measured = {kind: rise(found - losses[:count, 1:], asked, documents, seed) for kind, found in changed.items()}
-    size = mixed.size if model.mixing.like_hidden else None
-    return RunReliance(kinds=measured, documents=len(np.unique(documents[asked])), note=" ".join(notes), size=size)
+        all_ids, all_values, mean, size = _mixed(model, blocks.rows, **how)
+        ranks = all_values.mean((0, 1))  # average value of the strongest concept, the next, …
+
+        def taken(positions: Integers) -> Concepts:
+            ids, values = (each.flatten(0, 1)[torch.from_numpy(positions)] for each in (all_ids, all_values))
+            return ids.long(), values
+
+        def replacements(batch: Batch) -> dict[str, Concepts | None]:
+            own = all_ids[batch.blocks].long(), all_values[batch.blocks]
+            kinds: dict[str, Concepts | None] = {"mean": None, "shuffle": taken(sample.other[batch.blocks])}
+            kinds["shuffle_same_token"] = taken(sample.same[batch.blocks])
+            if table is not None:
+                listed = torch.from_numpy(table)[batch.input_ids.cpu()]
+                kinds["token_table"] = listed, ranks.expand(listed.shape)
+            if batch.concept_labels is not None:
+                kinds["oracle"] = oracle(batch.concept_labels.cpu())(*own)
+            return kinds | {"zero": zero(*own)}
+
+        def replaced(batch: Batch) -> Iterator[tuple[str, NDArray[np.float64]]]:
+            for kind, given in replacements(batch).items():
+                yield kind, _losses_with(model, batch, given, mean)
+
+        shown = size if model.mixing.like_hidden else None
+        return sample.measured(batches(model, blocks.rows, labels, **how), replaced, advance, shown)
 
 
-def rise(gaps: NDArray[np.float64], asked: NDArray[np.bool_], documents: Integers, seed: int) -> Reliance:
-    """The mean of loss differences [blocks, seq − 1] over the tokens asked for [blocks, seq], with its interval."""
-    counted = gaps[asked[:, 1:]]
-    low, high = document_interval(counted, documents[asked], seed=seed)
-    return Reliance(nats=float(counted.mean()), low=low, high=high)
+def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, **how: Any) -> tuple[Tensor, Tensor, Tensor, float]:
+    """What a model mixes in over some text.
 
-
-def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, count: int, batch_size: int, device: torch.device) -> _Mixed:
-    ids, values = [], []
-    sums: list[Tensor] = []  # of the compressed vectors of each batch
-    sizes: list[Tensor] = []  # likewise, of their root mean squares
+    Returns:
+        Concepts, best first, int32 [blocks, seq, k]; their values, float32 [blocks, seq, k]; the average compressed
+        vector [d_model]; the average root mean square of a compressed vector.
+    """
+    ids, values, sums, sizes = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 
     def note(vectors: Tensor) -> None:
         sums.append(vectors.flatten(0, -2).float().sum(0))
         sizes.append(vectors.float().square().mean(-1).sqrt().sum())
 
-    for batch in batches(model, rows, None, count=count, batch_size=batch_size, device=device):
+    for batch in batches(model, rows, None, **how):
         with _hooked(model, note):
-            output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        ids.append(output.concept_ids.to(torch.int32).cpu().numpy())
-        values.append(output.concept_values.float().cpu().numpy())
+            output = model(**_asked(batch))
+        ids.append(output.concept_ids.to(torch.int32).cpu())
+        values.append(output.concept_values.float().cpu())
     positions = sum(each.shape[0] * each.shape[1] for each in ids)
     mean, size = torch.stack(sums).sum(0) / positions, float(torch.stack(sizes).sum()) / positions
-    return _Mixed(np.concatenate(ids), np.concatenate(values), mean, size)
+    return torch.cat(ids), torch.cat(values), mean, size
 
 
 def _losses_with(model: CoCoMixForCausalLM, batch: Batch, given: Concepts | None, mean: Tensor) -> NDArray[np.float64]:
@@ -233,13 +248,12 @@ def _losses_with(model: CoCoMixForCausalLM, batch: Batch, given: Concepts | None
         assert given is not None
         return given[0].to(ids.device), given[1].to(values)
 
-    asked = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     if given is not None:
-        output = model(**asked, concept_intervention=placed)
+        logits = model(**_asked(batch), concept_intervention=placed).logits
     else:
         with _hooked(model, lambda vectors: mean.to(vectors.dtype).expand_as(vectors)):
-            output = model(**asked)
-    found: NDArray[np.float64] = token_losses(output.logits, batch.targets).numpy()
+            logits = model(**_asked(batch)).logits
+    found: NDArray[np.float64] = token_losses(logits, batch.targets).numpy()
     return found
 
 
@@ -253,8 +267,65 @@ def _hooked(model: CoCoMixForCausalLM, hook: Callable[[Tensor], Tensor | None]) 
         handle.remove()
 
 
-def _same_shape(ids: Tensor, values: Tensor) -> Concepts:
-    return ids, values.expand(ids.shape)
+def _asked(batch: Batch) -> dict[str, Any]:
+    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+
+
+def feedback_reliance(
+    model: CoCoMixForCausalLM,
+    blocks: RunBlocks,
+    losses: NDArray[np.float32],
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> RunReliance:
+    """Measure every kind of replacement in a model that feeds concepts back. Arguments as of `concept_reliance`.
+
+    Raises:
+        CoCoMixError: there is no second block.
+    """
+    sample = _Sample(blocks, losses, MOST_VALUES // (blocks.ids.shape[1] * model.config.hidden_size), seed)
+    sample.notes.append(
+        "The true concepts look ahead: each is the mean state of the chunk that holds the predicted token and those "
+        "after it, so their fall is no loss that a prediction could reach."
+    )
+    how: dict[str, Any] = {"count": sample.count, "batch_size": batch_size, "device": device}
+
+    def shown(batch: Batch) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = model(**_asked(batch), labels=batch.targets, output_logits=False).shown
+        return found
+
+    def replaced(batch: Batch) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        mine = shown(batch)
+        own = mine["feedback"]
+        kinds = {"mean": mean.to(own).expand_as(own)}
+        for kind, donors in (("shuffle", sample.other), ("shuffle_same_token", sample.same)):
+            at = torch.from_numpy(donors[batch.blocks])
+            # Its own for a position whose other is fed none.
+            kinds[kind] = torch.where(there[at].unsqueeze(-1).to(own.device), vectors[at].to(own), own)
+        for kind, others in (kinds | {"oracle_ahead": mine["ahead"], "zero": torch.zeros_like(own)}).items():
+            fed = others * mine["told"].unsqueeze(-1)
+            norm = model.mixing.get_submodule("concept_norm")
+            handle = norm.register_forward_pre_hook(lambda module, inputs, fed=fed: (fed,))
+            try:
+                logits = model(**_asked(batch)).logits
+            finally:
+                handle.remove()
+            yield kind, token_losses(logits, batch.targets).numpy()
+
+    total = 6 * sample.tokens.size
+    with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:
+        own_vectors, told = [], []
+        for batch in batches(model, blocks.rows, None, **how):
+            mine = shown(batch)
+            own_vectors.append(mine["feedback"].float().cpu())
+            told.append(mine["told"].cpu())
+            advance(batch.input_ids.numel())
+        vectors, there = torch.cat(own_vectors).flatten(0, 1), torch.cat(told).flatten()
+        mean = vectors[there].mean(0) if bool(there.any()) else vectors[0]
+        return sample.measured(batches(model, blocks.rows, None, **how), replaced, advance)
 
 
 def zero(ids: Tensor, values: Tensor) -> Concepts:

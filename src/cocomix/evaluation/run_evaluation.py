@@ -6,8 +6,9 @@ Evaluations under different keys stand side by side; one that is made again repl
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 from pydantic import PrivateAttr
 
 from cocomix.artifacts import explained_full_disk, write_json
@@ -17,9 +18,6 @@ from cocomix.labelling import LabelContent
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Record
 from cocomix.training import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EVALUATIONS = "evaluations"
 """Folder within a run's folder."""
@@ -152,14 +150,12 @@ class RunEvaluation(Record):
         parts += [f"{self.block_size}tokens"] if self.block_size != trained_block_size else []
         return "-".join(parts)
 
-    def token_losses(self) -> "pd.DataFrame":
+    def token_losses(self) -> pd.DataFrame:
         """One row per predicted token; columns as in `loss_slices.token_table`.
 
         Raises:
             CoCoMixError: the file is missing or damaged.
         """
-        import pandas as pd
-
         assert self._folder is not None
         file = self._folder / _LOSSES
         try:
@@ -170,7 +166,7 @@ class RunEvaluation(Record):
             raise CoCoMixError(f"{file} has {len(table):,} rows, not {self.targets:,}; evaluate {self.run} again.")
         return table
 
-    def save(self, run: Run, table: "pd.DataFrame") -> None:
+    def save(self, run: Run, table: pd.DataFrame) -> None:
         """Write it and its table into the run's folder; both are there or neither is."""
         place = run.path / EVALUATIONS / self.key(run.manifest.data.block_size)
         made = place.with_name(f".{place.name}.partial")

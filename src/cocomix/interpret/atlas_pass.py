@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.evaluation.inference import batches, count_blocks, inference
+from cocomix.evaluation.inference import batches, inference, require_measurable
 from cocomix.evaluation.loss_slices import seen_before
 from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses, token_texts
@@ -77,7 +77,8 @@ def read_held_out(
     """
     seq, n_concepts = blocks.block_size, model.config.num_concepts
     size = max(1, settings.batch_tokens // seq)
-    count = count_blocks(model, blocks.rows, blocks.labels, size, None)
+    require_measurable(model, blocks.rows, blocks.labels, size)
+    count = len(blocks.rows)
     positions = count * seq
     sampled = min(positions, settings.sampled, max(512, _SAMPLED_ELEMENTS // n_concepts))
     sample = np.linspace(0, positions - 1, sampled).round().astype(np.int64)

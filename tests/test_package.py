@@ -88,9 +88,8 @@ def wheel_files(folder: Path) -> dict[str, bytes]:
 def test_the_wheel_holds_the_package_recipes_and_example_and_nothing_else(distributions: Path) -> None:
     names = set(wheel_files(distributions))
     data = {"py.typed", *(f"evaluation/tasks/{path.name}" for path in (SOURCE / "evaluation" / "tasks").iterdir())}
-    data |= {
-        str(path.relative_to(SOURCE)) for suffix in ("css", "html", "js", "md") for path in SOURCE.rglob(f"*.{suffix}")
-    }
+    suffixes = ("css", "html", "js", "json", "md")
+    data |= {str(path.relative_to(SOURCE)) for suffix in suffixes for path in SOURCE.rglob(f"*.{suffix}")}
     code = {str(path.relative_to(SOURCE)) for path in FILES}
     shipped = {
         f"{folder.name}/{path.relative_to(folder)}"

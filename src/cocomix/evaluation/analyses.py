@@ -24,7 +24,7 @@ from cocomix.evaluation.pages import Section, Table, render_page
 from cocomix.evaluation.run_evaluation import RunEvaluation
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
 from cocomix.model import predicts_concepts
-from cocomix.runtime.errors import CoCoMixError, require_extra
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Record
 from cocomix.training import Run
 
@@ -66,7 +66,6 @@ def analyse_runs(
     Raises:
         CoCoMixError: no run mixes concepts in, two have one name and seed, or data and labels do not belong to a run.
     """
-    require_extra("report", "jinja2", purpose="a page of analyses")
     names = [(run.manifest.name, run.manifest.seed) for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise CoCoMixError(f"two runs have the name and seed {twice.pop()}; name each run once.")

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from cocomix.evaluation.alike import refuse_unlike
-from cocomix.evaluation.comparison import ALL_COSTS, COLUMNS, COSTS, RELIANCE, STUDENTS, Comparison, column_type
-from cocomix.evaluation.downstream_table import downstream_numbers
+from cocomix.evaluation.comparison import ALL_COSTS, COSTS, RELIANCE, STUDENTS, Comparison, columns
+from cocomix.evaluation.downstream import downstream_numbers
 from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
         CoCoMixError: fewer than two arms; no such baseline; runs that must not be compared (see
             `alike.refuse_unlike`), or that share no seed with the baseline's.
     """
-    require_extra("report", "pandas", "scipy", "statsmodels", purpose="a comparison")
+    require_extra("report", "scipy", "statsmodels", purpose="a comparison")
     refuse_unlike(runs, vary)
     names = list(dict.fromkeys(run.manifest.name for run in runs))
     if len(names) < 2:
@@ -81,12 +81,12 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     manifest = runs[0].manifest
     return Comparison(
         baseline=chosen,
-        runs=frame[list(COLUMNS["runs"])],
-        arms=arms[list(COLUMNS["arms"])],
+        runs=frame[list(columns("runs"))],
+        arms=arms[list(columns("arms"))],
         words=words,
         baselines=_baselines_frame(frame),
         scaling=_scaling_frame(frame),
-        curves=pd.DataFrame(points)[list(COLUMNS["curves"])],
+        curves=pd.DataFrame(points)[list(columns("curves"))],
         references=references,
         curve_references=curve_references,
         shared={
@@ -140,7 +140,7 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> pd
     frame = frame.join(measured.rename(columns=_MEASURED))
     if evaluations:
         frame["loss"] = [one.loss for one in evaluations]
-    numbers = [name for name in COLUMNS["runs"] if column_type(name) == "number" and name in frame]
+    numbers = [name for name, about in columns("runs").items() if "number" in about["type"] and name in frame]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
     frame["total_flops"] = frame["flops"] + frame["teacher_flops"] + frame["dictionary_flops"]
     shared = frame["stored_flops"] + frame["dictionary_flops"]
@@ -228,9 +228,9 @@ def _differences_on_tokens(
     frame: pd.DataFrame, evaluations: Sequence[RunEvaluation], tokens: pd.DataFrame | None, baseline: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Differences from the baseline over documents and over kinds of tokens, with intervals over documents × seeds."""
-    columns = ["documents", "documents_low", "documents_high", "better", "p_documents"]
+    measured = ["documents", "documents_low", "documents_high", "better", "p_documents"]
     arms = frame.groupby("arm", sort=False)["seed"].agg(set)
-    whole, words = pd.DataFrame(index=arms.index, columns=columns, dtype=float), []
+    whole, words = pd.DataFrame(index=arms.index, columns=measured, dtype=float), []
     if tokens is not None:
         keys = zip(frame["arm"], frame["seed"], strict=True)
         tables = (one.token_losses() for one in evaluations)
@@ -251,7 +251,7 @@ def _differences_on_tokens(
                         difference = float(sums.sum() / targets.sum())
                         row = (name, which, str(value), int(inside.sum()), difference, *crossed_interval(sums, targets))
                         words.append(row)
-    return whole, pd.DataFrame(words, columns=list(COLUMNS["words"]))
+    return whole, pd.DataFrame(words, columns=list(columns("words")))
 
 
 def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -265,7 +265,7 @@ def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
                 if other != name:
                     found = _paired(frame, str(name), str(other))
                     rows.append((name, kind, other, arm[axis] / plain.loc[other, axis], *found))
-    return pd.DataFrame(rows, columns=list(COLUMNS["baselines"]))
+    return pd.DataFrame(rows, columns=list(columns("baselines")))
 
 
 def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -277,7 +277,7 @@ def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
             if len(runs.groupby("arm")) >= 3 and np.ptp(np.log(costs)) > _ALIKE:
                 law = power_law(costs, runs["loss"].to_numpy(np.float64))
                 rows.append({"kind": kind, "axis": axis, "runs": len(runs), **law._asdict()})
-    return pd.DataFrame(rows, columns=list(COLUMNS["scaling"]))
+    return pd.DataFrame(rows, columns=list(columns("scaling")))
 
 
 def _references(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from cocomix.evaluation.comparison import COLUMNS, RELIANCE, STUDENTS, Comparison
-from cocomix.evaluation.downstream_table import downstream_table
+from cocomix.evaluation.comparison import RELIANCE, STUDENTS, Comparison, columns
+from cocomix.evaluation.downstream import downstream_table
 from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
 from cocomix.evaluation.pages import Table
 
@@ -104,7 +104,7 @@ def _table(
 ) -> Table:
     rows = [[show(row) for _, _, show in shown] for row in frame.itertuples()]
     meanings = {
-        heading.partition(", ")[0]: COLUMNS[name][column].replace(": its lower end", "")
+        heading.partition(", ")[0]: columns(name)[column]["description"].replace(": its lower end", "")
         for heading, column, _ in shown
         if column
     }

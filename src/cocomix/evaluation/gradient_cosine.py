@@ -58,10 +58,9 @@ def gradient_cosines(
     """Compare the gradients of both losses, two forward and two backward passes a batch.
 
     Args:
-        model: predicts concepts; moved to `device`, its weights are left as they are.
+        model: predicts concepts; moved to `device`, its weights are left as they are. Computes in float32.
         blocks: with their labels.
         batch_size: blocks of a batch; the more, the less noise in its cosine.
-        device: where to compute, in float32.
 
     Raises:
         CoCoMixError: blocks, labels and model do not belong together, or fewer than two batches have labels.

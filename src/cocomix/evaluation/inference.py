@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -142,16 +141,14 @@ def inference(model: PreTrainedModel, device: torch.device, dtype: torch.dtype =
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every next token within a block, in nats.
-
-    One block at a time, so that no second copy of all logits is needed.
+    """Cross-entropy of every next token, one block at a time, so that no second copy of all logits is needed.
 
     Args:
-        logits: next-token logits. [batch, seq, vocab], any float dtype
+        logits: [batch, seq, vocab], any float dtype
         targets: the tokens themselves, `IGNORE` in place of those that are not predicted. [batch, seq]
 
     Returns:
-        −log p(x_{t+1} | x_{≤t}) for t = 1 … seq − 1, computed in float32; 0 where x_{t+1} is not predicted.
+        −log p(x_{t+1} | x_{≤t}) for t = 1 … seq − 1, nats, computed in float32; 0 where x_{t+1} is not predicted.
         [batch, seq − 1], float64, on the CPU
     """
     given = zip(logits, targets, strict=True)
@@ -159,30 +156,21 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([each.cpu().double() for each in losses])
 
 
-@dataclass
 class ConceptCounts:
     """Sums over labelled positions, from which recall is divided, concept by concept.
 
     Attributes:
         loss: Eq. 2, nats.
         positions: that have a label.
-        labels: of each concept. [n_concepts], int64
+        labels: of each concept. [n_concepts], int64, as are the following
         found: labels among the first 32 predicted concepts (or as many as the model mixes in, if fewer).
         found_at_labels: labels among the first k_attr, as many as a position can have labels.
         predicted: positions at which each concept was among those mixed in, labelled or not.
     """
 
-    loss: float
-    positions: int
-    labels: NDArray[np.int64]
-    found: NDArray[np.int64]
-    found_at_labels: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, num_concepts: int) -> "ConceptCounts":
-        """Nothing counted yet."""
-        return cls(0.0, 0, *(np.zeros(num_concepts, dtype=np.int64) for _ in range(4)))
+    def __init__(self, num_concepts: int) -> None:
+        self.loss, self.positions = 0.0, 0
+        self.labels, self.found, self.found_at_labels, self.predicted = np.zeros((4, num_concepts), dtype=np.int64)
 
     def add(self, predicted: Tensor, labels: Tensor | None, loss: float) -> None:
         """Count a batch: predicted concepts [batch, seq, k], best first, and labels [batch, seq, k_attr]."""
@@ -227,7 +215,7 @@ def measure(
     require_measurable(model, blocks, labels, batch_size)
     count = len(blocks)
     losses = np.full((count, len(blocks[0]["input_ids"])), np.nan, dtype=np.float32)
-    concepts = ConceptCounts.empty(model.config.num_concepts) if predicts_concepts(model) else None
+    concepts = ConceptCounts(model.config.num_concepts) if predicts_concepts(model) else None
     with inference(model, device, dtype), progress("evaluating", losses.size, "tokens") as advance:
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
             given: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}

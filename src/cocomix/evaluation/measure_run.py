@@ -119,7 +119,12 @@ def evaluate_run(
 def _concept_results(
     model: PreTrainedModel, counts: ConceptCounts, store: Concatenated[Labels] | None, training: "LabelCounts | None"
 ) -> ConceptResults:
-    labelled, labels = counts.positions > 0, max(int(counts.labels.sum()), 1)
+    labelled, labels, compression = counts.positions > 0, max(int(counts.labels.sum()), 1), None
+    if model.config.form.mixes_in:
+        norms = model.compression_weight.detach().float().cpu().norm(dim=-1)
+        low, median, high = norms.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+        unused = float((norms < 0.01).float().mean())
+        compression = CompressionNorms(unused=unused, low=low, median=median, high=high)
     return ConceptResults(
         loss=counts.loss / counts.positions if labelled else None,
         recall_at_32=int(counts.found.sum()) / labels if labelled else None,
@@ -129,14 +134,8 @@ def _concept_results(
         recall_by_frequency=() if training is None else _recall_by_frequency(counts, training.of_concepts),
         concepts_predicted=int((counts.predicted > 0).sum()),
         num_concepts=len(counts.predicted),
-        compression=_compression(model) if model.config.form.mixes_in else None,
+        compression=compression,
     )
-
-
-def _compression(model: PreTrainedModel) -> CompressionNorms:
-    norms = model.compression_weight.detach().float().cpu().norm(dim=-1)
-    low, median, high = norms.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-    return CompressionNorms(unused=float((norms < 0.01).float().mean()), low=low, median=median, high=high)
 
 
 def _recall_by_frequency(counts: ConceptCounts, training: NDArray[np.int64]) -> tuple[FrequencyRecall, ...]:

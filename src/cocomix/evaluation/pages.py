@@ -18,8 +18,10 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, TypedDict
 
+from jinja2 import Environment, PackageLoader  # comes with PyTorch
+from markupsafe import Markup, escape
+
 from cocomix.evaluation.formatting import markdown_text
-from cocomix.runtime.errors import require_extra
 
 if TYPE_CHECKING:
     import rich.table
@@ -88,8 +90,7 @@ class Figure:
 
 
 class Section(TypedDict, total=False):
-    """A section of a page; every part but the heading is optional. Text is plain, but for
-    `commands` between backticks.
+    """A section of a page; every part but the heading is optional. Text is plain, but for `commands` in backticks.
 
     `tokens` are (text, strength 0 … 1, remark shown when pointing at it) with `legend` saying what the shade means;
     `texts` are (heading, text) side by side; `code` is preformatted; `notes` are remarks set smaller.
@@ -116,10 +117,6 @@ def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *
     Returns:
         One HTML document with inline style and embedded images: no scripts and no external addresses.
     """
-    require_extra("report", "jinja2", purpose="a report page")
-    from jinja2 import Environment, PackageLoader
-    from markupsafe import Markup, escape
-
     environment = Environment(
         loader=PackageLoader("cocomix.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

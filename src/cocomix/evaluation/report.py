@@ -148,7 +148,7 @@ def write_report(
     Raises:
         CoCoMixError: `output` exists or cannot be written to.
     """
-    require_extra("report", "jinja2", "matplotlib", purpose="a report")
+    require_extra("report", "matplotlib", purpose="a report")
     tables, sentences = comparison_tables(comparison), found(comparison)
     with whole_folder(output) as folder:
         figures, names = [], ", ".join(drawn_names(comparison))

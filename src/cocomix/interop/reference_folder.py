@@ -6,7 +6,6 @@ optimizer's pickles, which are not read.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,33 +178,25 @@ def _sizes(model: CoCoMixForCausalLM) -> dict[str, int]:
 def _settings(folder: Path, given: ConceptSettings) -> dict[str, Any]:
     """The keyword arguments of `from_reference_state_dict` that say what the concepts are like."""
     files = [path for path in (folder / "config.yaml", folder.absolute().parent / "config.yaml") if path.is_file()]
-    written: Any = {}
-    if files:
-        written = parse_yaml(files[0].read_text(encoding="utf-8"), str(files[0]))
-        if not isinstance(written, dict):
-            raise CoCoMixError(f"{files[0]} is not the released code's: it must hold settings by name.")
-    return {
-        "insert_layer": _whole(given.insert_layer, written, "insert_layer_index", "--insert-layer", folder),
-        "concept_topk": _whole(given.concept_topk, written, "concept_num", "--concept-topk", folder),
-        "concept_loss_weight": _weight(given.concept_loss_weight, written),
-    }
-
-
-def _whole(given: int | None, written: Mapping[str, Any], name: str, option: str, folder: Path) -> int:
-    value = written.get(name) if given is None else given
-    if not isinstance(value, int):
-        raise CoCoMixError(
-            f"{name} of {folder} is not known ({value!r}): there is no config.yaml in it or above it that says so; "
-            f"give {option}."
-        )
-    return value
-
-
-def _weight(given: float | None, written: Mapping[str, Any]) -> float:
-    value = written.get("lam_concept", 0.1) if given is None else given
-    if not isinstance(value, int | float):
-        raise CoCoMixError(f"lam_concept in config.yaml is {value!r} and should be a number; correct it.")
-    return float(value)
+    written = parse_yaml(files[0].read_text(encoding="utf-8"), str(files[0])) if files else {}
+    if not isinstance(written, dict):
+        raise CoCoMixError(f"{files[0]} is not the released code's: it must hold settings by name.")
+    values = {"lam_concept": 0.1, **written}
+    found = {}
+    for setting, name, kind in (
+        ("insert_layer", "insert_layer_index", int),
+        ("concept_topk", "concept_num", int),
+        ("concept_loss_weight", "lam_concept", int | float),
+    ):
+        value = values.get(name) if getattr(given, setting) is None else getattr(given, setting)
+        if not isinstance(value, kind):
+            option = "correct it" if kind is not int else f"give --{setting.replace('_', '-')}"
+            raise CoCoMixError(
+                f"{name} of {folder} is {value!r}, and no number by which to build the model: its config.yaml, in it or "
+                f"above it, does not say so; {option}."
+            )
+        found[setting] = value
+    return found
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

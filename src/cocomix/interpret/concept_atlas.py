@@ -13,7 +13,7 @@ import threading
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,16 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.artifacts import Artifact, Damaged, Findings, MadeFromSomethingElse
-from cocomix.interpret.atlas_cards import AtlasManifest, ConceptCard, ConceptHit, Context, Histogram
+from cocomix.interpret.atlas_cards import (
+    AtlasManifest,
+    ConceptCard,
+    ConceptHit,
+    Context,
+    Histogram,
+    NamedFrom,
+    TokenChanges,
+    WordLifts,
+)
 from cocomix.interpret.effects import Effect, measure_effects
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
@@ -33,26 +42,17 @@ Ranking = Literal[
     "predicted_count", "label_count", "auroc", "precision", "recall", "lift", "compression_norm", "detection", "fuzzing"
 ]
 
-_LIFTS, _MANY = pa.map_(pa.string(), pa.float32()), pa.list_(pa.int64())
-_NUMBERS = {
-    **dict.fromkeys(("density", "label_density", "precision", "recall", "lift", "auroc"), pa.float64()),
-    **dict.fromkeys(("mean_logit", "max_logit", "compression_norm", "effect_amount"), pa.float64()),
-    **dict.fromkeys(("detection", "fuzzing"), pa.float64()),
-    **dict.fromkeys(("id", "predicted_count", "label_count"), pa.int64()),
-}
-_OTHERS = {
-    **dict.fromkeys(("terms", "next_terms", "raised", "lowered"), _LIFTS),
-    **dict.fromkeys(("name", "named_from"), pa.string()),
-    **{"histogram": _MANY, "nearest": pa.map_(pa.int64(), pa.float32())},
+_COLUMNS: dict[Any, pa.DataType] = {
+    **{int: pa.int64(), float: pa.float64(), float | None: pa.float64(), str: pa.string(), NamedFrom: pa.string()},
+    **{WordLifts: pa.map_(pa.string(), pa.float32()), TokenChanges | None: pa.map_(pa.string(), pa.float32())},
+    **{Histogram: pa.list_(pa.int64()), tuple[tuple[int, float], ...]: pa.map_(pa.int64(), pa.float32())},
 }
 CARD_SCHEMA = pa.schema(
-    [(field.name, {**_NUMBERS, **_OTHERS}[field.name]) for field in fields(ConceptCard) if "contexts" not in field.name]
+    [(field.name, _COLUMNS[field.type]) for field in fields(ConceptCard) if "contexts" not in field.name]
 )
 SAMPLE_SCHEMA = pa.schema(
     [("concept", pa.int64()), ("kind", pa.string())]
-    + [(name, pa.string()) for name in ("before", "token", "after")]
-    + [("strength", pa.float32()), ("quantile", pa.float32()), ("split", pa.string())]
-    + [("block", pa.int64()), ("position", pa.int64())]
+    + [(name, pa.float32() if kind is float else _COLUMNS[kind]) for name, kind in get_type_hints(Context).items()]
 )
 _SEARCH_WORDS = 16
 """Words of a search that count; a longer text is cut there."""

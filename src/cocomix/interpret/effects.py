@@ -176,7 +176,6 @@ def measure_effects(
     a dot product of weights). Memory: log-probabilities of all positions.
 
     Args:
-        model: a CoCoMix model that mixes its concepts in.
         top: tokens to name of each kind; fewer where fewer move that way.
         position_ids: where documents are kept apart.
 
@@ -231,7 +230,6 @@ def steering_candidates(
     as a bias), the `pool` most frequent are tried one by one.
 
     Args:
-        model: a CoCoMix model that mixes its concepts in.
         pool: how many concepts to try; one forward pass per block and concept.
         top: tokens to name per concept.
 
@@ -253,7 +251,6 @@ def edit_effects(model: PreTrainedModel, input_ids: Tensor, edits: Sequence[Conc
     """Whether each edit alone changes anything in a text, and what would where it does not.
 
     Args:
-        model: a CoCoMix model that mixes its concepts in.
         input_ids: the text, prompt and continuation. [1, seq]
         edits: to look at; their `rows` are ignored.
 

@@ -118,7 +118,6 @@ def inspect_text(
     """The strongest predicted concepts and the likeliest next tokens at every token of a text.
 
     Args:
-        model: a CoCoMix model, of any mixing.
         top: concepts per token, at most the model's concept_topk.
         top_next: next tokens per token.
 

@@ -45,7 +45,6 @@ def open_run_teacher(
     What is not given is taken from the run's recipe, and else from its labels.
 
     Args:
-        data: the run's data, whose text the teacher will read.
         teacher: hub name, folder or GGUF file of the teacher.
         dictionary: folder of its dictionary.
         download: whether a teacher that is not on this machine is fetched; otherwise it is refused.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cocomix.evaluation.formatting import signed
-from cocomix.evaluation.statistics import wilcoxon_p
+from cocomix.evaluation.statistics import document_interval, wilcoxon_p
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths
 from cocomix.interpret.inspection import concept_model
@@ -30,7 +30,6 @@ from cocomix.runtime.errors import CoCoMixError
 Arm = Literal["student", "teacher", "prompt"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 Turn = Literal["add", "scale"]
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,6 @@ def measure_steering(
     """Generate the three arms' texts for every concept, factor and prompt, and measure each text for every concept.
 
     Args:
-        student: a CoCoMix model that mixes its concepts in.
         reader: the teacher whose dictionary names the student's concepts; on the student's device.
         prompts: int64 [prompts, prompt_tokens].
         strengths: of all concepts; used with `turn="add"`.
@@ -240,12 +238,9 @@ def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: 
 
 
 class PairedDifference(NamedTuple):
-    """A difference measured concept by concept.
+    """The mean of a difference over concepts, and its 95% interval, by bootstrap over concepts.
 
     Attributes:
-        mean: over concepts.
-        low: lower end of its 95% interval, by bootstrap over concepts.
-        high: upper end.
         p_value: of Wilcoxon's signed-rank test, two-sided; `None` for fewer than 6 concepts, which cannot reach 0.05.
         positive: concepts with a difference above 0.
         concepts: all.
@@ -272,22 +267,7 @@ class PairedDifference(NamedTuple):
 
 def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:
     """Mean, interval and test of differences, one per concept. [concepts]"""
-    low, high = mean_interval(values, seed)
+    low, high = document_interval(values, np.arange(len(values)), seed=seed)
     p_value = wilcoxon_p(values)
     tested, positive = None if np.isnan(p_value) else p_value, int((values > 0).sum())
-    return PairedDifference(float(values.mean()), float(low), float(high), tested, positive, len(values))
-
-
-def mean_interval(values: Array, seed: int) -> tuple[Array, Array]:
-    """95% interval of the mean over the first axis, by bootstrap."""
-    from scipy.stats import bootstrap
-
-    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=seed, axis=0)
-    return found.confidence_interval.low, found.confidence_interval.high
-
-
-def rank_correlation(factors: tuple[float, ...], values: Array) -> float:
-    """Rank correlation; 0 where the values do not vary."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(factors, values).statistic) if np.ptp(values) > 0 else 0.0
+    return PairedDifference(float(values.mean()), low, high, tested, positive, len(values))

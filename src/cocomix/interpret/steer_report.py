@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,6 +18,7 @@ from cocomix.evaluation import Figure, Run, open_run_data, render_page
 from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress, png
 from cocomix.evaluation.formatting import NOTHING, signed
 from cocomix.evaluation.pages import Table
+from cocomix.evaluation.statistics import document_interval
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths, concept_strengths
 from cocomix.interpret.inspection import concept_model, describe_run_concepts
@@ -28,10 +30,8 @@ from cocomix.interpret.steer_arms import (
     SteerEvalSettings,
     SteerMeasurements,
     check_measurable,
-    mean_interval,
     measure_steering,
     paired_difference,
-    rank_correlation,
 )
 from cocomix.interpret.text_reader import TextReader
 from cocomix.runtime.device import default_device
@@ -78,8 +78,9 @@ class SteerReport:
         found: dict[Arm, tuple[Array, Array]] = {}
         for arm in ("student", "teacher"):
             every = self.measured.of(arm, "activation").mean(2)  # [turned, factors, measured]
-            factors = self.measured.settings.factors
-            pairs = np.array([[rank_correlation(factors, column) for column in turned.T] for turned in every])
+            factors = pd.Series(self.measured.settings.factors).rank()
+            # 0 where the activation is the same at every factor.
+            pairs = np.array([pd.DataFrame(turned).rank().corrwith(factors).fillna(0) for turned in every])
             own = pairs.diagonal()  # of [turned, measured]
             found[arm] = (own, (pairs.sum(0) - own) / (len(own) - 1))
         return found
@@ -145,15 +146,9 @@ class SteerReport:
                 factor = NOTHING if arm == "prompt" else f"{self.measured.settings.factors[place]:g}"
                 numbers = f"{own:.3f} [{low:.3f}, {high:.3f}]", f"{others:.3f}", f"{perplexity:.1f}", f"{distinct:.2f}"
                 rows.append((arm, factor, *numbers))
+        measures = ("own, activation", "others, activation", "perplexity, lower is better", "distinct, share")
         by_factor = Table(
-            (
-                "arm",
-                "factor",
-                "own, activation",
-                "others, activation",
-                "perplexity, lower is better",
-                "distinct, share",
-            ),
+            ("arm", "factor", *measures),
             rows,
             caption="Dose and response, means over concepts and prompts",
             meanings={
@@ -180,26 +175,21 @@ class SteerReport:
 
     def concepts(self) -> list[dict[str, Any]]:
         """One object per concept, the one that steers most in the student first."""
-        columns: dict[str, Array] = {f"{name}_gain": values for name, values in self.gains.items()}
+        concepts = list(self.measured.settings.concepts)
+        columns = {"concept": concepts, "words": self.words, "predicted": self.strengths.share[concepts]}
+        columns |= {"amount": self.strengths.logit[concepts]}
+        columns |= {f"{name}_gain": values for name, values in self.gains.items()}
         columns |= {arm: own - others for arm, (own, others) in self.trends.items()}
-        rows = [
-            {
-                "concept": concept,
-                "words": self.words[place],
-                "predicted": float(self.strengths.share[concept]),
-                "amount": float(self.strengths.logit[concept]),
-                **{name: float(values[place]) for name, values in columns.items()},
-            }
-            for place, concept in enumerate(self.measured.settings.concepts)
-        ]
-        return sorted(rows, key=lambda row: (-row["student"], row["concept"]))
+        found = pd.DataFrame(columns).sort_values(["student", "concept"], ascending=[False, True])
+        return list(found.to_dict("records"))
 
     def to_json(self) -> dict[str, Any]:
         """Tests, concepts, curves and settings as JSON; the texts are in texts.parquet."""
         curves = {}
         for arm, (own, others) in self.activation.items():
-            low, high = mean_interval(own.mean(-1), self.measured.settings.seed)
-            columns = {"own": own.mean((0, 2)), "low": low, "high": high, "others": others.mean((0, 2))}
+            means, seed = own.mean(-1), self.measured.settings.seed  # [concepts, factors]
+            ends = np.array([document_interval(factor, np.arange(len(own)), seed=seed) for factor in means.T])
+            columns = {"own": means.mean(0), "low": ends[:, 0], "high": ends[:, 1], "others": others.mean((0, 2))}
             columns["perplexity"] = self.perplexity[arm]
             columns["distinct_2"] = self.measured.of(arm, "distinct_2").mean((0, 2))
             curves[arm] = {name: values.tolist() for name, values in columns.items()}
@@ -290,7 +280,7 @@ def evaluate_run_steering(
         CoCoMixError: the run has no concepts to steer; its data, teacher or dictionary is not to be found or does not
             belong to it; a concept does not exist; `output` exists.
     """
-    require_extra("report", "matplotlib", "scipy", "jinja2", purpose="a report")
+    require_extra("report", "matplotlib", "scipy", purpose="a report")
     settings = settings or SteerEvalSettings()
     with whole_folder(output) as folder:
         student = concept_model(run.model(), mixing=True).to(default_device())

@@ -59,9 +59,6 @@ class Sampling:
         temperature: divisor of the next-token logits; 0 = always the likeliest token.
         top_k: sample among the k likeliest tokens; `None` = among all.
         num_return_sequences: texts per prompt.
-
-    Raises:
-        CoCoMixError: no text can be generated with one of the numbers.
     """
 
     max_new_tokens: int = 64
@@ -95,13 +92,6 @@ def steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> Iterator[C
 
     Blocks nest: the inner one's edits are made after the outer one's. Steering ends with the block, whatever happens.
 
-    Args:
-        model: a CoCoMix model that mixes its concepts in.
-        edits: concepts to turn; see `ConceptEdit`.
-
-    Yields:
-        The model.
-
     Raises:
         CoCoMixError: the model has no concepts or mixes none in, a concept does not exist, or a value is beyond ±100.
     """
@@ -129,11 +119,9 @@ def generate(
     Args:
         model: a CoCoMix model, or without `edits` any causal LM.
         prompt: one text or several, each of at least one token; several are continued in one batch.
-        max_new_tokens: generate at most so many tokens; an end-of-document token ends a text earlier.
+        max_new_tokens: generate at most so many tokens; an end-of-document token ends a text earlier. This and the
+            following as in `Sampling`.
         edits: concepts to turn, in all rows or in those of some prompts; see `ConceptEdit`.
-        temperature: divisor of the next-token logits; 0 = always the likeliest token.
-        top_k: sample among the k likeliest tokens; `None` = among all.
-        num_return_sequences: how many texts per prompt.
 
     Returns:
         The continuations, without the prompts: all of the first prompt, then all of the second, and so on.

@@ -32,9 +32,6 @@ def teacher_steering(
         rows_per_prompt: rows of the batch that belong to one row of the edits: with `generate`, the larger of
             `num_beams` and `num_return_sequences`.
 
-    Yields:
-        The teacher's language model.
-
     Raises:
         CoCoMixError: a concept does not exist; on a forward pass, a row does not exist.
     """

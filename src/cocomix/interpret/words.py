@@ -7,6 +7,7 @@ corpus' commonest words; the logarithm of the lift is their pointwise mutual inf
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.interpret.atlas_cards import WordLifts
@@ -99,20 +100,14 @@ def _lifts(
     """Words by lift for each concept that has any: `found` are the words at the concepts' places."""
     if len(concepts) == 0:
         return {}
-    size = len(words.texts)
-    base = np.bincount(everywhere, minlength=size) / max(1, len(everywhere))
-    pairs, counts = np.unique(concepts.astype(np.int64) * size + found, return_counts=True)
-    owners, ids = np.divmod(pairs, size)
-    names, first, group = np.unique(owners, return_index=True, return_inverse=True)
-    totals = np.add.reduceat(counts, first)
-    share = counts / totals[group]
-    lift = share / base[ids]
-    worded = np.array([bool(text) for text in words.texts])[ids]
-    kept = worded & (counts >= least) & (share >= _LEAST_SHARE) & (lift >= _LEAST_LIFT)
-    order = np.lexsort((ids, -counts, -lift, owners))
-    order = order[kept[order]]
-    lists: dict[int, WordLifts] = {}
-    for concept, chosen in zip(names.tolist(), np.split(order, np.searchsorted(owners[order], names[1:])), strict=True):
-        if len(chosen):
-            lists[concept] = tuple((words.texts[ids[pair]], float(lift[pair])) for pair in chosen[:limit])
-    return lists
+    base = np.bincount(everywhere, minlength=len(words.texts)) / max(1, len(everywhere))
+    pairs = pd.DataFrame({"concept": concepts, "word": found}).value_counts().rename("count").reset_index()
+    share = pairs["count"] / pairs.groupby("concept")["count"].transform("sum")
+    pairs["lift"] = share / base[pairs["word"]]
+    worded = pairs["word"].map(lambda word: bool(words.texts[word]))
+    kept = pairs[worded & (pairs["count"] >= least) & (share >= _LEAST_SHARE) & (pairs["lift"] >= _LEAST_LIFT)]
+    order = kept.sort_values(["concept", "lift", "count", "word"], ascending=[True, False, False, True])
+    lists: dict[int, list[tuple[str, float]]] = {}
+    for row in order.groupby("concept").head(limit).itertuples():
+        lists.setdefault(row.concept, []).append((words.texts[row.word], row.lift))
+    return {concept: tuple(lifts) for concept, lifts in lists.items()}

@@ -40,18 +40,18 @@ def test_every_part_is_text() -> None:
         "heading": HOSTILE,
         "text": [HOSTILE],
         "tables": [table],
-        "figures": [Figure(b"png", b"dark", alt=HOSTILE, caption=HOSTILE)],
+        "figures": [Figure(b"png", b"dark", alt=HOSTILE)],
         "tokens": [(HOSTILE, 0.5, HOSTILE), ("a", 7.0, ""), ("b", -1.0, "")],
         "legend": HOSTILE,
         "texts": [(HOSTILE, HOSTILE)],
         "code": HOSTILE,
         "notes": [HOSTILE],
     }
-    html = render_page(HOSTILE, [HOSTILE], [section, {"heading": "empty"}], footer=HOSTILE)
+    html = render_page(HOSTILE, [HOSTILE], [section, {"heading": "empty"}])
     checker = Checker(html)
     assert html.startswith("<!DOCTYPE html>")
     assert "script" not in checker.tags
-    assert checker.texts.count(HOSTILE) == 19
+    assert checker.texts.count(HOSTILE) == 17
     assert all(address.startswith("data:image/png;base64,") for address in checker.addresses)
     assert len(checker.addresses) == 2
     assert not re.search(r"https?:|url\(|@import|style=\"(?!--s)", html)

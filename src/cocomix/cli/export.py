@@ -53,7 +53,6 @@ def export(
         export_run,
         push_to_hub,
     )
-    from cocomix.runtime.device import default_device
 
     asked = {
         **{"--license": license, "--language": language, "--push": push, "--public": public or None},
@@ -69,11 +68,11 @@ def export(
         if value is not None and option not in taken[to]:
             raise CoCoMixError(f"{option} cannot be used with --to {to}; leave it out.")
     if to == "neuronpedia":
-        source = export_neuronpedia(run, output, atlas=atlas, data=data, device=default_device())
+        source = export_neuronpedia(run, output, atlas=atlas, data=data)
         return Printed({"folder": str(source), "repository": None})
     if to == "delphi":
         count = 200_000 if tokens is None else tokens
-        folder = export_delphi(run, output, tokens=count, data=data, device=default_device())
+        folder = export_delphi(run, output, tokens=count, data=data)
         return Printed({"folder": str(folder), "repository": None})
     if public and push is None:
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")

@@ -86,7 +86,6 @@ class Figure:
     light: bytes
     dark: bytes
     alt: str
-    caption: str = ""
 
 
 class Section(TypedDict, total=False):
@@ -107,15 +106,11 @@ class Section(TypedDict, total=False):
     notes: Sequence[str]
 
 
-def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *, footer: str = "") -> str:
-    """Render a page.
+def render_page(title: str, found: Sequence[str], sections: Sequence[Section]) -> str:
+    """One HTML document with inline style and embedded images: no scripts and no external addresses.
 
     Args:
         found: what was found, one sentence each, set larger than the rest.
-        footer: by default the version of cocomix.
-
-    Returns:
-        One HTML document with inline style and embedded images: no scripts and no external addresses.
     """
     environment = Environment(
         loader=PackageLoader("cocomix.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -123,6 +118,5 @@ def render_page(title: str, found: Sequence[str], sections: Sequence[Section], *
     environment.filters["prose"] = lambda text: Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     style = files("cocomix.evaluation").joinpath("templates", "page.css").read_text(encoding="utf-8")
-    footer = footer or f"Made by cocomix {version('cocomix')}."
     page = environment.get_template("page.html")
-    return str(page.render(title=title, found=found, sections=sections, style=style, footer=footer))
+    return str(page.render(title=title, found=found, sections=sections, style=style, version=version("cocomix")))

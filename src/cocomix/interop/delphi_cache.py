@@ -10,7 +10,6 @@ OUTPUT/predictor/
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 
 from cocomix.artifacts import explained_full_disk, whole_folder, write_json
@@ -18,22 +17,20 @@ from cocomix.data import VALIDATION
 from cocomix.evaluation import Run
 from cocomix.evaluation.run_inputs import open_run_data, run_blocks
 from cocomix.interpret import AtlasSettings, concept_model, read_held_out
+from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 
 _MODULE = "predictor"  # the student's name for where they come from
 _CONCEPTS_A_FILE = 8192
 
 
-def export_delphi(
-    path: Path, output: Path, *, tokens: int = 200_000, data: Path | None = None, device: torch.device | None = None
-) -> Path:
+def export_delphi(path: Path, output: Path, *, tokens: int = 200_000, data: Path | None = None) -> Path:
     """Let the student read held-out text, and write where every concept is among its top k.
 
     Args:
         output: the folder to write, Delphi's `raw_dir`; must not exist.
         tokens: of the validation split to read, in whole blocks; at least one block.
         data: prepared data with the run's tokenizer; by default the run's own.
-        device: where the model computes; by default the CPU.
 
     Returns:
         `output`.
@@ -46,9 +43,8 @@ def export_delphi(
     run = Run.open(path)
     model, prepared = concept_model(run.model()), open_run_data(run, data)
     blocks = run_blocks(run, prepared, None, limit_blocks=max(1, tokens // run.manifest.data.block_size))
-    device = device or torch.device("cpu")
     with whole_folder(output) as folder, explained_full_disk(folder):
-        reading = read_held_out(model.to(device), blocks, AtlasSettings(sampled=2), device=device)
+        reading = read_held_out(model.to(default_device()), blocks, AtlasSettings(sampled=2))
         count, seq = reading.tokens.shape
         k = reading.ids.shape[1]
         places = np.repeat(np.arange(count * seq), k)

@@ -41,7 +41,6 @@ def push_to_hub(
     *,
     private: bool = True,
     kind: Literal["model", "dataset"] = "model",
-    message: str = "Export by cocomix",
 ) -> str:
     """Upload an export as one commit; the repository is made if it is not there.
 
@@ -50,7 +49,6 @@ def push_to_hub(
         repo_id: `owner/name`, or `name` for a repository of the logged-in user.
         private: whether a new repository is only its owner's to see; one that exists stays as it is.
         kind: of repository.
-        message: of the commit.
 
     Returns:
         The repository's address.
@@ -64,7 +62,8 @@ def push_to_hub(
     option = "" if kind == "model" else f" --repo-type {kind}"
     with _explained("upload", f"; the export is in {folder}, try again with `hf upload {repo_id} {folder}{option}`"):
         address = HfApi().create_repo(repo_id, private=private, exist_ok=True, repo_type=kind)
-        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message, repo_type=kind)
+        told = {"commit_message": "Export by cocomix", "repo_type": kind}
+        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, **told)
     logger.info(f"{folder} is at {address}")
     return str(address)
 

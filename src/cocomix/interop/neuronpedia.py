@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from cocomix.artifacts import MadeFromSomethingElse, explained_full_disk, whole_folder
 from cocomix.evaluation import Run
@@ -35,6 +34,7 @@ from cocomix.interpret import (
     read_held_out,
 )
 from cocomix.runtime.console import progress
+from cocomix.runtime.device import default_device
 
 _CONCEPTS_A_BATCH = 1024
 _CREATOR = "clkht01d40000jv08hvalcvly"  # the user that Neuronpedia's prisma/seed.ts makes; rows must name one
@@ -54,16 +54,13 @@ class _Names(NamedTuple):
         return {"id": f"c{hashed[:24]}", "modelId": self.model, "layer": self.source}
 
 
-def export_neuronpedia(
-    path: Path, output: Path, *, atlas: Path | None = None, data: Path | None = None, device: torch.device | None = None
-) -> Path:
+def export_neuronpedia(path: Path, output: Path, *, atlas: Path | None = None, data: Path | None = None) -> Path:
     """Write a run's concepts for Neuronpedia. The atlas' blocks are read once more, for the values around its contexts.
 
     Args:
         output: the folder to write; must not exist.
         atlas: of the run; by default `RUN_atlas` beside it.
         data: what the atlas was made from; by default the run's own.
-        device: where the model computes; by default the CPU.
 
     Returns:
         The folder of the source, `OUTPUT/v1/MODEL/SOURCE`.
@@ -83,8 +80,7 @@ def export_neuronpedia(
         )
     size = run.manifest.data.block_size
     blocks = run_blocks(run, prepared, None, limit_blocks=max(1, about.settings.tokens // size))
-    device = device or torch.device("cpu")
-    reading = read_held_out(model.to(device), blocks, about.settings, device=device)
+    reading = read_held_out(model.to(default_device()), blocks, about.settings)
     tokenizer = prepared.tokenizer()
     texts = tokenizer.batch_decode([[token] for token in range(int(reading.tokens.max()) + 1)])
     slug = re.sub(r"[^a-z0-9_-]+", "-", run.manifest.name.lower()).strip("-") or "run"

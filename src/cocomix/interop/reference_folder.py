@@ -190,10 +190,9 @@ def _settings(folder: Path, given: ConceptSettings) -> dict[str, Any]:
     ):
         value = values.get(name) if getattr(given, setting) is None else getattr(given, setting)
         if not isinstance(value, kind):
-            option = "correct it" if kind is not int else f"give --{setting.replace('_', '-')}"
+            remedy = f"give --{setting.replace('_', '-')}" if kind is int else "correct it there"
             raise CoCoMixError(
-                f"{name} of {folder} is {value!r}, and no number by which to build the model: its config.yaml, in it or "
-                f"above it, does not say so; {option}."
+                f"{name} of {folder} is {value!r} by config.yaml in it or above it, and should be a number; {remedy}."
             )
         found[setting] = value
     return found

@@ -97,7 +97,7 @@ def build_atlas(
     limit = max(1, settings.tokens // run.manifest.data.block_size)
     blocks, tokenizer = run_blocks(run, prepared, store, limit_blocks=limit), prepared.tokenizer()
     with ConceptAtlas.create(output, identity=identity) as staging:
-        reading = read_held_out(model.to(device), blocks, settings, device=device)
+        reading = read_held_out(model.to(device), blocks, settings)
         edges = np.linspace(reading.logits.min(), reading.logits.max() + 1e-6, settings.bins + 1)
         total = model.config.num_concepts
         columns = concept_quality(reading, total) | _logits(reading, edges, total)

@@ -60,14 +60,8 @@ class Reading:
         return labelled
 
 
-def read_held_out(
-    model: CoCoMixForCausalLM,
-    blocks: RunBlocks,
-    settings: AtlasSettings,
-    *,
-    device: torch.device,
-) -> Reading:
-    """Let the student read held-out blocks.
+def read_held_out(model: CoCoMixForCausalLM, blocks: RunBlocks, settings: AtlasSettings) -> Reading:
+    """Let the student read held-out blocks, on its device.
 
     Args:
         blocks: from `run_blocks`, with their labels if there are any.
@@ -75,7 +69,7 @@ def read_held_out(
     Raises:
         CoCoMixError: there is no block, or data, labels and model do not belong together.
     """
-    seq, n_concepts = blocks.block_size, model.config.num_concepts
+    seq, n_concepts, device = blocks.block_size, model.config.num_concepts, model.device
     size = max(1, settings.batch_tokens // seq)
     require_measurable(model, blocks.rows, blocks.labels, size)
     count = len(blocks.rows)

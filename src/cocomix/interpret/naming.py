@@ -17,6 +17,8 @@ from cocomix.runtime.errors import CoCoMixError
 API_KEY_VARIABLE = "COCOMIX_NAME_API_KEY"
 """The environment variable that holds the endpoint's key; it is sent as a bearer token and written nowhere."""
 
+_PATIENCE = 30.0  # seconds to wait for an answer
+
 
 @dataclass(frozen=True)
 class NameEndpoint:
@@ -26,7 +28,6 @@ class NameEndpoint:
         url: address the interface lies under, for example `http://localhost:8000/v1`.
         model: name of the model there.
         limit: concepts to name, those predicted most often first; one request each.
-        timeout: seconds to wait for an answer.
 
     Raises:
         CoCoMixError: the address is not plain http or https, or holds a password or a query.
@@ -35,7 +36,6 @@ class NameEndpoint:
     url: str
     model: str = "default"
     limit: int = 64
-    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -61,7 +61,7 @@ class NameEndpoint:
             headers={"Content-Type": "application/json", **_authorization()},
         )
         try:
-            with _OPENER.open(request, timeout=self.timeout) as response:
+            with _OPENER.open(request, timeout=_PATIENCE) as response:
                 text = json.loads(response.read(1 << 20))["choices"][0]["message"]["content"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CoCoMixError(

@@ -188,7 +188,7 @@ def test_a_hub_task_needs_the_hub(workshop: Workshop, cli: Cli) -> None:
 def test_local_benchmarks_can_be_read(name: str, workshop: Workshop) -> None:
     found = evaluate_tasks(Run.open(workshop.ntp_run), [name], device=CPU, task_data=BENCHMARKS, limit=2)
     assert found.tasks[name].examples == 2
-    found.file(workshop.ntp_run).unlink()
+    found.conditions.file(workshop.ntp_run).unlink()
 
 
 HARNESS_ALONE = """
@@ -213,4 +213,4 @@ def test_the_harness_alone_runs_a_run_folder(workshop: Workshop, rows: Path) -> 
     run = Run.open(workshop.cocomix_run)
     ours = evaluate_tasks(run, ["lambada_openai"], device=CPU, task_data=rows, batch_size=2)
     assert json.loads(found.stdout.splitlines()[-1]) == pytest.approx(ours.value("lambada_openai"), rel=1e-4)
-    ours.file(run.path).unlink()
+    ours.conditions.file(run.path).unlink()

@@ -22,8 +22,8 @@ def compared(write_run, ours, theirs):
     runs = [write_run("ntp", [6.0, 4.0]), write_run("ours", [6.0, 4.0], **COCOMIX)]
     for folder, found in zip(runs, (ours, theirs), strict=True):
         if found is not None:
-            found.file(folder).parent.mkdir(parents=True)
-            write_json(found.file(folder), found.model_dump())
+            found.conditions.file(folder).parent.mkdir(parents=True)
+            write_json(found.conditions.file(folder), found.model_dump())
     return compare([Run.open(folder) for folder in runs])
 
 

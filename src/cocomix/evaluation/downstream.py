@@ -78,11 +78,10 @@ class HarnessConditions(Record):
     dtype: str
     limit: int | None
 
-    @property
-    def key(self) -> str:
-        """Name of the folder of results under these conditions."""
+    def file(self, folder: Path) -> Path:
+        """Where results under these conditions are in a run's folder."""
         rows = "" if self.limit is None else f"-{self.limit}rows"
-        return f"tasks-harness{self.harness}-{self.context}tokens-{self.dtype}{rows}"
+        return folder / EVALUATIONS / f"tasks-harness{self.harness}-{self.context}tokens-{self.dtype}{rows}" / _FILE
 
 
 class TaskResult(Record):
@@ -116,10 +115,6 @@ class Downstream(Record):
     format_version: Literal[2] = 2
     conditions: HarnessConditions
     tasks: dict[str, TaskResult]
-
-    def file(self, folder: Path) -> Path:
-        """Where results under these conditions are in a run's folder."""
-        return folder / EVALUATIONS / self.conditions.key / _FILE
 
     def table(self) -> Table:
         """Every metric and what was cut, for people."""
@@ -204,7 +199,7 @@ def evaluate_tasks(
                     "ending."
                 )
     result = Downstream(conditions=conditions, tasks=found)
-    if (file := result.file(run.path)).is_file():
+    if (file := conditions.file(run.path)).is_file():
         result = Downstream(conditions=conditions, tasks={**_read(file).tasks, **found})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result.model_dump())

@@ -27,18 +27,17 @@ DARK = Theme("#171b21", "#d5dae1", "#3a424e", ("#56b4e9", "#ff8f4d", "#3cc9a0", 
 
 
 class CurveAxis(NamedTuple):
-    """What curves are drawn against: a column of `Comparison.curves`, the image's file name, its heading and unit."""
+    """What curves are drawn against: a column of `Comparison.curves`, its heading and unit."""
 
     field: str
-    file: str
     title: str
     unit: str
 
 
 AXES = (
-    CurveAxis("tokens", "loss_vs_tokens", "Per training token", "training tokens"),
-    CurveAxis("flops", "loss_vs_flops", "Per floating-point operation", "training FLOPs"),
-    CurveAxis("seconds", "loss_vs_seconds", "Per second on this machine", "training time, seconds"),
+    CurveAxis("tokens", "Per training token", "training tokens"),
+    CurveAxis("flops", "Per floating-point operation", "training FLOPs"),
+    CurveAxis("seconds", "Per second on this machine", "training time, seconds"),
 )
 _MARKERS = "os^Dv"
 _MOST_CURVES = 9

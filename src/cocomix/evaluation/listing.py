@@ -48,10 +48,9 @@ class RunSummary:
 
 
 def list_runs(folder: Path, now: float | None = None) -> list[RunSummary]:
-    """All runs in a folder and the folders within, the newest first.
+    """All runs in a folder (or a run itself) and the folders within, the newest first.
 
     Args:
-        folder: of runs, or a run itself.
         now: seconds since the epoch; by default the clock's.
 
     Raises:

@@ -154,7 +154,7 @@ def write_report(
         figures, names = [], ", ".join(drawn_names(comparison))
         for axis in AXES:
             light, dark = (draw_curves(comparison, axis, dark=dark) for dark in (False, True))
-            (folder / f"{axis.file}.png").write_bytes(light)
+            (folder / f"loss_vs_{axis.field}.png").write_bytes(light)
             figures.append(Figure(light, dark, alt=f"Validation loss of {names} against training {axis.field}"))
         write_text(folder / "table.md", markdown(comparison))
         write_text(folder / "table.csv", comparison.arms.to_csv(index=False, lineterminator="\n"))

@@ -39,15 +39,14 @@ def open_run_data(run: Run, path: Path | None = None) -> Tokens:
     Raises:
         CoCoMixError: it is not there, has changed, or has another tokenizer.
     """
-    trained_on = run.manifest.data
-    own = [Path(trained_on.path)] if trained_on.mixture is None else [Path(part.path) for part in trained_on.mixture]
+    trained_on, mixture = run.manifest.data, run.manifest.data.mixture
+    own = [Path(trained_on.path)] if mixture is None else [Path(part.path) for part in mixture]
     if path is None and not all(map(is_there, own)):
         raise CoCoMixError(
             f"the data of the run {run.manifest.name} is no longer at {trained_on.path}; say where it is with --data."
         )
-    if path is None and trained_on.mixture is not None:
-        shares = [part.share for part in trained_on.mixture]
-        data: Tokens = MixedData([Tokens.open(folder) for folder in own], shares)
+    if path is None and mixture is not None:
+        data: Tokens = MixedData([Tokens.open(folder) for folder in own], [part.share for part in mixture])
     else:
         data = Tokens.open(path or own[0])
     if data.manifest.tokenizer_fingerprint != trained_on.tokenizer_fingerprint:
@@ -161,9 +160,8 @@ class RunBlocks:
     @cached_property
     def ids(self) -> Integers:
         """Tokens. [blocks, block_size]"""
-        if not len(self.rows):
-            return np.zeros((0, self.block_size), dtype=np.int64)
-        return np.stack([self.rows[index]["input_ids"].numpy() for index in range(len(self.rows))])
+        rows = [self.rows[index]["input_ids"].numpy() for index in range(len(self.rows))]
+        return np.array(rows, dtype=np.int64).reshape(-1, self.block_size)
 
     @cached_property
     def depth(self) -> Integers:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +26,7 @@ from cocomix.evaluation.inference import inference
 from cocomix.evaluation.pages import Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.evaluation.statistics import t_test
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.runtime.section import Record
 from cocomix.training import Run
 
@@ -166,8 +165,7 @@ def evaluate_tasks(
     Raises:
         CoCoMixError: the harness is not installed, a task is unknown, or its data cannot be read.
     """
-    if find_spec("lm_eval") is None:
-        raise CoCoMixError("downstream tasks need lm-evaluation-harness; install it with pip install 'cocomix[eval]'.")
+    require_extra("eval", "lm_eval", purpose="a measurement of downstream tasks")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise CoCoMixError(f"batch size {batch_size} and limit {limit} must be at least 1.")
     from lm_eval import __version__ as harness_version

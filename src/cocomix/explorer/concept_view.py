@@ -20,7 +20,6 @@ from cocomix.interpret import (
     describe_run_concepts,
     visible,
 )
-from cocomix.runtime.errors import CoCoMixError
 
 _LISTED, _AROUND = 12, 100  # concepts listed; letters of a context on either side
 _ENOUGH = 30  # predictions, below which a precision or an AUROC of 1 is luck
@@ -71,10 +70,7 @@ def concept_view(subject: Subject, query: gr.Textbox) -> tuple[View, gr.Button, 
             nearest = gr.Radio([], label="Nearest concepts, by the cosine of their vectors", elem_id="cx-nearest")
 
     def show(text: str) -> Iterator[list[Any]]:
-        found = subject.find(text, _LISTED)
-        if not found:
-            raise CoCoMixError(f"no concept is found for {text[:40]!r}; write a number or other words.")
-        chosen = found[0].id
+        found, chosen = subject.find(text, _LISTED), subject.concept(text)
         listed = gr.skip() if text.strip().isdecimal() else gr.update(choices=_options(found), value=str(chosen))
         if atlas is None:
             yield ["", listed, _described(subject, chosen), *[gr.update(visible=False)] * (len(results) - 2)]

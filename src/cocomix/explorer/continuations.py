@@ -11,6 +11,7 @@ from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.explorer.subject import Subject
 from cocomix.interpret import Sampling, concept_model, teacher_steering
+from cocomix.interpret.steering import continuation
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 
@@ -38,7 +39,6 @@ def continue_text(
 ) -> Iterator[str]:
     """The continuation of a prompt [1, seq] so far, after every further token; ends with the document."""
     generator = torch.Generator().manual_seed(sampling.seed)
-    before = tokenizer.decode(prompt[0], skip_special_tokens=True)
     tokens, chosen, cache = prompt, prompt[0].tolist(), None
     for count in range(sampling.max_new_tokens):
         logits, cache = forward(tokens, cache)
@@ -47,8 +47,7 @@ def continue_text(
             return
         chosen.append(token)
         tokens = torch.tensor([[token]])
-        text = tokenizer.decode(chosen, skip_special_tokens=True)
-        text = text[len(before) :] if text.startswith(before) else tokenizer.decode(chosen[prompt.shape[1] :])
+        text = continuation(tokenizer, prompt[0], torch.tensor(chosen))
         # A character whose last byte is still to come would flicker.
         yield text if count + 1 == sampling.max_new_tokens else text.rstrip("\ufffd")
 

@@ -2,12 +2,11 @@
 
 import base64
 import hashlib
-import hmac
 import ipaddress
 import os
 import re
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,12 +65,6 @@ def find_password(host: str, password_file: Path | None) -> str | None:
             f"{source} holds a password of {len(password)} characters; write one of at least {_SHORTEST_PASSWORD}."
         )
     return password
-
-
-def login(password: str) -> Callable[[str, str], bool]:
-    """Gradio's check of a user and a password, in constant time."""
-    expected = f"{USER}\0{password}".encode()
-    return lambda user, given: hmac.compare_digest(f"{user}\0{given}".encode(), expected)
 
 
 def names_of(host: str, allowed: Sequence[str] = ()) -> list[str]:
@@ -147,10 +140,9 @@ def _with_headers(start: Any, html: bytes) -> Any:
 def _host_of(origin: str) -> str | None:
     """The host that an `Origin` header names; `None` for an opaque one."""
     try:
-        host = urlsplit(origin).hostname
+        return _bracketed(urlsplit(origin).hostname or "") or None
     except ValueError:
         return None
-    return None if host is None else _bracketed(host)
 
 
 def _bracketed(host: str) -> str:

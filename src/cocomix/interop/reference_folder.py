@@ -191,8 +191,10 @@ def _settings(folder: Path, given: ConceptSettings) -> dict[str, Any]:
         value = values.get(name) if getattr(given, setting) is None else getattr(given, setting)
         if not isinstance(value, kind):
             remedy = f"give --{setting.replace('_', '-')}" if kind is int else "correct it there"
+            known = "not given" if value is None else repr(value)
             raise CoCoMixError(
-                f"{name} of {folder} is {value!r} by config.yaml in it or above it, and should be a number; {remedy}."
+                f"{name} in config.yaml is {known} and should be a number ({folder} and the folder above it were looked "
+                f"in); {remedy}."
             )
         found[setting] = value
     return found

@@ -142,7 +142,7 @@ def generate(
         sequences = continue_tokens(model, rows, sampling, end=end, edits=edits, advance=advance)
     longest = max(map(len, rows))
     return [
-        _continuation(tokenizer, ids, sequence[longest - len(ids) :])
+        continuation(tokenizer, ids, sequence[longest - len(ids) :])
         for ids, several in zip(rows, torch.split(sequences, num_return_sequences), strict=True)
         for sequence in several
     ]
@@ -161,7 +161,7 @@ def _check_steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> CoC
     return steered
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: Tensor) -> str:
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: Tensor) -> str:
     """What follows the prompt; decoded as a whole, so that a space or character across the border is kept."""
     whole: str = tokenizer.decode(sequence, skip_special_tokens=True)
     start: str = tokenizer.decode(prompt, skip_special_tokens=True)

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -59,8 +58,9 @@ def export_labels(
                 for number, start in enumerate(range(0, count, _BLOCKS_A_FILE)):
                     name = folder / "data" / f"{split}-{number:05d}.parquet"
                     with pq.ParquetWriter(name, schema, compression="zstd") as writer:
-                        for table in _tables(labels, tokens, split, range(start, min(start + _BLOCKS_A_FILE, count))):
-                            writer.write_table(table.cast(schema))
+                        blocks = range(start, min(start + _BLOCKS_A_FILE, count))
+                        for table in _tables(labels, tokens, split, blocks, schema):
+                            writer.write_table(table)
                             advance(len(table))
         shutil.copytree(tokens.path / "tokenizer", folder / "tokenizer")
         about = labels.manifest
@@ -80,16 +80,9 @@ def export_labels(
     return output
 
 
-def _tables(labels: Labels, tokens: Tokens, split: str, blocks: range) -> Iterator[pa.Table]:
+def _tables(labels: Labels, tokens: Tokens, split: str, blocks: range, schema: pa.Schema) -> Iterator[pa.Table]:
     ids, stored = tokens.split(split), labels.split(split)
     for start in range(blocks.start, blocks.stop, _BLOCKS_A_GROUP):
         stop = min(start + _BLOCKS_A_GROUP, blocks.stop)
-        named = np.stack([stored[block]["concept_labels"].numpy() for block in range(start, stop)]).astype(np.int32)
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(named.ravel()), named.shape[2])
-        rows = ids.rows(start, stop).astype(np.int32)
-        yield pa.table(
-            {
-                "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
-                "concept_labels": pa.FixedSizeListArray.from_arrays(flat, named.shape[1]),
-            }
-        )
+        named = [stored[block]["concept_labels"].tolist() for block in range(start, stop)]
+        yield pa.table({"input_ids": ids.rows(start, stop).tolist(), "concept_labels": named}, schema=schema)

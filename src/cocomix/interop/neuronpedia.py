@@ -48,10 +48,13 @@ class _Names(NamedTuple):
     source: str
     """In Neuronpedia's form: layer, then the name of the set of sources."""
 
-    def row(self, kind: str, number: int) -> Row:
-        """What every row has; the id is the same whenever the export is made again, so that no row comes twice."""
-        hashed = sha256(f"{self.model}/{self.source}/{kind}/{number}".encode()).hexdigest()
-        return {"id": f"c{hashed[:24]}", "modelId": self.model, "layer": self.source}
+    def row(self, concept: int) -> Row:
+        """What every row about a concept has."""
+        return {"modelId": self.model, "layer": self.source, "index": str(concept)}
+
+    def id(self, kind: str, number: int) -> Row:
+        """The same whenever the export is made again, so that no row comes twice."""
+        return {"id": f"c{sha256(f'{self.model}/{self.source}/{kind}/{number}'.encode()).hexdigest()[:24]}"}
 
 
 def export_neuronpedia(path: Path, output: Path, *, atlas: Path | None = None, data: Path | None = None) -> Path:
@@ -126,11 +129,8 @@ def _about(names: _Names, run: Run, about: AtlasManifest, layers: int) -> dict[s
 
 def _feature(card: ConceptCard, names: _Names) -> Row:
     edges = np.asarray(card.histogram.edges)
-    row = names.row("feature", card.id)
-    del row["id"]  # features are known by model, source and index
     return {
-        **row,
-        "index": str(card.id),
+        **names.row(card.id),
         "creatorId": _CREATOR,
         "maxActApprox": card.max_logit or 0.0,
         "frac_nonzero": card.density,
@@ -156,8 +156,8 @@ def _activations(
         values = np.where(chosen, reading.logits[places], 0.0).sum(-1)
         strongest = int(np.where(chosen.any(-1), values, -np.inf).argmax())
         yield {
-            **names.row("activation", card.id * reading.tokens.size + context.block * length + context.position),
-            "index": str(card.id),
+            **names.id("activation", card.id * reading.tokens.size + context.block * length + context.position),
+            **names.row(card.id),
             "creatorId": _CREATOR,
             "tokens": [texts[token] for token in reading.tokens[context.block, start:end]],
             "values": values.tolist(),
@@ -170,9 +170,8 @@ def _activations(
 
 
 def _explanation(card: ConceptCard, names: _Names) -> Row:
-    notes = f"cocomix atlas, named from {card.named_from}"
-    row = {"index": str(card.id), "description": card.name, "authorId": _CREATOR, "notes": notes}
-    return {**names.row("explanation", card.id), **row}
+    row = {"description": card.name, "authorId": _CREATOR, "notes": f"cocomix atlas, named from {card.named_from}"}
+    return {**names.id("explanation", card.id), **names.row(card.id), **row}
 
 
 def _write(path: Path, rows: Iterable[Row]) -> None:

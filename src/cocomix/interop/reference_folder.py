@@ -193,8 +193,8 @@ def _settings(folder: Path, given: ConceptSettings) -> dict[str, Any]:
             remedy = f"give --{setting.replace('_', '-')}" if kind is int else "correct it there"
             known = "not given" if value is None else repr(value)
             raise CoCoMixError(
-                f"{name} in config.yaml is {known} and should be a number ({folder} and the folder above it were looked "
-                f"in); {remedy}."
+                f"{name} in config.yaml is {known} and should be a number (looked for in {folder} and above it); "
+                f"{remedy}."
             )
         found[setting] = value
     return found

@@ -54,11 +54,14 @@ class NameEndpoint:
         Raises:
             CoCoMixError: there is no answer, or it is no text.
         """
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show it
+            raise CoCoMixError(f"{API_KEY_VARIABLE} holds letters that no key has; set it again.")
         question = {"model": self.model, "temperature": 0, "max_tokens": max_tokens, "messages": list(messages)}
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions",
             data=json.dumps(question).encode(),
-            headers={"Content-Type": "application/json", **_authorization()},
+            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
         )
         try:
             with _OPENER.open(request, timeout=_PATIENCE) as response:
@@ -97,13 +100,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
-
-
-def _authorization() -> dict[str, str]:
-    key = os.environ.get(API_KEY_VARIABLE, "").strip()
-    if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show it
-        raise CoCoMixError(f"{API_KEY_VARIABLE} holds letters that no key has; set it again.")
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def delphi_scorers(endpoint: NameEndpoint) -> dict[str, Callable[[Any], Any]] | None:

@@ -116,10 +116,6 @@ def test_seven_tasks_from_the_command_line(workshop: Workshop, rows: Path, cli: 
     assert found.tasks.keys() == PAPER_TASKS.keys()
     assert (found.conditions.context, found.conditions.dtype) == (BLOCK, "float32")
     assert all(task.truncated > 0 for name, task in found.tasks.items() if PAPER_TASKS[name].kind == "accuracy")
-    accuracies = [found.value(name) for name, shown in PAPER_TASKS.items() if shown.kind == "accuracy"]
-    assert found.average("accuracy") == pytest.approx(sum(accuracies) / 5)
-    perplexities = [found.value("lambada_openai"), found.value("wikitext"), 50.0]
-    assert found.average("perplexity", 50.0) == pytest.approx(sum(perplexities) / 3)
     printed = cli("eval", workshop.cocomix_run, "--tasks", "piqa", "--task-data", rows, "--batch-size", 3).out
     assert "4 of 4" in printed
     assert f"{found.tasks['piqa'].metrics['acc']:.4f}" in printed

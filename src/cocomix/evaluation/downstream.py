@@ -132,15 +132,6 @@ class Downstream(Record):
             return None
         return self.tasks[task].metrics[PAPER_TASKS[task].metric]
 
-    def average(self, kind: str, *others: float) -> float | None:
-        """Mean of the paper's tasks of a kind, accuracy or perplexity, and of others; `None` unless all were measured.
-
-        The paper averages the perplexities of LAMBADA and WikiText with that of the validation text.
-        """
-        values = [self.value(task) for task, shown in PAPER_TASKS.items() if shown.kind == kind]
-        known = [*others, *(value for value in values if value is not None)]
-        return sum(known) / len(known) if None not in values else None
-
 
 def evaluate_tasks(
     run: Run,
@@ -318,20 +309,20 @@ def downstream_table(numbers: pd.DataFrame) -> Table:
 
 
 def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
-    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them."""
+    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them.
+
+    The paper averages the perplexities of LAMBADA and WikiText with that of the validation text.
+    """
     row = {"validation, perplexity, lower is better": validation}
+    averaged: dict[str, list[float]] = {"perplexity": [validation], "accuracy": []}
     for name in tasks:
-        value = result.value(name)
-        assert value is not None
-        accuracy = PAPER_TASKS[name].kind == "accuracy"
-        row[f"{name}, %, higher is better" if accuracy else f"{name}, perplexity, lower is better"] = (
-            100 * value if accuracy else value
-        )
-    missing = {shown.kind for name, shown in PAPER_TASKS.items() if name not in tasks}
-    if "perplexity" not in missing and (mean := result.average("perplexity", validation)) is not None:
-        row["mean perplexity, lower is better"] = mean
-    if "accuracy" not in missing and (mean := result.average("accuracy")) is not None:
-        row["mean accuracy, %, higher is better"] = 100 * mean
+        value, kind = result.tasks[name].metrics[PAPER_TASKS[name].metric], PAPER_TASKS[name].kind
+        shown = 100 * value if kind == "accuracy" else value
+        row[f"{name}, {'%, higher' if kind == 'accuracy' else 'perplexity, lower'} is better"] = shown
+        averaged[kind].append(shown)
+    for kind, better in (("perplexity", "lower is better"), ("accuracy", "%, higher is better")):
+        if all(name in tasks for name, one in PAPER_TASKS.items() if one.kind == kind):
+            row[f"mean {kind}, {better}"] = sum(averaged[kind]) / len(averaged[kind])
     return row
 
 

@@ -38,7 +38,8 @@ def render_card(template: str, header: dict[str, Any], **values: Any) -> str:
         **{"duration": duration, "percent": percent, "si": si, "signed": signed},
     }
     front = yaml.safe_dump({key: each for key, each in header.items() if each}, sort_keys=False, allow_unicode=True)
-    return environment.get_template(template).render(front=front, **values)
+    card: str = environment.get_template(template).render(front=front, **values)
+    return card
 
 
 def model_card(run: Run, *, license: str | None = None, languages: tuple[str, ...] = ()) -> str:

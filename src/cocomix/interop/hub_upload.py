@@ -62,8 +62,9 @@ def push_to_hub(
     option = "" if kind == "model" else f" --repo-type {kind}"
     with _explained("upload", f"; the export is in {folder}, try again with `hf upload {repo_id} {folder}{option}`"):
         address = HfApi().create_repo(repo_id, private=private, exist_ok=True, repo_type=kind)
-        told = {"commit_message": "Export by cocomix", "repo_type": kind}
-        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder, **told)
+        HfApi().upload_folder(
+            repo_id=address.repo_id, folder_path=folder, commit_message="Export by cocomix", repo_type=kind
+        )
     logger.info(f"{folder} is at {address}")
     return str(address)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ from cocomix.evaluation.run_evaluation import (
 )
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks, training_tokens
 from cocomix.evaluation.token_classes import TokenClasses
-from cocomix.labelling import MOST_POSITIONS, Concatenated, Labels, places_in_lists
+from cocomix.labelling import MOST_POSITIONS, Concatenated, Labels
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -139,14 +140,13 @@ def _concept_results(
 
 
 def _recall_by_frequency(counts: ConceptCounts, training: NDArray[np.int64]) -> tuple[FrequencyRecall, ...]:
-    groups, low, high = [], 0, 0
-    while low <= int(training.max()):
-        inside = (training >= low) & (training <= high)
+    groups, bands = [], np.searchsorted(10 ** np.arange(19), training, side="right")  # 0, 1-9, 10-99, …
+    for band in np.unique(bands).tolist():
+        inside = bands == band
         labels, found = int(counts.labels[inside].sum()), int(counts.found[inside].sum())
-        if concepts := int(inside.sum()):
-            recall = found / labels if labels else None
-            groups.append(FrequencyRecall(lowest=low, highest=high, concepts=concepts, labels=labels, recall=recall))
-        low, high = high + 1, high * 10 + 9
+        span = {"lowest": 10 ** (band - 1) if band else 0, "highest": 10**band - 1}
+        recall = found / labels if labels else None
+        groups.append(FrequencyRecall(**span, concepts=int(inside.sum()), labels=labels, recall=recall))
     return tuple(groups)
 
 
@@ -201,33 +201,24 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Pairs of a token and a concept that labels it.
+    """How often concepts label tokens.
 
     Attributes:
-        tokens: of each pair, rising. [pairs]
-        concepts: of each pair. [pairs]
-        counts: labels of each pair. [pairs]
+        pairs: columns token, concept, count; by token, the most frequent concept first.
+        of_concepts: labels of each concept. [n_concepts], int64
     """
 
-    tokens: Integers
-    concepts: Integers
-    counts: Integers
-    num_concepts: int
-
-    @property
-    def of_concepts(self) -> NDArray[np.int64]:
-        """Labels of each concept. [n_concepts], int64"""
-        return np.bincount(self.concepts, self.counts, self.num_concepts).astype(np.int64)
+    pairs: pd.DataFrame
+    of_concepts: NDArray[np.int64]
 
     def table(self, vocab_size: int, k: int) -> Integers:
         """The k concepts that most often label each token, the most frequent first. [vocab_size, k], int64
 
         A token with fewer concepts gets those that are most frequent over all tokens in their place.
         """
-        places = places_in_lists(self.tokens, self.counts)
-        kept = places < k
+        first = self.pairs.groupby("token").head(k)
         table = np.full((vocab_size, k), IGNORE, dtype=np.int64)
-        table[self.tokens[kept], places[kept]] = self.concepts[kept]
+        table[first["token"], first.groupby("token").cumcount()] = first["concept"]
         frequent = np.argsort(-self.of_concepts, kind="stable")[:k]
         candidates = np.concatenate((table, np.broadcast_to(frequent, (vocab_size, len(frequent)))), axis=1)
         filled = [first_distinct(some, k) for some in torch.split(torch.from_numpy(candidates), 4096)]
@@ -236,7 +227,7 @@ class LabelCounts:
 
 def count_labels(data: Tokens, labels: Concatenated[Labels]) -> LabelCounts:
     """Count the labels of about two million positions, in blocks spread over the training split."""
-    n_concepts, keys = labels.first.num_concepts, []
+    n_concepts, keys = labels.first.num_concepts, [np.empty(0, np.int64)]
     parts = data.parts if isinstance(data, MixedData) else (data,)
     step = max(data.manifest.splits[TRAIN].blocks * data.manifest.block_size // MOST_POSITIONS, 1)
     for part, store in zip(parts, labels.parts, strict=True):
@@ -245,6 +236,7 @@ def count_labels(data: Tokens, labels: Concatenated[Labels]) -> LabelCounts:
             ids = stored[index]["concept_labels"].numpy()
             pairs = blocks.rows(index, index + 1)[0].astype(np.int64)[:, None] * n_concepts + ids
             keys.append(pairs[ids != IGNORE])
-    found, counts = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_counts=True)
-    tokens, concepts = np.divmod(found, n_concepts)
-    return LabelCounts(tokens, concepts, counts, n_concepts)
+    found, counts = np.unique(np.concatenate(keys), return_counts=True)
+    counted = pd.DataFrame({"token": found // n_concepts, "concept": found % n_concepts, "count": counts})
+    counted = counted.sort_values(["token", "count"], ascending=[True, False], kind="stable")
+    return LabelCounts(counted, np.bincount(counted["concept"], counted["count"], n_concepts).astype(np.int64))

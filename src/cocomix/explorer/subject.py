@@ -175,6 +175,8 @@ def open_subject(
     if atlas is None and default_atlas_folder(run.path).is_dir():
         atlas = default_atlas_folder(run.path)
     opened = _open_teacher(run, teacher, dictionary)
+    runs = [run, *map(Run.open, compare_with)]
+    plain = any(one.manifest.objective == "ntp" for one in runs)  # the baseline; without one, the run itself
     contexts = [model.config.max_position_embeddings]
     if isinstance(opened, ConceptTeacher):
         contexts.append(opened.decoder.model.config.get_text_config().max_position_embeddings)
@@ -184,18 +186,9 @@ def open_subject(
         tokenizer=run.tokenizer(),
         atlas=None if atlas is None else ConceptAtlas.open(atlas, run=run),
         teacher=opened,
-        comparison=_compared(run, [Run.open(path) for path in compare_with]),
+        comparison=compare(runs, None if plain else run.manifest.name) if compare_with else None,
         limits=LIMITS.within(min(contexts)),
     )
-
-
-def _compared(run: Run, others: Sequence[Run]) -> Comparison | None:
-    """The run beside others, against the NTP run among them, or else against the run itself."""
-    if not others:
-        return None
-    runs = [run, *others]
-    baseline = None if any(one.manifest.objective == "ntp" for one in runs) else run.manifest.name
-    return compare(runs, baseline)
 
 
 def _open_teacher(run: Run, teacher: str | None, dictionary: str | None) -> ConceptTeacher | str:

@@ -6,6 +6,7 @@ scored for every concept, so that the control of a concept is the texts in which
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
@@ -153,6 +154,9 @@ def measure_steering(
             factors = (settings.neutral,) if arm == "prompt" else settings.factors
             units = {"student": strengths.logit, "teacher": strengths.latent}.get(arm)
             written = own if arm == "teacher" else list(prompts)
+            drawn: dict[str, Any] = {"end": end, "vocab_size": vocab_size, "stop_at_end": False}
+            if arm == "teacher" and reader.aligned is not None:
+                drawn |= {"end": reader.aligned.teacher_end, "vocab_size": len(reader.aligned.teacher)}
             every = [(place, factor) for place in range(len(concepts)) for factor in factors]
             size = max(1, settings.batch_size // len(prompts))  # as many as fill a batch with all their prompts
             for number, first in enumerate(range(0, len(every), size)):
@@ -167,7 +171,13 @@ def measure_steering(
                         texts_of = tuple(range(cell * len(prompts), (cell + 1) * len(prompts)))
                         edits.append(ConceptEdit(concepts[place], settings.turn, amount, rows=texts_of))
                 sampling = replace(settings.sampling, seed=settings.seed + number)
-                new = _continued(arm, student, reader, starts, edits, sampling, end, vocab_size).tolist()
+                # The same batch has the same random numbers in the arms student and teacher.
+                writer: Any = nullcontext(student)
+                if arm == "teacher":
+                    writer, edits = teacher_steering(reader.teacher, edits), []
+                with writer as model:
+                    every_token = continue_tokens(model, starts, sampling, edits=edits, **drawn)
+                new = every_token[:, max(map(len, starts)) :].tolist()
                 given = [start.tolist() for start in written] * len(cells)
                 read = reader.read_own if arm == "teacher" else reader.read  # without the words before
                 texts = [read(before + after, len(before)) for before, after in zip(given, new, strict=True)]
@@ -189,28 +199,6 @@ def measure_steering(
                     )
                 advance(len(texts))
     return SteerMeasurements(settings, rows)
-
-
-def _continued(
-    arm: Arm,
-    student: CoCoMixForCausalLM,
-    reader: TextReader,
-    starts: Sequence[Tensor],
-    edits: Sequence[ConceptEdit],
-    sampling: Sampling,
-    end: int | None,
-    vocab_size: int,
-) -> Tensor:
-    """The new tokens; the same batch has the same random numbers in the arms student and teacher. [batch, new]"""
-    shared: dict[str, Any] = {"end": end, "vocab_size": vocab_size, "stop_at_end": False}
-    if arm != "teacher":
-        every = continue_tokens(student, starts, sampling, edits=edits, **shared)
-    else:
-        if reader.aligned is not None:
-            shared |= {"end": reader.aligned.teacher_end, "vocab_size": len(reader.aligned.teacher)}
-        with teacher_steering(reader.teacher, edits) as model:
-            every = continue_tokens(model, starts, sampling, **shared)
-    return every[:, max(map(len, starts)) :]
 
 
 def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: SteerEvalSettings) -> None:

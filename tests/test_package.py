@@ -23,8 +23,7 @@ from cocomix.experiments import tour
 from cocomix.runtime import allocator
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
-from cocomix.runtime.packaged import packaged_folder
-from cocomix.training.recipes_folder import recipes_folder
+from cocomix.runtime.packaged import packaged_folder, recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 

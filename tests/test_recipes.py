@@ -12,10 +12,10 @@ import yaml
 
 from cocomix.artifacts import read_json
 from cocomix.concepts import OnlineConfig
+from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import describe_plan, plan_run, train
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipe_file import recipe_values
-from cocomix.training.recipes_folder import recipes_folder
 from cocomix.training.run_plan import describe_memory
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop

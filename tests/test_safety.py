@@ -18,10 +18,10 @@ from cocomix.artifacts import partial_path
 from cocomix.concepts import load_teacher
 from cocomix.evaluation import Run
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import train
 from cocomix.training.checkpoints import Checkpoint, last_complete_checkpoint
 from cocomix.training.recipe import load_recipe
-from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.training.test_resume import Killed, kill_at
 from tests.workshop import BLOCK, Workshop, resealed
@@ -189,7 +189,6 @@ def test_the_wall_clock_decides_nothing() -> None:
         "evaluation/downstream.py",
         "evaluation/listing.py",
         "evaluation/run_evaluation.py",
-        "training/liveness.py",
     }
 
 

@@ -32,13 +32,13 @@ WAY = (
     ("concepts/scoring.py", "the k largest scores"),
     ("labelling/stored_labels.py", "the folder of labels, with its manifest"),
     ("labelling/stored_arrays.py", "its files: arrays, read by rows"),
-    ("training/joined_blocks.py", "a block's tokens beside its labels"),
+    ("training/loading.py", "a block's tokens beside its labels"),
     ("training/objectives/cocomix.py", "labels into the model, its loss out"),
     ("model/modeling.py", "the student's forward pass"),
     ("model/fused_head.py", "the concept loss"),
 )
 """Files that make, store, read or use a label, in order. Those that only hand it on are left out: labelling/storing.py
-and executors.py, artifacts/arrays.py, training/corpora.py, collating.py and trainer.py."""
+and executors.py, artifacts/arrays.py, training/corpora.py and trainer.py."""
 COLOURS = {
     "cli": "#f3f5f8",
     "labelling": "#fdf0d9",

@@ -88,7 +88,7 @@ def test_signs_that_cannot_be_trusted(workshop: Workshop, tmp_path: Path) -> Non
     with signed_in(folder):
         sign = read_json(folder / SIGN)
     for changes, state, detail in (
-        ({"created": sign["created"] - 100}, "stopped", None),  # the number is another process's by now
+        ({"started": sign["started"] - 100}, "stopped", None),  # the number is another process's by now
         ({"pid": 2**22 + 1}, "stopped", None),
         ({"host": "elsewhere"}, "running", "on elsewhere"),
         ({"pid": "x"}, "stopped", None),

@@ -11,7 +11,7 @@ from cocomix.evaluation import Run
 from cocomix.evaluation.teacher_flops import dictionary_flops, teacher_flops
 from cocomix.labelling import Labels, distill_data, label_and_distill
 from cocomix.model import account
-from cocomix.training.manifest import ExtraFlops, LabelReference, TeachingReference
+from cocomix.training.opened_run import ExtraFlops, LabelReference, TeachingReference
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 

@@ -12,7 +12,7 @@ from cocomix.evaluation import Run
 from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, teacher_flops
 from cocomix.experiments import load_plan
 from cocomix.labelling import Labels
-from cocomix.training.recipes_folder import recipes_folder
+from cocomix.runtime.packaged import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, merged, write_corpus
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cocomix.experiments.shipped import copy_recipe, shipped_recipes
+from cocomix.runtime.packaged import recipes_folder
 from cocomix.training.recipe import load_recipe
 from cocomix.training.recipe_file import recipe_values
-from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 
 NAMES = [recipe.name for recipe in shipped_recipes()]

@@ -24,9 +24,9 @@ from cocomix.experiments.runner import TRIED, final_loss
 from cocomix.experiments.sweep_plan import label_folder
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import describe_plan, plan_run
 from cocomix.training.recipe import load_recipe
-from cocomix.training.recipes_folder import recipes_folder
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, write_corpus
 

@@ -13,7 +13,7 @@ from cocomix.concepts import Dictionary, DictionaryConfig
 from cocomix.evaluation import Run, evaluations_of
 from cocomix.experiments.tour import OWN_TEACHER_PLAN, PLAN, _plan, run_demo
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.recipes_folder import recipes_folder
+from cocomix.runtime.packaged import recipes_folder
 from tests.command_line import Cli
 from tests.evaluation.test_pages import Checker
 from tests.workshop import Workshop

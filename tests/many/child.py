@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from cocomix.cli import main
-from cocomix.training.metrics import SaveAndStop
+from cocomix.training.callbacks import SaveAndStop
 from tests.many.cpu_shards import allow_cpu_shards
 
 

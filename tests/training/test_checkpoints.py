@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerState
 
 from cocomix.artifacts import MANIFEST, file_sha256, partial_path, read_json
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.stopping import Terminated
 from cocomix.training import train
+from cocomix.training.callbacks import MetricsFile
 from cocomix.training.checkpoints import (
     WRITING,
     Checkpoint,
     CheckpointManifest,
-    drop_old_checkpoints,
     last_complete_checkpoint,
+    publish,
 )
-from cocomix.training.metrics import MetricsFile
 from cocomix.training.trainer import CoCoMixTrainer
 from tests.command_line import Cli
 from tests.training.test_resume import Killed, assert_same_run, kill_at, recipe
@@ -71,13 +72,14 @@ def test_a_damaged_manifest(tmp_path: Path, text: str) -> None:
 
 
 def test_the_last_ones_are_kept_by_step_whatever_the_clock_said(tmp_path: Path) -> None:
-    for step, modified in ((2, 900), (10, 100), (4, 800), (100, 50)):
+    for step, modified in ((2, 900), (10, 100), (4, 800)):
         path = checkpoint(tmp_path, step)
         os.utime(path, (modified, modified))
-    drop_old_checkpoints(tmp_path, None, None)
-    drop_old_checkpoints(tmp_path, 0, None)
-    assert len(list(tmp_path.iterdir())) == 4
-    drop_old_checkpoints(tmp_path, 2, str(tmp_path / "checkpoint-2"))
+    state = TrainerState(global_step=100, best_model_checkpoint=str(tmp_path / "checkpoint-2"))
+    for keep, left in ((None, 4), (0, 4), (2, 3)):
+        checkpoint(tmp_path / WRITING, 100)
+        publish(tmp_path, CheckpointManifest(seconds=1.0), state, keep)
+        assert len(list(tmp_path.iterdir())) == left
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10", "checkpoint-100"}
 
 

@@ -15,7 +15,7 @@ from cocomix.evaluation.inference import batches
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
-from cocomix.training.collating import collate_blocks
+from cocomix.training.loading import collate_blocks
 from cocomix.training.objectives import default_objectives, loss_terms
 from cocomix.training.online import OnlineLabels
 from tests.model.factories import CONCEPTS, plain, student

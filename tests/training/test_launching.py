@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.processes import first_to_fail, is_first_process
 from cocomix.training.arguments import training_arguments
-from cocomix.training.launching import check_deepspeed, refuse_outside_forward, sharding_asked
+from cocomix.training.launching import check_deepspeed, refuse_under_fsdp, sharding_asked
 from cocomix.training.objectives import auxiliary, auxiliary_objective
 from cocomix.training.recipe import save_recipe
 from tests.command_line import Cli
@@ -61,7 +61,7 @@ def test_the_options_reach_accelerate(tmp_path: Path) -> None:
         ({"fsdp": "full_shard auto_wrap"}, {}, "training.fsdp is 'full_shard auto_wrap'; set it to true"),
         ({"fsdp_config": {"version": 2}}, {}, "no effect without training.fsdp"),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, {}, "only FSDP2"),
-        ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version is 1"),
+        ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version is '1'"),
         ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported"),
         ({"fsdp": True, "fsdp_config": {"cpu_offload": True}}, {}, "training.fsdp_config.cpu_offload is not supported"),
         ({"fsdp": True, "fsdp_config": {"reshard_aftr_forward": True}}, {}, "reshard_aftr_forward is not supported"),
@@ -96,7 +96,7 @@ def test_objectives_that_read_the_models_weights_outside_its_forward_pass_are_re
 ) -> None:
     objective = auxiliary_objective(name, auxiliary(name, settings))
     with pytest.raises(CoCoMixError, match=f"auxiliary.{name} .*DDP") if refused else nullcontext():
-        refuse_outside_forward([objective])
+        refuse_under_fsdp([objective], None)
 
 
 def test_a_plan_refuses_them_too(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from cocomix.training import CoCoMixTrainer
-from cocomix.training.collating import collate_blocks
+from cocomix.training.loading import collate_blocks
 from cocomix.training.objectives import count_terms, default_objectives
 from tests.many.launches import spawned
 from tests.model.factories import student

@@ -17,7 +17,7 @@ from cocomix.labelling import Concatenated, Labels, TeacherProbabilities, distil
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.corpora import block_order
-from cocomix.training.joined_blocks import joined_blocks
+from cocomix.training.loading import joined_blocks
 from cocomix.training.recipe import RunConfig
 from tests.workshop import BLOCK, Workshop, prepare_toy, write_corpus
 

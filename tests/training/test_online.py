@@ -24,7 +24,7 @@ from cocomix.evaluation import Run
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
-from cocomix.training.metrics import MetricsFile
+from cocomix.training.callbacks import MetricsFile
 from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.recipe import RunConfig, load_recipe
 from tests.many.launches import launched

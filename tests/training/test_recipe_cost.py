@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.training import estimate, step_speed
-from cocomix.training.step_speed import StepSpeed
+from cocomix.training import estimate, recipe_cost
+from cocomix.training.recipe_cost import StepSpeed
 from tests.workshop import CONCEPTS, Workshop
 
 
@@ -33,10 +33,10 @@ def test_neither_data_nor_labels_are_needed(workshop: Workshop, tmp_path: Path) 
 
 
 def test_a_model_that_does_not_fit_is_not_tried(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_speed, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(recipe_cost, "available_memory", lambda device: 1000)
     assert "not measured" in estimate(workshop.recipe("ntp"), seconds=1)["hours on this machine"]
     monkeypatch.undo()
-    monkeypatch.setattr(step_speed, "products_per_second", lambda threads: 1e-3)
+    monkeypatch.setattr(recipe_cost, "products_per_second", lambda threads: 1e-3)
     assert "not measured" in estimate(workshop.recipe("ntp"), seconds=1)["hours on this machine"]
 
 

@@ -21,8 +21,8 @@ from cocomix.artifacts import (
 )
 from cocomix.runtime.stopping import Terminated
 from cocomix.training import train
+from cocomix.training.callbacks import MetricsFile, keep_metrics_until
 from cocomix.training.checkpoints import last_complete_checkpoint
-from cocomix.training.metrics import MetricsFile, keep_metrics_until
 from cocomix.training.trainer import CoCoMixTrainer
 from tests.workshop import TOY_BACKBONE, Workshop
 

@@ -19,8 +19,8 @@ from cocomix.interpret import open_run_teacher
 from cocomix.labelling import label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run, train
-from cocomix.training.launching import refuse_sharded_student
-from cocomix.training.metrics import MetricsFile
+from cocomix.training.callbacks import MetricsFile
+from cocomix.training.launching import refuse_under_fsdp
 from cocomix.training.recipe import RunConfig
 from cocomix.training.student_labels import DICTIONARY, STATE, TEACHER
 from tests.command_line import Cli
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused(workshop: Workshop, tmp_path: Path, cli: Cli)
         recipe(workshop, labels={**LABELS, "path": "labels/mine"})
     cli.refuses("label", workshop.data, "--kind", "online", "-o", tmp_path / "labels", says="while it trains")
     with pytest.raises(CoCoMixError, match="FSDP"):
-        refuse_sharded_student(OnlineConfig())
+        refuse_under_fsdp((), OnlineConfig())
     with pytest.raises(CoCoMixError, match="one position"):
         train(recipe(workshop, labels={**LABELS, "layer": 2}, model={"mixing": "interleave"}), tmp_path / "run")
     with pytest.raises(CoCoMixError, match="layer 7"):

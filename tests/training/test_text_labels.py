@@ -13,7 +13,7 @@ from cocomix.interpret import open_run_teacher
 from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run, train
-from cocomix.training.metrics import MetricsFile
+from cocomix.training.callbacks import MetricsFile
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 

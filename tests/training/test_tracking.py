@@ -11,7 +11,7 @@ from transformers.integrations import integration_utils
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.arguments import training_arguments
-from cocomix.training.metrics import trackers
+from cocomix.training.callbacks import trackers
 from tests.workshop import BLOCK, Workshop
 
 SECRETS = {"WANDB_API_KEY": "secret-of-wandb", "HF_TOKEN": "secret-of-the-hub"}
@@ -66,7 +66,7 @@ def test_nobody(workshop: Workshop, tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cocomix.training.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("cocomix.training.callbacks.find_spec", lambda name: None)
     assert trackers({}) == ()
 
 
@@ -92,7 +92,7 @@ def test_what_a_recipe_may_say(service: type[Recorder]) -> None:
 def test_what_it_may_not(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report_to: Any, says: str
 ) -> None:
-    monkeypatch.setattr("cocomix.training.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("cocomix.training.callbacks.find_spec", lambda name: None)
     recipe = workshop.recipe("ntp", training={"report_to": report_to})
     with pytest.raises(CoCoMixError) as caught:
         training_arguments(recipe, tmp_path, BLOCK)

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from cocomix.evaluation.inference import measure
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import CoCoMixTrainer
 from cocomix.training.arguments import training_arguments
+from cocomix.training.callbacks import MetricsFile, Progress
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.meters import TrainingClock
-from cocomix.training.metrics import MetricsFile, ProgressBar
 from cocomix.training.objectives import NextToken
 from cocomix.training.trainer import collate_blocks
 from tests.model.factories import MAIN_BACKBONES, concepts, plain, student, tokens
@@ -352,25 +351,12 @@ def test_collate() -> None:
     assert own["labels"].tolist() == [[-100, 2]]
 
 
-def test_progress_is_told_in_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_progress_is_told_in_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "cocomix")
-    opened: list[tuple[str, float, str, float]] = []
     advanced: list[float] = []
-
-    @contextmanager
-    def progress(description: str, total: float, unit: str, *, done: float) -> Any:
-        opened.append((description, total, unit, done))
-        yield advanced.append
-
-    monkeypatch.setattr("cocomix.training.metrics.progress", progress)
     made, _ = trainer(student("gpt2"), tmp_path, eval_strategy="steps", eval_steps=2)
-    bar = ProgressBar(made.tokens_per_step)
-    made.add_callback(bar)
+    made.add_callback(Progress(made.tokens_per_step, advanced.append))
     made.train()
-    bar.close()
-    assert opened == [("training", 3 * 8 * SEQ, "tokens", 0)]
     assert sum(advanced) == 3 * 8 * SEQ
     assert [line.partition(" tokens")[0] for line in caplog.messages] == ["144", "216"]
     assert all("concept recall" in line for line in caplog.messages)

@@ -15,8 +15,7 @@ from cocomix.labelling import Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
 from cocomix.training.corpora import block_order, open_data, open_labels
-from cocomix.training.joined_blocks import joined_blocks
-from cocomix.training.loading import ordered_loader
+from cocomix.training.loading import joined_blocks, ordered_loader
 from cocomix.training.recipe import RunConfig
 from cocomix.training.window_cache import WindowCache
 from tests.artifacts.test_file_cache import taken

@@ -25,7 +25,7 @@ from cocomix.artifacts.files import (
     written_aside,
 )
 from cocomix.artifacts.findings import Findings
-from cocomix.artifacts.lock import locked
+from cocomix.artifacts.lock import locked, process_lives, this_process
 from cocomix.artifacts.manifests import MANIFEST, FileEntry, Manifest, file_entry
 from cocomix.artifacts.staging import PLAN, Staging, partial_path, seal, whole_folder
 from cocomix.artifacts.store import (
@@ -71,12 +71,14 @@ __all__ = [
     "mapped_array",
     "open_artifact",
     "partial_path",
+    "process_lives",
     "read_json",
     "require_local",
     "retried",
     "seal",
     "shown",
     "tensor_sha256",
+    "this_process",
     "url_of",
     "verify",
     "whole_folder",

@@ -10,7 +10,7 @@ import yaml
 
 from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.recipes_folder import recipes_folder
+from cocomix.runtime.packaged import recipes_folder
 
 
 class ShippedRecipe(NamedTuple):

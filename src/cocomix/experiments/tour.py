@@ -21,7 +21,7 @@ from cocomix.experiments.sweep_plan import LoadedPlan, load_plan
 from cocomix.interpret import describe_run_concepts, generate, inspect_text, steering_candidates, visible
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError, require_extra
-from cocomix.training.recipes_folder import recipes_folder
+from cocomix.runtime.packaged import recipes_folder
 
 logger = logging.getLogger(__name__)
 

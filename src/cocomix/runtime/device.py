@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 logger = logging.getLogger(__name__)
@@ -38,31 +39,27 @@ def task_device(accelerated: bool) -> torch.device:
     return default_device() if accelerated else torch.device("cpu")
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that a program can have on a device; for the CPU without swapping. None where it cannot be known.
+def available_memory(device: torch.device) -> int:
+    """Bytes that a program can have on a device; for the CPU without swapping.
 
     Of a container the limit counts, not what is left of it, because its usage holds caches that would give way.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = []
-    with suppress(OSError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        if (line := re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)) is not None:
-            found.append(int(line[1]) * 1024)
+    found = [int(psutil.virtual_memory().available)]
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
         with suppress(OSError, ValueError):
             found.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")))  # or "max"
-    return min(found, default=None)
+    return min(found)
 
 
 def cpu_flags() -> set[str]:
     """What the CPU can do, by Linux's names; empty where that cannot be known."""
-    text = ""
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return set() if found is None else set(found[1].split())
+        if (found := re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)) is not None:
+            return set(found[1].split())
+    return set()
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -8,15 +8,11 @@ from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.errors import CoCoMixError, require_extra
 
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("vocab.json", "vocab.txt", "spiece.model"),
 )
 
 
@@ -86,7 +82,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise CoCoMixError(f"{name} is not a tokenizer: give the folder it lies in, a GGUF file, or a name on the Hub.")
-    tokenizer = _from_gguf(path) if path.is_file() else _from_pretrained(name, path, revision)
+    if path.is_file():
+        require_extra("gguf", "gguf", purpose=f"reading {path}")
+    tokenizer = _read(name, path, revision)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a bare config.json
         fault = CoCoMixError if any((path / file).exists() for file in _TOKENIZER_FILES) else NoTokenizer
         raise fault(f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in.")
@@ -100,13 +98,20 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def _from_pretrained(name: str, path: Path, revision: str | None) -> Any:
+def _read(name: str, path: Path, revision: str | None) -> Any:
     if not path.exists():
         _refuse_missing_folder(name)
+    where = str(path) if path.exists() else name
+    options: dict[str, Any] = {"revision": revision}
+    if path.is_file():
+        where, options = str(path.parent), {"gguf_file": path.name}
     try:
-        where = str(path) if path.exists() else name
-        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # the Hub client and the parsers of tokenizer files raise errors of many kinds
+        if path.is_file():
+            raise CoCoMixError(
+                f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file."
+            ) from error
         if _holds_no_tokenizer(name, path, revision):
             raise NoTokenizer(
                 f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in."
@@ -126,17 +131,6 @@ def _holds_no_tokenizer(name: str, path: Path, revision: str | None) -> bool:
     except ValueError:  # no name that the hub could have
         return False
     return all(found is _CACHED_NO_EXIST for found in known)
-
-
-def _from_gguf(path: Path) -> Any:
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise CoCoMixError(f"reading {path} needs the gguf package: pip install 'cocomix[gguf]'.") from error
-    try:
-        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
-    except Exception as error:  # a GGUF file can be wrong in as many ways as it has fields
-        raise CoCoMixError(f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file.") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -59,6 +59,10 @@ class Line(NamedTuple):
     advice: str = ""
 
 
+def _warned(name: str, value: str, if_so: bool, advice: str) -> Line:
+    return Line(name, "warn", value, advice) if if_so else Line(name, "ok", value)
+
+
 def examine(folder: Path | None = None) -> list[Line]:
     """Look at everything; takes no longer than two seconds beyond the imports.
 
@@ -81,26 +85,20 @@ def _load() -> Line:
     """How many programs want to run, by the mean of the last minute."""
     load, cores = psutil.getloadavg()[0], usable_cores()
     value = f"{load:.1f} programs want to run on {cores} cores"
-    if load > 1.5 * cores:
-        return Line("load", "warn", value, "other programs keep the cores busy: all of it takes longer")
-    return Line("load", "ok", value)
-
-
-def _requirement(name: str) -> Requirement:
-    """What cocomix asks of a package; anything, where its installed metadata is older than its source."""
-    asked = map(Requirement, requires("cocomix") or ())
-    return next((requirement for requirement in asked if requirement.name == name), Requirement(name))
+    return _warned("load", value, load > 1.5 * cores, "other programs keep the cores busy: all of it takes longer")
 
 
 def _needed(name: str) -> Line:
-    wanted = _requirement(name)
+    asked = map(Requirement, requires("cocomix") or ())
+    # Anything will do, where the installed metadata of cocomix is older than its source.
+    wanted = next((one for one in asked if one.name == name), Requirement(name)).specifier
     try:
         found = version(name)
+        if wanted.contains(found, prereleases=True):
+            return Line(name, "ok", found)
     except PackageNotFoundError:
-        return Line(name, "fail", "not installed", f"run: pip install '{name}{wanted.specifier}'")
-    if wanted.specifier.contains(found, prereleases=True):
-        return Line(name, "ok", found)
-    return Line(name, "fail", found, f"run: pip install '{name}{wanted.specifier}'")
+        found = "not installed"
+    return Line(name, "fail", found, f"run: pip install '{name}{wanted}'")
 
 
 def _optional(name: str, extra: str) -> Line:
@@ -118,23 +116,18 @@ def _device() -> Line:
 
 def _memory() -> Line:
     found = available_memory(default_device())
-    if found is None:
-        return Line("memory", "warn", "unknown on this system", "see that a few GB are free")
-    value = f"{found / _GIB:,.1f} GiB free"
-    if found < _LITTLE_MEMORY:
-        return Line("memory", "warn", value, "lower --batch-tokens and training.per_device_train_batch_size")
-    return Line("memory", "ok", value)
+    remedy = "lower --batch-tokens and training.per_device_train_batch_size"
+    return _warned("memory", f"{found / _GIB:,.1f} GiB free", found < _LITTLE_MEMORY, remedy)
 
 
 def _bfloat16() -> Line:
+    if default_device().type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Line("bfloat16", "warn", "not supported by the GPU", "train with training.fp16=true or in float32")
     if default_device().type != "cpu":
-        if default_device().type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            return Line("bfloat16", "warn", "not supported by the GPU", "train with training.fp16=true or in float32")
         return Line("bfloat16", "ok", "supported by the accelerator")
     flags = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-    if flags:
-        return Line("bfloat16", "ok", f"the CPU has {', '.join(flags)}")
-    return Line("bfloat16", "warn", "emulated by the CPU, slow", "leave training.bf16 out; the CPU recipes do")
+    value = f"the CPU has {', '.join(flags)}" if flags else "emulated by the CPU, slow"
+    return _warned("bfloat16", value, not flags, "leave training.bf16 out; the CPU recipes do")
 
 
 def _attention() -> Line:
@@ -145,9 +138,8 @@ def _attention() -> Line:
 
 
 def _allocator() -> Line:
-    if keep_freed_memory():
-        return Line("allocator", "ok", "glibc keeps freed memory, set by the cocomix command")
-    return Line("allocator", "ok", f"as {platform.system()} has it")
+    kept = "glibc keeps freed memory, set by the cocomix command"
+    return Line("allocator", "ok", kept if keep_freed_memory() else f"as {platform.system()} has it")
 
 
 def _threads() -> Line:
@@ -157,10 +149,9 @@ def _threads() -> Line:
     if threads > cores:
         return Line("threads", "warn", value, f"set OMP_NUM_THREADS={cores}")
     times = products_per_second(1) / products_per_second(threads) if threads > 1 else 0.0
-    if times > WORTH_IT:  # on a free machine it is below 1
-        busy = f"{value}, busy: one thread is {times:,.1f} times as fast now"
-        return Line("threads", "warn", busy, "set OMP_NUM_THREADS=1 while other programs run")
-    return Line("threads", "ok", value)
+    busy = times > WORTH_IT  # on a free machine it is below 1
+    value += f", busy: one thread is {times:,.1f} times as fast now" if busy else ""
+    return _warned("threads", value, busy, "set OMP_NUM_THREADS=1 while other programs run")
 
 
 def _disk(folder: Path) -> Line:
@@ -170,9 +161,7 @@ def _disk(folder: Path) -> Line:
         return Line("disk", "warn", f"{folder} is read-only", "write elsewhere with --output")
     if free < _NO_DISK:
         return Line("disk", "fail", value, "make room, or work on another disk")
-    if free < _LITTLE_DISK:
-        return Line("disk", "warn", value, "a checkpoint takes 12 bytes per parameter, labels 16 per token")
-    return Line("disk", "ok", value)
+    return _warned("disk", value, free < _LITTLE_DISK, "a checkpoint takes 12 bytes per parameter, labels 16 per token")
 
 
 def _full_text_search() -> Line:
@@ -194,10 +183,9 @@ def _hub() -> Line:
     asking.start()
     asking.join(_HUB_SECONDS)
     fault = faults[0] if faults else f"within {_HUB_SECONDS:.0f} s"
-    if fault is None:
-        return Line("hub", "ok", f"{constants.ENDPOINT} answers")
+    value = f"{constants.ENDPOINT} answers" if fault is None else f"{constants.ENDPOINT} does not answer ({fault})"
     advice = "use folders instead of hub names, and set HF_HUB_OFFLINE=1 to save waiting"
-    return Line("hub", "warn", f"{constants.ENDPOINT} does not answer ({fault})", advice)
+    return _warned("hub", value, fault is not None, advice)
 
 
 def _fault_of_hub() -> str | None:

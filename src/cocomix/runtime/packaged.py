@@ -8,3 +8,8 @@ def packaged_folder(name: str) -> Path:
     package = Path(__file__).parents[1]
     packaged = package / name
     return packaged if packaged.is_dir() else package.parents[1] / name
+
+
+def recipes_folder() -> Path:
+    """The recipes; see `packaged_folder`."""
+    return packaged_folder("recipes")

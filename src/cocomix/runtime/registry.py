@@ -26,11 +26,7 @@ class Registry(Generic[Kind]):
         self.registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Added], Added]:
-        """Class decorator that adds a class.
-
-        Raises:
-            CoCoMixError: the name is taken by another class.
-        """
+        """Class decorator that adds a class; refused where the name is another class's."""
 
         def added(cls: Added) -> Added:
             if name in self.built_in or self.registered.get(name, cls) is not cls:
@@ -46,11 +42,7 @@ class Registry(Generic[Kind]):
         return tuple(dict.fromkeys((*self.built_in, *self.registered, *installed)))
 
     def find(self, name: Any) -> Kind:
-        """The class of a name; a recipe may hold anything in its place.
-
-        Raises:
-            CoCoMixError: there is none.
-        """
+        """The class of a name, for which a recipe may hold anything; refused where there is none."""
         name = name if isinstance(name, str) else repr(name)
         if name in self.registered:
             return cast("Kind", self.registered[name])

@@ -17,14 +17,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, file: Path, remedy: str) -> Self:
-        """Read one from a JSON file.
-
-        Args:
-            remedy: what to do where it is not valid.
-
-        Raises:
-            CoCoMixError: it is not; the first field that is wrong is named.
-        """
+        """Read one from a JSON file; of one not valid the first wrong field is named, and the `remedy`."""
         try:
             return cls.model_validate_json(file.read_bytes())
         except ValidationError as error:
@@ -52,8 +45,7 @@ def describe_validation_error(
     """Pydantic's findings as one clause, field by field.
 
     Args:
-        error: of a class of settings.
-        root: that class, to name the field that an unknown one may have meant.
+        root: the class of settings, to name the field that an unknown one may have meant.
         other_words: field by what else people call it.
     """
     names = [] if root is None else list(root.field_names())

@@ -41,11 +41,8 @@ class Noted:
     def note(self, number: int, frame: Any) -> None:
         """The signal handler."""
         now = time.monotonic()
-        if now - self._first.setdefault(number, now) > _SAME:
+        if now - self._first.setdefault(number, now) > 1.0:
             raise _meaning(number)
-
-
-_SAME = 1.0
 
 
 def _meaning(number: int) -> BaseException:

@@ -40,20 +40,14 @@ for _side in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML as recipes are written in it; `where` it stands is for the refusal.
-
-    Raises:
-        CoCoMixError: it is no YAML, a key stands twice, or it expands to too much.
-    """
+    """YAML as recipes are written in it; `where` it stands is for the refusal if it is none, or expands to too much."""
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            if node is None:
-                return None
-            if _expanded_size(node) > MAX_VALUES:
+            if node is not None and _expanded_size(node) > MAX_VALUES:
                 raise CoCoMixError(f"{where} has aliases that stand for more than {MAX_VALUES:,} values; write less.")
-            return loader.construct_document(node)
+            return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:

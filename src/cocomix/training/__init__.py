@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from cocomix.training.manifest import RunManifest
-    from cocomix.training.opened_run import CurvePoint, Run
+    from cocomix.training.opened_run import CurvePoint, Run, RunManifest
     from cocomix.training.optimizers import muon
     from cocomix.training.recipe_cost import estimate
     from cocomix.training.run import train

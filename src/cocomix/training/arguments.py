@@ -16,7 +16,7 @@ from transformers.utils import is_torch_tf32_available
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import meant
-from cocomix.training.metrics import TENSORBOARD, trackers
+from cocomix.training.callbacks import TENSORBOARD, trackers
 from cocomix.training.optimizers import MUON, muon
 from cocomix.training.recipe import RunConfig
 
@@ -92,12 +92,10 @@ def training_arguments(
     train_blocks: int | None = None,
     sharding: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
-    """Build the Trainer's arguments.
+    """Build the Trainer's arguments: a recipe's `training` over the defaults, its `tokens` as `max_steps`.
 
     Args:
-        config: the recipe; its `training` overrides the defaults, its `tokens` become `max_steps`.
         output_dir: folder for checkpoints.
-        block_size: tokens per block, to turn tokens into steps.
         train_blocks: blocks of the training split, to know where epochs end; `None` where they are not there yet.
         sharding: the fields that `sharding_asked` found to be asked for.
 
@@ -138,9 +136,7 @@ def training_arguments(
         blocks = math.ceil(config.tokens / block_size)
         passes, rest = (0, blocks) if epoch is None else divmod(blocks, epoch)
         arguments.max_steps = passes * _steps(arguments, epoch or 0) + _steps(arguments, rest)
-    steps = arguments.max_steps
-    if steps <= 0 and train_blocks is not None:
-        steps = steps_of_epochs(arguments, train_blocks)
+    steps = arguments.max_steps if train_blocks is None else total_steps(arguments, train_blocks)
     if steps <= 0 and train_blocks is not None:
         raise CoCoMixError("the run would not train a single step; set tokens or raise training.num_train_epochs.")
     if steps > 0:
@@ -150,14 +146,7 @@ def training_arguments(
 
 
 def refuse_unheeded(given: Mapping[str, Any]) -> None:
-    """Refuse what would be ignored.
-
-    Args:
-        given: arguments of `Trainer` by name; `args` among them.
-
-    Raises:
-        CoCoMixError: naming the argument or the field of `TrainingArguments`.
-    """
+    """Refuse the arguments of `Trainer`, and the fields of its `args`, that would be ignored."""
     asked = {name: given[name] for name in REFUSED if given.get(name) is not None}
     if (arguments := given.get("args")) is not None:
         usual = TrainingArguments(str(arguments.output_dir), use_cpu=arguments.use_cpu)
@@ -207,11 +196,7 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def accumulation_steps(batch_tokens: int, block_size: int, micro_batch: int, processes: int) -> int:
-    """Micro-batches of a process that make up a step of so many tokens.
-
-    Raises:
-        CoCoMixError: they do not come out even.
-    """
+    """Micro-batches of a process that make up a step of so many tokens; refused where they do not come out even."""
     steps, rest = divmod(batch_tokens, processes * micro_batch * block_size)
     if rest == 0:
         return steps
@@ -239,8 +224,10 @@ def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, bl
     return (passes * epoch + min(rest * _blocks_per_step(arguments), epoch)) * block_size
 
 
-def steps_of_epochs(arguments: TrainingArguments, train_blocks: int) -> int:
-    """Optimizer steps of `num_train_epochs` passes over the data."""
+def total_steps(arguments: TrainingArguments, train_blocks: int) -> int:
+    """Optimizer steps of a run: `max_steps`, or else those of `num_train_epochs` passes over the data."""
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
     steps: int = math.ceil(arguments.num_train_epochs * steps_per_epoch(arguments, train_blocks))
     return steps
 
@@ -286,11 +273,7 @@ def _set_from_steps(arguments: TrainingArguments, given: dict[str, Any], steps: 
 
 
 def _check_schedule(arguments: TrainingArguments, steps: int) -> None:
-    """Make the learning rate's schedule once, so that what it misses is said before a run begins.
-
-    Raises:
-        CoCoMixError: transformers cannot make it of these settings.
-    """
+    """Make the learning rate's schedule once, so that what it misses is said before a run begins."""
     name, kwargs = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs or {}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:

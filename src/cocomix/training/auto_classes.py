@@ -15,12 +15,8 @@ If transformers asks whether to run it: write `import cocomix.model` before `fro
 def write_auto_classes(folder: Path) -> None:
     """Name the model's classes in a saved model's `config.json`, beside a module that imports them.
 
-    Transformers loads that module for `trust_remote_code=True`, so that for example
-    `lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` works wherever cocomix is installed. Where
-    cocomix is imported already the entry has no effect. A plain decoder's folder is left as it is.
-
-    Args:
-        folder: a model saved with `save_pretrained`.
+    So `lm_eval --model hf --model_args pretrained=RUN,trust_remote_code=True` works wherever cocomix is installed.
+    Where cocomix is imported already the entry has no effect. A plain decoder's folder is left as it is.
     """
     config = read_json(folder / "config.json")
     if config["model_type"] != CoCoMixConfig.model_type:

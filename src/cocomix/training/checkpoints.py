@@ -1,8 +1,6 @@
 """Crash-safe checkpoints: written to a temporary folder, hashed, renamed; incomplete ones are skipped on resume.
 
-A checkpoint is written in the folder `writing`, sealed with a manifest of its files, flushed to the disk and renamed to
-`checkpoint-STEP`. So a stop leaves no half of one under that name; what a failing disk or a careless copy does to it
-later is found by its hashes, and the checkpoint before is used.
+What a failing disk or a careless copy does to one later is found by its hashes, and the checkpoint before is used.
 
 The Trainer's optimizer, scheduler and random states are files of `torch.save`; it reads them with `weights_only=True`,
 which builds tensors and plain containers and runs nothing.
@@ -69,43 +67,18 @@ class Checkpoint(Artifact[CheckpointManifest]):
 
     @classmethod
     def require_whole(cls, folder: Path) -> Self:
-        """Open a checkpoint; reads all of it.
-
-        Raises:
-            CoCoMixError: it was not written to its end, or a file is damaged.
-        """
+        """Open a checkpoint and read all of it; a `CoCoMixError` says what of it is missing or damaged."""
         checkpoint = cls.open(folder)
         for fault in checkpoint.verify().broken:
             raise Damaged(fault.detail, fault.what)
         return checkpoint
 
 
-def counted_until(checkpoint: Path, tokens_per_step: int) -> CheckpointManifest:
-    """What a whole checkpoint's manifest says, for a run to go on counting from.
-
-    Args:
-        tokens_per_step: of the run, all processes together.
-
-    Raises:
-        CoCoMixError: its steps were of another size, as they are with another number of processes.
-    """
-    state = Checkpoint.open(checkpoint).manifest
-    if state.tokens_per_step != tokens_per_step:
-        raise CoCoMixError(
-            f"{checkpoint} was written with {state.tokens_per_step:,} tokens per step and this launch has "
-            f"{tokens_per_step:,}; set batch_tokens in the recipe to the former, or "
-            "training.gradient_accumulation_steps so that they agree."
-        )
-    return state
-
-
 @contextmanager
 def explained_checkpoint(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a checkpoint cannot be gone on from, whatever was found in one of its files.
+    """Say in one sentence that a checkpoint cannot be gone on from, although the hashes of its files are right.
 
-    Raises:
-        CoCoMixError: a file is not what belongs there, although its hash is the recorded one: `torch.load` refuses all
-            but tensors and plain containers, and readers of damaged files raise errors of many kinds.
+    `torch.load` refuses all but tensors and plain containers, and readers of damaged files raise errors of many kinds.
     """
     try:
         yield
@@ -159,9 +132,8 @@ def publish(folder: Path, manifest: CheckpointManifest, state: TrainerState, kee
 
     Args:
         folder: of the checkpoints.
-        manifest: of this one.
         state: of the Trainer, which may call it the best one.
-        keep: see `drop_old_checkpoints`.
+        keep: how many newest ones to leave, beside the best one; all where it is `None` or 0.
     """
     name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
     written, whole = folder / WRITING / name, folder / name
@@ -173,21 +145,10 @@ def publish(folder: Path, manifest: CheckpointManifest, state: TrainerState, kee
     shutil.rmtree(whole, ignore_errors=True)
     written.rename(whole)
     written.parent.rmdir()
-    drop_old_checkpoints(folder, keep, state.best_model_checkpoint)
-
-
-def drop_old_checkpoints(folder: Path, keep: int | None, best: str | None) -> None:
-    """Remove all but the newest `keep` checkpoints (by step: the machine's clock may have jumped) and the best one.
-
-    Args:
-        folder: of the checkpoints.
-        keep: how many to leave at least; all where it is `None` or 0.
-        best: path of one that stays in any case.
-    """
-    if keep:
-        for path in checkpoints_in(folder)[:-keep]:
-            if best is None or path.resolve() != Path(best).resolve():
-                shutil.rmtree(path, ignore_errors=True)
+    best = state.best_model_checkpoint
+    for path in checkpoints_in(folder)[: -keep if keep else 0]:  # by step: the machine's clock may have jumped
+        if best is None or path.resolve() != Path(best).resolve():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -1,13 +1,13 @@
 """The data and labels a recipe names: of one corpus or of a mixture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cocomix.artifacts import Artifact
 from cocomix.concepts import LabellerConfig
 from cocomix.data import TRAIN, MixedData, Tokens, tokenizer_fingerprint, warn_of_overlap
-from cocomix.labelling import Concatenated, Labels
+from cocomix.labelling import Concatenated, Labels, StoredArrays
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.order import MixtureOrder, ShuffledOrder, WindowedOrder
 from cocomix.training.recipe import RunConfig
@@ -15,14 +15,16 @@ from cocomix.training.recipe_data import MixtureConfig
 
 StoredLabels = Concatenated[Labels]
 """Labels of one corpus, or of every corpus of a mixture."""
+S = TypeVar("S", bound=StoredArrays[Any])
+
+
+def corpora_of(data: Tokens) -> Sequence[Tokens]:
+    """The corpora of a mixture, or the one corpus that data are."""
+    return data.parts if isinstance(data, MixedData) else (data,)
 
 
 def open_data(recipe: RunConfig) -> Tokens:
-    """The recipe's data.
-
-    Raises:
-        CoCoMixError: as `Tokens.open` and `MixedData`; a folder's tokenizer is another than that of its blocks.
-    """
+    """The recipe's data; refused also where a folder's tokenizer is another than that of its blocks."""
     parts = [Tokens.open(path) for path in recipe.data_folders]
     for part in parts:
         have_files(recipe, part)
@@ -44,15 +46,10 @@ def have_files(recipe: RunConfig, artifact: Artifact[Any]) -> None:
 
 
 def block_order(recipe: RunConfig, data: Tokens, seed: int) -> MixtureOrder | ShuffledOrder | WindowedOrder:
-    """The order that draws from a mixture, or reads few files at a time; else all blocks of one corpus, shuffled.
-
-    Raises:
-        CoCoMixError: a corpus has no block to train on, or too small a share.
-    """
+    """The order that draws from a mixture, or reads few files at a time; else all blocks of one corpus, shuffled."""
     within: tuple[WindowedOrder, ...] = ()
     if recipe.bounds is not None:
-        parts = data.parts if isinstance(data, MixedData) else (data,)
-        files = (tuple(file.blocks for file in part.manifest.splits[TRAIN].files) for part in parts)
+        files = (tuple(file.blocks for file in part.manifest.splits[TRAIN].files) for part in corpora_of(data))
         within = tuple(WindowedOrder(f, recipe.bounds.window_files, seed, corpus) for corpus, f in enumerate(files))
     if not isinstance(data, MixedData):
         blocks, first = data.manifest.splits[TRAIN].blocks, recipe.first_blocks or 0
@@ -68,16 +65,28 @@ def block_order(recipe: RunConfig, data: Tokens, seed: int) -> MixtureOrder | Sh
 
 
 def open_labels(recipe: RunConfig, data: Tokens) -> StoredLabels | None:
-    """The labels that a recipe's model learns from, where it learns from stored ones.
-
-    Raises:
-        CoCoMixError: they are of other data, or made otherwise than the recipe says.
-    """
+    """The stored labels that a recipe's model learns from; refused if of other data, or made otherwise than it says."""
     if not recipe.has_concepts or not recipe.label_folders:
         return None
-    corpora = data.parts if isinstance(data, MixedData) else (data,)
-    paths = zip(recipe.label_folders, corpora, strict=True)
-    return Concatenated([_of_data(recipe, path, part) for path, part in paths])
+    stored = open_beside(Labels, recipe, recipe.label_folders, data)
+    wanted = None if recipe.labels is None else recipe.labels.labeller
+    for path, labels in zip(recipe.label_folders, stored.parts, strict=True):
+        for name, asked, found in _asked_and_found(wanted, labels.manifest.labels):
+            if asked is not None and asked != found:
+                raise CoCoMixError(
+                    f"the recipe's labels.{name} is {asked!r} but the labels in {path} were made with {found!r}; make "
+                    "new labels or correct the recipe."
+                )
+    return stored
+
+
+def open_beside(kind: type[S], recipe: RunConfig, folders: Sequence[Path], data: Tokens) -> Concatenated[S]:
+    """What is stored of a recipe's data, of every corpus in a folder of its own; refused where it is of other data."""
+    stores = [kind.open(folder) for folder in folders]
+    for store, corpus in zip(stores, corpora_of(data), strict=True):
+        have_files(recipe, store)
+        store.require_tokens(corpus)
+    return Concatenated(stores)
 
 
 def labels_to_match(recipe: RunConfig) -> Labels | None:
@@ -86,21 +95,6 @@ def labels_to_match(recipe: RunConfig) -> Labels | None:
     if recipe.baseline is None or not folders or recipe.model.num_concepts is not None:
         return None
     return Labels.open(folders[0])
-
-
-def _of_data(recipe: RunConfig, path: Path, data: Tokens) -> Labels:
-    labels = Labels.open(path)
-    have_files(recipe, labels)
-    labels.require_tokens(data)
-    made = labels.manifest.labels
-    wanted = None if recipe.labels is None else recipe.labels.labeller
-    for name, asked, found in _asked_and_found(wanted, made):
-        if asked is not None and asked != found:
-            raise CoCoMixError(
-                f"the recipe's labels.{name} is {asked!r} but the labels in {path} were made with {found!r}; make new "
-                "labels or correct the recipe."
-            )
-    return labels
 
 
 def _asked_and_found(asked: LabellerConfig | None, made: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -1,17 +1,14 @@
 """Teacher outputs for training beside labels: next-token distributions (KD) and hidden states (direct prediction).
 
 The distributions come from the frozen teacher, run on every batch just before the student, or from a folder of what
-it predicts (`cocomix distill`), whose manifest says of which kind that is. The hidden states that `prediction: hidden`
-asks for are never stored. An online teacher runs in the training precision (our choice), in every process on its own
-rows; it is neither wrapped, nor trained, nor saved. The vocabulary logits of both sides are made in chunks, but for
-those that a plain decoder's own forward pass returns. The teacher's time is part of the run's seconds. As for labels,
-it reads whole blocks, also where the student's documents do not see one another.
+it predicts (`cocomix distill`), whose manifest says of which kind that is; hidden states are never stored. An online
+teacher runs in the training precision (our choice), in every process on its own rows; it is neither wrapped, nor
+trained, nor saved, and its time is part of the run's seconds. As for labels, it reads whole blocks, also where the
+student's documents do not see one another.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +17,11 @@ from transformers import PreTrainedConfig
 
 from cocomix.artifacts import shown
 from cocomix.concepts import FrozenDecoder, layer_normalize, model_fingerprint
-from cocomix.data import MixedData, Tokens
+from cocomix.data import Tokens
 from cocomix.labelling import Concatenated, TeacherProbabilities, open_decoder
 from cocomix.model import FullTargets, TopTargets
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.corpora import have_files
+from cocomix.training.corpora import open_beside
 from cocomix.training.objectives import (
     Batch,
     ChunkLikelihood,
@@ -38,22 +35,21 @@ from cocomix.training.recipe import RunConfig
 
 _WORDS = {"top_k": "kd", "first_token": "kd of first-token marginals", "uld": "uld", "alm": "alm"}
 """By kind of stored targets."""
-_STORED = ("teacher_ids", "teacher_log_probs")  # columns of a batch
 
 
+@dataclass(frozen=True)
 class OnlineTeacher:
     """A frozen teacher that runs while the student trains.
 
-    Args:
+    Attributes:
         decoder: on the device that trains, hooked at the block whose hidden states are asked for.
         vocab_size: of the tokenizer; what the teacher's head has beyond it is left out of its distributions.
         dtype: autocast to it; float32 if None.
     """
 
-    def __init__(self, decoder: FrozenDecoder, vocab_size: int, dtype: torch.dtype | None = None) -> None:
-        self.decoder = decoder
-        self.vocab_size = vocab_size
-        self.dtype = dtype
+    decoder: FrozenDecoder
+    vocab_size: int
+    dtype: torch.dtype | None = None
 
     def distributions(self, batch: Batch) -> FullTargets:
         """Next-token distributions of a batch's rows."""
@@ -101,8 +97,6 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
     """Load what a recipe's `distillation` and `prediction: hidden` ask for.
 
     Args:
-        data: of the recipe.
-        device: that trains.
         dtype: what an online teacher runs in; float32 if None.
 
     Raises:
@@ -142,29 +136,21 @@ def _of_stored(weight: Schedule, stored: TeacherProbabilities, config: PreTraine
         return ChunkLikelihood(weight, config)
     if stored.manifest.targets == "uld":
         return SortedDistillation(weight, config)
-    return Distillation(weight, partial(_read, stored.complete), _STORED)
 
+    def read(batch: Batch) -> TopTargets:
+        return TopTargets(batch["teacher_ids"], batch["teacher_log_probs"], stored.complete)
 
-def _read(complete: bool, batch: Batch) -> TopTargets:
-    """The stored distributions of a batch."""
-    return TopTargets(batch["teacher_ids"], batch["teacher_log_probs"], complete)
+    return Distillation(weight, read, ("teacher_ids", "teacher_log_probs"))
 
 
 def _open_stored(recipe: RunConfig, data: Tokens) -> Concatenated[TeacherProbabilities]:
     """The distributions of one corpus, or of every corpus of a mixture."""
-    corpora = data.parts if isinstance(data, MixedData) else (data,)
-    stores = [_of_corpus(recipe, path, part) for path, part in zip(recipe.target_folders, corpora, strict=True)]
-    return Concatenated(stores)
-
-
-def _of_corpus(recipe: RunConfig, path: Path | str, data: Tokens) -> TeacherProbabilities:
-    stored = TeacherProbabilities.open(path)
-    have_files(recipe, stored)
-    stored.require_tokens(data)
-    wanted, found = recipe.teacher and recipe.teacher.model, stored.manifest.teacher
-    if wanted is not None and wanted != found:
-        raise CoCoMixError(
-            f"the recipe's teacher.model is {wanted!r} but the probabilities in {path} are of {found!r}; distill again "
-            "or correct the recipe."
-        )
+    stored = open_beside(TeacherProbabilities, recipe, recipe.target_folders, data)
+    wanted = recipe.teacher and recipe.teacher.model
+    for path, one in zip(recipe.target_folders, stored.parts, strict=True):
+        if wanted is not None and wanted != one.manifest.teacher:
+            raise CoCoMixError(
+                f"the recipe's teacher.model is {wanted!r} but the probabilities in {path} are of "
+                f"{one.manifest.teacher!r}; distill again or correct the recipe."
+            )
     return stored

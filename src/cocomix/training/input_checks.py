@@ -22,7 +22,7 @@ from cocomix.concepts import (
 from cocomix.data import TRAIN, Tokens
 from cocomix.labelling import Concatenated, Labels, StoredArrays
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.arguments import steps_of_epochs, tokens_after
+from cocomix.training.arguments import tokens_after, total_steps
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
 from cocomix.training.objectives import Objective
@@ -37,14 +37,7 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
 
     What the recipe does not name is not looked for, and neither is what is not on this machine: a model on the hub is
     told by its name and, in `revision`, its commit. A teacher whose files are no longer those that were loaded then is
-    loaded for this, which takes seconds for small models, once in a process.
-
-    Args:
-        labels: stored ones, if any.
-        teaching: of the recipe; an online teacher is hashed already.
-
-    Raises:
-        CoCoMixError: naming what differs.
+    loaded for this, which takes seconds for small models, once in a process; an online teacher is hashed already.
     """
     stores: tuple[Labels, ...] = () if labels is None else labels.parts
     if recipe.labels is not None and stores:
@@ -64,15 +57,10 @@ def check_coverage(
     """Refuse labels or probabilities of a part of the data that lack blocks which are trained on while they are needed.
 
     Args:
-        data: of the recipe.
         stored: what is read beside the tokens, by one of its columns.
-        arguments: of the Trainer.
-
-    Raises:
-        CoCoMixError: naming the folder, how much it has and how much is needed.
     """
     total = data.manifest.splits[TRAIN].blocks
-    steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, total)
+    steps = total_steps(arguments, total)
     for column, folders in stored.items():
         have = total if folders is None else sum(part.manifest.blocks(TRAIN) for part in folders.parts)
         until = max((one.weight.steps(steps) for one in objectives if column in one.needs), default=0)
@@ -103,13 +91,9 @@ def inputs_of(
 def _check_teacher(
     teacher: TeacherConfig | None, section: str, stores: Sequence[StoredArrays[Any]], known: str | None
 ) -> None:
-    """Refuse what was made with other weights than a teacher has, and tell of another configuration.
+    """Refuse what was made with other weights than a teacher in a folder or file here has, `known` where they are.
 
-    Args:
-        teacher: that the recipe names; looked at if it is a folder or a file here.
-        section: of the recipe, for messages.
-        stores: what was made.
-        known: fingerprint of the teacher's weights, if it is known already.
+    Of another configuration of the same weights a warning tells.
     """
     stores = [store for store in stores if "weights" in store.manifest.made_from]
     if teacher is None or not stores:
@@ -142,7 +126,11 @@ def _fingerprints(teacher: str, files: str | None) -> tuple[str, str]:
 
 
 def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:
-    here = _dictionary_here(dictionary)
+    here, path = None, Path(dictionary.path)
+    if (path / MANIFEST).is_file():
+        here = Dictionary.open(path).manifest.dictionary_fingerprint
+    elif path.is_dir():
+        here = ConceptDictionary.from_sae_lens(path).fingerprint()
     for store in stores:
         recorded = store.manifest.made_from.get("dictionary")
         for wanted, what in ((dictionary.fingerprint, "fingerprint"), (here, "path")):
@@ -151,13 +139,3 @@ def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) ->
                     f"{store.path} was made with another dictionary than the recipe's labels.dictionary.{what} names "
                     "now; bring that one back, or label again."
                 )
-
-
-def _dictionary_here(dictionary: DictionaryConfig) -> str | None:
-    """Fingerprint of a dictionary, if it is a folder here: as `cocomix sae` noted it, else of its weights."""
-    path = Path(dictionary.path)
-    if not path.is_dir():
-        return None
-    if (path / MANIFEST).is_file():
-        return Dictionary.open(path).manifest.dictionary_fingerprint
-    return ConceptDictionary.from_sae_lens(path).fingerprint()

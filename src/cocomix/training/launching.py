@@ -11,7 +11,14 @@ from cocomix.concepts import LabellerConfig, OnlineConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives import Objective
 
-_OPTIONS = ("reshard_after_forward", "activation_checkpointing", "auto_wrap_policy", "transformer_layer_cls_to_wrap")
+_VALUES = {
+    "version": (("2",), "only FSDP2 is supported"),
+    "state_dict_type": (("FULL_STATE_DICT",), "checkpoints of another hold a pickle that resuming would run"),
+    "reshard_after_forward": (("true", "false"), ""),
+    "activation_checkpointing": (("true", "false"), ""),
+}
+"""Options with few values, and why others are refused."""
+_OPTIONS = (*_VALUES, "auto_wrap_policy", "transformer_layer_cls_to_wrap")
 _REFUSED = {
     "deepspeed": "both shard the model; remove one of them",
     "fp16": "its loss scaler does not know of shards; use training.bf16",
@@ -55,26 +62,14 @@ def sharding_asked(training: Mapping[str, Any], environment: Mapping[str, str], 
     return {"fsdp": True, "fsdp_config": options}
 
 
-def refuse_outside_forward(objectives: Iterable[Objective]) -> None:
-    """Refuse, under FSDP, objectives that read weights of the model when they are not gathered.
-
-    Raises:
-        CoCoMixError: naming the objective.
-    """
+def refuse_under_fsdp(objectives: Iterable[Objective], labels: LabellerConfig | None) -> None:
+    """Refuse, under FSDP, objectives and online labels that read the student's weights where they are not gathered."""
     for one in objectives:
         if one.outside_forward:
             raise CoCoMixError(
                 f"auxiliary.{one.name} uses the model's embedding or head outside its forward pass, where FSDP holds "
                 "only a shard of them; train under DDP, or leave it out (of nextlat: kl)."
             )
-
-
-def refuse_sharded_student(labels: LabellerConfig | None) -> None:
-    """Refuse, under FSDP, labels that are made by a copy of the student.
-
-    Raises:
-        CoCoMixError: they are.
-    """
     if isinstance(labels, OnlineConfig):
         raise CoCoMixError(
             "labels of kind 'online' follow the student's weights, of which FSDP leaves only a shard in each process; "
@@ -90,7 +85,7 @@ def gather_as_kept(plugin: Any, objectives: Iterable[Objective]) -> None:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    refuse_outside_forward(objectives)
+    refuse_under_fsdp(objectives, None)
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     # FSDP warns of changing in place what units return, which neither we nor transformers' decoders do.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
@@ -99,8 +94,7 @@ def gather_as_kept(plugin: Any, objectives: Iterable[Objective]) -> None:
 def _of_launcher(environment: Mapping[str, str]) -> dict[str, Any]:
     """The options of accelerate's launcher that ask for something."""
     names = {"transformer_layer_cls_to_wrap": "TRANSFORMER_CLS_TO_WRAP"}
-    asked = ("version", "state_dict_type", *_OPTIONS, "offload_params")
-    found = {name: environment.get(f"FSDP_{names.get(name, name.upper())}") for name in asked}
+    found = {name: environment.get(f"FSDP_{names.get(name, name.upper())}") for name in (*_OPTIONS, "offload_params")}
     return {name: value for name, value in found.items() if value not in (None, "", "None")}
 
 
@@ -119,30 +113,16 @@ def _mapping(config: Any, where: str) -> dict[str, Any]:
 def _check_options(options: Mapping[str, Any], where: str) -> None:
     """Refuse what accelerate would read in another way than it is meant, not read at all, or what is not tested."""
     for name, value in options.items():
-        text = str(value).upper()
-        if name == "version":
-            if text != "2":
-                raise CoCoMixError(f"{where}version is {value}; only FSDP2 is supported, set it to 2.")
-        elif name == "state_dict_type":
-            if text != "FULL_STATE_DICT":
-                raise CoCoMixError(
-                    f"{where}state_dict_type is {value}, whose checkpoints hold a pickle that resuming would run; use "
-                    "FULL_STATE_DICT, which any number of processes reads."
-                )
-        elif name in ("reshard_after_forward", "activation_checkpointing"):
-            if text not in ("TRUE", "FALSE"):
-                raise CoCoMixError(f"{where}{name} is {value!r}; set it to true or false.")
-        elif name not in _OPTIONS and text != "FALSE":
+        values, reason = _VALUES.get(name, ((), ""))
+        if values and str(value).lower() not in map(str.lower, values):
+            remedy = "; ".join(filter(None, (reason, f"use {' or '.join(values)}")))
+            raise CoCoMixError(f"{where}{name} is {value!r}: {remedy}.")
+        if name not in _OPTIONS and str(value).lower() != "false":
             raise CoCoMixError(f"{where}{name} is not supported; remove it (these are: {', '.join(_OPTIONS)}).")
 
 
 def check_deepspeed(training: Mapping[str, Any], environment: Mapping[str, str], has_accelerator: bool) -> None:
-    """Refuse a wish for DeepSpeed that would not come true.
-
-    Args:
-        training: the recipe's; `deepspeed` is a mapping, or the path of a JSON file.
-        environment: the process's; `accelerate launch --use_deepspeed` is known by it.
-        has_accelerator: whether there is a device that DeepSpeed is for.
+    """Refuse a wish for DeepSpeed, in a recipe's `training` or the process's environment, that would not come true.
 
     Raises:
         CoCoMixError: DeepSpeed is not installed, there is no accelerator, its configuration cannot be read, or asks for
@@ -157,14 +137,12 @@ def check_deepspeed(training: Mapping[str, Any], environment: Mapping[str, str],
         raise CoCoMixError(f"{who} needs the package deepspeed; pip install deepspeed, or set training.fsdp: true.")
     if not has_accelerator:
         raise CoCoMixError(f"{who} needs a GPU and there is none; set training.fsdp: true, which needs none.")
-    stage = _zero_stage(asked) if asked else environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    stage: Any = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if asked:
+        zero = _mapping(asked, "training.deepspeed").get("zero_optimization")
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     if str(stage) == "3":
         raise CoCoMixError(
             f"{who} asks for ZeRO-3, which is not tested with our heads: these finish their gradients in the forward "
             "pass; set training.fsdp: true, which shards the same, or use ZeRO-2."
         )
-
-
-def _zero_stage(config: Any) -> Any:
-    zero = _mapping(config, "training.deepspeed").get("zero_optimization", {})
-    return zero.get("stage", 0) if isinstance(zero, dict) else 0

@@ -5,33 +5,28 @@ A process that was killed could not sign out; the file then names a process that
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import psutil
-
-from cocomix.artifacts import write_json
+from cocomix.artifacts import process_lives, this_process, write_json
 from cocomix.runtime.stopping import Terminated
 
 SIGN = "process"
 """The file, JSON; without the suffix of those that a finished run keeps."""
-
-State = Literal["running", "stopped", "failed"]
 
 
 class Liveness(NamedTuple):
     """What is known of an unfinished run's process.
 
     Attributes:
-        state: `running`; `stopped`, by a person, a signal or the machine; or `failed` with an error.
+        state: `stopped` is by a person, a signal or the machine; `failed` with an error.
         detail: the error, or the other machine that the run was started on, which cannot be asked from here and is
             taken at its word.
     """
 
-    state: State
+    state: Literal["running", "stopped", "failed"]
     detail: str | None = None
 
 
@@ -41,7 +36,7 @@ def signed_in(folder: Path) -> Iterator[None]:
 
     Nothing is left of it where the block ends without an error.
     """
-    sign = {"host": socket.gethostname(), "pid": (process := psutil.Process()).pid, "created": process.create_time()}
+    sign = this_process()
     write_json(folder / SIGN, {**sign, "state": "running"})
     try:
         yield
@@ -50,7 +45,7 @@ def signed_in(folder: Path) -> Iterator[None]:
         if not isinstance(error, KeyboardInterrupt | Terminated):
             ended = {"state": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
         with suppress(OSError):  # the disk may be what failed
-            write_json(folder / SIGN, {**sign, **ended, "at": time.time()})
+            write_json(folder / SIGN, {**sign, **ended})
         raise
     (folder / SIGN).unlink(missing_ok=True)
 
@@ -58,22 +53,13 @@ def signed_in(folder: Path) -> Iterator[None]:
 def liveness(folder: Path) -> Liveness:
     """What an unfinished run's folder says about its process; without a legible sign it counts as stopped."""
     try:
-        sign: dict[str, Any] = json.loads((folder / SIGN).read_text(encoding="utf-8"))
-        state, host, pid, created = sign["state"], sign["host"], int(sign["pid"]), float(sign["created"])
+        record = (folder / SIGN).read_bytes()
+        sign = json.loads(record)
+        if sign["state"] == "failed":
+            return Liveness("failed", str(sign.get("error")))
+        if sign["state"] == "running" and process_lives(record):
+            elsewhere = sign["host"] != socket.gethostname()
+            return Liveness("running", f"on {sign['host']}" if elsewhere else None)
     except (OSError, ValueError, KeyError, TypeError):
-        return Liveness("stopped")
-    if state == "failed":
-        return Liveness("failed", str(sign.get("error")))
-    if state != "running":
-        return Liveness("stopped")
-    if host != socket.gethostname():
-        return Liveness("running", f"on {host}")
-    return Liveness("running" if _lives(pid, created) else "stopped")
-
-
-def _lives(pid: int, created: float) -> bool:
-    """Whether the process of that number is still the one that was created then."""
-    try:
-        return bool(abs(psutil.Process(pid).create_time() - created) < 1.0)  # seconds; numbers are used again
-    except psutil.Error:
-        return False
+        pass
+    return Liveness("stopped")

@@ -1,4 +1,4 @@
-"""Batches of blocks for one process, in an order that is computed and not drawn."""
+"""Batches for one process: blocks joined with what is stored of them, in an order that is computed and not drawn."""
 
 import math
 import re
@@ -10,18 +10,101 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderShard
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
+from cocomix.concepts import drop_without_target
+from cocomix.data import TRAIN, DocumentBlocks, MixedData, Tokens
+from cocomix.labelling import Concatenated
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.arguments import steps_per_epoch
-from cocomix.training.joined_blocks import JoinedBlocks
 from cocomix.training.objectives import Objective, in_force
 from cocomix.training.order import BlockOrder, StepBatches
+from cocomix.training.recipe import RunConfig
 
+COLUMNS: dict[str, torch.dtype | None] = {
+    **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids"), torch.int64),
+    **dict.fromkeys(("concept_labels", "teacher_ids", "teacher_lengths"), torch.int64),
+    "teacher_log_probs": None,
+}
+"""What a batch is made of, and its types; None leaves a column's as it is."""
 _SENTENCE = re.compile(r"DataLoader worker.*^cocomix(?:\.\w+)+: (.*)$", re.DOTALL | re.MULTILINE)
+
+
+class JoinedBlocks(Dataset[dict[str, Tensor]]):
+    """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`.
+
+    Args:
+        stored: further rows of the same blocks, or of the first ones only, by one of their columns.
+    """
+
+    def __init__(self, tokens: Any, stored: Mapping[str, Any]) -> None:
+        self.tokens, self.stored = tokens, dict(stored)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = dict(self.tokens[index])
+        for blocks in self.stored.values():
+            row |= blocks[index]
+        return row
+
+    def only(self, needs: frozenset[str]) -> "JoinedBlocks":
+        """The same blocks, of which only what is needed is read."""
+        return JoinedBlocks(self.tokens, {column: rows for column, rows in self.stored.items() if column in needs})
+
+
+def joined_blocks(
+    recipe: RunConfig,
+    data: Tokens,
+    beside: Mapping[str, Concatenated[Any] | None],
+    name: str,
+    limit: int | None,
+) -> Dataset[Any]:
+    """A split's blocks, joined with what is stored beside them.
+
+    Args:
+        beside: labels and probabilities of the same data by one of their columns; `None` where there are none.
+        limit: use only the first blocks; of a mixture about so many, of each corpus its share.
+    """
+    scattered = name == TRAIN
+    blocks: Dataset[Any] = data.split(name, scattered=scattered)
+    if recipe.document_masks:
+        blocks = DocumentBlocks(blocks, data.manifest.eos_token_id, data.manifest.bos_token_id)
+    found = {column: stored for column, stored in beside.items() if stored is not None}
+    if found:
+        blocks = JoinedBlocks(blocks, {of: stored.split(name, scattered=scattered) for of, stored in found.items()})
+    if limit is not None and limit < len(blocks):  # type: ignore[arg-type]
+        chosen = data.first_blocks(name, limit) if isinstance(data, MixedData) else range(limit)
+        blocks = Subset(blocks, chosen)
+    return blocks
+
+
+def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
+
+    Concept labels of positions without a target are left out.
+
+    Args:
+        rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
+            [seq, k_attr], `teacher_ids` [seq, K] and `teacher_lengths` [seq], integers of any kind, and
+            `teacher_log_probs` [seq, K] or [seq].
+
+    Returns:
+        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are.
+    """
+    batch: dict[str, Any] = {
+        name: torch.stack([torch.as_tensor(row[name], dtype=COLUMNS[name]) for row in rows])
+        for name in rows[0]
+        if name in COLUMNS
+    }
+    batch.setdefault("labels", batch["input_ids"])
+    if "concept_labels" in batch:
+        batch["concept_labels"] = drop_without_target(batch["concept_labels"], batch["labels"])
+    return batch
 
 
 class PaddedBlocks(Dataset[dict[str, Tensor]]):
@@ -61,7 +144,6 @@ def views_of(
 
     Args:
         blocks: of one epoch; of other data sets than `JoinedBlocks` all columns are read to the end.
-        arguments: how many blocks make a step.
         total: steps of the run.
     """
     if not isinstance(blocks, JoinedBlocks):
@@ -85,9 +167,7 @@ def ordered_loader(
 
     Args:
         views: all blocks, numbered as in `order`, by the epoch and batch from which they are read so.
-        order: in which they come.
         collate: makes a batch of rows.
-        arguments: batch size, processes, device and the loader's workers.
         reached: see `StepBatches`.
     """
     processes = arguments.world_size

@@ -112,8 +112,7 @@ class TrainingClock:
     def paused(self, device: torch.device) -> Iterator[None]:
         """Do not count the block's time, if the clock runs at all."""
         was_running = self._started is not None
-        if was_running:
-            self._stop(device)
+        self._stop(device)
         try:
             yield
         finally:

@@ -6,8 +6,9 @@ process labels its own rows. A teacher is not part of the model: it is neither w
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,7 +16,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from cocomix.artifacts import fingerprint_json
@@ -33,14 +33,10 @@ AnyConfig = TypeVar("AnyConfig", bound=LabellerConfig)
 
 
 class OnlineLabels:
-    """A labeller at work on batches.
+    """A labeller at work on batches, on the device that trains.
 
     On an accelerator, batches are labelled ahead of the student: a thread runs the labeller on a stream of its own
     while the student trains. On the CPU, both would share the cores, so that labels are made when they are asked for.
-
-    Args:
-        labeller: its models are on the device that trains.
-        device: that trains.
 
     Attributes:
         ahead: whether batches are labelled ahead.
@@ -73,12 +69,8 @@ class OnlineLabels:
                 ids.append(self.labeller.label(input_ids[rows], mask, k=self.config.k).ids.cpu())
         return torch.cat(ids)
 
-    def blocks(self, blocks: Any) -> "LabelsInMemory":
-        """Labels of all blocks of a data set, computed once and kept in memory, for its evaluations.
-
-        Args:
-            blocks: rows with `input_ids` [seq].
-        """
+    def blocks(self, blocks: Any) -> list[Batch]:
+        """Labels of a data set's blocks, `concept_labels` [seq, k] int32 of each, kept for its evaluations."""
         seq = len(blocks[0]["input_ids"])
         size = max(1, _BATCH_TOKENS // seq)
         labels = []
@@ -87,13 +79,12 @@ class OnlineLabels:
                 rows = [blocks[index]["input_ids"] for index in range(start, min(start + size, len(blocks)))]
                 labels.append(self.label(torch.stack(rows)).to(torch.int32))
                 advance(len(rows) * seq)
-        return LabelsInMemory(torch.cat(labels))
+        return [{"concept_labels": row} for row in torch.cat(labels)]
 
     def labelled(self, batches: Iterable[Batch], depth: int, count: int | None = None) -> Iterator[Batch]:
         """Batches with `concept_labels` [batch, seq, k], then those whose labels nobody asks for as they come.
 
         Args:
-            batches: with `input_ids` and, where there is padding, `attention_mask`.
             depth: how many batches are labelled ahead, where they are: those of one optimizer step.
             count: how many batches get labels; all by default.
         """
@@ -105,11 +96,20 @@ class OnlineLabels:
         if not self.ahead:
             yield from map(self._add, batches)
             return
-        stream = _SideStream(self.device)
+        stream = None if self.device.type == "cpu" else torch.Stream(device=self.device)
+
+        def label(batch: Batch, made: torch.Event | None) -> Batch:
+            """Labels are on the CPU, so that nothing has to wait for the side stream."""
+            with stream or nullcontext():
+                if stream is not None and made is not None:
+                    stream.wait_event(made)
+                return self._add(batch)
+
         waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="labels") as thread:
             for batch in batches:
-                waiting.append(thread.submit(stream.run, self._add, batch, stream.ready()))
+                made = None if stream is None else torch.accelerator.current_stream().record_event()
+                waiting.append(thread.submit(label, batch, made))
                 if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
@@ -155,38 +155,6 @@ class OnlineLabels:
         return {**batch, "concept_labels": labels}
 
 
-class LabelsInMemory(Dataset[Batch]):
-    """Labels by block: row i has `concept_labels`, int32 [seq, k]."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Batch:
-        return {"concept_labels": self.labels[index]}
-
-
-class _SideStream:
-    """Runs functions beside what the accelerator's current stream does; on the CPU simply runs them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = None if device.type == "cpu" else torch.Stream(device=device)
-
-    def ready(self) -> torch.Event | None:
-        """A mark that all work given to the current stream so far has been done."""
-        return None if self._stream is None else torch.accelerator.current_stream().record_event()
-
-    def run(self, function: Callable[[Batch], Batch], batch: Batch, ready: torch.Event | None) -> Batch:
-        """Call `function(batch)` after `ready`; what it adds must be on the CPU."""
-        if self._stream is None or ready is None:
-            return function(batch)
-        with self._stream:
-            self._stream.wait_event(ready)
-            return function(batch)
-
-
 def rows_at_once(input_ids: Tensor) -> list[slice]:
     """Which rows of [batch, seq] are labelled at once: about so many tokens as in `cocomix label`."""
     size = max(1, _BATCH_TOKENS // input_ids.shape[1])
@@ -203,15 +171,11 @@ def in_dtype_of_run(config: AnyConfig, bf16: bool) -> AnyConfig:
 def open_online_labels(
     config: LabellerConfig, data: Tokens, device: torch.device, folder: Path, *, bf16: bool = False
 ) -> OnlineLabels:
-    """Load a recipe's labeller and try it.
+    """Load a recipe's labeller and try it; raises as `open_labeller`.
 
     Args:
-        device: that trains.
         folder: of the unfinished run, if there is one: what the labeller learned before is read from there.
         bf16: whether the run computes in bfloat16, as a teacher then does whose `dtype` is not given.
-
-    Raises:
-        CoCoMixError: as `open_labeller`.
     """
     config = in_dtype_of_run(config, bf16)
     tables = load_file(folder / TABLES) if (folder / TABLES).is_file() else None

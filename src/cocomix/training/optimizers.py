@@ -10,7 +10,7 @@ usually is. The same weight decay holds for both.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -58,11 +58,7 @@ class Layout(NamedTuple):
 
 
 def _layout(name: str, weight: Tensor, config: PreTrainedConfig) -> Layout | None:
-    """How the matrices lie in a block's weight; `None` for one matrix.
-
-    Raises:
-        CoCoMixError: it holds q, k and v, and it is not known how.
-    """
+    """How the matrices lie in a block's weight; `None` for one matrix, refused where that is not known."""
     rows, columns = weight.shape
     heads = config.num_attention_heads
     if name.endswith("attn.c_attn.weight"):  # GPT-2's `Conv1D` has inputs as rows
@@ -91,7 +87,6 @@ class _MuonOfParts(Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             settings = {name: group[name] for name in self.defaults}
             for weight in group["params"]:
@@ -156,7 +151,6 @@ class MuonAndAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both."""
         self._muon.step()
         self._adamw.step()
 
@@ -203,11 +197,14 @@ def _optimizer(
     matrices: dict[Layout | None, list[nn.Parameter]] = {}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    in_blocks = dict(_block_matrices(model))
+    config = model.config.backbone if isinstance(model.config, CoCoMixConfig) else model.config
+    blocks = re.compile(rf"(^|\.){backbone_of(config).blocks}\.\d+\.")
     for name, weight in model.named_parameters():
-        if weight.requires_grad and name in in_blocks:
-            matrices.setdefault(in_blocks[name], []).append(weight)
-        elif weight.requires_grad:
+        if not weight.requires_grad:
+            continue
+        if weight.ndim == 2 and blocks.search(name):
+            matrices.setdefault(_layout(name, weight, config), []).append(weight)
+        else:
             (decayed if weight.ndim >= 2 else plain).append(weight)
     lr_of_matrices = lr if learning_rate is None else learning_rate
     return MuonAndAdamW(
@@ -220,12 +217,3 @@ def _optimizer(
         fused=True,
         **settings,
     )
-
-
-def _block_matrices(model: nn.Module) -> Iterator[tuple[str, Layout | None]]:
-    """The matrices of the decoder's blocks, with what lies in them."""
-    config = model.config.backbone if isinstance(model.config, CoCoMixConfig) else model.config
-    blocks = re.compile(rf"(^|\.){backbone_of(config).blocks}\.\d+\.")
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2 and blocks.search(name):
-            yield name, _layout(name, weight, config)

@@ -6,9 +6,8 @@ going on at step one does, and neither loader workers nor processes change the o
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import repeat
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -20,26 +19,12 @@ PERIOD = 10_000
 """Draws after which a mixture has taken exactly its shares from every corpus (our choice: shares of at least 0.01%)."""
 
 
-class BlockOrder(Protocol):
-    """An order of blocks, epoch by epoch."""
-
-    @property
-    def size(self) -> int:
-        """Blocks of an epoch."""
-        ...
-
-    def blocks(self, epoch: int, start: int, stop: int) -> Indices:
-        """The blocks at places `start` to `stop` of an epoch. [stop − start]"""
-        ...
-
-
 @dataclass(frozen=True)
 class ShuffledOrder:
     """Every block once an epoch, each epoch in another order.
 
     Attributes:
         size: number of blocks.
-        seed: of the order.
         first: so many blocks, from the beginning of the data, come before all others, each part shuffled by itself.
     """
 
@@ -65,7 +50,6 @@ class WindowedOrder:
     Attributes:
         files: blocks of each file.
         window: files.
-        seed: of the order.
         corpus: tells the orders of a mixture's corpora apart.
     """
 
@@ -110,21 +94,18 @@ class WindowedOrder:
 
     def _arranged(self, epoch: int) -> tuple[Indices, Indices]:
         """An epoch's files in order, and at which place each begins and the last ends. [files], [files + 1]"""
-        if epoch not in self._epochs:
-            files = permuted(np.arange(len(self.files)), len(self.files), self.seed, f"files {self.corpus}", epoch)
-            self._epochs[epoch] = files, np.concatenate(([0], np.cumsum(np.asarray(self.files)[files])))
-            for old in list(self._epochs)[:-2]:
-                del self._epochs[old]
-        return self._epochs[epoch]
-
-    @cached_property
-    def _epochs(self) -> dict[int, tuple[Indices, Indices]]:
-        return {}
+        return _arranged_files(self.files, self.seed, self.corpus, epoch)
 
     @cached_property
     def _first_blocks(self) -> Indices:
         """The number of each file's first block. [files]"""
         return np.concatenate(([0], np.cumsum(self.files)))[:-1]
+
+
+@lru_cache(maxsize=64)  # two epochs of every corpus
+def _arranged_files(sizes: tuple[int, ...], seed: int, corpus: int, epoch: int) -> tuple[Indices, Indices]:
+    files = permuted(np.arange(len(sizes)), len(sizes), seed, f"files {corpus}", epoch)
+    return files, np.concatenate(([0], np.cumsum(np.asarray(sizes)[files])))
 
 
 @dataclass(frozen=True)
@@ -138,7 +119,6 @@ class MixtureOrder:
     Attributes:
         sizes: blocks of each corpus; blocks are numbered through, in the order of the corpora.
         weights: share of each corpus, in any unit.
-        seed: of the order.
         within: orders of the passes of each corpus; by default all its blocks are shuffled among themselves.
     """
 
@@ -154,11 +134,7 @@ class MixtureOrder:
 
     @cached_property
     def draws_per_period(self) -> tuple[int, ...]:
-        """Draws of each corpus in a period, by largest remainder.
-
-        Raises:
-            CoCoMixError: a corpus has less than one draw.
-        """
+        """Draws of each corpus in a period, by largest remainder; refused where one has none."""
         exact = np.asarray(self.weights, dtype=np.float64) / sum(self.weights) * PERIOD
         counts = np.floor(exact).astype(np.int64)
         rest = np.argsort(counts - exact, kind="stable")[: PERIOD - int(counts.sum())]
@@ -185,7 +161,7 @@ class MixtureOrder:
         return found
 
     def windows(self, epoch: int, place: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """See `WindowedOrder.windows`; of every corpus."""
+        """`WindowedOrder.windows` of every corpus."""
         reached = map(divmod, self.taken(0, epoch * self.size + place), self.sizes)
         return [order.windows(*at) for order, at in zip(self.within, reached, strict=True)]
 
@@ -208,6 +184,10 @@ class MixtureOrder:
         return corpora, periods * counts[corpora] + slots - (ends - counts)[corpora]
 
 
+BlockOrder = ShuffledOrder | WindowedOrder | MixtureOrder
+"""Of the blocks of a run, epoch by epoch."""
+
+
 class StepBatches(Sampler[list[int]]):
     """One process's batches of block numbers.
 
@@ -218,8 +198,7 @@ class StepBatches(Sampler[list[int]]):
     Args:
         order: of the blocks.
         batch_size: blocks of a batch, per process.
-        processes: how many there are.
-        process: which one this is.
+        process: which of `processes` this one is.
         drop_last: leave out what does not fill a batch of all processes.
         reached: is told the epoch and place of every batch.
         views: epoch and batch from which each view of the blocks is read, rising.
@@ -238,14 +217,10 @@ class StepBatches(Sampler[list[int]]):
         views: Sequence[tuple[int, int]] = (),
         span: int = 0,
     ) -> None:
-        self.order = order
-        self.views, self.span = tuple(views), span
-        self.batch_size = batch_size
+        self.order, self.batch_size, self.drop_last, self.reached = order, batch_size, drop_last, reached
         self.processes, self.process = processes, process
-        self.drop_last = drop_last
-        self.reached = reached
-        self.epoch = 0
-        self._passed_over = 0
+        self.views, self.span = tuple(views), span
+        self.epoch = self._passed_over = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(self.order.size, self.batch_size * self.processes)

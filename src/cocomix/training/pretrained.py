@@ -21,28 +21,25 @@ def check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens) 
 
     Args:
         config: of the model, see `model_config`.
-        data: what it is trained on.
-
-    Raises:
-        CoCoMixError: the pretrained model computes something else than `config`, or reads another tokenizer.
     """
     name, revision = recipe.model.pretrained, recipe.model.revision
     if name is None:
         return
-    _check_tokenizer(name, revision, data)
+    try:
+        tokenizer = tokenizer_fingerprint(load_tokenizer(name, revision))
+    except CoCoMixError:  # without one, sizes are all there is
+        tokenizer = data.manifest.tokenizer_fingerprint
+    if tokenizer != data.manifest.tokenizer_fingerprint:
+        raise CoCoMixError(
+            f"model.pretrained {name} reads another tokenizer than the one {data.path} was prepared with "
+            f"({data.manifest.tokenizer_name}); prepare the data with --tokenizer {name}."
+        )
     backbone = config.backbone if isinstance(config, CoCoMixConfig) else config
     check_same_decoder(backbone, pretrained_config(name, revision, "model.pretrained"), name)
 
 
 def build_student(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model a run starts with: freshly initialised, or with `model.pretrained`'s weights under new concept layers.
-
-    Args:
-        config: of the model, see `model_config`.
-
-    Raises:
-        CoCoMixError: the pretrained model cannot be loaded, or its weights do not fit.
-    """
+    """The model a run starts with: new, or with `model.pretrained`'s weights under new concept layers."""
     model = build_model(config, recipe.model.attn_implementation)
     if recipe.model.pretrained is not None:
         load_backbone_weights(model, load_causal_lm(recipe.model.pretrained, revision=recipe.model.revision))
@@ -54,11 +51,7 @@ def pretrained_config(name: str, revision: str | None, field: str) -> PreTrained
 
     Args:
         name: as in the recipe.
-        revision: branch, tag or commit on the hub.
         field: where it stands in the recipe, for the refusal.
-
-    Raises:
-        CoCoMixError: there is none.
     """
     source, options = Path(name), {} if revision is None else {"revision": revision}
     if source.suffix == ".gguf":
@@ -68,16 +61,3 @@ def pretrained_config(name: str, revision: str | None, field: str) -> PreTrained
     except (OSError, ValueError, ImportError) as error:
         raise CoCoMixError(f"{field} {str(source)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return config
-
-
-def _check_tokenizer(name: str, revision: str | None, data: Tokens) -> None:
-    """Refuse a pretrained model that reads another tokenizer than the data's; without one, sizes are all there is."""
-    try:
-        theirs = tokenizer_fingerprint(load_tokenizer(name, revision))
-    except CoCoMixError:
-        return
-    if theirs != data.manifest.tokenizer_fingerprint:
-        raise CoCoMixError(
-            f"model.pretrained {name} reads another tokenizer than the one {data.path} was prepared with "
-            f"({data.manifest.tokenizer_name}); prepare the data with --tokenizer {name}."
-        )

@@ -1,34 +1,74 @@
-"""`cocomix plan`: what a recipe costs, before it is run: tokens, FLOPs, hours here and on a GPU, memory and disk."""
+"""`cocomix plan`: what a recipe costs, before it is run: tokens, FLOPs, hours here and on a GPU, memory and disk.
 
+How fast this machine trains it is measured by a few real steps of the real student on random tokens, so that nothing
+has to be prepared first: steps of `CoCoMixTrainer` with the recipe's arithmetic and optimizer. Left out are
+compilation, which alone takes minutes, teachers that run while training, and other processes.
+"""
+
+import math
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from cocomix.artifacts import is_there
-from cocomix.labelling import Labels
-from cocomix.runtime.device import default_device
+from cocomix.model import CoCoMixConfig
+from cocomix.model.accounting import build_model
+from cocomix.model.memory import STATE_BYTES, activation_bytes
+from cocomix.runtime.device import available_memory, choose_threads, default_device, products_per_second
 from cocomix.training.arguments import tokens_per_step, training_arguments
 from cocomix.training.corpora import labels_to_match, open_data, open_labels
-from cocomix.training.launching import refuse_outside_forward, refuse_sharded_student, sharding_asked
+from cocomix.training.launching import refuse_under_fsdp, sharding_asked
 from cocomix.training.objectives import auxiliary_objective
 from cocomix.training.recipe import RunConfig
 from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
-from cocomix.training.step_speed import StepSpeed, measure_steps
+from cocomix.training.trainer import CoCoMixTrainer
 
 _GB = 10**9
 _ADAM_BYTES = 12  # per parameter in a checkpoint: weight and two moments
 _WEIGHT_BYTES = 4
 _PROBABILITY_BYTES = 4  # of a token's id and its probability, as `cocomix distill` stores them
 _PROBABILITIES = 64  # its default
+_PRODUCT_FLOPS = 2 * 512**3  # of the product that `products_per_second` counts
+_DROPPED = ("torch_compile", "fsdp", "fsdp_config", "deepspeed", "num_train_epochs", "run_name")
+_ALONE = {
+    "gradient_accumulation_steps": 1,
+    "max_steps": 10**6,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+}
+"""Fields of `training` that leave a step of one micro-batch and nothing else."""
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """What was measured: so many steps of micro-batches of so many blocks, the first step left out.
+
+    Attributes:
+        seconds_per_block: forward and backward pass.
+        seconds_per_update: of the optimizer.
+    """
+
+    steps: int
+    blocks: int
+    seconds_per_block: float
+    seconds_per_update: float
+
+    def seconds(self, blocks: int) -> float:
+        """Of an optimizer step of so many blocks."""
+        return blocks * self.seconds_per_block + self.seconds_per_update
 
 
 def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
     """Check a recipe and say what it costs, with the sizes of its data and labels where these are there already.
 
     Args:
-        recipe: the recipe; nothing of it has to be there but a hub or folder that it takes an architecture from.
         seconds: how long to measure steps of the student on this machine; 0 measures nothing.
 
     Returns:
@@ -38,8 +78,8 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
         CoCoMixError: as `train`.
     """
     if sharding_asked(recipe.training, {}, processes=2):
-        refuse_outside_forward(auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items())
-        refuse_sharded_student(recipe.online_labels if recipe.has_concepts else None)
+        objectives = [auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items()]
+        refuse_under_fsdp(objectives, recipe.online_labels if recipe.has_concepts else None)
     plan = _planned(recipe)
     told = describe_plan(recipe, plan)
     tokens = told["tokens"] if isinstance(told["tokens"], int) else None
@@ -51,19 +91,14 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
 def _planned(recipe: RunConfig) -> Plan:
     """With the sizes of data and labels where these are there already."""
     data = open_data(recipe) if all(map(is_there, recipe.data_folders)) else None
-    labels: Labels | None = None
-    if data is not None and recipe.label_folders and all(map(is_there, recipe.label_folders)):
-        stored = open_labels(recipe, data)
-        labels = stored.first if stored else labels_to_match(recipe)
-    return plan_run(recipe, data, labels)
+    if data is None or not recipe.label_folders or not all(map(is_there, recipe.label_folders)):
+        return plan_run(recipe, data)
+    labels = open_labels(recipe, data)
+    return plan_run(recipe, data, labels.first if labels else labels_to_match(recipe))
 
 
 def seconds_per_token(recipe: RunConfig, seconds: float) -> float | str:
-    """Of training on this machine, evaluations left out, measured for so many seconds; or why it was not measured.
-
-    Raises:
-        CoCoMixError: as `train`.
-    """
+    """Of training on this machine, evaluations left out, measured for so many seconds; or why it was not measured."""
     plan = _planned(recipe)
     found = measure_steps(recipe, plan, seconds)
     return found if isinstance(found, str) else _per_token(recipe, plan, found)
@@ -83,18 +118,14 @@ def _here(recipe: RunConfig, plan: Plan, tokens: int | None, seconds: float) -> 
     rate = 1 / _per_token(recipe, plan, found)
     device = default_device()
     where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)
-    left_out = ["evaluations", *(["the teacher beside it"] if _runs_teacher(recipe) else [])]
+    distils = recipe.distillation is not None and not recipe.target_folders
+    taught = distils or recipe.predicts_hidden or (recipe.has_concepts and recipe.online_labels is not None)
     return {
         "tokens per second on this machine": round(rate),
         "measured": f"{found.steps} steps of {found.blocks} blocks on {where}, random tokens",
         "hours on this machine": "the data's" if tokens is None else float(f"{tokens / rate / 3600:.3g}"),
-        "left out of hours": " and ".join(left_out),
+        "left out of hours": "evaluations and the teacher beside it" if taught else "evaluations",
     }
-
-
-def _runs_teacher(recipe: RunConfig) -> bool:
-    distils = recipe.distillation is not None and not recipe.target_folders
-    return distils or recipe.predicts_hidden or (recipe.has_concepts and recipe.online_labels is not None)
 
 
 def _disk(recipe: RunConfig, plan: Plan, tokens: int | None) -> dict[str, Any]:
@@ -121,3 +152,78 @@ def _disk(recipe: RunConfig, plan: Plan, tokens: int | None) -> dict[str, Any]:
 
 def _id_bytes(count: int) -> int:
     return 2 if count <= 2**16 else 4
+
+
+def measure_steps(recipe: RunConfig, plan: Plan, seconds: float) -> StepSpeed | str:
+    """Train on random tokens for about so long, building the model not counted.
+
+    Returns:
+        What was measured, or why nothing was.
+    """
+    device = default_device()
+    bf16 = bool(recipe.training.get("bf16"))
+    needed = STATE_BYTES * plan.accounting.total_parameters
+    needed += activation_bytes(plan.config, batch_size=1, block_size=plan.block_size, bf16=bf16)
+    if needed > (free := available_memory(device)):
+        return f"it takes {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} are free"
+    flops = plan.accounting.training_flops_per_token * plan.block_size
+    if device.type == "cpu":
+        choose_threads()
+        least = flops / (products_per_second(torch.get_num_threads()) * _PRODUCT_FLOPS)  # in float32
+        if least > (20 if bf16 else 3) * seconds:
+            return f"a step of one block would take more than {least:,.0f} s on this CPU"
+    model = build_model(plan.config, recipe.model.attn_implementation).to(device)
+    wanted = int(recipe.training.get("per_device_train_batch_size", 8))
+    try:
+        found = _timed(recipe, plan, model, 1, seconds / 3)
+        blocks = min(wanted, math.floor(seconds / 3 / found.seconds(1)))
+        return _timed(recipe, plan, model, blocks, seconds * 2 / 3) if blocks > 1 else found
+    except torch.OutOfMemoryError:
+        return f"a micro-batch of {wanted} blocks does not fit into the memory of {device}"
+
+
+def _timed(recipe: RunConfig, plan: Plan, model: PreTrainedModel, blocks: int, seconds: float) -> StepSpeed:
+    kept = {name: value for name, value in recipe.training.items() if name not in _DROPPED}
+    alone = {**kept, **_ALONE, "per_device_train_batch_size": blocks}
+    changes = {"tokens": None, "batch_tokens": None, "training": alone}
+    with TemporaryDirectory() as folder:
+        arguments = training_arguments(recipe.model_copy(update=changes), Path(folder), plan.block_size)
+        trainer = CoCoMixTrainer(model=model, args=arguments)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+    prepared, optimizer = trainer.accelerator.prepare(trainer.model, trainer.create_optimizer())
+    batch = _random_batch(recipe, plan, blocks)
+    steps: list[float] = []
+    updates: list[float] = []
+    began = ended = _now()
+    while not steps or ended - began + steps[-1] <= seconds:
+        started = ended
+        trainer.training_step(prepared, batch)
+        if arguments.max_grad_norm:
+            trainer.accelerator.clip_grad_norm_(prepared.parameters(), arguments.max_grad_norm)
+        updating = _now()
+        optimizer.step()
+        ended = _now()
+        optimizer.zero_grad()
+        steps.append(ended - started)
+        updates.append(ended - updating)
+    steps, updates = steps[1:] or steps, updates[1:] or updates
+    update = sum(updates) / len(updates)
+    return StepSpeed(len(steps), blocks, max(sum(steps) / len(steps) - update, 1e-9) / blocks, update)
+
+
+def _random_batch(recipe: RunConfig, plan: Plan, blocks: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(plan.config.vocab_size, (blocks, plan.block_size))
+    batch = {"input_ids": ids, "labels": ids}
+    if isinstance(plan.config, CoCoMixConfig) and recipe.has_concepts:
+        made = None if recipe.labels is None else recipe.labels.labeller
+        k = 4 if made is None else made.k
+        batch["concept_labels"] = torch.randint(plan.config.num_concepts, (*ids.shape, k))
+    return batch
+
+
+def _now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()

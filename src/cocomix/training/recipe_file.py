@@ -7,18 +7,18 @@ from typing import Any
 
 from cocomix.artifacts import MANIFEST, fingerprint_json, read_json, shown, url_of
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.packaged import recipes_folder
 from cocomix.runtime.yaml_text import parse_yaml
-from cocomix.training.recipes_folder import missing_recipe
 
 logger = logging.getLogger(__name__)
 
 
-def recipe_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a recipe or plan and those of its bases.
+class MissingRecipe(CoCoMixError):
+    """There is no such recipe or plan; if one of that name comes with cocomix, the message says how to copy it."""
 
-    Args:
-        path: a YAML file.
-        overrides: `a.b=value` assignments, values in YAML; applied last.
+
+def recipe_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a recipe or plan and those of its bases, with `a.b=value` assignments (values in YAML) over them.
 
     Raises:
         CoCoMixError: a file is missing or no YAML mapping, or an assignment is none.
@@ -62,7 +62,10 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise missing_recipe(path) from None
+        names = (path.stem, f"{path.parent.name}/{path.stem}")  # recipes/demo.yaml, recipes/arms/pause.yaml
+        shipped = next((name for name in names if (recipes_folder() / f"{name}.yaml").is_file()), None)
+        how = f"{shipped}` copies the shipped one" if shipped else "--list` lists the recipes that come with cocomix"
+        raise MissingRecipe(f"{path} does not exist; `cocomix init {how}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CoCoMixError(f"{path} cannot be read: {error}.") from None
     values = parse_yaml(text, str(path))

@@ -99,7 +99,7 @@ def with_new_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
     hidden = isinstance(student, Mapping) and student.get("prediction") == "hidden"
     if values.get("distillation") is None and not hidden:
         values.pop("teacher", None)
-    if labels is None and not _has_corpora_with_labels(values):
+    if labels is None and not _has_corpora_with_labels(values.get("data")):
         return values  # nothing would read them
     made = dict(labels) if isinstance(labels, Mapping) else {} if labels in (None, "online") else {"path": labels}
     kind = old.pop("selection", made.get("kind", "attribution"))
@@ -114,9 +114,7 @@ def with_new_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "labels": {name: value for name, value in made.items() if name not in others}}
 
 
-def _has_corpora_with_labels(values: Mapping[str, Any]) -> bool:
-    data = values.get("data")
+def _has_corpora_with_labels(data: Any) -> bool:
     corpora = data.get("mixture") if isinstance(data, Mapping) else None
-    return isinstance(corpora, Sequence) and any(
-        isinstance(corpus, Mapping) and corpus.get("labels") is not None for corpus in corpora
-    )
+    found = corpora if isinstance(corpora, Sequence) else ()
+    return any(isinstance(corpus, Mapping) and corpus.get("labels") is not None for corpus in found)

@@ -21,28 +21,30 @@ from cocomix.data import Tokens
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.stopping import termination_noted
-from cocomix.training.arguments import steps_of_epochs, training_arguments
+from cocomix.training.arguments import training_arguments
 from cocomix.training.auto_classes import write_auto_classes
+from cocomix.training.callbacks import (
+    TENSORBOARD,
+    MetricsFile,
+    Progress,
+    SaveAndStop,
+    StepProfiler,
+    keep_metrics_until,
+    trackers,
+)
 from cocomix.training.checkpoints import check_kind, checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import Teaching, open_teaching
 from cocomix.training.input_checks import check_coverage, check_sources, inputs_of
-from cocomix.training.joined_blocks import JoinedBlocks, joined_blocks
-from cocomix.training.launching import (
-    check_deepspeed,
-    refuse_outside_forward,
-    refuse_sharded_student,
-    sharding_asked,
-)
+from cocomix.training.launching import check_deepspeed, refuse_under_fsdp, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
-from cocomix.training.manifest import RunManifest, run_manifest
-from cocomix.training.metrics import TENSORBOARD, MetricsFile, ProgressBar, SaveAndStop, keep_metrics_until, trackers
+from cocomix.training.loading import JoinedBlocks, joined_blocks
+from cocomix.training.manifest import run_manifest
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
 from cocomix.training.online import OnlineLabels, in_dtype_of_run, open_online_labels
-from cocomix.training.opened_run import Run
+from cocomix.training.opened_run import Run, RunManifest
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.pretrained import build_student
-from cocomix.training.profiling import StepProfiler
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.run_plan import Plan, plan_run
 from cocomix.training.student_labels import StudentLabels
@@ -59,7 +61,6 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     when it is started again with the same recipe, and ends with the same weights (bit for bit on one CPU process).
 
     Args:
-        recipe: what to train, on what.
         output: the run folder; if it is there and was trained by this recipe on these data, there is nothing to do.
         profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
         recipe_fingerprint: of the recipe as it was written, for the run's manifest.
@@ -97,8 +98,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     plan = plan_run(recipe, data, online or labelled, teaching.hidden_size)
     objectives = _objectives(recipe, plan, teaching, online)
     if sharding:
-        refuse_outside_forward(objectives)
-        refuse_sharded_student(None if online is None else online.config)
+        refuse_under_fsdp(objectives, None if online is None else online.config)
     order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
     stored = {"concept_labels": labels, "teacher_log_probs": teaching.stored}
     check_coverage(recipe, data, stored, objectives, arguments)
@@ -117,11 +117,13 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         if recipe.bounds is not None and isinstance(order, MixtureOrder | WindowedOrder):
             window = WindowCache(recipe.bounds, data, stored.values(), order)
         validation = joined_blocks(recipe, data, stored, "validation", recipe.evaluation_blocks)
+        if online is not None and not online.of_student:  # labels that do not change are made once
+            validation = JoinedBlocks(validation, {"concept_labels": online.blocks(validation)})
         trainer = CoCoMixTrainer(
             model=model,
             args=arguments,
             train_dataset=joined_blocks(recipe, data, stored, "train", None),
-            eval_dataset=validation if online is None or online.of_student else _with_labels(validation, online),
+            eval_dataset=validation,
             objectives=objectives,
             online_labels=online,
             non_finite=recipe.non_finite,
@@ -138,10 +140,11 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             )
         if fast_bfloat16(arguments.device) and not (arguments.bf16 or arguments.fp16):
             logger.info("this machine is fast in bfloat16 and the run is in float32; training.bf16: true changes that")
-        if online is not None and not online.of_student:
-            _warn_of_repeated_labelling(trainer)
-        bar = ProgressBar(trainer.tokens_per_step)
-        trainer.add_callback(bar)
+        in_all, once = trainer.tokens_seen(trainer.total_steps), len(trainer.train_dataset) * trainer.block_size
+        if online is not None and not online.of_student and in_all > once:
+            logger.warning(
+                "labels made while training are made again in every epoch; for several, `cocomix label` is cheaper."
+            )
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
         if profile_steps != 0:
             trainer.add_callback(StepProfiler(folder / "profile", profile_steps))
@@ -152,12 +155,12 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
             trainer.add_callback(_FirstEvaluation(trainer))
-        with termination_noted() as arrived:
+        step_tokens, done = trainer.tokens_per_step, 0 if checkpoint is None else checkpoint_step(checkpoint)
+        bar = progress("training", trainer.total_steps * step_tokens, "tokens", done=done * step_tokens)
+        with bar as advance, termination_noted() as arrived:
+            trainer.add_callback(Progress(step_tokens, advance))
             trainer.add_callback(SaveAndStop(arrived, trainer.accelerator))
-            try:
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            finally:
-                bar.close()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step < trainer.state.max_steps:
             stopped = arrived.error
             stopped.add_note(f"the checkpoint of step {trainer.state.global_step:,} is kept")
@@ -191,7 +194,6 @@ class _FirstEvaluation(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate, with the model prepared as it is for training."""
         blocks = self.trainer.eval_dataset
         self.trainer.measure(Subset(blocks, range(min(len(blocks), 2 * args.eval_batch_size))))
 
@@ -216,11 +218,6 @@ def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: Onlin
         terms.append(ConceptPrediction(recipe.model.concept_loss_weight, flops))
     terms += teaching.objectives(plan.config)
     return terms + [auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items()]
-
-
-def _with_labels(validation: Any, online: OnlineLabels) -> JoinedBlocks:
-    """Validation blocks with labels made once, before training."""
-    return JoinedBlocks(validation, {"concept_labels": online.blocks(validation)})
 
 
 @contextmanager
@@ -249,15 +246,6 @@ def _whatever_launch(recipe: RunConfig) -> dict[str, Any]:
     return values
 
 
-def _warn_of_repeated_labelling(trainer: CoCoMixTrainer) -> None:
-    arguments, blocks = trainer.args, len(trainer.train_dataset)
-    steps = arguments.max_steps if arguments.max_steps > 0 else steps_of_epochs(arguments, blocks)
-    if trainer.tokens_seen(steps) > blocks * trainer.block_size:
-        logger.warning(
-            "labels made while training are made again in every epoch; for several, `cocomix label` once is cheaper."
-        )
-
-
 def _announce(arm: str, plan: Plan, trainer: CoCoMixTrainer) -> None:
     count = plan.accounting
     logger.info(
@@ -268,7 +256,7 @@ def _announce(arm: str, plan: Plan, trainer: CoCoMixTrainer) -> None:
 
 
 def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
-    """The checkpoint to go on from, with metrics and clock set back to it; `None` to start afresh."""
+    """The checkpoint to go on from, with metrics set back to it; `None` to start afresh."""
     first = trainer.args.process_index == 0
     found = [last_complete_checkpoint(folder / "checkpoints") if first else None]  # which reads all of it
     checkpoint: Path | None = broadcast_object_list(found)[0]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -13,7 +14,7 @@ from cocomix.model import Accounting, CoCoMixConfig, account
 from cocomix.model.accounting import build_model
 from cocomix.model.memory import STATE_BYTES, activation_bytes
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.arguments import steps_of_epochs, tokens_after, tokens_per_step, training_arguments
+from cocomix.training.arguments import tokens_after, tokens_per_step, total_steps, training_arguments
 from cocomix.training.online import OnlineLabels
 from cocomix.training.pretrained import check_pretrained
 from cocomix.training.recipe import RunConfig
@@ -25,7 +26,7 @@ class Plan:
     """What a recipe amounts to, without training it.
 
     Attributes:
-        config: configuration of the model.
+        config: of the model.
         accounting: parameters and FLOPs per token, attention at the data's block size included.
         block_size: tokens per block.
         train_blocks: blocks of the training split; `None` without data.
@@ -62,9 +63,9 @@ def plan_run(
     try:
         with torch.device("meta"):
             accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
-    except CoCoMixError:
-        raise
     except (ValueError, TypeError, ImportError) as error:
+        if isinstance(error, CoCoMixError):
+            raise
         raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
     train = None if data is None else data.manifest.splits.get("train")
     return Plan(config, accounting, block_size, None if train is None else train.blocks)
@@ -78,7 +79,7 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     steps = max(arguments.max_steps, 0)
     tokens = steps * step_tokens
     if plan.train_blocks is not None:
-        steps = steps or steps_of_epochs(arguments, plan.train_blocks)
+        steps = total_steps(arguments, plan.train_blocks)
         tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
     flops = tokens * count.training_flops_per_token
     return {
@@ -110,18 +111,13 @@ def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
     arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
     state = STATE_BYTES * plan.accounting.total_parameters
-    memory: dict[str, Any] = {"GiB of weights, gradients and optimizer, at most": _gib(state)}
+    memory = {"GiB of weights, gradients and optimizer, at most": state}
     if not arguments.gradient_checkpointing:
         kept = activation_bytes(
             plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16
         )
-        memory["GiB of activations, about"] = _gib(kept)
-        memory["GiB of both"] = _gib(state + kept)
-    return memory
-
-
-def _gib(size: int) -> float:
-    return float(f"{size / 2**30:.3g}")  # of a small model it is 0.04
+        memory |= {"GiB of activations, about": kept, "GiB of both": state + kept}
+    return {name: float(f"{size / 2**30:.3g}") for name, size in memory.items()}  # of a small model it is 0.04
 
 
 _PLAIN = {512: 90.0e12, 624: 95.2e12, 1024: 160.7e12, 1072: 142.9e12}  # width: FLOPs a second
@@ -135,12 +131,6 @@ def gpu_hours(config: PreTrainedConfig, flops: float) -> float:
     not compiled (results/corpus/raw), tokens a second × training FLOPs a token by `cocomix.model.accounting`. Between
     two widths it is interpolated. A run beyond the widest is assumed to do no better than it, one below the narrowest
     no worse: larger models use a GPU better, so the first takes less than is said and the second more.
-
-    Args:
-        flops: of the whole run, by formula.
     """
     measured = _WITH_CONCEPTS if isinstance(config, CoCoMixConfig) else _PLAIN
-    width = min(max(config.hidden_size, min(measured)), max(measured))
-    below, above = max(w for w in measured if w <= width), min(w for w in measured if w >= width)
-    share = 0.0 if above == below else (width - below) / (above - below)
-    return flops / (measured[below] + share * (measured[above] - measured[below])) / 3600
+    return flops / float(np.interp(config.hidden_size, list(measured), list(measured.values()))) / 3600

@@ -31,7 +31,7 @@ from cocomix.data import Tokens
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.accounting import build_model
 from cocomix.runtime.flops import product_flops
-from cocomix.training.launching import refuse_sharded_student
+from cocomix.training.launching import refuse_under_fsdp
 from cocomix.training.meters import over_processes
 from cocomix.training.online import Batch, OnlineLabels, rows_at_once
 
@@ -42,22 +42,14 @@ TEACHER, DICTIONARY = "labels/teacher", "labels/dictionary"
 
 
 def kept_labeller(folder: Path, config: OnlineConfig) -> ActivationConfig:
-    """How labels of other texts are made with what a finished run in a folder has kept.
-
-    Raises:
-        CoCoMixError: its dictionary is not there.
-    """
+    """How labels of other texts are made with what a finished run in a folder has kept."""
     dictionary = DictionaryConfig(path=str(folder / DICTIONARY))
     teacher = TeacherConfig(model=str(folder / TEACHER), layer=dictionary_layer(dictionary))
     return ActivationConfig(k=config.k, dtype=config.dtype, teacher=teacher, dictionary=dictionary)
 
 
 class StudentLabels(OnlineLabels):
-    """An `OnlineLabeller` at work on batches; never ahead of the student, whose last step decides the next labels.
-
-    Args:
-        device: that trains.
-    """
+    """An `OnlineLabeller` at work on batches; never ahead of the student, whose last step decides the next labels."""
 
     of_student: ClassVar[bool] = True
     labeller: OnlineLabeller
@@ -67,7 +59,7 @@ class StudentLabels(OnlineLabels):
         self.ahead = False
 
     def flops_per_token(self, block_size: int, student: PreTrainedConfig) -> float:
-        """What labelling and learning cost: the copy up to the block that is read, and the dictionary."""
+        """Of the copy up to the block that is read, and of labelling and learning by the dictionary."""
         with torch.device("meta"):
             model = build_model(student)
         layer = self._layer_of(model)
@@ -78,13 +70,8 @@ class StudentLabels(OnlineLabels):
         return flops
 
     def begin(self, trainer: Any) -> None:
-        """Follow the model of a Trainer.
-
-        Raises:
-            CoCoMixError: its weights are sharded, or as `OnlineLabeller.follow`.
-        """
         if trainer.is_fsdp_enabled:
-            refuse_sharded_student(self.config)
+            refuse_under_fsdp((), self.config)
         self.labeller.follow(trainer.model, self._layer_of(trainer.model))
         trainer.add_callback(_AfterStep(self.labeller, trainer.accelerator))
 
@@ -93,20 +80,16 @@ class StudentLabels(OnlineLabels):
         return super()._add(batch)
 
     def numbers(self) -> dict[str, float]:
-        """For a log line, see `LearningDictionary.numbers`."""
         return self.labeller.learning.numbers()
 
     def save_state(self, checkpoint: Path) -> None:
-        """Write what later labels depend on into a checkpoint's folder."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.labeller.state().items()}
         save_file(state, checkpoint / STATE)
 
     def restore_state(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint."""
         self.labeller.restore(load_file(checkpoint / STATE, device=str(self.device)))
 
     def finish(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keep the copy and its dictionary in a run's folder."""
         self.labeller.teacher.decoder.model.save_pretrained(folder / TEACHER)
         tokenizer.save_pretrained(folder / TEACHER)
         (folder / DICTIONARY).mkdir(parents=True, exist_ok=True)
@@ -133,5 +116,4 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
         self.labeller, self.accelerator = labeller, accelerator
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move."""
         self.labeller.step(lambda value: over_processes(value, self.accelerator))

@@ -1,9 +1,4 @@
-"""`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged and whole checkpoints.
-
-What is added to `transformers.Trainer` is only what the method needs: objectives whose terms are averages over the
-whole optimizer step, an evaluation that reports the next-token loss alone, a stop on (or a step over) numbers that are
-not finite, and checkpoints that are whole or not there.
-"""
+"""`CoCoMixTrainer`: the Hugging Face Trainer with concept labels, every loss term logged and whole checkpoints."""
 
 import math
 import shutil
@@ -24,20 +19,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from cocomix.artifacts import explained_full_disk
 from cocomix.model.causal_loss import causal_loss
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.arguments import refuse_unheeded, steps_of_epochs, tokens_after, tokens_per_step
+from cocomix.training.arguments import refuse_unheeded, tokens_after, tokens_per_step, total_steps
 from cocomix.training.checkpoints import (
     WRITING,
+    Checkpoint,
     CheckpointManifest,
     checkpoint_step,
-    counted_until,
     explained_checkpoint,
     last_complete_checkpoint,
     publish,
     weights_are_finite,
 )
-from cocomix.training.collating import COLUMNS, collate_blocks
 from cocomix.training.launching import gather_as_kept
-from cocomix.training.loading import PaddedBlocks, ordered_loader, told_by_workers, views_of
+from cocomix.training.loading import COLUMNS, PaddedBlocks, collate_blocks, ordered_loader, told_by_workers, views_of
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import Objective, default_objectives
 from cocomix.training.objectives.step_loss import add_heads, count_terms, in_force, loss_terms, step_loss
@@ -124,9 +118,9 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     @cached_property
     def total_steps(self) -> int:
         """Optimizer steps of the run, over which weights are scheduled."""
-        if self.args.max_steps > 0 or self.train_dataset is None:  # a Trainer that only evaluates has none
+        if self.train_dataset is None or self.args.max_steps > 0:  # a Trainer that only evaluates has no training set
             return max(int(self.args.max_steps), 1)
-        return steps_of_epochs(self.args, len(self.train_dataset))
+        return total_steps(self.args, len(self.train_dataset))
 
     def _in_force(self, step: int) -> list[Objective]:
         return in_force(self.objectives, step, self.total_steps)
@@ -239,9 +233,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             resume_from_checkpoint: a checkpoint that this class wrote; `True` for the last whole one of `output_dir`.
             *args: as in the base class.
             **kwargs: likewise.
-
-        Raises:
-            CoCoMixError: there is no such checkpoint, or its steps were of another size.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_complete_checkpoint(Path(self.args.output_dir)) or "")
@@ -274,9 +265,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def measure(self, eval_dataset: Any = None, prefix: str = "eval") -> dict[str, float]:
-        """Average losses over a dataset, by default the evaluation set.
-
-        Runs in the training precision, so that arms that train alike are evaluated alike.
+        """Average losses over a dataset, by default the evaluation set, in the training precision.
 
         Returns:
             `eval_loss`, of next tokens alone, in nats, and the other terms still trained whose columns the set has.
@@ -299,7 +288,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         return {f"{prefix}_{name.removeprefix('ntp_')}": value for name, value in found.items()}
 
     def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused with a `CoCoMixError`: it would hold [blocks, seq, vocabulary]."""
+        """Refused: it would hold [blocks, seq, vocabulary]."""
         raise CoCoMixError("predict() would hold the logits of a whole data set; call evaluate(), or the model itself.")
 
     def get_train_dataloader(self) -> Any:
@@ -391,7 +380,13 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     def _resume_meters(self, checkpoint: Path) -> None:
         """Go on counting seconds, averaging losses and numbering skipped steps from a whole checkpoint."""
-        state = counted_until(checkpoint, self.tokens_per_step)
+        state, ours = Checkpoint.open(checkpoint).manifest, self.tokens_per_step
+        if state.tokens_per_step != ours:  # as they are with another number of processes
+            raise CoCoMixError(
+                f"{checkpoint} was written with {state.tokens_per_step:,} tokens per step and this launch has "
+                f"{ours:,}; set batch_tokens in the recipe to the former, or training.gradient_accumulation_steps so "
+                "that they agree."
+            )
         self.clock.elapsed = state.seconds
         self.clock.last_mark = (self.tokens_seen(checkpoint_step(checkpoint)), self.clock.elapsed)
         self.skipped_steps, self._skipped_in_a_row = state.skipped

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cocomix.artifacts import FileCache, cache_folder
-from cocomix.data import TRAIN, MixedData, Tokens
+from cocomix.data import TRAIN, Tokens
 from cocomix.labelling import Concatenated, StoredArrays
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.corpora import corpora_of
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.recipe_data import BoundedConfig
 
@@ -19,11 +20,19 @@ Fetched = tuple[Tokens | StoredArrays[Any], str]
 
 
 class WindowCache:
-    """The cache of a run's training files, in the process that trains; its loader workers read through it, too.
+    """Keeps a run's training files in a cache, in the process that trains; its loader workers read through it, too.
+
+    Args:
+        bounds: what the recipe says.
+        beside: labels and probabilities of the data.
+        order: of the blocks.
 
     Attributes:
         cache: of the files.
         parts: of every corpus and each of its token files, what is fetched: it, and the arrays beside it that are read.
+
+    Raises:
+        CoCoMixError: the cache is too small.
     """
 
     def __init__(
@@ -33,23 +42,13 @@ class WindowCache:
         beside: Iterable[Concatenated[Any] | None],
         order: MixtureOrder | WindowedOrder,
     ) -> None:
-        """Keep the training files in a cache from now on.
-
-        Args:
-            bounds: what the recipe says.
-            beside: labels and probabilities of them.
-            order: of the blocks.
-
-        Raises:
-            CoCoMixError: the cache is too small.
-        """
         assert bounds.cache_gb is not None
         folder = cache_folder() / "bounded" / data.manifest.fingerprint[:16]
         self.cache = FileCache(folder, int(bounds.cache_gb * 1e9))
         self._order = order
-        corpora = data.parts if isinstance(data, MixedData) else (data,)
         stores = [stored.parts for stored in beside if stored is not None]
-        self.parts = [_fetched(tokens, [parts[number] for parts in stores]) for number, tokens in enumerate(corpora)]
+        corpora = enumerate(corpora_of(data))
+        self.parts = [_fetched(tokens, [parts[number] for parts in stores]) for number, tokens in corpora]
         self._refuse_too_small(bounds)
         for corpus in self.parts:
             for artifact in {id(artifact): artifact for file in corpus for artifact, _ in file}.values():
@@ -70,12 +69,7 @@ class WindowCache:
             )
 
     def reach(self, epoch: int, place: int) -> None:
-        """Have a thread fetch the files of the window that training begins to read, and as many of the next as fit.
-
-        Args:
-            epoch: of the order.
-            place: in it.
-        """
+        """Have a thread fetch the files of the window that training begins to read, and as many of the next as fit."""
         now, coming = self._windows(epoch, place)
         if now == self._begun or (self._thread is not None and self._thread.is_alive()):
             return

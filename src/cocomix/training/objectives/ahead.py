@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, next_tokens
+from cocomix.model.backbone import build_halves
 from cocomix.model.head import Head
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, Objective
+from cocomix.training.objectives.objective import Batch, Objective, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
 
@@ -27,6 +28,18 @@ class OnLogits(Objective):
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return self._settings
+
+
+class OwnHead(SingleTerm):
+    """An objective with a head as wide as the vocabulary, on the state that the language-model head reads."""
+
+    reads_states = True
+
+    def build_head(self, config: PreTrainedConfig) -> Head:
+        """V·d parameters, which start as those of the model's own head would."""
+        head = Head(config.hidden_size, config.vocab_size, bias=False)
+        nn.init.normal_(head.weight, std=decoder_config(config).initializer_range)
+        return head
 
 
 def tokens_ahead(batch: Mapping[str, Any], count: int) -> Tensor:
@@ -67,11 +80,21 @@ def second_pass_flops(config: PreTrainedConfig) -> float:
     return head_flops(config) if isinstance(config, CoCoMixConfig) else 0.0
 
 
-def own_head(config: PreTrainedConfig) -> Head:
-    """A head of the vocabulary's width that starts as the model's own would."""
-    head = Head(config.hidden_size, config.vocab_size, bias=False)
-    nn.init.normal_(head.weight, std=getattr(config, "backbone", config).initializer_range)
-    return head
+def decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the decoder that a model is, or is made of."""
+    return config.backbone if isinstance(config, CoCoMixConfig) else config
+
+
+def own_block(config: PreTrainedConfig) -> nn.Module:
+    """A block of the decoder's kind with a final norm, a decoder by itself; called with `inputs_embeds`."""
+    decoder = decoder_config(config)
+    block: nn.Module = build_halves(decoder, decoder.num_hidden_layers - 1, 1, None)[1]
+    return block
+
+
+def masks_of(batch: Batch) -> dict[str, Tensor]:
+    """What says which positions of a batch see one another, as decoders take it."""
+    return {name: batch[name] for name in ("attention_mask", "position_ids") if batch.get(name) is not None}
 
 
 def models_head(model: PreTrainedModel, *, frozen: bool = False) -> Head:

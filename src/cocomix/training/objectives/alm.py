@@ -25,10 +25,7 @@ _CERTAIN = -1e-4  # largest log-likelihood: of a chunk that is sure the divergen
 
 
 class ChunkLikelihood(OnLogits):
-    """ALM on stored likelihoods (`cocomix distill --kind alm`). The model's logits of all positions are held.
-
-    A chunk counts if all its tokens are targets.
-    """
+    """ALM on stored likelihoods (`cocomix distill --kind alm`) of chunks whose tokens are all targets."""
 
     name = "alm"
     needs = frozenset({"teacher_log_probs", "teacher_lengths"})

@@ -33,9 +33,7 @@ class Auxiliary(Section):
         fields = type(self).model_fields
         plain = type(self) is Auxiliary  # whose weight is nobody's choice but the recipe's
         changed = {k: v for k, v in self if plain or not (fields[k].is_required() or v == fields[k].default)}
-        return " ".join(
-            [name, *(f"{value}" if key == "weight" else f"{key} {value}" for key, value in changed.items())]
-        )
+        return " ".join([name, *(f"{v}" if k == "weight" else f"{k} {v}" for k, v in changed.items())])
 
 
 def auxiliary(name: str, given: Any) -> Auxiliary:
@@ -46,7 +44,10 @@ def auxiliary(name: str, given: Any) -> Auxiliary:
     """
     if isinstance(given, Auxiliary):
         return given
-    settings = _settings(name)
+    try:
+        settings = _settings_of(objective_type(name))
+    except CoCoMixError:
+        settings = Auxiliary  # training refuses the name, when what registers it has been imported
     mapping = isinstance(given, Mapping)
     own = mapping and (set(given) & set(settings.model_fields) or not set(given) & set(Schedule.model_fields))
     values = dict(given) if own else {} if given is None else {"weight": given}
@@ -57,20 +58,9 @@ def auxiliary(name: str, given: Any) -> Auxiliary:
 
 
 def auxiliary_objective(name: str, settings: Auxiliary) -> Objective:
-    """The objective of a name.
-
-    Raises:
-        CoCoMixError: there is none of that name, or its settings do not fit together.
-    """
+    """The objective of a name; refused where there is none, or its settings do not fit together."""
     own = {key: value for key, value in settings if key != "weight"}
     return objective_type(name)(settings.weight, **own)
-
-
-def _settings(name: str) -> type[Auxiliary]:
-    try:
-        return _settings_of(objective_type(name))
-    except CoCoMixError:
-        return Auxiliary  # training refuses the name, when what registers it has been imported
 
 
 @cache

@@ -22,18 +22,17 @@ class ConceptPrediction(Objective):
 
     Args:
         weight: λ.
-        labelling_flops: per token, of labels that are made while training.
+        teacher_flops: per token, of labels that are made while training.
     """
 
     name = "cocomix"
     needs = frozenset({"concept_labels"})
 
-    def __init__(self, weight: Schedule, labelling_flops: float = 0.0) -> None:
+    def __init__(self, weight: Schedule, teacher_flops: float = 0.0) -> None:
         super().__init__(weight)
-        self.labelling_flops = labelling_flops
+        self.teacher_flops = teacher_flops
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The labels [batch, seq, k_attr]; see `Objective`."""
         return {"concept_labels": batch["concept_labels"], "num_concept_items_in_batch": 1}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -49,10 +48,6 @@ class ConceptPrediction(Objective):
             "concept_loss": LossTerm(output.concept_loss, count, self.weight),
             "concept_recall": LossTerm(found, used, None),
         }
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """What labelling costs; see `Objective`."""
-        return self.labelling_flops
 
 
 def default_objectives(config: PreTrainedConfig) -> tuple[Objective, ...]:

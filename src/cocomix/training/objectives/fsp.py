@@ -7,16 +7,15 @@ its own on the state that the language-model head reads, left out of the finishe
 from typing import Annotated, Any
 
 from pydantic import Field
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch import Tensor
 
 from cocomix.model.fused_head import BagOfWords
-from cocomix.training.objectives.ahead import first_occurrences, head_flops, last_states, own_head, tokens_ahead
-from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.ahead import OwnHead, first_occurrences, last_states, tokens_ahead
+from cocomix.training.objectives.objective import Batch
 from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 
-class FutureSummary(SingleTerm):
+class FutureSummary(OwnHead):
     """Binary cross-entropy of every token of the vocabulary: whether it comes within the window.
 
     Args:
@@ -25,7 +24,6 @@ class FutureSummary(SingleTerm):
     """
 
     name = "fsp"
-    reads_states = True
 
     def __init__(self, weight: Schedule = ALWAYS, window: Annotated[int, Field(ge=2)] = 12) -> None:
         super().__init__(weight)
@@ -37,11 +35,3 @@ class FutureSummary(SingleTerm):
         read = head(last_states(output).flatten(0, 1), BagOfWords(bag.flatten(0, 1)), 0)
         loss: Tensor = read.loss_sum / head.out_features
         return loss
-
-    def build_head(self, config: PreTrainedConfig) -> nn.Module:
-        """U, V·d parameters."""
-        return own_head(config)
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Those of U; see `Objective`."""
-        return head_flops(config)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
@@ -20,7 +19,7 @@ class HiddenPrediction(SingleTerm):
     Args:
         weight: of the distance.
         states: the teacher's hidden states of a batch, [batch, seq, d_teacher].
-        teacher_flops: per token.
+        teacher_flops: per token, up to the block that is read.
     """
 
     name = "hidden"
@@ -30,14 +29,8 @@ class HiddenPrediction(SingleTerm):
         self.states, self.teacher_flops = states, teacher_flops
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """The teacher's states; see `Objective`."""
         return {"hidden_targets": self.states(batch)}
 
     def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
-        """As the model computes it; see `SingleTerm`."""
         loss: Tensor = output.hidden_loss
         return loss
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """The teacher's forward pass up to its block; see `Objective`."""
-        return self.teacher_flops

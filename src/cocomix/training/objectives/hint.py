@@ -37,17 +37,12 @@ class Hint(SingleTerm):
         super().__init__(weight)
         self.teacher = teacher
         self.decoder: FrozenDecoder | None = None
-        self._flops = 0.0
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
-        """Load the teacher.
-
-        Raises:
-            CoCoMixError: as `open_decoder`.
-        """
+        """Load the teacher; raises as `open_decoder`."""
         super().prepare(data, model)
         self.decoder = open_decoder(data, self.teacher)
-        self._flops = self.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
+        self.teacher_flops = self.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
 
     def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`hint_loss`, no nats."""
@@ -64,7 +59,3 @@ class Hint(SingleTerm):
         """A, d·d_teacher parameters."""
         assert self.decoder is not None  # see `prepare`
         return nn.Linear(config.hidden_size, self.decoder.d_model, bias=False)
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """The teacher's forward pass up to its block, and A; see `Objective`."""
-        return self._flops + 6.0 * float(config.hidden_size) * (0 if self.decoder is None else self.decoder.d_model)

@@ -7,7 +7,6 @@ tokenizer (`cocomix distill --kind first_token`) says nothing at some positions;
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from cocomix.model import FullTargets, TopTargets, next_tokens
 from cocomix.model.fused_head import Divergence, HeadLoss
@@ -40,16 +39,11 @@ class Distillation(SingleTerm):
         self.needs, self.teacher_flops = frozenset(needs), teacher_flops
 
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
-        """The divergence from the teacher's distributions; see `Objective`."""
         return {"kd_loss": Divergence.of_batch(self.targets(batch), self._counted(batch))}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Target tokens, of which the teacher says something."""
         return {"kd_loss": self._counted(batch).sum()}
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """The teacher's forward pass; see `Objective`."""
-        return self.teacher_flops
 
     def _counted(self, batch: Batch) -> Tensor:
         """Which positions are summed over. [batch, seq]"""

@@ -33,11 +33,9 @@ class HeadlessMTP(SingleTerm):
         self.third = third
 
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
-        """Both in one pass; see `Objective`."""
         further = tokens_ahead(batch, 3)[..., 1:].flatten(0, 1)  # [N, 2]
         shares = torch.tensor([1.0, self.third.weight(*batch["progress"])], device=further.device)
         return {"mtp_headless_loss": SetCrossEntropy(further, shares.expand(further.shape))}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """The head's second pass, of a model that has one; see `Objective`."""
         return second_pass_flops(config)

@@ -12,11 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model import CoCoMixConfig
-from cocomix.model.backbone import build_halves
 from cocomix.model.fused_head import SetCrossEntropy
-from cocomix.runtime.flops import product_flops
-from cocomix.training.objectives.ahead import head_flops, models_head, states_after, tokens_ahead
+from cocomix.training.objectives.ahead import (
+    head_flops,
+    masks_of,
+    models_head,
+    own_block,
+    states_after,
+    tokens_ahead,
+)
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
@@ -38,33 +42,28 @@ class ParallelMTP(SingleTerm):
 
     def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`mtp_parallel_loss`, nats per target token, of all later tokens together."""
-        assert isinstance(head, _Blocks)
         config = self.model.config
         trunk = states_after(output, config, config.num_hidden_layers - 1)
-        masks = {name: batch[name] for name in ("attention_mask", "position_ids") if batch.get(name) is not None}
         targets, read = tokens_ahead(batch, self.ahead), models_head(self.model)
         summed = trunk.new_zeros((), dtype=torch.float32)
-        for number, states in enumerate(head(trunk, masks), start=1):
+        for number, states in enumerate(head(trunk, masks_of(batch)), start=1):
             loss = SetCrossEntropy(targets[..., number].reshape(-1, 1))
             summed = summed + read(states.flatten(0, 1), loss, 0).loss_sum
         return summed
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """A block for each later token: 12d² parameters of matrices each."""
-        return _Blocks(config.backbone if isinstance(config, CoCoMixConfig) else config, self.ahead - 1)
+        return _Blocks(config, self.ahead - 1)
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Those of the blocks and of the head for each; see `Objective`."""
-        with torch.device("meta"):
-            own = self.build_head(config)
-        return 3.0 * product_flops(own) + (self.ahead - 1) * head_flops(config)
+        """Those of the blocks, and of the model's head for each."""
+        return super().extra_flops_per_token(config) + (self.ahead - 1) * head_flops(config)
 
 
 class _Blocks(nn.Module):
     def __init__(self, config: PreTrainedConfig, count: int) -> None:
         super().__init__()
-        last = config.num_hidden_layers - 1
-        self.blocks = nn.ModuleList(build_halves(config, last, 1, None)[1] for _ in range(count))
+        self.blocks = nn.ModuleList(own_block(config) for _ in range(count))
 
     def forward(self, trunk: Tensor, masks: dict[str, Tensor]) -> list[Tensor]:
         """What each block predicts from. [batch, seq, d_model] each"""

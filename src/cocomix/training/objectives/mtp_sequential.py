@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model import CoCoMixConfig
-from cocomix.model.backbone import build_halves
 from cocomix.model.fused_head import SetCrossEntropy
-from cocomix.runtime.flops import product_flops
-from cocomix.training.objectives.ahead import head_flops, last_states, models_head, tokens_ahead
+from cocomix.training.objectives.ahead import head_flops, last_states, masks_of, models_head, own_block, tokens_ahead
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
@@ -36,9 +33,7 @@ class SequentialMTP(SingleTerm):
     def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`mtp_sequential_loss`, nats per target token."""
         embedded, states = output.hidden_states[0][:, 1:], last_states(output)[:, :-1]
-        masks = {
-            name: batch[name][:, :-1] for name in ("attention_mask", "position_ids") if batch.get(name) is not None
-        }
+        masks = {name: mask[:, :-1] for name, mask in masks_of(batch).items()}
         further = tokens_ahead(batch, 2)[:, :-1, 1].reshape(-1, 1)
         loss = SetCrossEntropy(further)
         summed: Tensor = models_head(self.model)(head(embedded, states, masks).flatten(0, 1), loss, 0).loss_sum
@@ -46,13 +41,11 @@ class SequentialMTP(SingleTerm):
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """Norms, M and a block: 14d² parameters of matrices, where a block has 12d²."""
-        return _Module(config.backbone if isinstance(config, CoCoMixConfig) else config)
+        return _Module(config)
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Those of M, the block and the head; see `Objective`."""
-        with torch.device("meta"):
-            own = self.build_head(config)
-        return 3.0 * product_flops(own) + head_flops(config)
+        """Those of M, the block and the model's head."""
+        return super().extra_flops_per_token(config) + head_flops(config)
 
 
 class _Module(nn.Module):
@@ -61,7 +54,7 @@ class _Module(nn.Module):
         width = config.hidden_size
         self.token_norm, self.state_norm = nn.RMSNorm(width), nn.RMSNorm(width)
         self.project = nn.Linear(2 * width, width, bias=False)
-        _, self.block = build_halves(config, config.num_hidden_layers - 1, 1, None)
+        self.block = own_block(config)
 
     def forward(self, embedded: Tensor, states: Tensor, masks: dict[str, Tensor]) -> Tensor:
         joined = self.project(torch.cat((self.token_norm(embedded), self.state_norm(states)), -1))

@@ -66,7 +66,7 @@ class NextConceptPrediction(Objective):
         self.size, self.codes = config.chunk_tokens, config.chunk_codes
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Of the search for the nearest codes, which has no backward pass; see `Objective`."""
+        """Of the search for the nearest codes, which has no backward pass."""
         return float(2 * config.hidden_size * config.chunk_codes / config.chunk_tokens)
 
     def _counted(self, batch: Batch) -> dict[str, Tensor]:

@@ -63,5 +63,5 @@ class NextLatent(SingleTerm):
         return nn.Sequential(nn.LayerNorm(2 * width), layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Those of the MLP and, with `kl`, of logits on both sides and back to the predicted state; see `Objective`."""
-        return self.steps * (24.0 * float(config.hidden_size) ** 2 + (head_flops(config) if self.kl else 0.0))
+        """Those of the MLP and, with `kl`, of logits on both sides and back to the predicted state."""
+        return self.steps * (super().extra_flops_per_token(config) + (head_flops(config) if self.kl else 0.0))

@@ -56,10 +56,6 @@ class NextImplicitState(SingleTerm):
             )
         return _SwiGLU(config.hidden_size)
 
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Those of P, forward and backward; see `Objective`."""
-        return 72.0 * float(config.hidden_size) ** 2
-
     def _block(self, config: PreTrainedConfig) -> int:
         return max(1, round(0.2 * config.num_hidden_layers)) if self.block is None else self.block
 

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.data import Tokens
 from cocomix.model import next_tokens
 from cocomix.model.fused_head import HeadLoss
+from cocomix.runtime.flops import product_flops
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.registry import Registry
 from cocomix.training.objectives.schedule import Schedule
@@ -29,8 +31,7 @@ class LossTerm:
 
     Attributes:
         sum: over what `count` counts; nats unless the name says otherwise. []
-        count: of the batch. In training the sum is divided by the count of the whole optimizer step, of all
-            processes. []
+        count: of the batch. Training divides by that of the whole optimizer step, of all processes. []
         weight: in the loss; `None` for what is only measured, such as a recall.
     """
 
@@ -50,12 +51,14 @@ class Objective(ABC):
         needs: columns of the batch beside `input_ids` and `labels`.
         weight: of its term.
         alone: while its weight is not 0, no other is called in training.
+        teacher_flops: per token, of what runs beside the model for it.
         outside_forward: uses the model's own embedding or head outside its forward pass, for which FSDP gathers them.
     """
 
     name: ClassVar[str]
     alone: ClassVar[bool] = False
     needs: frozenset[str] = frozenset()
+    teacher_flops: float = 0.0
     outside_forward: bool = False
 
     def __init__(self, weight: Schedule) -> None:
@@ -95,8 +98,10 @@ class Objective(ABC):
         return None
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """FLOPs of a training token beside the model's, while the weight is not 0: a teacher's, or its head's."""
-        return 0.0
+        """FLOPs of a training token beside the model's, while the weight is not 0: a teacher's, and its head's."""
+        with torch.device("meta"):
+            head = self.build_head(config)
+        return self.teacher_flops + (0.0 if head is None else 3.0 * product_flops(head))  # twice as many backward
 
 
 class SingleTerm(Objective):
@@ -121,11 +126,8 @@ class SingleTerm(Objective):
         return {f"{self.name}_loss": count_targets(batch)}
 
     def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
-        """`NAME_loss`."""
-        return {
-            name: LossTerm(self.summed(output, batch, head), count, self.weight)
-            for name, count in self.counts(batch).items()
-        }
+        ((name, count),) = self.counts(batch).items()
+        return {name: LossTerm(self.summed(output, batch, head), count, self.weight)}
 
     def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """The sum, of what `__call__` is given; by default that of `head_losses`. []"""

@@ -34,32 +34,25 @@ class PrefixToken(SingleTerm):
         self.prefixes = torch.empty(0, dtype=torch.int64)
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
-        """Look through the vocabulary.
-
-        Raises:
-            CoCoMixError: the tokenizer's tokens do not say which bytes they stand for.
-        """
+        """Look through the vocabulary, whose tokens must say which bytes they stand for."""
         tokenizer = data.tokenizer()
         self.prefixes = prefix_tokens(TokenBytes(tokenizer, str(data.path)), data.manifest.vocab_size)
 
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
-        """Of the prefixes in the place of the next tokens; see `Objective`."""
         targets = next_tokens(batch["labels"], batch.get("attention_mask"))
         self.prefixes = self.prefixes.to(targets.device)
         prefixes = self.prefixes[targets.clamp_min(0)].masked_fill(targets == IGNORE, IGNORE)
         return {"prefix_token_loss": SetCrossEntropy(prefixes.reshape(-1, 1))}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """The head's second pass, of a model that has one; see `Objective`."""
         return second_pass_flops(config)
 
 
 def prefix_tokens(spelled: TokenBytes, vocab_size: int) -> Tensor:
     """Of each token the one whose bytes are the longest proper prefix of its own, `IGNORE` without. [vocab] int64"""
     pieces = [spelled.of([token]) if token < len(spelled) else b"" for token in range(vocab_size)]
-    ids = {
-        piece: token for token, piece in reversed(list(enumerate(pieces))) if piece
-    }  # of two spelled alike the first
+    # Of two spelled alike the first.
+    ids = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece}
     found = torch.full((vocab_size,), IGNORE)
     for token, piece in enumerate(pieces):
         prefixes = (ids[piece[:end]] for end in range(len(piece) - 1, 0, -1) if piece[:end] in ids)

@@ -60,13 +60,10 @@ class Schedule(Section):
 
     @model_serializer(mode="wrap")
     def _to_number(self, handler: Any) -> Any:
-        return self.value if self.shape == "constant" else {name: handler(self)[name] for name in self._read}
-
-    @property
-    def _read(self) -> tuple[str, ...]:
-        if self.shape == "stages":
-            return ("shape", "stages")
-        return ("shape", "value", "since", "until") if self.since else ("shape", "value", "until")
+        if self.shape == "constant":
+            return self.value
+        read = {"stages"} if self.stages else {"value", "until", *(["since"] if self.since else [])}
+        return {name: value for name, value in handler(self).items() if name in {"shape", *read}}
 
     @property
     def peak(self) -> float:

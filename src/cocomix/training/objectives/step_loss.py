@@ -72,8 +72,6 @@ def loss_terms(
 
     Args:
         objectives: each adds to what the model is called with, and sees its whole output.
-        model: the student.
-        batch: on its device.
         heads: the objectives' own, by the objective's name.
         progress: the step, counted from 0, and how many there are.
     """
@@ -100,8 +98,7 @@ def loss_terms(
 def count_terms(objectives: Sequence[Objective], batches: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:
     """What each trained term sums over, in all micro-batches of a step of this process.
 
-    Raises:
-        CoCoMixError: a batch lacks a column that an objective needs.
+    A batch that lacks a column that an objective needs is refused.
     """
     counts: dict[str, Tensor] = {}
     for batch in batches:

@@ -42,11 +42,7 @@ class Superposition(SingleTerm):
         self.bag = bag
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
-        """See `Objective`.
-
-        Raises:
-            CoCoMixError: the model looks tokens up, and bags are none.
-        """
+        """Refuse, with a `CoCoMixError`, a model that looks tokens up: bags are none."""
         super().prepare(data, model)
         if isinstance(model.config, CoCoMixConfig) and model.config.looks_up is not None:
             raise CoCoMixError(
@@ -55,7 +51,7 @@ class Superposition(SingleTerm):
             )
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Bags' embeddings in the place of tokens; see `Objective`."""
+        """Bags' embeddings in the place of tokens."""
         bags = self._bags(batch)
         embedded = self.model.get_input_embeddings()(bags.tokens)  # [batch, bags, s, d_model]
         shares = bags.read / bags.read.sum(-1, keepdim=True).clamp_min(1)
@@ -67,7 +63,6 @@ class Superposition(SingleTerm):
         return given | ({"output_logits": False} if isinstance(self.model.config, CoCoMixConfig) else {})
 
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
-        """Of the next bags; see `Objective`."""
         return {"superposition_loss": SetCrossEntropy(self._targets(batch).flatten(0, 1))}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -75,7 +70,7 @@ class Superposition(SingleTerm):
         return {"superposition_loss": self._targets(batch).ne(IGNORE).any(-1).sum()}
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Below 0: of every s tokens the model reads one bag; see `Objective`."""
+        """Below 0: of every s tokens the model reads one bag."""
         with torch.device("meta"):
             whole = account(build_model(config)).training_flops_per_token
         return whole * (1.0 / self.bag - 1.0)

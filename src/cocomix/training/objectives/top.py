@@ -8,13 +8,12 @@ language-model head reads, left out of the finished model. p falls as e^{−j}, 
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch import Tensor
 
 from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ahead import first_occurrences, head_flops, last_states, own_head, tokens_ahead
-from cocomix.training.objectives.objective import Batch, SingleTerm
+from cocomix.training.objectives.ahead import OwnHead, first_occurrences, last_states, tokens_ahead
+from cocomix.training.objectives.objective import Batch
 from cocomix.training.objectives.schedule import ALWAYS, Schedule
 
 DISTANCES = 16
@@ -23,7 +22,7 @@ _WINDOW = 4096  # of the released code
 Scores = Literal["exact", "released"]
 
 
-class TokenOrder(SingleTerm):
+class TokenOrder(OwnHead):
     """Cross-entropy between the order of the next tokens and a head's logits.
 
     Args:
@@ -32,7 +31,6 @@ class TokenOrder(SingleTerm):
     """
 
     name = "top"
-    reads_states = True
 
     def __init__(self, weight: Schedule = ALWAYS, scores: Scores = "exact") -> None:
         super().__init__(weight)
@@ -44,14 +42,6 @@ class TokenOrder(SingleTerm):
         loss = SetCrossEntropy(labels.flatten(0, 1), shares.flatten(0, 1))
         summed: Tensor = head(last_states(output).flatten(0, 1), loss, 0).loss_sum
         return summed
-
-    def build_head(self, config: PreTrainedConfig) -> nn.Module:
-        """U, V·d parameters."""
-        return own_head(config)
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        """Those of U; see `Objective`."""
-        return head_flops(config)
 
 
 def order_targets(ahead: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:

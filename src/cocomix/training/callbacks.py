@@ -1,4 +1,4 @@
-"""What a run says to and hears from outside while it goes on: `metrics.jsonl`, trackers, a progress bar, and SIGTERM.
+"""What a run says to and hears from outside while it goes on: metrics, trackers, progress, SIGTERM, a profile.
 
 Trackers are transformers' integrations: they take their accounts and addresses from the environment or from their own
 login, never from a recipe, and see the run's numbers, its `TrainingArguments` and its model's configuration.
@@ -7,32 +7,28 @@ login, never from a recipe, and see the run's numbers, its `TrainingArguments` a
 import json
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import profile, schedule
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from cocomix.artifacts import write_text
-from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError, require_extra
+from cocomix.training.meters import over_processes
 
 logger = logging.getLogger(__name__)
 
 _FIRST = ("step", "tokens", "seconds", "flops", "loss")
 _LEFT_OUT = ("epoch",)  # tokens say it more exactly
+_SETTLING_STEPS = 2  # allocations, first kernels and compilation are not what a run consists of
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends one JSON object per log line: step, tokens, seconds, training FLOPs so far, and the numbers logged.
-
-    Args:
-        path: the file, created if missing.
-        flops_per_token: training FLOPs per token.
-    """
+    """Appends one JSON object per log line: step, tokens, seconds, training FLOPs so far, and the numbers logged."""
 
     def __init__(self, path: Path, flops_per_token: float) -> None:
         self.path = path
@@ -64,27 +60,14 @@ def keep_metrics_until(path: Path, step: int) -> None:
     write_text(path, "".join(line + "\n" for line in kept))
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """Shows training in tokens, with speed and time remaining; says evaluation losses as they come.
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Tells `advance` the tokens of every step, and says evaluation losses as they come."""
 
-    Args:
-        tokens_per_step: tokens of one optimizer step.
-    """
-
-    def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
-        self._open = ExitStack()
-        self._advance: Callable[[float], None] | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar at the step training starts from."""
-        total, done = state.max_steps * self.tokens_per_step, state.global_step * self.tokens_per_step
-        self._advance = self._open.enter_context(progress("training", total, "tokens", done=done))
+    def __init__(self, tokens_per_step: int, advance: Callable[[float], None]) -> None:
+        self.tokens_per_step, self.advance = tokens_per_step, advance
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance by one step."""
-        if self._advance is not None:
-            self._advance(self.tokens_per_step)
+        self.advance(self.tokens_per_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Say an evaluation's result in one line."""
@@ -94,28 +77,18 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
                 parts.append(f"concept recall {logs['eval_concept_recall']:.1%}")
             logger.info(", ".join(parts))
 
-    def close(self) -> None:
-        """Take the bar down, however training ended."""
-        self._open.close()
-
 
 class SaveAndStop(TrainerCallback):  # type: ignore[misc]
     """Ends training after a step, with a checkpoint, once something asks for it.
 
     Several processes must agree, so they ask one another; they do so at log lines only, where they wait for their
     devices anyway.
-
-    Args:
-        asked: whether this process should stop.
-        accelerator: the Trainer's.
     """
 
     def __init__(self, asked: Callable[[], bool], accelerator: Any) -> None:
-        self.asked = asked
-        self.accelerator = accelerator
+        self.asked, self.accelerator = asked, accelerator
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if it is time."""
         if state.global_step < state.max_steps and self._all_asked(control.should_log):
             control.should_save = control.should_training_stop = True
 
@@ -125,11 +98,60 @@ class SaveAndStop(TrainerCallback):  # type: ignore[misc]
         if not at_log_line:
             return False
         asked = torch.tensor(float(self.asked()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+        return bool(over_processes(asked, self.accelerator) > 0)
+
+
+class StepProfiler(TrainerCallback):  # type: ignore[misc]
+    """Profiles `steps` optimizer steps after two that settle in, on the CPU and on the accelerator if there is one.
+
+    Writes `trace.json` (for chrome://tracing or ui.perfetto.dev) and `operators.txt` (operators by their own time) when
+    the steps are done. Profiled steps take longer than others, so that a profiled run's seconds compare with nobody's.
+
+    Raises:
+        CoCoMixError: `steps` is below 1, or (when training begins) more than the run has left.
+    """
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        if steps < 1:
+            raise CoCoMixError(f"--profile {steps} must be at least 1 step.")
+        self.folder, self.steps = folder, steps
+        self._profiler: profile | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        left = state.max_steps - state.global_step
+        if self.steps + _SETTLING_STEPS > left:
+            raise CoCoMixError(
+                f"--profile {self.steps} needs {self.steps + _SETTLING_STEPS} steps ({_SETTLING_STEPS} to settle in), "
+                f"but this run has {left}; lower it or train longer."
+            )
+        if not state.is_world_process_zero:
+            return
+        self._profiler = profile(
+            schedule=schedule(wait=_SETTLING_STEPS - 1, warmup=1, active=self.steps, repeat=1),
+            on_trace_ready=self._write,
+        )
+        self._profiler.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _write(self, recorded: profile) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / "trace.partial.json"
+        recorded.export_chrome_trace(str(aside))
+        aside.replace(self.folder / "trace.json")
+        own_time = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table = recorded.key_averages().table(sort_by=own_time, row_limit=40, max_name_column_width=60)
+        write_text(self.folder / "operators.txt", table + "\n")
 
 
 TENSORBOARD = "tensorboard"
-
 _IN_EXTRA = (TENSORBOARD, "mlflow", "trackio", "wandb")
 """What `pip install 'cocomix[track]'` brings, by the names that are imported."""
 
@@ -138,9 +160,6 @@ def trackers(training: Mapping[str, Any]) -> tuple[str, ...]:
     """Who is told about a run, from a recipe's `training.report_to`: a name, a list of names, or `none`.
 
     By default TensorBoard where it is installed, and nobody where it is not.
-
-    Raises:
-        CoCoMixError: it is neither; a name is unknown; the package of a tracker is not installed.
     """
     asked = training.get("report_to", TENSORBOARD if find_spec(TENSORBOARD) else "none")
     names = [asked] if isinstance(asked, str) else asked

@@ -1,5 +1,6 @@
 """Distillation and hidden states in training: each arm's loss against its formula, and what a run records of it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -125,12 +126,10 @@ def test_positions_of_which_the_teacher_says_nothing_do_not_count(arm: str) -> N
 
 
 def test_a_teachers_padded_head_is_cut_to_the_tokenizer() -> None:
-    online = teacher()
-    online.vocab_size = VOCAB - 4
+    online = dataclasses.replace(teacher(), vocab_size=VOCAB - 4)
     targets = online.distributions({"input_ids": tokens()})
     assert targets.weight.shape[0] == VOCAB - 4
-    capped = teacher("gemma3_text")
-    capped.vocab_size = VOCAB - 4
+    capped = dataclasses.replace(teacher("gemma3_text"), vocab_size=VOCAB - 4)
     assert capped.distributions({"input_ids": tokens()}).states.shape[-1] == VOCAB - 4
 
 

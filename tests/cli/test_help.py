@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_the_help_lists_every_verb_in_its_panel(cli: Cli, monkeypatch: pytest.Mo
     assert found == [name for panel, verbs in PANELS.items() for name in (panel, *verbs)]
     for verb, command in VERBS.items():  # nothing wraps
         assert [verb, command.help.splitlines()[0]] in [[row[0], row[-1].strip()] for row in rows]
+
+
+def test_the_paragraphs_of_a_help_flow(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for verb in ("atlas", "export", "init"):  # the docstring's own line breaks are those of a wider page
+        told = cli(verb, "--help").out.split("Example:")[0].splitlines()
+        paragraph = [line.strip() for line in told if line.strip()][2:]
+        for line, after in pairwise(paragraph):
+            assert len(f"{line} {after.split()[0]}") > 78
 
 
 def test_a_verb_is_a_file_of_its_name() -> None:

@@ -60,7 +60,9 @@ def _command(verb: str) -> Any:
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     )
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    alone.command(verb, cls=_Verb, rich_help_panel=panel)(_with_common_options(function))
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    flowing = "\n\n".join(" ".join(lines.splitlines()) for lines in paragraphs)  # Typer keeps line breaks
+    alone.command(verb, cls=_Verb, rich_help_panel=panel, help=flowing)(_with_common_options(function))
     return typer.main.get_command(alone)
 
 

@@ -49,6 +49,7 @@ def test_it_is_generated_from_steered_inspected_and_searched(cli: Cli) -> None:
     assert concept in cli("atlas", "--example", "--concept", 854).out
     assert cli("inspect", "--example", "Return the number of items.").out.count("[") > 5
     assert "854" in cli("atlas", "--example", "--search", concept.split(",")[0]).out
+    assert "--search TEXT" in cli.refuses("atlas", "--example", says=str(default_atlas_folder(STUDENT)))
 
 
 def test_the_explorer_opens_it_with_its_atlas() -> None:

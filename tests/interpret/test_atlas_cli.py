@@ -16,6 +16,7 @@ def test_an_atlas_is_made_and_read(cli: Cli, workshop: Workshop, tmp_path: Path)
     assert json.loads(made.out) == read_json(output / "manifest.json")
     assert AtlasManifest.model_validate_json(made.out).settings.tokens == 400
     assert "held-out tokens" in made.err
+    assert f"next: cocomix explore {run} --atlas {output}" in made.err
     assert "AUROC" in cli("atlas", run, "--tokens", 400, "--effects", 2, "-o", output).out
     atlas = ConceptAtlas.open(output)
     concept = atlas.top(1)[0].id
@@ -29,6 +30,10 @@ def test_an_atlas_is_made_and_read(cli: Cli, workshop: Workshop, tmp_path: Path)
         assert part in shown
     assert str(hits[0]["id"]) in cli("atlas", run, "-o", output, "--search", "list").out
     cli.refuses("atlas", run, "-o", output, says="already exists")
+    nothing = cli("atlas", run, "-o", output, "--search", "zzzq")
+    assert nothing.out == ""
+    assert "'zzzq'" in nothing.err
+    assert cli("atlas", run, "-o", output, "--search", "zzzq", "--json").out.strip() == "[]"
     cli.refuses("atlas", run, "-o", output, "--concept", CONCEPTS, says=f"concept {CONCEPTS} does not exist")
     cli.refuses("atlas", run, "-o", output, "--concept", 1, "--search", "a", says="ask one at a time")
     cli.refuses("atlas", workshop.ntp_run, "-o", output, "--search", "a", says="is of another run (mixed)")
@@ -37,6 +42,13 @@ def test_an_atlas_is_made_and_read(cli: Cli, workshop: Workshop, tmp_path: Path)
 def test_a_hundred_tokens_are_enough(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     made = cli("atlas", workshop.cocomix_run, "--tokens", 100, "-o", tmp_path / "atlas", "--json")
     assert json.loads(made.out)["tokens"] == 96
+
+
+def test_a_finished_atlas_is_named_where_another_cannot_be_made(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    run, output = workshop.cocomix_run, tmp_path / "atlas"
+    cli("atlas", run, "--tokens", 400, "--effects", 2, "-o", output)
+    for other in (("--tokens", 500), ("--data", tmp_path / "gone")):
+        assert "--concept ID" in cli.refuses("atlas", run, "-o", output, *other, says=str(output))
 
 
 def test_what_cannot_be_made_or_found(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:

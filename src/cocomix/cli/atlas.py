@@ -1,6 +1,9 @@
 """The verb that makes and reads a run's concept atlas: atlas."""
 
+import logging
 import re
+import shlex
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +19,8 @@ from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     from cocomix.interpret import AtlasManifest, ConceptCard, Context, TokenChanges
+
+logger = logging.getLogger(__name__)
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -46,33 +51,44 @@ def atlas(
     from cocomix.interpret import AtlasSettings, ConceptAtlas, NameEndpoint, build_atlas, default_atlas_folder
     from cocomix.runtime.device import default_device
 
-    opened = Run.open(run)
+    opened, folder = Run.open(run), output or default_atlas_folder(run)
     if search is None and concept is None:
         endpoint = None if name_endpoint is None else NameEndpoint(name_endpoint, name_model, name_count)
         settings = AtlasSettings(tokens=tokens, effects=effects)
-        made = build_atlas(
-            opened, output, settings, device=default_device(), data=data, labels=labels, endpoint=endpoint
-        )
-        return Printed(made.model_dump(mode="json"), _summary(made))
+        try:
+            made = build_atlas(
+                opened, output, settings, device=default_device(), data=data, labels=labels, endpoint=endpoint
+            )
+        except CoCoMixError as error:
+            with suppress(CoCoMixError):  # no atlas there that could be read instead
+                ConceptAtlas.open(folder, opened)
+                error.add_note(f"the atlas in {folder} is finished: read it with --search TEXT or --concept ID")
+            raise
+        where = [] if output is None else ["--atlas", str(output)]
+        following = shlex.join(["cocomix", "explore", str(run), *where])
+        return Printed(made.model_dump(mode="json"), _summary(made), next=following)
     if search is not None and concept is not None:
         raise CoCoMixError("--search and --concept are two questions; ask one at a time.")
-    found = ConceptAtlas.open(output or default_atlas_folder(run), opened)
+    found = ConceptAtlas.open(folder, opened)
     if concept is not None:
         card = found.card(concept)
         return Printed(_card_json(card), _card_table(card))
     hits = found.search(search or "")
+    if not hits:
+        logger.info(f"no name, word or context of the {found.num_concepts:,} concepts has {search!r} in it")
     rows = ((str(hit.id), hit.name, " ".join(hit.snippet.split())) for hit in hits)
-    return Printed([hit._asdict() for hit in hits], table(rows, "concept", "name", "found in"))
+    return Printed([hit._asdict() for hit in hits], table(rows, "concept", "name", "found in") if hits else None)
 
 
 def _summary(made: "AtlasManifest") -> Group:
+    named = f"{made.endpoint_names:,}, {made.scored_names:,} of them scored"
     seen = table(
         [
             ("held-out tokens read", f"{made.tokens:,}"),
             ("concepts predicted", f"{made.predicted_concepts:,} of {made.num_concepts:,}"),
             ("concepts that are labels", f"{made.label_concepts:,}"),
             ("effects measured", f"{made.effects:,}"),
-            ("names by a language model", f"{made.endpoint_names:,}, {made.scored_names:,} of them scored"),
+            *([("names by a language model", named)] if made.endpoint_names else []),
         ]
     )
     head = ("property of tokens", "share", "AUROC, hidden state", "AUROC, best concept", "concept")
@@ -103,7 +119,7 @@ def _card_table(card: "ConceptCard") -> Table:
         "recall": card.recall is not None and f"{card.recall:.1%} ({blind} {card.density:.1%})",
         "AUROC": card.auroc is not None and f"{card.auroc:.3f} ({blind} 0.5)",
         "logit": card.max_logit is not None and f"mean {card.mean_logit:.2f}, largest {card.max_logit:.2f}",
-        "histogram": card.predicted_count
+        "logits, histogram": card.predicted_count
         and f"{card.histogram.edges[0]:.1f} {_bars(card.histogram.counts)} {card.histogram.edges[-1]:.1f}",
         "name's scores": card.detection is not None
         and card.fuzzing is not None
@@ -120,7 +136,7 @@ def _card_table(card: "ConceptCard") -> Table:
             made.add_row(name, Text(str(value)))
     for name, contexts in (("predicted", card.predicted_contexts), ("label", card.label_contexts)):
         for context in contexts:
-            made.add_row(f"{name}, quantile {context.quantile:.2f} ({context.strength:.3g})", _context(context))
+            made.add_row(f"{name}, quantile {context.quantile:.2f}, logit {context.strength:.3g}", _context(context))
     return made
 
 

@@ -37,9 +37,9 @@ class DictionaryFit(Section):
         return (self.ce_zero - self.ce_dictionary) / lost if lost > 0 else None
 
     def describe(self) -> str:
-        """Both numbers, for messages."""
-        recovered = "undefined" if self.ce_recovered is None else f"{self.ce_recovered:.3f}"
-        return f"FVU {self.fvu:.3f}, cross-entropy recovered {recovered}"
+        """Both numbers and what they are, for messages."""
+        recovered = "undefined" if self.ce_recovered is None else f"{self.ce_recovered:.3f} (1 is best)"
+        return f"FVU {self.fvu:.3f} (variance unexplained, 0 is best), cross-entropy recovered {recovered}"
 
 
 class FitSettings(Section):

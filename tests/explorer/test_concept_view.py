@@ -4,6 +4,7 @@ import gradio as gr
 import pytest
 
 from cocomix.explorer.concept_view import concept_view
+from cocomix.explorer.parts import named
 from cocomix.interpret import Context
 from cocomix.runtime.errors import CoCoMixError
 
@@ -25,7 +26,7 @@ def test_a_card_shows_what_the_atlas_knows(subject, view):
     known = subject.atlas.card(concept)
     said, _listed, card, words, effects, histogram, predicted, labels, nearest = list(view.show(str(concept)))[-1]
     assert said == ""
-    assert f"{concept} {known.name}" in card.replace("\\", "")
+    assert named(concept, {concept: known.name}) in card.replace("\\", "")
     for measure in ("precision", "recall", "lift", "AUROC"):
         assert measure in card
     assert f"{known.auroc:.2f}" in card

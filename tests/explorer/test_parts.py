@@ -5,7 +5,7 @@ import pytest
 
 from cocomix.explorer.compare_view import compare_view
 from cocomix.explorer.concept_view import concept_view
-from cocomix.explorer.parts import check_run, message
+from cocomix.explorer.parts import check_run, message, named
 from cocomix.explorer.steer_view import steer_view
 from cocomix.explorer.text_view import text_view
 from cocomix.runtime.errors import CoCoMixError
@@ -33,6 +33,19 @@ def test_a_link_restores_a_view(subject, views, name):
     assert query["view"] == name
     check_run(subject, query)
     assert views[name].restored(query) == VALUES[name]
+
+
+def test_a_field_that_is_not_drawn_yet_is_empty_in_a_link(views):
+    """Gradio gives None for a text box in a closed accordion."""
+    values = [None if value == "3:ban 4+1" else value for value in VALUES["steer"]]
+    query = dict(parse_qsl(views["steer"].link(values), keep_blank_values=True))
+    assert views["steer"].restored(query) == ["" if value is None else value for value in values]
+
+
+def test_a_concept_without_a_name_is_not_told_twice():
+    assert named(12, {12: "list, items"}) == "12 list, items"
+    assert named(12, {12: "concept 12"}) == "concept 12"
+    assert named(12, {}) == "12"
 
 
 def test_what_a_link_leaves_out_stays(views):

@@ -37,7 +37,7 @@ def inspect(
         (
             visible(token.token),
             ", ".join(
-                f"{one.id} ({one.logit:.2f})" + (f" [{names[one.id]}]" if one.id in names else "")
+                f"{one.id} ({one.logit:.2f})" + (f" [{names[one.id]}]" if _says_more(one.id, names) else "")
                 for one in token.concepts
             ),
             ", ".join(f"{visible(one.token)} ({one.probability:.0%})" for one in token.next_tokens),
@@ -48,6 +48,10 @@ def inspect(
     for concept in (concept for token in found for concept in token["concepts"]):
         concept["name"] = names.get(concept["id"])
     return Printed(found, table(rows, "token", "concepts (logit)", "next token (probability)"))
+
+
+def _says_more(concept: int, names: dict[int, str]) -> bool:
+    return names.get(concept, f"concept {concept}") != f"concept {concept}"
 
 
 def _names(run: "Run", concepts: list[int]) -> dict[int, str]:

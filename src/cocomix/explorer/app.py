@@ -118,7 +118,7 @@ def _header(subject: Subject) -> str:
         f"{manifest.objective}, {manifest.mixing}",
         f"{subject.num_concepts:,} concepts",
         f"{si(manifest.parameters.total)} parameters",
-        f"{manifest.final.eval_loss:.3f} nats per token",
+        f"validation loss {manifest.final.eval_loss:.3f} nats per token",
         "with an atlas" if subject.atlas is not None else "without an atlas",
     )
     return f"# {markdown_text(manifest.name)}\n{' · '.join(map(markdown_text, facts))}"

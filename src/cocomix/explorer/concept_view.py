@@ -119,7 +119,7 @@ def _options(hits: Sequence[ConceptHit]) -> list[tuple[str, str]]:
     """Concepts to choose from: number, name, and of the words that were found those that the name does not say."""
     more = (hit.snippet.replace(hit.name, "").strip(" ,…") for hit in hits)
     words = (f" — {one}" if one else "" for one in more)
-    return [(f"{hit.id} {hit.name}{added}", str(hit.id)) for hit, added in zip(hits, words, strict=True)]
+    return [(named(hit.id, {hit.id: hit.name}) + added, str(hit.id)) for hit, added in zip(hits, words, strict=True)]
 
 
 def _card(card: ConceptCard) -> str:
@@ -129,11 +129,11 @@ def _card(card: ConceptCard) -> str:
         shown = NOTHING if value is None else f"{value:.2f}" if name in ("lift", "AUROC") else percent(value)
         rows.append((name, shown, meaning))
     table = Table(("in held-out text", "value", "what it is"), rows).markdown()
-    return f"### {card.id} {markdown_text(card.name)}\n\n{table}"
+    return f"### {markdown_text(named(card.id, {card.id: card.name}))}\n\n{table}"
 
 
 def _words(heading: str, words: Sequence[tuple[str, float]]) -> str:
-    return Table((heading, "lift"), [(word, f"{lift:.1f}") for word, lift in words]).markdown()
+    return Table((heading, "times likelier"), [(word, f"{lift:.1f}") for word, lift in words]).markdown()
 
 
 def _changes(amount: float | None, raised: TokenChanges | None, lowered: TokenChanges | None) -> str:
@@ -149,11 +149,16 @@ def _changes(amount: float | None, raised: TokenChanges | None, lowered: TokenCh
 def _contexts(heading: str, contexts: Sequence[Context]) -> str:
     """Contexts with the concept's token marked, each behind its logit and its place among the others."""
     lines = [
-        f"- **{signed(one.strength)}**, above {one.quantile:.0%}: …{_text(one.before[-_AROUND:])}"
+        f"- **{signed(one.strength)}**, {_place(one.quantile)}: …{_text(one.before[-_AROUND:])}"
         f"<mark>{_text(one.token)}</mark>{_text(one.after[:_AROUND])}…"
         for one in contexts
     ]
     return f"#### {heading}\n\n" + ("\n".join(lines) or "Nowhere in the text read.")
+
+
+def _place(quantile: float) -> str:
+    """Where a logit stands among those of all such places."""
+    return "the largest" if quantile == 1 else "the smallest" if quantile == 0 else f"above {quantile:.0%} of them"
 
 
 def _text(text: str) -> str:

@@ -56,7 +56,7 @@ class View:
 
     def link(self, values: Sequence[Any]) -> str:
         """The query of a link to this view with these values of its parameters; it names the run."""
-        told = (",".join(value) if isinstance(value, list) else value for value in values)
+        told = (",".join(value) if isinstance(value, list) else "" if value is None else value for value in values)
         named = dict(zip(self.parameters, told, strict=True))
         return urlencode({"run": self.subject.fingerprint, "view": self.name, **named})
 
@@ -91,8 +91,9 @@ def message(text: object, kind: str = "info") -> str:
 
 
 def named(concept: int, names: Mapping[int, str]) -> str:
-    """A concept's number and name."""
-    return f"{concept} {names.get(concept, '')}".strip()
+    """A concept's number and name; `concept 12` where it has none of its own."""
+    name = names.get(concept, "")
+    return name if name == f"concept {concept}" else f"{concept} {name}".strip()
 
 
 def _checked(component: Any, name: str, value: Any) -> Any:

@@ -65,6 +65,7 @@ def test_the_verb(workshop: Workshop, cli: Cli, exported: Path, tmp_path: Path) 
     arguments = ("export", workshop.cocomix_run, "--to", "delphi", "-o")
     done = cli(*arguments, tmp_path / "out", "--tokens", 2 * BLOCK, "--json")
     assert json.loads(done.out)["folder"] == str(tmp_path / "out")
+    assert str(tmp_path / "out") in done.err
     assert load_file(tmp_path / "out" / "predictor" / f"0_{CONCEPTS - 1}.safetensors")["tokens"].shape == (2, BLOCK)
     cli.refuses(*arguments, exported, says="already exists")
     cli.refuses(*arguments, tmp_path / "no", "--tokens", 0, says="tokens=0")

@@ -105,6 +105,7 @@ def test_the_verb(cli: Cli, stand_in: Hub, workshop: Workshop, tmp_path: Path) -
     output = tmp_path / "out"
     done = cli("export", workshop.ntp_run, "-o", output, "--push", "first", "--public", "--license", "mit", "--json")
     assert json.loads(done.out) == {"folder": str(output), "repository": "https://hub/me/first"}
+    assert f'from_pretrained("{output}")' in done.err
     assert f"{output} is at https://hub/me/first" in done.err
     assert stand_in.calls[-2][1]["private"] is False
     assert "README.md" in stand_in.calls[-1][1]["files"]

@@ -149,4 +149,6 @@ def test_what_does_not_belong_together_is_refused(
     cli.refuses(*arguments, "--license", "mit", says="--license")
     assert not (tmp_path / "no").exists()
     done = cli("export", workshop.cocomix_run, "-o", tmp_path / "yes", *arguments[4:], "--atlas", atlas, "--json")
-    assert json.loads(done.out)["folder"] == str(tmp_path / "yes" / "v1" / "mixed" / "1-cocomix")
+    folder = str(tmp_path / "yes" / "v1" / "mixed" / "1-cocomix")
+    assert json.loads(done.out)["folder"] == folder
+    assert folder in done.err

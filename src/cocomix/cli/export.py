@@ -1,5 +1,6 @@
 """The verb that gives a run away: export."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,8 @@ import typer
 from cocomix.cli.options import OtherData, Output, RunFolder
 from cocomix.cli.printing import Printed
 from cocomix.runtime.errors import CoCoMixError
+
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -69,10 +72,12 @@ def export(
             raise CoCoMixError(f"{option} cannot be used with --to {to}; leave it out.")
     if to == "neuronpedia":
         source = export_neuronpedia(run, output, atlas=atlas, data=data)
+        logger.info(f"features, activations and explanations for Neuronpedia are in {source}")
         return Printed({"folder": str(source), "repository": None})
     if to == "delphi":
         count = 200_000 if tokens is None else tokens
         folder = export_delphi(run, output, tokens=count, data=data)
+        logger.info(f'read it with delphi.latents.LatentDataset("{folder}", …)')
         return Printed({"folder": str(folder), "repository": None})
     if public and push is None:
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")
@@ -81,8 +86,11 @@ def export(
     languages = tuple(language or ())
     if to == "datasets":
         export_labels(run, output, data=data, license=license, languages=languages)
+        logger.info(f'read it with datasets.load_dataset("{output}")')
     else:
         export_run(run, output, license=license, languages=languages)
+        trusted = ", trust_remote_code=True" if any(output.glob("*.py")) else ""
+        logger.info(f'read it with AutoModelForCausalLM.from_pretrained("{output}"{trusted})')
     kind: Literal["dataset", "model"] = "dataset" if to == "datasets" else "model"
     address = None if push is None else push_to_hub(output, push, private=not public, kind=kind)
     return Printed({"folder": str(output), "repository": address})

@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from cocomix.evaluation import RunEvaluation
 from cocomix.evaluation.analyses import Analyses
+from cocomix.evaluation.evaluation_tables import reliance_table
+from cocomix.evaluation.formatting import NOTHING
 from cocomix.training import Run
 from tests.command_line import Cli
 from tests.workshop import Workshop
@@ -64,8 +66,20 @@ def test_shares_of_the_gain_need_a_control_that_is_worse(workshop: Workshop, tmp
     assert alone.controls == (None,)
     assert all(each.share_of_gain is None for each in alone.runs[0].reliance.kinds.values())
     shares = [each.share_of_gain is not None for each in beside.runs[0].reliance.kinds.values()]
+    page = (tmp_path / "b" / "analyses.html").read_text(encoding="utf-8")
+    assert ("no shares of a gain" in page) != all(shares)
     evaluated = json.loads(cli("eval", workshop.ntp_run, "--json").out)
     assert all(shares) == any(shares) == (evaluated["loss"] > beside.runs[0].loss)
+
+
+def test_one_document_has_no_interval(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
+    output, blocks = tmp_path / "a", ("--limit-blocks", 2)
+    values = Analyses.model_validate_json(cli("analyse", workshop.cocomix_run, "-o", output, *blocks, "--json").out)
+    reliance = values.runs[0].reliance
+    alone = values.runs[0].model_copy(update={"reliance": reliance.model_copy(update={"documents": 1})})
+    assert {row[2] for row in reliance_table(alone).rows} == {NOTHING}
+    several = values.runs[0].model_copy(update={"reliance": reliance.model_copy(update={"documents": 2})})
+    assert NOTHING not in {row[2] for row in reliance_table(several).rows}
 
 
 def test_eval_prints_what_it_measured_and_warns(workshop: Workshop, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

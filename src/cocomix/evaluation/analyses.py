@@ -12,6 +12,7 @@ from cocomix.evaluation.evaluation_tables import (
     concept_advice,
     loss_table,
     recall_table,
+    reliance_interval,
     reliance_table,
     slice_table,
     worse_than_bigram,
@@ -125,7 +126,7 @@ def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
                 "tokens. Concepts of the same token elsewhere differ in context alone."
             ],
             "tables": [*filter(None, [*map(reliance_table, found), _norm_table(found)])],
-            "notes": [each.reliance.note for each in found if each.reliance and each.reliance.note],
+            "notes": [note for each, name in zip(found, result.controls, strict=True) for note in _notes(each, name)],
         },
         {"heading": "Does it predict its labels, rare ones too?", "tables": [*filter(None, told)]},
         {
@@ -144,13 +145,22 @@ def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
     return render_page("What the concepts do", [line for each in found for line in _found(each)], sections)
 
 
+def _notes(each: RunEvaluation, control: str | None) -> list[str]:
+    assert each.reliance is not None
+    told = [each.reliance.note] if each.reliance.note else []
+    if control is not None and all(kind.share_of_gain is None for kind in each.reliance.kinds.values()):
+        told.append(f"{each.run} gains nothing over its control, {control}, so there are no shares of a gain.")
+    return told
+
+
 def _found(each: RunEvaluation) -> list[str]:
     assert each.reliance is not None
     content, context = each.reliance.kinds["shuffle"], each.reliance.kinds["shuffle_same_token"]
+    interval = reliance_interval(each.reliance, "shuffle_same_token")
     said = (
-        f"{each.run}, seed {each.seed}: {signed(content.nats)} nats per token with the concepts of another text, "
-        f"{signed(context.nats)} ({signed(context.low)} … {signed(context.high)}) with those of the same token "
-        "elsewhere, which is what their context is worth."
+        f"{each.run}, seed {each.seed}: with the concepts of another text the loss changes by {signed(content.nats)} "
+        f"nats per token, with those of the same token elsewhere by {signed(context.nats)}"
+        f"{'' if interval == NOTHING else f' ({interval})'}, which is what their context is worth."
     )
     warned = worse_than_bigram(each.run, each.loss, each.references)
     return [said, *([warned] if warned else []), *concept_advice(each)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from cocomix.evaluation.formatting import NOTHING, percent, signed
 from cocomix.evaluation.pages import Table
 from cocomix.evaluation.references import ORDERS, References
+from cocomix.evaluation.reliance import RunReliance
 from cocomix.evaluation.run_evaluation import RunEvaluation
 
 _REPLACED_BY = {
@@ -76,12 +77,18 @@ def reliance_table(each: RunEvaluation) -> Table | None:
     rows = []
     for kind, one in each.reliance.kinds.items():
         share = NOTHING if one.share_of_gain is None else percent(one.share_of_gain)
-        rows.append((_REPLACED_BY[kind], signed(one.nats), f"{signed(one.low)} … {signed(one.high)}", share))
+        rows.append((_REPLACED_BY[kind], signed(one.nats), reliance_interval(each.reliance, kind), share))
     headings = (
         *("concepts replaced by", "loss, nats per token, above 0 = it hurts"),
-        *(f"95% interval, over {each.reliance.documents:,} documents", "share, of the gain over the control"),
+        *(f"95% interval, over documents: {each.reliance.documents:,}", "share, of the gain over the control"),
     )
     return Table(headings, rows, caption=f"Reliance of {_name(each)}, on its concepts")
+
+
+def reliance_interval(reliance: RunReliance, kind: str) -> str:
+    """The 95% interval of one replacement's nats per token; a dash of a single document, which has none."""
+    one = reliance.kinds[kind]
+    return f"{signed(one.low)} … {signed(one.high)}" if reliance.documents > 1 else NOTHING
 
 
 def slice_table(found: Sequence[RunEvaluation], column: str) -> Table:

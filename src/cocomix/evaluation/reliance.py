@@ -184,11 +184,11 @@ def concept_reliance(
     sample = _Sample(blocks, losses, MOST_POSITIONS // blocks.ids.shape[1], seed)
     alone = float((sample.same.ravel() == np.arange(sample.tokens.size)).mean())
     sample.notes.append(
-        f"In shuffle_same_token {alone:.1%} of the positions, whose token no other block has, keep their own."
+        f"Of those of the same token elsewhere {alone:.1%} are the own ones: no other block has the token."
     )
     labels = blocks.labels if label_kind in _BLIND_TO_THE_TARGET else None
     if blocks.labels is not None and labels is None:
-        sample.notes.append(f"No oracle: {label_kind} labels tell of the next token, which the model is to predict.")
+        sample.notes.append(f"Not by the labels: {label_kind} labels tell of the next token, which the model is to predict.")
     how: dict[str, Any] = {"count": sample.count, "batch_size": batch_size, "device": device}
     total = 7 * sample.tokens.size
     with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:

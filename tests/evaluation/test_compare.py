@@ -191,6 +191,7 @@ def test_a_saving_needs_a_loss_no_worse_between_ends_of_schedules(write_run: Wri
     assert arm(comparison, "cheap").flops_saved == pytest.approx(0.2)
     assert arm(comparison, "cheap").seconds_saved == pytest.approx(0.2)
     assert np.isnan(arm(comparison, "cheap").tokens_saved)
+    assert [row[:3] for row in comparison_tables(comparison)["savings"].rows] == [["cheap", "–", "20.0%"]]
     for name in ("worse", "early", "ntp"):
         assert np.isnan(arm(comparison, name).flops_saved), name
     assert not arm(comparison, "early").annealed

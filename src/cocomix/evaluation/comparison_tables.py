@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cocomix.evaluation.comparison import RELIANCE, STUDENTS, Comparison, columns
+from cocomix.evaluation.comparison import COSTS, RELIANCE, STUDENTS, Comparison, columns
 from cocomix.evaluation.downstream import downstream_table
 from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
 from cocomix.evaluation.pages import Table
@@ -20,9 +20,10 @@ Shown = tuple[str, str, Cell]
 
 
 def comparison_tables(comparison: Comparison) -> dict[str, Table]:
-    """By subject, those that have a row: result, cost, baselines, scaling, concepts, words, downstream, trained."""
+    """The tables that have a row: result, cost, savings, baselines, scaling, concepts, words, downstream, trained."""
     base, arms = comparison.baseline, comparison.arms
     with_concepts = arms[arms["recall"].notna() | arms["shuffle"].notna()]
+    saving = arms[arms[[f"{axis}_saved" for axis in (*COSTS, "total_flops")]].notna().any(axis=1)]
     better, saved = "nats per token, below 0 is better", "share of the baseline's, higher is better"
     run: Shown = ("run", "", attrgetter("arm"))
     kind: Shown = ("kind", "", attrgetter("kind"))
@@ -48,6 +49,9 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
         ("all FLOPs of one student, × the baseline's", "total_flops", _all("total_flops")),
         *((f"of each of {n} that share what is stored", f"flops_of_{n}", _all(f"flops_of_{n}")) for n in STUDENTS),
         ("time, × the baseline's", "seconds", _cost("seconds", duration)),
+    ]
+    savings: list[Shown] = [
+        run,
         (f"tokens saved, {saved}", "", _cell("tokens_saved", percent)),
         (f"FLOPs saved, {saved}", "flops_saved", _cell("flops_saved", percent)),
         (f"all FLOPs saved, {saved}", "total_flops_saved", _cell("total_flops_saved", percent)),
@@ -82,7 +86,8 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
     recalled = "Recall of the labels, and rise of the loss without the right concepts"
     made = {
         "result": _table("arms", arms, result, heading, 2, int(arms["loss"].argmin())),
-        "cost": _table("arms", arms, cost, "What each run cost and saved", 2),
+        "cost": _table("arms", arms, cost, "What each run cost", 2),
+        "savings": _table("arms", saving, savings, f"What each run saved until it was as good as {base}"),
         "baselines": _table("baselines", comparison.baselines, baselines, "Against NTP runs within 3% of the cost", 3),
         "scaling": _table("scaling", comparison.scaling, scaling, "loss = a · cost^(−exponent), annealed runs", 2),
         "concepts": _table("arms", with_concepts, concepts, recalled),

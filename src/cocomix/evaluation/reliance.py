@@ -188,7 +188,9 @@ def concept_reliance(
     )
     labels = blocks.labels if label_kind in _BLIND_TO_THE_TARGET else None
     if blocks.labels is not None and labels is None:
-        sample.notes.append(f"Not by the labels: {label_kind} labels tell of the next token, which the model is to predict.")
+        sample.notes.append(
+            f"Not by the labels: {label_kind} labels tell of the next token, which the model is to predict."
+        )
     how: dict[str, Any] = {"count": sample.count, "batch_size": batch_size, "device": device}
     total = 7 * sample.tokens.size
     with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:

@@ -197,7 +197,7 @@ def _result_sections(comparison: Comparison, tables: dict[str, Table], figures: 
         {"heading": "Loss during training", "text": [curves], "figures": figures},
     ]
     for heading, names in (
-        ("What it cost", ("cost", "baselines", "scaling")),
+        ("What it cost", ("cost", "savings", "baselines", "scaling")),
         ("What the concepts are worth", ("concepts",)),
         ("On which words", ("words",)),
         ("Downstream tasks", ("downstream",)),

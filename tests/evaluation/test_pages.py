@@ -84,6 +84,7 @@ def test_one_table_for_page_terminal_and_file() -> None:
     assert "mine_ntp" in shown.get()
     assert "[a]|b" in shown.get()
     assert "nats per token, lower is better" in shown.get()
+    assert "Mean over seeds." in shown.get()
     assert "\\" not in shown.get()
     markdown = table.markdown()
     assert r"| mine\_ntp | 4.013 |" in markdown

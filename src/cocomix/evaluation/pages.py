@@ -59,13 +59,17 @@ class Table:
         return "\n".join([*caption, *lines, *([""] if meanings else []), *meanings])
 
     def rich(self) -> "rich.table.Table":
-        """The table for a terminal; nothing in it is read as markup."""
+        """The table for a terminal, meanings below; nothing in it is read as markup."""
         import rich.box
         import rich.table
         from rich.text import Text
 
         made = rich.table.Table(
-            title=Text(self.caption) if self.caption else None, title_justify="left", box=rich.box.SIMPLE_HEAD
+            title=Text(self.caption) if self.caption else None,
+            title_justify="left",
+            caption=Text("\n".join(f"{name}: {text}" for name, text in self.meanings.items())) or None,
+            caption_justify="left",
+            box=rich.box.SIMPLE_HEAD,
         )
         for number, (name, rest) in enumerate(self.split_headings()):
             heading = Text.assemble((name, "bold"), (f"\n{rest}" if rest else "", "dim"))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,8 @@ def shown(comparison: Comparison) -> "rich.console.Group":
 
     sentences = [Text(sentence.replace("`", "") + "\n") for sentence in found(comparison)]
     notes = [Text("- " + note.replace("`", ""), style="dim") for note in comparison.notes if note]
-    return Group(*sentences, *(table.rich() for table in comparison_tables(comparison).values()), *notes)
+    tables = (replace(table, meanings={}).rich() for table in comparison_tables(comparison).values())  # page has them
+    return Group(*sentences, *tables, *notes)
 
 
 def markdown(comparison: Comparison) -> str:

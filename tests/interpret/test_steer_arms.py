@@ -97,6 +97,16 @@ def test_a_factor_of_zero_is_no_steering(measured):
     assert (measured.of("student", "tokens")[:, 2] != neutral).any()
 
 
+def test_a_best_factor_that_changes_nothing_is_said_to(measured):
+    told = {}
+    for best in (0, 2):
+        report = SteerReport("run", "teacher", "dictionary", measured, ONES, ("a", "", "b"))
+        report.__dict__["best"] = best
+        told[best] = " ".join(report.found())
+    assert "factor 0 (which changes nothing" in told[0]
+    assert "changes nothing" not in told[2]
+
+
 def planted(concept=7, token=13):
     """A student and a teacher in which one concept is one token: turned up, it is said; said, it is active."""
     language_model = plain("gpt2")

@@ -126,13 +126,16 @@ class SteerReport:
         tests, student = self.tests, self.perplexity["student"]
         steers, latents = tests["student_own_minus_others"], tests["teacher_own_minus_others"]
         beats = tests["steering_minus_prompt_gain"]
+        factor = f"factor {self.measured.settings.factors[self.best]:g}"
+        if self.best == self.neutral:
+            factor += " (which changes nothing: no other whose texts stay fluent raises the concepts more)"
         shown = "raises" if steers.shown else "is not shown to raise"
         return [
             f"Turning a concept in the student {shown} it in the text more than turning another does: difference of "
             f"the rank correlations of factor and activation {steers}.",
             f"In the teacher, whose latents are turned: {latents}.",
-            f"Steering at factor {self.measured.settings.factors[self.best]:g} changes the concept's activation by "
-            f"{tests['steering_gain']}; its words in the prompt by {tests['prompt_gain']}.",
+            f"Steering at {factor} changes the concept's activation by {tests['steering_gain']}; its words in the "
+            f"prompt by {tests['prompt_gain']}.",
             f"Steering is {'' if beats.shown else 'not shown to be '}better than the prompt: difference {beats}.",
             f"The teacher's perplexity of the texts is {student[self.neutral]:.1f} unsteered, {student[self.best]:.1f} "
             f"at that factor, {self.perplexity['prompt'][0]:.1f} with the words in the prompt (lower is better).",

@@ -118,6 +118,7 @@ def test_identity_follows_names_sizes_and_times(tmp_path: Path) -> None:
     identities.append(resolve_sources([str(path)])[0].identity())
     assert identities[0] != identities[1] != identities[2]
     assert resolve_sources([str(path)])[0].identity() == identities[2]
+    assert resolve_sources([f"{path.parent}/"])[0].identity() == resolve_sources([str(path.parent)])[0].identity()
     assert resolve_sources(["docs:"])[0].identity() == resolve_sources(["docs:"])[0].identity()
 
 

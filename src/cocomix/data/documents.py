@@ -87,6 +87,8 @@ def _resolve(name: str, hub: dict[str, Any]) -> Source:
     if (url := url_of(name)) is not None:
         return _remote(name, url)
     path = Path(name).expanduser()
+    if path.exists():
+        name = str(Path(name))  # `texts/` is `texts`
     if path.is_dir():
         return _folder(name, path)
     if path.exists():

@@ -83,6 +83,12 @@ def test_flags_write_what_runs(cli: Cli, here: Path) -> None:
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_name_that_is_no_path_is_said_to_be_a_data_set(cli: Cli, here: Path) -> None:
+    assert (here / "my texts").is_dir()
+    assert "my_txts" in cli("init", "--corpus", "my_txts", *ANSWERS).err.splitlines()[0]
+    assert "Hub" not in cli("init", "--corpus", "my texts", *ANSWERS).err
+
+
 def test_prepared_and_labelled_data_leave_less_to_say(cli: Cli, workshop: Workshop, here: Path) -> None:
     shutil.copytree(workshop.data, here / "data")
     shutil.copytree(workshop.labels, here / "data" / "labels")

@@ -7,6 +7,7 @@ results/optimizers), others and those asked for with `--paper` the paper's.
 """
 
 import json
+import logging
 import re
 import shlex
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import NamedTuple
 from cocomix.artifacts import MANIFEST, read_json, shown, url_of, write_text
 from cocomix.experiments.way import sibling, steps_of
 from cocomix.runtime.errors import CoCoMixError
+
+logger = logging.getLogger(__name__)
 
 TRAINED_HERE = "train"
 """In place of a teacher's name: one of the student's size is trained on the corpus first."""
@@ -102,6 +105,8 @@ class Corpus:
         from cocomix.data import resolve_sources
 
         (resolved,) = resolve_sources([source])
+        if resolved.kind == "hub":
+            logger.info(f"there is no path {source} here, so it is taken for a data set of the Hugging Face Hub")
         packed = (_COMPRESSED if file.where.endswith((".gz", ".zst", ".parquet")) else 1 for file in resolved.files)
         size = sum(file.size * factor for file, factor in zip(resolved.files, packed, strict=True))
         return cls(source, size // _BYTES_PER_TOKEN or _ELSEWHERE)

@@ -42,4 +42,4 @@ def _table(found: "list[RunSummary]") -> Table:
         state = f"{run.state}{at}{f': {run.detail}' if run.detail else ''}"
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         rows.append((run.name, state, run.arm or "", f"{run.tokens:,}", loss, duration(run.age)))
-    return table(rows, "run", "state", "arm", "tokens", "loss", "age", state=1)
+    return table(rows, "run", "state", "arm", "tokens", "last loss, nats per token", "last written, ago", state=1)

@@ -88,10 +88,10 @@ class ManifestFile:
         """Read it as a manifest of some kind and version."""
         found = self._values["version"]
         if self.kind != kind:
-            raise WrongKind(f"{self._folder} holds {self.kind}, not {kind}; give another folder.")
+            raise WrongKind(f"{self._folder} is of the kind {self.kind}, not {kind}; give another folder.")
         if found != version:
             raise WrongVersion(
-                f"{self._folder} holds {kind} of format {found}, and this version of cocomix reads format {version}; "
+                f"{self._folder} ({kind}) has format {found}, and this version of cocomix reads format {version}; "
                 "make it again, or use the version that wrote it."
             )
         for name in Manifest.model_fields:

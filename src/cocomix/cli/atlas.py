@@ -111,8 +111,8 @@ def _card_table(card: "ConceptCard") -> Table:
     blind = "a blind guess:"
     rows = {
         "concept": f"{card.id}: {card.name} (named from {card.named_from})",
-        "words (lift)": _lifts(card.terms),
-        "next words (lift)": _lifts(card.next_terms),
+        "words (how much likelier)": _lifts(card.terms),
+        "next words (how much likelier)": _lifts(card.next_terms),
         "predicted": f"at {card.density:.2%} of positions ({card.predicted_count:,})",
         "label": card.label_density and f"at {card.label_density:.2%} of labelled positions ({card.label_count:,})",
         "precision": card.precision is not None and f"{card.precision:.1%} ({blind} {card.label_density:.1%})",

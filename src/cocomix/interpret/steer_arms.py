@@ -248,9 +248,9 @@ class PairedDifference(NamedTuple):
 
     def __str__(self) -> str:
         """The numbers as they are quoted: difference, interval, p-value, count."""
-        p_value = "too few concepts for a test" if self.p_value is None else f"Wilcoxon p = {self.p_value:.2g}"
+        p_value = "" if self.p_value is None else f"Wilcoxon p = {self.p_value:.2g}, "
         interval = f"[{signed(self.low)}, {signed(self.high)}]"
-        return f"{signed(self.mean)} {interval}, {p_value}, above 0 for {self.positive} of {self.concepts} concepts"
+        return f"{signed(self.mean)} {interval}, {p_value}above 0 for {self.positive} of {self.concepts} concepts"
 
 
 def paired_difference(values: Array, *, seed: int = 0) -> PairedDifference:

@@ -130,9 +130,10 @@ class SteerReport:
         if self.best == self.neutral:
             factor += " (which changes nothing: no other whose texts stay fluent raises the concepts more)"
         shown = "raises" if steers.shown else "is not shown to raise"
+        untested = "; a test needs six concepts or more (--num-concepts)" if steers.p_value is None else ""
         return [
             f"Turning a concept in the student {shown} it in the text more than turning another does: difference of "
-            f"the rank correlations of factor and activation {steers}.",
+            f"the rank correlations of factor and activation {steers}{untested}.",
             f"In the teacher, whose latents are turned: {latents}.",
             f"Steering at {factor} changes the concept's activation by {tests['steering_gain']}; its words in the "
             f"prompt by {tests['prompt_gain']}.",

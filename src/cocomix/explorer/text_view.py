@@ -158,8 +158,9 @@ def _found(subject: Subject, reading: TextReading, names: dict[int, str]) -> str
     usual = ""
     if subject.atlas is not None:
         usual = f", in held-out text at {percent(subject.atlas.card(reading.concept).density)}"
+    told = named(reading.concept, names).removeprefix("concept ")
     return (
-        f"Concept **{markdown_text(named(reading.concept, names))}** is mixed in at {count} of {total} tokens here "
+        f"Concept **{markdown_text(told)}** is mixed in at {count} of {total} tokens here "
         f"({percent(count / total)}){usual}: where its logit is among the {subject.model.config.concept_topk} largest. "
         f"The logit goes from {signed(float(reading.logits.min()))} to {signed(float(reading.logits.max()))}."
     )

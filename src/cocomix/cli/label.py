@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
+from rich.console import Group
 
 from cocomix.cli.job_options import Blocks, JobOptions, asked_of
 from cocomix.cli.label_options import LabelOptions
@@ -87,25 +87,25 @@ def label(
     stored = {} if probabilities is None else {"probabilities": manifests[1].model_dump(mode="json")}
     return Printed(
         {**manifests[0].model_dump(mode="json"), **stored},
-        None if content is None else _content_table(content),
+        None if content is None else _content_tables(content),
         next=next_step(folder) or f"cocomix init --corpus {shlex.quote(str(data))}",
     )
 
 
-def _content_table(content: "LabelContent") -> Table:
+def _content_tables(content: "LabelContent") -> Group:
     shares = (
         ("one list for all positions", content.static_recall_at_labels, content.static_recall_at_32),
         ("a list for every current token", content.token_recall_at_labels, content.token_recall_at_32),
     )
     rows = [(what, f"{100 * few:.1f}", f"{100 * many:.1f}") for what, few, many in shares]
-    rows += [
-        ("entropy of a label, nats", f"{content.entropy:.2f}", ""),
-        ("entropy of a label given the current token, nats", f"{content.entropy_given_token:.2f}", ""),
+    found = table(rows, "labels found without context, %", f"in the first {content.k}", "in the first 32")
+    others = [
+        ("entropy of a label, nats", f"{content.entropy:.2f}"),
+        ("entropy of a label given the current token, nats", f"{content.entropy_given_token:.2f}"),
         (
             f"concepts that label any of {content.positions:,} training positions",
-            f"{content.concepts_used:,}",
-            f"of {content.num_concepts:,}",
+            f"{content.concepts_used:,} of {content.num_concepts:,}",
         ),
-        ("labels that are of the most frequent concept, %", f"{100 * content.top_share:.1f}", ""),
+        ("labels that are of the most frequent concept, %", f"{100 * content.top_share:.1f}"),
     ]
-    return table(rows, "labels found without context, %", f"in the first {content.k}", "in the first 32")
+    return Group(found, "", table(others))

@@ -163,6 +163,8 @@ def with_tables(text: str) -> str:
         "scarce_words": lambda: scarce_words(report(SCARCE)),
         "scarce_form": scarce_form,
         "scarce_peers": scarce_peers,
+        "scarce_bigram": scarce_bigram,
+        "scarce_sizes": scarce_sizes,
         "scarce_minimal_pairs": scarce_minimal_pairs,
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
@@ -390,6 +392,66 @@ def scarce_peers() -> str:
         "million parameters",
         "what its authors report",
     )
+    return markdown(head, rows)
+
+
+def losses_of(folder: Path) -> dict[str, dict[int, float]]:
+    """Loss of every run of a sweep by arm and seed."""
+    losses: dict[str, dict[int, float]] = {}
+    for run in report(folder)["runs"]:
+        losses.setdefault(run["arm"], {})[run["seed"]] = run["loss"]
+    return losses
+
+
+def scarce_bigram() -> str:
+    """Three arms on top of a table of pairs of tokens, beside the same seeds without it."""
+    without, found, rows = scarce_losses(), losses_of(SCARCE / "bigram"), []
+    for name in ("ntp", "ntp_distilled", "softmax_distilled"):
+        plain, ours = without["ntp_flops" if name == "ntp" else name], found[f"{name}_bigram"]
+        shared = {seed: plain[seed] for seed in ours}
+        differences = (gaps(found, f"{name}_bigram", f"{base}_bigram") for base in ("ntp", "ntp_distilled"))
+        rows.append(
+            (
+                SCARCE_ARMS["ntp_flops" if name == "ntp" else name],
+                len(ours),
+                with_interval(list(shared.values()), signed=False),
+                with_interval(list(ours.values()), signed=False),
+                with_interval([ours[seed] - loss for seed, loss in shared.items()]),
+                *(with_interval(each) if any(each) else "" for each in differences),
+            )
+        )
+    head = (
+        "arm",
+        "seeds",
+        "without the table",
+        "with it",
+        "what it gives",
+        "minus NTP with it",
+        "minus distilled with it",
+    )
+    return markdown(head, rows)
+
+
+def scarce_sizes() -> str:
+    """Three arms at three widths; the seeds that each width has."""
+    rows = []
+    for width in (64, 96, 144):
+        losses = scarce_losses() if width == 96 else losses_of(SCARCE / f"sizes{width}")
+        arms = ("ntp_flops", "ntp_distilled", "softmax_distilled")
+        size = next(
+            arm for arm in report(SCARCE if width == 96 else SCARCE / f"sizes{width}")["arms"] if arm["arm"] == arms[0]
+        )
+        rows.append(
+            (
+                width,
+                f"{size['parameters'] / 1e6:.2f}",
+                len(losses[arms[0]]),
+                *(with_interval(list(losses[arm].values()), signed=False) for arm in arms),
+                *(with_interval(gaps(losses, arms[2], base)) for base in arms[:2]),
+            )
+        )
+    names = [SCARCE_ARMS[arm] for arm in ("ntp_flops", "ntp_distilled", "softmax_distilled")]
+    head = ("d of the student", "NTP, million parameters", "seeds", *names, "last minus NTP", "last minus distilled")
     return markdown(head, rows)
 
 

@@ -15,7 +15,7 @@ from cocomix.training import train
 from cocomix.training.student import Vocabulary, model_config
 from tests.model.factories import plain
 from tests.training.test_resume import Killed, assert_same_run, kill_at
-from tests.workshop import BLOCK, Workshop
+from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 PEERS: dict[str, dict[str, Any]] = {
     "loop": {"mixing": "loop", "insert_layer": 0, "repeats": 2},
@@ -78,14 +78,10 @@ def test_its_baseline_is_the_plain_decoder_of_the_same_flops(name: str, workshop
 
 def test_a_table_of_pairs_goes_with_ntp_its_baselines_and_concepts(workshop: Workshop, tmp_path: Path) -> None:
     model = {"mixing": "add", "bigram_rows": 100}
-    others: dict[str, dict[str, Any]] = {
-        "ntp": {"labels": None},
-        "wider": {"labels": None, "baseline": "flops"},
-        "cocomix": {},
-    }
-    for name, given in others.items():
+    for name, given in (("ntp", {}), ("wider", {"baseline": "flops"}), ("cocomix", {})):
         objective = "ntp" if name == "wider" else name
-        recipe = workshop.recipe(objective, name=name, tokens=3 * 8 * BLOCK, model=model, **given)
+        sized = {**model, "num_concepts": CONCEPTS} if objective == "ntp" else model
+        recipe = workshop.recipe(objective, name=name, tokens=3 * 8 * BLOCK, model=sized, **given)
         run = Run.open(train(recipe, tmp_path / name))
         student = run.model()
         assert student.bigram.table.weight.shape == (100, student.config.hidden_size)

@@ -75,7 +75,9 @@ def _table(subject: Subject) -> str:
         tables = comparison_tables(comparison)
         escaped = (markdown_text(note).replace("\\`", "`") for note in comparison.notes)  # commands stand in backticks
         notes = "\n".join(f"- {note}" for note in escaped)
-        return "\n\n".join([*(tables[name].markdown() for name in ("result", "cost", "savings")), notes])
+        return "\n\n".join(
+            [*(tables[name].markdown() for name in ("result", "cost", "savings") if name in tables), notes]
+        )
     facts = (
         ("final validation loss", f"{manifest.final.eval_loss:.3f} nats per token"),
         ("training tokens", si(manifest.tokens)),

@@ -184,7 +184,7 @@ def test_the_wall_clock_decides_nothing() -> None:
     assert found <= {
         "artifacts/arrays.py",
         "artifacts/file_cache.py",
-        "artifacts/verified.py",
+        "artifacts/store.py",
         "data/documents.py",
         "evaluation/downstream.py",
         "evaluation/listing.py",

@@ -59,9 +59,9 @@ def test_from_text_to_a_report(cli: Cli, workshop: Workshop, tmp_path: Path) -> 
     assert generated["prompt"] == "the list"
 
     tokens = json.loads(cli("inspect", runs[1], "the list", "--top", 2, "--json").out)
-    assert "[concept " not in cli("inspect", runs[1], "the list", "--top", 8).out  # a number is no name
+    assert "[concept " not in cli("inspect", runs[1], "the list", "--top", 6).out  # a number is no name
     assert all(len(token["concepts"]) == 2 for token in tokens)
-    assert cli.allocator_calls == 11
+    assert cli.allocator_calls == 10
 
 
 def test_results_go_to_standard_output_and_progress_to_standard_error(

@@ -125,7 +125,6 @@ def test_seven_tasks_from_the_command_line(workshop: Workshop, rows: Path, cli: 
     arguments = ("--tasks", "piqa", "--task-data", rows, "--limit", 1, "--json")
     alone = json.loads(cli("eval", workshop.cocomix_run, *arguments).out)
     assert list(alone["tasks"]) == ["piqa"]
-    assert Downstream.model_validate(alone).average("accuracy") is None
     assert read_downstream(workshop.cocomix_run) == again  # a look at a few rows does not take its place
     for file in workshop.cocomix_run.glob("evaluations/tasks-*/downstream.json"):
         file.unlink()

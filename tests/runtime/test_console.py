@@ -109,12 +109,12 @@ def _lines(
 @pytest.mark.parametrize(
     ("total", "done", "advanced", "lines"),
     [
-        (4000, 0, 1400, ["1.40k/4.00k [00:10<00:18, 140 tokens/s]", "[01:10<02:10, 20.0 tokens/s]"]),
-        (4000, 2000, 1400, ["3.40k/4.00k [00:10<00:04, 140 tokens/s]", "[01:10<00:30, 20.0 tokens/s]"]),
-        (4000, 0, 0, ["0.00/4.00k [00:10<?", "0.00/4.00k [01:10<?"]),
-        (None, 0, 14, ["14.0 tokens [00:10, 1.40 tokens/s]", "14.0 tokens [01:10, 5.00s/ tokens]"]),
-        (None, 0, 0, ["[00:10", "[01:10"]),
-        (0, 0, 0, ["[00:10", "[01:10"]),
+        (4000, 0, 1400, ["1,400 of 4,000 tokens (35%), 140 tokens/s, 19 s left", "20 tokens/s, 2 min left"]),
+        (4000, 2000, 1400, ["3,400 of 4,000 tokens (85%), 140 tokens/s, 4 s left", "20 tokens/s, 30 s left"]),
+        (4000, 0, 0, ["0 of 4,000 tokens (0%), 10 s so far", "0 of 4,000 tokens (0%), 70 s so far"]),
+        (None, 0, 14, ["14 tokens, 1.4 tokens/s", "14 tokens, 12 tokens/min"]),
+        (None, 0, 0, ["label: 10 s so far", "label: 70 s so far"]),
+        (0, 0, 0, ["0 of 0 tokens", "70 s so far"]),
     ],
 )
 def test_a_line_a_minute(
@@ -152,7 +152,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, total: float | Non
         logger.info("in between")
     text = terminal.getvalue()
     assert "reading [x]" in text
-    assert re.search(r"[\d.]+k? tokens/s", text)
+    assert re.search(r"[\d,]+ tokens/s", text)
     assert "in between\n" in text
 
 

@@ -79,7 +79,7 @@ def test_stopping_says_what_is_kept(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert float(re.search(r"([\d.]+) MB of the input are encoded and kept", said)[1]) > 0
     assert "Traceback" not in said
     assert run(arguments(texts, tmp_path / "out", "--workers", 2)).returncode == 0

@@ -91,7 +91,9 @@ def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
     monkeypatch.setattr(doctor, "available_memory", lambda device: 2**28)
     assert line("threads", tmp_path).advice.startswith("set OMP_NUM_THREADS=")
-    assert line("memory", tmp_path)[1:3] == ("warn", "0.2 GiB free")
+    assert line("memory", tmp_path).value == "0.2 GiB free"
+    monkeypatch.setattr(doctor, "available_memory", lambda device: None)
+    assert line("memory", tmp_path).state == "warn"
 
 
 @pytest.mark.parametrize(("flags", "state"), [({"avx2"}, "warn"), ({"avx512_bf16", "amx_bf16"}, "ok")])

@@ -159,7 +159,7 @@ def fit_dictionary(
 def _require_memory(settings: FitSettings, decoder: FrozenDecoder) -> None:
     """Refuse sizes for which the system would end the process without a word."""
     needed, there = memory_needed(settings, decoder.d_model), available_memory(decoder.device)
-    if needed > there:
+    if there is not None and needed > there:
         raise CoCoMixError(
             f"fitting num_concepts = {settings.num_concepts:,} to hidden states of width {decoder.d_model} in batches "
             f"of {settings.batch_size:,} takes about {needed / 2**30:,.1f} GiB of memory, and {there / 2**30:,.1f} GiB "

@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import torch
 
 logger = logging.getLogger(__name__)
@@ -39,18 +38,22 @@ def task_device(accelerated: bool) -> torch.device:
     return default_device() if accelerated else torch.device("cpu")
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that a program can have on a device; for the CPU without swapping.
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a program can have on a device; for the CPU without swapping. None where it cannot be known.
 
     Of a container the limit counts, not what is left of it, because its usage holds caches that would give way.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [int(psutil.virtual_memory().available)]
+    found = []
+    with suppress(OSError):  # rather than psutil, which an exported model would need
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        if (line := re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)) is not None:
+            found.append(int(line[1]) * 1024)
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
         with suppress(OSError, ValueError):
             found.append(int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")))  # or "max"
-    return min(found)
+    return min(found, default=None)
 
 
 def cpu_flags() -> set[str]:

@@ -116,6 +116,8 @@ def _device() -> Line:
 
 def _memory() -> Line:
     found = available_memory(default_device())
+    if found is None:
+        return Line("memory", "warn", "unknown on this system", "see that a few GB are free")
     remedy = "lower --batch-tokens and training.per_device_train_batch_size"
     return _warned("memory", f"{found / _GIB:,.1f} GiB free", found < _LITTLE_MEMORY, remedy)
 

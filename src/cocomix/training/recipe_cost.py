@@ -164,7 +164,7 @@ def measure_steps(recipe: RunConfig, plan: Plan, seconds: float) -> StepSpeed | 
     bf16 = bool(recipe.training.get("bf16"))
     needed = STATE_BYTES * plan.accounting.total_parameters
     needed += activation_bytes(plan.config, batch_size=1, block_size=plan.block_size, bf16=bf16)
-    if needed > (free := available_memory(device)):
+    if (free := available_memory(device)) is not None and needed > free:
         return f"it takes {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} are free"
     flops = plan.accounting.training_flops_per_token * plan.block_size
     if device.type == "cpu":

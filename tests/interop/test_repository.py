@@ -19,7 +19,8 @@ from cocomix.artifacts import read_json, write_json
 from cocomix.evaluation import Run, evaluate_run
 from cocomix.interop import export_run
 from cocomix.runtime.errors import CoCoMixError
-from tests.workshop import CONCEPTS, Workshop
+from cocomix.training import train
+from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 OUTSIDE = Path(__file__).with_name("outside.py")
 TEXT = "the list"  # the toy models' context is 16 tokens
@@ -150,6 +151,17 @@ def test_a_plain_decoder_needs_no_code(workshop: Workshop, tmp_path: Path) -> No
     assert front["tags"] == ["cocomix", "ntp"]
     assert "trust_remote_code" not in text
     assert "concept" not in text.lower().replace("cocomix", "")
+
+
+def test_a_decoder_of_our_class_without_concepts_says_so(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = workshop.recipe("ntp", tokens=8 * BLOCK, model={"bigram_rows": 40})
+    output = export_run(train(recipe, tmp_path / "run"), tmp_path / "out")
+    text = card_of(output)[1]
+    assert "trust_remote_code=True" in text
+    assert "`plain`" in text
+    assert "ConceptEdit" not in text
+    assert "it predicts concepts" not in text
+    assert list(output.glob("bigram_cocomix.py"))
 
 
 def test_runs_that_cannot_be_exported(workshop: Workshop, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How errors of verbs are told: one sentence, an exit status, what was kept; mistakes of ours with their traceback."""
 
 import errno
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -47,6 +48,17 @@ def test_a_persons_doing_is_told_in_a_sentence(
     assert err.count("\n") == 1
     assert says.rstrip(".") in err
     assert err.endswith(f"; {kept[0]}.\n" if kept else ".\n")
+
+
+def test_a_file_that_may_not_be_read_is_told_from_one_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.txt").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # for root everything may be read
+    for name, verb in (("corpus.txt", "read"), ("new", "write")):
+        with pytest.raises(SystemExit):
+            exit_after(OSError(errno.EACCES, "Permission denied", str(tmp_path / name)))
+        assert f"cannot {verb} {tmp_path / name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EPIPE, "Broken pipe"), ValueError("a bug")])

@@ -150,6 +150,8 @@ def test_an_existing_tokenizer(tmp_path: Path, corpus: Path) -> None:
     data = prepare(settings(corpus, vocab_size=None, tokenizer=str(tmp_path / "tokenizer")), tmp_path / "out")
     assert data.manifest.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer)
     assert data.manifest.tokenizer_name == str(tmp_path / "tokenizer")
+    of_that = prepare(settings(corpus, vocab_size=None, tokenizer=str(tmp_path / "out")), tmp_path / "as_before")
+    assert of_that.manifest.tokenizer_fingerprint == data.manifest.tokenizer_fingerprint
 
 
 def test_the_end_token_written_in_a_text_ends_nothing(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_state(workshop: Workshop, tmp_path: Path, cli: Cli, monkeypatch: 
     assert states == {
         "done": ("finished", manifest["steps"]),
         "sweep/runs/arm/seed0": ("finished", manifest["steps"]),
-        "torn": ("damaged", 0),
+        "torn": ("unreadable", 0),
         "killed": ("stopped", 6),  # goes on from its checkpoint
         "broke": ("failed", 6),
         "ctrl_c": ("stopped", 6),

@@ -22,7 +22,7 @@ from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.runner import TRIED, final_loss
 from cocomix.experiments.sweep_plan import label_folder
-from cocomix.labelling import Labels
+from cocomix.labelling import Labels, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import describe_plan, plan_run
@@ -140,16 +140,23 @@ def test_no_length_of_time_is_refused(workshop: Workshop, tmp_path: Path, cli: C
         cli("sweep", write_plan(tmp_path / "plans", workshop), "--budget", given, status=2)
 
 
-def test_concepts_for_a_while_are_labelled_for_that_part_alone(workshop: Workshop, tmp_path: Path) -> None:
-    """λ falls to 0 within one of four steps of 8 blocks; an arm that needs all labels has its own."""
+def test_what_is_needed_for_a_while_is_made_for_that_part_alone(workshop: Workshop, tmp_path: Path) -> None:
+    """Weights end within one of four steps of 8 blocks; an arm that needs all labels or probabilities has its own."""
     arms: dict[str, Any] = {"ntp": "ntp.yaml", "whole": "cocomix.yaml"}
     arms["short"] = {"base": "cocomix.yaml", "model": {"concept_loss_weight": {"shape": "linear", "until": 0.25}}}
+    distilled = {"targets": "probabilities", "weight": 1.0}
+    arms["distilled"] = {"base": "ntp.yaml", "distillation": distilled}
+    arms["both"] = arms["short"] | {"distillation": distilled | {"weight": {"shape": "stop", "until": 0.25}}}
     plan = write_plan(tmp_path / "plans", workshop, arms=arms, seeds=[0], common={"first_blocks": 8})
     result = run_sweep(load_plan(plan, tmp_path / "out"))
     assert not result.missing
     runs = {job.arm: Run.open(job.folder) for job in result.jobs}
-    stored = {arm: Labels.open(runs[arm].manifest.labels.path).manifest for arm in ("whole", "short")}
-    assert stored["short"].blocks("train") == 8 < stored["whole"].blocks("train")
+    stored = {arm: Labels.open(runs[arm].manifest.labels.path).manifest for arm in ("whole", "short", "both")}
+    blocks = {
+        path.name: TeacherProbabilities.open(path).manifest.blocks("train") for path in (tmp_path / "out").glob("prob*")
+    }
+    assert stored["short"].blocks("train") == stored["both"].blocks("train") == 8 < stored["whole"].blocks("train")
+    assert blocks == {"probabilities": stored["whole"].blocks("train"), "probabilities-8": 8}
     assert (teacher_flops(runs["short"]) or 0) < (teacher_flops(runs["whole"]) or 0)
 
 

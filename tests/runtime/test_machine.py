@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cocomix.runtime import device
 from cocomix.runtime import machine as doctor
 from cocomix.runtime.machine import Line, examine
 from tests.command_line import Cli
@@ -100,6 +102,18 @@ def test_too_many_threads_and_little_memory(tmp_path: Path, monkeypatch: pytest.
 def test_bfloat16_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], state: str) -> None:
     monkeypatch.setattr(doctor, "cpu_flags", lambda: flags)
     assert doctor.default_device().type != "cpu" or line("bfloat16", tmp_path).state == state
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability", "fast"),
+    [({"amx_bf16"}, "AVX512", True), ({"avx512_bf16"}, "AVX512", False), ({"amx_bf16"}, "AVX2", False)],
+)
+def test_a_cpu_is_fast_in_bfloat16_by_amx_where_pytorch_may_use_it(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], capability: str, fast: bool
+) -> None:
+    monkeypatch.setattr(device, "cpu_flags", lambda: flags)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert device.fast_bfloat16(torch.device("cpu")) == fast
 
 
 def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

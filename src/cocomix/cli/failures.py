@@ -1,8 +1,10 @@
 """How an error of a verb is told: one sentence on standard error, and an exit status, by the type of the error."""
 
 import errno
+import os
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from cocomix.runtime.errors import CoCoMixError
@@ -42,6 +44,8 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
         where = error.filename or "the output folder"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"cannot write {where}: {error.strerror}; make room or choose another --output, and run again", 1
+        if error.errno == errno.EACCES and Path(where).exists() and not os.access(where, os.R_OK):
+            return f"cannot read {where}: {error.strerror}; ask its owner for access, or give another", 1
         if error.errno in (errno.EROFS, errno.EACCES):
             return f"cannot write {where}: {error.strerror}; choose another --output", 1
     if isinstance(error, ValueError):

@@ -13,7 +13,7 @@ from rich.table import Table
 from cocomix.runtime.errors import CoCoMixError
 
 _COLOURS = {
-    "red": ("broken", "damaged", "fail", "failed"),
+    "red": ("broken", "damaged", "fail", "failed", "unreadable"),
     "yellow": ("not checked", "stopped", "warn"),
     "green": ("finished", "ok"),
     "cyan": ("running",),

@@ -1,8 +1,9 @@
 """The settings of `cocomix prepare`."""
 
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cocomix.data.tokenizer import check_vocab_size
 from cocomix.runtime.errors import CoCoMixError
@@ -22,7 +23,7 @@ class PrepareSettings(Section):
     text_column: str = "text"
     """Field of JSON Lines or column of Parquet and Hub data sets that holds the text."""
     tokenizer: str | None = None
-    """An existing tokenizer: a folder, a GGUF file or a Hub name; either this or `vocab_size`."""
+    """An existing tokenizer: a folder (also of prepared data), GGUF file or Hub name; either this or `vocab_size`."""
     vocab_size: int | None = None
     """Train a byte-level BPE with this many entries on the training documents; either this or `tokenizer`."""
     tokenizer_training_bytes: int = Field(default=100_000_000, gt=0)
@@ -48,6 +49,13 @@ class PrepareSettings(Section):
     """Commit, tag or branch of data sets on the Hugging Face Hub."""
     tokenizer_revision: str | None = None
     """Commit, tag or branch of a tokenizer on the Hugging Face Hub."""
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _of_prepared_data(cls, name: str | None) -> str | None:
+        if name is not None and (inner := Path(name).expanduser() / "tokenizer").is_dir():
+            return str(inner)
+        return name
 
     @property
     def hub(self) -> dict[str, Any]:

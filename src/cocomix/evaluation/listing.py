@@ -28,7 +28,8 @@ class RunSummary:
     Attributes:
         name: its folder, relative to the listed one.
         path: where it is, or would be once finished.
-        state: `finished`, `running`, `stopped`, `failed`, or `damaged` where a finished run cannot be read.
+        state: `finished`, `running`, `stopped`, `failed`, or `unreadable`: a finished run that is damaged or of another
+            version.
         arm: what sets it apart in comparisons; `None` where that cannot be read.
         step: optimizer steps done; of a stopped or failed run those of its last checkpoint, from which it goes on.
         loss: last validation loss, nats per token; `None` before the first evaluation.
@@ -38,7 +39,7 @@ class RunSummary:
 
     name: str
     path: Path
-    state: Literal["finished", "running", "stopped", "failed", "damaged"]
+    state: Literal["finished", "running", "stopped", "failed", "unreadable"]
     arm: str | None
     step: int
     tokens: int
@@ -84,7 +85,7 @@ def _summary(path: Path, folder: Path, now: float) -> RunSummary:
         try:
             made = Run.open(path).manifest
         except CoCoMixError as error:
-            return RunSummary(name, path, "damaged", None, 0, 0, None, age, str(error))
+            return RunSummary(name, path, "unreadable", None, 0, 0, None, age, str(error))
         arm = made.arm or made.objective
         return RunSummary(name, path, "finished", arm, made.steps, made.tokens, made.final.eval_loss, age)
     lines: list[Any] = []

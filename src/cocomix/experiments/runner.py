@@ -34,7 +34,7 @@ from cocomix.evaluation import (
 from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.experiments.budget import remembered, within_budget
-from cocomix.experiments.sweep_plan import Job, LoadedPlan, labelled_blocks
+from cocomix.experiments.sweep_plan import Job, LoadedPlan, distilled_blocks, labelled_blocks
 from cocomix.labelling import distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
@@ -207,12 +207,17 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     if not isinstance(data, Path):
         raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
     teachers = LoadedTeachers()  # released when the shared parts are made, before students are trained
-    probabilities, top_k, dtype = _missing_probabilities(jobs), plan.probabilities_top_k, plan.teacher.dtype
-    wanted = _missing_labels(jobs)
-    together = next((each for each in wanted if each.in_one_pass(dtype)), None) if probabilities is not None else None
-    if probabilities is not None and together is None:
-        logger.info(f"probabilities: {probabilities.name}")
-        distill_data(data, teacher, probabilities, top_k=top_k, dtype=dtype, teachers=teachers)
+    probabilities, wanted = _missing_probabilities(jobs), _missing_labels(jobs)
+    top_k, dtype = plan.probabilities_top_k, plan.teacher.dtype
+    together: dict[Path, Path] = {}  # labels → probabilities of the same blocks, which one pass of the teacher makes
+    for each in wanted:
+        alike = (path for path, blocks in probabilities.items() if blocks == each.blocks)
+        if each.of_one_pass(dtype) and (path := next(alike, None)) and path not in together.values():
+            together[each.path] = path
+    for path, blocks in probabilities.items():
+        if path not in together.values():
+            logger.info(f"probabilities: {path.name}")
+            distill_data(data, teacher, path, top_k=top_k, dtype=dtype, blocks=blocks, teachers=teachers)
     if plan.dictionary is None or loaded.dictionary is None:
         return
     if plan.dictionary.path is None and not Path(loaded.dictionary["path"]).exists():
@@ -220,13 +225,15 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
         settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
         fit_on_data(data, teacher, Path(loaded.dictionary["path"]), settings, teachers=teachers)
     for each in wanted:
-        force, config = plan.dictionary.force, each.config
-        if each is together and probabilities is not None and isinstance(config, TeacherLabellerConfig):
+        force, config, blocks, beside = plan.dictionary.force, each.config, each.blocks, together.get(each.path)
+        if beside is not None and isinstance(config, TeacherLabellerConfig):
             logger.info(f"labels and probabilities: {each.path.name}, first for {each.arm}")
-            label_and_distill(data, config, each.path, probabilities, force=force, top_k=top_k, teachers=teachers)
+            label_and_distill(
+                data, config, each.path, beside, force=force, top_k=top_k, blocks=blocks, teachers=teachers
+            )
         else:
             logger.info(f"labels: {each.path.name}, first for {each.arm}")
-            label_data(data, config, each.path, force=force, blocks=each.blocks, teachers=teachers)
+            label_data(data, config, each.path, force=force, blocks=blocks, teachers=teachers)
 
 
 class _Wanted(NamedTuple):
@@ -237,12 +244,10 @@ class _Wanted(NamedTuple):
     blocks: int | None
     arm: str
 
-    def in_one_pass(self, dtype: str) -> bool:
-        """Whether the pass of the teacher that makes the probabilities of all blocks in a dtype makes these, too."""
+    def of_one_pass(self, dtype: str) -> bool:
+        """Whether the pass of the teacher that makes probabilities in a dtype makes these, too."""
         config = self.config
-        if not isinstance(config, TeacherLabellerConfig) or self.blocks is not None:
-            return False
-        return config.dtype == dtype and reads_hidden(config)
+        return isinstance(config, TeacherLabellerConfig) and config.dtype == dtype and reads_hidden(config)
 
 
 def _missing_labels(jobs: Sequence[Job]) -> list[_Wanted]:
@@ -255,10 +260,14 @@ def _missing_labels(jobs: Sequence[Job]) -> list[_Wanted]:
     return list(missing.values())
 
 
-def _missing_probabilities(jobs: Sequence[Job]) -> Path | None:
-    """Where arms look for the teacher's probabilities, if they are not there; the arms of a plan share one folder."""
-    wanted = [job.recipe.distillation.targets for job in jobs if job.recipe.distillation is not None]
-    return next((path for path in wanted if isinstance(path, Path) and not path.exists()), None)
+def _missing_probabilities(jobs: Sequence[Job]) -> dict[Path, int | None]:
+    """Where arms look for probabilities of the teacher that are not there, and of how many training blocks."""
+    missing: dict[Path, int | None] = {}
+    for job in jobs:
+        distillation = job.recipe.distillation
+        if distillation is not None and isinstance(path := distillation.targets, Path) and not path.exists():
+            missing[path] = distilled_blocks(job.recipe)
+    return missing
 
 
 def _run_all(

@@ -29,6 +29,7 @@ from cocomix.concepts import AttributionConfig, FitSettings, LabellerConfig, Tea
 from cocomix.data import PrepareSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
+from cocomix.training.objectives import Schedule
 from cocomix.training.recipe import RecipeVersion, RunConfig
 from cocomix.training.recipe_file import merged, recipe_values
 
@@ -260,7 +261,9 @@ class LoadedPlan:
             path = str(label_folder(self.output, made, labelled_blocks(plain))) if plain.label_folders else None
             changes["labels"] = {**labels, "path": path}
         if self.plan.teacher is not None and plain.distillation and isinstance(plain.distillation.targets, Path):
-            changes["distillation"] = {"targets": str(self.output / "probabilities")}
+            blocks = distilled_blocks(plain)
+            folder = "probabilities" if blocks is None else f"probabilities-{blocks}"
+            changes["distillation"] = {"targets": str(self.output / folder)}
         return self._recipe(name, file, values, changes)
 
     def _recipe(self, name: str, file: Path, values: Mapping[str, Any], changes: dict[str, Any]) -> RunConfig:
@@ -308,7 +311,16 @@ def labelled_blocks(recipe: RunConfig) -> int | None:
 
     Where `first_blocks` is too few, the run is refused before it begins.
     """
-    return recipe.first_blocks if recipe.model.concept_loss_weight.steps(_STEPS) < _STEPS else None
+    return _needed_blocks(recipe, recipe.model.concept_loss_weight)
+
+
+def distilled_blocks(recipe: RunConfig) -> int | None:
+    """The same of the teacher's probabilities; all where the recipe is not distilled."""
+    return None if recipe.distillation is None else _needed_blocks(recipe, recipe.distillation.weight)
+
+
+def _needed_blocks(recipe: RunConfig, weight: Schedule) -> int | None:
+    return recipe.first_blocks if weight.steps(_STEPS) < _STEPS else None
 
 
 def label_folder(output: Path, made: LabellerConfig, blocks: int | None = None) -> Path:

@@ -66,10 +66,14 @@ def cpu_flags() -> set[str]:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 much faster than in float32: by GPU, or by a CPU's AMX units."""
+    """Whether a device multiplies matrices in bfloat16 much faster than in float32: by GPU, or by a CPU's AMX units.
+
+    AMX is not used where PyTorch is held to older instructions, as by `ATEN_CPU_CAPABILITY=avx2`.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and "amx_bf16" in cpu_flags()
+    held = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return device.type == "cpu" and not held and "amx_bf16" in cpu_flags()
 
 
 def chunk_bytes(device: torch.device) -> int:

@@ -15,8 +15,8 @@ from cocomix.concepts import OnlineConfig
 from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import describe_plan, plan_run, train
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipe_cost import describe_memory
 from cocomix.training.recipe_file import recipe_values
-from cocomix.training.run_plan import describe_memory
 from tests.command_line import Cli
 from tests.workshop import BLOCK, Workshop
 
@@ -59,7 +59,7 @@ def test_the_plan_and_the_cost_in_the_header(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data here: the recipe alone
     monkeypatch.setattr(
-        import_module("cocomix.training.run_plan"), "activation_bytes", lambda *_, **__: 0
+        import_module("cocomix.training.recipe_cost"), "activation_bytes", lambda *_, **__: 0
     )  # has tests of its own
     plan = json.loads(cli("plan", path, "--seconds", 0, "--json").out)
     recipe = load_recipe(path)

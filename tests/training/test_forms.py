@@ -7,12 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from cocomix.artifacts import read_json
+from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.model import account
 from cocomix.model.accounting import build_model
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training import train
-from cocomix.training.student import Vocabulary, model_config
+from cocomix.training import plan_run, train
 from tests.model.factories import plain
 from tests.training.test_resume import Killed, assert_same_run, kill_at
 from tests.workshop import BLOCK, CONCEPTS, Workshop
@@ -66,9 +66,9 @@ def test_its_flops_are_counted_by_the_stacks_a_token_passes(name: str, workshop:
 @pytest.mark.parametrize("name", PASSES_OF_MANY)
 def test_its_baseline_is_the_plain_decoder_of_the_same_flops(name: str, workshop: Workshop) -> None:
     recipe = workshop.recipe("ntp", **changes(name, baseline="flops"))
-    vocabulary = Vocabulary(61, 0, BLOCK)
-    found = model_config(recipe, vocabulary)
-    target = model_config(workshop.recipe("cocomix", **changes(name)), vocabulary)
+    data = Tokens.open(workshop.data)
+    found = plan_run(recipe, data).config
+    target = plan_run(workshop.recipe("cocomix", **changes(name)), data).config
     assert (recipe.arm, found.model_type) == ("ntp, same FLOPs", "gpt2")
     flops = [account(build_model(config), BLOCK).forward_flops_per_token for config in (found, target)]
     assert flops[0] == pytest.approx(flops[1], rel=0.1)

@@ -14,8 +14,8 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm
 from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import estimate, plan_run, train
-from cocomix.training.pretrained import build_student
 from cocomix.training.recipe import load_recipe
+from cocomix.training.student import build_student
 from tests.command_line import Cli
 from tests.workshop import BLOCK, TOY_BACKBONE, Workshop, prepare_toy
 

@@ -20,7 +20,7 @@ from cocomix.training.objectives import Schedule
 from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe, settings_of
 from cocomix.training.recipe_file import MissingRecipe
 from cocomix.training.recipe_labels import LabelsConfig
-from cocomix.training.student import model_config
+from cocomix.training.student import plan_run
 
 SOURCE = Path(cocomix.__file__).parent
 MINIMAL = "data: data/x\nobjective: ntp\nmodel: {backbone: {model_type: gpt2}}\n"
@@ -346,7 +346,7 @@ def test_every_setting_of_the_model_reaches_its_configuration() -> None:
     for settings_ in (values, {**values, **hidden, "concept_rank": None, "concept_weights": "logits"}):
         model = {"backbone": {"model_type": "gpt2", "n_layer": 2}, **settings_}
         recipe = {"data": "x", "labels": "y", "teacher": {"model": "z", "layer": 1}, "model": model}
-        config = model_config(RunConfig.model_validate(recipe))
+        config = plan_run(RunConfig.model_validate(recipe)).config
         passed = settings_.keys() - ({"num_concepts", "concept_topk"} if settings_ is not values else set())
         assert {name: getattr(config, name) for name in passed} == {name: settings_[name] for name in passed}
 

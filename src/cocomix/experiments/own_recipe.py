@@ -136,7 +136,7 @@ class Teacher:
         if name == TRAINED_HERE:
             return cls(name)
         import cocomix.model  # noqa: F401  # a run may be the teacher
-        from cocomix.training.pretrained import pretrained_config
+        from cocomix.training.student import pretrained_config
 
         config = pretrained_config(name, None, "teacher").get_text_config()
         return cls(name, config.num_hidden_layers, config.vocab_size, getattr(config, "max_position_embeddings", None))

@@ -10,9 +10,9 @@ from cocomix.runtime.lazy import lazily
 if TYPE_CHECKING:
     from cocomix.training.opened_run import CurvePoint, Run, RunManifest
     from cocomix.training.optimizers import muon
-    from cocomix.training.recipe_cost import estimate
+    from cocomix.training.recipe_cost import describe_plan, estimate
     from cocomix.training.run import train
-    from cocomix.training.run_plan import Plan, describe_plan, plan_run
+    from cocomix.training.student import Plan, plan_run
     from cocomix.training.trainer import CoCoMixTrainer
 
 __all__ = [

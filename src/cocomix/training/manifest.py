@@ -16,7 +16,7 @@ from cocomix.training.distillation import Teaching
 from cocomix.training.opened_run import RunManifest
 from cocomix.training.order import MixtureOrder
 from cocomix.training.recipe import RunConfig
-from cocomix.training.run_plan import Plan
+from cocomix.training.student import Plan
 from cocomix.training.trainer import CoCoMixTrainer
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}

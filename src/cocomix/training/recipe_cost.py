@@ -13,20 +13,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from cocomix.artifacts import is_there
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import build_model
 from cocomix.model.memory import STATE_BYTES, activation_bytes
 from cocomix.runtime.device import available_memory, choose_threads, default_device, products_per_second
-from cocomix.training.arguments import tokens_per_step, training_arguments
+from cocomix.training.arguments import tokens_after, tokens_per_step, total_steps, training_arguments
 from cocomix.training.corpora import labels_to_match, open_data, open_labels
 from cocomix.training.launching import refuse_under_fsdp, sharding_asked
 from cocomix.training.objectives import auxiliary_objective
 from cocomix.training.recipe import RunConfig
-from cocomix.training.run_plan import Plan, describe_memory, describe_plan, plan_run
+from cocomix.training.student import Plan, plan_run
 from cocomix.training.trainer import CoCoMixTrainer
 
 _GB = 10**9
@@ -44,6 +45,8 @@ _ALONE = {
     "report_to": "none",
 }
 """Fields of `training` that leave a step of one micro-batch and nothing else."""
+_PLAIN = {512: 90.0e12, 624: 95.2e12, 1024: 160.7e12, 1072: 142.9e12}  # width: FLOPs a second
+_WITH_CONCEPTS = {512: 86.3e12, 1024: 171.8e12}
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,67 @@ def estimate(recipe: RunConfig, *, seconds: float = 10.0) -> dict[str, Any]:
     if seconds > 0:
         told |= _here(recipe, plan, tokens, seconds)
     return {**told, **describe_memory(recipe, plan), **_disk(recipe, plan, tokens)}
+
+
+def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Sizes and cost by name, in the order a person asks for them."""
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
+    count = plan.accounting
+    step_tokens = tokens_per_step(arguments, plan.block_size)
+    steps = max(arguments.max_steps, 0)
+    tokens = steps * step_tokens
+    if plan.train_blocks is not None:
+        steps = total_steps(arguments, plan.train_blocks)
+        tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
+    flops = tokens * count.training_flops_per_token
+    return {
+        "objective": recipe.objective,
+        "arm": recipe.arm,
+        "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
+        "parameters": count.total_parameters,
+        "active parameters": count.active_parameters,
+        "training FLOPs per token": count.training_flops_per_token,
+        "tokens per step": step_tokens,
+        "steps": steps or f"{arguments.num_train_epochs} epochs",
+        "tokens": tokens or "the data's",
+        **_labelled(recipe, plan, arguments, steps),
+        "training FLOPs": flops or "the data's",
+        "hours on one H200 or H100, estimated": float(f"{gpu_hours(plan.config, flops):.3g}") or "the data's",
+    }
+
+
+def _labelled(recipe: RunConfig, plan: Plan, arguments: TrainingArguments, steps: int) -> dict[str, Any]:
+    """Of a λ that ends early: how long labels are read, and of how many blocks they must be."""
+    until = recipe.model.concept_loss_weight.steps(steps)
+    if not recipe.has_concepts or plan.train_blocks is None or until == steps:
+        return {}
+    blocks = tokens_after(until, arguments, plan.train_blocks, plan.block_size) // plan.block_size
+    return {"labels until step": until, "blocks to label, with first_blocks": min(blocks, plan.train_blocks)}
+
+
+def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
+    arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
+    state = STATE_BYTES * plan.accounting.total_parameters
+    memory = {"GiB of weights, gradients and optimizer, at most": state}
+    if not arguments.gradient_checkpointing:
+        kept = activation_bytes(
+            plan.config, batch_size=arguments.train_batch_size, block_size=plan.block_size, bf16=arguments.bf16
+        )
+        memory |= {"GiB of activations, about": kept, "GiB of both": state + kept}
+    return {name: float(f"{size / 2**30:.3g}") for name, size in memory.items()}  # of a small model it is 0.04
+
+
+def gpu_hours(config: PreTrainedConfig, flops: float) -> float:
+    """Hours on one H200; on an H100, whose arithmetic is as fast and whose memory is slower, some more.
+
+    FLOPs ÷ the FLOPs a second that were measured at the nearest widths: training steps of the paper's shapes, bfloat16,
+    not compiled (results/corpus/raw), tokens a second × training FLOPs a token by `cocomix.model.accounting`. Between
+    two widths it is interpolated. A run beyond the widest is assumed to do no better than it, one below the narrowest
+    no worse: larger models use a GPU better, so the first takes less than is said and the second more.
+    """
+    measured = _WITH_CONCEPTS if isinstance(config, CoCoMixConfig) else _PLAIN
+    return flops / float(np.interp(config.hidden_size, list(measured), list(measured.values()))) / 3600
 
 
 def _planned(recipe: RunConfig) -> Plan:

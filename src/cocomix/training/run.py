@@ -44,9 +44,8 @@ from cocomix.training.objectives import ConceptPrediction, NextToken, Objective,
 from cocomix.training.online import OnlineLabels, in_dtype_of_run, open_online_labels
 from cocomix.training.opened_run import Run, RunManifest
 from cocomix.training.order import MixtureOrder, WindowedOrder
-from cocomix.training.pretrained import build_student
 from cocomix.training.recipe import RunConfig, save_recipe
-from cocomix.training.run_plan import Plan, plan_run
+from cocomix.training.student import Plan, build_student, plan_run
 from cocomix.training.student_labels import StudentLabels
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache

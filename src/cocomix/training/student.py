@@ -1,70 +1,118 @@
-"""From a recipe to the configuration of the model it trains."""
+"""The model that a recipe trains: its configuration, cost and first weights, new or those of `model.pretrained`."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from cocomix.model import CoCoMixConfig
-from cocomix.model.accounting import matched_config, plain_config
+from cocomix.data import Tokens, tokenizer_fingerprint
+from cocomix.labelling import Labels
+from cocomix.model import Accounting, CoCoMixConfig, account
+from cocomix.model.accounting import build_model, matched_config, plain_config
 from cocomix.model.backbone import backbone_of
+from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.pretrained import pretrained_config
+from cocomix.runtime.hub import load_causal_lm, load_tokenizer
+from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import MODEL_ARGUMENTS, RunConfig
 
 _SIZES = ("num_concepts", "concept_topk", "teacher_hidden_size")  # which may follow from labels and teacher
 
 
-class Vocabulary:
-    """What the model must know of the data.
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe amounts to, without training it.
 
-    Args:
-        size: number of token ids.
-        eos_token_id: the end-of-document token.
-        block_size: tokens per block; the model's context is at least that.
-        bos_token_id: what every block begins with; `None` where that is text.
+    Attributes:
+        config: of the model.
+        accounting: parameters and FLOPs per token, attention at the data's block size included.
+        block_size: tokens per block.
+        train_blocks: blocks of the training split; `None` without data.
     """
 
-    def __init__(self, size: int, eos_token_id: int, block_size: int, bos_token_id: int | None = None) -> None:
-        self.size = size
-        self.eos_token_id = eos_token_id
-        self.block_size = block_size
-        self.bos_token_id = bos_token_id
+    config: PreTrainedConfig
+    accounting: Accounting
+    block_size: int
+    train_blocks: int | None
 
 
-def model_config(
-    config: RunConfig,
-    vocabulary: Vocabulary | None = None,
-    label_concepts: int | None = None,
+def plan_run(
+    recipe: RunConfig,
+    data: Tokens | None = None,
+    labels: Labels | OnlineLabels | None = None,
     teacher_hidden_size: int | None = None,
-) -> PreTrainedConfig:
-    """The configuration of the model a recipe describes.
+) -> Plan:
+    """Check a recipe and count its model's cost, on the meta device.
 
     Args:
-        vocabulary: the data's; sizes the recipe leaves open are taken from it. `None` where they are not there yet.
-        label_concepts: number of concepts of the labels, if there are any.
+        data: the prepared data of the recipe; without it the recipe must give every size itself.
+        labels: its labels, if there are any.
         teacher_hidden_size: of a teacher that runs while training.
-
-    Returns:
-        A `CoCoMixConfig`, or the plain (possibly widened) decoder's config for `objective: ntp` without `bigram_rows`.
 
     Raises:
         CoCoMixError: recipe, data and labels do not fit together.
     """
-    backbone = _backbone(config, vocabulary)
+    config = _model_config(recipe, data, None if labels is None else labels.num_concepts, teacher_hidden_size)
+    if data is not None:
+        _check_pretrained(recipe, config, data)
+    block_size = int(config.max_position_embeddings) if data is None else data.manifest.block_size
+    try:
+        with torch.device("meta"):
+            accounting = account(build_model(config, recipe.model.attn_implementation), block_size)
+    except (ValueError, TypeError, ImportError) as error:
+        if isinstance(error, CoCoMixError):
+            raise
+        raise CoCoMixError(f"model: {' '.join(str(error).split())}") from error
+    train = None if data is None else data.manifest.splits.get("train")
+    return Plan(config, accounting, block_size, None if train is None else train.blocks)
+
+
+def build_student(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model a run starts with: new, or with `model.pretrained`'s weights under new concept layers."""
+    model = build_model(config, recipe.model.attn_implementation)
+    if recipe.model.pretrained is not None:
+        load_backbone_weights(model, load_causal_lm(recipe.model.pretrained, revision=recipe.model.revision))
+    return model
+
+
+def pretrained_config(name: str, revision: str | None, field: str) -> PreTrainedConfig:
+    """The configuration of a model on the hub, in a folder or in a GGUF file.
+
+    Args:
+        name: as in the recipe.
+        field: where it stands in the recipe, for the refusal.
+    """
+    source, options = Path(name), {} if revision is None else {"revision": revision}
+    if source.suffix == ".gguf":
+        name, options = str(source.parent), {"gguf_file": source.name}
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise CoCoMixError(f"{field} {str(source)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return config
+
+
+def _model_config(
+    recipe: RunConfig, data: Tokens | None, label_concepts: int | None, teacher_hidden_size: int | None
+) -> PreTrainedConfig:
+    """A `CoCoMixConfig`, or the plain (possibly widened) decoder's for `objective: ntp` without `bigram_rows`."""
+    model, backbone = recipe.model, _backbone(recipe, data)
     backbone_of(backbone)
-    if config.objective == "ntp" and config.baseline is None:
-        return plain_config(backbone, config.model.bigram_rows, config.model.head_chunk_size)
-    given = {name: getattr(config.model, name) for name in MODEL_ARGUMENTS if name not in _SIZES}
-    given |= {"backbone": backbone, "concept_loss_weight": config.model.concept_loss_weight.peak}
-    student = CoCoMixConfig(**given, **_sizes(config, label_concepts, teacher_hidden_size))
-    block_size = None if vocabulary is None else vocabulary.block_size
-    return student if config.baseline is None else matched_config(student, config.baseline, block_size)
+    if recipe.objective == "ntp" and recipe.baseline is None:
+        return plain_config(backbone, model.bigram_rows, model.head_chunk_size)
+    given = {name: getattr(model, name) for name in MODEL_ARGUMENTS if name not in _SIZES}
+    given |= {"backbone": backbone, "concept_loss_weight": model.concept_loss_weight.peak}
+    student = CoCoMixConfig(**given, **_sizes(recipe, label_concepts, teacher_hidden_size))
+    block_size = None if data is None else data.manifest.block_size
+    return student if recipe.baseline is None else matched_config(student, recipe.baseline, block_size)
 
 
-def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: int | None) -> dict[str, Any]:
+def _sizes(recipe: RunConfig, label_concepts: int | None, teacher_hidden_size: int | None) -> dict[str, Any]:
     """The sizes of what the student predicts, as far as it, or the model a baseline is matched to, predicts it."""
-    model = config.model
-    if config.predicts_hidden:
+    model = recipe.model
+    if recipe.predicts_hidden:
         if model.teacher_hidden_size is None and teacher_hidden_size is None:
             raise CoCoMixError("model.teacher_hidden_size is needed where the teacher is not loaded; set it.")
         if teacher_hidden_size is not None and model.teacher_hidden_size not in (None, teacher_hidden_size):
@@ -76,10 +124,10 @@ def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: i
     num_concepts = model.num_concepts or label_concepts
     if num_concepts is None:
         matched_to_itself = model.form.predicts or model.form.widened(model)  # else no concepts are counted
-        if not config.has_concepts and (config.baseline is None or not matched_to_itself):
+        if not recipe.has_concepts and (recipe.baseline is None or not matched_to_itself):
             return {}
         raise CoCoMixError("model.num_concepts is needed when no labels are given; set it to the dictionary's size.")
-    if config.has_concepts and label_concepts is not None and label_concepts != num_concepts:
+    if recipe.has_concepts and label_concepts is not None and label_concepts != num_concepts:
         raise CoCoMixError(
             f"model.num_concepts is {num_concepts} but the labels' dictionary has {label_concepts} concepts; "
             "remove model.num_concepts or use other labels."
@@ -87,9 +135,9 @@ def _sizes(config: RunConfig, label_concepts: int | None, teacher_hidden_size: i
     return {"num_concepts": num_concepts, "concept_topk": model.concept_topk}
 
 
-def _backbone(config: RunConfig, vocabulary: Vocabulary | None) -> PreTrainedConfig:
+def _backbone(recipe: RunConfig, data: Tokens | None) -> PreTrainedConfig:
     """The decoder's configuration: what the recipe says, filled up from the data but for pretrained sizes."""
-    model = config.model
+    model = recipe.model
     where = "backbone" if model.pretrained is None or model.backbone is not None else "pretrained"
     source = model.backbone if model.backbone is not None else model.pretrained
     assert source is not None  # the recipe has seen to it
@@ -98,22 +146,23 @@ def _backbone(config: RunConfig, vocabulary: Vocabulary | None) -> PreTrainedCon
         values: dict[str, Any] = pretrained_config(source, model.revision, f"model.{where}").to_dict()
     else:
         values = dict(source)
-    if vocabulary is not None:
-        if values.setdefault("vocab_size", vocabulary.size) < vocabulary.size:
+    if data is not None:
+        read = data.manifest
+        if values.setdefault("vocab_size", read.vocab_size) < read.vocab_size:
             remedy = "prepare the data with its tokenizer" if fixed else "raise it or leave it out"
             raise CoCoMixError(
-                f"model.{where}.vocab_size is {values['vocab_size']} but the tokenizer has {vocabulary.size} tokens; "
+                f"model.{where}.vocab_size is {values['vocab_size']} but the tokenizer has {read.vocab_size} tokens; "
                 f"{remedy}."
             )
         positions = "n_positions" if values.get("model_type") == "gpt2" else "max_position_embeddings"
-        if values.setdefault(positions, vocabulary.block_size) < vocabulary.block_size:
+        if values.setdefault(positions, read.block_size) < read.block_size:
             remedy = "prepare shorter blocks" if fixed else "raise it or prepare shorter blocks"
             raise CoCoMixError(
                 f"model.{where}.{positions} is {values[positions]} but the data's blocks have "
-                f"{vocabulary.block_size} tokens; {remedy}."
+                f"{read.block_size} tokens; {remedy}."
             )
-        begin = vocabulary.eos_token_id if vocabulary.bos_token_id is None else vocabulary.bos_token_id
-        values.update(bos_token_id=begin, eos_token_id=vocabulary.eos_token_id, pad_token_id=None)
+        begin = read.eos_token_id if read.bos_token_id is None else read.bos_token_id
+        values.update(bos_token_id=begin, eos_token_id=read.eos_token_id, pad_token_id=None)
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise CoCoMixError("model.backbone has no model_type; add for example model_type: gpt2.")
@@ -121,3 +170,21 @@ def _backbone(config: RunConfig, vocabulary: Vocabulary | None) -> PreTrainedCon
         return AutoConfig.for_model(model_type, **values)
     except (ValueError, TypeError) as error:
         raise CoCoMixError(f"model.backbone: {' '.join(str(error).split())}") from error
+
+
+def _check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens) -> None:
+    """Refuse `model.pretrained` where its weights cannot go into the model, or read other tokens than the data's."""
+    name, revision = recipe.model.pretrained, recipe.model.revision
+    if name is None:
+        return
+    try:
+        tokenizer = tokenizer_fingerprint(load_tokenizer(name, revision))
+    except CoCoMixError:  # without one, sizes are all there is
+        tokenizer = data.manifest.tokenizer_fingerprint
+    if tokenizer != data.manifest.tokenizer_fingerprint:
+        raise CoCoMixError(
+            f"model.pretrained {name} reads another tokenizer than the one {data.path} was prepared with "
+            f"({data.manifest.tokenizer_name}); prepare the data with --tokenizer {name}."
+        )
+    backbone = config.backbone if isinstance(config, CoCoMixConfig) else config
+    check_same_decoder(backbone, pretrained_config(name, revision, "model.pretrained"), name)

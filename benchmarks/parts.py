@@ -13,7 +13,7 @@ from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION
 from cocomix.model.fused_head import SetCrossEntropy, fused_head
-from cocomix.model.mixing.compression import ConceptCompression
+from cocomix.model.mixing.form import ConceptCompression
 from cocomix.model.targets import next_tokens
 
 __all__ = ["head_work", "measure_compression", "measure_head", "measure_lm_head"]

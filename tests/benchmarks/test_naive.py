@@ -9,7 +9,7 @@ from torch import nn
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.model.accounting import count_parameters
-from cocomix.model.mixing.compression import ConceptCompression
+from cocomix.model.mixing.form import ConceptCompression
 from tests.model.factories import concepts, plain, student, tokens
 
 

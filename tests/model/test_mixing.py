@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.model import CoCoMixForCausalLM
-from cocomix.model.mixing.compression import ConceptCompression
+from cocomix.model.mixing.form import ConceptCompression
 from tests.model.factories import (
     CONCEPTS,
     D_MODEL,

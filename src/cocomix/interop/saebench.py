@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cocomix.interpret import concept_model
-from cocomix.model.mixing.compression import ConceptCompression
+from cocomix.model.mixing.form import ConceptCompression
 from cocomix.model.predictor import ConceptPredictor, normalise
 from cocomix.runtime.errors import CoCoMixError
 

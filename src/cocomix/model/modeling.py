@@ -22,8 +22,8 @@ from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, ac
 from cocomix.model.fused_head import HeadLoss, SetCrossEntropy, fused_head
 from cocomix.model.head import Head, head_output
 from cocomix.model.mixing import Concepts, Layout
-from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
-from cocomix.model.mixing.pause import Pause
+from cocomix.model.mixing.form import ConceptCompression, HiddenCompression
+from cocomix.model.mixing.without_concepts import Pause
 from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction, build_predictor
 from cocomix.model.targets import check_concept_labels, divisor, next_tokens, unpadded

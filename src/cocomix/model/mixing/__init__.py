@@ -1,19 +1,13 @@
-"""Forms of mixing: how a predicted concept vector meets the hidden state. One file a form; see MIXING.md.
+"""Forms of mixing: how a predicted concept vector meets the hidden state; see MIXING.md.
 
-To add one: write its file and name its class in `MIXINGS`.
+To add one: write its class and name it in `MIXINGS`.
 """
 
-from cocomix.model.mixing.add import Add
+from cocomix.model.mixing.concept_vectors import Add, Interleave, PredictOnly, Residual
 from cocomix.model.mixing.form import Concepts, Layout, Mixing
-from cocomix.model.mixing.interleave import Interleave
-from cocomix.model.mixing.loop import Loop
 from cocomix.model.mixing.next_concept import NextConcept
-from cocomix.model.mixing.none import PredictOnly
-from cocomix.model.mixing.pause import Pause
-from cocomix.model.mixing.plain import Plain
-from cocomix.model.mixing.ponder import Ponder
-from cocomix.model.mixing.residual import Residual
 from cocomix.model.mixing.value_embeddings import ConceptValues, TokenValues
+from cocomix.model.mixing.without_concepts import Loop, Pause, Plain, Ponder
 
 __all__ = ["MIXINGS", "Concepts", "Layout", "Mixing"]
 

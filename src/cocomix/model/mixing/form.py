@@ -5,10 +5,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from cocomix.model.mixing.compression import ConceptCompression, HiddenCompression
 from cocomix.runtime.errors import CoCoMixError
 
 
@@ -51,6 +51,36 @@ class Layout(NamedTuple):
 Pass = Callable[[Tensor, int], Any]
 """Run the upper half on [batch, width · seq, d_model], in the pass of that number; its output, `last_hidden_state` and
 all."""
+
+
+class ConceptCompression(nn.Module):
+    """Sparse concept values to one vector, one embedding row per concept."""
+
+    def __init__(self, num_concepts: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_concepts, d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def forward(
+        self,
+        ids: Tensor,  # [batch, seq, k] int64
+        values: Tensor,  # [batch, seq, k]
+    ) -> Tensor:  # [batch, seq, d_model]
+        """Σ_j values_j · weight[ids_j] + bias: the dense product W_comp·s + b_comp without its zeros."""
+        # Gradients of the values exist in float32 alone on GPUs, so training sums there; parameters usually are anyway.
+        dtype = torch.float32 if torch.is_grad_enabled() else self.weight.dtype
+        bags = F.embedding_bag(
+            ids.flatten(0, 1), self.weight.to(dtype), per_sample_weights=values.flatten(0, 1).to(dtype), mode="sum"
+        )
+        return bags.view(*ids.shape[:2], -1) + self.bias
+
+
+class HiddenCompression(nn.Linear):
+    """A predicted hidden state [batch, seq, d_teacher] to [batch, seq, d_model]."""
+
+    def forward(self, ids: None, values: Tensor) -> Tensor:  # type: ignore[override]
+        """W_comp·values + b_comp."""
+        return super().forward(values)
 
 
 class Mixing(nn.Module):
@@ -111,7 +141,12 @@ class Mixing(nn.Module):
         return not (cls.predicts or cls.feeds_back) and len(cls.passes(config)) == 1
 
     def forward(self, hidden: Tensor, concepts: Concepts | None, layout: Layout | None = None) -> Tensor:
-        """The input of the upper half's first pass. [batch, mixed_seq, d_model], from [batch, seq, d_model]"""
+        """The input of the upper half's first pass. [batch, mixed_seq, d_model], from [batch, seq, d_model]
+
+        Here the hidden states themselves where nothing is mixed in.
+        """
+        if not self.mixes_in:
+            return hidden
         assert concepts is not None
         weights = concepts.values.softmax(-1) if self.softmax else concepts.values
         return self.mix(hidden, self.compression(concepts.ids, weights), concepts)

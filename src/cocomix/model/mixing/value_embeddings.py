@@ -1,16 +1,14 @@
 """`mixing: values` and `mixing: token_values`: what is looked up adds to the values of the upper half's attention."""
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cocomix.model.mixing.adding import Adding
-from cocomix.model.mixing.compression import ConceptCompression
-from cocomix.model.mixing.form import Concepts, Layout
+from cocomix.model.mixing.form import ConceptCompression, Concepts, Layout, Mixing
 from cocomix.runtime.errors import CoCoMixError
 
 _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
@@ -18,10 +16,26 @@ _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
 _GATE_WIDTH, _GATE_LIMIT = 12, 3.0  # channels that a gate reads, and its largest value; nanochat's
 
 
-class _Values(Adding):
-    """Base: something, [batch, seq, d_v], adds to the values of every `step`-th upper block up to the last."""
+class _Values(Mixing):
+    """Base: h_t enters the upper half, and hooks add to the values of every `step`-th block up to the last.
+
+    `forward` notes what is added in `self._added`, [batch, seq, d_v] for each of these blocks.
+    """
 
     step: ClassVar[int] = 1
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._added: tuple[Tensor, ...] = ()  # of the forward pass that runs; checkpointed blocks read it once more
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a forward pass, for copies."""
+        return {**self.__dict__, "_added": ()}
+
+    def readout(self, hidden: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            self._added = ()
+        return hidden
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         """See `Mixing.attach`.

@@ -11,11 +11,11 @@ from cocomix.model import CoCoMixConfig, next_tokens
 from cocomix.model.backbone import build_halves
 from cocomix.model.head import Head
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, Objective, SingleTerm
+from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
 
-class OnLogits(Objective):
+class OnLogits(SingleTerm):
     """An objective that reads the logits of all positions, which it has the model return.
 
     Args:

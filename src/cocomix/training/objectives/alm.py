@@ -12,13 +12,13 @@ a log(a/b) − a + b, with a and b the two negative log-likelihoods in nats.
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.model import next_tokens
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import OnLogits
-from cocomix.training.objectives.objective import Batch, LossTerm
+from cocomix.training.objectives.objective import Batch
 
 TEMPERATURE = 100.0
 _CERTAIN = -1e-4  # largest log-likelihood: of a chunk that is sure the divergence from another would be infinite
@@ -30,18 +30,17 @@ class ChunkLikelihood(OnLogits):
     name = "alm"
     needs = frozenset({"teacher_log_probs", "teacher_lengths"})
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Chunks."""
-        return {"alm_loss": _chunks(batch).counted.sum()}
+    def counted(self, batch: Batch) -> Tensor:
+        """Positions before chunks."""
+        return _chunks(batch).counted
 
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`alm_loss`, per chunk."""
         targets, owner, inside, counted = _chunks(batch)
         logits = output.logits.float().flatten(0, 1)
         token_losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="none")
         student = _summed(-token_losses.view_as(targets) * inside, owner)[counted]
-        divergence = _binary_divergence(batch["teacher_log_probs"][counted].float(), student)
-        return {"alm_loss": LossTerm(divergence.sum(), counted.sum(), self.weight)}
+        return _binary_divergence(batch["teacher_log_probs"][counted].float(), student).sum()
 
 
 class _Chunks(NamedTuple):

@@ -14,8 +14,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.concepts import FrozenDecoder, TeacherConfig
 from cocomix.data import Tokens
 from cocomix.labelling import open_decoder
-from cocomix.model import next_tokens
-from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import states_after
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
@@ -52,8 +50,7 @@ class Hint(SingleTerm):
         middle = head(states_after(output, config, config.num_hidden_layers // 2)).float()
         ours, theirs = (F.layer_norm(states, states.shape[-1:]) for states in (middle, taught))
         far = F.mse_loss(ours, theirs, reduction="none").mean(-1)
-        counted = next_tokens(batch["labels"], batch.get("attention_mask")) != IGNORE
-        return (far * counted).sum()
+        return (far * self.counted(batch)).sum()
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """A, d·d_teacher parameters."""

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from cocomix.model import FullTargets, TopTargets, next_tokens
+from cocomix.model import FullTargets, TopTargets
 from cocomix.model.fused_head import Divergence, HeadLoss
-from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 
@@ -39,13 +38,9 @@ class Distillation(SingleTerm):
         self.needs, self.teacher_flops = frozenset(needs), teacher_flops
 
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
-        return {"kd_loss": Divergence.of_batch(self.targets(batch), self._counted(batch))}
+        return {"kd_loss": Divergence.of_batch(self.targets(batch), self.counted(batch))}
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counted(self, batch: Batch) -> Tensor:
         """Target tokens, of which the teacher says something."""
-        return {"kd_loss": self._counted(batch).sum()}
-
-    def _counted(self, batch: Batch) -> Tensor:
-        """Which positions are summed over. [batch, seq]"""
-        counted = next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
+        counted = super().counted(batch)
         return counted & batch["teacher_log_probs"][..., 0].isfinite() if self.needs else counted

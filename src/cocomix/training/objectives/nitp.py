@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from cocomix.model import next_tokens
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import last_states, states_after
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import ALWAYS, Schedule
@@ -40,8 +38,7 @@ class NextImplicitState(SingleTerm):
         early = states_after(output, config, self._block(config)).detach()
         predicted = head(last_states(output)[:, :-1])
         far = 1.0 - F.cosine_similarity(predicted.float(), early[:, 1:].float(), dim=-1)  # [batch, seq − 1]
-        counted = next_tokens(batch["labels"], batch.get("attention_mask"))[:, :-1] != IGNORE
-        return (far * counted).sum()
+        return (far * self.counted(batch)[:, :-1]).sum()
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """The projection P, 12d² parameters.

@@ -105,7 +105,7 @@ class Objective(ABC):
 
 
 class SingleTerm(Objective):
-    """An objective of one term, `NAME_loss`, by default over the step's target tokens. A class of it gives the sum.
+    """An objective of one term, `NAME_loss`, by default over the target tokens. A class of it gives the sum.
 
     Attributes:
         reads_states: the model's states after every block are asked for.
@@ -121,9 +121,12 @@ class SingleTerm(Objective):
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"output_hidden_states": True} if self.reads_states else {}
 
+    def counted(self, batch: Batch) -> Tensor:
+        """What the sum runs over; by default positions with a target token. Bool [batch, seq]"""
+        return next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE)
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Target tokens."""
-        return {f"{self.name}_loss": count_targets(batch)}
+        return {f"{self.name}_loss": self.counted(batch).sum()}
 
     def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
         ((name, count),) = self.counts(batch).items()
@@ -133,11 +136,6 @@ class SingleTerm(Objective):
         """The sum, of what `__call__` is given; by default that of `head_losses`. []"""
         loss: Tensor = output.head_losses[f"{self.name}_loss"]
         return loss
-
-
-def count_targets(batch: Batch) -> Tensor:
-    """How many tokens of a batch are predicted. []"""
-    return next_tokens(batch["labels"], batch.get("attention_mask")).ne(IGNORE).sum()
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry(

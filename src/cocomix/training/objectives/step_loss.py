@@ -1,7 +1,7 @@
 """The loss of an optimizer step: the terms of several objectives, counted, divided, weighted and added up."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,6 @@ from transformers import PreTrainedModel
 from cocomix.model.fused_head import HeadLoss, fused_head
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-
-
-class StepLoss(NamedTuple):
-    """A micro-batch's part of the loss of a step.
-
-    Attributes:
-        loss: Σ weight · sum ÷ count. []
-        means: sum ÷ count of the terms by name.
-        weights: those that change during the run, as `NAME_weight`.
-    """
-
-    loss: Tensor
-    means: dict[str, Tensor]
-    weights: dict[str, float]
-
 
 _HEADS = "objective_heads"  # submodule of the model
 
@@ -113,8 +98,14 @@ def count_terms(objectives: Sequence[Objective], batches: Iterable[Batch], devic
     return counts
 
 
-def step_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, Tensor] | None, step: int, total: int) -> StepLoss:
-    """Divide the terms by the counts of the whole step (without them, of the batch), weigh them and add them up."""
+def step_loss(
+    terms: Mapping[str, LossTerm], counts: Mapping[str, Tensor] | None, step: int, total: int
+) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    """A micro-batch's part of the loss of a step: Σ weight · sum ÷ count, the counts of the step or else the batch.
+
+    Returns:
+        The loss []; sum ÷ count of the terms by name; and weights that change during the run, as `NAME_weight`.
+    """
     means: dict[str, Tensor] = {}
     weighted, weights = [], {}
     for name, term in terms.items():
@@ -125,4 +116,4 @@ def step_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, Tensor] | None
         weighted.append(weight * means[name])
         if term.weight.changes:
             weights[f"{name}_weight"] = weight
-    return StepLoss(sum(weighted[1:], weighted[0]), means, weights)
+    return sum(weighted[1:], weighted[0]), means, weights

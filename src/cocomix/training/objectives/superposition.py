@@ -65,9 +65,9 @@ class Superposition(SingleTerm):
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
         return {"superposition_loss": SetCrossEntropy(self._targets(batch).flatten(0, 1))}
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Bags with a target."""
-        return {"superposition_loss": self._targets(batch).ne(IGNORE).any(-1).sum()}
+    def counted(self, batch: Batch) -> Tensor:
+        """Bags with a target. [batch, bags]"""
+        return self._targets(batch).ne(IGNORE).any(-1)
 
     def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
         """Below 0: of every s tokens the model reads one bag."""

@@ -7,12 +7,10 @@ is not among the K largest is one more outcome, the rest r (our choice: a lower 
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cocomix.model import next_tokens
-from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import OnLogits
-from cocomix.training.objectives.objective import Batch, LossTerm
+from cocomix.training.objectives.objective import Batch
 
 
 class SortedDistillation(OnLogits):
@@ -21,21 +19,15 @@ class SortedDistillation(OnLogits):
     name = "uld"
     needs = frozenset({"teacher_log_probs"})
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
+    def counted(self, batch: Batch) -> Tensor:
         """Positions with a target token and the teacher's probabilities."""
-        return {"uld_loss": _counted(batch).sum()}
+        known: Tensor = batch["teacher_log_probs"][..., 0].isfinite()
+        return known & super().counted(batch)
 
-    def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
+    def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`uld_loss`, 0 to 2 per position."""
-        counted = _counted(batch)
+        counted = self.counted(batch)
         teacher = batch["teacher_log_probs"][counted].float().exp()  # [N, K]
         student = output.logits[counted].float().softmax(-1).topk(teacher.shape[-1], dim=-1).values
         rest = (student.sum(-1) - teacher.sum(-1)).abs()
-        return {"uld_loss": LossTerm(((student - teacher).abs().sum(-1) + rest).sum(), counted.sum(), self.weight)}
-
-
-def _counted(batch: Batch) -> Tensor:
-    """Which positions are summed over. [batch, seq]"""
-    targets = next_tokens(batch["labels"], batch.get("attention_mask"))
-    known: Tensor = batch["teacher_log_probs"][..., 0].isfinite()
-    return known & targets.ne(IGNORE)
+        return ((student - teacher).abs().sum(-1) + rest).sum()

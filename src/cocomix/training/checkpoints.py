@@ -52,7 +52,7 @@ class Checkpoint(Artifact[CheckpointManifest]):
     """A checkpoint of an unfinished run."""
 
     kind = "checkpoint"
-    version = 4
+    version = 5
     manifest_type = CheckpointManifest
     made_by = "cocomix train"
 

@@ -13,61 +13,56 @@ class LossMeter:
     """Sums up what is logged on the device between log lines, so that no step waits for the host."""
 
     def __init__(self) -> None:
-        self._means: dict[str, tuple[Tensor, int]] = {}  # sum over steps, and how many
-        self._ratios: dict[str, tuple[Tensor, Tensor]] = {}
-        self._seen: set[str] = set()  # names that this step has brought already
-        self._before = (self._means, self._ratios)
+        self._sums: dict[str, tuple[Any, Any]] = {}  # with what each is divided by: a number of steps, or another sum
+        self._seen: set[str] = set()  # names of means that this step has brought already
+        self._before = self._sums
 
     def begin_step(self) -> None:
         """Begin an optimizer step; remember the sums before it, for `forget_step`."""
         self._seen = set()
-        self._before = (dict(self._means), dict(self._ratios))
+        self._before = dict(self._sums)
 
     def forget_step(self) -> None:
         """Take the step out of all averages."""
-        self._means, self._ratios = self._before
+        self._sums = self._before
 
     def add(self, means: Mapping[str, Tensor], ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Add a micro-batch: its parts of the step's means; pairs (sum, count), pooled before they are divided."""
-        for name, value in means.items():
-            before, steps = self._means.get(name, (0.0, 0))
-            self._means[name] = (before + _exact(value), steps + (name not in self._seen))
-            self._seen.add(name)
-        for name, pair in ratios.items():
-            part, whole = self._ratios.get(name, (0.0, 0.0))
-            self._ratios[name] = (part + _exact(pair[0]), whole + _exact(pair[1]))
+        parts = {name: (value, int(name not in self._seen)) for name, value in means.items()}
+        self._seen |= means.keys()
+        for name, pair in (parts | dict(ratios)).items():
+            before = self._sums.get(name, (0, 0))
+            self._sums[name] = (before[0] + _exact(pair[0]), before[1] + _exact(pair[1]))
 
     def averages(self, accelerator: Any) -> dict[str, float]:
         """Averages since the last call, means over the steps that had them, of all processes; then start anew."""
-        sums = self.state(accelerator)
-        self._means, self._ratios = {}, {}
-        pairs = (sums["means"] | sums["ratios"]).items()
-        return {name: part / whole if whole else 0.0 for name, (part, whole) in pairs}
+        sums, self._sums = self.state(accelerator), {}
+        return {name: part / whole if whole else 0.0 for name, (part, whole) in sums.items()}
 
-    def state(self, accelerator: Any) -> dict[str, Any]:
-        """What was summed since the last log line, over all processes, as JSON."""
+    def state(self, accelerator: Any) -> dict[str, tuple[float, float]]:
+        """What was summed since the last log line, over all processes; numbers of steps are integers."""
 
-        def summed(value: Tensor) -> float:
-            return float(over_processes(value, accelerator))
+        def summed(value: Tensor | int) -> float:
+            return float(over_processes(value, accelerator)) if isinstance(value, Tensor) else value
 
-        return {
-            "means": {name: [summed(value), steps] for name, (value, steps) in self._means.items()},
-            "ratios": {name: [summed(part), summed(whole)] for name, (part, whole) in self._ratios.items()},
-        }
+        return {name: (summed(part), summed(whole)) for name, (part, whole) in self._sums.items()}
 
     def restore(self, state: Mapping[str, Any], accelerator: Any) -> None:
         """Go on from a `state`; the first process takes all sums over."""
         dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
 
-        def tensor(value: float) -> Tensor:
+        def share(value: float) -> Tensor | int:
+            if isinstance(value, int):  # steps, which all processes have taken
+                return value
             return torch.tensor(value if accelerator.is_main_process else 0.0, dtype=dtype, device=accelerator.device)
 
-        self._means = {name: (tensor(value), steps) for name, (value, steps) in state["means"].items()}
-        self._ratios = {name: (tensor(part), tensor(whole)) for name, (part, whole) in state["ratios"].items()}
+        self._sums = {name: (share(part), share(whole)) for name, (part, whole) in state.items()}
 
 
-def _exact(value: Tensor) -> Tensor:
-    """A detached value in float64, where the device has it."""
+def _exact(value: Tensor | int) -> Tensor | int:
+    """A detached tensor in float64, where the device has it."""
+    if isinstance(value, int):
+        return value
     return value.detach() if value.device.type == "mps" else value.detach().double()
 
 

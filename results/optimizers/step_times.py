@@ -16,7 +16,7 @@ import torch
 
 from cocomix.experiments import load_plan
 from cocomix.model.accounting import build_model
-from cocomix.model.causal_loss import causal_loss
+from cocomix.model.fused_head import causal_loss
 from cocomix.training.arguments import training_arguments
 from cocomix.training.optimizers import MUON, muon
 from cocomix.training.student import Vocabulary, model_config

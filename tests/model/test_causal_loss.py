@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from cocomix.model.causal_loss import causal_loss
-from cocomix.model.fused_head import SetCrossEntropy, fused_head
+from cocomix.model.fused_head import SetCrossEntropy, causal_loss, fused_head
 from tests.model.factories import VOCAB, plain, tokens
 from tests.model.largest import largest_tensor
 

@@ -18,8 +18,8 @@ from cocomix.runtime.section import Section
 from cocomix.training.arguments import training_arguments
 from cocomix.training.objectives import Schedule
 from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe, settings_of
+from cocomix.training.recipe_data import LabelsConfig
 from cocomix.training.recipe_file import MissingRecipe
-from cocomix.training.recipe_labels import LabelsConfig
 from cocomix.training.student import plan_run
 
 SOURCE = Path(cocomix.__file__).parent

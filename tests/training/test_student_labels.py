@@ -21,8 +21,8 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run, train
 from cocomix.training.callbacks import MetricsFile
 from cocomix.training.launching import refuse_under_fsdp
+from cocomix.training.online import DICTIONARY, STATE, TEACHER
 from cocomix.training.recipe import RunConfig
-from cocomix.training.student_labels import DICTIONARY, STATE, TEACHER
 from tests.command_line import Cli
 from tests.many.launches import launched
 from tests.workshop import BLOCK, Workshop

@@ -22,8 +22,8 @@ from cocomix.labelling import Concatenated, Labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from cocomix.training.corpora import block_order
+from cocomix.training.online import DICTIONARY, TEACHER
 from cocomix.training.recipe import load_recipe
-from cocomix.training.student_labels import DICTIONARY, TEACHER
 
 logger = logging.getLogger(__name__)
 

@@ -112,10 +112,10 @@ class StudentSAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents [..., n_concepts] of hidden states [..., d_model]."""
-        scaled = normalise(x)
-        logits = (scaled.hidden - self.pre_bias) @ self.W_enc + self.b_enc
+        scaled, mean, std = normalise(x)
+        logits = (scaled - self.pre_bias) @ self.W_enc + self.b_enc
         best = logits.topk(self.k, dim=-1)
-        self._last = (x, scaled.mean, scaled.std)
+        self._last = (x, mean, std)
         weights = best.values.softmax(-1) if self.softmax else best.values
         return torch.zeros_like(logits).scatter(-1, best.indices, weights * self.norms[best.indices])
 

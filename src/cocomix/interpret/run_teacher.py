@@ -19,8 +19,8 @@ from cocomix.evaluation import Run, run_labels
 from cocomix.labelling import load_labeller
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.online import kept_labeller
 from cocomix.training.recipe import load_recipe
-from cocomix.training.student_labels import kept_labeller
 
 
 class RunTeacher(NamedTuple):

@@ -19,7 +19,7 @@ from cocomix.model.head_losses import (
     divergence_of_top,
     set_cross_entropy,
 )
-from cocomix.model.targets import FullTargets, TopTargets
+from cocomix.model.targets import FullTargets, TopTargets, divisor, next_tokens
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.top_k import top_k
@@ -129,6 +129,30 @@ def fused_head(
         hidden, weight, bias, k, chunk_size, None if weight is None else softcap, with_gradient, learns, kind, *tensors
     )
     return HeadOutput(values, ids, loss_sum)
+
+
+def causal_loss(
+    logits: Tensor,  # [batch, seq, vocab]
+    labels: Tensor,  # [batch, seq]
+    vocab_size: int | None = None,
+    *,
+    num_items_in_batch: Tensor | int | None = None,
+    **_: Any,
+) -> Tensor:
+    """What transformers' `ForCausalLMLoss` computes, for a model's `loss_function`.
+
+    That one casts all logits to float32 and keeps their log-softmax and its gradient, three times [batch·seq, vocab].
+    Here the logits and their gradient have the model's dtype, and a chunk of positions at a time is in float32.
+
+    Args:
+        logits: of a decoder.
+        labels: token ids, not shifted; −100 where there is no target.
+        vocab_size: of the logits; models give it, and it is not needed.
+        num_items_in_batch: divisor of the loss; by default the number of targets here.
+    """
+    targets = next_tokens(labels, None).to(logits.device)
+    summed = fused_head(logits.flatten(0, 1), None, None, SetCrossEntropy(targets.reshape(-1, 1))).loss_sum
+    return summed / divisor(targets != IGNORE, num_items_in_batch)
 
 
 def naive_head(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, k: int) -> HeadOutput:

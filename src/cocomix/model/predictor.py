@@ -34,25 +34,11 @@ class Prediction(NamedTuple):
     logits: Tensor | None = None
 
 
-class Normalised(NamedTuple):
-    """A hidden state over d_model brought to mean 0 and standard deviation 1, and what was taken out.
-
-    Attributes:
-        hidden: [batch, seq, d_model].
-        mean: [batch, seq, 1].
-        std: unbiased. [batch, seq, 1]
-    """
-
-    hidden: Tensor
-    mean: Tensor
-    std: Tensor
-
-
-def normalise(hidden: Tensor) -> Normalised:
-    """(h − μ)/(σ + 1e-5), with μ and σ. The released code's; the paper leaves it out."""
+def normalise(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(h − μ)/(σ + 1e-5) [..., d_model], with μ and the unbiased σ [..., 1]: the released code's, not the paper's."""
     mean = hidden.mean(-1, keepdim=True)
-    std = hidden.std(-1, keepdim=True)  # unbiased
-    return Normalised((hidden - mean) / (std + _EPSILON), mean, std)
+    std = hidden.std(-1, keepdim=True)
+    return (hidden - mean) / (std + _EPSILON), mean, std
 
 
 class ConceptPredictor(nn.Module):
@@ -88,8 +74,8 @@ class ConceptPredictor(nn.Module):
     ) -> Prediction:
         """Predict the concepts of every position, after edits."""
         batch, seq, _ = hidden.shape
-        scaled = normalise(hidden)
-        entering = scaled.hidden - self.pre_bias
+        scaled, mean, std = normalise(hidden)
+        entering = scaled - self.pre_bias
         entering = entering if self.reduction is None else self.reduction(entering)
         loss = None if concept_labels is None else SetCrossEntropy(concept_labels.flatten(0, 1).long())
         output = head_output(self.head, entering.flatten(0, 1), loss, self.concept_topk)
@@ -105,7 +91,7 @@ class ConceptPredictor(nn.Module):
             ids, values = ids.masked_scatter(slots, chosen), values.masked_scatter(slots, best.to(values.dtype))
             logits = None if logits is None else logits.masked_scatter(slots, edited)
         # A copy of b_pre: the parameter itself is gone after this module's forward pass where weights are sharded.
-        concepts = Concepts(values, ids, scaled.mean, scaled.std, self.pre_bias.clone())
+        concepts = Concepts(values, ids, mean, std, self.pre_bias.clone())
         return Prediction(concepts, None if loss is None else output.loss_sum, logits)
 
 
@@ -143,13 +129,13 @@ class HiddenPredictor(nn.Module):
             targets: the teacher's layer-normed hidden states.
             counted: positions whose distance is summed; all by default.
         """
-        scaled = normalise(hidden)
-        predicted = self.mlp(scaled.hidden - self.pre_bias)  # [batch, seq, d_teacher]
+        scaled, mean, std = normalise(hidden)
+        predicted = self.mlp(scaled - self.pre_bias)  # [batch, seq, d_teacher]
         loss_sum = None
         if targets is not None:
             distance = hidden_distance(predicted, targets, self.hidden_loss)
             loss_sum = (distance if counted is None else distance.masked_fill(~counted, 0.0)).sum()
-        return Prediction(Concepts(predicted, None, scaled.mean, scaled.std, self.pre_bias.clone()), loss_sum)
+        return Prediction(Concepts(predicted, None, mean, std, self.pre_bias.clone()), loss_sum)
 
 
 def build_predictor(config: PreTrainedConfig) -> ConceptPredictor | HiddenPredictor | None:

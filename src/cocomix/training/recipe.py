@@ -28,9 +28,8 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.runtime.yaml_text import dump_yaml
 from cocomix.training.objectives import Auxiliary, Schedule, auxiliary
-from cocomix.training.recipe_data import BoundedConfig, CachedConfig, DataConfig, Folder, MixtureConfig
+from cocomix.training.recipe_data import BoundedConfig, CachedConfig, DataConfig, Folder, LabelsConfig, MixtureConfig
 from cocomix.training.recipe_file import recipe_values
-from cocomix.training.recipe_labels import LabelsConfig
 
 
 def _readable(version: Any) -> Any:

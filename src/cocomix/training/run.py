@@ -40,12 +40,11 @@ from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.loading import JoinedBlocks, joined_blocks
 from cocomix.training.manifest import run_manifest
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
-from cocomix.training.online import OnlineLabels, in_dtype_of_run, open_online_labels
+from cocomix.training.online import OnlineLabels, StudentLabels, in_dtype_of_run, open_online_labels
 from cocomix.training.opened_run import Run, RunManifest
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.student import Plan, build_student, plan_run
-from cocomix.training.student_labels import StudentLabels
 from cocomix.training.trainer import CoCoMixTrainer
 from cocomix.training.window_cache import WindowCache
 

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import explained_full_disk
-from cocomix.model.causal_loss import causal_loss
+from cocomix.model.fused_head import causal_loss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.arguments import refuse_unheeded, tokens_after, tokens_per_step, total_steps
 from cocomix.training.checkpoints import (

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
-from cocomix.model.fused_head import HeadOutput, SetCrossEntropy, fused_head, naive_head
+from cocomix.model.fused_head import HeadOutput, SetCrossEntropy, fused_head
+from cocomix.model.head_losses import accumulation_dtype
 from cocomix.model.targets import check_concept_labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -15,6 +17,20 @@ from tests.model.largest import largest_tensor
 BF16_TOLERANCE = (
     2e-2  # bf16 keeps 8 bits: products of unit-sized terms differ by up to about 1% between summation orders
 )
+
+
+def naive_head(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, k: int) -> HeadOutput:
+    """The slow twin of `fused_head`: all logits at once, plain autograd."""
+    logits = F.linear(hidden, weight, bias)  # [N, width]
+    values, ids = logits.topk(k, dim=-1)
+    scores = logits.to(accumulation_dtype(logits))
+    if labels is None:
+        return HeadOutput(values, ids, scores.new_zeros(()))
+    used = labels != IGNORE  # [N, k_attr]
+    picked = scores.gather(-1, labels.clamp_min(0)) * used
+    mean_picked = picked.sum(-1) / used.sum(-1).clamp_min(1)
+    per_position = torch.logsumexp(scores, dim=-1) - mean_picked
+    return HeadOutput(values, ids, (per_position * used.any(-1)).sum())
 
 
 def problem(n: int, d: int, c: int, k_attr: int, ignored: float, seed: int, dtype: torch.dtype) -> list[Tensor]:

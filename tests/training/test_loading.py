@@ -12,7 +12,7 @@ from cocomix.labelling import Concatenated, Labels, TeacherProbabilities
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import CoCoMixTrainer
 from cocomix.training.loading import JoinedBlocks, PaddedBlocks, joined_blocks
-from cocomix.training.order import ShuffledOrder
+from cocomix.training.order import Reading, ShuffledOrder
 from tests.evaluation.conftest import ntp_model, token_blocks
 from tests.workshop import BLOCK, Workshop
 
@@ -80,7 +80,7 @@ def test_rows_have_everything_stored_of_their_tokens(workshop: Workshop) -> None
     assert torch.equal(row["concept_labels"], labels.split("validation")[3]["concept_labels"])
     assert torch.equal(row["teacher_ids"], probabilities.split("validation")[3]["teacher_ids"])
     assert isinstance(blocks, JoinedBlocks)
-    assert blocks.only(frozenset({"concept_labels"}))[3].keys() == {"input_ids", "concept_labels"}
+    assert blocks[Reading(3, frozenset({"concept_labels"}))].keys() == {"input_ids", "concept_labels"}
 
 
 def test_a_limit_keeps_the_first_blocks(workshop: Workshop) -> None:

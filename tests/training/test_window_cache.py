@@ -91,7 +91,7 @@ def read(config: RunConfig, readers: Readers, start: int, stop: int) -> list[lis
             dataloader_multiprocessing_context=None,
             dataloader_in_order=True,
         )
-        iterators.append(_batches(ordered_loader({(0, 0): blocks}, order, list, arguments, window.reach), start))  # type: ignore[arg-type]
+        iterators.append(_batches(ordered_loader(blocks, order, list, arguments, reached=window.reach), start))  # type: ignore[arg-type]
     found = []
     for _ in range(start, stop):
         shares = [next(iterator) for iterator in iterators]

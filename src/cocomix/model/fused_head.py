@@ -1,7 +1,7 @@
 """A linear head and its loss in one function that never holds the logits of all positions.
 
 It works in chunks of positions: logits, their top-k, loss, and the loss's gradient, finished while the logits are at
-hand. `fused_head` has the mathematics, `naive_head` is the same in a few lines.
+hand. `fused_head` has the mathematics.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -153,20 +153,6 @@ def causal_loss(
     targets = next_tokens(labels, None).to(logits.device)
     summed = fused_head(logits.flatten(0, 1), None, None, SetCrossEntropy(targets.reshape(-1, 1))).loss_sum
     return summed / divisor(targets != IGNORE, num_items_in_batch)
-
-
-def naive_head(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, k: int) -> HeadOutput:
-    """The slow twin of `fused_head`, for tests and benchmarks: all logits at once, plain autograd."""
-    logits = F.linear(hidden, weight, bias)  # [N, width]
-    values, ids = logits.topk(k, dim=-1)
-    scores = logits.to(accumulation_dtype(logits))
-    if labels is None:
-        return HeadOutput(values, ids, scores.new_zeros(()))
-    used = labels != IGNORE  # [N, k_attr]
-    picked = scores.gather(-1, labels.clamp_min(0)) * used
-    mean_picked = picked.sum(-1) / used.sum(-1).clamp_min(1)
-    per_position = torch.logsumexp(scores, dim=-1) - mean_picked
-    return HeadOutput(values, ids, (per_position * used.any(-1)).sum())
 
 
 def _flat(loss: HeadLoss | None) -> tuple[_Kind, tuple[Tensor | None, ...]]:

@@ -26,7 +26,6 @@ from cocomix.training.arguments import tokens_after, total_steps
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
 from cocomix.training.objectives import Objective
-from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -74,18 +73,6 @@ def check_coverage(
                 f"until step {until:,}; make it of so many (`--blocks {read}`) and set first_blocks: {read} in this "
                 "recipe and in those that it is compared with, so that these blocks come first."
             )
-
-
-def inputs_of(
-    data: Tokens, labels: StoredLabels | None, online: OnlineLabels | None, teaching: Teaching
-) -> dict[str, Any]:
-    """Fingerprints of what a run reads, for its identity: changed ones would make it another run half-way."""
-    return {
-        "data": data.manifest.fingerprint,
-        "labels": None if labels is None else labels.fingerprint,
-        "online_labels": None if online is None else online.reference(data)["labeller"],
-        "teaching": teaching.reference,
-    }
 
 
 def _check_teacher(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderShard
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
@@ -21,7 +21,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.arguments import steps_per_epoch
 from cocomix.training.objectives import Objective, in_force
-from cocomix.training.order import BlockOrder, StepBatches
+from cocomix.training.order import BlockOrder, Reading, StepBatches
 from cocomix.training.recipe import RunConfig
 
 COLUMNS: dict[str, torch.dtype | None] = {
@@ -46,15 +46,14 @@ class JoinedBlocks(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: Any) -> dict[str, Tensor]:
+        """A row, by a number or by a `Reading`."""
+        index, needs = index if isinstance(index, Reading) else (index, self.stored.keys())
         row = dict(self.tokens[index])
-        for blocks in self.stored.values():
-            row |= blocks[index]
+        for column, blocks in self.stored.items():
+            if column in needs:
+                row |= blocks[index]
         return row
-
-    def only(self, needs: frozenset[str]) -> "JoinedBlocks":
-        """The same blocks, of which only what is needed is read."""
-        return JoinedBlocks(self.tokens, {column: rows for column, rows in self.stored.items() if column in needs})
 
 
 def joined_blocks(
@@ -116,10 +115,12 @@ class PaddedBlocks(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return math.ceil(len(self.blocks) / self.multiple) * self.multiple
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = dict(self.blocks[min(index, len(self.blocks) - 1)])
+    def __getitem__(self, index: Any) -> dict[str, Tensor]:
+        number = index.block if isinstance(index, Reading) else index
+        last = len(self.blocks) - 1
+        row = dict(self.blocks[index if number <= last else last])
         row.setdefault("labels", row["input_ids"])
-        if index >= len(self.blocks):
+        if number > last:
             targets = row.keys() & {"labels", "concept_labels"}
             row |= {name: torch.full_like(row[name], IGNORE) for name in targets}
         return row
@@ -137,54 +138,49 @@ def told_by_workers() -> Iterator[None]:
         raise CoCoMixError(told.group(1).strip()) from None
 
 
-def views_of(
+def columns_read(
     blocks: Any, objectives: Sequence[Objective], arguments: TrainingArguments, total: int
-) -> dict[tuple[int, int], Any]:
-    """The blocks by the epoch and batch from which they are read: fewer columns, once no objective needs them.
-
-    Args:
-        blocks: of one epoch; of other data sets than `JoinedBlocks` all columns are read to the end.
-        total: steps of the run.
-    """
+) -> Callable[[int, int], frozenset[str]] | None:
+    """What the objectives still read in the step of an epoch's batch, of `total` steps; `None` for all, to the end."""
     if not isinstance(blocks, JoinedBlocks):
-        return {(0, 0): blocks}
-    views = {}
-    for step in sorted({0, *(one.weight.steps(total) for one in objectives)}):
-        epoch, within = divmod(step, steps_per_epoch(arguments, len(blocks)))
-        needs = frozenset().union(*(one.needs for one in in_force(objectives, step, total)))
-        views[epoch, within * arguments.gradient_accumulation_steps] = blocks.only(needs)
-    return views
+        return None
+    in_epoch = steps_per_epoch(arguments, len(blocks))
+
+    def needs(epoch: int, batch: int) -> frozenset[str]:
+        step = epoch * in_epoch + batch // arguments.gradient_accumulation_steps
+        return frozenset().union(*(one.needs for one in in_force(objectives, step, total)))
+
+    return needs
 
 
 def ordered_loader(
-    views: Mapping[tuple[int, int], Any],
+    blocks: Any,
     order: BlockOrder,
     collate: Callable[[Any], Any],
     arguments: TrainingArguments,
+    needs: Callable[[int, int], frozenset[str]] | None = None,
     reached: Callable[[int, int], None] | None = None,
 ) -> DataLoaderShard:
     """This process's part of the training batches, on its device.
 
     Args:
-        views: all blocks, numbered as in `order`, by the epoch and batch from which they are read so.
+        blocks: numbered as in `order`.
         collate: makes a batch of rows.
-        reached: see `StepBatches`.
+        needs: see `StepBatches`; so is `reached`.
     """
     processes = arguments.world_size
-    parts = [blocks if processes == 1 else PaddedBlocks(blocks, processes) for blocks in views.values()]
     batches = StepBatches(
         order,
         arguments.train_batch_size,
         processes=processes,
         process=arguments.process_index,
         drop_last=arguments.dataloader_drop_last,
+        needs=needs,
         reached=reached,
-        views=list(views),
-        span=len(parts[0]),
     )
     workers = arguments.dataloader_num_workers
     return DataLoaderShard(
-        parts[0] if len(parts) == 1 else ConcatDataset(parts),
+        blocks if processes == 1 else PaddedBlocks(blocks, processes),
         device=arguments.device,
         batch_sampler=batches,
         collate_fn=collate,

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,7 +50,6 @@ TEACHER, DICTIONARY = "labels/teacher", "labels/dictionary"
 _BATCH_TOKENS = 4096  # tokens labelled at once, as in `cocomix label`
 
 Batch = dict[str, Tensor]
-AnyConfig = TypeVar("AnyConfig", bound=LabellerConfig)
 
 
 class OnlineLabels:
@@ -268,23 +267,19 @@ def rows_at_once(input_ids: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(input_ids), size)]
 
 
-def in_dtype_of_run(config: AnyConfig, bf16: bool) -> AnyConfig:
-    """Settings with a `dtype` that is not given set to that of the run."""
-    if bf16 and "dtype" in type(config).model_fields and "dtype" not in config.model_fields_set:
-        return config.model_copy(update={"dtype": "bfloat16"})
-    return config
-
-
 def open_online_labels(
     config: LabellerConfig, data: Tokens, device: torch.device, folder: Path, *, bf16: bool = False
 ) -> OnlineLabels:
-    """Load a recipe's labeller and try it; raises as `open_labeller`.
+    """Load a recipe's labeller and try it, or begin one of kind `online`; raises as `open_labeller`.
 
     Args:
         folder: of the unfinished run, if there is one: what the labeller learned before is read from there.
         bf16: whether the run computes in bfloat16, as a teacher then does whose `dtype` is not given.
     """
-    config = in_dtype_of_run(config, bf16)
+    if bf16 and "dtype" in type(config).model_fields and "dtype" not in config.model_fields_set:
+        config = config.model_copy(update={"dtype": "bfloat16"})
+    if isinstance(config, OnlineConfig):
+        return StudentLabels(config, data, device)
     tables = load_file(folder / TABLES) if (folder / TABLES).is_file() else None
     labeller, _ = open_labeller(data, config, device=device, tables=tables)
     return OnlineLabels(labeller, config, device)

@@ -4,10 +4,11 @@ Any stretch of any epoch is computed by itself (`cocomix.data.permutation`): goi
 going on at step one does, and neither loader workers nor processes change the order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -188,7 +189,14 @@ BlockOrder = ShuffledOrder | WindowedOrder | MixtureOrder
 """Of the blocks of a run, epoch by epoch."""
 
 
-class StepBatches(Sampler[list[int]]):
+class Reading(NamedTuple):
+    """A block, and the columns that are read of it beside its tokens."""
+
+    block: int
+    needs: frozenset[str]
+
+
+class StepBatches(Sampler[list[Any]]):
     """One process's batches of block numbers.
 
     Of every `batch_size · processes` blocks of the order, process p takes those at places p, p + processes, …; so the
@@ -200,9 +208,8 @@ class StepBatches(Sampler[list[int]]):
         batch_size: blocks of a batch, per process.
         process: which of `processes` this one is.
         drop_last: leave out what does not fill a batch of all processes.
+        needs: which columns are read, by epoch and batch; with it, batches are of `Reading`.
         reached: is told the epoch and place of every batch.
-        views: epoch and batch from which each view of the blocks is read, rising.
-        span: what is added to the numbers for each further view.
     """
 
     def __init__(
@@ -213,13 +220,12 @@ class StepBatches(Sampler[list[int]]):
         processes: int = 1,
         process: int = 0,
         drop_last: bool = False,
+        needs: Callable[[int, int], frozenset[str]] | None = None,
         reached: Callable[[int, int], None] | None = None,
-        views: Sequence[tuple[int, int]] = (),
-        span: int = 0,
     ) -> None:
-        self.order, self.batch_size, self.drop_last, self.reached = order, batch_size, drop_last, reached
+        self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
+        self.needs, self.reached = needs, reached
         self.processes, self.process = processes, process
-        self.views, self.span = tuple(views), span
         self.epoch = self._passed_over = 0
 
     def __len__(self) -> int:
@@ -234,7 +240,7 @@ class StepBatches(Sampler[list[int]]):
         """Have the next iteration begin with so many empty batches, for a caller who counts and discards them."""
         self._passed_over = batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         passed_over, self._passed_over = self._passed_over, 0
         yield from repeat([], passed_over)
         step = self.batch_size * self.processes
@@ -246,5 +252,6 @@ class StepBatches(Sampler[list[int]]):
             blocks = self.order.blocks(self.epoch, start, stop)
             share = -(-len(blocks) // self.processes)
             own = blocks[self.process :: self.processes].tolist()
-            view = max(0, sum(begin <= (self.epoch, batch) for begin in self.views) - 1)
-            yield [view * self.span + block for block in own + [self.order.size] * (share - len(own))]
+            own += [self.order.size] * (share - len(own))
+            needs = None if self.needs is None else self.needs(self.epoch, batch)
+            yield own if needs is None else [Reading(block, needs) for block in own]

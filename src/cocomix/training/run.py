@@ -16,7 +16,6 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from cocomix.artifacts import Staging, explained_full_disk, partial_path, shown, url_of
-from cocomix.concepts import OnlineConfig
 from cocomix.data import Tokens
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import fast_bfloat16
@@ -34,13 +33,13 @@ from cocomix.training.callbacks import (
 from cocomix.training.checkpoints import check_kind, checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import Teaching, open_teaching
-from cocomix.training.input_checks import check_coverage, check_sources, inputs_of
+from cocomix.training.input_checks import check_coverage, check_sources
 from cocomix.training.launching import check_deepspeed, refuse_under_fsdp, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.loading import JoinedBlocks, joined_blocks
 from cocomix.training.manifest import run_manifest
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
-from cocomix.training.online import OnlineLabels, StudentLabels, in_dtype_of_run, open_online_labels
+from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.opened_run import Run, RunManifest
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.recipe import RunConfig, save_recipe
@@ -87,7 +86,11 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, blocks, sharding)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
-    labels, online = open_labels(recipe, data), _labels_while_training(recipe, data, arguments, partial_path(output))
+    labels, online = open_labels(recipe, data), None
+    if recipe.has_concepts and recipe.online_labels is not None:
+        online = open_online_labels(
+            recipe.online_labels, data, arguments.device, partial_path(output), bf16=arguments.bf16
+        )
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
@@ -99,7 +102,12 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     order = block_order(recipe, data, arguments.seed if arguments.data_seed is None else arguments.data_seed)
     stored = {"concept_labels": labels, "teacher_log_probs": teaching.stored}
     check_coverage(recipe, data, stored, objectives, arguments)
-    identity = {**asked, **inputs_of(data, labels, online, teaching)}
+    identity = {  # fingerprints of what is read: changed ones would make it another run half-way
+        **asked,
+        "labels": None if labels is None else labels.fingerprint,
+        "online_labels": None if online is None else online.reference(data)["labeller"],
+        "teaching": teaching.reference,
+    }
     folder = partial_path(output)
     with _staged(output, identity, arguments) as staging, signed_in(folder) if first else nullcontext():
         if first:
@@ -193,18 +201,6 @@ class _FirstEvaluation(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         blocks = self.trainer.eval_dataset
         self.trainer.measure(Subset(blocks, range(min(len(blocks), 2 * args.eval_batch_size))))
-
-
-def _labels_while_training(
-    recipe: RunConfig, data: Tokens, arguments: TrainingArguments, folder: Path
-) -> OnlineLabels | None:
-    """What makes labels batch by batch, where the recipe asks for that."""
-    config = recipe.online_labels
-    if config is None or not recipe.has_concepts:
-        return None
-    if isinstance(config, OnlineConfig):
-        return StudentLabels(in_dtype_of_run(config, arguments.bf16), data, arguments.device)
-    return open_online_labels(config, data, arguments.device, folder, bf16=arguments.bf16)
 
 
 def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: OnlineLabels | None) -> list[Objective]:

@@ -31,7 +31,14 @@ from cocomix.training.checkpoints import (
     weights_are_finite,
 )
 from cocomix.training.launching import gather_as_kept
-from cocomix.training.loading import COLUMNS, PaddedBlocks, collate_blocks, ordered_loader, told_by_workers, views_of
+from cocomix.training.loading import (
+    COLUMNS,
+    PaddedBlocks,
+    collate_blocks,
+    columns_read,
+    ordered_loader,
+    told_by_workers,
+)
 from cocomix.training.meters import LossMeter, TrainingClock, over_processes
 from cocomix.training.objectives import Objective, default_objectives
 from cocomix.training.objectives.step_loss import add_heads, count_terms, in_force, loss_terms, step_loss
@@ -125,9 +132,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     def _in_force(self, step: int) -> list[Objective]:
         return in_force(self.objectives, step, self.total_steps)
 
-    def labels_until(self, column: str = "concept_labels") -> int:
-        """The step, counted from 0, from which no objective reads a column of the batches any more."""
-        return max((one.weight.steps(self.total_steps) for one in self.objectives if column in one.needs), default=0)
+    def labels_until(self) -> int:
+        """The step, counted from 0, from which no objective reads concept labels any more."""
+        readers = [one for one in self.objectives if "concept_labels" in one.needs]
+        return max((one.weight.steps(self.total_steps) for one in readers), default=0)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step and their counts; labelled first, where labels are made online."""
@@ -301,8 +309,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         order = self.order or ShuffledOrder(len(blocks), seed)
         collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
-        views = views_of(blocks, self.objectives, arguments, self.total_steps)
-        return ordered_loader(views, order, collate, arguments, self.reached)
+        needs = columns_read(blocks, self.objectives, arguments, self.total_steps)
+        return ordered_loader(blocks, order, collate, arguments, needs, self.reached)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The base class's, in which every block counts once.

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives import ChunkLikelihood, NextToken, Objective, Schedule, SortedDistillation, loss_terms
 from cocomix.training.objectives.alm import TEMPERATURE
-from tests.model.factories import plain, student, tokens
+from cocomix.training.objectives.objective import SingleTerm
+from tests.model.factories import student, tokens
 
 ONE = Schedule(value=1.0)
-MODEL = plain("gpt2")
 
 
 def term(objective: Objective, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -51,11 +51,11 @@ def drawn() -> tuple[Tensor, Tensor]:
 def test_alm_is_0_for_equal_likelihoods_and_the_binary_divergence_otherwise(drawn: tuple[Tensor, Tensor]) -> None:
     logits, ids = drawn
     batch = chunked(logits, ids, [2, 0, 1, 3])
-    found, count = term(ChunkLikelihood(ONE, MODEL.config), logits, batch)
+    found, count = term(ChunkLikelihood(ONE), logits, batch)
     assert int(count) == 3
     assert float(found) == pytest.approx(0, abs=1e-5)
     batch["teacher_log_probs"] -= 1.5
-    found, _ = term(ChunkLikelihood(ONE, MODEL.config), logits, batch)
+    found, _ = term(ChunkLikelihood(ONE), logits, batch)
     expected = 0.0
     for place in (0, 3, 4):
         p, q = (torch.exp((batch["teacher_log_probs"][0, place] + more) / TEMPERATURE).double() for more in (0.0, 1.5))
@@ -69,7 +69,7 @@ def test_alms_gradient_goes_through_the_chunks_likelihood_alone(drawn: tuple[Ten
     batch = chunked(logits, ids, [2, 0, 1, 3])
     batch["teacher_log_probs"] -= 1.5
     logits.requires_grad_()
-    found, _ = term(ChunkLikelihood(ONE, MODEL.config), logits, batch)
+    found, _ = term(ChunkLikelihood(ONE), logits, batch)
     (gradient,) = torch.autograd.grad(found, logits)
     direction = F.one_hot(ids[0, 1:], 11) - logits[0, :-1].detach().softmax(-1)  # of the log-likelihood of the text
     scale = (gradient[0, :-1] * direction).sum(-1) / direction.square().sum(-1)
@@ -85,16 +85,16 @@ def test_a_chunk_counts_if_all_its_tokens_are_targets(drawn: tuple[Tensor, Tenso
     batch = chunked(logits, ids, [2, 0, 1, 3])
     batch["labels"] = ids.clone()
     batch["labels"][0, 5] = IGNORE  # in the last chunk
-    assert int(ChunkLikelihood(ONE, MODEL.config).counts(batch)["alm_loss"]) == 2
+    assert int(ChunkLikelihood(ONE).counts(batch)["alm_loss"]) == 2
     batch["teacher_lengths"][0, 4] = 4  # goes on beyond the block
-    assert int(ChunkLikelihood(ONE, MODEL.config).counts(batch)["alm_loss"]) == 2
+    assert int(ChunkLikelihood(ONE).counts(batch)["alm_loss"]) == 2
 
 
 def test_uld_is_0_for_equal_models_and_blind_to_which_token_is_which(drawn: tuple[Tensor, Tensor]) -> None:
     logits, ids = drawn
     batch = {"labels": ids, "teacher_log_probs": logits.log_softmax(-1).topk(4, dim=-1).values}
     batch["teacher_log_probs"][0, 3] = -torch.inf  # no common end
-    objective = SortedDistillation(ONE, MODEL.config)
+    objective = SortedDistillation(ONE)
     found, count = term(objective, logits, batch)
     assert int(count) == 6  # neither it nor the last
     assert float(found) == pytest.approx(0, abs=1e-5)
@@ -112,11 +112,12 @@ def test_both_go_with_a_model_whose_logits_never_leave_it(kind: str) -> None:
     shape = tokens().shape
     batch: dict[str, Any] = {"input_ids": tokens(), "labels": tokens()}
     if kind == "uld":
-        objective: Objective = SortedDistillation(ONE, model.config)
+        objective: SingleTerm = SortedDistillation(ONE)
         batch["teacher_log_probs"] = torch.full((*shape, 3), -2.0)
     else:
-        objective = ChunkLikelihood(ONE, model.config)
+        objective = ChunkLikelihood(ONE)
         batch |= {"teacher_log_probs": torch.full(shape, -9.0), "teacher_lengths": torch.ones(shape, dtype=torch.long)}
+    objective.model = model
     terms, _ = loss_terms((NextToken(model.config), objective), model, batch)
     assert int(terms[f"{kind}_loss"].count) == tokens()[:, 1:].numel()
     terms[f"{kind}_loss"].sum.backward()

@@ -14,10 +14,10 @@ from cocomix.concepts import DictionaryConfig, RandomConfig, TeacherConfig
 from cocomix.experiments.sweep_plan import load_plan
 from cocomix.model.configuration import CoCoMixConfig, Count
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import Section
+from cocomix.runtime.section import Section, settings_of
 from cocomix.training.arguments import training_arguments
 from cocomix.training.objectives import Schedule
-from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe, settings_of
+from cocomix.training.recipe import DistillationConfig, RunConfig, StudentConfig, load_recipe, save_recipe
 from cocomix.training.recipe_data import LabelsConfig
 from cocomix.training.recipe_file import MissingRecipe
 from cocomix.training.student import plan_run

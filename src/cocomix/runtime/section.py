@@ -1,11 +1,13 @@
 """The base of every class of settings or results: frozen, without unknown fields; and what to say of one not valid."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
+from inspect import Parameter, getdoc, signature
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cocomix.runtime.errors import CoCoMixError
 
@@ -72,6 +74,26 @@ def meant(field: str, names: list[str], other_words: Mapping[str, str] | None = 
     near = difflib.get_close_matches(field, siblings, n=1, cutoff=0.7) or elsewhere[:1]
     near = near or difflib.get_close_matches(field, names, n=1, cutoff=0.7)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def settings_of(kind: type) -> dict[str, Any]:
+    """The arguments of a class as fields of a section: types, bounds, defaults and, from its docstring, descriptions.
+
+    Returns:
+        Type and `Field` by name, as `pydantic.create_model` takes them; those without a default are required.
+    """
+    texts = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^    \*\*|^\S)", getdoc(kind) or "", re.MULTILINE | re.DOTALL)
+    descriptions = {name: " ".join(text.split()) for name, text in texts}
+    types = get_type_hints(kind.__init__, include_extras=True)
+    return {
+        name: (types[name], Field(default=_default(parameter), description=descriptions.get(name)))
+        for name, parameter in signature(kind).parameters.items()
+        if parameter.kind is not Parameter.VAR_KEYWORD
+    }
+
+
+def _default(parameter: Parameter) -> Any:
+    return ... if parameter.default is Parameter.empty else parameter.default
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:

@@ -18,7 +18,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from cocomix.artifacts import write_text
 from cocomix.runtime.errors import CoCoMixError, require_extra
-from cocomix.training.meters import over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class SaveAndStop(TrainerCallback):  # type: ignore[misc]
         if not at_log_line:
             return False
         asked = torch.tensor(float(self.asked()), device=self.accelerator.device)
-        return bool(over_processes(asked, self.accelerator) > 0)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
 
 
 class StepProfiler(TrainerCallback):  # type: ignore[misc]

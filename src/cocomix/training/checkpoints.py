@@ -24,7 +24,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cocomix.artifacts import Artifact, Damaged, Manifest, NotAnArtifact, seal
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.meters import over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def weights_are_finite(model: nn.Module, accelerator: Any) -> bool:
     """Whether all weights are numbers, on all processes, also where each has a share of them."""
     shares = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
     bad = torch.stack([share.detach().isfinite().logical_not().sum() for share in shares]).sum()
-    return int(over_processes(bad, accelerator)) == 0
+    return int(accelerator.reduce(bad, "sum")) == 0
 
 
 def publish(folder: Path, manifest: CheckpointManifest, state: TrainerState, keep: int | None) -> None:

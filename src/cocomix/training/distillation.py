@@ -7,13 +7,11 @@ trained, nor saved, and its time is part of the run's seconds. As for labels, it
 student's documents do not see one another.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from cocomix.artifacts import shown
 from cocomix.concepts import FrozenDecoder, layer_normalize, model_fingerprint
@@ -71,13 +69,13 @@ class Teaching:
     """What a recipe's teacher does while the student trains, labels left out.
 
     Attributes:
-        objectives: of a student's configuration, the terms that the teacher adds.
+        objectives: the terms that the teacher adds.
         stored: distributions to read beside the tokens.
         hidden_size: width of the online teacher's hidden states; `None` without one.
         reference: for the run's manifest; `None` without distillation and hidden states.
     """
 
-    objectives: Callable[[PreTrainedConfig], list[Objective]] = lambda config: []
+    objectives: tuple[Objective, ...] = ()
     stored: Concatenated[TeacherProbabilities] | None = None
     hidden_size: int | None = None
     reference: dict[str, Any] | None = None
@@ -114,28 +112,25 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
         online = OnlineTeacher(open_decoder(data, recipe.teacher, device=device), data.manifest.vocab_size, dtype)
         reference["teacher"] = model_fingerprint(online.decoder.model)
 
-    def objectives(config: PreTrainedConfig) -> list[Objective]:
-        terms: list[Objective] = []
-        if online is not None and hidden:
-            flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
-            terms.append(HiddenPrediction(weight, online.hidden_states, flops))
-        if distillation is not None and stored is not None:
-            terms.append(_of_stored(distillation.weight, stored.first, config))
-        elif distillation is not None and online is not None:
-            flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
-            terms.append(Distillation(distillation.weight, online.distributions, teacher_flops=flops))
-        return terms
-
+    terms: list[Objective] = []
+    if online is not None and hidden:
+        flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
+        terms.append(HiddenPrediction(weight, online.hidden_states, flops))
+    if distillation is not None and stored is not None:
+        terms.append(_of_stored(distillation.weight, stored.first))
+    elif distillation is not None and online is not None:
+        flops = online.decoder.flops_per_token(data.manifest.block_size, up_to="head")
+        terms.append(Distillation(distillation.weight, online.distributions, teacher_flops=flops))
     hidden_size = None if online is None else online.decoder.d_model
-    return Teaching(objectives, stored, hidden_size, reference or None)
+    return Teaching(tuple(terms), stored, hidden_size, reference or None)
 
 
-def _of_stored(weight: Schedule, stored: TeacherProbabilities, config: PreTrainedConfig) -> Objective:
+def _of_stored(weight: Schedule, stored: TeacherProbabilities) -> Objective:
     """The objective that reads a kind of stored targets."""
     if stored.manifest.targets == "alm":
-        return ChunkLikelihood(weight, config)
+        return ChunkLikelihood(weight)
     if stored.manifest.targets == "uld":
-        return SortedDistillation(weight, config)
+        return SortedDistillation(weight)
 
     def read(batch: Batch) -> TopTargets:
         return TopTargets(batch["teacher_ids"], batch["teacher_log_probs"], stored.complete)

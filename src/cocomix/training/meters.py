@@ -43,7 +43,7 @@ class LossMeter:
         """What was summed since the last log line, over all processes; numbers of steps are integers."""
 
         def summed(value: Tensor | int) -> float:
-            return float(over_processes(value, accelerator)) if isinstance(value, Tensor) else value
+            return float(accelerator.reduce(value, "sum")) if isinstance(value, Tensor) else value
 
         return {name: (summed(part), summed(whole)) for name, (part, whole) in self._sums.items()}
 
@@ -64,14 +64,6 @@ def _exact(value: Tensor | int) -> Tensor | int:
     if isinstance(value, int):
         return value
     return value.detach() if value.device.type == "mps" else value.detach().double()
-
-
-def over_processes(value: Tensor, accelerator: Any) -> Tensor:
-    """The sum of a value over all processes."""
-    if accelerator.num_processes == 1:
-        return value
-    reduced: Tensor = accelerator.reduce(value, reduction="sum")
-    return reduced
 
 
 class TrainingClock:

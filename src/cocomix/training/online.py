@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +40,6 @@ from cocomix.model.accounting import build_model
 from cocomix.runtime.console import progress
 from cocomix.runtime.flops import product_flops
 from cocomix.training.launching import refuse_under_fsdp
-from cocomix.training.meters import over_processes
 
 TABLES = "labels/tables.safetensors"
 """In the folder of a run: what a labeller with a first pass learned."""
@@ -251,7 +251,7 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
         self.labeller, self.accelerator = labeller, accelerator
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.labeller.step(lambda value: over_processes(value, self.accelerator))
+        self.labeller.step(partial(self.accelerator.reduce, reduction="sum"))
 
 
 def kept_labeller(folder: Path, config: OnlineConfig) -> ActivationConfig:

@@ -4,11 +4,9 @@ A recipe is YAML. It may start from another with `base: other.yaml` (a path rela
 overrides key by key, so that an ablation is as short as its difference. Precedence: defaults < base < recipe < `--set`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from inspect import Parameter, getdoc, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -25,7 +23,7 @@ from cocomix.concepts import LabellerConfig, TeacherConfig
 from cocomix.model import MIXINGS, Mixing
 from cocomix.model.configuration import CoCoMixConfig, Count
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import Section, describe_validation_error
+from cocomix.runtime.section import Section, describe_validation_error, settings_of
 from cocomix.runtime.yaml_text import dump_yaml
 from cocomix.training.objectives import Auxiliary, Schedule, auxiliary
 from cocomix.training.recipe_data import BoundedConfig, CachedConfig, DataConfig, Folder, LabelsConfig, MixtureConfig
@@ -56,23 +54,6 @@ OTHER_WORDS = {
     "kd": "distillation",
 }
 """What other codes and the paper call fields of a recipe, to be told from an unknown field."""
-
-
-def settings_of(config_class: type[CoCoMixConfig]) -> dict[str, Any]:
-    """The arguments of a configuration as fields of a recipe: its types, bounds, defaults and descriptions.
-
-    Returns:
-        Type and `Field` by name, as `pydantic.create_model` takes them.
-    """
-    described = getdoc(config_class) or ""
-    texts = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^    \*\*|^\S)", described, re.MULTILINE | re.DOTALL)
-    descriptions = {name: " ".join(text.split()) for name, text in texts}
-    types = get_type_hints(config_class.__init__, include_extras=True)
-    return {
-        name: (types[name], Field(default=parameter.default, description=descriptions.get(name)))
-        for name, parameter in signature(config_class).parameters.items()
-        if parameter.kind is not Parameter.VAR_KEYWORD
-    }
 
 
 MODEL_ARGUMENTS = settings_of(CoCoMixConfig)

@@ -209,7 +209,7 @@ def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: Onlin
     if recipe.has_concepts:
         flops = 0.0 if online is None else online.flops_per_token(plan.block_size, plan.config)
         terms.append(ConceptPrediction(recipe.model.concept_loss_weight, flops))
-    terms += teaching.objectives(plan.config)
+    terms += teaching.objectives
     return terms + [auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items()]
 
 

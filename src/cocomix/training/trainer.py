@@ -39,7 +39,7 @@ from cocomix.training.loading import (
     ordered_loader,
     told_by_workers,
 )
-from cocomix.training.meters import LossMeter, TrainingClock, over_processes
+from cocomix.training.meters import LossMeter, TrainingClock
 from cocomix.training.objectives import Objective, default_objectives
 from cocomix.training.objectives.step_loss import add_heads, count_terms, in_force, loss_terms, step_loss
 from cocomix.training.online import OnlineLabels
@@ -129,13 +129,10 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             return max(int(self.args.max_steps), 1)
         return total_steps(self.args, len(self.train_dataset))
 
-    def _in_force(self, step: int) -> list[Objective]:
-        return in_force(self.objectives, step, self.total_steps)
-
     def labels_until(self) -> int:
         """The step, counted from 0, from which no objective reads concept labels any more."""
-        readers = [one for one in self.objectives if "concept_labels" in one.needs]
-        return max((one.weight.steps(self.total_steps) for one in readers), default=0)
+        read = (one.weight for one in self.objectives if "concept_labels" in one.needs)
+        return max((weight.steps(self.total_steps) for weight in read), default=0)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step and their counts; labelled first, where labels are made online."""
@@ -150,10 +147,11 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Count what the terms sum over in all micro-batches of a step, on all processes; returns the first term's."""
-        counts = count_terms(self._in_force(self.state.global_step), batch_samples, device)
+        objectives = in_force(self.objectives, self.state.global_step, self.total_steps)
+        counts = count_terms(objectives, batch_samples, device)
         if not counts:
             return None
-        summed = over_processes(torch.stack(list(counts.values())), self.accelerator).clamp_min(1)
+        summed = self.accelerator.reduce(torch.stack(list(counts.values())), "sum").clamp_min(1)
         self._counts = dict(zip(counts, summed, strict=True))
         return summed[0]
 
@@ -165,10 +163,11 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Σ weight · sum ÷ count over the terms of one micro-batch; they are kept for the next log line."""
-        step = self.state.global_step
-        terms, output = loss_terms(self._in_force(step), model, inputs, self.heads, (step, self.total_steps))
+        progress = (self.state.global_step, self.total_steps)
+        objectives = in_force(self.objectives, *progress)
+        terms, output = loss_terms(objectives, model, inputs, self.heads, progress)
         counts = None if num_items_in_batch is None else self._counts
-        loss, means, self._weights = step_loss(terms, counts, step, self.total_steps)
+        loss, means, self._weights = step_loss(terms, counts, *progress)
         measured = {name: (term.sum, term.count) for name, term in terms.items() if term.weight is None}
         self._meter.add({"loss": loss, **means}, measured)
         if counts is not None:  # gradients are averaged over processes, but the counts are global: undo the average

@@ -12,22 +12,14 @@ from cocomix.model.backbone import build_halves
 from cocomix.model.head import Head
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
 
 
 class OnLogits(SingleTerm):
-    """An objective that reads the logits of all positions, which it has the model return.
-
-    Args:
-        config: of the student; a plain decoder returns them unasked.
-    """
-
-    def __init__(self, weight: Schedule, config: PreTrainedConfig) -> None:
-        super().__init__(weight)
-        self._settings = {"output_logits": True} if isinstance(config, CoCoMixConfig) else {}
+    """An objective that reads the logits of all positions, which it has the model return."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        return self._settings
+        """A plain decoder returns them unasked."""
+        return {"output_logits": True} if isinstance(self.model.config, CoCoMixConfig) else {}
 
 
 class OwnHead(SingleTerm):

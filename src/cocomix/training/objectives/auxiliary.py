@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from functools import cache
-from inspect import Parameter, signature
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import ValidationError, create_model, model_serializer
 
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.section import Section, describe_validation_error
+from cocomix.runtime.section import Section, describe_validation_error, settings_of
 from cocomix.training.objectives.objective import Objective, objective_type
 from cocomix.training.objectives.schedule import Schedule
 
@@ -45,7 +44,7 @@ def auxiliary(name: str, given: Any) -> Auxiliary:
     if isinstance(given, Auxiliary):
         return given
     try:
-        settings = _settings_of(objective_type(name))
+        settings = _section_of(objective_type(name))
     except CoCoMixError:
         settings = Auxiliary  # training refuses the name, when what registers it has been imported
     mapping = isinstance(given, Mapping)
@@ -64,14 +63,10 @@ def auxiliary_objective(name: str, settings: Auxiliary) -> Objective:
 
 
 @cache
-def _settings_of(kind: type[Objective]) -> type[Auxiliary]:
-    """The arguments of an objective's class as a section."""
-    types = get_type_hints(kind.__init__, include_extras=True)
-    fields: dict[str, Any] = {
-        key: (types[key], ... if argument.default is Parameter.empty else argument.default)
-        for key, argument in list(signature(kind).parameters.items())
-    }
-    if all(default is ... for _, default in fields.values()):
+def _section_of(kind: type[Objective]) -> type[Auxiliary]:
+    """The arguments of an objective's class as a section; the plain one where none has a default."""
+    fields = settings_of(kind)
+    if all(field.is_required() for _, field in fields.values()):
         return Auxiliary
     made: type[Auxiliary] = create_model(kind.__name__, __base__=Auxiliary, __module__=__name__, **fields)
     return made

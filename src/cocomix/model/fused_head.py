@@ -4,7 +4,7 @@ It works in chunks of positions: logits, their top-k, loss, and the loss's gradi
 hand. `fused_head` has the mathematics.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,6 @@ class Divergence(NamedTuple):
 
 
 HeadLoss = SetCrossEntropy | BagOfWords | Divergence
-_Kind = Literal["none", "labels", "bag", "all", "top", "complete"]
 
 
 class HeadOutput(NamedTuple):
@@ -124,9 +123,9 @@ def fused_head(
     with_gradient = loss is not None and torch.is_grad_enabled()
     with_gradient = with_gradient and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     learns = with_gradient and weight is not None and weight.requires_grad
-    kind, tensors = _flat(loss)
+    cap = None if weight is None else softcap
     values, ids, loss_sum, *_ = _FusedHead.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, k, chunk_size, None if weight is None else softcap, with_gradient, learns, kind, *tensors
+        hidden, weight, bias, k, chunk_size, cap, with_gradient, learns, loss
     )
     return HeadOutput(values, ids, loss_sum)
 
@@ -155,20 +154,6 @@ def causal_loss(
     return summed / divisor(targets != IGNORE, num_items_in_batch)
 
 
-def _flat(loss: HeadLoss | None) -> tuple[_Kind, tuple[Tensor | None, ...]]:
-    """A loss as a name and tensors, which is what an autograd function takes."""
-    if loss is None:
-        return "none", ()
-    if isinstance(loss, SetCrossEntropy):
-        return "labels", (loss.labels, loss.weights)
-    if isinstance(loss, BagOfWords):
-        return "bag", (loss.labels,)
-    if isinstance(loss.targets, TopTargets):
-        kind: _Kind = "complete" if loss.targets.complete else "top"
-        return kind, (loss.targets.ids, loss.targets.log_probs, loss.counted)
-    return "all", (*loss.targets, loss.counted)
-
-
 class _FusedHead(torch.autograd.Function):
     """Chunked forward with the loss's gradients computed on the way; see `fused_head`.
 
@@ -186,8 +171,7 @@ class _FusedHead(torch.autograd.Function):
         softcap: float | None,
         with_gradient: bool,
         weight_learns: bool,
-        kind: _Kind,
-        *targets: Tensor | None,
+        loss: HeadLoss | None,
     ) -> tuple[Tensor | None, ...]:
         positions = hidden.shape[0]
         accumulation = accumulation_dtype(hidden)
@@ -204,21 +188,18 @@ class _FusedHead(torch.autograd.Function):
             logits = padded if weight is None else _product(hidden[rows], weight, bias, padded)
             if k > 0:
                 values[rows], ids[rows] = top_k(logits, k)
-            if kind == "none":
+            if loss is None:
                 continue
-            if kind == "labels":
-                labels, weights = targets
-                assert labels is not None
-                weights = None if weights is None else weights[rows]
+            if isinstance(loss, SetCrossEntropy):
                 used_up = padded.to(accumulation, copy=True) if weight is None else padded
-                width = logits.shape[1]
-                chunk_loss, gradient = set_cross_entropy(used_up, width, labels[rows], softcap, with_gradient, weights)
-            elif kind == "bag":
-                bag = targets[0]
-                assert bag is not None
-                chunk_loss, gradient = bag_of_words(logits.to(accumulation), bag[rows])
+                weights = None if loss.weights is None else loss.weights[rows]
+                chunk_loss, gradient = set_cross_entropy(
+                    used_up, logits.shape[1], loss.labels[rows], softcap, with_gradient, weights
+                )
+            elif isinstance(loss, BagOfWords):
+                chunk_loss, gradient = bag_of_words(logits.to(accumulation), loss.labels[rows])
             else:
-                chunk_loss, gradient = _divergence(kind, logits.to(accumulation), softcap, rows, targets)
+                chunk_loss, gradient = _divergence(loss, logits.to(accumulation), softcap, rows)
             loss_sum += chunk_loss
             if grad_hidden is None or gradient is None:
                 continue
@@ -292,22 +273,18 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, padded: Tensor
     return logits.copy_(bias).addmm_(hidden, weight.T)
 
 
-def _divergence(
-    kind: _Kind, scores: Tensor, softcap: float | None, rows: slice, targets: tuple[Tensor | None, ...]
-) -> tuple[Tensor, Tensor]:
+def _divergence(loss: Divergence, scores: Tensor, softcap: float | None, rows: slice) -> tuple[Tensor, Tensor]:
     """The chunk's summed divergence and its gradient with respect to the uncapped logits."""
     slope = None if softcap is None else cap_(scores, softcap, with_slope=True)
-    first, second, counted = targets[0], targets[1], targets[-1]
-    assert first is not None
-    assert counted is not None
-    if kind == "all":
-        teacher = first[rows] if second is None else F.linear(first[rows], second, targets[2])
-        loss, gradient = divergence_of_all(scores, teacher.to(scores.dtype), counted[rows])
+    targets, counted = loss.targets, loss.counted[rows]
+    if isinstance(targets, TopTargets):
+        log_probs = targets.log_probs[rows].to(scores.dtype)
+        found = divergence_of_top(scores, targets.ids[rows], log_probs, counted, complete=targets.complete)
     else:
-        assert second is not None
-        log_probs = second[rows].to(scores.dtype)
-        loss, gradient = divergence_of_top(scores, first[rows], log_probs, counted[rows], complete=kind == "complete")
-    return loss, gradient if slope is None else gradient.mul_(slope)
+        states = targets.states[rows]
+        teacher = states if targets.weight is None else F.linear(states, targets.weight, targets.bias)
+        found = divergence_of_all(scores, teacher.to(scores.dtype), counted)
+    return found[0], found[1] if slope is None else found[1].mul_(slope)
 
 
 def _accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:

@@ -85,11 +85,6 @@ class Teaching:
         """What the distillation is called in an arm's name."""
         return "kd" if self.stored is None else _WORDS[self.stored.first.manifest.targets]
 
-    @property
-    def stores(self) -> tuple[TeacherProbabilities, ...]:
-        """The folders of `stored`."""
-        return () if self.stored is None else self.stored.parts
-
 
 def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: torch.dtype | None = None) -> Teaching:
     """Load what a recipe's `distillation` and `prediction: hidden` ask for.

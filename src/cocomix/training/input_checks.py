@@ -43,7 +43,8 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
         _check_teacher(recipe.labels.teacher, "labels.teacher", stores, None)
         if recipe.labels.dictionary is not None:
             _check_dictionary(recipe.labels.dictionary, stores)
-    _check_teacher(recipe.teacher, "teacher", teaching.stores, (teaching.reference or {}).get("teacher"))
+    targets = () if teaching.stored is None else teaching.stored.parts
+    _check_teacher(recipe.teacher, "teacher", targets, (teaching.reference or {}).get("teacher"))
 
 
 def check_coverage(

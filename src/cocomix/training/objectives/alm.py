@@ -9,7 +9,7 @@ The factor τ is ours: without it the divergence shrinks as 1/τ. For large τ a
 a log(a/b) − a + b, with a and b the two negative log-likelihoods in nats.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class ChunkLikelihood(OnLogits):
 
     def counted(self, batch: Batch) -> Tensor:
         """Positions before chunks."""
-        return _chunks(batch).counted
+        return _chunks(batch)[-1]
 
     def summed(self, output: Any, batch: Batch, head: Any) -> Tensor:
         """`alm_loss`, per chunk."""
@@ -43,29 +43,17 @@ class ChunkLikelihood(OnLogits):
         return _binary_divergence(batch["teacher_log_probs"][counted].float(), student).sum()
 
 
-class _Chunks(NamedTuple):
-    """Where chunks are; all [batch, seq].
+def _chunks(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Next tokens, the position before the chunk that each may belong to, whether it does, and which chunks count.
 
-    Attributes:
-        targets: the next tokens.
-        owner: the position before the chunk that a position's target may belong to.
-        inside: whether it does.
-        counted: the positions before chunks that count.
+    All [batch, seq]; a chunk counts at the position before it.
     """
-
-    targets: Tensor
-    owner: Tensor
-    inside: Tensor
-    counted: Tensor
-
-
-def _chunks(batch: Batch) -> _Chunks:
     targets, lengths = next_tokens(batch["labels"], batch.get("attention_mask")), batch["teacher_lengths"]
     positions = torch.arange(lengths.shape[1], device=lengths.device).expand_as(lengths)
     owner = positions.where(lengths > 0, 0).cummax(1).values
     inside = positions - owner < lengths.gather(1, owner)
     present = _summed((inside & targets.ne(IGNORE)).long(), owner)
-    return _Chunks(targets, owner, inside, (lengths > 0) & (present == lengths))
+    return targets, owner, inside, (lengths > 0) & (present == lengths)
 
 
 def _summed(values: Tensor, owner: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class SetCrossEntropy(NamedTuple):
     labels: Tensor
     weights: Tensor | None = None
 
+    def part(self, rows: slice) -> "SetCrossEntropy":
+        """Of some positions."""
+        return SetCrossEntropy(self.labels[rows], None if self.weights is None else self.weights[rows])
+
 
 class BagOfWords(NamedTuple):
     """Binary cross-entropies Σ_v softplus(z_v) − Σ_{v∈bag} z_v of positions with a bag.
@@ -46,6 +50,10 @@ class BagOfWords(NamedTuple):
     """
 
     labels: Tensor
+
+    def part(self, rows: slice) -> "BagOfWords":
+        """Of some positions."""
+        return BagOfWords(self.labels[rows])
 
 
 class Divergence(NamedTuple):
@@ -67,6 +75,14 @@ class Divergence(NamedTuple):
             known = log_probs[:, 0].isfinite()
             return cls(TopTargets(ids, log_probs, targets.complete), counted.flatten() & known)
         return cls(targets._replace(states=targets.states.flatten(0, 1)), counted.flatten())
+
+    def part(self, rows: slice) -> "Divergence":
+        """Of some positions."""
+        targets = self.targets
+        if isinstance(targets, TopTargets):
+            of_rows = TopTargets(targets.ids[rows], targets.log_probs[rows], targets.complete)
+            return Divergence(of_rows, self.counted[rows])
+        return Divergence(targets._replace(states=targets.states[rows]), self.counted[rows])
 
 
 HeadLoss = SetCrossEntropy | BagOfWords | Divergence
@@ -190,16 +206,17 @@ class _FusedHead(torch.autograd.Function):
                 values[rows], ids[rows] = top_k(logits, k)
             if loss is None:
                 continue
-            if isinstance(loss, SetCrossEntropy):
+            part = loss.part(rows)
+            if isinstance(part, SetCrossEntropy):
                 used_up = padded.to(accumulation, copy=True) if weight is None else padded
-                weights = None if loss.weights is None else loss.weights[rows]
+                width = logits.shape[1]
                 chunk_loss, gradient = set_cross_entropy(
-                    used_up, logits.shape[1], loss.labels[rows], softcap, with_gradient, weights
+                    used_up, width, part.labels, softcap, with_gradient, part.weights
                 )
-            elif isinstance(loss, BagOfWords):
-                chunk_loss, gradient = bag_of_words(logits.to(accumulation), loss.labels[rows])
+            elif isinstance(part, BagOfWords):
+                chunk_loss, gradient = bag_of_words(logits.to(accumulation), part.labels)
             else:
-                chunk_loss, gradient = _divergence(loss, logits.to(accumulation), softcap, rows)
+                chunk_loss, gradient = _divergence(part, logits.to(accumulation), softcap)
             loss_sum += chunk_loss
             if grad_hidden is None or gradient is None:
                 continue
@@ -273,17 +290,18 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, padded: Tensor
     return logits.copy_(bias).addmm_(hidden, weight.T)
 
 
-def _divergence(loss: Divergence, scores: Tensor, softcap: float | None, rows: slice) -> tuple[Tensor, Tensor]:
-    """The chunk's summed divergence and its gradient with respect to the uncapped logits."""
+def _divergence(loss: Divergence, scores: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """A chunk's summed divergence and its gradient with respect to the uncapped logits."""
     slope = None if softcap is None else cap_(scores, softcap, with_slope=True)
-    targets, counted = loss.targets, loss.counted[rows]
+    targets = loss.targets
     if isinstance(targets, TopTargets):
-        log_probs = targets.log_probs[rows].to(scores.dtype)
-        found = divergence_of_top(scores, targets.ids[rows], log_probs, counted, complete=targets.complete)
+        log_probs = targets.log_probs.to(scores.dtype)
+        found = divergence_of_top(scores, targets.ids, log_probs, loss.counted, complete=targets.complete)
     else:
-        states = targets.states[rows]
-        teacher = states if targets.weight is None else F.linear(states, targets.weight, targets.bias)
-        found = divergence_of_all(scores, teacher.to(scores.dtype), counted)
+        teacher = targets.states
+        if targets.weight is not None:
+            teacher = F.linear(teacher, targets.weight, targets.bias)
+        found = divergence_of_all(scores, teacher.to(scores.dtype), loss.counted)
     return found[0], found[1] if slope is None else found[1].mul_(slope)
 
 

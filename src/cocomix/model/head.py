@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cocomix.model.fused_head import BagOfWords, Divergence, HeadLoss, HeadOutput, SetCrossEntropy, fused_head
+from cocomix.model.fused_head import HeadLoss, HeadOutput, fused_head
 from cocomix.model.head_losses import accumulation_dtype
-from cocomix.model.targets import FullTargets, TopTargets
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.errors import CoCoMixError
 
@@ -91,25 +90,10 @@ def _in_chunks(
     parts = []
     for start in range(0, max(1, len(hidden)), chunk_size):
         rows = slice(start, start + chunk_size)
-        arguments = (logits_of, hidden[rows], _rows_of(loss, rows), k, softcap)
+        arguments = (logits_of, hidden[rows], None if loss is None else loss.part(rows), k, softcap)
         parts.append(checkpoint(_of_chunk, *arguments, use_reentrant=False) if recomputed else _of_chunk(*arguments))
     values, ids, sums = zip(*parts, strict=True)
     return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum())
-
-
-def _rows_of(loss: HeadLoss | None, rows: slice) -> HeadLoss | None:
-    if loss is None:
-        return None
-    if isinstance(loss, SetCrossEntropy):
-        return SetCrossEntropy(loss.labels[rows], None if loss.weights is None else loss.weights[rows])
-    if isinstance(loss, BagOfWords):
-        return BagOfWords(loss.labels[rows])
-    targets = loss.targets
-    if isinstance(targets, TopTargets):
-        kept: FullTargets | TopTargets = TopTargets(targets.ids[rows], targets.log_probs[rows], targets.complete)
-    else:
-        kept = targets._replace(states=targets.states[rows])
-    return Divergence(kept, loss.counted[rows])
 
 
 def _of_chunk(

@@ -84,7 +84,7 @@ def settings_of(kind: type) -> dict[str, Any]:
     """
     texts = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^    \*\*|^\S)", getdoc(kind) or "", re.MULTILINE | re.DOTALL)
     descriptions = {name: " ".join(text.split()) for name, text in texts}
-    types = get_type_hints(kind.__init__, include_extras=True)
+    types = get_type_hints(kind.__init__, include_extras=True)  # type: ignore[misc]
     return {
         name: (types[name], Field(default=_default(parameter), description=descriptions.get(name)))
         for name, parameter in signature(kind).parameters.items()

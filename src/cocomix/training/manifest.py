@@ -110,19 +110,14 @@ def _made_from(data: Tokens, labels: StoredLabels | None, teaching: Teaching) ->
 
 
 def _mixture(recipe: RunConfig, data: MixedData, trainer: CoCoMixTrainer) -> list[dict[str, Any]]:
-    """Of each corpus: where it is, the share asked for, and the blocks drawn."""
-    folders = map(shown, recipe.label_folders) if recipe.label_folders else (None,) * len(data.parts)
-    paths = map(shown, recipe.data_folders)
-    rows = zip(paths, folders, data.shares, _drawn(trainer), strict=True)
-    return [dict(zip(("path", "labels", "share", "blocks"), row, strict=True)) for row in rows]
-
-
-def _drawn(trainer: CoCoMixTrainer) -> list[int]:
-    """Training blocks from each corpus of a mixture."""
+    """Of each corpus: where it is, the share asked for, and the training blocks drawn."""
     order = trainer.order
     assert isinstance(order, MixtureOrder)
     blocks = trainer.tokens_seen(trainer.state.global_step) // trainer.block_size
     full_epochs, rest = divmod(blocks, in_epoch := epoch_blocks(trainer.args, len(trainer.train_dataset)))
     lengths = [*[in_epoch] * full_epochs, rest]
     of_epochs = [order.taken(epoch * order.size, epoch * order.size + length) for epoch, length in enumerate(lengths)]
-    return [sum(counts) for counts in zip(*of_epochs, strict=True)]
+    drawn = [sum(counts) for counts in zip(*of_epochs, strict=True)]
+    folders = map(shown, recipe.label_folders) if recipe.label_folders else (None,) * len(data.parts)
+    rows = zip(map(shown, recipe.data_folders), folders, data.shares, drawn, strict=True)
+    return [dict(zip(("path", "labels", "share", "blocks"), row, strict=True)) for row in rows]

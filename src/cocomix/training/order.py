@@ -73,7 +73,7 @@ class WindowedOrder:
         """The blocks at places, each of the epoch beside it. [n]"""
         found = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
-            files, starts = self._arranged(epoch)
+            files, starts = _arranged(self, epoch)
             firsts = starts[: -1 : self.window]  # of each window
             windows = np.searchsorted(firsts, places, side="right") - 1
             for window in np.unique(windows[epochs == epoch]).tolist():
@@ -88,14 +88,10 @@ class WindowedOrder:
 
     def windows(self, epoch: int, place: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The files of the window that a place of an epoch is in, and those of the window after it."""
-        files, starts = self._arranged(epoch)
+        files, starts = _arranged(self, epoch)
         first = (int(np.searchsorted(starts, place, side="right")) - 1) // self.window * self.window
-        after = files[first + self.window :] if first + self.window < len(files) else self._arranged(epoch + 1)[0]
+        after = files[first + self.window :] if first + self.window < len(files) else _arranged(self, epoch + 1)[0]
         return tuple(files[first : first + self.window].tolist()), tuple(after[: self.window].tolist())
-
-    def _arranged(self, epoch: int) -> tuple[Indices, Indices]:
-        """An epoch's files in order, and at which place each begins and the last ends. [files], [files + 1]"""
-        return _arranged_files(self.files, self.seed, self.corpus, epoch)
 
     @cached_property
     def _first_blocks(self) -> Indices:
@@ -104,9 +100,10 @@ class WindowedOrder:
 
 
 @lru_cache(maxsize=64)  # two epochs of every corpus
-def _arranged_files(sizes: tuple[int, ...], seed: int, corpus: int, epoch: int) -> tuple[Indices, Indices]:
-    files = permuted(np.arange(len(sizes)), len(sizes), seed, f"files {corpus}", epoch)
-    return files, np.concatenate(([0], np.cumsum(np.asarray(sizes)[files])))
+def _arranged(order: WindowedOrder, epoch: int) -> tuple[Indices, Indices]:
+    """An epoch's files in order, and at which place each begins and the last ends. [files], [files + 1]"""
+    files = permuted(np.arange(len(order.files)), len(order.files), order.seed, f"files {order.corpus}", epoch)
+    return files, np.concatenate(([0], np.cumsum(np.asarray(order.files)[files])))
 
 
 @dataclass(frozen=True)

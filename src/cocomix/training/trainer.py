@@ -151,7 +151,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         counts = count_terms(objectives, batch_samples, device)
         if not counts:
             return None
-        summed = self.accelerator.reduce(torch.stack(list(counts.values())), "sum").clamp_min(1)
+        summed: Tensor = self.accelerator.reduce(torch.stack(list(counts.values())), "sum").clamp_min(1)
         self._counts = dict(zip(counts, summed, strict=True))
         return summed[0]
 

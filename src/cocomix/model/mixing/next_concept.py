@@ -11,7 +11,7 @@ Position p is told of the chunk that its next token belongs to. Chunks begin ane
 none. What is learnt beside next tokens, ĉ_j ≈ c_j and the codebooks, is `shown` to the objective `ncp`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +64,13 @@ class NextConcept(Mixing):
             nothing = hidden.new_empty(len(hidden), 1, new, 0)
             hidden = layout.cache.update(hidden.unsqueeze(1), nothing)[0].squeeze(1)
         positions, ends = chunk_ends(hidden, layout, self.size)
-        chunks = _Chunks.of(positions, ends, self.size)
-        inside = (chunks.ends.unsqueeze(-1) - torch.arange(self.size, device=hidden.device)).clamp_min(0)
+        last, numbers, latest = _whole_chunks(positions, ends, self.size)
+        inside = (last.unsqueeze(-1) - torch.arange(self.size, device=hidden.device)).clamp_min(0)
         pooled = _taken(hidden, inside.flatten(1)).reshape(*inside.shape, -1).mean(2)  # c, [batch, chunks, d_model]
         plain = layout.positions is None and layout.attention_mask is None and not self.blocks.gradient_checkpointing
         states = self.blocks(
             inputs_embeds=pooled,
-            position_ids=chunks.numbers,  # which start again at every document, and so keep them apart
+            position_ids=numbers,  # which start again at every document, and so keep them apart
             past_key_values=NothingCached() if plain else None,
             use_cache=False,
         ).last_hidden_state
@@ -78,13 +78,13 @@ class NextConcept(Mixing):
         logits = self.heads(states).unflatten(-1, (len(codes), -1))
         weights = logits.softmax(-1) if self.softmax else logits
         predicted = torch.einsum("bcsn,snd->bcsd", weights, codes.to(weights.dtype)).flatten(-2)  # ĉ of the next chunk
-        latest, known = chunks.latest[:, -new:], (positions >= self.size - 1)[:, -new:].unsqueeze(-1)
+        latest, known = latest[:, -new:], (positions >= self.size - 1)[:, -new:].unsqueeze(-1)
         feedback = _taken(predicted, latest) * known
         if layout.shown is not None:
             self._show(layout.shown, pooled.detach(), predicted, latest)
             if not torch.is_grad_enabled():  # for evaluations, which replace the feedback
                 following, chunk = (latest + 1).clamp_max(pooled.shape[1] - 1), (positions[:, -new:] + 1) // self.size
-                there = known & (chunks.numbers.gather(1, following) == chunk).unsqueeze(-1)
+                there = known & (numbers.gather(1, following) == chunk).unsqueeze(-1)
                 ahead = torch.where(there, _taken(pooled, following), feedback)  # its own where no whole chunk follows
                 layout.shown.update(feedback=feedback, ahead=ahead, told=known.squeeze(-1))
         mixed: Tensor = self.state_norm(hidden[:, -new:]) + self.concept_norm(feedback)
@@ -140,29 +140,19 @@ def chunk_ends(tokens: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tenso
     return positions, ends if mask is None else ends & mask.bool()
 
 
-class _Chunks(NamedTuple):
-    """The whole chunks of each row, in its order; those that a row has fewer of than others are never read.
+def _whole_chunks(positions: Tensor, ends: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row's whole chunks: last tokens, numbers in their documents [batch, chunks]; the latest at each token.
 
-    Attributes:
-        ends: the index of each chunk's last token. [batch, chunks]
-        numbers: of each chunk in its document, from 0. [batch, chunks]
-        latest: the last whole chunk at each token. [batch, seq]
+    Their number is the largest possible one, which no device has to be asked for; those that a row has fewer of are
+    never read.
     """
-
-    ends: Tensor
-    numbers: Tensor
-    latest: Tensor
-
-    @classmethod
-    def of(cls, positions: Tensor, ends: Tensor, size: int) -> "_Chunks":
-        """Count them; their number is the largest possible one, which no device has to be asked for."""
-        batch, seq = positions.shape
-        most, complete = max(seq // size, 1), ends.cumsum(-1)
-        wanted = torch.arange(1, most + 1, device=ends.device).expand(batch, -1)
-        places = torch.searchsorted(complete, wanted.contiguous())  # seq, where a row has fewer
-        last = places.clamp_max(seq - 1)
-        numbers = torch.where(places < seq, positions.gather(1, last) // size, 0)
-        return cls(last, numbers, (complete - 1).clamp(0, most - 1))
+    batch, seq = positions.shape
+    most, complete = max(seq // size, 1), ends.cumsum(-1)
+    wanted = torch.arange(1, most + 1, device=ends.device).expand(batch, -1)
+    places = torch.searchsorted(complete, wanted.contiguous())  # seq, where a row has fewer
+    last = places.clamp_max(seq - 1)
+    numbers = torch.where(places < seq, positions.gather(1, last) // size, 0)
+    return last, numbers, (complete - 1).clamp(0, most - 1)
 
 
 def _taken(rows: Tensor, at: Tensor) -> Tensor:

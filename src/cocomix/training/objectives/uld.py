@@ -30,4 +30,5 @@ class SortedDistillation(OnLogits):
         teacher = batch["teacher_log_probs"][counted].float().exp()  # [N, K]
         student = output.logits[counted].float().softmax(-1).topk(teacher.shape[-1], dim=-1).values
         rest = (student.sum(-1) - teacher.sum(-1)).abs()
-        return ((student - teacher).abs().sum(-1) + rest).sum()
+        distance: Tensor = (student - teacher).abs().sum(-1) + rest
+        return distance.sum()

@@ -44,7 +44,7 @@ class Head(nn.Linear):
         if k is None:
             return super().forward(hidden)
         if type(self.weight) not in (nn.Parameter, Tensor):  # quantised: only its product with a state is defined
-            return _in_chunks(super().forward, hidden, loss, k, self.chunk_size, self.softcap, self.out_features)
+            return _in_chunks(super().forward, self, hidden, loss, k)
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         device = hidden.device.type
@@ -71,26 +71,19 @@ def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int) 
         raise CoCoMixError(
             f"a {type(head).__name__} stands where a Head is needed; give the layer to model.set_output_embeddings."
         )
-    return _in_chunks(head, hidden, loss, k, inner.chunk_size, inner.softcap, inner.out_features)
+    return _in_chunks(head, inner, hidden, loss, k)
 
 
 def _in_chunks(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    loss: HeadLoss | None,
-    k: int,
-    chunk_size: int | None,
-    softcap: float | None,
-    width: int,
+    logits_of: Callable[[Tensor], Tensor], head: Head, hidden: Tensor, loss: HeadLoss | None, k: int
 ) -> HeadOutput:
     """Top k and loss by plain autograd, chunk by chunk, logits made once more in the backward pass."""
-    if chunk_size is None:
-        chunk_size = max(1, chunk_bytes(hidden.device) // (8 * width))
+    chunk_size = head.chunk_size or max(1, chunk_bytes(hidden.device) // (8 * head.out_features))
     recomputed = torch.is_grad_enabled()
     parts = []
     for start in range(0, max(1, len(hidden)), chunk_size):
         rows = slice(start, start + chunk_size)
-        arguments = (logits_of, hidden[rows], None if loss is None else loss.part(rows), k, softcap)
+        arguments = (logits_of, hidden[rows], None if loss is None else loss.part(rows), k, head.softcap)
         parts.append(checkpoint(_of_chunk, *arguments, use_reentrant=False) if recomputed else _of_chunk(*arguments))
     values, ids, sums = zip(*parts, strict=True)
     return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum())

@@ -36,8 +36,14 @@ def positions_of(
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
     elif position_ids is None and past > 0:
         position_ids = torch.arange(past, past + seq, device=query.device).unsqueeze(0)
-    if past + seq > backbone.max_position_embeddings and backbone_of(backbone).position_embedding is not None:
-        _check_positions(position_ids, past + seq, backbone.max_position_embeddings)
+    context = backbone.max_position_embeddings
+    learned = past + seq > context and backbone_of(backbone).position_embedding is not None
+    # What is padding has no position of its own, so that values are asked.
+    if learned and (position_ids is None or int(position_ids.max()) >= context):
+        raise CoCoMixError(
+            f"the input has {past + seq} tokens, but the model's context is {context}; shorten it (the saved tokenizer "
+            "does, with truncation=True)."
+        )
     return position_ids
 
 
@@ -61,12 +67,3 @@ def preceding(tokens: Tensor, positions: Tensor | None, kept: CacheLayerMixin | 
     before = nn.functional.pad(tokens[:, :-1], (1, 0), value=IGNORE)
     follows = nn.functional.pad(positions[:, 1:] == positions[:, :-1] + 1, (1, 0), value=False)
     return before.masked_fill(~follows, IGNORE)[:, -seq:]
-
-
-def _check_positions(positions: Tensor | None, tokens: int, context: int) -> None:
-    """Refuse tokens beyond the learned positions; what is padding has none of its own, so that values are asked."""
-    if positions is None or int(positions.max()) >= context:
-        raise CoCoMixError(
-            f"the input has {tokens} tokens, but the model's context is {context}; shorten it (the saved tokenizer "
-            "does, with truncation=True)."
-        )

@@ -62,11 +62,6 @@ def unpadded(concept_labels: Tensor, attention_mask: Tensor | None) -> Tensor:
     return concept_labels.masked_fill(padding.unsqueeze(-1), IGNORE)
 
 
-def count_labelled(concept_labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """At how many positions there is a concept label. []"""
-    return unpadded(concept_labels, attention_mask).ne(IGNORE).any(-1).sum()
-
-
 def divisor(counted: Tensor, num_items: Tensor | int | None) -> Tensor | int:
     """What a loss summed over the counted positions [batch, seq] is divided by: `num_items`, or their number."""
     return counted.sum().clamp_min(1) if num_items is None else num_items

@@ -17,7 +17,6 @@ class Interleave(Mixing):
     positions_per_token = 2
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
-        """See the class."""
         return interleaved(hidden, denormalised(compressed, concepts))
 
 
@@ -30,7 +29,6 @@ class Residual(Mixing):
     positions_per_token = 2
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
-        """See the class."""
         return interleaved(hidden, hidden + compressed * concepts.std)
 
 
@@ -55,7 +53,6 @@ class Add(Mixing):
         return super().options(config) + ([] if config.add_mean else ["without mean"])
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
-        """See the class."""
         if self.add_mean:
             return hidden + denormalised(compressed, concepts).to(hidden.dtype)
         return hidden + ((compressed + concepts.offset) * concepts.std).to(hidden.dtype)

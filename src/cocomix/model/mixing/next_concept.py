@@ -105,7 +105,6 @@ class NextConcept(Mixing):
 
     @classmethod
     def options(cls, config: Any) -> list[str]:
-        """See `Mixing.options`."""
         found = [
             f"{getattr(config, name)} {said}" for name, (usual, said) in _SAID.items() if getattr(config, name) != usual
         ]

@@ -60,7 +60,6 @@ class Loop(Mixing):
         self._normed = True  # whether the pass that runs is the last one
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
-        """See `Mixing.attach`."""
         norm: nn.Module = getattr(upper, backbone_of(upper.config).final_norm)
         norm.register_forward_hook(self._leave_out)
 
@@ -118,7 +117,6 @@ class Ponder(Mixing):
         return self.scale * hidden
 
     def through(self, mixed: Tensor, upper: Pass) -> Any:
-        """See the class."""
         thoughts = upper(mixed, 0).last_hidden_state
         for number in range(1, self.repeats + 1):
             thoughts = upper(interleaved(mixed, thoughts), number).last_hidden_state[:, ::2]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig
-from cocomix.model.targets import count_labelled
+from cocomix.model.targets import unpadded
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ntp import NextToken
@@ -37,7 +37,8 @@ class ConceptPrediction(Objective):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Labelled positions."""
-        return {"concept_loss": count_labelled(batch["concept_labels"], batch.get("attention_mask"))}
+        labels = unpadded(batch["concept_labels"], batch.get("attention_mask"))
+        return {"concept_loss": labels.ne(IGNORE).any(-1).sum()}
 
     def __call__(self, output: Any, batch: Batch, head: nn.Module | None) -> dict[str, LossTerm]:
         """`concept_loss`, nats per labelled position, and `concept_recall`."""

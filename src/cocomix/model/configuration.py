@@ -103,7 +103,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         head_chunk_size: Count | None = None,
         **kwargs: Any,
     ) -> None:
-        self.backbone = _backbone_config(backbone)
+        self.backbone = backbone_config(backbone)
         self.insert_layer = insert_layer
         self.num_concepts = num_concepts
         self.concept_topk = concept_topk
@@ -250,7 +250,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         return int(self.backbone.max_position_embeddings)
 
 
-def _backbone_config(backbone: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+def backbone_config(backbone: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
     """Turn a dict with a `model_type` into a config; `None` (what `PreTrainedConfig` itself asks for) is GPT-2."""
     if isinstance(backbone, PreTrainedConfig):
         return copy.deepcopy(backbone)  # the attention kernel is written into it; the caller's stays untouched

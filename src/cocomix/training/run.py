@@ -22,14 +22,7 @@ from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.stopping import termination_noted
 from cocomix.training.arguments import training_arguments
 from cocomix.training.auto_classes import write_auto_classes
-from cocomix.training.callbacks import (
-    TENSORBOARD,
-    MetricsFile,
-    Progress,
-    SaveAndStop,
-    StepProfiler,
-    trackers,
-)
+from cocomix.training.callbacks import TENSORBOARD, MetricsFile, Progress, SaveAndStop, StepProfiler, trackers
 from cocomix.training.checkpoints import check_kind, checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import Teaching, open_teaching

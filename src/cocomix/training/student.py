@@ -12,6 +12,7 @@ from cocomix.labelling import Labels
 from cocomix.model import Accounting, CoCoMixConfig, account
 from cocomix.model.accounting import build_model, matched_config, plain_config
 from cocomix.model.backbone import backbone_of
+from cocomix.model.configuration import backbone_config
 from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm, load_tokenizer
@@ -163,13 +164,7 @@ def _backbone(recipe: RunConfig, data: Tokens | None) -> PreTrainedConfig:
             )
         begin = read.eos_token_id if read.bos_token_id is None else read.bos_token_id
         values.update(bos_token_id=begin, eos_token_id=read.eos_token_id, pad_token_id=None)
-    model_type = values.pop("model_type", None)
-    if model_type is None:
-        raise CoCoMixError("model.backbone has no model_type; add for example model_type: gpt2.")
-    try:
-        return AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError) as error:
-        raise CoCoMixError(f"model.backbone: {' '.join(str(error).split())}") from error
+    return backbone_config(values)
 
 
 def _check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens) -> None:

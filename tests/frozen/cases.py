@@ -73,7 +73,7 @@ BASE: dict[str, Any] = {
 
 _TEACHER: dict[str, Any] = {"teacher": {"model": "@teacher", "layer": 1}}
 _KD: dict[str, Any] = {**_TEACHER, "distillation": {"weight": 0.1}}
-_MADE: dict[str, Any] = {**_TEACHER, "dictionary": {"path": "@dictionary"}}
+_ONLINE: dict[str, Any] = {**_TEACHER, "labels": "online", "dictionary": {"path": "@dictionary"}}
 
 
 def _hidden(loss: str) -> dict[str, Any]:
@@ -104,8 +104,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "hidden_l1": _hidden("l1"),
     "hidden_l2": _hidden("l2"),
     "hidden_cosine": _hidden("cosine"),
-    "labels_online": {"labels": {"path": None, "kind": "attribution", **_MADE}},
-    "labels_online_random": {"labels": {"path": None, "kind": "random", "seed": 1, **_MADE}},
+    "labels_online": _ONLINE,
+    "labels_online_random": {**_ONLINE, "attribution": {"selection": "random", "seed": 1}},
     "labels_random": {"labels": "@labels_random"},
     "document_masks": {"document_masks": True},
     "llama_accumulated": {

@@ -335,8 +335,7 @@ def test_the_teachers_flops(workshop: Workshop, tmp_path: Path) -> None:
     ):
         assert labeller.flops_per_token(BLOCK) == pytest.approx(expected)
     changes = {"tokens": 8 * BLOCK, **source(workshop)}
-    made = {"kind": "attribution", **source(workshop), "dictionary": {"path": str(workshop.dictionary)}}
-    online = {"labels": made, "distillation": {}}
+    online = {"labels": "online", "dictionary": {"path": str(workshop.dictionary)}, "distillation": {}}
     both = train(workshop.recipe("cocomix", **online, **changes), tmp_path / "both")
     found = read_json(both / "manifest.json")["teacher_flops_per_token"]
     assert found == pytest.approx(whole + labelling)

@@ -80,6 +80,7 @@ def test_a_recipe_is_frozen(tmp_path: Path) -> None:
         ("tokens: 5\ntraining: {num_train_epochs: 3}", "exclude each other"),
         ("objective: cocomix", "needs labels"),
         ("objective: cocomix\nlabels: {kind: activation}", "labels: teacher and dictionary"),
+        ("objective: cocomix\nlabels: online", "labels: teacher and dictionary"),
         ("objective: cocomix\nlabels: x\nbaseline: matched", "baseline: matched needs objective: ntp"),
         ("distillation: {}", r"distillation\.targets: online needs teacher:"),
         ("distillation: {weight: 0}", r"distillation\.weight"),
@@ -187,8 +188,6 @@ def test_arms_have_names(tmp_path: Path, overrides: tuple[str, ...], arm: str) -
         ("sign=abs", "labels.sign"),
         ("selection=random", "labels.kind"),
         ("sae=x", "labels.dictionary"),
-        ("dictionary={path: x}", "labels.dictionary"),
-        ("attribution={selection: random}", "labels"),
     ],
 )
 def test_a_misspelt_field_is_answered_with_the_right_one(tmp_path: Path, override: str, meant: str) -> None:
@@ -294,11 +293,68 @@ def test_overrides_that_make_no_sense(tmp_path: Path, override: str) -> None:
     refused(write(tmp_path / "r.yaml", MINIMAL), re.split("[.=]", override)[0] or "--set", (override,))
 
 
+OLD = {
+    "data": "d",
+    "model": {"backbone": {"model_type": "gpt2"}},
+    "teacher": {"model": "t", "layer": 2},
+    "dictionary": {"path": "p"},
+}
+MADE = {"teacher": {"model": "t", "layer": 2}, "dictionary": {"path": "p"}}
+
+
+@pytest.mark.parametrize(
+    ("old", "labels"),
+    [
+        ({"labels": "online"}, {"kind": "attribution", **MADE}),
+        ({"labels": "x"}, {"path": "x", "kind": "attribution", **MADE}),
+        (
+            {"labels": "x", "attribution": {"sign": "abs", "k": 3, "score_dtype": "float32"}},
+            {"path": "x", "kind": "attribution", "sign": "abs", "k": 3, **MADE},
+        ),
+        (
+            {"labels": "online", "attribution": {"selection": "random", "seed": 4, "sign": "abs", "dtype": "float16"}},
+            {"kind": "random", "seed": 4, "dtype": "float16", **MADE},
+        ),
+        ({"labels": "x", "attribution": {"selection": "activation"}}, {"path": "x", "kind": "activation", **MADE}),
+        ({"labels": {"path": "x", "kind": "attribution", "sign": "abs"}, "attribution": {"selection": "activation"}},
+         {"path": "x", "kind": "activation", **MADE}),
+        ({"labels": {"path": "x", "kind": "random", "dictionary": {"path": "q", "sae_id": "i"}}},
+         {"path": "x", "kind": "random", "teacher": MADE["teacher"], "dictionary": {"path": "p", "sae_id": "i"}}),
+        ({"labels": "x", "dictionary": None, "attribution": None}, "x"),
+        ({"objective": "ntp", "labels": None}, None),
+    ],
+)  # fmt: skip
+def test_the_old_spelling_of_labels_is_read_as_the_new(old: dict[str, Any], labels: Any) -> None:
+    found = RunConfig.model_validate({**OLD, **old})
+    new = {"data": OLD["data"], "model": OLD["model"], **old_rest(old), "labels": labels}
+    assert found == RunConfig.model_validate(new)
+    assert found.teacher is None or labels == "x"
+
+
+def old_rest(old: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe keeps beside `labels`: without a dictionary the teacher cannot be meant for labels."""
+    rest = {name: value for name, value in old.items() if name not in ("labels", "dictionary", "attribution")}
+    return rest if old.get("dictionary", 1) is not None else {**rest, "teacher": OLD["teacher"]}
+
+
+def test_the_old_teacher_stays_for_distillation_and_hidden_states() -> None:
+    for change in ({"distillation": {}}, {"model": {**OLD["model"], "prediction": "hidden"}}):
+        found = RunConfig.model_validate({**OLD, "labels": "online", **change})
+        assert found.teacher == TeacherConfig(model="t", layer=2)
+        assert found.labels is not None
+        assert found.labels.teacher == found.teacher
+
+
+def test_a_saved_recipe_holds_the_new_spelling(tmp_path: Path) -> None:
+    save_recipe(RunConfig.model_validate({**OLD, "labels": "online", "attribution": {"k": 3}}), tmp_path / "r.yaml")
+    values = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    assert not {"dictionary", "attribution"} & values.keys()
+    assert (values["labels"]["kind"], values["labels"]["k"], values["labels"]["path"]) == ("attribution", 3, None)
+
+
 def test_a_mixture_with_labels_of_its_own_says_once_how_they_are_made() -> None:
     corpora = [{"path": name, "weight": 1, "labels": f"{name}/labels"} for name in "ab"]
-    made = {"kind": "attribution", "teacher": {"model": "t", "layer": 2}, "dictionary": {"path": "p"}}
-    model = {"backbone": {"model_type": "gpt2"}}
-    found = RunConfig.model_validate({"data": {"mixture": corpora}, "labels": made, "model": model})
+    found = RunConfig.model_validate({**OLD, "data": {"mixture": corpora}})
     assert found.label_folders == (Path("a/labels"), Path("b/labels"))
     assert found.online_labels is None
     assert found.labels is not None

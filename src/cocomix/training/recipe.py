@@ -28,6 +28,7 @@ from cocomix.runtime.yaml_text import dump_yaml
 from cocomix.training.objectives import Auxiliary, Schedule, auxiliary
 from cocomix.training.recipe_data import BoundedConfig, CachedConfig, DataConfig, Folder, LabelsConfig, MixtureConfig
 from cocomix.training.recipe_file import recipe_values
+from cocomix.training.recipe_spelling import with_new_spelling
 
 
 def _readable(version: Any) -> Any:
@@ -49,8 +50,6 @@ OTHER_WORDS = {
     "epochs": "training.num_train_epochs",
     "sae": "labels.dictionary",
     "selection": "labels.kind",
-    "attribution": "labels",
-    "dictionary": "labels.dictionary",
     "kd": "distillation",
 }
 """What other codes and the paper call fields of a recipe, to be told from an unknown field."""
@@ -161,6 +160,11 @@ class RunConfig(Section):
     (ten in a row stop it; costs a wait for the device per step)."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Any field of `transformers.TrainingArguments`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_spelling(cls, values: Any) -> Any:
+        return with_new_spelling(values) if isinstance(values, Mapping) else values
 
     @field_validator("auxiliary", mode="before")
     @classmethod

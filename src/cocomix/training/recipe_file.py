@@ -97,4 +97,4 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _as_mapping(key: str, value: Any) -> Any:
     """A section that may be given as one word, as the mapping that this is short for: `labels: FOLDER`."""
-    return {"path": value} if key == "labels" and isinstance(value, str) else value
+    return {"path": value} if key == "labels" and isinstance(value, str) and value != "online" else value

@@ -15,7 +15,7 @@ import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
 from cocomix.evaluation import Comparison, Run, RunEvaluation, compare, json_schema
-from cocomix.evaluation.comparison_tables import comparison_tables
+from cocomix.evaluation.comparison import comparison_tables
 from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import WriteRun
 

@@ -2,7 +2,7 @@ import pytest
 
 from cocomix.artifacts import write_json
 from cocomix.evaluation import Run, compare
-from cocomix.evaluation.comparison_tables import comparison_tables
+from cocomix.evaluation.comparison import comparison_tables
 from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, HarnessConditions, TaskResult
 from tests.evaluation.test_compare import COCOMIX
 

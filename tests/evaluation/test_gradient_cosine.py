@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cocomix.evaluation.gradient_cosine import compare_gradients, gradient_cosines
+from cocomix.evaluation.analyses import compare_gradients, gradient_cosines
 from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import BLOCK, CONCEPTS, Rows, cocomix_model, token_blocks
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cocomix.explorer.continuations import choose_token, continue_text, grow_texts, student_forward
+from cocomix.explorer.steer_view import choose_token, continue_text, grow_texts, student_forward
 from cocomix.interpret import Sampling
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from cocomix.explorer import find_password, serving
-from cocomix.explorer.guard import PASSWORD_VARIABLE, names_of
+from cocomix.explorer.server import PASSWORD_VARIABLE, names_of
 from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import free_port
 

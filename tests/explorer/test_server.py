@@ -7,7 +7,7 @@ import pytest
 
 from cocomix.cli import explore
 from cocomix.explorer import serve, serving
-from cocomix.explorer.guard import PASSWORD_VARIABLE
+from cocomix.explorer.server import PASSWORD_VARIABLE
 from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import free_port
 

@@ -9,13 +9,13 @@ import torch
 from cocomix.concepts import ActivationLabeller, ConceptDictionary, ConceptTeacher
 from cocomix.interpret import teacher_steering
 from cocomix.interpret.effects import Strengths, concept_strengths
+from cocomix.interpret.run_teacher import TextReader
 from cocomix.interpret.steer_arms import (
     ARMS,
     SteerEvalSettings,
     measure_steering,
 )
 from cocomix.interpret.steer_report import SteerReport
-from cocomix.interpret.text_reader import TextReader
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary, make_model

@@ -18,7 +18,7 @@ from cocomix.concepts import (
 )
 from cocomix.concepts.token_bytes import TokenBytes
 from cocomix.interpret.effects import concept_strengths
-from cocomix.interpret.text_reader import TextReader
+from cocomix.interpret.run_teacher import TextReader
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.conftest import make_dictionary
 from tests.concepts.tokenizers import TEXTS, byte_level

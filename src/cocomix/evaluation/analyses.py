@@ -1,11 +1,20 @@
-"""`cocomix analyse`: what the concepts of runs are and do, as one page and one JSON file."""
+"""`cocomix analyse`: what the concepts of runs are and do, as one page and one JSON file.
+
+Beside what evaluations hold: do the concept loss and the next-token loss pull the same way? The cosines of their
+gradients on held-out text, over the weights that both reach: embeddings, the blocks below `insert_layer` and the
+predictor. Near 0 the losses do not touch each other, below 0 they compete for the weights. The gradient of a few blocks
+is noisy, which draws the mean of the batches' cosines to 0; `of_all` is of the gradients of all blocks together.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.evaluation.evaluation_tables import (
@@ -18,14 +27,18 @@ from cocomix.evaluation.evaluation_tables import (
     worse_than_bigram,
 )
 from cocomix.evaluation.formatting import NOTHING, percent, signed
-from cocomix.evaluation.gradient_cosine import GradientCosine, gradient_cosines
+from cocomix.evaluation.inference import batches, require_measurable
 from cocomix.evaluation.loss_slices import SLICES
 from cocomix.evaluation.measure_run import evaluate_run
 from cocomix.evaluation.pages import Section, Table, render_page
 from cocomix.evaluation.run_evaluation import RunEvaluation
-from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
-from cocomix.model import predicts_concepts
+from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks
+from cocomix.evaluation.statistics import document_interval
+from cocomix.model import CoCoMixForCausalLM, predicts_concepts
+from cocomix.model.backbone import backbone_of
+from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.section import Record
 from cocomix.training import Run
 
@@ -33,19 +46,29 @@ logger = logging.getLogger(__name__)
 
 _GRADIENT_BATCHES = 32
 
+Losses = tuple[Tensor, Tensor]
+
+
+class GradientCosine(Record):
+    """Of one group of weights."""
+
+    group: str  # `embeddings`, `block N` (from 0), `predictor`, or `all` of them
+    parameters: int
+    cosine: float  # of the two gradients of a batch, averaged over batches
+    low: float  # lower end of its 95% interval over batches
+    high: float  # upper end
+    of_all: float  # cosine of the two gradients of all batches together
+    size: float  # length of the concept loss's gradient, times λ, over that of the next-token loss's; of all batches
+
 
 class Analyses(Record):
-    """What `analyses.json` holds.
-
-    Attributes:
-        runs: evaluations, with the shares of the gain over the control in their reliance.
-        controls: run trained on next tokens alone that the gain of each is counted from, or `None`.
-        gradients: of each run, cosines between the gradients of its two losses; empty without stored labels.
-    """
+    """What `analyses.json` holds."""
 
     format_version: Literal[3] = 3
-    runs: tuple[RunEvaluation, ...]
+    runs: tuple[RunEvaluation, ...]  # evaluations, with the shares of the gain over the control in their reliance
+    # run trained on next tokens alone that the gain of each is counted from, or `None`
     controls: tuple[str | None, ...]
+    # of each run, cosines between the gradients of its two losses; empty without stored labels
     gradients: tuple[tuple[GradientCosine, ...], ...]
 
 
@@ -200,3 +223,106 @@ def _norm_table(found: Sequence[RunEvaluation]) -> Table | None:
     headings = ("run", "unused, below 0.01; paper: 5.8%", "5%, are shorter", "median", "95%, are shorter")
     caption = "Lengths of the concepts' compression vectors; one near 0 is a concept that the model ignores"
     return Table(headings, rows, caption=caption) if rows else None
+
+
+def gradient_cosines(
+    model: CoCoMixForCausalLM,
+    blocks: RunBlocks,
+    *,
+    batch_size: int,
+    device: torch.device,
+    limit_blocks: int | None = None,
+    seed: int = 0,
+) -> tuple[GradientCosine, ...]:
+    """Compare the gradients of both losses, two forward and two backward passes a batch.
+
+    Args:
+        model: predicts concepts; moved to `device`, its weights are left as they are. Computes in float32.
+        blocks: with their labels.
+        batch_size: blocks of a batch; the more, the less noise in its cosine.
+
+    Raises:
+        CoCoMixError: blocks, labels and model do not belong together, or fewer than two batches have labels.
+    """
+    require_measurable(model, blocks.rows, blocks.labels, batch_size)
+    count = min(len(blocks.rows), len(blocks.rows) if limit_blocks is None else limit_blocks)
+    model.to(device).eval()
+
+    def losses() -> Iterable[Losses]:
+        with progress("comparing gradients", count, "blocks") as advance:
+            for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=batch_size, device=device):
+                if batch.concept_labels is not None and bool((batch.concept_labels != IGNORE).any()):
+                    given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+                    asked = {**given, "use_cache": False, "output_logits": False}
+                    both = (model(**asked, labels=batch.targets), model(**asked, concept_labels=batch.concept_labels))
+                    yield both[0].ntp_loss, both[1].concept_loss
+                advance(len(batch.input_ids))
+
+    return compare_gradients(losses(), _reached_by_both(model), weight=model.config.concept_loss_weight, seed=seed)
+
+
+def compare_gradients(
+    losses: Iterable[Losses], groups: Mapping[str, Sequence[nn.Parameter]], *, weight: float = 1.0, seed: int = 0
+) -> tuple[GradientCosine, ...]:
+    """The cosines of two losses' gradients, batch by batch; without groups that one of them does not reach.
+
+    Args:
+        groups: weights by name; no weight is in two.
+        weight: of the second loss, for `size`.
+
+    Raises:
+        CoCoMixError: there are fewer than two batches.
+    """
+    weights = [each for group in groups.values() for each in group]
+    whole = [[torch.zeros_like(each, dtype=torch.float64) for each in weights] for _ in range(2)]
+    products = []  # of each batch: of each weight a·b, a·a, b·b
+    for both in losses:
+        found = [torch.autograd.grad(loss, weights, materialize_grads=True, allow_unused=True) for loss in both]
+        for total, gradients in zip(whole, found, strict=True):
+            for each, gradient in zip(total, gradients, strict=True):
+                each += gradient
+        products.append(_products(*found))
+    if len(products) < 2:
+        raise CoCoMixError(
+            f"gradients were compared on {len(products)} batches with labels; use at least two, by more blocks or a "
+            "smaller batch size."
+        )
+    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
+    measured = []
+    for name, chosen in [*((name, owner == index) for index, name in enumerate(groups)), ("all", owner >= 0)]:
+        each, together = np.stack(products)[:, chosen].sum(1), _products(*whole)[chosen].sum(0)
+        if not together[1:].all() or not each[:, 1:].all():
+            continue
+        cosines = each[:, 0] / np.sqrt(each[:, 1] * each[:, 2])
+        low, high = document_interval(cosines, np.arange(len(cosines)), seed=seed)
+        measured.append(
+            GradientCosine(
+                group=name,
+                parameters=sum(one.numel() for one, inside in zip(weights, chosen, strict=True) if inside),
+                cosine=float(cosines.mean()),
+                low=low,
+                high=high,
+                of_all=float(together[0] / np.sqrt(together[1] * together[2])),
+                size=float(weight * np.sqrt(together[2] / together[1])),
+            )
+        )
+    return tuple(measured)
+
+
+def _products(first: Sequence[Tensor], second: Sequence[Tensor]) -> NDArray[np.float64]:
+    """a·b, a·a and b·b of each weight's two gradients. [weights, 3], float64"""
+    pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(first, second, strict=True)]
+    products: NDArray[np.float64] = torch.stack([torch.stack((a @ b, a @ a, b @ b)) for a, b in pairs]).cpu().numpy()
+    return products
+
+
+def _reached_by_both(model: CoCoMixForCausalLM) -> dict[str, list[nn.Parameter]]:
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        part, *rest = name.split(".")
+        if part == "lower":
+            in_block = rest[0] == backbone_of(model.config.backbone).blocks
+            groups.setdefault(f"block {rest[1]}" if in_block else "embeddings", []).append(weight)
+        elif part == "predictor":
+            groups.setdefault(part, []).append(weight)
+    return groups

@@ -1,13 +1,21 @@
-"""The result of a comparison: data frames, whose columns comparison.schema.json describes, and the same as JSON."""
+"""The result of a comparison: data frames, whose columns comparison.schema.json describes; as JSON, and as tables.
+
+The tables are the same on the page, in the terminal and in table.md.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
+
+from cocomix.evaluation.downstream import downstream_table
+from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
+from cocomix.evaluation.pages import Table
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
 """Replacements of the concepts that a comparison shows; `zero` is out of distribution and stays in the evaluations."""
@@ -95,3 +103,162 @@ class Comparison:
             **{name: json.loads(text) for name, text in frames.items()},
             "downstream": None if tasks is None else tasks.to_dict("index"),
         }
+
+
+_SLICES = {"token_class": "kind of token", "seen": "seen in the context", "frequency": "times in the training text"}
+
+Cell = Callable[[Any], str]
+"""A cell's text from a row."""
+Shown = tuple[str, str, Cell]
+"""Heading of a column, the column of the frame that explains it (or nothing), and its cells."""
+
+
+def comparison_tables(comparison: Comparison) -> dict[str, Table]:
+    """The tables that have a row: result, cost, savings, baselines, scaling, concepts, words, downstream, trained."""
+    base, arms = comparison.baseline, comparison.arms
+    with_concepts = arms[arms["recall"].notna() | arms["shuffle"].notna()]
+    saving = arms[arms[[f"{axis}_saved" for axis in (*COSTS, "total_flops")]].notna().any(axis=1)]
+    better, saved = "nats per token, below 0 is better", "share of the baseline's, higher is better"
+    run: Shown = ("run", "", attrgetter("arm"))
+    kind: Shown = ("kind", "", attrgetter("kind"))
+    difference, among_documents = _plus_minus("difference"), _cell("p_documents_holm", _p_value)
+    result: list[Shown] = [
+        *(run, kind, ("seeds, n", "", lambda row: str(len(row.seeds)))),
+        ("loss, nats per token, lower is better, ± 95% over seeds", "loss", _plus_minus("loss", "{:.3f}")),
+        (
+            f"difference, {better}, ± 95% over seeds",
+            "difference",
+            lambda row: "baseline" if row.arm == base else difference(row),
+        ),
+        ("interval, 95% over documents × seeds", "documents_low", lambda row: between(row, "documents")),
+        ("p, Wilcoxon over documents, Holm", "p_documents_holm", among_documents),
+    ]
+    cost: list[Shown] = [
+        run,
+        ("like the baseline", "like_baseline", lambda row: row.like_baseline or NOTHING),
+        ("tokens", "", _cost("tokens", si)),
+        ("training FLOPs, × the baseline's", "flops", _cost("flops", si)),
+        ("teacher, FLOPs", "teacher_flops", _cell("teacher_flops", si)),
+        ("dictionary, FLOPs", "dictionary_flops", _cell("dictionary_flops", si)),
+        ("all FLOPs of one student, × the baseline's", "total_flops", _all("total_flops")),
+        *((f"of each of {n} that share what is stored", f"flops_of_{n}", _all(f"flops_of_{n}")) for n in STUDENTS),
+        ("time, × the baseline's", "seconds", _cost("seconds", duration)),
+    ]
+    savings: list[Shown] = [
+        run,
+        (f"tokens saved, {saved}", "", _cell("tokens_saved", percent)),
+        (f"FLOPs saved, {saved}", "flops_saved", _cell("flops_saved", percent)),
+        (f"all FLOPs saved, {saved}", "total_flops_saved", _cell("total_flops_saved", percent)),
+        (f"time saved, {saved}", "", _cell("seconds_saved", percent)),
+    ]
+    concepts: list[Shown] = [
+        run,
+        ("static list's recall, at 32", "static_recall", _cell("static_recall", percent)),
+        ("token table's recall, at 32", "token_recall", _cell("token_recall", percent)),
+        ("model's recall, at 32, higher is better", "recall", _cell("recall", percent)),
+        *((f"{name.replace('_', ' ')}, rise, nats", name, lambda row, n=name: change(row, n)) for name in RELIANCE),
+    ]
+    trained: list[Shown] = [
+        run,
+        ("parameters", "", _cell("parameters", si)),
+        ("active", "active_parameters", _cell("active_parameters", si)),
+        ("λ", "", _cell("concept_loss_weight", "{:g}".format)),
+        ("learning rate", "learning_rate", _cell("learning_rate", "{:g}".format)),
+        ("steps", "", _cell("steps", "{:,.0f}".format)),
+        ("annealed", "annealed", lambda row: "yes" if row.annealed else "no"),
+    ]
+    baselines: list[Shown] = [
+        *(run, ("likeness", "", attrgetter("likeness")), ("NTP run", "", attrgetter("baseline"))),
+        ("ratio", "ratio", lambda row: f"×{row.ratio:.3f}"),
+        (f"difference, {better}, ± 95% over seeds", "", _plus_minus("difference", high="high")),
+    ]
+    scaling: list[Shown] = [
+        *(kind, ("cost", "", attrgetter("axis")), ("runs, n", "runs", lambda row: str(row.runs))),
+        ("exponent, 95% interval", "exponent", lambda row: f"{row.exponent:.4f} ({row.low:.4f} … {row.high:.4f})"),
+    ]
+    heading = f"Loss, and its difference from {base}'s"
+    recalled = "Recall of the labels, and rise of the loss without the right concepts"
+    made = {
+        "result": _table("arms", arms, result, heading, 2, int(arms["loss"].argmin())),
+        "cost": _table("arms", arms, cost, "What each run cost", 2),
+        "savings": _table("arms", saving, savings, f"What each run saved until it was as good as {base}"),
+        "baselines": _table("baselines", comparison.baselines, baselines, "Against NTP runs within 3% of the cost", 3),
+        "scaling": _table("scaling", comparison.scaling, scaling, "loss = a · cost^(−exponent), annealed runs", 2),
+        "concepts": _table("arms", with_concepts, concepts, recalled),
+        "words": _words(comparison, f"difference, {better} (95% over documents × seeds)"),
+        "trained": _table("arms", arms, trained, "What was trained"),
+    }
+    if comparison.downstream is not None:
+        made["downstream"] = downstream_table(comparison.downstream)
+    return {name: table for name, table in made.items() if table.rows}
+
+
+def _table(
+    name: str,
+    frame: pd.DataFrame,
+    shown: Sequence[Shown],
+    caption: str,
+    text_columns: int = 1,
+    marked: int | None = None,
+) -> Table:
+    rows = [[show(row) for _, _, show in shown] for row in frame.itertuples()]
+    meanings = {
+        heading.partition(", ")[0]: columns(name)[column]["description"].replace(": its lower end", "")
+        for heading, column, _ in shown
+        if column
+    }
+    return Table([heading for heading, *_ in shown], rows, caption, meanings, text_columns, marked)
+
+
+def _words(comparison: Comparison, what: str) -> Table:
+    names = [name for name in comparison.arms["arm"] if name != comparison.baseline]
+    rows = []
+    for (which, value), group in comparison.words.groupby(["slice", "value"], sort=False):
+        by_arm = {row.arm: row for row in group.itertuples()}
+        count = f"{group['tokens'].iloc[0]:,}"
+        cells = [f"{signed(by_arm[name].difference)} ({between(by_arm[name])})" for name in names]
+        rows.append((_SLICES.get(which, which), str(value), count, *cells))
+    return Table(("by", "tokens", "n", *(f"{name}, {what}" for name in names)), rows, "Where the loss differs", {}, 2)
+
+
+def known(value: Any) -> bool:
+    """Whether there is a number."""
+    return value is not None and value == value  # NaN is no number but itself
+
+
+def change(row: Any, kind: str) -> str:
+    """A rise of the loss by a replacement, with its interval."""
+    if not known(getattr(row, kind)):
+        return NOTHING
+    interval = f" ({between(row, kind)})" if known(getattr(row, f"{kind}_low")) else ""
+    return signed(getattr(row, kind)) + interval
+
+
+def _cell(column: str, show: Callable[[Any], str]) -> Cell:
+    return lambda row: show(getattr(row, column)) if known(getattr(row, column)) else NOTHING
+
+
+def _cost(axis: str, show: Callable[[float], str]) -> Cell:
+    return lambda row: f"{show(getattr(row, axis))} (×{getattr(row, f'{axis}_ratio'):.2f})"
+
+
+def _all(axis: str) -> Cell:
+    return lambda row: f"×{getattr(row, f'{axis}_ratio'):.2f}" if known(getattr(row, axis)) else NOTHING
+
+
+def _plus_minus(column: str, form: str = "", high: str = "") -> Cell:
+    def cell(row: Any) -> str:
+        mean, end = getattr(row, column), getattr(row, high or f"{column}_high")
+        return (form.format(mean) if form else signed(mean)) + (f" ± {end - mean:.3f}" if known(end) else "")
+
+    return cell
+
+
+def between(row: Any, what: str = "") -> str:
+    """An interval, or a dash where there is none."""
+    low, high = (getattr(row, f"{what}_{end}" if what else end) for end in ("low", "high"))
+    return f"{signed(low)} … {signed(high)}" if known(low) else NOTHING
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -64,18 +64,12 @@ choice, as is perplexity per word for WikiText."""
 
 
 class HarnessConditions(Record):
-    """What must be equal for results to be compared.
+    """What must be equal for results to be compared."""
 
-    Attributes:
-        harness: version of lm-evaluation-harness.
-        context: tokens the model reads at once; a longer prompt loses its beginning.
-        limit: rows used of each task; `None` = all.
-    """
-
-    harness: str
-    context: int
+    harness: str  # version of lm-evaluation-harness
+    context: int  # tokens the model reads at once; a longer prompt loses its beginning
     dtype: str
-    limit: int | None
+    limit: int | None  # rows used of each task; `None` = all
 
     def file(self, folder: Path) -> Path:
         """Where results under these conditions are in a run's folder."""
@@ -84,28 +78,18 @@ class HarnessConditions(Record):
 
 
 class TaskResult(Record):
-    """One task, or a group of tasks of the harness.
+    """One task, or a group of tasks of the harness."""
 
-    Attributes:
-        source: `"hub"`, or the SHA-256 of the local file.
-        examples: rows used.
-        requests: texts scored: an ending each, or a window each of a long text.
-        truncated: requests whose prompt lost its beginning.
-        endings_cut: requests whose ending alone exceeds the context.
-        batch_size: requests per forward pass; changes results by rounding alone.
-        metrics: as the harness names them, e.g. `acc_norm`, and for accuracies `acc_norm_stderr` over the rows. Of a
-            group, what the harness aggregates.
-        parts: metrics of each task of a group.
-    """
-
-    source: str
-    examples: int
-    requests: int
-    truncated: int
-    endings_cut: int
-    batch_size: int
+    source: str  # `"hub"`, or the SHA-256 of the local file
+    examples: int  # rows used
+    requests: int  # texts scored: an ending each, or a window each of a long text
+    truncated: int  # requests whose prompt lost its beginning
+    endings_cut: int  # requests whose ending alone exceeds the context
+    batch_size: int  # requests per forward pass; changes results by rounding alone
+    # as the harness names them, e.g. `acc_norm`, and for accuracies `acc_norm_stderr` over the rows. Of a group, what
+    # the harness aggregates
     metrics: dict[str, float]
-    parts: dict[str, dict[str, float]] = Field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = Field(default_factory=dict)  # metrics of each task of a group
 
 
 class Downstream(Record):

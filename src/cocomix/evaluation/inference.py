@@ -33,21 +33,13 @@ class MapDataset(Protocol):
 
 
 class Batch(NamedTuple):
-    """Consecutive blocks.
+    """Consecutive blocks."""
 
-    Attributes:
-        input_ids: tokens. [batch, seq], int64
-        concept_labels: their labels, or `None` where none were asked for. [batch, seq, k_attr], int64
-        targets: the tokens that are predicted, `IGNORE` in place of others. [batch, seq], int64
-        position_ids: where documents are kept apart; otherwise `None`. [batch, seq], int64
-        blocks: which blocks they are.
-    """
-
-    input_ids: Tensor
-    concept_labels: Tensor | None
-    targets: Tensor
-    position_ids: Tensor | None
-    blocks: slice
+    input_ids: Tensor  # tokens. [batch, seq], int64
+    concept_labels: Tensor | None  # their labels, or `None` where none were asked for. [batch, seq, k_attr], int64
+    targets: Tensor  # the tokens that are predicted, `IGNORE` in place of others. [batch, seq], int64
+    position_ids: Tensor | None  # where documents are kept apart; otherwise `None`. [batch, seq], int64
+    blocks: slice  # which blocks they are
 
 
 def require_measurable(model: PreTrainedModel, blocks: MapDataset, labels: MapDataset | None, batch_size: int) -> None:

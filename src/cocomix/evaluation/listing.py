@@ -23,29 +23,18 @@ _PARTIAL = partial_path(Path("x")).name.removeprefix("x")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run in a list.
+    """One run in a list."""
 
-    Attributes:
-        name: its folder, relative to the listed one.
-        path: where it is, or would be once finished.
-        state: `finished`, `running`, `stopped`, `failed`, or `unreadable`: a finished run that is damaged or of another
-            version.
-        arm: what sets it apart in comparisons; `None` where that cannot be read.
-        step: optimizer steps done; of a stopped or failed run those of its last checkpoint, from which it goes on.
-        loss: last validation loss, nats per token; `None` before the first evaluation.
-        age: seconds since it last wrote anything.
-        detail: an error, or where it is running; `None` if there is nothing to say.
-    """
-
-    name: str
-    path: Path
+    name: str  # its folder, relative to the listed one
+    path: Path  # where it is, or would be once finished
+    # `unreadable`: a finished run that is damaged or of another version
     state: Literal["finished", "running", "stopped", "failed", "unreadable"]
-    arm: str | None
-    step: int
+    arm: str | None  # what sets it apart in comparisons; `None` where that cannot be read
+    step: int  # optimizer steps done; of a stopped or failed run those of its last checkpoint, from which it goes on
     tokens: int
-    loss: float | None
-    age: float
-    detail: str | None = None
+    loss: float | None  # last validation loss, nats per token; `None` before the first evaluation
+    age: float  # seconds since it last wrote anything
+    detail: str | None = None  # an error, or where it is running; `None` if there is nothing to say
 
 
 def list_runs(folder: Path, now: float | None = None) -> list[RunSummary]:

@@ -201,15 +201,10 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How often concepts label tokens.
+    """How often concepts label tokens."""
 
-    Attributes:
-        pairs: columns token, concept, count; by token, the most frequent concept first.
-        of_concepts: labels of each concept. [n_concepts], int64
-    """
-
-    pairs: pd.DataFrame
-    of_concepts: NDArray[np.int64]
+    pairs: pd.DataFrame  # columns token, concept, count; by token, the most frequent concept first
+    of_concepts: NDArray[np.int64]  # labels of each concept. [n_concepts], int64
 
     def table(self, vocab_size: int, k: int) -> Integers:
         """The k concepts that most often label each token, the most frequent first. [vocab_size, k], int64

@@ -121,40 +121,25 @@ def make_pairs(documents: Iterable[str], *, limit: int, seed: int = 0) -> list[P
 
 
 class PairAccuracy(Record):
-    """How often the sentence was likelier than the one with a mistake.
+    """How often the sentence was likelier than the one with a mistake."""
 
-    Attributes:
-        kind: of mistake; `all` together.
-        pairs: how many; a tie counts half.
-        documents: they are of.
-        accuracy: share of 1; chance is 0.5.
-        low: lower end of its 95% interval over documents.
-        high: upper end.
-    """
-
-    kind: str
-    pairs: int
-    documents: int
-    accuracy: float
-    low: float
-    high: float
+    kind: str  # of mistake; `all` together
+    pairs: int  # how many; a tie counts half
+    documents: int  # they are of
+    accuracy: float  # share of 1; chance is 0.5
+    low: float  # lower end of its 95% interval over documents
+    high: float  # upper end
 
 
 class MinimalPairs(Record):
-    """A run's accuracies.
-
-    Attributes:
-        data_fingerprint: of the data whose validation text the sentences are of.
-        too_long: pairs left out because they exceed the model's context.
-        kinds: of mistakes, and `all`.
-    """
+    """A run's accuracies."""
 
     format_version: Literal[1] = 1
     run: str
     seed: int
-    data_fingerprint: str
-    too_long: int
-    kinds: tuple[PairAccuracy, ...]
+    data_fingerprint: str  # of the data whose validation text the sentences are of
+    too_long: int  # pairs left out because they exceed the model's context
+    kinds: tuple[PairAccuracy, ...]  # of mistakes, and `all`
 
     def table(self) -> Table:
         """For people."""

@@ -59,15 +59,10 @@ class References(Record):
 
 
 class ContextTokens(NamedTuple):
-    """Tokens in a row, and how many of those before each belong to its context.
+    """Tokens in a row, and how many of those before each belong to its context."""
 
-    Attributes:
-        tokens: [n]
-        depth: 0 at the beginning of a block (of a document where documents are masked), then 1, 2, … [n]
-    """
-
-    tokens: Integers
-    depth: Integers
+    tokens: Integers  # [n]
+    depth: Integers  # 0 at the beginning of a block (of a document where documents are masked), then 1, 2, … [n]
 
 
 def measure_references(

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix.artifacts import whole_folder, write_json, write_text
-from cocomix.evaluation.comparison import Comparison
-from cocomix.evaluation.comparison_tables import between, change, comparison_tables, known
+from cocomix.evaluation.comparison import Comparison, between, change, comparison_tables, known
 from cocomix.evaluation.figures import AXES, draw_curves, drawn_names
 from cocomix.evaluation.formatting import markdown_text, percent, signed
 from cocomix.evaluation.pages import Figure, Section, Table, render_page

@@ -26,76 +26,48 @@ _RESULT, _LOSSES = "evaluation.json", "losses.parquet"
 
 
 class LossSlice(Record):
-    """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`.
+    """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`."""
 
-    Attributes:
-        slice: column of `losses.parquet`.
-        loss: nats per token.
-    """
-
-    slice: Literal["token_class", "position", "frequency", "seen"]
+    slice: Literal["token_class", "position", "frequency", "seen"]  # column of `losses.parquet`
     value: str
     tokens: int
-    loss: float
+    loss: float  # nats per token
 
 
 class FrequencyRecall(Record):
-    """Recall of the concepts that are about equally frequent among training labels.
+    """Recall of the concepts that are about equally frequent among training labels."""
 
-    Attributes:
-        lowest: fewest labels of a concept of the group, in about two million training positions.
-        highest: most.
-        labels: their labels in the evaluated blocks.
-        recall: share of these labels among the first 32 predicted concepts; `None` without labels.
-    """
-
-    lowest: int
-    highest: int
+    lowest: int  # fewest labels of a concept of the group, in about two million training positions
+    highest: int  # most
     concepts: int
-    labels: int
-    recall: float | None
+    labels: int  # their labels in the evaluated blocks
+    recall: float | None  # share of these labels among the first 32 predicted concepts; `None` without labels
 
 
 class CompressionNorms(Record):
-    """Lengths of the compression vectors ‖W_comp[c]‖₂ over the concepts c.
+    """Lengths of the compression vectors ‖W_comp[c]‖₂ over the concepts c."""
 
-    Attributes:
-        unused: share below 0.01, which the paper calls unused (Fig. 6c: 5.8%).
-        low: 5% of them are shorter.
-        median: half of them are.
-        high: 95% are.
-    """
-
-    unused: float
-    low: float
-    median: float
-    high: float
+    unused: float  # share below 0.01, which the paper calls unused (Fig. 6c: 5.8%)
+    low: float  # 5% of them are shorter
+    median: float  # half of them are
+    high: float  # 95% are
 
 
 class ConceptResults(Record):
-    """What a model's concepts are on the evaluated blocks; without labels, only the last three are known.
+    """What a model's concepts are on the evaluated blocks; without labels, only the last three are known."""
 
-    Attributes:
-        loss: Eq. 2 averaged over labelled positions, nats.
-        recall_at_32: share of the labels that are among the first 32 predicted concepts (as many as the model mixes in,
-            if fewer).
-        recall_at_labels: the same among the first k_attr, as many as a position can have labels.
-        labelled_positions: positions with at least one label.
-        label_content: what is in the labels themselves, to read recall by; `None` where it was not measured.
-        recall_by_frequency: recall_at_32 in groups of concepts by their number of training labels: 0, 1-9, 10-99, …
-        concepts_predicted: concepts that were among those mixed in at some position.
-        compression: lengths of the vectors that concepts are mixed in as; `None` where none are.
-    """
-
-    loss: float | None
+    loss: float | None  # Eq. 2 averaged over labelled positions, nats
+    # share of the labels that are among the first 32 predicted concepts (as many as the model mixes in, if fewer)
     recall_at_32: float | None
-    recall_at_labels: float | None
-    labelled_positions: int | None
+    recall_at_labels: float | None  # the same among the first k_attr, as many as a position can have labels
+    labelled_positions: int | None  # positions with at least one label
+    # what is in the labels themselves, to read recall by; `None` where it was not measured
     label_content: LabelContent | None
+    # recall_at_32 in groups of concepts by their number of training labels: 0, 1-9, 10-99, …
     recall_by_frequency: tuple[FrequencyRecall, ...]
-    concepts_predicted: int
+    concepts_predicted: int  # concepts that were among those mixed in at some position
     num_concepts: int
-    compression: CompressionNorms | None
+    compression: CompressionNorms | None  # lengths of the vectors that concepts are mixed in as; `None` where none are
 
 
 class RunEvaluation(Record):

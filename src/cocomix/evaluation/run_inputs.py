@@ -141,19 +141,14 @@ def _own_labels(run: Run) -> Concatenated[Labels]:
 
 @dataclass(frozen=True)
 class RunBlocks:
-    """The blocks of a split as a run's model reads them.
+    """The blocks of a split as a run's model reads them."""
 
-    Attributes:
-        rows: `input_ids`; with document masks also `position_ids`, and `labels` without each document's first token.
-        labels: concept labels of the same blocks, or `None`.
-        limited: whether there are fewer blocks than the split has.
-    """
-
+    # `input_ids`; with document masks also `position_ids`, and `labels` without each document's first token
     rows: MapDataset
-    labels: MapDataset | None
+    labels: MapDataset | None  # concept labels of the same blocks, or `None`
     data: Tokens
     block_size: int
-    limited: bool
+    limited: bool  # whether there are fewer blocks than the split has
     _masks: bool = field(repr=False)
     _gaps: Integers = field(repr=False)
 

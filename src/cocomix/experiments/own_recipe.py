@@ -67,21 +67,13 @@ HARDWARE = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that was found.
+    """A corpus that was found."""
 
-    Attributes:
-        source: as it was given.
-        tokens: training tokens of one pass; about, where they are not prepared.
-        block_size: of prepared data.
-        vocab_size: of prepared data.
-        num_concepts: of the labels that prepared data have already, in their folder `labels`.
-    """
-
-    source: str
-    tokens: int
-    block_size: int | None = None
-    vocab_size: int | None = None
-    num_concepts: int | None = None
+    source: str  # as it was given
+    tokens: int  # training tokens of one pass; about, where they are not prepared
+    block_size: int | None = None  # of prepared data
+    vocab_size: int | None = None  # of prepared data
+    num_concepts: int | None = None  # of the labels that prepared data have already, in their folder `labels`
 
     @classmethod
     def find(cls, source: str) -> "Corpus":
@@ -146,11 +138,6 @@ class Teacher:
 class OwnRecipe:
     """A name, the four answers, and three wishes; the teacher is `None` for data that are labelled.
 
-    Attributes:
-        paper: the paper's form whatever the size.
-        distill: also learn the teacher's next-token distributions.
-        vocab_size: entries of a tokenizer that is trained on the corpus; by default the teacher's tokenizer is taken.
-
     Raises:
         CoCoMixError: there is no teacher from before to distill, the corpus is prepared and has its tokenizer, or
             `vocab_size` is too small.
@@ -161,8 +148,9 @@ class OwnRecipe:
     teacher: Teacher | None
     size: str
     hardware: str
-    paper: bool = False
-    distill: bool = False
+    paper: bool = False  # the paper's form whatever the size
+    distill: bool = False  # also learn the teacher's next-token distributions
+    # entries of a tokenizer that is trained on the corpus; by default the teacher's tokenizer is taken
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:

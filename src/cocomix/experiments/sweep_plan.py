@@ -129,18 +129,13 @@ class SweepPlan(Section):
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
-
-    Attributes:
-        recipe: complete, with data, labels, teacher, name and seed.
-        try_of: the arm whose learning rate it helps to choose; `None` for a run that is compared.
-    """
+    """One run of a sweep."""
 
     arm: str
     seed: int
     folder: Path
-    recipe: RunConfig
-    try_of: str | None = None
+    recipe: RunConfig  # complete, with data, labels, teacher, name and seed
+    try_of: str | None = None  # the arm whose learning rate it helps to choose; `None` for a run that is compared
 
     @property
     def learning_rate(self) -> float:
@@ -150,18 +145,12 @@ class Job:
 
 @dataclass(frozen=True)
 class LoadedPlan:
-    """A plan with its place and the folder it writes.
+    """A plan with its place and the folder it writes."""
 
-    Attributes:
-        plan: the plan, with `fast` laid over it where asked for.
-        output: the sweep's folder.
-        share: of their tokens that runs get, tries too.
-    """
-
-    plan: SweepPlan
+    plan: SweepPlan  # the plan, with `fast` laid over it where asked for
     path: Path
-    output: Path
-    share: float = 1.0
+    output: Path  # the sweep's folder
+    share: float = 1.0  # of their tokens that runs get, tries too
 
     @property
     def teacher(self) -> TeacherConfig | None:

@@ -123,7 +123,7 @@ def _steering(run: Run) -> Section:
     candidates = steering_candidates(model, tokenizer, batch)
     if not candidates:
         return {"heading": "One generation, steered", "text": ["No concept of this model can be steered."]}
-    chosen = candidates[0].effect
+    chosen = candidates[0]
     raised = ", ".join(visible(token) for token, _ in chosen.raised)
     texts = []
     for heading, dose in (("untouched", 0.0), ("turned up", 1.0), ("turned down", -1.0)):

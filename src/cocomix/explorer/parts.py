@@ -18,23 +18,15 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 @dataclass(frozen=True)
 class View:
-    """A view of the page; equal parameters show equal pages.
+    """A view of the page; equal parameters show equal pages."""
 
-    Attributes:
-        name: of its tab, and in links.
-        parameters: components by the names that links give their values.
-        said: where sentences for the visitor go; the first of what `show` fills.
-        results: the other components that `show` fills.
-        show: values of `parameters` → those of `said` and `results`, once or, of a text that grows, many times.
-        query: the page's hidden box for the query of the link to what is shown.
-    """
-
-    name: str
-    parameters: dict[str, Any]
-    said: gr.HTML
-    results: list[Any]
+    name: str  # of its tab, and in links
+    parameters: dict[str, Any]  # components by the names that links give their values
+    said: gr.HTML  # where sentences for the visitor go; the first of what `show` fills
+    results: list[Any]  # the other components that `show` fills
+    # values of `parameters` → those of `said` and `results`, once or, of a text that grows, many times
     show: Callable[..., Iterator[list[Any]]]
-    query: gr.Textbox
+    query: gr.Textbox  # the page's hidden box for the query of the link to what is shown
     subject: Subject
 
     def again(self, **options: Any) -> dict[str, Any]:

@@ -19,25 +19,16 @@ _STRONGEST = 0.6  # of full colour, so that text on it stays readable in light a
 
 
 class TextReading(NamedTuple):
-    """What the model makes of a text.
-
-    Attributes:
-        logits: the concept's logit at every token, whether it is mixed in there or not. float32 [seq]
-        mixed_in: whether it is, that is, among the model's top k. bool [seq]
-        concepts: per token its strongest (concept, logit), strongest first.
-        following: per token the likeliest next tokens and their probabilities.
-        without: likewise, with the values of all concepts set to 0 (as `cocomix eval` does).
-        divergence: KL divergence of the former distribution from the latter, nats. float32 [seq]
-    """
+    """What the model makes of a text."""
 
     concept: int
     tokens: list[str]
-    logits: Tensor
-    mixed_in: Tensor
-    concepts: list[list[tuple[int, float]]]
-    following: list[dict[str, float]]
-    without: list[dict[str, float]]
-    divergence: Tensor
+    logits: Tensor  # the concept's logit at every token, whether it is mixed in there or not. float32 [seq]
+    mixed_in: Tensor  # whether it is, that is, among the model's top k. bool [seq]
+    concepts: list[list[tuple[int, float]]]  # per token its strongest (concept, logit), strongest first
+    following: list[dict[str, float]]  # per token the likeliest next tokens and their probabilities
+    without: list[dict[str, float]]  # likewise, with the values of all concepts set to 0 (as `cocomix eval` does)
+    divergence: Tensor  # KL divergence of the former distribution from the latter, nats. float32 [seq]
 
 
 @lru_cache(maxsize=16)  # a visitor who looks at one token after the other reads one text

@@ -17,7 +17,6 @@ from cocomix.interpret.concept_atlas import ConceptAtlas, Ranking, default_atlas
 from cocomix.interpret.effects import (
     EditEffect,
     Effect,
-    SteeringCandidate,
     edit_effects,
     measure_effects,
     steering_candidates,
@@ -36,8 +35,7 @@ from cocomix.interpret.naming import NameEndpoint
 from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
 from cocomix.interpret.steer_arms import SteerEvalSettings
 from cocomix.interpret.steer_report import SteerReport, evaluate_run_steering
-from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, generate, parse_steer, steering
-from cocomix.interpret.teacher_steering import teacher_steering
+from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, generate, parse_steer, steering, teacher_steering
 from cocomix.interpret.words import visible
 
 __all__ = [
@@ -62,7 +60,6 @@ __all__ = [
     "Sampling",
     "SteerEvalSettings",
     "SteerReport",
-    "SteeringCandidate",
     "TokenChanges",
     "TokenConcepts",
     "WordLifts",

@@ -12,7 +12,7 @@ from cocomix.evaluation import inference
 from cocomix.interpret.atlas_cards import TokenChanges
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.inspection import concept_model
-from cocomix.interpret.text_reader import TextReader
+from cocomix.interpret.run_teacher import TextReader
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
@@ -37,13 +37,6 @@ class Effect(NamedTuple):
     divergence: float
     raised: TokenChanges
     lowered: TokenChanges
-
-
-class SteeringCandidate(NamedTuple):
-    """A concept worth turning: `effect`, and the share of positions at which the model predicts it anyway."""
-
-    effect: Effect
-    share: float
 
 
 class EditEffect(NamedTuple):
@@ -102,19 +95,12 @@ def turning_amounts(ids: Array, logits: Array, mean: Array) -> Array:
 
 
 class Strengths(NamedTuple):
-    """How strong every concept is in ordinary text. [n_concepts] each
+    """How strong every concept is in ordinary text. [n_concepts] each"""
 
-    Attributes:
-        share: of the positions at which the student predicts it.
-        logit: what to add to its logit to turn it up (`turning_amounts`).
-        active: share of the teacher's positions at which it finds the concept; without a teacher 0, as is `latent`.
-        latent: what to add to its latent there, likewise.
-    """
-
-    share: Array
-    logit: Array
-    active: Array
-    latent: Array
+    share: Array  # of the positions at which the student predicts it
+    logit: Array  # what to add to its logit to turn it up (`turning_amounts`)
+    active: Array  # share of the teacher's positions at which it finds the concept; without a teacher 0, as is `latent`
+    latent: Array  # what to add to its latent there, likewise
 
     def usable(self, count: int, *, active: bool = False) -> list[int]:
         """The concepts predicted most often, but at no more than half of the positions; if asked for, also active.
@@ -223,7 +209,7 @@ def steering_candidates(
     *,
     pool: int = 24,
     top: int = 5,
-) -> list[SteeringCandidate]:
+) -> list[Effect]:
     """Measure which concepts change the model's predictions most when turned up by `turning_amounts`.
 
     Our choice: of the concepts predicted at no more than half of the positions (one that is nearly always there works
@@ -243,8 +229,7 @@ def steering_candidates(
     strengths = concept_strengths(model, input_ids)
     tried = {concept: float(strengths.logit[concept]) for concept in strengths.usable(pool)}
     effects = measure_effects(model, tokenizer, input_ids, tried, top=top)
-    found = [SteeringCandidate(effect, float(strengths.share[effect.concept])) for effect in effects]
-    return sorted(found, key=lambda candidate: -candidate.effect.divergence)
+    return sorted(effects, key=lambda effect: -effect.divergence)
 
 
 def edit_effects(model: PreTrainedModel, input_ids: Tensor, edits: Sequence[ConceptEdit]) -> list[EditEffect]:

@@ -20,9 +20,8 @@ from cocomix.evaluation.statistics import document_interval, wilcoxon_p
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths
 from cocomix.interpret.inspection import concept_model
-from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, continue_tokens
-from cocomix.interpret.teacher_steering import teacher_steering
-from cocomix.interpret.text_reader import TextReader
+from cocomix.interpret.run_teacher import TextReader
+from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, continue_tokens, teacher_steering
 from cocomix.model import CoCoMixForCausalLM, ConceptEdit
 from cocomix.model.edits import check_edits
 from cocomix.runtime.console import progress
@@ -97,16 +96,13 @@ class SteerEvalSettings:
 
 @dataclass(frozen=True)
 class SteerMeasurements:
-    """Every text and what was measured of it.
-
-    Attributes:
-        rows: one per text: arm, turned, factor, prompt, tokens of the model that wrote it; loss (nats per token of the
-            unsteered teacher, NaN where it can read nothing new), distinct_2 (share of distinct pairs of neighbouring
-            tokens) and activation, the mean over the new tokens of each concept as the teacher's labeller counts
-            it (`TeacherLabeller.present`).
-    """
+    """Every text and what was measured of it."""
 
     settings: SteerEvalSettings
+    # one per text: arm, turned, factor, prompt, tokens of the model that wrote it; loss (nats per token of the
+    # unsteered teacher, NaN where it can read nothing new), distinct_2 (share of distinct pairs of neighbouring tokens)
+    # and activation, the mean over the new tokens of each concept as the teacher's labeller counts it
+    # (`TeacherLabeller.present`)
     rows: list[dict[str, Any]] = field(repr=False)
 
     def of(self, arm: Arm, name: str) -> Array:
@@ -226,20 +222,15 @@ def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: 
 
 
 class PairedDifference(NamedTuple):
-    """The mean of a difference over concepts, and its 95% interval, by bootstrap over concepts.
-
-    Attributes:
-        p_value: of Wilcoxon's signed-rank test, two-sided; `None` for fewer than 6 concepts, which cannot reach 0.05.
-        positive: concepts with a difference above 0.
-        concepts: all.
-    """
+    """The mean of a difference over concepts, and its 95% interval, by bootstrap over concepts."""
 
     mean: float
     low: float
     high: float
+    # of Wilcoxon's signed-rank test, two-sided; `None` for fewer than 6 concepts, which cannot reach 0.05
     p_value: float | None
-    positive: int
-    concepts: int
+    positive: int  # concepts with a difference above 0
+    concepts: int  # all
 
     @property
     def shown(self) -> bool:

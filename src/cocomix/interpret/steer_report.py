@@ -22,7 +22,7 @@ from cocomix.evaluation.statistics import document_interval
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths, concept_strengths
 from cocomix.interpret.inspection import concept_model, describe_run_concepts
-from cocomix.interpret.run_teacher import open_run_teacher
+from cocomix.interpret.run_teacher import TextReader, open_run_teacher
 from cocomix.interpret.steer_arms import (
     ARMS,
     Arm,
@@ -33,7 +33,6 @@ from cocomix.interpret.steer_arms import (
     measure_steering,
     paired_difference,
 )
-from cocomix.interpret.text_reader import TextReader
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
 

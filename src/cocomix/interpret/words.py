@@ -32,14 +32,10 @@ def visible(text: str) -> str:
 
 @dataclass(frozen=True)
 class Words:
-    """The word at every position of some blocks; tokens of one word share it.
+    """The word at every position of some blocks; tokens of one word share it."""
 
-    Attributes:
-        ids: index into `texts`. int32 [blocks, seq]
-        texts: words in lower case; what has no letter or digit stands for itself, made visible; special tokens are "".
-    """
-
-    ids: Array
+    ids: Array  # index into `texts`. int32 [blocks, seq]
+    # words in lower case; what has no letter or digit stands for itself, made visible; special tokens are ""
     texts: tuple[str, ...]
 
     @classmethod

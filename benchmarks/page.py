@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.ratios import Ratio
-from cocomix.evaluation.formatting import duration
+from cocomix.evaluation.pages import duration
 
 __all__ = ["render_page"]
 

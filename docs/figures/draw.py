@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from cocomix.evaluation.figures import LIGHT
+from cocomix.evaluation.report import LIGHT
 
 HERE = Path(__file__).parent
 RAW = HERE.parents[1] / "results" / "corpus" / "raw"

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from cocomix.evaluation import RunEvaluation
 from cocomix.evaluation.analyses import Analyses
-from cocomix.evaluation.evaluation_tables import reliance_table
-from cocomix.evaluation.formatting import NOTHING
+from cocomix.evaluation.pages import NOTHING
+from cocomix.evaluation.run_evaluation import reliance_table
 from cocomix.training import Run
 from tests.command_line import Cli
 from tests.workshop import Workshop

@@ -1,6 +1,6 @@
 import pytest
 
-from cocomix.evaluation.formatting import duration, percent, si, signed
+from cocomix.evaluation.pages import duration, percent, si, signed
 
 
 @pytest.mark.parametrize(

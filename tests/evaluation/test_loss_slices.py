@@ -4,8 +4,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from cocomix.evaluation import document_interval
-from cocomix.evaluation.loss_slices import FREQUENCIES, loss_slices
-from cocomix.evaluation.token_classes import TOKEN_CLASSES
+from cocomix.evaluation.loss_slices import FREQUENCIES, TOKEN_CLASSES, loss_slices
 
 
 def table(rows: int = 400, seed: int = 0) -> pd.DataFrame:

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from cocomix.evaluation import Comparison, Run, compare, shown, write_report
-from cocomix.evaluation.figures import AXES, draw_curves
-from cocomix.evaluation.report import found
+from cocomix.evaluation.report import AXES, draw_curves, found
 from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import WriteRun
 from tests.evaluation.test_compare import COCOMIX, GRAMS, measured, seeds

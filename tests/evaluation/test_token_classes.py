@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses, token_texts
+from cocomix.evaluation.loss_slices import TOKEN_CLASSES, TokenClasses, token_texts
 
 END = "<|end|>"
 

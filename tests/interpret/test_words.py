@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cocomix.interpret.words import Words, lifted_words, visible
+from cocomix.interpret.inspection import Words, lifted_words, visible
 
 
 def test_tokens_of_a_word_share_it(world):

@@ -28,7 +28,7 @@ def analyse(
 
     from cocomix.evaluation import Run
     from cocomix.evaluation.analyses import analyse_runs
-    from cocomix.evaluation.evaluation_tables import loss_table, recall_table, reliance_table
+    from cocomix.evaluation.run_evaluation import loss_table, recall_table, reliance_table
     from cocomix.runtime.device import default_device
 
     result = analyse_runs(

@@ -50,7 +50,7 @@ def evaluate(
     from rich.console import Group
 
     from cocomix.evaluation import Run, evaluate_run, evaluate_tasks
-    from cocomix.evaluation import evaluation_tables as tables
+    from cocomix.evaluation import run_evaluation as tables
     from cocomix.evaluation.loss_slices import SLICES
     from cocomix.evaluation.minimal_pairs import measure_pairs
     from cocomix.experiments import next_step

@@ -38,7 +38,7 @@ def plan(
 
 def _readable(name: str, value: Any) -> Any:
     """A number with three digits and a prefix, a small one in a smaller unit, too; counts to be checked as they are."""
-    from cocomix.evaluation.formatting import duration, si
+    from cocomix.evaluation.pages import duration, si
 
     if name.startswith("hours") and isinstance(value, float):
         return f"{value:,.2f} ({duration(3600 * value) if value > 1 / 3600 else 'under a second'})"

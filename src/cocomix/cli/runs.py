@@ -34,7 +34,7 @@ def runs(
 
 
 def _table(found: "list[RunSummary]") -> Table:
-    from cocomix.evaluation.formatting import duration
+    from cocomix.evaluation.pages import duration
 
     rows = []
     for run in found:

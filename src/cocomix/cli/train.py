@@ -64,7 +64,7 @@ def _beside_references(folder: Path) -> "Table | None":
     """The final loss among those of n-gram tables of the same training tokens; a warning where it is worse."""
     from cocomix.data import VALIDATION
     from cocomix.evaluation import Run, final_references
-    from cocomix.evaluation.evaluation_tables import models_table, worse_than_bigram
+    from cocomix.evaluation.run_evaluation import models_table, worse_than_bigram
     from cocomix.evaluation.run_inputs import open_run_data
 
     finished = Run.open(folder)

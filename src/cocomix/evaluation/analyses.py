@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cocomix.artifacts import whole_folder, write_json, write_text
-from cocomix.evaluation.evaluation_tables import (
+from cocomix.evaluation.inference import batches, require_measurable
+from cocomix.evaluation.loss_slices import SLICES
+from cocomix.evaluation.measure_run import evaluate_run
+from cocomix.evaluation.pages import NOTHING, Section, Table, percent, render_page, signed
+from cocomix.evaluation.run_evaluation import (
+    RunEvaluation,
     concept_advice,
     loss_table,
     recall_table,
@@ -26,12 +31,6 @@ from cocomix.evaluation.evaluation_tables import (
     slice_table,
     worse_than_bigram,
 )
-from cocomix.evaluation.formatting import NOTHING, percent, signed
-from cocomix.evaluation.inference import batches, require_measurable
-from cocomix.evaluation.loss_slices import SLICES
-from cocomix.evaluation.measure_run import evaluate_run
-from cocomix.evaluation.pages import Section, Table, render_page
-from cocomix.evaluation.run_evaluation import RunEvaluation
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks
 from cocomix.evaluation.statistics import document_interval
 from cocomix.model import CoCoMixForCausalLM, predicts_concepts

@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cocomix.evaluation.downstream import downstream_table
-from cocomix.evaluation.formatting import NOTHING, duration, percent, si, signed
-from cocomix.evaluation.pages import Table
+from cocomix.evaluation.pages import NOTHING, Table, duration, percent, si, signed
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
 """Replacements of the concepts that a comparison shows; `zero` is out of distribution and stays in the evaluations."""

@@ -21,9 +21,8 @@ import yaml
 from pydantic import Field
 
 from cocomix.artifacts import write_json
-from cocomix.evaluation.formatting import NOTHING
 from cocomix.evaluation.inference import inference
-from cocomix.evaluation.pages import Table
+from cocomix.evaluation.pages import NOTHING, Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.evaluation.statistics import t_test
 from cocomix.runtime.errors import CoCoMixError, require_extra

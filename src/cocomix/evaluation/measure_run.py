@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation.inference import ConceptCounts, measure
-from cocomix.evaluation.loss_slices import loss_slices, token_table
+from cocomix.evaluation.loss_slices import TokenClasses, loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
 from cocomix.evaluation.reliance import concept_reliance, feedback_reliance, first_distinct, no_reliance_reason
 from cocomix.evaluation.run_evaluation import (
@@ -28,7 +28,6 @@ from cocomix.evaluation.run_evaluation import (
     evaluations_of,
 )
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks, training_tokens
-from cocomix.evaluation.token_classes import TokenClasses
 from cocomix.labelling import MOST_POSITIONS, Concatenated, Labels
 from cocomix.model import predicts_concepts
 from cocomix.runtime.errors import CoCoMixError

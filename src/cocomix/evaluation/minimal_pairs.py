@@ -24,11 +24,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.artifacts import write_json
 from cocomix.data import VALIDATION, begin_of_text
 from cocomix.evaluation.inference import inference, token_losses
+from cocomix.evaluation.loss_slices import FUNCTION_WORDS
 from cocomix.evaluation.pages import Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.evaluation.run_inputs import open_run_data, run_blocks
 from cocomix.evaluation.statistics import document_interval
-from cocomix.evaluation.token_classes import FUNCTION_WORDS
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE

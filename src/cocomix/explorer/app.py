@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from cocomix.evaluation.formatting import markdown_text, si
+from cocomix.evaluation.pages import markdown_text, si
 from cocomix.explorer.compare_view import compare_view
 from cocomix.explorer.concept_view import concept_view
 from cocomix.explorer.parts import QUIET, check_run, message

@@ -8,7 +8,7 @@ import gradio as gr
 
 from cocomix.evaluation import Table, evaluations_of
 from cocomix.evaluation.comparison import comparison_tables
-from cocomix.evaluation.formatting import duration, markdown_text, si
+from cocomix.evaluation.pages import duration, markdown_text, si
 from cocomix.explorer.parts import View
 from cocomix.explorer.subject import Subject
 from cocomix.runtime.errors import CoCoMixError

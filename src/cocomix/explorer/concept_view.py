@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from cocomix.evaluation import Table
-from cocomix.evaluation.formatting import NOTHING, markdown_text, percent, signed
+from cocomix.evaluation.pages import NOTHING, markdown_text, percent, signed
 from cocomix.explorer.parts import QUIET, View, named
 from cocomix.explorer.subject import Subject
 from cocomix.interpret import (

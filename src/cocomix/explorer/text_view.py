@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from torch import Tensor
 
-from cocomix.evaluation.formatting import markdown_text, percent, signed
+from cocomix.evaluation.pages import markdown_text, percent, signed
 from cocomix.evaluation.reliance import zero
 from cocomix.explorer.parts import QUIET, View, named
 from cocomix.explorer.subject import Subject

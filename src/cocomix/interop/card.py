@@ -11,7 +11,7 @@ from cocomix.artifacts import read_json
 from cocomix.data import Tokens
 from cocomix.evaluation import PAPER_TASKS, Run, evaluations_of
 from cocomix.evaluation.downstream import read_downstream
-from cocomix.evaluation.formatting import duration, markdown_text, percent, si, signed
+from cocomix.evaluation.pages import duration, markdown_text, percent, si, signed
 from cocomix.labelling import Labels
 from cocomix.model import MIXINGS, CoCoMixConfig
 from cocomix.runtime.errors import CoCoMixError

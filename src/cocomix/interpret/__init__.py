@@ -30,13 +30,13 @@ from cocomix.interpret.inspection import (
     describe_run_concepts,
     encode,
     inspect_text,
+    visible,
 )
 from cocomix.interpret.naming import NameEndpoint
 from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
 from cocomix.interpret.steer_arms import SteerEvalSettings
 from cocomix.interpret.steer_report import SteerReport, evaluate_run_steering
 from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, generate, parse_steer, steering, teacher_steering
-from cocomix.interpret.words import visible
 
 __all__ = [
     "FACTOR_LIMIT",

@@ -31,9 +31,8 @@ from cocomix.interpret.concept_atlas import (
     default_atlas_folder,
 )
 from cocomix.interpret.effects import measure_effects, turning_amounts
-from cocomix.interpret.inspection import concept_model
+from cocomix.interpret.inspection import Words, concept_model, lifted_words
 from cocomix.interpret.naming import NameEndpoint, delphi_scorers, score_name
-from cocomix.interpret.words import Words, lifted_words
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError

@@ -58,7 +58,7 @@ class ConceptCard:
     Attributes:
         name: its three words of highest lift, or a language model's answer.
         named_from: where the name comes from: the concept's labels, the student's predictions, or an endpoint.
-        terms: words at its positions by lift, highest first (see `atlas_naming`).
+        terms: words at its positions by lift, highest first (see `lifted_words`).
         next_terms: words that follow its positions, likewise.
         predicted_count: positions that predict it.
         label_count: positions that have it as a label.

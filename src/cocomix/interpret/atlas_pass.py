@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.evaluation.inference import batches, inference, require_measurable
-from cocomix.evaluation.loss_slices import seen_before
+from cocomix.evaluation.loss_slices import TOKEN_CLASSES, TokenClasses, seen_before, token_texts
 from cocomix.evaluation.run_inputs import RunBlocks
-from cocomix.evaluation.token_classes import TOKEN_CLASSES, TokenClasses, token_texts
 from cocomix.interpret.atlas_cards import AtlasSettings, PropertyProbe
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.console import progress
@@ -171,7 +170,7 @@ def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[
         tokens: int [blocks, seq].
 
     Returns:
-        bool [blocks · seq] each: the classes of `token_classes`, and what needs more of the context than the token.
+        bool [blocks · seq] each: the classes of `TokenClasses`, and what needs more of the context than the token.
     """
     classes = TokenClasses(tokenizer).of(tokens)
     of = {name: classes == number for number, name in enumerate(TOKEN_CLASSES)}

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cocomix.interpret.atlas_cards import Context
-from cocomix.interpret.words import visible
+from cocomix.interpret.inspection import visible
 from cocomix.runtime.errors import CoCoMixError
 
 API_KEY_VARIABLE = "COCOMIX_NAME_API_KEY"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cocomix.evaluation.formatting import signed
+from cocomix.evaluation.pages import signed
 from cocomix.evaluation.statistics import document_interval, wilcoxon_p
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths

@@ -15,9 +15,8 @@ import torch
 from cocomix.artifacts import whole_folder, write_json, write_text
 from cocomix.data import TRAIN, VALIDATION, TokenBlocks, positions_of_rows
 from cocomix.evaluation import Figure, Run, open_run_data, render_page
-from cocomix.evaluation.figures import DARK, LIGHT, Theme, dress, png
-from cocomix.evaluation.formatting import NOTHING, signed
-from cocomix.evaluation.pages import Table
+from cocomix.evaluation.pages import NOTHING, Table, signed
+from cocomix.evaluation.report import DARK, LIGHT, Theme, dress, png
 from cocomix.evaluation.statistics import document_interval
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths, concept_strengths

@@ -101,7 +101,7 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-import cocomix.experiments.budget as budget
+import cocomix.experiments.sweep_plan as sweep_plan
 import cocomix.experiments.runner as runner
 from cocomix.experiments import load_plan
 
@@ -112,7 +112,7 @@ def train_once(recipe, folder):
     trained.append(train(recipe, folder))
 
 runner.train = train_once
-budget.seconds_per_token = lambda recipe, seconds: {"ntp": 1.0, "mixed": 3.0}[recipe.name]
+sweep_plan.seconds_per_token = lambda recipe, seconds: {"ntp": 1.0, "mixed": 3.0}[recipe.name]
 runner.run_sweep(load_plan(Path(sys.argv[1]), Path(sys.argv[2])), budget=float(sys.argv[3]))
 """
 

@@ -82,11 +82,7 @@ def refuse_unlike(runs: Sequence[Run], vary: Iterable[str] = ()) -> None:
 
 
 def refuse_unlike_recipes(recipes: Mapping[str, RunConfig], vary: Iterable[str] = ()) -> None:
-    """Refuse the recipes of a sweep's arms whose runs `refuse_unlike` would refuse, before they are trained.
-
-    Raises:
-        CoCoMixError: two recipes differ in a field that is neither among `ARM_FIELDS` nor in `vary`.
-    """
+    """Refuse the recipes of a sweep's arms whose runs `refuse_unlike` would refuse, before they are trained."""
     first, *others = recipes
     fields = {name: recipe_fields(recipe) for name, recipe in recipes.items()}
     for name in others:
@@ -111,11 +107,7 @@ def recipe_fields(recipe: RunConfig) -> dict[str, Any]:
 
 
 def run_fields(run: Run) -> dict[str, Any]:
-    """A run's recipe, and what it was trained and evaluated on.
-
-    Raises:
-        CoCoMixError: the run's recipe cannot be read.
-    """
+    """A run's recipe, which must be readable, and what it was trained and evaluated on."""
     found = recipe_fields(load_recipe(run.path / "recipe.yaml"))
     manifest = dict(_flat(run.manifest.model_dump(mode="json", include={"data", *_EFFECTIVE})))
     found |= {name: manifest[name] for name in _CONTENT}

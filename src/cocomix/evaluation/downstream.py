@@ -179,10 +179,8 @@ def evaluate_tasks(
 
 
 def read_downstream(folder: Path) -> Downstream | None:
-    """Read a run's newest results on whole tasks, or else its newest; `None` where there are none.
-
-    Raises:
-        CoCoMixError: a file is damaged or of another version.
+    """A run's newest results on whole tasks, or else its newest; `None` where there are none, refused where one is
+    damaged.
     """
     files = sorted((folder / EVALUATIONS).glob(f"*/{_FILE}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     found = sorted(map(_read, files), key=lambda each: each.conditions.limit is not None)  # stable: newest first
@@ -292,9 +290,8 @@ def downstream_table(numbers: pd.DataFrame) -> Table:
 
 
 def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
-    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them.
-
-    The paper averages the perplexities of LAMBADA and WikiText with that of the validation text.
+    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them: the
+    paper averages the perplexities of LAMBADA and WikiText with that of the validation text.
     """
     row = {"validation, perplexity, lower is better": validation}
     averaged: dict[str, list[float]] = {"perplexity": [validation], "accuracy": []}

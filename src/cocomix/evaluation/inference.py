@@ -43,11 +43,8 @@ class Batch(NamedTuple):
 
 
 def require_measurable(model: PreTrainedModel, blocks: MapDataset, labels: MapDataset | None, batch_size: int) -> None:
-    """Refuse a measurement that cannot be made, before any work.
-
-    Raises:
-        CoCoMixError: there is no block, `batch_size` is not positive, the labels do not belong to these blocks, the
-            model has no concepts to compare labels with, or its context is shorter than a block.
+    """Refuse before any work: no block, a `batch_size` below 1, labels that do not belong to these blocks, a model
+    without concepts to compare labels with, or one whose context is shorter than a block.
     """
     if batch_size < 1:
         raise CoCoMixError(f"{batch_size=} must be at least 1.")

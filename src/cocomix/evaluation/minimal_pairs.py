@@ -95,12 +95,7 @@ def _with(sentence: str, found: re.Match[str], word: str) -> str:
 
 
 def make_pairs(documents: Iterable[str], *, limit: int, seed: int = 0) -> list[Pair]:
-    """Pairs of every kind, in the order of the text.
-
-    Args:
-        limit: pairs of a kind, at most.
-        seed: of the places and prepositions chosen.
-    """
+    """Pairs of every kind, at most `limit` each, in the order of the text; `seed` chooses places and prepositions."""
     generator, made = np.random.default_rng(seed), []
     counts: Counter[str] = Counter()
     for number, document in enumerate(documents):

@@ -68,10 +68,10 @@ class ContextTokens(NamedTuple):
 def measure_references(
     train: ContextTokens, heldout: ContextTokens, vocab_size: int
 ) -> tuple[dict[str, Floats], References]:
-    """Count the training tokens and give the loss of every held-out token that has a context.
+    """Count the training tokens: the loss in nats of every held-out token that has a context, and its means.
 
     Returns:
-        Loss in nats by the name of the order, [held-out tokens of depth > 0] each; their means and the cost.
+        By the name of the order, [held-out tokens of depth > 0] each; their means and the cost.
     """
     started = time.perf_counter()
     with _peak_memory() as peak:

@@ -35,7 +35,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -46,6 +45,7 @@ from cocomix.model import CoCoMixForCausalLM, ConceptIntervention, predicts_conc
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
+from cocomix.runtime.section import Record
 
 MOST_POSITIONS = 2**20
 """Positions that are measured at most, as their concepts are kept in memory: 270 MB at 32 concepts."""
@@ -61,11 +61,7 @@ Concepts = tuple[Tensor, Tensor]
 """Ids and values, [batch, seq, k] each."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Reliance(_Part):
+class Reliance(Record):
     """What one kind of replacement does to the loss.
 
     Attributes:
@@ -82,7 +78,7 @@ class Reliance(_Part):
     share_of_gain: float | None = None
 
 
-class RunReliance(_Part):
+class RunReliance(Record):
     """Every kind that was measured, on the same tokens.
 
     Attributes:

@@ -126,10 +126,8 @@ class RunEvaluation(Record):
         return "-".join(parts)
 
     def token_losses(self) -> pd.DataFrame:
-        """One row per predicted token; columns as in `loss_slices.token_table`.
-
-        Raises:
-            CoCoMixError: the file is missing or damaged.
+        """One row per predicted token; columns as in `loss_slices.token_table`. Refused where the file is missing or
+        damaged.
         """
         assert self._folder is not None
         file = self._folder / _LOSSES

@@ -115,11 +115,7 @@ def open_run_labels(
 
 
 def _own_labels(run: Run) -> Concatenated[Labels]:
-    """The labels a run was trained with.
-
-    Raises:
-        CoCoMixError: there are none, or they are gone or others by now.
-    """
+    """The labels a run was trained with; refused where there are none, or they are gone or others by now."""
     reference, mixture = run.manifest.labels, run.manifest.data.mixture
     made = run.manifest.online_labels
     if made is not None and made.labels["kind"] == "online":

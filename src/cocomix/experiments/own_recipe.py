@@ -77,11 +77,7 @@ class Corpus:
 
     @classmethod
     def find(cls, source: str) -> "Corpus":
-        """Look at what `cocomix prepare` could read, or has written.
-
-        Raises:
-            CoCoMixError: there is no such thing.
-        """
+        """Look at what `cocomix prepare` could read, or has written; refused where there is no such thing."""
         if url_of(source) is None and (manifest := Path(source) / MANIFEST).is_file():
             found = read_json(manifest)
             if found.get("kind") != "tokens":
@@ -120,11 +116,7 @@ class Teacher:
 
     @classmethod
     def find(cls, name: str) -> "Teacher":
-        """Read a teacher's configuration.
-
-        Raises:
-            CoCoMixError: it cannot be read.
-        """
+        """Read a teacher's configuration; refused where it cannot be read."""
         if name == TRAINED_HERE:
             return cls(name)
         import cocomix.model  # noqa: F401  # a run may be the teacher
@@ -198,13 +190,8 @@ class OwnRecipe:
         return next((step.command for step in steps if not step.made.exists()), steps[-1].command)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the files.
-
-        Returns:
-            The student's recipe first.
-
-        Raises:
-            CoCoMixError: one of them is there already, or the folder cannot be written.
+        """Write the files, the student's recipe first; refused where one is there already, or the folder cannot be
+        written.
         """
         recipe = folder / f"{self.name}.yaml"
         alike, baseline = ("FLOPs a token", "flops") if self.measured else ("active parameters", "matched")

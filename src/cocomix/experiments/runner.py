@@ -33,8 +33,14 @@ from cocomix.evaluation import (
 )
 from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
-from cocomix.experiments.budget import remembered, within_budget
-from cocomix.experiments.sweep_plan import Job, LoadedPlan, distilled_blocks, labelled_blocks
+from cocomix.experiments.sweep_plan import (
+    Job,
+    LoadedPlan,
+    distilled_blocks,
+    labelled_blocks,
+    remembered,
+    within_budget,
+)
 from cocomix.labelling import distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device

@@ -39,10 +39,6 @@ def shipped_recipes() -> list[ShippedRecipe]:
 def copy_recipe(name: str, folder: Path) -> Copied:
     """Copy a recipe with its comments, and the recipes it starts from, in the places they have among one another.
 
-    Args:
-        name: as in `shipped_recipes`.
-        folder: where to; made if it is not there.
-
     Raises:
         CoCoMixError: there is no such recipe; its copy is there already; the folder cannot be written.
     """

@@ -15,22 +15,29 @@
 
 A part that is left out (prepare, teacher, dictionary) is taken from the arms' own recipes. An arm with `model:
 {pretrained: teacher}` goes on from the weights of the plan's teacher.
+
+Within a budget of seconds every run gets the same share of its tokens, by the speed of each arm on this machine:
+learning rates fall to their end in the shorter runs too, which runs that are broken off would not show.
 """
 
+import logging
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from cocomix.artifacts import fingerprint_json
+from cocomix.artifacts import fingerprint_json, read_json, write_json
 from cocomix.concepts import AttributionConfig, FitSettings, LabellerConfig, TeacherConfig
 from cocomix.data import PrepareSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training.objectives import Schedule
 from cocomix.training.recipe import RecipeVersion, RunConfig
+from cocomix.training.recipe_cost import seconds_per_token
 from cocomix.training.recipe_file import merged, recipe_values
 
 TEACHER = "teacher"
@@ -177,11 +184,7 @@ class LoadedPlan:
         return self._recipe("teacher", file, values, {"name": "teacher", "labels": None})
 
     def tries(self) -> list[Job]:
-        """The runs by which `tune` chooses learning rates; none without it.
-
-        Raises:
-            CoCoMixError: as `jobs`.
-        """
+        """The runs by which `tune` chooses learning rates; none without it. Refuses as `jobs`."""
         if (tune := self.plan.tune) is None:
             return []
         jobs = []
@@ -317,3 +320,72 @@ def label_folder(output: Path, made: LabellerConfig, blocks: int | None = None) 
     values, default = (each.model_dump(mode="json", exclude={"teacher", "dictionary"}) for each in (made, _DEFAULT))
     name = "default" if values == default else fingerprint_json(values)[:12]
     return output / "labels" / (name if blocks is None else f"{name}-{blocks}")
+
+
+logger = logging.getLogger(__name__)
+
+_FILE = "budget.json"
+_MEASURING = 0.05  # share of the budget for timing steps, and the most seconds an arm gets of it
+_MOST_SECONDS = 10.0
+_TRAINING = 0.75  # share of what is left then; evaluations, checkpoints and the report take the rest
+
+
+def remembered(loaded: LoadedPlan, budget: float | None) -> LoadedPlan:
+    """The plan with the shorter runs that its folder began with; refused with another budget than the folder's."""
+    file = loaded.output / _FILE
+    if not file.exists():
+        if budget is not None and (loaded.output / "runs").exists():
+            raise CoCoMixError(f"{loaded.output} holds runs without a budget already; choose another --output.")
+        return loaded
+    found = read_json(file)
+    if budget not in (None, found["seconds"]):
+        raise CoCoMixError(
+            f"{loaded.output} holds a sweep for {found['seconds']:g} s, not {budget:g} s; choose another --output."
+        )
+    return replace(loaded, share=found["share"])
+
+
+def within_budget(loaded: LoadedPlan, budget: float, left: float) -> LoadedPlan:
+    """The plan with runs so short that they take about the seconds that are `left` of the `budget`.
+
+    Args:
+        loaded: the plan; its data, dictionary and labels are there.
+
+    Raises:
+        CoCoMixError: an arm names no `tokens` or cannot be timed; or no time is left.
+    """
+    if (loaded.output / _FILE).exists():
+        return loaded
+    if left <= 0:
+        raise CoCoMixError(
+            f"data, teacher and labels have taken all of the {budget:g} s; they are kept: give the command again."
+        )
+    began, arms = time.monotonic(), {job.arm: job for job in loaded.jobs()}
+    seconds = min(_MOST_SECONDS, _MEASURING * left / len(arms))
+    speeds = {name: _seconds_per_token(job, seconds) for name, job in arms.items()}
+    needed = sum(_tokens(job) * speeds[job.try_of or job.arm] for job in (*loaded.tries(), *loaded.jobs()))
+    left = max(left - (time.monotonic() - began), 1.0)
+    share = min(1.0, _rounded(_TRAINING * left / needed))
+    write_json(loaded.output / _FILE, {"seconds": budget, "share": share, "seconds_per_token": speeds})
+    logger.info(f"every run gets {share:.2%} of its tokens, so that the sweep takes about {budget:,.0f} s")
+    return replace(loaded, share=share)
+
+
+def _tokens(job: Job) -> int:
+    if job.recipe.tokens is None:
+        raise CoCoMixError(f"the arm {job.arm!r} names no tokens:, which a budget shortens; give it some.")
+    return job.recipe.tokens
+
+
+def _seconds_per_token(job: Job, seconds: float) -> float:
+    _tokens(job)
+    found = seconds_per_token(job.recipe, seconds)
+    if isinstance(found, str):
+        raise CoCoMixError(f"the arm {job.arm!r} cannot be timed: {found}; sweep without --budget.")
+    return found
+
+
+def _rounded(share: float) -> float:
+    """Down to two digits, so that a recipe's tokens are numbers that one can read."""
+    place = 10.0 ** (math.floor(math.log10(share)) - 1)
+    return math.floor(share / place) * place

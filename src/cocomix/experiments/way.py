@@ -31,11 +31,7 @@ def sibling(recipe: Path, arm: str) -> Path:
 
 
 def steps_of(recipe: Path) -> list[Step]:
-    """The commands after `cocomix prepare`, as far as the recipe tells them.
-
-    Raises:
-        CoCoMixError: it cannot be read.
-    """
+    """The commands after `cocomix prepare`, as far as a recipe tells them; refused where it cannot be read."""
     values = recipe_values(recipe)
     data, labels = values.get("data"), values.get("labels")
     steps: list[Step] = []

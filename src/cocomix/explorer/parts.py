@@ -53,21 +53,15 @@ class View:
         return urlencode({"run": self.subject.fingerprint, "view": self.name, **named})
 
     def restored(self, query: Mapping[str, str]) -> list[Any]:
-        """Values of the parameters from a link's query; what it leaves out stays as it is.
-
-        Raises:
-            CoCoMixError: a value is none that a visitor could give.
+        """Values of the parameters from a link's query; what it leaves out stays, what no visitor could give is
+        refused.
         """
         known = self.parameters.items()
         return [_checked(component, name, query[name]) if name in query else gr.skip() for name, component in known]
 
 
 def check_run(subject: Subject, query: Mapping[str, str]) -> None:
-    """Refuse a link to another run.
-
-    Raises:
-        CoCoMixError: the link names another run, or none.
-    """
+    """Refuse a link that names another run, or none."""
     if query.get("run") != subject.fingerprint:
         raise CoCoMixError(
             f"this link is to run {query.get('run', 'unknown')[:12]}, but this explorer shows run "

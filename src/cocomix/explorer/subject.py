@@ -127,11 +127,7 @@ class Subject:
         )
 
     def concept(self, text: str) -> int:
-        """The concept that a number or words mean: the best hit.
-
-        Raises:
-            CoCoMixError: there is none.
-        """
+        """The concept that a number or words mean: the best hit; refused where there is none."""
         hits = self.find(text, 1) if text.strip() else []
         if not hits:
             raise CoCoMixError(f"no concept is found for {text[:40]!r}; write a number or other words.")

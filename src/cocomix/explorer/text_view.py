@@ -33,10 +33,10 @@ class TextReading(NamedTuple):
 
 @lru_cache(maxsize=16)  # a visitor who looks at one token after the other reads one text
 def read_text(subject: Subject, text: str, concept: int | None = None) -> TextReading:
-    """Read a text; the concept is by default the strongest of those that are mixed in at half of its tokens or fewer.
+    """Read a text that is neither empty nor too long.
 
-    Raises:
-        CoCoMixError: the text is empty or too long.
+    Args:
+        concept: by default the strongest of those that are mixed in at half of the tokens or fewer.
     """
     input_ids = subject.encode(text)
     with subject.computing() as model:

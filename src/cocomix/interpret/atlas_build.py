@@ -298,10 +298,7 @@ def _ask(
 ) -> tuple[int, int]:
     """Have the most frequent concepts named by a language model, and the names scored; a failure keeps the terms.
 
-    A name is made from every second context, and scored by the others.
-
-    Returns:
-        How many were named, and how many names scored.
+    A name is made from every second context, and scored by the others. Returns how many were named, how many scored.
     """
     scorers = delphi_scorers(endpoint) if scorers is None else scorers
     if scorers is None:

@@ -128,11 +128,7 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         return np.searchsorted(self.samples.column("concept").to_numpy(), np.arange(self.num_concepts + 1))
 
     def card(self, concept: int) -> ConceptCard:
-        """Everything known of one concept.
-
-        Raises:
-            CoCoMixError: there is no such concept, or a file is damaged.
-        """
+        """Everything known of one concept; refused where there is no such concept, or a file is damaged."""
         row = self.cards.slice(self._known(concept), 1).to_pylist()[0]
         for name, value in row.items():
             row[name] = tuple(value) if isinstance(value, list) else value
@@ -145,11 +141,7 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         return ConceptCard(**row)
 
     def name(self, concept: int) -> str:
-        """A few words for a concept.
-
-        Raises:
-            CoCoMixError: there is no such concept.
-        """
+        """A few words for a concept; refused where there is no such concept."""
         name: str = self.cards.column("name")[self._known(concept)].as_py()
         return name
 

@@ -49,11 +49,7 @@ class NameEndpoint:
             raise CoCoMixError(f"the number of concepts to name is {self.limit}; it must be at least 1.")
 
     def ask(self, messages: Sequence[dict[str, str]], max_tokens: int = 24) -> str:
-        """The model's answer to a chat, at temperature 0.
-
-        Raises:
-            CoCoMixError: there is no answer, or it is no text.
-        """
+        """The model's answer to a chat, at temperature 0; an error where there is none, or it is no text."""
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
         if not (key.isascii() and key.isprintable()):  # the error of the HTTP library would show it
             raise CoCoMixError(f"{API_KEY_VARIABLE} holds letters that no key has; set it again.")
@@ -73,11 +69,7 @@ class NameEndpoint:
         return text if isinstance(text, str) else ""
 
     def name(self, terms: Sequence[str], contexts: Sequence[Context]) -> str:
-        """Ask for a short name for a concept.
-
-        Raises:
-            CoCoMixError: no answer, or none that is a name.
-        """
+        """Ask for a short name for a concept; an error where there is no answer, or none that is a name."""
         places = "\n".join(f"- {context.before}<<{context.token}>>{context.after}" for context in contexts)
         task = (
             "You name features of a language model. Answer with a name of two to five words and nothing else. The "

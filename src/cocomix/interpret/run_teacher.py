@@ -129,10 +129,7 @@ class TextReader:
     """Reads the texts of a student, and those of the teacher itself.
 
     Args:
-        labeller: with a teacher and a dictionary, of the student's tokenizer or aligned to it.
-
-    Raises:
-        CoCoMixError: it has tables to learn and has learned none.
+        labeller: with a teacher and a dictionary, of the student's tokenizer or aligned to it; its tables are learned.
     """
 
     def __init__(self, labeller: ConceptLabeller) -> None:
@@ -206,11 +203,7 @@ class TextReader:
         return torch.stack(losses), found
 
     def check_length(self, tokens: int) -> None:
-        """Refuse a text that the teacher cannot read at once.
-
-        Raises:
-            CoCoMixError: it has more tokens than the context.
-        """
+        """Refuse a text of more tokens than the teacher's context."""
         if tokens > self.context:
             raise CoCoMixError(
                 f"a text of {tokens} tokens of the teacher does not fit its context of {self.context}; lower "

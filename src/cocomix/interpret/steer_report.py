@@ -60,7 +60,6 @@ class SteerReport:
     @cached_property
     def activation(self) -> dict[Arm, tuple[Array, Array]]:
         """(own, others): activation of each concept where it is turned, and where the others are, averaged over them.
-
         [concepts, factors, prompts] each
         """
         found = {}

@@ -10,9 +10,12 @@ import json
 import logging
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined  # comes with PyTorch
 
 from cocomix.artifacts import MANIFEST, read_json, shown, url_of, write_text
 from cocomix.experiments.way import sibling, steps_of
@@ -216,13 +219,12 @@ class OwnRecipe:
             for path, text in texts.items():
                 write_text(path, text)
             commands = dict.fromkeys([self.prepare(), *(step.command for step in steps_of(recipe))])
-            head = "".join(f"#   {command}\n" for command in commands if command is not None)
-            write_text(recipe, texts[recipe].replace(_COMMANDS, head, 1))
+            write_text(recipe, self._student(recipe, filter(None, commands)))  # the files are there that tell them
         except OSError as error:
             raise CoCoMixError(f"cannot write to {folder} ({error.strerror}); choose another --output.") from error
         return list(texts)
 
-    def _student(self, recipe: Path) -> str:
+    def _student(self, recipe: Path, commands: Iterable[str] = ()) -> str:
         size, (micro, training, arithmetic) = SIZES[self.size], HARDWARE[self.hardware]
         teachers = None if self.teacher is None else self.teacher.vocab_size
         vocabulary = self.corpus.vocab_size or self.vocab_size or teachers or _VOCABULARY
@@ -231,64 +233,48 @@ class OwnRecipe:
         blocks = max(8, min(_PAPER_STEP, 2 ** (tokens // _STEPS).bit_length()) // self.block_size)  # of a step
         batch = max(each for each in range(1, max(1, micro // self.block_size) + 1) if blocks % each == 0)
         passes = round(tokens / max(1, self.corpus.tokens))
+        training += "optim: muon, " if self.measured else ""
         rate = size.learning_rate * (_MUON if self.measured else 1)
-        optimizer = "optim: muon, " if self.measured else ""
-        targets = f"{{targets: probabilities/{self.name}, weight: 1.0}}  # what lowered the loss most for us"
-        distillation = f"distillation: {targets}\n" if self.distill else ""
-        return (
-            f"# A {self.size} student on {shown(Path(self.corpus.source))}, {arithmetic}. In this order:\n"
-            f"#\n{_COMMANDS}#\n"
-            f"# `cocomix plan {recipe}` says what it costs.\n"
-            f"{_WHY if self.measured else ''}"
-            f"data: {_quoted(self.data)}\n"
-            f"{self._labels()}{distillation}"
-            f"model:\n"
-            f"{_LARGE_VOCABULARY if size.d_model * vocabulary > _LARGE * parameters else ''}"
-            f"  backbone: {{model_type: gpt2, n_embd: {size.d_model}, n_layer: {size.layers}, n_head: {size.heads},\n"
-            f"             vocab_size: {vocabulary}, n_positions: {self.block_size},\n"
-            f"             {_BACKBONE}}}\n"
-            f"  insert_layer: {size.insert_layer}  # its input predicts the concepts\n"
-            f"  num_concepts: {self.corpus.num_concepts or size.num_concepts}  # of the dictionary\n"
-            f"{_ADD if self.measured else ''}"
-            f"tokens: {tokens:_}  # about {f'{passes} passes' if passes > 1 else 'one pass'} over the corpus, at most "
-            f"{_TOKENS_PER_PARAMETER} per parameter\n"
-            f"batch_tokens: {blocks * self.block_size:_}  # of an optimizer step\n"
-            f"evaluation_blocks: {min(2000, max(8, max(tokens // 100, _EVALUATED) // self.block_size))}\n"
-            f"training: {{{training}{optimizer}learning_rate: {rate:.1e}, per_device_train_batch_size: {batch}}}"
-            f"{'  # Muon was well below AdamW at the same tokens' if self.measured else ''}\n"
+        training = f"{{{training}learning_rate: {rate:.1e}, per_device_train_batch_size: {batch}}}"
+        if self.measured:
+            training += "  # Muon was well below AdamW at the same tokens"
+        teacher = None if self.teacher is None else self.teacher.name
+        layers = None if self.teacher is None else self.teacher.layers
+        if teacher == TRAINED_HERE:
+            teacher, layers = f"runs/{self.name}_teacher", size.layers
+        environment = Environment(
+            loader=PackageLoader("cocomix.experiments"),
+            undefined=StrictUndefined,
+            autoescape=False,  # YAML, whose texts are quoted here
+            trim_blocks=True,
+            keep_trailing_newline=True,
         )
-
-    def _labels(self) -> str:
-        path = f"{self.data}/labels"
-        if self.teacher is None:
-            return f"labels: {_quoted(path)}\n"
-        model, layers = self.teacher.name, self.teacher.layers
-        if model == TRAINED_HERE:
-            model, layers = f"runs/{self.name}_teacher", SIZES[self.size].layers
-        kind, chosen = ("contextual", "what the token alone does not tell")
-        if not self.measured:
-            kind, chosen = "attribution", "what they do for the next one"
-        return (
-            f"labels:  # four concepts per token, by {chosen}\n"
-            f"  path: {_quoted(path)}\n"
-            f"  kind: {kind}\n"
-            f"  teacher: {{model: {_quoted(model)}, layer: {((layers or 2) - 1) // 2}}}\n"
-            f"  dictionary: {{path: sae/{self.name}}}\n"
+        text: str = environment.get_template("own_recipe.jinja").render(
+            name=self.name,
+            size=self.size,
+            source=shown(Path(self.corpus.source)),
+            arithmetic=arithmetic,
+            commands=commands,
+            recipe=recipe,
+            measured=self.measured,
+            distill=self.distill,
+            data=_quoted(self.data),
+            labels=_quoted(f"{self.data}/labels"),
+            teacher=None if teacher is None else _quoted(teacher),
+            layer=((layers or 2) - 1) // 2,
+            shape=size,
+            vocabulary=vocabulary,
+            large_vocabulary=size.d_model * vocabulary > _LARGE * parameters,
+            block_size=self.block_size,
+            num_concepts=self.corpus.num_concepts or size.num_concepts,
+            tokens=f"{tokens:_}",
+            passes=f"{passes} passes" if passes > 1 else "one pass",
+            tokens_per_parameter=_TOKENS_PER_PARAMETER,
+            batch_tokens=f"{blocks * self.block_size:_}",
+            evaluation_blocks=min(2000, max(8, max(tokens // 100, _EVALUATED) // self.block_size)),
+            training=training,
         )
-
-
-_WHY = """#
-# The form that did best at 1M parameters and few tokens (results/scarce). `cocomix init --paper` writes the paper's.
-"""
-_LARGE_VOCABULARY = (
-    "  # Most of it is the teacher's vocabulary; `cocomix init --vocab-size 4096` gives the student one of its own.\n"
-)
-_ADD = """  mixing: add  # better than the paper's interleaving at 1M parameters, and a fifth cheaper
-  concept_weights: softmax  # by their logits they outgrow what they are added to, and steer better
-  concept_loss_weight: 1.0  # the paper's is 0.1, which suits logits
-"""
-_BACKBONE = "activation_function: gelu_pytorch_tanh, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
-_COMMANDS = "#   COMMANDS\n"  # in a text, until the files are there that tell them
+        return text
 
 
 def _quoted(text: str) -> str:

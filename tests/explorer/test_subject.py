@@ -1,9 +1,11 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from cocomix.concepts import ConceptTeacher
-from cocomix.explorer import LIMITS, open_subject
+from cocomix.explorer import open_subject
+from cocomix.explorer.subject import MOST_NEW_TOKENS, MOST_TOKENS
 from cocomix.interpret import default_atlas_folder
 from cocomix.runtime.errors import CoCoMixError
 from tests.explorer.conftest import CONTEXT
@@ -46,8 +48,8 @@ def test_what_cannot_be_explored_is_refused(roomy, workshop, subject, tmp_path):
 
 
 def test_limits_take_the_context_into_account(subject):
-    assert (subject.limits.tokens, subject.limits.new_tokens) == (CONTEXT, CONTEXT // 2)
-    assert LIMITS.within(100_000) == LIMITS
+    assert (subject.tokens, subject.new_tokens) == (CONTEXT, CONTEXT // 2)
+    assert replace(subject, tokens=MOST_TOKENS).new_tokens == MOST_NEW_TOKENS
     length = subject.encode("the list of").shape[1]
     subject.encode("the list of", room=CONTEXT - length)
     with pytest.raises(CoCoMixError, match=rf"{length} tokens.*{CONTEXT - length + 1} more.*{CONTEXT}"):

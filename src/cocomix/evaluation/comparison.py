@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cocomix.evaluation.downstream import downstream_table
+from cocomix.evaluation.loss_slices import SLICES
 from cocomix.evaluation.pages import NOTHING, Table, duration, percent, si, signed
 
 RELIANCE = ("mean", "shuffle", "shuffle_same_token", "token_table", "oracle")
@@ -103,8 +104,6 @@ class Comparison:
             "downstream": None if tasks is None else tasks.to_dict("index"),
         }
 
-
-_SLICES = {"token_class": "kind of token", "seen": "seen in the context", "frequency": "times in the training text"}
 
 Cell = Callable[[Any], str]
 """A cell's text from a row."""
@@ -216,7 +215,7 @@ def _words(comparison: Comparison, what: str) -> Table:
         by_arm = {row.arm: row for row in group.itertuples()}
         count = f"{group['tokens'].iloc[0]:,}"
         cells = [f"{signed(by_arm[name].difference)} ({between(by_arm[name])})" for name in names]
-        rows.append((_SLICES.get(which, which), str(value), count, *cells))
+        rows.append((SLICES[which], str(value), count, *cells))
     return Table(("by", "tokens", "n", *(f"{name}, {what}" for name in names)), rows, "Where the loss differs", {}, 2)
 
 

@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.runtime.byte_level import bytes_of
 
-SLICES = ("token_class", "position", "frequency", "seen")
+SLICES = {
+    "token_class": "kind of token",
+    "position": "position in the block",
+    "frequency": "times in the training text",
+    "seen": "seen before in the context",
+}
+"""Columns, and what they are called in tables."""
+
 FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000 or more")
 
 Floats = NDArray[np.float64]

@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import PrivateAttr
 
 from cocomix.artifacts import explained_full_disk, write_json
+from cocomix.evaluation.loss_slices import SLICES
 from cocomix.evaluation.pages import NOTHING, Table, percent, signed
 from cocomix.evaluation.references import ORDERS, References
 from cocomix.evaluation.reliance import RunReliance
@@ -256,14 +257,13 @@ def reliance_interval(reliance: RunReliance, kind: str) -> str:
 
 def slice_table(found: Sequence[RunEvaluation], column: str) -> Table:
     """Mean loss by the values of one column of the slices."""
-    names = {"token_class": "token class", "seen": "seen before in the context", "frequency": "training occurrences"}
     losses = [{part.value: part for part in each.slices if part.slice == column} for each in found]
     rows = [
         (value, f"{part.tokens:,}", *(f"{one[value].loss:.3f}" if value in one else NOTHING for one in losses))
         for value, part in losses[0].items()
     ]
     headings = [f"{each.run} (seed {each.seed}), nats per token, lower is better" for each in found]
-    return Table((names.get(column, column), "tokens", *headings), rows, caption=f"Loss by {names.get(column, column)}")
+    return Table((SLICES[column], "tokens", *headings), rows, caption=f"Loss by {SLICES[column]}")
 
 
 def worse_than_bigram(name: str, loss: float, references: References | None) -> str | None:

@@ -5,6 +5,6 @@ from the parameters of its link alone: nothing is kept for a visitor. Views and 
 """
 
 from cocomix.explorer.server import find_password, serve, serving
-from cocomix.explorer.subject import LIMITS, Limits, Subject, open_subject
+from cocomix.explorer.subject import Subject, open_subject
 
-__all__ = ["LIMITS", "Limits", "Subject", "find_password", "open_subject", "serve", "serving"]
+__all__ = ["Subject", "find_password", "open_subject", "serve", "serving"]

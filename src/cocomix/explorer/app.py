@@ -11,7 +11,7 @@ from cocomix.explorer.compare_view import compare_view
 from cocomix.explorer.concept_view import concept_view
 from cocomix.explorer.parts import QUIET, check_run, message
 from cocomix.explorer.steer_view import steer_view
-from cocomix.explorer.subject import Subject
+from cocomix.explorer.subject import RUNNING, WAITING, Subject
 from cocomix.explorer.text_view import text_view
 from cocomix.runtime.errors import CoCoMixError
 
@@ -24,7 +24,7 @@ _SHOW_LINK = """(query) => {
 
 def build_app(subject: Subject) -> gr.Blocks:
     """The page as Gradio blocks, with its queue; `serve` launches it."""
-    limits, app = subject.limits, gr.Blocks(title=f"{subject.run.manifest.name} · cocomix", analytics_enabled=False)
+    app = gr.Blocks(title=f"{subject.run.manifest.name} · cocomix", analytics_enabled=False)
     with app:
         gr.Markdown(_header(subject), elem_id="cx-header")
         told, query = gr.HTML(elem_id="cx-told", js_on_load=None), gr.Textbox(label="query", visible="hidden")
@@ -89,7 +89,7 @@ def build_app(subject: Subject) -> gr.Blocks:
         chosen, coloured = concept.parameters["concept"], text.parameters["concept"]
         colour.click(lambda one: [gr.Tabs(selected="text"), one], chosen, [tabs, coloured], **QUIET)
         steer_it.click(lambda one: [gr.Tabs(selected="steer"), *turned(one)], chosen, [tabs, *fields], **QUIET)
-    app.queue(max_size=limits.waiting, default_concurrency_limit=limits.running, api_open=False)
+    app.queue(max_size=WAITING, default_concurrency_limit=RUNNING, api_open=False)
     return app
 
 

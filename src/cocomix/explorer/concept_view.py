@@ -9,7 +9,7 @@ import gradio as gr
 from cocomix.evaluation import Table
 from cocomix.evaluation.pages import NOTHING, markdown_text, percent, signed
 from cocomix.explorer.parts import QUIET, View, named
-from cocomix.explorer.subject import Subject
+from cocomix.explorer.subject import MOST_WORDS, Subject
 from cocomix.interpret import (
     ConceptAtlas,
     ConceptCard,
@@ -43,13 +43,13 @@ def concept_view(subject: Subject, query: gr.Textbox) -> tuple[View, gr.Button, 
     """Build the view inside the tab that is open; also returns the buttons that colour the text by it and steer it."""
     import pandas as pd
 
-    atlas, limits = subject.atlas, subject.limits
+    atlas = subject.atlas
     first = [] if atlas is None else _ranked(atlas, "precision")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             about = "number, or words of names and contexts; Enter searches"
             start = str(first[0].id) if first else "0"
-            concept = gr.Textbox(start, label="Concept", info=about, max_length=limits.words)
+            concept = gr.Textbox(start, label="Concept", info=about, max_length=MOST_WORDS)
             order = gr.Dropdown(list(_RANKINGS.items()), label="List those", visible=bool(first))
             hits = gr.Radio(_options(first), label="Concepts", elem_id="cx-hits")
         with gr.Column(scale=3, min_width=280):

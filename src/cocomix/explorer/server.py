@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cocomix.explorer.subject import LIMITS, Subject
+from cocomix.explorer.subject import RUNNING, Subject
 from cocomix.runtime.errors import CoCoMixError
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def serving(
                 Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
             ]
         },
-        max_threads=LIMITS.running + 16,
+        max_threads=RUNNING + 16,
         state_session_capacity=_SESSIONS,
         theme=theme(),
         css=style_sheet(),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
 from cocomix.explorer.parts import QUIET, View, message, named
-from cocomix.explorer.subject import Subject
+from cocomix.explorer.subject import MOST_CHARACTERS, MOST_EDITS, MOST_VALUE, MOST_WORDS, Subject
 from cocomix.interpret import (
     Sampling,
     concept_model,
@@ -46,48 +46,45 @@ def read_edits(subject: Subject, concept: str, do: str, by: float, more: str) ->
     Raises:
         CoCoMixError: a concept does not exist, an edit cannot be read, a value is out of range, or there are too many.
     """
-    most, edits = subject.limits.value, []
+    edits = []
     if concept.strip():
         amount = _DO[do] if do == "ban" else f"{_DO[do]}{by:g}".replace("+-", "-")
         edits.append(parse_steer(f"{subject.concept(concept)}{amount}"))
     edits += [parse_steer(part) for part in more.split()]
-    if len(edits) > subject.limits.edits:
-        raise CoCoMixError(f"{len(edits)} concepts are turned; {subject.limits.edits} at most can be turned at once.")
+    if len(edits) > MOST_EDITS:
+        raise CoCoMixError(f"{len(edits)} concepts are turned; {MOST_EDITS} at most can be turned at once.")
     for edit in edits:
         subject.concept(str(edit.concept))
-        if abs(edit.value) > most:
+        if abs(edit.value) > MOST_VALUE:
             raise CoCoMixError(
-                f"concept {edit.concept} is turned by {edit.value:g}; stay between -{most:g} and {most:g}."
+                f"concept {edit.concept} is turned by {edit.value:g}; stay between -{MOST_VALUE:g} and {MOST_VALUE:g}."
             )
     return edits
 
 
 def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Callable[[str], list[Any]]]:
     """Build the view inside the tab that is open; also returns fields, and what turns a named concept in them."""
-    limits = subject.limits
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
-            about = f"Enter generates; up to {limits.tokens} tokens with what follows"
-            size: dict[str, Any] = {"max_lines": 6, "max_length": limits.characters}
+            about = f"Enter generates; up to {subject.tokens} tokens with what follows"
+            size: dict[str, Any] = {"max_lines": 6, "max_length": MOST_CHARACTERS}
             prompt = gr.Textbox("The function returns", label="Prompt", info=about, elem_id="cx-prompt", **size)
             with gr.Row():
-                most = limits.words
-                concept = gr.Textbox(
-                    label="Concept to turn", info="number or words", max_length=most, min_width=120, elem_id="cx-turned"
-                )
+                size = {"max_length": MOST_WORDS, "min_width": 120}
+                concept = gr.Textbox(label="Concept to turn", info="number or words", elem_id="cx-turned", **size)
                 do = gr.Radio(list(_DO), value="add", label="Do", info="to its logit", min_width=200)
-            by = gr.Slider(-limits.value, limits.value, 5.0, step=0.1, label="By", elem_id="cx-by", buttons=[])
+            by = gr.Slider(-MOST_VALUE, MOST_VALUE, 5.0, step=0.1, label="By", elem_id="cx-by", buttons=[])
             suggest = gr.Button("Suggest concepts for this prompt", size="sm")
             about = "Suggested: what is added to the logit, its effect, tokens that become likelier"
             suggested = gr.Radio([], label=about, visible=False, elem_id="cx-suggested")
         with gr.Column(scale=2, min_width=280):
             about = "words put before the prompt, nothing turned: what steering must beat"
-            hint = gr.Textbox(label="Hint", info=about, max_length=most, elem_id="cx-hint")
+            hint = gr.Textbox(label="Hint", info=about, max_length=MOST_WORDS, elem_id="cx-hint")
             with gr.Accordion("Further concepts, sampling", open=False):
                 about = "as for cocomix generate --steer, spaces between: 97:ban 412+3 8=2@20"
-                more = gr.Textbox(label="Further edits", info=about, max_length=most)
-                default = min(60, limits.new_tokens)
-                tokens = gr.Slider(1, limits.new_tokens, default, step=1, precision=0, label="Tokens", buttons=[])
+                more = gr.Textbox(label="Further edits", info=about, max_length=MOST_WORDS)
+                default = min(60, subject.new_tokens)
+                tokens = gr.Slider(1, subject.new_tokens, default, step=1, precision=0, label="Tokens", buttons=[])
                 temperature = gr.Slider(0, 3, 0.8, step=0.1, label="Temperature", buttons=[])
                 top_k = gr.Number(50, label="Top-k (0 = all)", precision=0, minimum=0, maximum=10**6)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
@@ -124,7 +121,7 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
         for effect in found:
             likelier = " ".join(visible(token) for token, _ in effect.raised[:4])
             told = f"{named(effect.concept, names)} · + {effect.amount:.1f} · {effect.divergence:.3f} nats · {likelier}"
-            options.append((told, f"{effect.concept}+{min(effect.amount, limits.value):.1f}"))
+            options.append((told, f"{effect.concept}+{min(effect.amount, MOST_VALUE):.1f}"))
         told = "" if found else message("no concept is predicted at only some of these tokens; write a longer prompt.")
         return [told, gr.update(choices=options, value=None, visible=bool(found))]
 
@@ -135,7 +132,7 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
     def turned(wanted: str) -> list[Any]:
         chosen = subject.concept(wanted)
         amount = None if subject.atlas is None else subject.atlas.card(chosen).effect_amount
-        return [str(chosen), "add", min(amount or 5.0, limits.value), _words(subject, chosen)]
+        return [str(chosen), "add", min(amount or 5.0, MOST_VALUE), _words(subject, chosen)]
 
     fields = [concept, do, by, hint]
     parameters = {"prompt": prompt, "concept": concept, "do": do, "by": by, "more": more, "hint": hint}

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -25,38 +25,14 @@ from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError
 
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a visitor may ask. Our choice: what a laptop answers within seconds.
-
-    Attributes:
-        characters: length of a text.
-        words: length of a search or of a hint, in characters.
-        tokens: length of a text in tokens, a prompt and its continuation together.
-        new_tokens: tokens to generate per text.
-        edits: concepts turned at once.
-        value: size of a steering value.
-        running: requests that compute at once.
-        waiting: requests that wait for their turn; further ones are told to come back.
-    """
-
-    characters: int = 8_000
-    words: int = 200
-    tokens: int = 512
-    new_tokens: int = 200
-    edits: int = 5
-    value: float = 40.0
-    running: int = 2
-    waiting: int = 256
-
-    def within(self, context: int) -> "Limits":
-        """These limits for models that take `context` tokens at once: half of them at most are generated."""
-        tokens = min(self.tokens, context)
-        return replace(self, tokens=tokens, new_tokens=max(1, min(self.new_tokens, tokens // 2)))
-
-
-LIMITS = Limits()
+# How much a visitor may ask. Our choice: what a laptop answers within seconds.
+MOST_CHARACTERS = 8_000  # of a text
+MOST_WORDS = 200  # of a search or of a hint, in characters
+MOST_TOKENS = 512  # of a text, a prompt and its continuation together
+MOST_NEW_TOKENS = 200  # to generate per text
+MOST_EDITS = 5  # concepts turned at once
+MOST_VALUE = 40.0  # size of a steering value
+RUNNING, WAITING = 2, 256  # requests that compute at once, and that wait; further ones are told to come back
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +44,7 @@ class Subject:
         atlas: what is known of its concepts; `None` without one.
         teacher: the teacher with its dictionary, for steering it too, or the sentence that says why it is not there.
         comparison: the run beside others; `None` where none were named.
+        tokens: most tokens of a text, a prompt and its continuation together.
         lock: held while the model or the teacher computes.
     """
 
@@ -77,7 +54,7 @@ class Subject:
     atlas: ConceptAtlas | None
     teacher: ConceptTeacher | str
     comparison: Comparison | None
-    limits: Limits = LIMITS
+    tokens: int = MOST_TOKENS
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -89,6 +66,11 @@ class Subject:
     def num_concepts(self) -> int:
         """C, the number of concepts."""
         return int(self.model.config.num_concepts)
+
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens to generate: half of a text."""
+        return max(1, min(MOST_NEW_TOKENS, self.tokens // 2))
 
     @contextmanager
     def computing(self) -> Iterator[CoCoMixForCausalLM]:
@@ -104,9 +86,9 @@ class Subject:
         """
         input_ids = encode(self.model, self.tokenizer, text)
         length = input_ids.shape[1]
-        if length + room > self.limits.tokens:
+        if length + room > self.tokens:
             more = f" and {room} more are to be generated" if room else ""
-            raise CoCoMixError(f"the text has {length:,} tokens{more}; at most {self.limits.tokens} fit; shorten it.")
+            raise CoCoMixError(f"the text has {length:,} tokens{more}; at most {self.tokens} fit; shorten it.")
         return input_ids
 
     def find(self, text: str, limit: int = 24) -> list[ConceptHit]:
@@ -183,7 +165,7 @@ def open_subject(
         atlas=None if atlas is None else ConceptAtlas.open(atlas, run=run),
         teacher=opened,
         comparison=compare(runs, None if plain else run.manifest.name) if compare_with else None,
-        limits=LIMITS.within(min(contexts)),
+        tokens=min(MOST_TOKENS, *contexts),
     )
 
 

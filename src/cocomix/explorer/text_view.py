@@ -10,7 +10,7 @@ from torch import Tensor
 from cocomix.evaluation.pages import markdown_text, percent, signed
 from cocomix.evaluation.reliance import zero
 from cocomix.explorer.parts import QUIET, View, named
-from cocomix.explorer.subject import Subject
+from cocomix.explorer.subject import MOST_CHARACTERS, MOST_WORDS, Subject
 from cocomix.interpret import visible
 
 _EXAMPLE = "The function returns a list of the items in the file."
@@ -76,14 +76,13 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
     """Build the view inside the tab that is open."""
     import pandas as pd
 
-    limits = subject.limits
     with gr.Row():
-        about = f"Enter reads it; up to {limits.tokens} tokens"
+        about = f"Enter reads it; up to {subject.tokens} tokens"
         text = gr.Textbox(
-            _EXAMPLE, label="Text", info=about, max_lines=8, max_length=limits.characters, scale=3, elem_id="cx-text"
+            _EXAMPLE, label="Text", info=about, max_lines=8, max_length=MOST_CHARACTERS, scale=3, elem_id="cx-text"
         )
         about = "number or words; empty = the strongest"
-        concept = gr.Textbox(label="Concept", info=about, max_length=limits.words, min_width=200)
+        concept = gr.Textbox(label="Concept", info=about, max_length=MOST_WORDS, min_width=200)
         button = gr.Button("Read", variant="primary", scale=0, min_width=90)
     said, found = gr.HTML(js_on_load=None), gr.Markdown(elem_id="cx-found")
     tokens = gr.HighlightedText(
@@ -92,7 +91,7 @@ def text_view(subject: Subject, query: gr.Textbox) -> View:
     colours = {"mixed in": "#d55e00", "not mixed in": "#8a94a6"}
     look: dict[str, Any] = {"color": "concept is", "color_map": colours, "tooltip": "all", "height": 230, "buttons": []}
     plot = gr.BarPlot(x="token", y="logit", **look)
-    place = gr.Slider(1, limits.tokens, 1, step=1, precision=0, label="Token", elem_id="cx-place", buttons=[])
+    place = gr.Slider(1, subject.tokens, 1, step=1, precision=0, label="Token", elem_id="cx-place", buttons=[])
     with gr.Row():
         about = "id, name, logit; choosing one colours the text by it"
         strongest = gr.Radio(

@@ -154,8 +154,8 @@ def write_report(
         figures, names = [], ", ".join(drawn_names(comparison))
         for axis in AXES:
             light, dark = (draw_curves(comparison, axis, dark=dark) for dark in (False, True))
-            (folder / f"loss_vs_{axis.field}.png").write_bytes(light)
-            figures.append(Figure(light, dark, alt=f"Validation loss of {names} against training {axis.field}"))
+            (folder / f"loss_vs_{axis}.png").write_bytes(light)
+            figures.append(Figure(light, dark, alt=f"Validation loss of {names} against {AXES[axis]}"))
         write_text(folder / "table.md", markdown(comparison))
         write_text(folder / "table.csv", comparison.arms.to_csv(index=False, lineterminator="\n"))
         write_json(folder / "table.json", comparison.to_json())
@@ -232,19 +232,9 @@ LIGHT = Theme("#ffffff", "#333a45", "#d9dde3", ("#0072b2", "#d55e00", "#009e73",
 DARK = Theme("#171b21", "#d5dae1", "#3a424e", ("#56b4e9", "#ff8f4d", "#3cc9a0", "#e79ac5", "#f0c14b", "#9ccff0"))
 
 
-class CurveAxis(NamedTuple):
-    """What curves are drawn against: a column of `Comparison.curves`, its heading and unit."""
+AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training time, seconds"}
+"""What curves are drawn against: columns of `Comparison.curves`, and what they are called."""
 
-    field: str
-    title: str
-    unit: str
-
-
-AXES = (
-    CurveAxis("tokens", "Per training token", "training tokens"),
-    CurveAxis("flops", "Per floating-point operation", "training FLOPs"),
-    CurveAxis("seconds", "Per second on this machine", "training time, seconds"),
-)
 _MARKERS = "os^Dv"
 _MOST_CURVES = 9
 
@@ -256,7 +246,7 @@ def drawn_names(comparison: Comparison) -> list[str]:
     return [comparison.baseline, *(name for name in others["arm"] if name in kept)]
 
 
-def draw_curves(comparison: Comparison, axis: CurveAxis, *, dark: bool = False) -> bytes:
+def draw_curves(comparison: Comparison, axis: str, *, dark: bool = False) -> bytes:
     """Validation loss of the arms against one axis, as PNG.
 
     The baseline is dashed in the text's colour. Curves are labelled at the right edge, in the order in which they end.
@@ -278,9 +268,9 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, *, dark: bool = False) 
         marker = "" if number == 0 else _MARKERS[(number - 1) % len(_MARKERS)]
         line: dict[str, Any] = {"color": colour, "linestyle": (0, (4, 2)) if number == 0 else "-", "linewidth": 1.9}
         every = max(1, len(curve) // 12)
-        axes.plot(curve[axis.field], curve["loss"], **line, marker=marker, markersize=4.5, markevery=every)
-        axes.plot(curve[axis.field].iloc[-1:], curve["loss"].iloc[-1:], marker="o", markersize=5.5, color=colour)
-        axes.fill_between(curve[axis.field], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
+        axes.plot(curve[axis], curve["loss"], **line, marker=marker, markersize=4.5, markevery=every)
+        axes.plot(curve[axis].iloc[-1:], curve["loss"].iloc[-1:], marker="o", markersize=5.5, color=colour)
+        axes.fill_between(curve[axis], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
         ends.append((float(curve["loss"].iloc[-1]), name, colour))
         late += curve.loc[curve["tokens"] >= 0.2 * curve["tokens"].max(), "loss"].tolist()
     bigram = comparison.curve_references.get("bigram", math.inf)
@@ -295,8 +285,8 @@ def draw_curves(comparison: Comparison, axis: CurveAxis, *, dark: bool = False) 
     _label_ends(axes, ends)
     dress(axes, theme)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.set_title(axis.title, loc="left", fontsize=13, fontweight="bold", color=theme.ink, pad=12)
-    axes.set_xlabel(axis.unit, fontsize=11, color=theme.ink, labelpad=7)
+    axes.set_title(f"Against {AXES[axis]}", loc="left", fontsize=13, fontweight="bold", color=theme.ink, pad=12)
+    axes.set_xlabel(AXES[axis], fontsize=11, color=theme.ink, labelpad=7)
     axes.set_ylabel("validation loss, nats per token", fontsize=11, color=theme.ink, labelpad=8)
     return png(figure)
 

@@ -1,7 +1,6 @@
 """The page: four views, the ways from one to another, and links that reproduce each."""
 
 from collections.abc import Iterator
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
@@ -105,11 +104,6 @@ def theme() -> gr.themes.Base:
         font=[font(name) for name in ("system-ui", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif")],
         font_mono=[font(name) for name in ("ui-monospace", "Menlo", "DejaVu Sans Mono", "monospace")],
     )
-
-
-def style_sheet() -> str:
-    """The page's CSS."""
-    return files(__package__).joinpath("explorer.css").read_text(encoding="utf-8")
 
 
 def _header(subject: Subject) -> str:

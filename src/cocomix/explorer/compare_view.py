@@ -9,11 +9,11 @@ import gradio as gr
 from cocomix.evaluation import Table, evaluations_of
 from cocomix.evaluation.comparison import comparison_tables
 from cocomix.evaluation.pages import duration, markdown_text, si
+from cocomix.evaluation.report import AXES
 from cocomix.explorer.parts import View
 from cocomix.explorer.subject import Subject
 from cocomix.runtime.errors import CoCoMixError
 
-_AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}
 _LOSS = "validation loss, nats per token"
 
 
@@ -25,7 +25,7 @@ def compare_view(subject: Subject, query: gr.Textbox) -> View:
     curves = {run.manifest.name: pd.DataFrame(run.curve)} if comparison is None else comparison.mean_curves()
     references, problem = _references(subject)
     with gr.Row():
-        axis = gr.Radio([(label, field) for field, label in _AXES.items()], value="tokens", label="Against")
+        axis = gr.Radio([(label, field) for field, label in AXES.items()], value="tokens", label="Against")
         runs = gr.CheckboxGroup(list(curves), value=list(curves), label="Runs")
     said = gr.HTML(js_on_load=None)
     plot = gr.LinePlot(x="x", y=_LOSS, color="run", height=440, buttons=[], elem_id="cx-curves")
@@ -45,7 +45,7 @@ def compare_view(subject: Subject, query: gr.Textbox) -> View:
         late = [curve["loss"][curve["tokens"] >= 0.2 * curve["tokens"].max()] for curve in shown.values()]
         seen = [*pd.concat(late), *references.values()]
         margin = 0.06 * (max(seen) - min(seen)) or 0.1
-        title = _AXES[axis] + (f" / 10^{3 * thousands}" if thousands else "")
+        title = AXES[axis] + (f" / 10^{3 * thousands}" if thousands else "")
         limits = [min(seen) - margin, max(seen) + margin]
         yield ["", gr.LinePlot(frame[frame[_LOSS] <= limits[1]][["run", "x", _LOSS]], x_title=title, y_lim=limits)]
 

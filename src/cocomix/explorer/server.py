@@ -83,7 +83,7 @@ def serving(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from cocomix.explorer.app import build_app, style_sheet, theme
+    from cocomix.explorer.app import build_app, theme
 
     app = build_app(subject)
     _, address, _ = app.launch(
@@ -110,7 +110,7 @@ def serving(
         max_threads=RUNNING + 16,
         state_session_capacity=_SESSIONS,
         theme=theme(),
-        css=style_sheet(),
+        css_paths=Path(__file__).with_name("explorer.css"),
         auth=None if password is None else (USER, password),  # Gradio compares them in constant time
     )
     try:

@@ -263,14 +263,11 @@ def gradient_cosines(
 def compare_gradients(
     losses: Iterable[Losses], groups: Mapping[str, Sequence[nn.Parameter]], *, weight: float = 1.0, seed: int = 0
 ) -> tuple[GradientCosine, ...]:
-    """The cosines of two losses' gradients, batch by batch; without groups that one of them does not reach.
+    """The cosines of at least two batches' gradients of two losses; without groups that one of them does not reach.
 
     Args:
         groups: weights by name; no weight is in two.
         weight: of the second loss, for `size`.
-
-    Raises:
-        CoCoMixError: there are fewer than two batches.
     """
     weights = [each for group in groups.values() for each in group]
     whole = [[torch.zeros_like(each, dtype=torch.float64) for each in weights] for _ in range(2)]

@@ -119,16 +119,14 @@ def _losses(train: ContextTokens, heldout: ContextTokens, vocab_size: int) -> li
     return found
 
 
-def _interpolated(counts: Integers, context: Integers, queries: Integers, given: Integers, lower: Floats) -> Floats:
-    """Probabilities of one order.
-
-    Args:
-        counts: of each n-gram; 0 = as if it were not there. [n-grams]
-        context: number of the context of each. [n-grams]
-        queries: n-gram whose probability is asked for; -1 = not seen. [queries]
-        given: its context; -1 = not seen. [queries]
-        lower: its probability by the order below. [queries]
-    """
+def _interpolated(
+    counts: Integers,  # of each n-gram; 0 = as if it were not there. [n-grams]
+    context: Integers,  # number of the context of each. [n-grams]
+    queries: Integers,  # n-gram whose probability is asked for; -1 = not seen. [queries]
+    given: Integers,  # its context; -1 = not seen. [queries]
+    lower: Floats,  # its probability by the order below. [queries]
+) -> Floats:
+    """Probabilities of one order."""
     contexts = int(max(context.max(initial=0), given.max(initial=0))) + 1
     cut = discounts(counts)[np.minimum(counts, 3)]
     total = np.bincount(context, counts, contexts)

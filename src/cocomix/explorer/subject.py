@@ -79,11 +79,7 @@ class Subject:
             yield self.model
 
     def encode(self, text: str, *, room: int = 0) -> Tensor:
-        """Tokens of a text. [1, seq], int64
-
-        Raises:
-            CoCoMixError: it is empty, too long, or leaves no room for the tokens to generate.
-        """
+        """Tokens of a text that is not empty and leaves room for so many to be generated. [1, seq], int64"""
         input_ids = encode(self.model, self.tokenizer, text)
         length = input_ids.shape[1]
         if length + room > self.tokens:

@@ -200,10 +200,8 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         return [self._hit(concept, float(values[concept])) for concept in found]
 
     def measure_effect(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, concept: int) -> Effect:
-        """Measure the effect of a concept as the atlas does for its most frequent ones: a few forward passes.
-
-        Raises:
-            CoCoMixError: there is no such concept, or the model mixes no concepts in.
+        """Measure the effect of a concept as the atlas does for its most frequent ones: a few forward passes. Refused
+        where there is no such concept, or the model mixes none in.
         """
         amount = self.cards.column("effect_amount")[self._known(concept)].as_py()
         # A model that mixes nothing in has no amounts, and `measure_effects` refuses it in words.

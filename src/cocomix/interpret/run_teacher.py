@@ -171,14 +171,11 @@ class TextReader:
 
     @torch.no_grad()
     def measure(self, texts: Sequence[ReadText], concepts: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What the teacher makes of the new part of texts.
+        """What the teacher makes of the new part of texts, each no longer than its context.
 
         Returns:
             The loss in nats per teacher's token, NaN where there is nothing new that it can read [batch]; and of each
             text how much of each concept is at its new tokens [new, concepts].
-
-        Raises:
-            CoCoMixError: a text is longer than the teacher's context.
         """
         self.check_length(max(len(text.tokens) for text in texts))
         decoder = self.teacher.decoder

@@ -123,7 +123,8 @@ def measure_steering(
     vocab_size: int,
     head: int = 0,
 ) -> SteerMeasurements:
-    """Generate the three arms' texts for every concept, factor and prompt, and measure each text for every concept.
+    """Generate the three arms' texts for every concept, factor and prompt, and measure each text for every concept;
+    refused as by `check_measurable`.
 
     Args:
         reader: the teacher whose dictionary names the student's concepts; on the student's device.
@@ -133,9 +134,6 @@ def measure_steering(
             context has room for.
         vocab_size: tokens of the tokenizer; others are not drawn.
         head: tokens that every prompt begins with and words come after: 1 for a begin-of-text token.
-
-    Raises:
-        CoCoMixError: as `check_measurable`.
     """
     student = concept_model(student, mixing=True)
     check_measurable(student, reader, settings)

@@ -286,20 +286,23 @@ def _run_all(
     """Train and measure jobs, `workers` at once; what fails is noted and does not stop the others."""
     (loaded.output / "recipes").mkdir(exist_ok=True)
     running: set[subprocess.Popen[str]] = set()
-    verbs = _here if workers == 1 else _in_processes(workers, running)
 
     def attempt(job: Job) -> str | None:
         if not job.folder.exists():
             logger.info(f"{job.arm}, seed {job.seed}")
         try:
             save_recipe(job.recipe, _recipe_file(loaded, job))
-            _train_and_measure(loaded, job, verbs)
+            for words, here in _missing_steps(loaded, job):
+                if workers == 1:  # here, so that Ctrl-C and SIGTERM reach the training
+                    here()
+                else:
+                    _run_command(words, workers, running)
         except Exception as error:  # whatever it was
             return " ".join(str(error).split()) or type(error).__name__
         return None
 
     def outcomes() -> Iterator[tuple[Job, str | None]]:
-        if workers == 1:  # here, so that Ctrl-C and SIGTERM reach the training
+        if workers == 1:
             yield from ((job, attempt(job)) for job in jobs)
             return
         with ThreadPoolExecutor(max_workers=workers) as threads:
@@ -321,50 +324,37 @@ def _run_all(
             logger.info(f"{job.arm} seed {job.seed}: {final_loss(job):.4f} nats per token")
 
 
-Verbs = tuple[Callable[[Job, Path], Any], Callable[[Path, int], Any], Callable[[Path, Sequence[str]], Any]]
-"""How a job's recipe is trained, its run evaluated, and measured on tasks."""
-
-_here: Verbs = (
-    lambda job, recipe: train(job.recipe, job.folder),
-    lambda folder, batch: evaluate_run(Run.open(folder), device=default_device(), batch_size=batch),
-    lambda folder, tasks: evaluate_tasks(Run.open(folder), tasks, device=default_device()),
-)
-
-
-def _in_processes(workers: int, running: set[subprocess.Popen[str]]) -> Verbs:
-    """The same by the command line, each verb a process with its share of the cores; `running` holds those at work."""
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-
-    def verb(*arguments: str | Path) -> None:
-        command = [sys.executable, "-m", "cocomix", *map(str, arguments), "--quiet"]
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            running.add(process)
-            _, told = process.communicate()
-            running.discard(process)
-        if process.returncode != 0:
-            lines = told.strip().splitlines() or [f"its process ended with status {process.returncode}"]
-            raise CoCoMixError(lines[-1].removeprefix("error: "))
-
-    return (
-        lambda job, recipe: verb("train", recipe, "--output", job.folder),
-        lambda folder, batch: verb("eval", folder, "--batch-size", str(batch)),
-        lambda folder, tasks: verb("eval", folder, "--tasks", ",".join(tasks)),
-    )
-
-
-def _train_and_measure(loaded: LoadedPlan, job: Job, verbs: Verbs) -> None:
-    trained, evaluated, measured = verbs
-    if not job.folder.exists():
-        trained(job, _recipe_file(loaded, job))
+def _missing_steps(loaded: LoadedPlan, job: Job) -> Iterator[tuple[list[str | Path], Callable[[], Any]]]:
+    """What a job lacks, one after another: as words of a command line, and as a function for this process."""
+    folder, tasks = job.folder, loaded.plan.tasks
+    if not folder.exists():
+        yield ["train", _recipe_file(loaded, job), "--output", folder], lambda: train(job.recipe, folder)
     if job.try_of is not None:
         return
-    if not evaluations_of(Run.open(job.folder)):
-        evaluated(job.folder, int(job.recipe.training.get("per_device_eval_batch_size", 8)))
-    if loaded.plan.tasks and read_downstream(job.folder) is None:
-        measured(job.folder, loaded.plan.tasks)
+    run = Run.open(folder)
+    if not evaluations_of(run):
+        batch = int(job.recipe.training.get("per_device_eval_batch_size", 8))
+        how = ["--batch-size", str(batch)]
+        yield ["eval", folder, *how], lambda: evaluate_run(run, device=default_device(), batch_size=batch)
+    if tasks and read_downstream(folder) is None:
+        how = ["--tasks", ",".join(tasks)]
+        yield ["eval", folder, *how], lambda: evaluate_tasks(run, tasks, device=default_device())
+
+
+def _run_command(words: Sequence[str | Path], workers: int, running: set[subprocess.Popen[str]]) -> None:
+    """Run a verb as a process with its share of the cores; `running` holds those at work."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "cocomix", *map(str, words), "--quiet"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        running.add(process)
+        _, told = process.communicate()
+        running.discard(process)
+    if process.returncode != 0:
+        lines = told.strip().splitlines() or [f"its process ended with status {process.returncode}"]
+        raise CoCoMixError(lines[-1].removeprefix("error: "))
 
 
 def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:

@@ -69,12 +69,9 @@ def build_app(subject: Subject) -> gr.Blocks:
             # The text is read in the same answer: beside it, the slower of two answers would show the default.
             given = zip(text.parameters.values(), values["text"], strict=True)
             values_read = [(part.value or "") if value == gr.skip() else value for part, value in given]
-            try:
-                *_, found = text.show(*values_read)
-            except CoCoMixError as error:
-                found = [message(error, "error"), *[gr.skip()] * len(text.results)]
+            *_, (link_read, *found) = read["fn"](*values_read)
             filled: dict[Any, Any] = {
-                query: text.link(values_read) if name == "text" else gr.skip(),
+                query: link_read if name == "text" else gr.skip(),
                 tabs: gr.skip() if name == "text" else gr.Tabs(selected=name),  # it is open already
                 told: said,
             }

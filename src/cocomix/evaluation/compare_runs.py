@@ -24,8 +24,7 @@ from cocomix.training import Run
 
 logger = logging.getLogger(__name__)
 
-_ALIKE = 0.03
-"""FLOPs or parameters that differ by less are called equal."""
+_ALIKE = 0.03  # FLOPs or parameters that differ by less are called equal
 
 _ANNEALED = 0.2
 """A run whose last logged learning rate is below this share of its largest has ended its schedule (paper: 10%)."""

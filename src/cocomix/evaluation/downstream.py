@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FILE = "downstream.json"
-"""Within a folder of the run's `evaluations` whose name says under which conditions."""
+_FILE = "downstream.json"  # within a folder of the run's `evaluations` whose name says under which conditions
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 """The local task files; also for `lm_eval --include_path`, where each reads `NAME.jsonl` of the current folder."""

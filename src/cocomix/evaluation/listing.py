@@ -16,8 +16,7 @@ from cocomix.training.checkpoints import checkpoint_step
 from cocomix.training.liveness import liveness
 from cocomix.training.recipe import load_recipe
 
-_DEPTH = 4
-"""Folders below the given one that are looked into; a sweep's runs are at `runs/ARM/SEED`."""
+_DEPTH = 4  # folders below the given one that are looked into; a sweep's runs are at `runs/ARM/SEED`
 _PARTIAL = partial_path(Path("x")).name.removeprefix("x")
 
 

@@ -24,8 +24,7 @@ REPORT_FILE = "report.html"
 _TOKEN_SHARE = 0.8
 """Above this share of labels that the current token gives, concepts say little else (method: section 12)."""
 
-_COMMON = 0.01
-"""Kinds of tokens that are rarer are not spoken of."""
+_COMMON = 0.01  # kinds of tokens that are rarer are not spoken of
 
 
 def found(comparison: Comparison) -> list[str]:

@@ -14,8 +14,7 @@ from cocomix.training.recipe_file import recipe_values
 _MANY_CONCEPTS = 4096  # beyond it a dictionary is fitted as published ones are: K_SAE 32, on more hidden states
 _EVALUATIONS = "evaluations"
 _INSIDE = (MANIFEST, _EVALUATIONS)  # what tells that the folder around it is done
-_PLACES = (Path(), Path("recipes"))
-"""Where recipes are looked for that read a folder of data."""
+_PLACES = (Path(), Path("recipes"))  # where recipes are looked for that read a folder of data
 
 
 class Step(NamedTuple):

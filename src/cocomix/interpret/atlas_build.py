@@ -43,10 +43,8 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 2**24  # cosines held at once: 64 MiB in float32
 _CONCEPTS_AT_ONCE = 1024
-_FAILURES = 3
-"""Failures in a row after which a naming endpoint is left alone."""
-_INACTIVE = 256
-"""Positions from which the contexts without a concept are drawn that names are scored by."""
+_FAILURES = 3  # failures in a row after which a naming endpoint is left alone
+_INACTIVE = 256  # positions from which the contexts without a concept are drawn that names are scored by
 
 
 def build_atlas(

@@ -107,8 +107,7 @@ def read_held_out(model: CoCoMixForCausalLM, blocks: RunBlocks, settings: AtlasS
     return Reading(sample=sample, **{name: np.concatenate(parts) for name, parts in columns.items()})
 
 
-_LEAST = 10
-"""Positions with a property, and without it, that each half needs for a probe to be fitted and measured."""
+_LEAST = 10  # positions with a property, and without it, that each half needs for a probe to be fitted and measured
 
 
 def concept_quality(reading: Reading, n_concepts: int) -> dict[str, Array]:

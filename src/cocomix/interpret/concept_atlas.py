@@ -54,10 +54,8 @@ SAMPLE_SCHEMA = pa.schema(
     [("concept", pa.int64()), ("kind", pa.string())]
     + [(name, pa.float32() if kind is float else _COLUMNS[kind]) for name, kind in get_type_hints(Context).items()]
 )
-_SEARCH_WORDS = 16
-"""Words of a search that count; a longer text is cut there."""
-_SEARCHED = 4
-"""Contexts of a concept that are searched, its strongest."""
+_SEARCH_WORDS = 16  # words of a search that count; a longer text is cut there
+_SEARCHED = 4  # contexts of a concept that are searched, its strongest
 
 
 def default_atlas_folder(run: Path) -> Path:

@@ -198,10 +198,8 @@ def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, Concep
 
 _LEAST_SHARE = 0.02
 """Of a concept's positions that must hold a word: else any rare word that only stands there would come first."""
-_LEAST_LIFT = 1.5
-"""Below it a word is about as common everywhere: a concept that is always there has no typical word."""
-_LONGEST = 32
-"""Letters; longer strings (keys, hashes) are cut."""
+_LEAST_LIFT = 1.5  # below it a word is about as common everywhere: a concept that is always there has no typical word
+_LONGEST = 32  # letters; longer strings (keys, hashes) are cut
 _HIDDEN = {" ": "·", "\n": "↵", "\t": "⇥"}
 
 

@@ -88,10 +88,12 @@ def test_scores_are_those_of_one_text_at_a_time(kind: str, workshop: Workshop, r
         norm = [score / len(ending[1:]) for score, ending in zip(scores, endings, strict=True)]
         norm_hits += norm.index(max(norm)) == row["label"]
     assert found.tasks["piqa"].metrics["acc"] == hits / 2
-    assert found.value("piqa") == norm_hits / 2
+    assert found.tasks["piqa"].metrics["acc_norm"] == norm_hits / 2
     words = [row["text"].rpartition(" ") for row in ROWS["lambada_openai"]]
     losses = [-log_likelihood(model, tokenizer, before, " " + last) for before, _, last in words]
-    assert found.value("lambada_openai") == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
+    assert found.tasks["lambada_openai"].metrics["perplexity"] == pytest.approx(
+        torch.tensor(losses).mean().exp().item(), rel=1e-4
+    )
 
 
 def test_everything_that_is_cut_is_counted(workshop: Workshop, rows: Path, tmp_path: Path) -> None:
@@ -207,5 +209,7 @@ def test_the_harness_alone_runs_a_run_folder(workshop: Workshop, rows: Path) -> 
     assert found.returncode == 0, found.stderr[-2000:]
     run = Run.open(workshop.cocomix_run)
     ours = evaluate_tasks(run, ["lambada_openai"], device=CPU, task_data=rows, batch_size=2)
-    assert json.loads(found.stdout.splitlines()[-1]) == pytest.approx(ours.value("lambada_openai"), rel=1e-4)
+    assert json.loads(found.stdout.splitlines()[-1]) == pytest.approx(
+        ours.tasks["lambada_openai"].metrics["perplexity"], rel=1e-4
+    )
     ours.conditions.file(run.path).unlink()

@@ -108,12 +108,6 @@ class Downstream(Record):
         caption = f"lm-evaluation-harness {one.harness}, zero-shot, {one.dtype}, context of {one.context} tokens"
         return Table(("task", "metric", "value", "rows", "prompts cut"), rows, caption=caption, text_columns=2)
 
-    def value(self, task: str) -> float | None:
-        """The number that the paper's table shows: accuracy as a share of 1, or perplexity. `None` if not measured."""
-        if task not in self.tasks:
-            return None
-        return self.tasks[task].metrics[PAPER_TASKS[task].metric]
-
 
 def evaluate_tasks(
     run: Run,

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cocomix.artifacts import locked, read_json, write_json
 from cocomix.concepts import FitSettings, LabellerConfig, LoadedTeachers, TeacherLabellerConfig, reads_hidden
@@ -213,66 +213,47 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     if not isinstance(data, Path):
         raise CoCoMixError("a sweep makes dictionary and labels of one prepared corpus; let data name one folder.")
     teachers = LoadedTeachers()  # released when the shared parts are made, before students are trained
-    probabilities, wanted = _missing_probabilities(jobs), _missing_labels(jobs)
-    top_k, dtype = plan.probabilities_top_k, plan.teacher.dtype
-    together: dict[Path, Path] = {}  # labels → probabilities of the same blocks, which one pass of the teacher makes
-    for each in wanted:
-        alike = (path for path, blocks in probabilities.items() if blocks == each.blocks)
-        if each.of_one_pass(dtype) and (path := next(alike, None)) and path not in together.values():
-            together[each.path] = path
-    for path, blocks in probabilities.items():
-        if path not in together.values():
-            logger.info(f"probabilities: {path.name}")
-            distill_data(data, teacher, path, top_k=top_k, dtype=dtype, blocks=blocks, teachers=teachers)
-    if plan.dictionary is None or loaded.dictionary is None:
-        return
-    if plan.dictionary.path is None and not Path(loaded.dictionary["path"]).exists():
-        logger.info("dictionary")
-        settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
-        fit_on_data(data, teacher, Path(loaded.dictionary["path"]), settings, teachers=teachers)
-    for each in wanted:
-        force, config, blocks, beside = plan.dictionary.force, each.config, each.blocks, together.get(each.path)
-        if beside is not None and isinstance(config, TeacherLabellerConfig):
-            logger.info(f"labels and probabilities: {each.path.name}, first for {each.arm}")
-            label_and_distill(
-                data, config, each.path, beside, force=force, top_k=top_k, blocks=blocks, teachers=teachers
-            )
-        else:
-            logger.info(f"labels: {each.path.name}, first for {each.arm}")
-            label_data(data, config, each.path, force=force, blocks=blocks, teachers=teachers)
+    probabilities, top_k, dtype = _missing_probabilities(jobs), plan.probabilities_top_k, plan.teacher.dtype
+    if plan.dictionary is not None and loaded.dictionary is not None:
+        force, fitted = plan.dictionary.force, Path(loaded.dictionary["path"])
+        if plan.dictionary.path is None and not fitted.exists():
+            logger.info("dictionary")
+            settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
+            fit_on_data(data, teacher, fitted, settings, teachers=teachers)
+        for path, (config, job) in _missing_labels(jobs).items():
+            blocks = labelled_blocks(job.recipe)
+            of_teacher = isinstance(config, TeacherLabellerConfig) and config.dtype == dtype and reads_hidden(config)
+            if of_teacher and blocks in probabilities:  # one pass of the teacher makes both
+                logger.info(f"labels and probabilities: {path.name}, first for {job.arm}")
+                beside = probabilities.pop(blocks)
+                label_and_distill(
+                    data, config, path, beside, force=force, top_k=top_k, blocks=blocks, teachers=teachers
+                )
+            else:
+                logger.info(f"labels: {path.name}, first for {job.arm}")
+                label_data(data, config, path, force=force, blocks=blocks, teachers=teachers)
+    for blocks, path in probabilities.items():
+        logger.info(f"probabilities: {path.name}")
+        distill_data(data, teacher, path, top_k=top_k, dtype=dtype, blocks=blocks, teachers=teachers)
 
 
-class _Wanted(NamedTuple):
-    """Labels that are to be made: where, how, of how many training blocks, and the first arm that reads them."""
-
-    path: Path
-    config: LabellerConfig
-    blocks: int | None
-    arm: str
-
-    def of_one_pass(self, dtype: str) -> bool:
-        """Whether the pass of the teacher that makes probabilities in a dtype makes these, too."""
-        config = self.config
-        return isinstance(config, TeacherLabellerConfig) and config.dtype == dtype and reads_hidden(config)
-
-
-def _missing_labels(jobs: Sequence[Job]) -> list[_Wanted]:
-    missing: dict[Path, _Wanted] = {}
+def _missing_labels(jobs: Sequence[Job]) -> dict[Path, tuple[LabellerConfig, Job]]:
+    """How labels that are not there are to be made, by their place, and the first job that reads them."""
+    missing: dict[Path, tuple[LabellerConfig, Job]] = {}
     for job in jobs:
         labels = job.recipe.labels
         if labels is not None and labels.path is not None and labels.labeller is not None and not labels.path.exists():
-            found = _Wanted(labels.path, labels.labeller, labelled_blocks(job.recipe), job.arm)
-            missing.setdefault(labels.path, found)
-    return list(missing.values())
+            missing.setdefault(labels.path, (labels.labeller, job))
+    return missing
 
 
-def _missing_probabilities(jobs: Sequence[Job]) -> dict[Path, int | None]:
-    """Where arms look for probabilities of the teacher that are not there, and of how many training blocks."""
-    missing: dict[Path, int | None] = {}
+def _missing_probabilities(jobs: Sequence[Job]) -> dict[int | None, Path]:
+    """Where arms look for probabilities of the teacher that are not there, by the training blocks that they need."""
+    missing: dict[int | None, Path] = {}
     for job in jobs:
         distillation = job.recipe.distillation
         if distillation is not None and isinstance(path := distillation.targets, Path) and not path.exists():
-            missing[path] = distilled_blocks(job.recipe)
+            missing[distilled_blocks(job.recipe)] = path
     return missing
 
 

@@ -32,7 +32,6 @@ def test_teacher_and_dictionary_are_found_where_the_run_says(workshop, tmp_path)
         assert found.teacher.layer == 1
         assert found.teacher.name == str(workshop.teacher)
         assert found.teacher.dictionary.fingerprint() == by_labels.teacher.dictionary.fingerprint()
-        assert found.k == 4
     lost = Run.open(moved(workshop.cocomix_run, tmp_path / "b", labels=str(tmp_path / "gone")))
     with pytest.raises(CoCoMixError, match="--dictionary"):
         open_run_teacher(lost, data)

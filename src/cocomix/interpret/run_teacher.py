@@ -46,12 +46,10 @@ class RunTeacher(NamedTuple):
     Attributes:
         teacher: with its dictionary, on the best device.
         labeller: labels texts as the run's were; an `AlignedTeacher` where the teacher has another tokenizer.
-        k: labels per position.
     """
 
     teacher: ConceptTeacher
     labeller: ConceptLabeller
-    k: int
 
 
 def open_run_teacher(
@@ -105,15 +103,19 @@ def open_run_teacher(
     tables = None if store is None else store.tables()
     # By force: what the run was labelled with was tried then.
     labeller = load_labeller(data, config, device=default_device(), tables=tables, force=True)
-    inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
-    assert isinstance(inner, TeacherLabeller)
-    opened = inner.teacher
+    opened = _teacher_labeller(labeller).teacher
     if store is not None and opened.dictionary.fingerprint() != store.manifest.made_from["dictionary"]:
         raise CoCoMixError(
             f"the dictionary {opened.dictionary.name} is not the one the labels in {store.path} were made with, so its "
             "concepts are not the run's; give that one with --dictionary."
         )
-    return RunTeacher(opened, labeller, config.k)
+    return RunTeacher(opened, labeller)
+
+
+def _teacher_labeller(labeller: ConceptLabeller) -> TeacherLabeller:
+    inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
+    assert isinstance(inner, TeacherLabeller)
+    return inner
 
 
 class ReadText(NamedTuple):
@@ -134,9 +136,7 @@ class TextReader:
 
     def __init__(self, labeller: ConceptLabeller) -> None:
         self.aligned = labeller.texts if isinstance(labeller, AlignedTeacher) else None
-        self._blocks = labeller.texts.blocks if isinstance(labeller, AlignedTeacher) else None
-        inner = labeller.inner if isinstance(labeller, AlignedTeacher) else labeller
-        assert isinstance(inner, TeacherLabeller)
+        inner = _teacher_labeller(labeller)
         if isinstance(inner, FittedLabeller) and not inner.tables():
             raise CoCoMixError(
                 f"labels of kind {inner.kind} are read with what was learned for them, which is in the label folder; "
@@ -211,7 +211,7 @@ class TextReader:
     def survey(self, blocks: Tensor) -> tuple[SparseCodes, SparseCodes]:
         """Activations in blocks of the student's tokens, and how much of them counts as present. [positions, width]"""
         decoder = self.teacher.decoder
-        tokens = (blocks if self._blocks is None else self._blocks(blocks)).to(decoder.device)
+        tokens = (blocks if self.aligned is None else self.aligned.blocks(blocks)).to(decoder.device)
         hidden = decoder.hidden_states(tokens, dtype=getattr(torch, self._labeller.dtype))
         codes = self.teacher.dictionary.encode(hidden)
         pairs = (codes, self._labeller.present(tokens, codes))

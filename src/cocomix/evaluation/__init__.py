@@ -8,24 +8,21 @@ from cocomix.evaluation.measure_run import evaluate_run, final_references
 from cocomix.evaluation.pages import Figure, Section, Table, render_page
 from cocomix.evaluation.references import References
 from cocomix.evaluation.reliance import Reliance, RunReliance, concept_reliance, no_reliance_reason
-from cocomix.evaluation.report import REPORT_FILE, shown, write_report
+from cocomix.evaluation.report import shown, write_report
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_labels
 from cocomix.evaluation.statistics import document_interval
-from cocomix.training import CurvePoint, Run, RunManifest
+from cocomix.training import Run
 
 __all__ = [
     "PAPER_TASKS",
-    "REPORT_FILE",
     "Comparison",
-    "CurvePoint",
     "Downstream",
     "Figure",
     "References",
     "Reliance",
     "Run",
     "RunEvaluation",
-    "RunManifest",
     "RunReliance",
     "Section",
     "Table",

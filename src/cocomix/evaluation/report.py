@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "report.html"
-"""Name of the page within the report's folder."""
-
 _TOKEN_SHARE = 0.8
 """Above this share of labels that the current token gives, concepts say little else (method: section 12)."""
 
@@ -159,9 +156,9 @@ def write_report(
         write_text(folder / "table.csv", comparison.arms.to_csv(index=False, lineterminator="\n"))
         write_json(folder / "table.json", comparison.to_json())
         page = [*_result_sections(comparison, tables, figures), *sections, _protocol(comparison, tables)]
-        write_text(folder / REPORT_FILE, render_page(title, sentences, page))
-    logger.info(f"report: {output / REPORT_FILE}")
-    return output / REPORT_FILE
+        write_text(folder / "report.html", render_page(title, sentences, page))
+    logger.info(f"report: {output / 'report.html'}")
+    return output / "report.html"
 
 
 def shown(comparison: Comparison) -> "rich.console.Group":

@@ -234,7 +234,7 @@ def test_a_second_sweep_in_the_folder_is_refused(
         refused.append(caught.value.pid)
         raise CoCoMixError("enough")
 
-    monkeypatch.setattr("cocomix.experiments.runner._train_and_measure", again)
+    monkeypatch.setattr("cocomix.experiments.runner.train", again)
     result = run_sweep(loaded)
     assert refused == [os.getpid()] * 2
     assert set(result.errors.values()) == {"enough"}

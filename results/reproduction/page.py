@@ -36,6 +36,19 @@ SCARCE_ARMS = {
     "add_contextual": "concepts (logits)",
     "add_distilled": "concepts (logits), distilled",
 }
+OWN = {
+    "ntp_flops": "none: NTP",
+    "own": "of an NTP student's middle block, after a quarter of the tokens",
+    "online": "of the student's own states, learned meanwhile",
+    "future_words": "the rare words to come",
+    "future_clusters": "clusters of the words to come",
+}
+FRESH = {
+    "ntp": "NTP",
+    "ntp_distilled_half": "NTP, distilled for the first half",
+    "softmax_distilled_half": "concepts (softmax), distilled, both for the first half",
+}
+FRESH_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 SCARCE_PAIRS = (
     ("what distillation adds to NTP", "ntp_distilled", "ntp_flops"),
     ("what concepts (softmax) add to NTP of the same FLOPs", "softmax_contextual", "ntp_flops"),
@@ -165,6 +178,8 @@ def with_tables(text: str) -> str:
         "scarce_peers": scarce_peers,
         "scarce_bigram": scarce_bigram,
         "scarce_sizes": scarce_sizes,
+        "scarce_own": scarce_own,
+        "scarce_fresh": scarce_fresh,
         "scarce_minimal_pairs": scarce_minimal_pairs,
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
@@ -453,6 +468,60 @@ def scarce_sizes() -> str:
     names = [SCARCE_ARMS[arm] for arm in ("ntp_flops", "ntp_distilled", "softmax_distilled")]
     head = ("d of the student", "NTP, million parameters", "seeds", *names, "last minus NTP", "last minus distilled")
     return markdown(head, rows)
+
+
+def scarce_own() -> str:
+    """Concepts of the text alone beside NTP: loss, cost from nothing, what labels and student know."""
+    table = report(SCARCE / "own")
+    arms = {arm["arm"]: arm for arm in table["arms"]}
+    base, rows = arms[table["baseline"]], []
+    for name, what in OWN.items():
+        arm = arms[name]
+        gap = "" if arm is base else f"{arm['loss'] - base['loss']:+.3f}".replace("-", "−")
+        shares = ("" if arm[share] is None else f"{arm[share]:.1%}" for share in ("token_recall", "recall"))
+        elsewhere = "" if arm["shuffle_same_token"] is None else f"{arm['shuffle_same_token']:+.3f}".replace("-", "−")
+        cost = f"×{arm['flops_from_nothing'] / base['flops']:.2f}"
+        rows.append((what, f"{arm['loss']:.3f}", gap, cost, *shares, elsewhere))
+    head = (
+        "concepts are",
+        "loss, nats per token",
+        "minus NTP",
+        "training FLOPs from nothing ÷ NTP",
+        "recall of a token table",
+        "of the model",
+        "those of the same token elsewhere cost",
+    )
+    return markdown(head, rows)
+
+
+def scarce_fresh() -> str:
+    """The fresh regime: differences from NTP at points of one schedule, and at its end."""
+    table, rows = report(SCARCE / "fresh"), []
+    curves: dict[str, dict[int, float]] = {}
+    for point in table["curves"]:
+        curves.setdefault(point["arm"], {})[point["tokens"]] = point["loss"]
+    base = curves[table["baseline"]]
+    steps = sorted(base)
+    marks = [min(steps, key=lambda tokens, share=share: abs(tokens - share * steps[-1])) for share in FRESH_SHARES]
+    arms = {arm["arm"]: arm for arm in table["arms"]}
+    for name, what in FRESH.items():
+        arm, curve = arms[name], curves[name]
+        gap = [curve[tokens] - (0.0 if name == table["baseline"] else base[tokens]) for tokens in marks]
+        cells = (f"{value:.3f}" if name == table["baseline"] else f"{value:+.3f}".replace("-", "−") for value in gap)
+        ratios = (f"×{arm[cost] / arms[table['baseline']]['flops']:.2f}" for cost in ("total_flops", "flops_of_10"))
+        rows.append((what, *cells, f"{arm['loss']:.3f}", *ratios))
+    grams = table["references"]
+    rows.append(
+        (
+            "bigram, trigram, 4-gram",
+            *[""] * len(marks),
+            ", ".join(f"{grams[name]:.3f}" for name in ("bigram", "trigram", "fourgram")),
+            "",
+            "",
+        )
+    )
+    at = (f"at {tokens / 1e6:.1f}M tokens" for tokens in marks)
+    return markdown(("arm", *at, "at the end, all held-out text", "all FLOPs ÷ NTP", "of each of 10"), rows)
 
 
 def scarce_minimal_pairs() -> str:

@@ -104,19 +104,24 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
     told = f"{signed(best.difference)} nats against {base}" + (f" ({between(best, over)})" if known(low) else "")
     if not known(low) or low <= 0 <= high:
         return f"Whether {best.arm} pays is not decided: {told}, and chance is not ruled out."
-    better = best.difference < 0
-    words = []
+    better, sure, unsure = best.difference < 0, [], []
     for unit, axis in (("token", "tokens"), ("FLOP", "flops"), ("second", "seconds")):
         ratio = getattr(best, f"{axis}_ratio")
         equal = abs(ratio - 1) <= 0.03
-        if equal or (ratio < 1) == better:
-            words.append(f"{'pays' if better else 'does not pay'} per {unit}{'' if equal else f' (×{ratio:.2f})'}")
-        else:
-            words.append(f"is open per {unit}, at ×{ratio:.2f} the cost")
-    for row in comparison.baselines.itertuples():
-        if (row.arm, row.likeness) == (best.arm, "iso-FLOP"):
-            told += f"; against the iso-FLOP baseline {row.baseline} {signed(row.difference)}"
-    return f"{best.arm} {', '.join(words)}: {told}."
+        (sure if equal or (ratio < 1) == better else unsure).append(unit if equal else f"{unit} (×{ratio:.2f})")
+    verdict = f"It {'pays' if better else 'does not pay'} per {_listed(sure)}" if sure else ""
+    if unsure:
+        verdict += f"{'; whether' if sure else 'Whether'} it pays per {_listed(unsure)} is open"
+    others = [
+        f"against {row.baseline}, of as many FLOPs a token, {signed(row.difference)}"
+        for row in comparison.baselines.itertuples()
+        if (row.arm, row.likeness) == (best.arm, "iso-FLOP") and row.baseline != base
+    ]
+    return f"{best.arm}: {'; '.join([told, *others])}. {verdict}."
+
+
+def _listed(units: list[str]) -> str:
+    return " and ".join(", ".join(units).rsplit(", ", 1))
 
 
 def _on_which_words(comparison: Comparison, best: Any) -> str:

@@ -70,6 +70,14 @@ def test_the_page_begins_with_what_was_found() -> None:
     assert "Made by cocomix" in html
 
 
+def test_a_narrow_terminal_does_not_break_the_names_of_runs() -> None:
+    name = "softmax_distilled_bigram"
+    console = Console(width=60, color_system=None)
+    with console.capture() as shown:
+        console.print(Table(("run", *("a long heading of numbers",) * 6), [(name, *("+0.123",) * 6)]).rich())
+    assert name in shown.get()
+
+
 def test_one_table_for_page_terminal_and_file() -> None:
     table = Table(
         ("run", "loss, nats per token, lower is better"),

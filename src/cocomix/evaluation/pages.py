@@ -16,13 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from jinja2 import Environment, PackageLoader  # comes with PyTorch
 from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     import rich.table
+
+_NAME_WIDTH = 30
+"""Characters of a first column that a narrow terminal does not break, at most."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class Table:
             caption_justify="left",
             box=rich.box.SIMPLE_HEAD,
         )
+        names = min(_NAME_WIDTH, max((len(row[0]) for row in self.rows), default=0))  # numbers wrap before them
         for number, (name, rest) in enumerate(self.split_headings()):
             heading = Text.assemble((name, "bold"), (f"\n{rest}" if rest else "", "dim"))
-            made.add_column(heading, justify="left" if number < self.text_columns else "right", overflow="fold")
+            justify: Literal["left", "right"] = "left" if number < self.text_columns else "right"
+            made.add_column(heading, justify=justify, overflow="fold", min_width=None if number else names)
         for number, row in enumerate(self.rows):
             made.add_row(*map(Text, row), style="bold" if number == self.marked else None)
         return made

@@ -104,7 +104,9 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
     told = f"{signed(best.difference)} nats against {base}" + (f" ({between(best, over)})" if known(low) else "")
     if not known(low) or low <= 0 <= high:
         return f"Whether {best.arm} pays is not decided: {told}, and chance is not ruled out."
-    better, sure, unsure = best.difference < 0, [], []
+    better = best.difference < 0
+    sure: list[str] = []
+    unsure: list[str] = []
     for unit, axis in (("token", "tokens"), ("FLOP", "flops"), ("second", "seconds")):
         ratio = getattr(best, f"{axis}_ratio")
         equal = abs(ratio - 1) <= 0.03

@@ -235,7 +235,7 @@ LIGHT = Theme("#ffffff", "#333a45", "#d9dde3", ("#0072b2", "#d55e00", "#009e73",
 DARK = Theme("#171b21", "#d5dae1", "#3a424e", ("#56b4e9", "#ff8f4d", "#3cc9a0", "#e79ac5", "#f0c14b", "#9ccff0"))
 
 
-AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training time, seconds"}
+AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}
 """What curves are drawn against: columns of `Comparison.curves`, and what they are called."""
 
 _MARKERS = "os^Dv"

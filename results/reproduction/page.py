@@ -39,6 +39,7 @@ SCARCE_ARMS = {
 OWN = {
     "ntp_flops": "none: NTP",
     "own": "of an NTP student's middle block, after a quarter of the tokens",
+    "own_weak": "the same, λ = 0.1, half the learning rate",
     "online": "of the student's own states, learned meanwhile",
     "future_words": "the rare words to come",
     "future_clusters": "clusters of the words to come",

@@ -108,13 +108,17 @@ def test_are_concepts_used(comparison: Comparison) -> None:
 
 def test_does_it_pay(comparison: Comparison) -> None:
     surely = {"difference": -0.1, "documents_low": -0.2, "documents_high": -0.05}
-    dear = {"tokens_ratio": 1.0, "flops_ratio": 1.4, "seconds_ratio": 1.4}
-    cheap = {"tokens_ratio": 1.0, "flops_ratio": 0.8, "seconds_ratio": 1.01}
+    dear = {"tokens_ratio": 1.0, "flops_ratio": 1.4, "total_flops_ratio": 1.4, "seconds_ratio": 1.4}
+    cheap = {"tokens_ratio": 1.0, "flops_ratio": 0.8, "total_flops_ratio": 9.6, "seconds_ratio": 1.01}
     told = found(changed(comparison, **surely, **dear))[3]
-    assert "pays per token; whether it pays per FLOP (×1.40) and second (×1.40) is open" in told
-    assert "pays per token, FLOP (×0.80) and second." in found(changed(comparison, **surely, **cheap))[3]
+    assert "pays per token; whether it pays per FLOP of its own (×1.40) and second (×1.40) is open" in told
+    assert "teacher" not in told
+    told = found(changed(comparison, **surely, **cheap))[3]
+    assert "pays per token, FLOP of its own (×0.80) and second." in told
+    assert "teacher's work it costs ×9.6" in told
     worse = {"difference": 0.1, "documents_low": 0.05, "documents_high": 0.2}
-    assert "does not pay per token, FLOP (×1.40) and second (×1.40)." in found(changed(comparison, **worse, **dear))[3]
+    told = found(changed(comparison, **worse, **dear))[3]
+    assert "does not pay per token, FLOP of its own (×1.40) and second (×1.40)." in told
     unsure = {"difference": -0.1, "documents_low": -0.2, "documents_high": 0.05}
     assert "not decided" in found(changed(comparison, **unsure, **dear))[3]
 

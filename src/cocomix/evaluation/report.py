@@ -97,7 +97,10 @@ def _is_it_used(best: Any) -> str:
 
 
 def _does_it_pay(comparison: Comparison, best: Any) -> str:
-    """Per token, FLOP, second: a lower loss for no more pays, a higher one for no less does not, the rest is open."""
+    """Per token, FLOP, second: a lower loss for no more pays, a higher one for no less does not, the rest is open.
+
+    FLOPs are those of the student's training; what a teacher adds to them is said after.
+    """
     base = comparison.baseline
     over = "documents" if known(best.documents_low) else "difference"
     low, high = (getattr(best, f"{over}_{end}") for end in ("low", "high"))
@@ -107,7 +110,7 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
     better = best.difference < 0
     sure: list[str] = []
     unsure: list[str] = []
-    for unit, axis in (("token", "tokens"), ("FLOP", "flops"), ("second", "seconds")):
+    for unit, axis in (("token", "tokens"), ("FLOP of its own", "flops"), ("second", "seconds")):
         ratio = getattr(best, f"{axis}_ratio")
         equal = abs(ratio - 1) <= 0.03
         (sure if equal or (ratio < 1) == better else unsure).append(unit if equal else f"{unit} (×{ratio:.2f})")
@@ -119,6 +122,9 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
         for row in comparison.baselines.itertuples()
         if (row.arm, row.likeness) == (best.arm, "iso-FLOP") and row.baseline != base
     ]
+    everything = best.total_flops_ratio
+    if known(everything) and everything > 1.03 * best.flops_ratio:
+        verdict += f". With the teacher's work it costs ×{everything:.1f} of {base}'s FLOPs"
     return f"{best.arm}: {'; '.join([told, *others])}. {verdict}."
 
 

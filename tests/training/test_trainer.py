@@ -355,11 +355,19 @@ def test_progress_is_told_in_tokens(tmp_path: Path, caplog: pytest.LogCaptureFix
     caplog.set_level(logging.INFO, "cocomix")
     advanced: list[float] = []
     made, _ = trainer(student("gpt2"), tmp_path, eval_strategy="steps", eval_steps=2)
-    made.add_callback(Progress(made.tokens_per_step, advanced.append))
+    made.add_callback(Progress(made.tokens_seen, advanced.append))
     made.train()
     assert sum(advanced) == 3 * 8 * SEQ
     assert [line.partition(" tokens")[0] for line in caplog.messages] == ["144", "216"]
     assert all("concept recall" in line for line in caplog.messages)
+
+
+def test_progress_counts_what_the_last_batch_of_an_epoch_lacks(tmp_path: Path) -> None:
+    advanced: list[float] = []
+    made, _ = trainer(student("gpt2"), tmp_path, steps=4, per_device_train_batch_size=20)
+    made.add_callback(Progress(made.tokens_seen, advanced.append))
+    made.train()
+    assert advanced == [20 * SEQ, 20 * SEQ, 8 * SEQ, 20 * SEQ]  # of 48 blocks
 
 
 def test_metrics_rows(tmp_path: Path) -> None:

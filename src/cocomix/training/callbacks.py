@@ -56,11 +56,12 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Tells `advance` the tokens of every step, and says evaluation losses as they come."""
 
-    def __init__(self, tokens_per_step: int, advance: Callable[[float], None]) -> None:
-        self.tokens_per_step, self.advance = tokens_per_step, advance
+    def __init__(self, tokens_seen: Callable[[int], int], advance: Callable[[float], None]) -> None:
+        self.tokens_seen, self.advance = tokens_seen, advance
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(self.tokens_per_step)
+        step = state.global_step
+        self.advance(self.tokens_seen(step) - self.tokens_seen(step - 1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Say an evaluation's result in one line."""

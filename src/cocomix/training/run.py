@@ -153,10 +153,10 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
         if checkpoint is None:
             trainer.add_callback(_FirstEvaluation(trainer))
-        step_tokens, done = trainer.tokens_per_step, 0 if checkpoint is None else checkpoint_step(checkpoint)
-        bar = progress("training", trainer.total_steps * step_tokens, "tokens", done=done * step_tokens)
+        done = 0 if checkpoint is None else trainer.tokens_seen(checkpoint_step(checkpoint))
+        bar = progress("training", in_all, "tokens", done=done)
         with bar as advance, termination_noted() as arrived:
-            trainer.add_callback(Progress(step_tokens, advance))
+            trainer.add_callback(Progress(trainer.tokens_seen, advance))
             trainer.add_callback(SaveAndStop(arrived, trainer.accelerator))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step < trainer.state.max_steps:

@@ -108,6 +108,10 @@ class Downstream(Record):
         caption = f"lm-evaluation-harness {one.harness}, zero-shot, {one.dtype}, context of {one.context} tokens"
         return Table(("task", "metric", "value", "rows", "prompts cut"), rows, caption=caption, text_columns=2)
 
+    def value(self, task: str) -> float | None:
+        """The number that the paper's table shows, for a model's card; `None` if not measured."""
+        return self.tasks[task].metrics[PAPER_TASKS[task].metric] if task in self.tasks else None
+
 
 def evaluate_tasks(
     run: Run,

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import TrainerState
 
 import cocomix.training.run
 from cocomix.artifacts import (
@@ -22,7 +21,7 @@ from cocomix.artifacts import (
 )
 from cocomix.runtime.stopping import Terminated
 from cocomix.training import train
-from cocomix.training.callbacks import MetricsFile
+from cocomix.training.callbacks import MetricsFile, keep_metrics_until
 from cocomix.training.checkpoints import last_complete_checkpoint
 from cocomix.training.trainer import CoCoMixTrainer
 from tests.workshop import TOY_BACKBONE, Workshop
@@ -251,10 +250,9 @@ def test_seconds_go_on_counting(workshop: Workshop, tmp_path: Path, monkeypatch:
 
 
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", 2.0)
-    metrics.path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 7, "lo')
-    state = TrainerState(log_history=[{"step": 2, "loss": 1.0, "tokens": 3}, {"step": 4, "train_loss": 1.0}])
-    metrics.on_train_begin(None, state, None)
-    assert [json.loads(line) for line in metrics.path.read_text().splitlines()] == [
-        {"step": 2, "tokens": 3, "flops": 6.0, "loss": 1.0}
-    ]
+    path = tmp_path / "metrics.jsonl"
+    keep_metrics_until(path, 4)
+    assert not path.exists()
+    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 7, "lo')
+    keep_metrics_until(path, 4)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'

@@ -33,24 +33,30 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self.path = path
         self.flops_per_token = flops_per_token
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write what the checkpoint that is gone on from has seen logged, and drop what was logged after it."""
-        if state.is_world_process_zero:
-            write_text(self.path, "".join(map(self._line, state.log_history)))
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Append the line."""
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(self._line(state.log_history[-1]))
-
-    def _line(self, logged: Mapping[str, Any]) -> str:
-        """Nothing for the Trainer's summary after the last step."""
-        if not {"loss", "eval_loss"} & logged.keys():
-            return ""
-        row = {**logged, "flops": logged["tokens"] * self.flops_per_token}
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Write the line, unless it is the Trainer's summary after the last step."""
+        if not state.is_world_process_zero or logs is None or not {"loss", "eval_loss"} & logs.keys():
+            return
+        row = {**logs, "step": state.global_step, "flops": logs["tokens"] * self.flops_per_token}
         names = [name for name in dict.fromkeys((*_FIRST, *row)) if name in row and name not in _LEFT_OUT]
-        return json.dumps({name: row[name] for name in names}, allow_nan=False) + "\n"
+        line = json.dumps({name: row[name] for name in names}, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def keep_metrics_until(path: Path, step: int) -> None:
+    """Drop the lines an interrupted run wrote after the checkpoint it resumes from."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            break
+        if row["step"] <= step:
+            kept.append(line)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]

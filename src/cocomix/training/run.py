@@ -22,7 +22,15 @@ from cocomix.runtime.device import fast_bfloat16
 from cocomix.runtime.stopping import termination_noted
 from cocomix.training.arguments import training_arguments
 from cocomix.training.auto_classes import write_auto_classes
-from cocomix.training.callbacks import TENSORBOARD, MetricsFile, Progress, SaveAndStop, StepProfiler, trackers
+from cocomix.training.callbacks import (
+    TENSORBOARD,
+    MetricsFile,
+    Progress,
+    SaveAndStop,
+    StepProfiler,
+    keep_metrics_until,
+    trackers,
+)
 from cocomix.training.checkpoints import check_kind, checkpoint_step, last_complete_checkpoint
 from cocomix.training.corpora import block_order, labels_to_match, open_data, open_labels
 from cocomix.training.distillation import Teaching, open_teaching
@@ -242,15 +250,18 @@ def _announce(arm: str, plan: Plan, trainer: CoCoMixTrainer) -> None:
 
 
 def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
-    """The checkpoint to go on from; `None` to start afresh."""
+    """The checkpoint to go on from, with metrics set back to it; `None` to start afresh."""
     first = trainer.args.process_index == 0
     found = [last_complete_checkpoint(folder / "checkpoints") if first else None]  # which reads all of it
     checkpoint: Path | None = broadcast_object_list(found)[0]
+    step = -1 if checkpoint is None else checkpoint_step(checkpoint)
+    if first:
+        keep_metrics_until(folder / "metrics.jsonl", step)
+        if checkpoint is None:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     if checkpoint is not None:
         check_kind(checkpoint, trainer.is_fsdp_enabled)
-        logger.info(f"going on from step {checkpoint_step(checkpoint):,}")
-    elif first:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        logger.info(f"going on from step {step:,}")
     return checkpoint
 
 

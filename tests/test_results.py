@@ -1,5 +1,7 @@
 """What the pages quote of results/ is what the files there say."""
 
+import ast
+import importlib
 import importlib.util
 
 import pytest
@@ -28,3 +30,13 @@ def test_a_number_changed_by_hand_is_noticed():
 def test_intervals_are_those_of_student_t():
     assert page.with_interval([1.0, 2.0, 3.0]) == "+2.000 ± 2.484"  # 4.3027 · 1 / √3
     assert page.with_interval([-0.5]) == "−0.500"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("results/**/*.py")), ids=lambda path: str(path.relative_to(ROOT / "results"))
+)
+def test_a_script_asks_for_names_that_are_there(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cocomix"):
+            module = importlib.import_module(node.module)
+            assert not [each.name for each in node.names if not hasattr(module, each.name)], node.module

@@ -19,14 +19,16 @@ from cocomix.model.accounting import build_model
 from cocomix.model.fused_head import causal_loss
 from cocomix.training.arguments import training_arguments
 from cocomix.training.optimizers import MUON, muon
-from cocomix.training.student import Vocabulary, model_config
+from cocomix.training.student import plan_run
 
 ROUNDS, BLOCKS, BLOCK, VOCAB, CONCEPTS = 12, 8, 256, 4096, 1024
 
 
 def arm(recipe: Any) -> tuple[Any, Any]:
     """A model and its optimizer."""
-    model = build_model(model_config(recipe, Vocabulary(VOCAB, 0, BLOCK), CONCEPTS)).train()
+    backbone = {**recipe.model.backbone, "vocab_size": VOCAB, "n_positions": BLOCK}
+    sized = recipe.model_copy(update={"model": recipe.model.model_copy(update={"backbone": backbone})})
+    model = build_model(plan_run(sized).config).train()
     model.loss_function = causal_loss
     arguments = training_arguments(recipe, Path("unused"), BLOCK)
     if arguments.optim == MUON:

@@ -12,7 +12,7 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for everything.")] = Path("cocomix-demo"),
     fast: Annotated[bool, typer.Option(help="Shorter, and too short to learn much.")] = False,
 ) -> Printed:
-    """Try the whole method on this machine: four to eight minutes, longer on a CPU without AMX.
+    """Try the whole method on this machine: four to eight minutes.
 
     The text is the documentation of what is installed here. The teacher, 93 MB, comes from the package index; where no
     index can be reached, one is trained.

@@ -82,8 +82,10 @@ def test_a_plan_runs_once_and_goes_on_where_it_was(workshop: Workshop, tmp_path:
     arms = {"ntp": "ntp.yaml", "mixed": "cocomix.yaml"}
     arms["active"] = {"base": "cocomix.yaml", "seeds": [0], "labels": {"kind": "activation"}}
     write_plan(tmp_path / "plans", workshop, arms=arms)
-    text = cli("sweep", plan, "--output", output, "-q").out
-    assert "labels: kind activation" in text
+    again = cli("sweep", plan, "--output", output)
+    assert "labels: kind activation" in again.out
+    assert "sweep: 4 of 5 runs (80%)" in again.err  # and no rate: those four were there
+    assert " runs/" not in again.err.split("sweep: 4 of 5")[1].splitlines()[0]
     after = manifests(output)
     assert after.keys() - before.keys() == {"runs/active/seed0"}
     assert all(after[name] == time for name, time in before.items())

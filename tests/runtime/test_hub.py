@@ -1,6 +1,7 @@
 """Loading pretrained models and tokenizers: what is shown meanwhile, and what is absent rather than unreadable."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,19 @@ def test_a_repository_holds_no_tokenizer_only_if_the_hub_said_so(monkeypatch: py
     with pytest.raises(CoCoMixError, match="some/weights") as caught:
         load_tokenizer("some/weights")
     assert isinstance(caught.value, NoTokenizer) is absent
+
+
+@pytest.mark.parametrize("load", [load_causal_lm, load_tokenizer])
+def test_that_the_hub_is_asked_is_said(
+    load: Callable[[str], object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub.AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(hub.AutoModelForCausalLM, "from_pretrained", unreachable)
+    monkeypatch.setattr(hub.logger, "propagate", True)
+    for name in ("somebody/nothing", "nothing"):
+        with caplog.at_level("INFO"), pytest.raises(CoCoMixError, match=name):
+            load(name)
+        assert f"no {name} here" in caplog.messages[-1]

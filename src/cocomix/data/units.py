@@ -6,6 +6,7 @@ appended to a log in the staging folder, so that a kill at any moment loses a se
 everything that determines its content: whatever else of a command is changed before it is given again, it counts.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,8 @@ from cocomix.data.tokens import id_dtype
 from cocomix.data.unit_log import UnitLog
 from cocomix.runtime.byte_level import plain_encoder
 from cocomix.runtime.errors import CoCoMixError, require_extra
+
+logger = logging.getLogger(__name__)
 
 ALGORITHM = 1  # raised whenever the same input would give other tokens or other documents
 MIN_UNIT_BYTES, MAX_UNIT_BYTES = 8 * 2**20, 128 * 2**20  # of input; 8 MiB are some seconds of one core
@@ -105,6 +108,7 @@ def _spans(source: Source, target: int, text_column: str, token_files: TokenFile
     if source.kind == "documentation":
         yield SourceFile(source.name, 0)
     elif source.kind == "hub":
+        logger.info(f"there is no {source.name} here: asking the Hugging Face Hub for a data set of this name")
         shards = int(_hub_rows(source.name, source.hub).num_shards)
         yield from (SourceFile(source.name, 0, start=shard, stop=shards) for shard in range(shards))
     for file in source.files:

@@ -143,7 +143,8 @@ def run_sweep(
             loaded = within_budget(loaded, budget, budget - (time.monotonic() - began))
             result.jobs = _jobs(loaded)
         tries = loaded.tries()
-        with progress("sweep", len(result.jobs), "runs") as advance:
+        kept = sum(job.folder.exists() for job in result.jobs)
+        with progress("sweep", len(result.jobs), "runs", done=kept) as advance:
             _run_all(loaded, tries, result.errors, workers, advance)
             result.learning_rates, chosen = _note_learning_rates(loaded, tries), _best(tries)
             compared = loaded.jobs(chosen)
@@ -267,6 +268,7 @@ def _run_all(
     """Train and measure jobs, `workers` at once; what fails is noted and does not stop the others."""
     (loaded.output / "recipes").mkdir(exist_ok=True)
     running: set[subprocess.Popen[str]] = set()
+    kept = {job.folder for job in jobs if job.folder.exists()}
 
     def attempt(job: Job) -> str | None:
         if not job.folder.exists():
@@ -297,7 +299,7 @@ def _run_all(
                 raise
 
     for job, error in outcomes():
-        advance(1)
+        advance(job.folder not in kept)
         if error is not None:
             errors[job.arm, job.seed] = error
             logger.warning(f"{job.arm} seed {job.seed} failed: {error}")

@@ -1,14 +1,17 @@
 """Pretrained language models and tokenizers, read without unpickling or running anything of a stranger's."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from cocomix.runtime.errors import CoCoMixError, require_extra
+
+logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
@@ -35,14 +38,14 @@ def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -
     options: dict[str, Any] = {"revision": revision} if revision is not None else {}
     options |= {"trust_remote_code": False, "use_safetensors": True}  # nothing of a stranger's is unpickled or run
     if not source.exists() and source.suffix != ".gguf":
-        _refuse_missing_folder(name)
+        _before_asking(name, revision)
     if source.suffix == ".gguf":
         if not source.is_file():
             raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")
         name, options["gguf_file"] = str(source.parent), source.name
         from transformers import modeling_gguf_pytorch_utils
 
-        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # it overlooks transformers' own switch for bars
+        modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm  # it overlooks transformers' own switch for bars
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
     except ImportError as error:
@@ -55,8 +58,8 @@ def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -
     return model.eval()
 
 
-def _refuse_missing_folder(name: str) -> None:
-    """Refuse what cannot be meant as a name on the hub, NAME or OWNER/NAME, before it is asked for half a minute."""
+def _before_asking(name: str, revision: str | None) -> None:
+    """Refuse what cannot be meant as a name on the hub, NAME or OWNER/NAME, and say of others that it is asked."""
     if Path(f"{name}.partial").is_dir():
         raise CoCoMixError(
             f"{name} is not finished: {name}.partial is still being written, or was left by a command that stopped; "
@@ -66,6 +69,8 @@ def _refuse_missing_folder(name: str) -> None:
         raise CoCoMixError(f"{name} does not exist; train it with `cocomix train`, or name another model.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise CoCoMixError(f"{name} does not exist; give a folder with a model, the path of a GGUF file or a hub name.")
+    if not isinstance(_cached(name, "config.json", revision), str):
+        logger.info(f"there is no {name} here: asking the Hugging Face Hub, which takes a minute without a network")
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -100,7 +105,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 def _read(name: str, path: Path, revision: str | None) -> Any:
     if not path.exists():
-        _refuse_missing_folder(name)
+        _before_asking(name, revision)
     where = str(path) if path.exists() else name
     options: dict[str, Any] = {"revision": revision}
     if path.is_file():
@@ -126,11 +131,14 @@ def _holds_no_tokenizer(name: str, path: Path, revision: str | None) -> bool:
     """Whether a folder is there and none of a tokenizer's files is; of a hub name, whether the hub has said so."""
     if path.is_dir():
         return not any((path / file).exists() for file in _TOKENIZER_FILES)
+    return all(_cached(name, file, revision) is _CACHED_NO_EXIST for file in _TOKENIZER_FILES[:2])
+
+
+def _cached(name: str, file: str, revision: str | None) -> Any:
     try:
-        known = [try_to_load_from_cache(name, file, revision=revision) for file in _TOKENIZER_FILES[:2]]
+        return try_to_load_from_cache(name, file, revision=revision)
     except ValueError:  # no name that the hub could have
-        return False
-    return all(found is _CACHED_NO_EXIST for found in known)
+        return None
 
 
 def _reason(error: BaseException) -> str:

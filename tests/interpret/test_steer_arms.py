@@ -83,11 +83,11 @@ def test_every_text_is_the_one_generated_alone_and_scored_for_every_concept(teac
 def test_the_control_of_a_concept_is_every_other_concepts_text(measured):
     report = SteerReport("run", "teacher", "dictionary", measured, ONES, ("a", "", "b"))
     every = measured.of("student", "activation")
-    own, others = report.activation["student"]
+    own, others = report.own_and_others("student")
     assert own[1] == pytest.approx(every[1, :, :, 1])
     assert others[1] == pytest.approx((every[0, :, :, 1] + every[2, :, :, 1]) / 2)
     assert np.array_equal(*(measured.of(arm, "activation")[:, 0] for arm in ("student", "student")))
-    assert report.activation["prompt"][0].shape == (3, 1, 3)
+    assert report.own_and_others("prompt")[0].shape == (3, 1, 3)
 
 
 def test_a_factor_of_zero_is_no_steering(measured):
@@ -97,11 +97,11 @@ def test_a_factor_of_zero_is_no_steering(measured):
     assert (measured.of("student", "tokens")[:, 2] != neutral).any()
 
 
-def test_a_best_factor_that_changes_nothing_is_said_to(measured):
+def test_a_best_factor_that_changes_nothing_is_said_to(measured, monkeypatch):
     told = {}
     for best in (0, 2):
         report = SteerReport("run", "teacher", "dictionary", measured, ONES, ("a", "", "b"))
-        report.__dict__["best"] = best
+        monkeypatch.setattr(SteerReport, "best", lambda *_, best=best: best)
         told[best] = " ".join(report.found())
     assert "factor 0 (which changes nothing" in told[0]
     assert "changes nothing" not in told[2]
@@ -144,8 +144,8 @@ def test_a_planted_concept_is_found_to_steer_and_the_others_are_its_control():
     own, others = report.trends["student"]
     assert own[0] > 0.7 > others[0]
     assert own[1] == 0  # nothing can be said of a concept that is never active
-    assert report.gains["steering"][0] > 0.1
-    assert settings.factors[report.best] > 0
+    assert report.gains()["steering"][0] > 0.1
+    assert settings.factors[report.best()] > 0
 
 
 def test_strengths_equal_a_naive_count(teacher):

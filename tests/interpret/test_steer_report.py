@@ -12,11 +12,27 @@ from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret import open_run_teacher
 from cocomix.interpret.steer_arms import paired_difference
-from cocomix.labelling import label_data
+from cocomix.labelling import Labels, label_data
 from cocomix.training import train
 from tests.workshop import CONCEPTS, prepare_toy
 
 SMALL = ("--factors", "0,1,4", "--prompts", 2, "--prompt-tokens", 4, "--new-tokens", 6, "--num-concepts", 7)
+
+
+def lifts_by_hand(run, concepts):
+    """log(share of a token among those that follow a concept's labels ÷ its share), 100 tokens added, one by one."""
+    tokens, labels = Tokens.open(run.manifest.data.path), Labels.open(run.manifest.labels.path)
+    counts = np.zeros((len(concepts), tokens.manifest.vocab_size))
+    every = np.ones(tokens.manifest.vocab_size)
+    for block, named in zip(tokens.split("train"), labels.split("train"), strict=True):
+        ids = block["input_ids"].tolist()
+        for token in ids:
+            every[token] += 1
+        for found, after in zip(named["concept_labels"].tolist(), ids[1:], strict=False):
+            for place, concept in enumerate(concepts):
+                counts[place, after] += concept in found
+    share = every / every.sum()
+    return [np.log((row + 100 * share) / (row.sum() + 100) / share) for row in counts]
 
 
 @pytest.mark.usefixtures("progress_at_once")
@@ -27,7 +43,7 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
         assert phase in result.err
     values = json.loads(result.out)
     assert values == json.loads((output / "steering.json").read_text())
-    assert (values["format_version"], values["run"], values["teacher"]) == (2, "mixed", str(workshop.teacher))
+    assert (values["format_version"], values["run"], values["teacher"]) == (3, "mixed", str(workshop.teacher))
     assert values["settings"]["factors"] == [0.0, 1.0, 4.0]
     assert values["settings"]["turn"] == "add"
     assert len(values["concepts"]) == 7
@@ -42,6 +58,12 @@ def test_a_run_is_measured_from_its_folder_alone(workshop, cli, tmp_path):
             if text["arm"] == arm and text["factor"] == (0.0 if arm == "prompt" else 4.0)
         ]
         assert values["curves"][arm]["own"][-1] == pytest.approx(np.mean(own))
+    lifts = lifts_by_hand(Run.open(workshop.cocomix_run), concepts)
+    for text in texts[::9]:
+        found = [np.mean([of[token] for token in text["tokens"][4:]]) for of in lifts]
+        assert text["following"] == pytest.approx(found)
+    own = [text["following"][concepts.index(text["turned"])] for text in texts if text["arm"] == "prompt"]
+    assert values["curves"]["prompt"]["own_follow"] == pytest.approx([np.mean(own)])
     page = (output / "steering.html").read_text()
     shown = cli("steer-eval", workshop.cocomix_run, "-o", tmp_path / "again", *SMALL).out
     assert json.loads((tmp_path / "again" / "steering.json").read_text()) == values
@@ -69,6 +91,8 @@ def test_a_teacher_of_another_tokenizer_reads_and_writes_in_its_own(workshop, cl
         written_by = tokenizers.get(row["arm"], Run.open(run).tokenizer())
         assert row["text"] == written_by.decode(row["tokens"])
         assert min(row["activation"]) >= 0
+        assert (row["following"] is None) == (row["arm"] == "teacher")  # which writes other tokens
+    assert "own_follow" not in values["curves"]["teacher"]
     (tmp_path / "labels").rename(tmp_path / "elsewhere")
     cli.refuses("steer-eval", run, "-o", tmp_path / "again", *SMALL, says="labels")
 

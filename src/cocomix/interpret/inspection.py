@@ -19,6 +19,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 
 _DESCRIBED_BLOCKS = 512
+_FOLLOWED_TOKENS = 2**20
 _LEAST_COUNT, _TERMS = 3, 5
 
 
@@ -173,20 +174,11 @@ def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, Concep
     Raises:
         CoCoMixError: a concept does not exist.
     """
-    labels = run_labels(run)
-    if labels is None or not Path(run.manifest.data.path).is_dir():
+    text = _labelled_text(run, concepts, _DESCRIBED_BLOCKS)
+    if text is None:
         return {}
-    for concept in concepts:
-        if not 0 <= concept < labels.num_concepts:
-            raise CoCoMixError(
-                f"concept {concept} does not exist: the labels have concepts 0 to {labels.num_concepts - 1}."
-            )
-    data = Tokens.open(run.manifest.data.path)
-    labels.require_tokens(data)
-    blocks, store = data.split(TRAIN), labels.split(TRAIN)
-    rows = range(min(_DESCRIBED_BLOCKS, len(blocks)))
-    tokens = np.stack([blocks[row]["input_ids"].numpy() for row in rows])
-    found = torch.stack([store[row]["concept_labels"] for row in rows]).flatten(0, 1).numpy()  # [positions, k_attr]
+    data, tokens, labels = text
+    found = labels.reshape(-1, labels.shape[-1])  # [positions, k_attr]
     positions, slots = np.isin(found, list(concepts)).nonzero()
     named = found[positions, slots]
     lifts = lifted_words(Words.of(data.tokenizer(), tokens), named, positions, limit=_TERMS, least=_LEAST_COUNT)
@@ -194,6 +186,48 @@ def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, Concep
         concept: ConceptDescription(concept, int((named == concept).sum()), *lifts.get(concept, ((), ())))
         for concept in concepts
     }
+
+
+def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
+    """log(how often a token follows a concept's labels ÷ how often it occurs), counted in the run's training text.
+
+    Our choice: to what follows a concept 100 tokens of the whole text's mixture are added, so that few labels claim
+    little; and at most a million tokens are read.
+
+    Returns:
+        float64 [concepts, vocab], nats; `None` where the run's data or labels are no longer where it found them.
+
+    Raises:
+        CoCoMixError: a concept does not exist.
+    """
+    text = _labelled_text(run, concepts, None)
+    if text is None:
+        return None
+    data, tokens, labels = text
+    every = np.bincount(tokens.ravel(), minlength=data.manifest.vocab_size) + 1.0
+    share = every / every.sum()
+    after = [tokens[:, 1:][(labels[:, :-1] == concept).any(-1)] for concept in concepts]
+    counts = np.stack([np.bincount(found, minlength=len(share)) for found in after])
+    lifts: Array = np.log((counts + 100 * share) / (counts.sum(1, keepdims=True) + 100) / share)
+    return lifts
+
+
+def _labelled_text(run: Run, concepts: Sequence[int], blocks: int | None) -> tuple[Tokens, Array, Array] | None:
+    """A run's data, tokens of its first training blocks [blocks, seq] and their labels [blocks, seq, k_attr]."""
+    labels = run_labels(run)
+    if labels is None or not Path(run.manifest.data.path).is_dir():
+        return None
+    for concept in concepts:
+        if not 0 <= concept < labels.num_concepts:
+            raise CoCoMixError(
+                f"concept {concept} does not exist: the labels have concepts 0 to {labels.num_concepts - 1}."
+            )
+    data = Tokens.open(run.manifest.data.path)
+    labels.require_tokens(data)
+    text, store = data.split(TRAIN), labels.split(TRAIN)
+    rows = range(min(blocks or _FOLLOWED_TOKENS // text.block_size, len(text)))
+    tokens = np.stack([text[row]["input_ids"].numpy() for row in rows])
+    return data, tokens, np.stack([store[row]["concept_labels"].numpy() for row in rows])
 
 
 _LEAST_SHARE = 0.02

@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from cocomix.evaluation.report import DARK, LIGHT, Theme, dress, png
 from cocomix.evaluation.statistics import document_interval
 from cocomix.interpret.atlas_pass import Array
 from cocomix.interpret.effects import Strengths, concept_strengths
-from cocomix.interpret.inspection import concept_model, describe_run_concepts
+from cocomix.interpret.inspection import concept_model, describe_run_concepts, following_lifts
 from cocomix.interpret.run_teacher import TextReader, open_run_teacher
 from cocomix.interpret.steer_arms import (
     ARMS,
@@ -37,6 +37,9 @@ from cocomix.runtime.errors import CoCoMixError, require_extra
 
 logger = logging.getLogger(__name__)
 
+Measure = Literal["activation", "following"]
+
+_FOLLOWING = ("own_follow", "others_follow")
 _SURVEY_TOKENS = 65_536  # of training text, in which strengths are measured
 
 
@@ -57,17 +60,17 @@ class SteerReport:
     strengths: Strengths
     words: tuple[str, ...]
 
-    @cached_property
-    def activation(self) -> dict[Arm, tuple[Array, Array]]:
-        """(own, others): activation of each concept where it is turned, and where the others are, averaged over them.
+    def followed(self, arm: Arm = "student") -> bool:
+        """Whether it was counted which tokens an arm brings: not without the run's labels or in another tokenizer."""
+        return any("following" in row for row in self.measured.rows if row["arm"] == arm)
+
+    def own_and_others(self, arm: Arm, measure: Measure = "activation") -> tuple[Array, Array]:
+        """A measure of each concept in the texts in which it is turned, and where the others are, averaged over them.
         [concepts, factors, prompts] each
         """
-        found = {}
-        for arm in ARMS:
-            every = self.measured.of(arm, "activation")  # [turned, factors, prompts, measured]
-            own = np.einsum("cfpc->cfp", every)
-            found[arm] = (own, (np.moveaxis(every.sum(0), -1, 0) - own) / (len(own) - 1))
-        return found
+        every = self.measured.of(arm, measure)  # [turned, factors, prompts, measured]
+        own = np.einsum("cfpc->cfp", every)
+        return own, (np.moveaxis(every.sum(0), -1, 0) - own) / (len(own) - 1)
 
     @cached_property
     def trends(self) -> dict[Arm, tuple[Array, Array]]:
@@ -92,77 +95,109 @@ class SteerReport:
         """Place of the factor that changes nothing."""
         return self.measured.settings.factors.index(self.measured.settings.neutral)
 
-    @cached_property
-    def best(self) -> int:
+    def best(self, measure: Measure = "activation") -> int:
         """Place of the factor that raises the student's concepts most, of those whose texts are fluent enough.
 
         Chosen on every second prompt; what is said of it is measured on the others.
         """
         ratio = self.perplexity["student"] / self.perplexity["student"][self.neutral]
-        raised = self.activation["student"][0][:, :, ::2].mean((0, 2))
+        raised = self.own_and_others("student", measure)[0][:, :, ::2].mean((0, 2))
         return int(np.where(ratio <= self.measured.settings.fluency, raised, -np.inf).argmax())
 
-    @cached_property
-    def gains(self) -> dict[str, Array]:
-        """Change of each concept's activation at the best factor, and with its words in the prompt. [concepts]"""
-        student, prompt = (self.activation[arm][0][:, :, 1::2].mean(-1) for arm in ("student", "prompt"))
-        plain = student[:, self.neutral]
-        return {"steering": student[:, self.best] - plain, "prompt": prompt[:, 0] - plain}
+    def gains(self, measure: Measure = "activation") -> dict[str, Array]:
+        """Change of each concept at the best factor, beside where others are turned, and with its words in the prompt.
+        [concepts]
+        """
+        (own, others), (prompt, _) = (self.own_and_others(arm, measure) for arm in ("student", "prompt"))
+        own, others, prompt = (values[:, :, 1::2].mean(-1) for values in (own, others, prompt))
+        best, plain = self.best(measure), own[:, self.neutral]
+        return {
+            "steering": own[:, best] - plain,
+            "control": own[:, best] - others[:, best],
+            "prompt": prompt[:, 0] - plain,
+        }
 
     @cached_property
     def tests(self) -> dict[str, PairedDifference]:
         """The comparisons, concept by concept."""
         differences = {f"{arm}_own_minus_others": own - others for arm, (own, others) in self.trends.items()}
-        differences |= {f"{name}_gain": values for name, values in self.gains.items()}
-        differences["steering_minus_prompt_gain"] = self.gains["steering"] - self.gains["prompt"]
+        gains = self.gains()
+        differences |= {f"{name}_gain": gains[name] for name in ("steering", "prompt")}
+        differences["steering_minus_prompt_gain"] = gains["steering"] - gains["prompt"]
+        if self.followed():
+            gains = self.gains("following")
+            differences["following_own_minus_others"] = gains["control"]
+            differences |= {f"following_{name}_gain": gains[name] for name in ("steering", "prompt")}
+            differences["following_steering_minus_prompt_gain"] = gains["steering"] - gains["prompt"]
         seed = self.measured.settings.seed
         return {name: paired_difference(values, seed=seed) for name, values in differences.items()}
 
     def found(self) -> list[str]:
         """What was found, one sentence each."""
-        tests, student = self.tests, self.perplexity["student"]
+        tests, student, best = self.tests, self.perplexity["student"], self.best()
         steers, latents = tests["student_own_minus_others"], tests["teacher_own_minus_others"]
         beats = tests["steering_minus_prompt_gain"]
-        factor = f"factor {self.measured.settings.factors[self.best]:g}"
-        if self.best == self.neutral:
-            factor += " (which changes nothing: no other whose texts stay fluent raises the concepts more)"
         shown = "raises" if steers.shown else "is not shown to raise"
         untested = "; a test needs six concepts or more (--num-concepts)" if steers.p_value is None else ""
-        return [
+        found = [
             f"Turning a concept in the student {shown} it in the text more than turning another does: difference of "
             f"the rank correlations of factor and activation {steers}{untested}.",
             f"In the teacher, whose latents are turned: {latents}.",
-            f"Steering at {factor} changes the concept's activation by {tests['steering_gain']}; its words in the "
-            f"prompt by {tests['prompt_gain']}.",
+            f"Steering at {self._named(best)} changes the concept's activation by {tests['steering_gain']}; its words "
+            f"in the prompt by {tests['prompt_gain']}.",
             f"Steering is {'' if beats.shown else 'not shown to be '}better than the prompt: difference {beats}.",
-            f"The teacher's perplexity of the texts is {student[self.neutral]:.1f} unsteered, {student[self.best]:.1f} "
+            f"The teacher's perplexity of the texts is {student[self.neutral]:.1f} unsteered, {student[best]:.1f} "
             f"at that factor, {self.perplexity['prompt'][0]:.1f} with the words in the prompt (lower is better).",
         ]
+        if not self.followed():
+            return found
+        brings, place = tests["following_own_minus_others"], self.best("following")
+        return [
+            *found,
+            f"Turning a concept {'brings' if brings.shown else 'is not shown to bring'} the tokens that follow its "
+            f"labels in the training text: at {self._named(place)} they gain {brings} nats on turning another and "
+            f"{tests['following_steering_minus_prompt_gain']} nats on its words in the prompt; perplexity there is "
+            f"{student[place]:.1f}.",
+        ]
+
+    def _named(self, place: int) -> str:
+        """A factor in a sentence."""
+        said = f"factor {self.measured.settings.factors[place]:g}"
+        if place == self.neutral:
+            said += " (which changes nothing: no other whose texts stay fluent does more)"
+        return said
 
     def tables(self) -> tuple[Table, Table]:
         """By factor, and by concept."""
-        curves, rows = self.to_json()["curves"], []
-        for arm, of in curves.items():
-            for place, (own, low, high, others, perplexity, distinct) in enumerate(zip(*of.values(), strict=True)):
+        rows = []
+        for arm, of in self.to_json()["curves"].items():
+            for place, (own, low, high) in enumerate(zip(of["own"], of["low"], of["high"], strict=True)):
                 factor = NOTHING if arm == "prompt" else f"{self.measured.settings.factors[place]:g}"
-                numbers = f"{own:.3f} [{low:.3f}, {high:.3f}]", f"{others:.3f}", f"{perplexity:.1f}", f"{distinct:.2f}"
-                rows.append((arm, factor, *numbers))
-        measures = ("own, activation", "others, activation", "perplexity, lower is better", "distinct, share")
+                follow = [signed(of[name][place]) if name in of else NOTHING for name in _FOLLOWING]
+                numbers = f"{own:.3f} [{low:.3f}, {high:.3f}]", f"{of['others'][place]:.3f}", *follow
+                rows.append((arm, factor, *numbers, f"{of['perplexity'][place]:.1f}", f"{of['distinct_2'][place]:.2f}"))
+        measures = ("own, activation", "others, activation", "own follow, nats", "others follow, nats")
+        said = "How much likelier the text's tokens are after the concept's labels in the training text than elsewhere"
         by_factor = Table(
-            ("arm", "factor", *measures),
+            ("arm", "factor", *measures, "perplexity, lower is better", "distinct, share"),
             rows,
             caption="Dose and response, means over concepts and prompts",
             meanings={
                 "own": "Activation of the concept that was turned [95% interval over concepts].",
-                "others": "Activation of the other concepts in the same texts: the control.",
+                "others": "Activation of the concept where the others were turned: the control.",
+                "own follow": f"{said}; not counted in a teacher's own tokens.",
+                "others follow": "The same where the others were turned.",
                 "perplexity": "Of the new text under the unsteered teacher, per token of its own.",
                 "distinct": "Distinct pairs of neighbouring tokens, of all pairs of a text.",
             },
         )
-        shown = ("student", "teacher", "steering_gain", "prompt_gain")
+        shown = ("student", "teacher", "steering_gain", "prompt_gain", "following")
         by_concept = Table(
             ("concept", "words", *(name.replace("_", " ") for name in shown)),
-            [(str(row["concept"]), row["words"], *(signed(row[name]) for name in shown)) for row in self.concepts()],
+            [
+                (str(row["concept"]), row["words"], *(signed(row[name]) if name in row else NOTHING for name in shown))
+                for row in self.concepts()
+            ],
             caption="Concepts",
             text_columns=2,
             meanings={
@@ -170,6 +205,7 @@ class SteerReport:
                 "minus the mean where others are; teacher likewise.",
                 "steering gain": "Change of the activation at the factor compared with the prompt.",
                 "prompt gain": "Change of the activation with the concept's words before the prompt.",
+                "following": f"{said}, in nats, minus the same where others are turned.",
             },
         )
         return by_factor, by_concept
@@ -179,7 +215,10 @@ class SteerReport:
         concepts = list(self.measured.settings.concepts)
         columns = {"concept": concepts, "words": self.words, "predicted": self.strengths.share[concepts]}
         columns |= {"amount": self.strengths.logit[concepts]}
-        columns |= {f"{name}_gain": values for name, values in self.gains.items()}
+        gains = self.gains()
+        columns |= {f"{name}_gain": gains[name] for name in ("steering", "prompt")}
+        if self.followed():
+            columns["following"] = self.gains("following")["control"]
         columns |= {arm: own - others for arm, (own, others) in self.trends.items()}
         found = pd.DataFrame(columns).sort_values(["student", "concept"], ascending=[False, True])
         return list(found.to_dict("records"))
@@ -187,20 +226,24 @@ class SteerReport:
     def to_json(self) -> dict[str, Any]:
         """Tests, concepts, curves and settings as JSON; the texts are in texts.parquet."""
         curves = {}
-        for arm, (own, others) in self.activation.items():
+        for arm in ARMS:
+            own, others = self.own_and_others(arm)
             means, seed = own.mean(-1), self.measured.settings.seed  # [concepts, factors]
             ends = np.array([document_interval(factor, np.arange(len(own)), seed=seed) for factor in means.T])
             columns = {"own": means.mean(0), "low": ends[:, 0], "high": ends[:, 1], "others": others.mean((0, 2))}
+            if self.followed(arm):
+                follow = (part.mean((0, 2)) for part in self.own_and_others(arm, "following"))
+                columns |= dict(zip(_FOLLOWING, follow, strict=True))
             columns["perplexity"] = self.perplexity[arm]
             columns["distinct_2"] = self.measured.of(arm, "distinct_2").mean((0, 2))
             curves[arm] = {name: values.tolist() for name, values in columns.items()}
         return {
-            "format_version": 2,
+            "format_version": 3,
             "run": self.run,
             "teacher": self.teacher,
             "dictionary": self.dictionary,
             "settings": asdict(self.measured.settings),
-            "best_factor": self.measured.settings.factors[self.best],
+            "best_factor": self.measured.settings.factors[self.best()],
             "tests": {name: test._asdict() for name, test in self.tests.items()},
             "concepts": self.concepts(),
             "curves": curves,
@@ -244,12 +287,12 @@ class SteerReport:
         left, right = figure.subplots(1, 2)
         arms: tuple[tuple[Arm, str, str], ...] = (("student", theme.series[0], "o"), ("teacher", theme.series[1], "^"))
         for arm, colour, marker in arms:
-            own, others = (part.mean((0, 2))[order] for part in self.activation[arm])
+            own, others = (part.mean((0, 2))[order] for part in self.own_and_others(arm))
             left.plot(factors[order], own, color=colour, marker=marker, label=f"{arm}, own concept")
             left.plot(factors[order], others, color=colour, linestyle=":", label=f"{arm}, others")
             right.plot(factors[order], self.perplexity[arm][order], color=colour, marker=marker)
         for axes, value, title in (
-            (left, self.activation["prompt"][0].mean(), "activation in the teacher's dictionary"),
+            (left, self.own_and_others("prompt")[0].mean(), "activation in the teacher's dictionary"),
             (right, self.perplexity["prompt"][0], "perplexity under the teacher (lower is better)"),
         ):
             axes.axhline(value, color=theme.ink, linestyle="--", label="words in the prompt")
@@ -320,6 +363,10 @@ def evaluate_run_steering(
             vocab_size=data.manifest.vocab_size,
             head=0 if data.manifest.bos_token_id is None else 1,
         )
+        lifts = following_lifts(run, settings.concepts)
+        for row in measured.rows:
+            if lifts is not None and (row["arm"] != "teacher" or reader.aligned is None):  # in the student's tokens
+                row["following"] = lifts[:, row["tokens"][settings.prompt_tokens :]].mean(1).tolist()
         report = SteerReport(
             run.manifest.name, opened.teacher.name, opened.teacher.dictionary.name, measured, strengths, words
         )

@@ -50,6 +50,12 @@ FRESH = {
     "softmax_distilled_half": "concepts (softmax), distilled, both for the first half",
 }
 FRESH_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+BIGRAM_PAIRS = (
+    ("what distillation adds to NTP", "ntp_distilled_bigram", "ntp_bigram"),
+    ("what concepts (softmax) and distillation add to NTP", "softmax_distilled_bigram", "ntp_bigram"),
+    ("what concepts (softmax) add to distilled NTP", "softmax_distilled_bigram", "ntp_distilled_bigram"),
+)
+
 SCARCE_PAIRS = (
     ("what distillation adds to NTP", "ntp_distilled", "ntp_flops"),
     ("what concepts (softmax) add to NTP of the same FLOPs", "softmax_contextual", "ntp_flops"),
@@ -171,13 +177,15 @@ def with_tables(text: str) -> str:
     tables = {
         "headline": lambda: headline(report(HERE)),
         "scarce": lambda: scarce(report(SCARCE)),
-        "scarce_pairs": scarce_pairs,
+        "scarce_pairs": lambda: arm_pairs(scarce_losses(), SCARCE_PAIRS),
         "scarce_costs": lambda: scarce_costs(report(SCARCE)),
         "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
         "scarce_words": lambda: scarce_words(report(SCARCE)),
         "scarce_form": scarce_form,
         "scarce_peers": scarce_peers,
         "scarce_bigram": scarce_bigram,
+        "scarce_bigram_pairs": lambda: arm_pairs(losses_of(SCARCE / "bigram"), BIGRAM_PAIRS),
+        "scarce_epochs": scarce_epochs,
         "scarce_sizes": scarce_sizes,
         "scarce_own": scarce_own,
         "scarce_fresh": scarce_fresh,
@@ -300,10 +308,9 @@ def scarce(table: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def scarce_pairs() -> str:
-    """Arm against arm, seed by seed."""
-    losses = scarce_losses()
-    found = {question: gaps(losses, first, second) for question, first, second in SCARCE_PAIRS}
+def arm_pairs(losses: dict[str, dict[int, float]], pairs: Sequence[tuple[str, str, str]]) -> str:
+    """Arm against arm, seed by seed: (question, arm, arm it is compared with)."""
+    found = {question: gaps(losses, first, second) for question, first, second in pairs}
     corrected = holm([t_test(each).p for each in found.values()])
     rows = []
     for (question, each), p in zip(found.items(), corrected, strict=True):
@@ -492,6 +499,22 @@ def scarce_own() -> str:
         "of the model",
         "those of the same token elsewhere cost",
     )
+    return markdown(head, rows)
+
+
+def scarce_epochs() -> str:
+    """The same three arms after two and after four epochs, of the seeds of both."""
+    two, four, rows = losses_of(SCARCE / "bigram"), losses_of(SCARCE / "epochs"), []
+    for name in ("ntp", "ntp_distilled", "softmax_distilled"):
+        arm = f"{name}_bigram"
+        lengths = [{seed: losses[arm][seed] for seed in four[arm]} for losses in (two, four)]
+        cells = [with_interval(list(losses.values()), signed=False) for losses in lengths]
+        for base in ("ntp_bigram", "ntp_distilled_bigram"):
+            for losses in (two, four):
+                each = [losses[arm][seed] - losses[base][seed] for seed in four[arm]]
+                cells.append(with_interval(each) if any(each) else "")
+        rows.append((SCARCE_ARMS["ntp_flops" if name == "ntp" else name], *cells))
+    head = ("arm", "two epochs", "four", "minus NTP, two", "four", "minus distilled, two", "four")
     return markdown(head, rows)
 
 

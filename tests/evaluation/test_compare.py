@@ -32,7 +32,9 @@ COCOMIX: dict[str, Any] = {
 GRAMS = {"unigram": 7.0, "bigram": 6.0, "trigram": 5.5, "fourgram": 5.4}
 
 
-def measured(path: Path, shift: float, *, seed: int = 0, own: float = 0.0, documents: int = 12) -> Run:
+def measured(
+    path: Path, shift: float, *, seed: int = 0, own: float = 0.0, documents: int = 12, reliance: Any = None
+) -> Run:
     """Give a run an evaluation: losses `shift` above those of any other (names: twice), with noise by seed.
 
     A document has 8 tokens, every second a name. `own` is the size of noise that other arms do not share.
@@ -64,7 +66,7 @@ def measured(path: Path, shift: float, *, seed: int = 0, own: float = 0.0, docum
             "dtype": "float32", "blocks": documents // 2, "limited": False, "block_size": 128, "targets": tokens,
             "seconds": 1.0,
             "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": None, "references": references, "slices": [],
-            "concepts": None, "reliance": None, "reliance_note": None,
+            "concepts": None, "reliance": reliance, "reliance_note": None,
         }
     ).save(run, table)  # fmt: skip
     return run
@@ -126,9 +128,22 @@ def run_losses(run: Run) -> pd.DataFrame:
 
 def test_one_document_has_no_interval(write_run: WriteRun) -> None:
     paths = {"ntp": write_run("ntp", [5.0]), "ours": write_run("ours", [5.0], **COCOMIX)}
-    row = arm(compare([measured(paths["ntp"], 0.0, documents=1), measured(paths["ours"], -0.1, documents=1)]), "ours")
-    assert row.documents == 1
-    assert np.isnan([row.documents_low, row.documents_high]).all()
+    kinds = {"shuffle": {"nats": 0.2, "low": 0.2, "high": 0.2}}
+    ours = measured(paths["ours"], -0.1, documents=1, reliance={"kinds": kinds, "documents": 1})
+    found = compare([measured(paths["ntp"], 0.0, documents=1), ours])
+    row = arm(found, "ours")
+    assert (row.documents, row.shuffle) == (1, 0.2)
+    assert np.isnan([row.documents_low, row.documents_high, row.shuffle_low, row.shuffle_high]).all()
+    assert len(found.words)
+    assert found.words[["low", "high"]].isna().all(axis=None)
+
+
+def test_tokens_of_one_document_have_no_interval(write_run: WriteRun) -> None:
+    paths = {"ntp": write_run("ntp", [5.0]), "ours": write_run("ours", [5.0], **COCOMIX)}
+    runs = [measured(paths["ntp"], 0.0, documents=2), measured(paths["ours"], -0.1, own=0.1, documents=2)]
+    low = compare(runs).words.set_index(["slice", "value"])["low"]
+    assert np.isnan(low["position", "1"])  # the only block begins with the first document
+    assert low["position", "8-15"] < 0
 
 
 def test_the_document_test_heeds_seeds(write_run: WriteRun) -> None:

@@ -20,6 +20,7 @@ from cocomix.evaluation.minimal_pairs import (
     measure_pairs,
     score_pairs,
 )
+from cocomix.evaluation.pages import NOTHING
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
 from tests.command_line import Cli
@@ -84,6 +85,7 @@ def test_accuracy_counts_ties_half_and_has_an_interval() -> None:
     assert (found["order"].accuracy, found["order"].pairs, found["order"].documents) == (2.5 / 4, 4, 3)
     assert found["all"].accuracy == pytest.approx(3.5 / 5)
     assert 0 <= found["order"].low < found["order"].accuracy < found["order"].high <= 1
+    assert found["agreement"].interval == NOTHING  # of one document
 
 
 def test_eval_measures_them_by_name(workshop: Workshop, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

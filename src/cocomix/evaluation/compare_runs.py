@@ -17,7 +17,16 @@ from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import run_labels
-from cocomix.evaluation.statistics import Estimate, by_document, crossed_interval, holm, power_law, t_test, wilcoxon_p
+from cocomix.evaluation.statistics import (
+    Estimate,
+    Floats,
+    by_document,
+    crossed_interval,
+    holm,
+    power_law,
+    t_test,
+    wilcoxon_p,
+)
 from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, label_words, teacher_flops
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run
@@ -136,6 +145,8 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> pd
         )
     frame = pd.DataFrame(rows)
     measured = pd.json_normalize([one.model_dump() for one in evaluations]).reindex(columns=list(_MEASURED))
+    alone = [one.reliance is not None and one.reliance.documents < 2 for one in evaluations]
+    measured.loc[alone, [name for name in _MEASURED if name.endswith((".low", ".high"))]] = np.nan  # see `_interval`
     frame = frame.join(measured.rename(columns=_MEASURED))
     if evaluations:
         frame["loss"] = [one.loss for one in evaluations]
@@ -240,17 +251,20 @@ def _differences_on_tokens(
             gaps = np.stack([losses[name, seed] - losses[baseline, seed] for seed in shared])
             sums, targets = by_document(gaps, documents)
             means = (sums / targets).mean(axis=0)
-            alone = sums.shape[1] < 2  # resamples of one document are that document: no width, and nothing decided
-            interval = (np.nan, np.nan) if alone else crossed_interval(sums, targets)
-            whole.loc[name] = [sums.shape[1], *interval, (means < 0).mean(), wilcoxon_p(means)]
+            whole.loc[name] = [sums.shape[1], *_interval(sums, targets), (means < 0).mean(), wilcoxon_p(means)]
             for which, values in slices.items():
                 for value in pd.Categorical(values).categories:
                     if (inside := (values == value).to_numpy()).any():
                         sums, targets = by_document(gaps[:, inside], documents[inside])
                         difference = float(sums.sum() / targets.sum())
-                        row = (name, which, str(value), int(inside.sum()), difference, *crossed_interval(sums, targets))
+                        row = (name, which, str(value), int(inside.sum()), difference, *_interval(sums, targets))
                         words.append(row)
     return whole, pd.DataFrame(words, columns=list(columns("words")))
+
+
+def _interval(sums: Floats, targets: Floats) -> tuple[float, float]:
+    """`crossed_interval`; of one document, whose resamples are all that document, none: nothing is decided by it."""
+    return crossed_interval(sums, targets) if sums.shape[1] > 1 else (np.nan, np.nan)
 
 
 def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:

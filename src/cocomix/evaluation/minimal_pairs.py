@@ -25,7 +25,7 @@ from cocomix.artifacts import write_json
 from cocomix.data import VALIDATION, begin_of_text
 from cocomix.evaluation.inference import inference, token_losses
 from cocomix.evaluation.loss_slices import FUNCTION_WORDS
-from cocomix.evaluation.pages import Table
+from cocomix.evaluation.pages import NOTHING, Table
 from cocomix.evaluation.run_evaluation import EVALUATIONS
 from cocomix.evaluation.run_inputs import open_run_data, run_blocks
 from cocomix.evaluation.statistics import document_interval
@@ -125,6 +125,11 @@ class PairAccuracy(Record):
     low: float  # lower end of its 95% interval over documents
     high: float  # upper end
 
+    @property
+    def interval(self) -> str:
+        """The interval for people; a dash of a single document, which has none."""
+        return f"{self.low:.1%} … {self.high:.1%}" if self.documents > 1 else NOTHING
+
 
 class MinimalPairs(Record):
     """A run's accuracies."""
@@ -139,7 +144,7 @@ class MinimalPairs(Record):
     def table(self) -> Table:
         """For people."""
         rows = [
-            (one.kind, f"{one.accuracy:.1%}", f"{one.low:.1%} … {one.high:.1%}", f"{one.pairs:,}", f"{one.documents:,}")
+            (one.kind, f"{one.accuracy:.1%}", one.interval, f"{one.pairs:,}", f"{one.documents:,}")
             for one in self.kinds
         ]
         right, interval = "right, higher is better; chance 50%", "95% interval, over documents"

@@ -77,4 +77,5 @@ def _beside_references(folder: Path) -> "Table | None":
         return None
     if (warning := worse_than_bigram(name, loss, references)) is not None:
         logger.warning(warning)
-    return models_table({name: loss}, references, "Final evaluation", bits).rich()
+    caption = f"Final evaluation, first {finished.manifest.evaluation_blocks:,} validation blocks"
+    return models_table({name: loss}, references, caption, bits).rich()

@@ -170,6 +170,7 @@ def test_on_the_command_line(cli: Cli, workshop: Workshop, tmp_path: Path) -> No
     assert f"{path / 'train-00000'}.ids.npy has changed" in result.err
     assert " more)" in result.err
     cli.refuses("verify", tmp_path, says="nothing that cocomix wrote")
+    cli.refuses("verify", tmp_path / "absent", says="make it with `cocomix VERB`")
 
 
 # --- names that lead out ----------------------------------------------------------------------------------------------

@@ -56,6 +56,11 @@ def test_the_paragraphs_of_a_help_flow(cli: Cli, monkeypatch: pytest.MonkeyPatch
             assert len(f"{line} {after.split()[0]}") > 78
 
 
+def test_no_name_to_type_is_cut_in_a_terminal_of_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "COCOMIX_EXPLORER_PASSWORD" in cli("explore", "--help").out
+
+
 def test_a_verb_is_a_file_of_its_name() -> None:
     files = {path.stem for path in Path(cocomix.cli.__file__).parent.glob("*.py")}
     assert {verb.replace("-", "_") for verb in VERBS} == {name.rstrip("_") for name in files - {"__init__"} - HELPERS}

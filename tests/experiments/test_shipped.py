@@ -69,6 +69,7 @@ def test_nothing_is_overwritten(cli: Cli, here: Path) -> None:
     assert base.read_text() == "objective: ntp\n"
     assert cli("init", "demo", "-o", "elsewhere", "-q").err == ""
     assert (here / "elsewhere" / "demo.yaml").is_file()
+    assert "cocomix plan 'my recipes/demo.yaml'" in cli("init", "demo", "-o", "my recipes").err
 
 
 def test_names_that_are_none(cli: Cli, here: Path) -> None:

@@ -317,7 +317,7 @@ def open_artifact(path: Path | str) -> Artifact[Any]:
         NotAnArtifact: there is none, or it is not finished.
         WrongKind: it is of no kind that is known.
     """
-    return _kind(_manifest_file(path, "a cocomix command").kind, path).open(path)
+    return _kind(_manifest_file(path, "cocomix VERB").kind, path).open(path)
 
 
 def verify(path: Path | str) -> Findings:

@@ -29,7 +29,7 @@ def explore(
         typer.Option(metavar="NAME", help="Name by which a proxy is reached; any name not known is refused."),
     ] = None,
     password_file: Annotated[
-        Path | None, typer.Option(help="File with a password; or set COCOMIX_EXPLORER_PASSWORD. The user is cocomix.")
+        Path | None, typer.Option(help="File with a password for the user cocomix; or set COCOMIX_EXPLORER_PASSWORD")
     ] = None,
 ) -> None:
     """Open a run in the browser: read, steer, compare.

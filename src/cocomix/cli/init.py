@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,7 @@ def init(
             "added": [str(path) for path in copied.added],
             "kept": [str(path) for path in copied.kept],
         },
-        next=f"cocomix plan {copied.recipe}",
+        next=f"cocomix plan {shlex.quote(str(copied.recipe))}",
     )
 
 

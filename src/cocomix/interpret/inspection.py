@@ -71,7 +71,8 @@ def encode(
     ids = ids[:context] if cut else ids
     if len(ids) + room > context:
         asked = f"{len(ids)} tokens" if room == 0 else f"{len(ids)} tokens and {room} more are to be generated"
-        raise CoCoMixError(f"the text has {asked}, but the model's context is {context} tokens; shorten it.")
+        remedy = "shorten it" if room == 0 else "shorten it, or generate fewer (--max-new-tokens)"
+        raise CoCoMixError(f"the text has {asked}, but the model's context is {context} tokens; {remedy}.")
     if max(ids) >= model.config.vocab_size:
         raise CoCoMixError(
             f"the tokenizer yields token {max(ids)} but the model's vocabulary has {model.config.vocab_size} entries; "

@@ -1,5 +1,6 @@
 """The steering evaluation: its texts against one-by-one generation, and a planted concept that it must find."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -148,7 +149,10 @@ def test_a_planted_concept_is_found_to_steer_and_the_others_are_its_control():
     assert settings.factors[report.best()] > 0
 
 
-def test_strengths_equal_a_naive_count(teacher):
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "relu"])
+def test_strengths_equal_a_naive_count(kind, monkeypatch):
+    monkeypatch.setattr("cocomix.interpret.effects._TOKENS_AT_ONCE", 8)  # a block a batch, each with slots of its own
+    teacher = ConceptTeacher(make_model("gpt2"), make_dictionary(kind), 1)
     model, ids = student("gpt2"), tokens(6, 8)
     found = concept_strengths(model, ids, reader=TextReader(ActivationLabeller(teacher)))
     with torch.no_grad():
@@ -159,6 +163,10 @@ def test_strengths_equal_a_naive_count(teacher):
         assert found.share[concept] == pytest.approx(float(there.any(-1).float().mean()))
         latents = (codes.values * (codes.ids == concept)).sum(-1)
         assert found.active[concept] == pytest.approx(float((latents > 0).float().mean()))
+        if (latents > 0).any():
+            ranked = latents[latents > 0].sort().values
+            high = float(ranked[math.ceil(0.95 * len(ranked)) - 1])
+            assert found.latent[concept] == pytest.approx(max(high - float(latents.mean()), 0.1), rel=1e-5)
         if there.any():
             high = float(output.concept_values[there].quantile(0.95, interpolation="higher"))
             mean = float(output.concept_logits[..., concept].mean())

@@ -78,8 +78,8 @@ def turning_amounts(ids: Array, logits: Array, mean: Array) -> Array:
     95% of all predictions stay below.
 
     Args:
-        ids: predicted concepts. int [positions, k]
-        logits: their logits. float [positions, k]
+        ids: predicted concepts. int [positions, k], or of any other shape
+        logits: their logits. float, likewise
         mean: mean logit over all positions. float [n_concepts]
 
     Returns:
@@ -89,7 +89,9 @@ def turning_amounts(ids: Array, logits: Array, mean: Array) -> Array:
     counts = np.bincount(ids.ravel(), minlength=len(mean))
     ends = counts.cumsum()
     places = (ends - counts + np.ceil(_HIGH * counts).astype(np.int64) - 1).clip(min=0)
-    high = np.where(counts > 0, logits.ravel()[order][places], np.quantile(logits, _HIGH))
+    everywhere = np.quantile(logits, _HIGH) if logits.size else 0.0
+    high = np.full(len(mean), everywhere)
+    high[counts > 0] = logits.ravel()[order][places[counts > 0]]
     amounts: Array = (high.astype(np.float64) - mean).clip(min=_LEAST_AMOUNT)
     return amounts
 
@@ -120,7 +122,7 @@ def concept_strengths(
     """Read blocks of text with the student and, if there is one, with its teacher."""
     n_concepts, size = student.config.num_concepts, max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
     found: list[list[Array]] = []  # per batch: ids, logits, latents' ids, latents, ids and amounts of what is present
-    total = np.zeros(n_concepts)
+    total, read = np.zeros(n_concepts), 0  # `read`: the teacher's positions
     with progress("reading concepts", len(input_ids), "blocks") as advance:
         for start in range(0, len(input_ids), size):
             batch = input_ids[start : start + size].to(student.device)
@@ -130,20 +132,23 @@ def concept_strengths(
                 output = student(batch, position_ids=positions, **asked)
                 columns = [output.concept_ids.flatten(0, 1), output.concept_values.flatten(0, 1)]
                 if reader is not None:
-                    columns += [column for codes in reader.survey(batch) for column in codes]
+                    both = reader.survey(batch)
+                    # Without unused slots, of which every batch has as many as its fullest position asks for.
+                    columns += [column[codes.values > 0] for codes in both for column in codes]
+                    read += len(both[0].ids)
                 total += output.concept_logits.double().sum((0, 1)).cpu().numpy()
             plain = [column.float().cpu().numpy() for column in columns]  # ids are exact below 2**24
             plain[::2] = [ids.astype(np.int64) for ids in plain[::2]]
             found.append(plain)
             advance(len(batch))
-    ids, logits, *read = (np.concatenate(column) for column in zip(*found, strict=True))
+    ids, logits, *latent = (np.concatenate(column) for column in zip(*found, strict=True))
     share = np.bincount(ids.ravel(), minlength=n_concepts) / len(ids)
     amounts = turning_amounts(ids, logits, total / len(ids))
     if reader is None:
         return Strengths(share, amounts, np.zeros(n_concepts), np.zeros(n_concepts))
-    latent_ids, latents, present_ids, present = read
-    active = np.bincount(present_ids[present > 0], minlength=n_concepts) / len(present_ids)
-    means = np.bincount(latent_ids.ravel(), weights=latents.ravel(), minlength=n_concepts) / len(latent_ids)
+    latent_ids, latents, present_ids, _ = latent
+    active = np.bincount(present_ids, minlength=n_concepts) / read
+    means = np.bincount(latent_ids, weights=latents, minlength=n_concepts) / read
     return Strengths(share, amounts, active, turning_amounts(latent_ids, latents, means))
 
 

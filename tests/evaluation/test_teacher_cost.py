@@ -9,9 +9,9 @@ from cocomix.concepts import TeacherConfig, labeller_config
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.evaluation.teacher_flops import dictionary_flops, teacher_flops
-from cocomix.labelling import Labels, distill_data, label_and_distill
+from cocomix.labelling import Labels, distill_data, label_and_distill, label_data
 from cocomix.model import account
-from cocomix.training.opened_run import ExtraFlops, LabelReference, TeachingReference
+from cocomix.training.opened_run import ExtraFlops, LabelReference, OnlineLabelReference, TeachingReference
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 
@@ -26,9 +26,14 @@ def test_stored_labels_count_once_and_as_far_as_the_run_read(workshop: Workshop,
 
 def test_work_while_training_counts_until_its_weight_is_0(workshop: Workshop) -> None:
     run = Run.open(workshop.ntp_run)
-    extra = {"kd": ExtraFlops(per_token=10.0, tokens=100), "hidden": ExtraFlops(per_token=1.0, tokens=10**9)}
+    costs = {"kd": (10.0, 10.0, 100), "hidden": (1.0, 1.0, 10**9), "hint": (7.0, 4.0, 50), "nitp": (5.0, 0.0, 200)}
+    extra = {
+        name: ExtraFlops(per_token=flops, of_teacher=of_teacher, tokens=until)
+        for name, (flops, of_teacher, until) in costs.items()
+    }
     run.manifest = run.manifest.model_copy(update={"extra_flops": extra, "tokens": 500})
-    assert teacher_flops(run) == 10 * 100 + 500
+    assert teacher_flops(run) == 10 * 100 + 500 + 4 * 50
+    assert run.manifest.training_flops == 500 * run.manifest.flops_per_token.training + 3 * 50 + 5 * 200
 
 
 def test_labels_cost_a_forward_and_part_of_a_backward_pass(workshop: Workshop) -> None:
@@ -65,6 +70,28 @@ def test_a_dictionarys_fit_is_counted_by_formula(workshop: Workshop, tmp_path: P
     d_model, layers = 16, 2  # of the teacher, up to the layer
     below = layers * (2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2)
     assert report.flops == pytest.approx(report.tokens * (below + 10 * d_model * 32))
+
+
+@pytest.mark.parametrize("kind", ["contextual", "token_lookup", "attribution"])
+def test_a_first_pass_over_a_sample_counts_once(kind: str, workshop: Workshop, tmp_path: Path) -> None:
+    source = {"teacher": {"model": str(workshop.teacher), "layer": 1}, "dictionary": {"path": str(workshop.dictionary)}}
+    centred = {"centre_by_token": True} if kind == "attribution" else {}
+    config = labeller_config({"kind": kind, "sample_tokens": 3 * BLOCK + 1, **centred, **source})
+    made = label_data(workshop.data, config, tmp_path / "labels").manifest
+    d_model, vocab = 16, AutoModelForCausalLM.from_pretrained(workshop.teacher).config.vocab_size
+    block = 2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2
+    labelling = 2 * block + 2 * CONCEPTS * d_model  # of a teacher of 3 blocks, read after the second
+    if kind == "attribution":  # the third, the head, and back through both
+        labelling += 2 * (block + 2 * vocab * d_model)
+    assert made.fit_flops == pytest.approx(3 * BLOCK * labelling)
+    run = Run.open(workshop.ntp_run)
+    reference = LabelReference(path=str(tmp_path / "labels"), fingerprint=made.fingerprint)
+    run.manifest = run.manifest.model_copy(update={"labels": reference, "tokens": 40})
+    for shared in (False, True):
+        assert teacher_flops(run, shared=shared) == pytest.approx(made.fit_flops + 40 * made.flops_per_token)
+    online = OnlineLabelReference(fingerprint="f", labels={}, labeller={}, fit_flops=7.0)
+    run.manifest = run.manifest.model_copy(update={"labels": None, "online_labels": online})
+    assert [teacher_flops(run), teacher_flops(run, shared=True)] == [7.0, 0.0]
 
 
 def test_a_pass_that_made_labels_and_probabilities_counts_once(workshop: Workshop, tmp_path: Path) -> None:

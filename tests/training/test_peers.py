@@ -89,6 +89,10 @@ def test_it_trains_two_steps_by_name(name: str, arm: str, workshop: Workshop, tm
     assert manifest["final"]["eval_loss"] > 0
     extra = manifest["extra_flops"].get(name, {"parameters": 0})
     assert (extra["parameters"] > 0) == (COSTS[name][0] > 0)
+    beside = extra.get("per_token", 0.0) * min(extra.get("tokens", 0), manifest["tokens"])
+    flops = manifest["flops_per_token"]["training"] * manifest["tokens"] + beside
+    assert rows(run)[-1]["flops"] == pytest.approx(flops)
+    assert manifest["teacher_flops_per_token"] == extra.get("of_teacher", 0.0) == 0
     assert (
         manifest["parameters"]["total"]
         == read_json(getattr(workshop, f"{arm}_run") / "manifest.json")["parameters"]["total"]

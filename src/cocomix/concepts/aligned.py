@@ -249,6 +249,10 @@ class AlignedFittedTeacher(AlignedTeacher):
         """Learn from batches of the student's tokens, int64 [batch, seq] each."""
         return self._with(self.inner.fit(self.texts.blocks(batch) for batch in batches))
 
+    def fit_flops_per_token(self, seq: int) -> float:
+        """The inner labeller's, as if the teacher had as many tokens."""
+        return self.inner.fit_flops_per_token(seq)
+
     def tables(self) -> dict[str, Tensor]:
         """The inner labeller's."""
         return self.inner.tables()

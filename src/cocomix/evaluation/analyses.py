@@ -96,7 +96,10 @@ def analyse_runs(
         raise CoCoMixError("none of the runs mixes concepts in, so there is nothing to analyse; name one that does.")
     with whole_folder(output) as folder:
         shared: dict[str, Any] = {"device": device, "batch_size": batch_size, "limit_blocks": limit_blocks}
-        controls = [evaluate_run(run, **shared) for run in runs if run.manifest.objective == "ntp"]
+        plain = sorted(
+            (run for run in runs if run.manifest.objective == "ntp"), key=lambda run: not run.manifest.next_tokens_alone
+        )
+        controls = [evaluate_run(run, **shared) for run in plain]
         found = [(run, evaluate_run(run, **shared, seed=seed)) for run in runs if run.manifest.objective != "ntp"]
         for _, each in found:
             if each.reliance is None:

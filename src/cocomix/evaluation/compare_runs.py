@@ -134,7 +134,8 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> pd
                 "kind": _kind(run),
                 "parameters": manifest.parameters.total,
                 "active_parameters": manifest.parameters.active,
-                "flops": manifest.tokens * manifest.flops_per_token.training,
+                "flops": manifest.training_flops,
+                "alone": manifest.next_tokens_alone,
                 "teacher_flops": teacher_flops(run),
                 "stored_flops": teacher_flops(run, shared=True),
                 "dictionary_flops": dictionary_flops(run),
@@ -178,7 +179,7 @@ def _choose_baseline(frame: pd.DataFrame, name: str | None) -> tuple[str, str]:
     """The arm to measure against, and why in one sentence."""
     names = ", ".join(frame["arm"].unique())
     arms = frame.groupby("arm", sort=False).first()
-    plain = arms[arms["objective"] == "ntp"]
+    plain = arms[arms["alone"] if arms["alone"].any() else arms["objective"] == "ntp"]
     if name is not None:
         if name not in arms.index:
             raise CoCoMixError(f"there is no run named {name!r} to be the baseline; the runs are {names}.")
@@ -187,7 +188,8 @@ def _choose_baseline(frame: pd.DataFrame, name: str | None) -> tuple[str, str]:
         raise CoCoMixError(f"none of the runs has the objective ntp; choose the baseline with --baseline: {names}.")
     others = arms[arms["objective"] != "ntp"]
     if len(plain) == 1 or others.empty:
-        return str(plain.index[0]), f"Baseline: {plain.index[0]}, the first run trained on next tokens alone."
+        what = "trained on next tokens alone" if arms["alone"].any() else "of the objective ntp"
+        return str(plain.index[0]), f"Baseline: {plain.index[0]}, the first run {what}."
     away = (plain["active_parameters"] - others["active_parameters"].mean()).abs()
     return str(away.idxmin()), (
         f"Baseline: {away.idxmin()}, of the ntp runs the one whose active parameters are nearest the others' mean."
@@ -268,9 +270,9 @@ def _interval(sums: Floats, targets: Floats) -> tuple[float, float]:
 
 
 def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every arm beside the NTP arms that cost or weigh the same."""
-    arms = frame.groupby("arm", sort=False).agg({"objective": "first", "flops": "mean", "active_parameters": "mean"})
-    plain = arms[arms["objective"] == "ntp"]
+    """Every arm beside the arms of next tokens alone that cost or weigh the same."""
+    arms = frame.groupby("arm", sort=False).agg({"alone": "first", "flops": "mean", "active_parameters": "mean"})
+    plain = arms[arms["alone"]]
     rows = []
     for name, arm in arms.iterrows():
         for kind, axis in _LIKENESS.items():

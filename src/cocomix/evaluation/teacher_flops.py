@@ -20,20 +20,24 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
 
     Work while training (online labels, distillation, hidden states) counts until its weight is 0 for good. Of what was
     written before training each token counts once, however often it is read, and only as far as the run read. What
-    labels and probabilities that were made together would each have needed of the teacher counts once, too.
+    labels and probabilities that were made together would each have needed of the teacher counts once, too, and so does
+    the first pass of labels that have one, all of it.
 
     Args:
         shared: only what was written before training, which other students can read, too.
     """
     manifest = run.manifest
     while_training = () if shared else (manifest.extra_flops or {}).values()
-    total = sum(extra.per_token * min(extra.tokens, manifest.tokens) for extra in while_training)
+    total = sum(extra.of_teacher * min(extra.tokens, manifest.tokens) for extra in while_training)
+    if manifest.online_labels is not None and not shared:
+        total += manifest.online_labels.fit_flops
     read: list[StoredManifest] = []
     try:
         if manifest.labels is not None:
             if (labels := run_labels(run)) is None:
                 return None
             read.append(labels.manifest)
+            total += labels.manifest.fit_flops
         if manifest.teaching is not None and manifest.teaching.path is not None:
             read.append(TeacherProbabilities.open(manifest.teaching.path).manifest)
     except CoCoMixError:
@@ -87,7 +91,7 @@ def flops_from_nothing(run: Run) -> float | None:
         spent = [teacher_flops(one), dictionary_flops(one)]
         if None in spent:
             return None
-        total += one.manifest.tokens * one.manifest.flops_per_token.training + sum(map(float, filter(None, spent)))
+        total += one.manifest.training_flops + sum(map(float, filter(None, spent)))
         todo += _sources(one)
     return total
 

@@ -82,7 +82,7 @@ def _table(subject: Subject) -> str:
         ("final validation loss", f"{manifest.final.eval_loss:.3f} nats per token"),
         ("training tokens", si(manifest.tokens)),
         ("parameters, active", si(manifest.parameters.active)),
-        ("training FLOPs per token", si(manifest.flops_per_token.training)),
+        ("training FLOPs per token", si(manifest.training_flops / manifest.tokens)),
         ("wall clock", duration(manifest.seconds)),
     )
     advice = f"To see it beside others: `cocomix explore {run.path} --compare OTHER_RUN`"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
-    from cocomix.labelling.block_functions import check_tokenizer, load_labeller, open_decoder, open_labeller
+    from cocomix.labelling.block_functions import check_tokenizer, fit_flops, load_labeller, open_decoder, open_labeller
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data, fitted
     from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
@@ -39,6 +39,7 @@ __all__ = [
     "check_tokenizer",
     "distill_data",
     "finish",
+    "fit_flops",
     "fit_on_data",
     "fitted",
     "label_and_distill",

@@ -95,6 +95,15 @@ def open_labeller(
     return labeller, check_labeller(labeller, sample, k=config.k, tokenizer_has_bos=has_bos, force=force)
 
 
+def fit_flops(tokens: Tokens, labeller: ConceptLabeller) -> float:
+    """FLOPs of a labeller's first pass over a sample, by formula; 0 where it has none, or no model runs in it."""
+    if not isinstance(labeller, FittedTeacherLabeller | AlignedFittedTeacher):
+        return 0.0
+    size = tokens.manifest.block_size
+    blocks = min(tokens.manifest.splits[TRAIN].blocks, max(1, labeller.sample_tokens // size))  # as `spread_blocks`
+    return blocks * size * labeller.fit_flops_per_token(size)
+
+
 def _counted(blocks: Tensor, advance: Callable[[float], Any]) -> Iterator[Tensor]:
     """Batches of blocks, each reported when the next is asked for."""
     for batch in torch.split(blocks, max(1, _BATCH_TOKENS // blocks.shape[1])):

@@ -26,6 +26,7 @@ from cocomix.labelling.block_functions import (
     OnePass,
     SentTokens,
     code_version,
+    fit_flops,
     open_labeller,
     targets_for,
 )
@@ -233,6 +234,7 @@ def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, f
         "agreement_with_float32": None if agreement is None else agreement.equal_sets,
         "score_kept_of_float32": None if agreement is None else agreement.score_kept,
         "flops_per_token": labeller.flops_per_token(block_size),
+        "fit_flops": fit_flops(tokens, labeller),
     }
     files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
     identity |= {"made_with": made_with}

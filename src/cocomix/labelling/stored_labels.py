@@ -63,6 +63,8 @@ class LabelsManifest(StoredManifest):
     in float32, or there is no teacher."""
     score_kept_of_float32: float | None = None
     """Share of the best labels' score that the chosen ones have there; None likewise."""
+    fit_flops: float = 0.0
+    """FLOPs of the first pass, in which the labeller learned from a sample, by formula; 0 without one."""
     statistics: LabelStatistics
     content: LabelContent | None = None
     """How much of the labels the current token alone tells; None where there are too few to say."""

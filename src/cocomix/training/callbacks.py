@@ -27,17 +27,20 @@ _SETTLING_STEPS = 2  # allocations, first kernels and compilation are not what a
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends one JSON object per log line: step, tokens, seconds, training FLOPs so far, and the numbers logged."""
+    """Appends one JSON object per log line: step, tokens, seconds, training FLOPs so far, and the numbers logged.
 
-    def __init__(self, path: Path, flops_per_token: float) -> None:
-        self.path = path
-        self.flops_per_token = flops_per_token
+    Args:
+        flops: of so many training tokens.
+    """
+
+    def __init__(self, path: Path, flops: Callable[[float], float]) -> None:
+        self.path, self.flops = path, flops
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write the line, unless it is the Trainer's summary after the last step."""
         if not state.is_world_process_zero or logs is None or not {"loss", "eval_loss"} & logs.keys():
             return
-        row = {**logs, "step": state.global_step, "flops": logs["tokens"] * self.flops_per_token}
+        row = {**logs, "step": state.global_step, "flops": self.flops(logs["tokens"])}
         names = [name for name in dict.fromkeys((*_FIRST, *row)) if name in row and name not in _LEFT_OUT]
         line = json.dumps({name: row[name] for name in names}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as stream:

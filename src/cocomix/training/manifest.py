@@ -13,7 +13,7 @@ from cocomix.model.accounting import count_parameters
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
-from cocomix.training.opened_run import RunManifest
+from cocomix.training.opened_run import ExtraFlops, RunManifest
 from cocomix.training.order import MixtureOrder
 from cocomix.training.recipe import RunConfig
 from cocomix.training.student import Plan
@@ -43,15 +43,7 @@ def run_manifest(
     """
     arguments, online = trainer.args, trainer.online_labels
     tokens = trainer.tokens_seen(trainer.state.global_step)
-    extra = {
-        one.name: {
-            "per_token": flops,
-            "tokens": trainer.tokens_seen(one.weight.steps(trainer.total_steps)),
-            "parameters": count_parameters(trainer.heads[one.name]) if one.name in trainer.heads else 0,
-        }
-        for one in trainer.objectives
-        if (flops := one.extra_flops_per_token(plan.config)) != 0
-    }
+    extra = extra_flops(trainer, plan)
     dtype, count, student = _DTYPES[trainer.accelerator.mixed_precision], plan.accounting, plan.config
     mixes = isinstance(student, CoCoMixConfig)
     values = {
@@ -78,8 +70,8 @@ def run_manifest(
         "teaching": teaching.reference,
         "parameters": {"total": count.total_parameters, "active": count.active_parameters},
         "flops_per_token": {"forward": count.forward_flops_per_token, "training": count.training_flops_per_token},
-        "teacher_flops_per_token": sum(e["per_token"] * e["tokens"] for e in extra.values()) / tokens,
-        "extra_flops": extra,
+        "teacher_flops_per_token": sum(one.of_teacher * one.tokens for one in extra.values()) / tokens,
+        "extra_flops": {name: one.model_dump() for name, one in extra.items()},
         "weights": {one.name: one.weight.model_dump(mode="json") for one in trainer.objectives},
         "labels_until": trainer.labels_until() if recipe.has_concepts else None,
         "learning_rate": arguments.learning_rate,
@@ -97,6 +89,20 @@ def run_manifest(
         "versions": {"torch": torch.__version__, "transformers": version("transformers")},
     }
     return RunManifest.model_validate(values)
+
+
+def extra_flops(trainer: CoCoMixTrainer, plan: Plan) -> dict[str, ExtraFlops]:
+    """What each objective costs beside the model, by its name; without those that cost nothing."""
+    return {
+        one.name: ExtraFlops(
+            per_token=flops,
+            tokens=trainer.tokens_seen(one.weight.steps(trainer.total_steps)),
+            of_teacher=one.teacher_flops,
+            parameters=count_parameters(trainer.heads[one.name]) if one.name in trainer.heads else 0,
+        )
+        for one in trainer.objectives
+        if (flops := one.extra_flops_per_token(plan.config)) != 0
+    }
 
 
 def _made_from(data: Tokens, labels: StoredLabels | None, teaching: Teaching) -> dict[str, str]:

@@ -34,7 +34,7 @@ from cocomix.concepts import (
     drop_without_target,
 )
 from cocomix.data import Tokens
-from cocomix.labelling import open_labeller
+from cocomix.labelling import fit_flops, open_labeller
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.model.accounting import build_model
 from cocomix.runtime.console import progress
@@ -134,10 +134,11 @@ class OnlineLabels:
                 yield waiting.popleft().result()
 
     def reference(self, data: Tokens) -> dict[str, Any]:
-        """For the run's manifest: fingerprint of the labels, settings, and the labeller's fingerprint by its parts."""
+        """For the run's manifest: fingerprint of the labels, settings, the labeller's fingerprint, cost of its fit."""
         made = determining(self.labeller.fingerprint())
         fingerprint = fingerprint_json({"tokens": data.manifest.fingerprint, "k": self.config.k, **made})
-        return {"fingerprint": fingerprint, "labels": self.config.model_dump(mode="json"), "labeller": made}
+        settings, first_pass = self.config.model_dump(mode="json"), fit_flops(data, self.labeller)
+        return {"fingerprint": fingerprint, "labels": settings, "labeller": made, "fit_flops": first_pass}
 
     def save_tables(self, folder: Path) -> None:
         """Keep what the labeller learned from the data, so that a run that goes on labels as it began."""

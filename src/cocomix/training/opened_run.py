@@ -1,6 +1,7 @@
 """A run folder: what was trained, on what, at which cost, and its validation curve."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,11 +74,15 @@ class LabelReference(_Part):
 
 
 class OnlineLabelReference(_Part):
-    """Labels that were made while the run trained: how, as in a recipe, and the labeller's fingerprint by its parts."""
+    """Labels that were made while the run trained: how, as in a recipe, and the labeller's fingerprint by its parts.
+
+    `fit_flops` are those of its first pass over a sample, if it had one.
+    """
 
     fingerprint: str
     labels: dict[str, Any]
     labeller: dict[str, str]
+    fit_flops: float = 0.0
 
 
 class TeachingReference(_Part):
@@ -97,11 +102,13 @@ class ParameterCounts(_Part):
 class ExtraFlops(_Part):
     """FLOPs per training token beside the model's own, up to so many training tokens: a teacher's, or a loss's head's.
 
-    Below 0 where they are saved; `parameters` are those of the head, which is not part of the finished model.
+    Below 0 where they are saved; `of_teacher` are those of them that a teacher spends; `parameters` are those of the
+    head, which is not part of the finished model.
     """
 
     per_token: float
     tokens: int
+    of_teacher: float = 0.0
     parameters: int = 0
 
 
@@ -162,9 +169,25 @@ class RunManifest(Manifest):
     skipped_steps: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def training_flops(self) -> float:
+        """Of the model and of what its losses compute beside it, by formula, forward and backward; no teacher's."""
+        return training_flops(self.flops_per_token.training, self.extra_flops or {}, self.tokens)
+
+    @property
+    def next_tokens_alone(self) -> bool:
+        """Whether nothing but next tokens was learned: no concepts, no distribution of a teacher, no other loss."""
+        return self.objective == "ntp" and set(self.weights) <= {"ntp"}
+
     def contents(self) -> Any:
         """The model alone: neither its name nor its place nor what was recorded on the way makes it another run."""
         return {name: entry.sha256 for name, entry in self.files.items() if is_model_file(name)}
+
+
+def training_flops(per_token: float, extra: Mapping[str, ExtraFlops], tokens: float) -> float:
+    """FLOPs of a run's first training tokens: of the model, and of what its losses compute beside it; no teacher's."""
+    beside = ((one.per_token - one.of_teacher) * min(one.tokens, tokens) for one in extra.values())
+    return per_token * tokens + sum(beside)
 
 
 def is_model_file(name: str) -> bool:

@@ -115,6 +115,11 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
         **_labelled(recipe, plan, arguments, steps),
         "training FLOPs": flops or "the data's",
         "hours on one H200 or H100, estimated": float(f"{gpu_hours(plan.config, flops):.3g}") or "the data's",
+        **(
+            {"left out of FLOPs and hours": f"losses of auxiliary: {', '.join(recipe.auxiliary)}"}
+            if recipe.auxiliary
+            else {}
+        ),
     }
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ from cocomix.training.input_checks import check_coverage, check_sources
 from cocomix.training.launching import check_deepspeed, refuse_under_fsdp, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.loading import JoinedBlocks, joined_blocks
-from cocomix.training.manifest import run_manifest
+from cocomix.training.manifest import extra_flops, run_manifest
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
 from cocomix.training.online import OnlineLabels, open_online_labels
-from cocomix.training.opened_run import Run, RunManifest
+from cocomix.training.opened_run import Run, RunManifest, training_flops
 from cocomix.training.order import MixtureOrder, WindowedOrder
 from cocomix.training.recipe import RunConfig, save_recipe
 from cocomix.training.student import Plan, build_student, plan_run
@@ -151,7 +152,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             logger.warning(
                 "labels made while training are made again in every epoch; for several, `cocomix label` is cheaper."
             )
-        trainer.add_callback(MetricsFile(folder / "metrics.jsonl", plan.accounting.training_flops_per_token))
+        flops = partial(training_flops, plan.accounting.training_flops_per_token, extra_flops(trainer, plan))
+        trainer.add_callback(MetricsFile(folder / "metrics.jsonl", flops))
         if profile_steps != 0:
             trainer.add_callback(StepProfiler(folder / "profile", profile_steps))
         checkpoint = _resume_point(trainer, folder)

@@ -81,8 +81,11 @@ class CentredAttributionLabeller(CentredLabeller):
         return self.teacher.attributed_concepts(input_ids, attention_mask, gradient=gradient, dtype=self.dtype)
 
     def flops_per_token(self, seq: int) -> float:
-        """As of `attribution` without centring; the first pass costs the same on `sample_tokens` tokens."""
+        """As of `attribution` without centring."""
         return _flops_per_token(self.teacher, seq, encodings=1)
+
+    def fit_flops_per_token(self, seq: int) -> float:
+        return self.flops_per_token(seq)
 
 
 def _flops_per_token(teacher: ConceptTeacher, seq: int, encodings: int) -> float:

@@ -105,6 +105,10 @@ class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
         keys, sums = _summed([(keys, sums), *pending])
         return self.with_tables(self.learned(TokenSums(keys, sums, counts)))
 
+    def fit_flops_per_token(self, seq: int) -> float:
+        """Floating-point operations of `fit` per token of the sample, in blocks of `seq` tokens."""
+        return TeacherLabeller.flops_per_token(self, seq)
+
     def fingerprint(self) -> dict[str, str]:
         """See `ConceptLabeller.fingerprint`; `table` is the hash of what was learned."""
         return {**super().fingerprint(), "table": self.table_hash()}

@@ -60,7 +60,7 @@ class TokenLookupLabeller(FittedTeacherLabeller):
         return ConceptLabels(ids, self._tables["means"][tokens][..., :k].masked_fill(~labelled, 0.0))
 
     def flops_per_token(self, seq: int) -> float:
-        """None: a table is read. The first pass costs what `activation` costs, on `sample_tokens` tokens."""
+        """None: a table is read."""
         return 0.0
 
 

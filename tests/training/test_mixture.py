@@ -13,6 +13,7 @@ from cocomix.artifacts import read_json
 from cocomix.concepts import AttributionConfig, DictionaryConfig, TeacherConfig
 from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation import Run, evaluate_run
+from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.labelling import Concatenated, Labels, TeacherProbabilities, distill_data, label_data
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
@@ -89,6 +90,15 @@ def test_a_run_on_a_mixture(
     assert parts[0]["blocks"] == int((drawn < len(data.parts[0].split(TRAIN))).sum())
     result = evaluate_run(Run.open(run), device=torch.device("cpu"), reliance=False)
     assert result.loss == pytest.approx(manifest["final"]["eval_loss"], rel=1e-4)
+    opened, made = Run.open(run), [Labels.open(folder).manifest for folder in (workshop.labels, other_labels)]
+    counted = sum(min(part["blocks"], labels.blocks(TRAIN)) for part, labels in zip(parts, made, strict=True))
+    assert teacher_flops(opened) == pytest.approx(made[0].flops_per_token * counted * BLOCK)
+    assert opened.manifest.data.mixture is not None
+    all_of_it = tuple(part.model_copy(update={"blocks": 10**6}) for part in opened.manifest.data.mixture)
+    longer = {"tokens": 10**9, "data": opened.manifest.data.model_copy(update={"mixture": all_of_it})}
+    opened.manifest = opened.manifest.model_copy(update=longer)
+    counted = sum(labels.tokens(TRAIN) for labels in made)
+    assert teacher_flops(opened) == pytest.approx(made[0].flops_per_token * counted)
 
 
 def test_labels_stay_with_their_blocks(workshop: Workshop, other: Path, other_labels: Path) -> None:

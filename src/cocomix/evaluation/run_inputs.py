@@ -73,7 +73,7 @@ def open_run_data(run: Run, path: Path | None = None) -> Tokens:
 def run_labels(run: Run) -> Labels | None:
     """The stored labels of a run (of a mixture, of its first corpus); `None` where there are none, or others by now."""
     try:
-        return _own_labels(run).first
+        return own_labels(run).first
     except CoCoMixError:
         return None
 
@@ -104,7 +104,7 @@ def open_run_labels(
         try:
             if data.manifest.fingerprint != run.manifest.data.fingerprint:
                 raise CoCoMixError(f"the run has no labels of {data.path}; name some with --labels.")
-            found = _own_labels(run)
+            found = own_labels(run)
         except CoCoMixError as error:
             logger.warning(f"no {without}: {error}")
             return None
@@ -114,7 +114,7 @@ def open_run_labels(
     return found
 
 
-def _own_labels(run: Run) -> Concatenated[Labels]:
+def own_labels(run: Run) -> Concatenated[Labels]:
     """The labels a run was trained with; refused where there are none, or they are gone or others by now."""
     reference, mixture = run.manifest.labels, run.manifest.data.mixture
     made = run.manifest.online_labels

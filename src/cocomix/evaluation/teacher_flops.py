@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.concepts import Dictionary
-from cocomix.evaluation.run_inputs import run_labels
+from cocomix.evaluation.run_inputs import own_labels, run_labels
 from cocomix.labelling import LabelsManifest, StoredManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
@@ -31,20 +31,21 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     total = sum(extra.of_teacher * min(extra.tokens, manifest.tokens) for extra in while_training)
     if manifest.online_labels is not None and not shared:
         total += manifest.online_labels.fit_flops
-    read: list[StoredManifest] = []
+    read: list[tuple[StoredManifest, int]] = []  # with the tokens that the run drew of that corpus
     try:
         if manifest.labels is not None:
-            if (labels := run_labels(run)) is None:
-                return None
-            read.append(labels.manifest)
-            total += labels.manifest.fit_flops
+            corpora, size = manifest.data.mixture, manifest.data.block_size
+            drawn = [manifest.tokens] if corpora is None else [corpus.blocks * size for corpus in corpora]
+            found = [labels.manifest for labels in own_labels(run).parts]
+            read += zip(found, drawn, strict=True)
+            total += sum(made.fit_flops for made in found)
         if manifest.teaching is not None and manifest.teaching.path is not None:
-            read.append(TeacherProbabilities.open(manifest.teaching.path).manifest)
+            read.append((TeacherProbabilities.open(manifest.teaching.path).manifest, manifest.tokens))
     except CoCoMixError:
         return None
-    tokens = [min(made.tokens("train"), manifest.tokens) for made in read]
-    total += sum(made.flops_per_token * each for made, each in zip(read, tokens, strict=True))
-    passes = [made.shared_pass for made in read]
+    tokens = [min(made.tokens("train"), most) for made, most in read]
+    total += sum(made.flops_per_token * each for (made, _), each in zip(read, tokens, strict=True))
+    passes = [made.shared_pass for made, _ in read]
     if len(read) == 2 and passes[0] is not None and passes[0] == passes[1]:
         total -= passes[0].flops_per_token * min(tokens)
     return total

@@ -270,9 +270,9 @@ def test_states_are_read_where_the_next_token_is(block: int) -> None:
         torch.testing.assert_close(states, output.last_hidden_state if block else output.hidden_states[0])
 
 
-@pytest.mark.parametrize("kl", [False, True])
-def test_nextlat_begins_with_the_state_as_it_is_and_learns_through_what_predicts(kl: bool) -> None:
-    model = build("ntp")
+@pytest.mark.parametrize(("kl", "cap"), [(False, None), (True, None), (True, 0.5)])
+def test_nextlat_begins_with_the_state_as_it_is_and_learns_through_what_predicts(kl: bool, cap: float | None) -> None:
+    model = build("ntp") if cap is None else plain("gemma3_text", final_logit_softcapping=cap)
     objective, head = made("nextlat", model, steps=2, kl=kl)
 
     def slow() -> Tensor:
@@ -282,7 +282,9 @@ def test_nextlat_begins_with_the_state_as_it_is_and_learns_through_what_predicts
         for step in (1, 2):  # nothing is added to a state yet
             total = total + F.smooth_l1_loss(last[:, :-step], held[:, step:], reduction="none").mean(-1).sum() / 2
             if kl:
-                log_q, log_p = ((each @ read.T).log_softmax(-1) for each in (last[:, :-step], held[:, step:]))
+                logits = [each @ read.T for each in (last[:, :-step], held[:, step:])]
+                logits = logits if cap is None else [cap * torch.tanh(each / cap) for each in logits]
+                log_q, log_p = (each.log_softmax(-1) for each in logits)
                 total = total + F.kl_div(log_q, log_p, log_target=True, reduction="sum") / 2
         return total
 

@@ -301,7 +301,10 @@ def _divergence(loss: Divergence, scores: Tensor, softcap: float | None) -> tupl
         teacher = targets.states
         if targets.weight is not None:
             teacher = F.linear(teacher, targets.weight, targets.bias)
-        found = divergence_of_all(scores, teacher.to(scores.dtype), loss.counted)
+        teacher = teacher.to(scores.dtype)
+        if targets.softcap is not None:
+            teacher = torch.tanh(teacher / targets.softcap) * targets.softcap
+        found = divergence_of_all(scores, teacher, loss.counted)
     return found[0], found[1] if slope is None else found[1].mul_(slope)
 
 

@@ -19,11 +19,13 @@ class FullTargets(NamedTuple):
         states: what the teacher's head reads, or its logits where `weight` is `None`. [batch, seq, d_teacher or vocab]
         weight: of the teacher's head. [vocab, d_teacher]
         bias: of the teacher's head, if it has one. [vocab]
+        softcap: of the teacher's logits, if they are capped.
     """
 
     states: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
+    softcap: float | None = None
 
 
 class TopTargets(NamedTuple):

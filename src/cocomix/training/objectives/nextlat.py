@@ -51,7 +51,7 @@ class NextLatent(SingleTerm):
             total = total + (far * used).sum()
             if self.kl:
                 read = models_head(self.model, frozen=True)
-                divergence = Divergence.of_batch(FullTargets(come, read.weight), used)
+                divergence = Divergence.of_batch(FullTargets(come, read.weight, softcap=read.softcap), used)
                 total = total + read(predicted.flatten(0, 1), divergence, 0).loss_sum
         return total / self.steps
 

@@ -53,7 +53,7 @@ def test_inference_saes(case, normalize, subtract, tmp_path):
     hidden = torch.randn(3, 4, D_IN) * 2 + 1
     dictionary = ConceptDictionary.from_sae_lens(tmp_path / "theirs")
     assert_equal(dictionary, sae, hidden)
-    dictionary.save(tmp_path / "ours")
+    dictionary.save(str(tmp_path / "ours"))
     again = sae_lens.SAE.load_from_disk(tmp_path / "ours")
     assert (again.cfg.normalize_activations, again.cfg.apply_b_dec_to_input) == (normalize, subtract)
     assert_equal(dictionary, again, hidden)
@@ -154,7 +154,7 @@ def test_a_mean_centred_stream_is_centred(tmp_path):
         torch.testing.assert_close(
             dictionary.reconstruct(hidden), reference.decode(latents) + mean, rtol=1e-4, atol=1e-5
         )
-    dictionary.save(tmp_path / "ours")
+    dictionary.save(str(tmp_path / "ours"))
     again = ConceptDictionary.from_sae_lens(tmp_path / "ours")
     assert (again.normalize, again.fingerprint()) == ("centre", dictionary.fingerprint())
 

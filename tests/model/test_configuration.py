@@ -41,6 +41,7 @@ from tests.model.factories import LAYERS, VOCAB, backbone_config, student_config
         ({"prediction": "hidden"}, "teacher_hidden_size=None must be the width"),
         ({"prediction": "hidden", "teacher_hidden_size": 8, "mixing": "pause"}, "mixing='pause' predicts nothing"),
         ({"backbone": {"n_layer": 4}}, "no model_type"),
+        ({"backbone": "openai-community/gpt2"}, "openai-community/gpt2"),
         ({"backbone": {"model_type": "gpt5"}}, "backbone cannot be built"),
     ],
 )

@@ -157,9 +157,9 @@ class ConceptDictionary:
         """
         return cls(**open_sae(str(release_or_path), sae_id))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens saves an SAE for inference, over what is there."""
-        write_sae(self, folder)
+        write_sae(self, Path(folder))
 
     @property
     def d_model(self) -> int:

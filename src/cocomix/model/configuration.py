@@ -254,6 +254,11 @@ def backbone_config(backbone: PreTrainedConfig | dict[str, Any] | None) -> PreTr
     """Turn a dict with a `model_type` into a config; `None` (what `PreTrainedConfig` itself asks for) is GPT-2."""
     if isinstance(backbone, PreTrainedConfig):
         return copy.deepcopy(backbone)  # the attention kernel is written into it; the caller's stays untouched
+    if isinstance(backbone, str):
+        raise CoCoMixError(
+            f"backbone={backbone!r} is a name; give the configuration, AutoConfig.from_pretrained({backbone!r}), or to "
+            f"start from its weights, use from_pretrained_backbone({backbone!r}, …)."
+        )
     values: dict[str, Any] = {"model_type": "gpt2"} if backbone is None else dict(backbone)
     model_type = values.pop("model_type", None)
     if model_type is None:

@@ -217,8 +217,13 @@ def tokens_per_step(arguments: TrainingArguments, block_size: int) -> int:
     return _blocks_per_step(arguments) * block_size
 
 
-def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int, block_size: int) -> int:
-    """Training tokens of so many optimizer steps: the step that ends an epoch has only the blocks that are left."""
+def tokens_after(steps: int, arguments: TrainingArguments, train_blocks: int | None, block_size: int) -> int:
+    """Training tokens of so many optimizer steps: the step that ends an epoch has only the blocks that are left.
+
+    Where these are not counted (`None`: a stream), every step is taken for a whole one.
+    """
+    if train_blocks is None:
+        return steps * tokens_per_step(arguments, block_size)
     epoch = epoch_blocks(arguments, train_blocks)
     passes, rest = divmod(steps, steps_per_epoch(arguments, train_blocks))
     return (passes * epoch + min(rest * _blocks_per_step(arguments), epoch)) * block_size

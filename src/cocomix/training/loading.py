@@ -82,8 +82,8 @@ def joined_blocks(
     return blocks
 
 
-def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack dataset rows into a batch; `labels` are the `input_ids` unless the rows bring their own.
+def collate_blocks(rows: Sequence[Mapping[str, Any]], own: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Stack dataset rows into a batch; `labels` are the tokens, padding left out, unless the rows bring their own.
 
     Concept labels of positions without a target are left out.
 
@@ -91,19 +91,39 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: each with `input_ids` [seq] and, optionally, `labels` and `position_ids` [seq], `concept_labels`
             [seq, k_attr], `teacher_ids` [seq, K] and `teacher_lengths` [seq], integers of any kind, and
             `teacher_log_probs` [seq, K] or [seq].
+        own: further columns of numbers, of objectives from outside.
 
     Returns:
-        int64 tensors [batch, …], but for `teacher_log_probs`, which stay as they are.
+        int64 tensors [batch, …], but for `teacher_log_probs` and the further columns, which stay as they are.
+
+    Raises:
+        CoCoMixError: there are no `input_ids`, or they are of different lengths.
     """
+    if "input_ids" not in rows[0]:
+        raise CoCoMixError(
+            "a row of the data set has no input_ids; turn its text into tokens, in blocks of one length."
+        )
+    if len(lengths := {len(row["input_ids"]) for row in rows}) > 1:
+        raise CoCoMixError(
+            f"the rows of a batch have {min(lengths)} to {max(lengths)} input_ids; cut the text into blocks of one "
+            "length, or fill shorter rows up and give all of them an attention_mask, 0 at what was filled up."
+        )
+    rows = [_with_labels(row) for row in rows]
     batch: dict[str, Any] = {
-        name: torch.stack([torch.as_tensor(row[name], dtype=COLUMNS[name]) for row in rows])
+        name: torch.stack([torch.as_tensor(row[name], dtype=COLUMNS.get(name)) for row in rows])
         for name in rows[0]
-        if name in COLUMNS
+        if name in COLUMNS or name in own
     }
-    batch.setdefault("labels", batch["input_ids"])
     if "concept_labels" in batch:
         batch["concept_labels"] = drop_without_target(batch["concept_labels"], batch["labels"])
     return batch
+
+
+def _with_labels(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its `labels`: where it has none, the tokens, `IGNORE` in place of padding."""
+    tokens, mask = torch.as_tensor(row["input_ids"]), row.get("attention_mask")
+    tokens = tokens if mask is None else tokens.masked_fill(torch.as_tensor(mask) == 0, IGNORE)
+    return {"labels": tokens, **row}
 
 
 class PaddedBlocks(Dataset[dict[str, Tensor]]):
@@ -118,11 +138,10 @@ class PaddedBlocks(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: Any) -> dict[str, Tensor]:
         number = index.block if isinstance(index, Reading) else index
         last = len(self.blocks) - 1
-        row = dict(self.blocks[index if number <= last else last])
-        row.setdefault("labels", row["input_ids"])
+        row = _with_labels(self.blocks[index if number <= last else last])
         if number > last:
             targets = row.keys() & {"labels", "concept_labels"}
-            row |= {name: torch.full_like(row[name], IGNORE) for name in targets}
+            row |= {name: torch.full_like(torch.as_tensor(row[name]), IGNORE) for name in targets}
         return row
 
 

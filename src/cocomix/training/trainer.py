@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerControl
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from cocomix.artifacts import explained_full_disk
 from cocomix.model.fused_head import causal_loss
@@ -54,12 +54,13 @@ _SKIPS_IN_A_ROW = 10  # our choice: a rare bad batch is over sooner, and trainin
 class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     """Trains CoCoMix models and plain decoders on packed blocks.
 
-    Datasets yield `input_ids` and, for CoCoMix, `concept_labels` [seq, k_attr] with −100 for unused entries. The loss
-    is the sum of the `objectives`' terms, each its weight times its sum ÷ its count, where sum and count are of the
-    whole optimizer step under gradient accumulation and several processes. By default they follow from the model's
-    configuration: next tokens, and with λ > 0 concepts. Logged beside the Trainer's own numbers: every term, and its
-    weight if that changes; `concept_recall` (share of label concepts among the model's top-k), `tokens` seen, `seconds`
-    of training (evaluation and saving left out) and `tokens_per_second`. Everything else is `transformers.Trainer`.
+    Datasets yield `input_ids` and, for CoCoMix, `concept_labels` [seq, k_attr] with −100 for unused entries, and what
+    else the `objectives` need. The loss is the sum of their terms, each its weight times its sum ÷ its count, where sum
+    and count are of the whole optimizer step under gradient accumulation and several processes. By default they follow
+    from the model's configuration: next tokens, and with λ > 0 concepts. Logged beside the Trainer's own numbers: every
+    term, and its weight if that changes; `concept_recall` (share of label concepts among the model's top-k), `tokens`
+    seen (of a stream: as if every step were whole), `seconds` of training (evaluation and saving left out) and
+    `tokens_per_second`. Everything else is `transformers.Trainer`.
 
     A loss or gradient that is not finite stops training at the next log line. With `non_finite="skip"` a step whose
     gradients are not finite changes nothing and is left out of the averages; ten in a row stop training. It waits for
@@ -84,7 +85,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         reached: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("data_collator", collate_blocks)
+        self._own = frozenset[str]().union(*(one.needs for one in objectives or ())) - COLUMNS.keys()
+        kwargs.setdefault("data_collator", partial(collate_blocks, own=self._own))
         refuse_unheeded(signature(Trainer.__init__).bind(self, *args, **kwargs).arguments)
         super().__init__(*args, **kwargs)
         self.model.loss_function = causal_loss  # of plain decoders; ours have their own
@@ -106,10 +108,9 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True  # divided by the whole step's counts, see `_get_num_items_in_batch`
         self._counts: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}  # of the last step, as far as they change during the run
-        self._meter, self.clock = LossMeter(), TrainingClock()
+        self._meter, self.clock, self._saving = LossMeter(), TrainingClock(), False
         self.skips_non_finite = non_finite == "skip" and self.accelerator.mixed_precision != "fp16"
         self.skipped_steps = self._skipped_in_a_row = 0
-        self._saving = False
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """Autocast, also for a model that accelerate has not prepared (before training) or not wrapped in it (FSDP)."""
@@ -120,7 +121,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         return [name for name in super().get_decay_parameter_names(model) if model.get_parameter(name).dim() > 1]
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(COLUMNS)
+        self._signature_columns = [*COLUMNS, *self._own]
 
     @cached_property
     def total_steps(self) -> int:
@@ -204,9 +205,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         for name, value in logs.items():
             if name != "train_loss" and not math.isfinite(value):  # that is the summary's, over skipped steps too
                 self._stop(f"{name} became {value}")
-        seconds = self.clock.seconds
-        logs["tokens"] = self.tokens_seen(self.state.global_step)
-        logs["seconds"] = seconds
+        logs |= {"tokens": self.tokens_seen(self.state.global_step), "seconds": self.clock.seconds}
         if "loss" in logs:
             logs["tokens_per_second"] = self.clock.rate(logs["tokens"])
         super().log(logs, start_time)
@@ -214,7 +213,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
     @cached_property
     def block_size(self) -> int:
         """Tokens of a training block."""
-        return len(self.train_dataset[0]["input_ids"])
+        return len(next(iter(self.train_dataset))["input_ids"])
 
     @property
     def tokens_per_step(self) -> int:
@@ -223,7 +222,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
     def tokens_seen(self, steps: int) -> int:
         """Training tokens of so many optimizer steps; the last step of an epoch may hold fewer than the others."""
-        return tokens_after(steps, self.args, len(self.train_dataset), self.block_size)
+        blocks = len(self.train_dataset) if has_length(self.train_dataset) else None
+        return tokens_after(steps, self.args, blocks, self.block_size) if steps else 0  # without a training set
 
     def _stop(self, what: str) -> NoReturn:
         checkpoint = last_complete_checkpoint(Path(self.args.output_dir))

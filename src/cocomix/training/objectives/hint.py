@@ -38,7 +38,6 @@ class Hint(SingleTerm):
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
         """Load the teacher; raises as `open_decoder`."""
-        super().prepare(data, model)
         self.decoder = open_decoder(data, self.teacher)
         self.teacher_flops = self.decoder.flops_per_token(data.manifest.block_size, up_to="layer")
 

@@ -53,6 +53,7 @@ class Objective(ABC):
         alone: while its weight is not 0, no other is called in training.
         teacher_flops: per token, of what runs beside the model for it.
         outside_forward: uses the model's own embedding or head outside its forward pass, for which FSDP gathers them.
+        model: the one that is trained, from the moment a Trainer has it.
     """
 
     name: ClassVar[str]
@@ -60,6 +61,7 @@ class Objective(ABC):
     needs: frozenset[str] = frozenset()
     teacher_flops: float = 0.0
     outside_forward: bool = False
+    model: PreTrainedModel
 
     def __init__(self, weight: Schedule) -> None:
         self.weight = weight
@@ -109,14 +111,9 @@ class SingleTerm(Objective):
 
     Attributes:
         reads_states: the model's states after every block are asked for.
-        model: the one that is trained.
     """
 
     reads_states: ClassVar[bool] = False
-    model: PreTrainedModel
-
-    def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
-        self.model = model
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"output_hidden_states": True} if self.reads_states else {}

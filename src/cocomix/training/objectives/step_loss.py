@@ -14,8 +14,13 @@ from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 _HEADS = "objective_heads"  # submodule of the model
 
 
-def add_heads(objectives: Iterable[Objective], model: PreTrainedModel, device: torch.device) -> dict[str, nn.Module]:
-    """Make the objectives' own heads part of the model, to be trained, sharded and checkpointed with it; by name."""
+def add_heads(objectives: Sequence[Objective], model: PreTrainedModel, device: torch.device) -> dict[str, nn.Module]:
+    """Show the model to the objectives, and make their own heads part of it; the heads, by the objective's name.
+
+    They are trained, sharded and checkpointed with the model.
+    """
+    for one in objectives:
+        one.model = model
     built = {one.name: one.build_head(model.config) for one in objectives}
     heads = {name: head for name, head in built.items() if head is not None}
     if heads:

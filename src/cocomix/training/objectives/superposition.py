@@ -43,7 +43,6 @@ class Superposition(SingleTerm):
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
         """Refuse, with a `CoCoMixError`, a model that looks tokens up: bags are none."""
-        super().prepare(data, model)
         if isinstance(model.config, CoCoMixConfig) and model.config.looks_up is not None:
             raise CoCoMixError(
                 f"auxiliary.superposition trains on bags, in which {model.config.looks_up} finds no tokens; "

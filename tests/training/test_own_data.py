@@ -89,7 +89,11 @@ def test_rows_that_fill_up_a_batch_keep_masks_and_lists() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "named"),
-    [([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2]}], "2 to 3"), ([{"text": "one"}], "input_ids")],
+    [
+        ([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2]}], "2 to 3"),
+        ([{"text": "one"}], "input_ids"),
+        ([{"input_ids": [1, 2, 3], "concept_labels": [5, 6, 7]}], r"\[1, 3\]"),  # broadcast, each position had all
+    ],
 )
 def test_rows_that_are_no_blocks_are_refused(rows: list[dict[str, Any]], named: str) -> None:
     with pytest.raises(CoCoMixError, match=named):

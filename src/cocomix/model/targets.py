@@ -69,6 +69,15 @@ def divisor(counted: Tensor, num_items: Tensor | int | None) -> Tensor | int:
     return counted.sum().clamp_min(1) if num_items is None else num_items
 
 
+def check_label_shape(labels: Tensor, query: Tensor) -> None:
+    """Refuse concept labels of another shape than [batch, seq, k_attr], with those of the input [batch, seq, …]."""
+    if labels.dim() != 3 or labels.shape[:2] != query.shape[:2]:
+        raise CoCoMixError(
+            f"concept_labels has the shape {[*labels.shape]}, and the input {[*query.shape[:2]]}; pass [batch, seq, "
+            f"k_attr], with {IGNORE} where a position has fewer labels."
+        )
+
+
 def check_concept_labels(labels: Tensor, query: Tensor | None, num_concepts: int) -> None:
     """Refuse labels of another shape than [batch, seq, k_attr], or of concepts that do not exist.
 
@@ -81,11 +90,8 @@ def check_concept_labels(labels: Tensor, query: Tensor | None, num_concepts: int
     Raises:
         CoCoMixError: another shape; or an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.
     """
-    if query is not None and (labels.dim() != 3 or labels.shape[:2] != query.shape[:2]):
-        raise CoCoMixError(
-            f"concept_labels has the shape {[*labels.shape]}, and the input {[*query.shape[:2]]}; pass [batch, seq, "
-            f"k_attr], with {IGNORE} where a position has fewer labels."
-        )
+    if query is not None:
+        check_label_shape(labels, query)
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
     wrong = labels[((labels < 0) & (labels != IGNORE)) | (labels >= num_concepts)]

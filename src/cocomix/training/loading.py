@@ -17,6 +17,7 @@ from transformers.trainer_utils import seed_worker
 from cocomix.concepts import drop_without_target
 from cocomix.data import TRAIN, DocumentBlocks, MixedData, Tokens
 from cocomix.labelling import Concatenated
+from cocomix.model.targets import check_label_shape
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.arguments import steps_per_epoch
@@ -97,7 +98,7 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]], own: frozenset[str] = froz
         int64 tensors [batch, …], but for `teacher_log_probs` and the further columns, which stay as they are.
 
     Raises:
-        CoCoMixError: there are no `input_ids`, or they are of different lengths.
+        CoCoMixError: there are no `input_ids`, or they are of different lengths, or concept labels of another shape.
     """
     if "input_ids" not in rows[0]:
         raise CoCoMixError(
@@ -115,13 +116,14 @@ def collate_blocks(rows: Sequence[Mapping[str, Any]], own: frozenset[str] = froz
         if name in COLUMNS or name in own
     }
     if "concept_labels" in batch:
+        check_label_shape(batch["concept_labels"], batch["input_ids"])  # other shapes might be broadcast to this one
         batch["concept_labels"] = drop_without_target(batch["concept_labels"], batch["labels"])
     return batch
 
 
 def _with_labels(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its `labels`: where it has none, the tokens, `IGNORE` in place of padding."""
-    tokens, mask = torch.as_tensor(row["input_ids"]), row.get("attention_mask")
+    tokens, mask = torch.as_tensor(row["input_ids"], dtype=COLUMNS["labels"]), row.get("attention_mask")
     tokens = tokens if mask is None else tokens.masked_fill(torch.as_tensor(mask) == 0, IGNORE)
     return {"labels": tokens, **row}
 

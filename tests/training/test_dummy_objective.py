@@ -14,7 +14,7 @@ from cocomix.artifacts import partial_path, read_json
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import CoCoMixTrainer, train
-from cocomix.training.objectives import LossTerm, Objective, objective, register_objective
+from cocomix.training.objectives import LossTerm, Objective, objective, objective_type, register_objective
 from tests.training.test_resume import Killed, assert_same_run, kill_at, rows
 from tests.training.test_trainer import build, trainer
 from tests.workshop import BLOCK, Workshop
@@ -108,6 +108,19 @@ def test_a_name_that_is_not_there(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(CoCoMixError, match="three_ahead"):
         train(workshop.recipe("ntp", auxiliary={"three_ahead": 0.1}), tmp_path / "run")
     assert not partial_path(tmp_path / "run").exists()
+
+
+def test_a_class_that_is_defined_again_takes_its_own_place() -> None:
+    def cell() -> type[Objective]:
+        @register_objective("cell")
+        class Cell(TwoAhead):
+            pass
+
+        return Cell
+
+    first, second = cell(), cell()
+    assert first is not second
+    assert objective_type("cell") is second
 
 
 def test_a_name_that_is_taken() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -122,6 +123,23 @@ def test_an_objective_reads_a_column_of_its_own(tmp_path: Path) -> None:
     with torch.no_grad():
         means = model(tokens(ROWS, SEQ)).last_hidden_state.mean((1, 2))
     assert found["eval_tempo_loss"] == pytest.approx((means - tempo).square().mean().item(), rel=1e-5)
+
+
+def test_a_weight_is_a_schedule_or_a_number() -> None:
+    assert Tempo(0.5).weight == Schedule(value=0.5)
+    with pytest.raises(ValidationError, match="-1"):
+        Tempo(-1.0)
+
+
+def test_two_objectives_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CoCoMixError, match="'tempo'"):
+        trainer(student("gpt2"), tmp_path, data_set(), objectives=[Tempo(0.5), Tempo(1.0)])
+
+
+def test_objectives_without_one_that_reads_tokens_are_refused(tmp_path: Path) -> None:
+    data = data_set(tempo=[0.0] * ROWS)
+    with pytest.raises(CoCoMixError, match="Tempo"):
+        trainer(student("gpt2"), tmp_path, data, objectives=[Tempo(0.5)]).train()
 
 
 @pytest.mark.parametrize("name", ["mtp_parallel", "mtp_sequential", "nitp", "superposition", "top"])

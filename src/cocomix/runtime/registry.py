@@ -26,10 +26,14 @@ class Registry(Generic[Kind]):
         self.registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Added], Added]:
-        """Class decorator that adds a class; refused where the name is another class's."""
+        """Class decorator that adds a class; refused where the name is another class's.
+
+        The same class defined once more, as by a cell of a notebook that is run again, takes its own place.
+        """
 
         def added(cls: Added) -> Added:
-            if name in self.built_in or self.registered.get(name, cls) is not cls:
+            there = self.registered.get(name, cls)
+            if name in self.built_in or (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise CoCoMixError(f"the {self.what} {name!r} is there already; give {cls.__name__} another name.")
             self.registered[name] = cls
             return cls

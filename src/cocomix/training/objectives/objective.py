@@ -63,8 +63,8 @@ class Objective(ABC):
     outside_forward: bool = False
     model: PreTrainedModel
 
-    def __init__(self, weight: Schedule) -> None:
-        self.weight = weight
+    def __init__(self, weight: Schedule | float) -> None:
+        self.weight = Schedule.model_validate(weight)
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:  # noqa: B027 - most need nothing
         """See the run's data and the model before training, for an objective that reads more of them than batches."""

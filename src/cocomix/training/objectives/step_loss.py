@@ -18,8 +18,13 @@ def add_heads(objectives: Sequence[Objective], model: PreTrainedModel, device: t
     """Show the model to the objectives, and make their own heads part of it; the heads, by the objective's name.
 
     They are trained, sharded and checkpointed with the model.
+
+    Raises:
+        CoCoMixError: two objectives have the same name, so that their terms could not be told apart.
     """
-    for one in objectives:
+    for number, one in enumerate(objectives):
+        if one.name in {other.name for other in objectives[:number]}:
+            raise CoCoMixError(f"two objectives are called {one.name!r}; give one of them another name.")
         one.model = model
     built = {one.name: one.build_head(model.config) for one in objectives}
     heads = {name: head for name, head in built.items() if head is not None}
@@ -73,6 +78,9 @@ def loss_terms(
     for objective in objectives:
         inputs |= objective.inputs(batch)
         losses |= objective.head_losses(batch)
+    if not inputs.keys() & {"input_ids", "inputs_embeds"}:
+        given = [type(one).__name__ for one in objectives]
+        raise CoCoMixError(f"of the objectives {given} none gives the model its tokens; put NextToken(config) first.")
     if losses and not inputs.get("output_logits", True):  # a CoCoMix model, whose logits never leave it
         inputs["head_losses"] = losses
     output = model(**inputs)

@@ -248,7 +248,9 @@ def test_baselines_of_equal_cost_are_named(write_run: WriteRun) -> None:
 
 
 def test_what_a_loss_computes_beside_the_model_is_training(write_run: WriteRun) -> None:
-    """And a run of another loss or of a teacher's distributions is no run of next tokens alone."""
+    """And a run of another loss or of a teacher's distributions is no run of next tokens alone, but the second a plain
+    decoder, beside which others of its FLOPs are shown.
+    """
     runs = [Run.open(write_run("ntp", [5.0], weights={"ntp": 1.0}))]
     for name, weights, of_teacher in (("kd", {"ntp": 1.0, "kd": 1.0}, 30.0), ("mtp", {"ntp": 1.0, "mtp": 1.0}, 0.0)):
         extra = {name: {"per_token": 30.0, "of_teacher": of_teacher, "tokens": 500}}
@@ -258,7 +260,7 @@ def test_what_a_loss_computes_beside_the_model_is_training(write_run: WriteRun) 
     assert [arm(found, name).flops for name in ("ntp", "kd", "mtp")] == [30_000.0, 30_000.0, 45_000.0]
     assert [arm(found, name).teacher_flops for name in ("ntp", "kd", "mtp")] == [0.0, 15_000.0, 0.0]
     assert [arm(found, name).like_baseline for name in ("kd", "mtp")] == ["iso-FLOP, iso-parameter", "iso-parameter"]
-    assert set(found.baselines["baseline"]) == {"ntp"}
+    assert set(found.baselines["baseline"]) == {"ntp", "kd"}
     assert compare(runs[1:]).baseline == "kd"  # of none of next tokens alone, the first
 
 

@@ -136,6 +136,7 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> pd
                 "active_parameters": manifest.parameters.active,
                 "flops": manifest.training_flops,
                 "alone": manifest.next_tokens_alone,
+                "plain": manifest.plain,
                 "teacher_flops": teacher_flops(run),
                 "stored_flops": teacher_flops(run, shared=True),
                 "dictionary_flops": dictionary_flops(run),
@@ -270,9 +271,9 @@ def _interval(sums: Floats, targets: Floats) -> tuple[float, float]:
 
 
 def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every arm beside the arms of next tokens alone that cost or weigh the same."""
-    arms = frame.groupby("arm", sort=False).agg({"alone": "first", "flops": "mean", "active_parameters": "mean"})
-    plain = arms[arms["alone"]]
+    """Every arm beside the plain decoders, distilled or not, that cost or weigh the same."""
+    arms = frame.groupby("arm", sort=False).agg({"plain": "first", "flops": "mean", "active_parameters": "mean"})
+    plain = arms[arms["plain"]]
     rows = []
     for name, arm in arms.iterrows():
         for kind, axis in _LIKENESS.items():

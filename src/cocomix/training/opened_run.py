@@ -19,6 +19,8 @@ from cocomix.runtime.section import describe_validation_error
 from cocomix.training.checkpoints import Checkpoint, checkpoints_in
 from cocomix.training.recipe import load_recipe
 
+_DISTILLATIONS = frozenset(("kd", "uld", "alm"))  # objectives that a recipe's `distillation` adds
+
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class CurvePoint:
@@ -177,7 +179,12 @@ class RunManifest(Manifest):
     @property
     def next_tokens_alone(self) -> bool:
         """Whether nothing but next tokens was learned: no concepts, no distribution of a teacher, no other loss."""
-        return self.objective == "ntp" and set(self.weights) <= {"ntp"}
+        return self.plain and not self.weights.keys() & _DISTILLATIONS
+
+    @property
+    def plain(self) -> bool:
+        """Whether a plain decoder learned the next tokens, with or without a teacher's distribution of them."""
+        return self.objective == "ntp" and self.weights.keys() <= {"ntp"} | _DISTILLATIONS
 
     def contents(self) -> Any:
         """The model alone: neither its name nor its place nor what was recorded on the way makes it another run."""

@@ -321,7 +321,7 @@ def test_a_loss_that_is_not_a_number_stops_training(
 ) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "logging_steps": logging_steps}
     made, _ = trainer(build(objective), tmp_path, steps=8, **settings)
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", 1.0)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", lambda tokens: tokens)
     made.add_callback(metrics)
     poisoned(made, 4, what)
     with pytest.raises(CoCoMixError, match=r"stopped.*checkpoint-2;") as caught:
@@ -372,7 +372,7 @@ def test_progress_counts_what_the_last_batch_of_an_epoch_lacks(tmp_path: Path) -
 
 def test_metrics_rows(tmp_path: Path) -> None:
     made, _ = trainer(student("gpt2"), tmp_path, eval_strategy="steps", eval_steps=3)
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", 2.0)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", lambda tokens: 2 * tokens)
     made.add_callback(metrics)
     made.train()
     rows = [json.loads(line) for line in metrics.path.read_text().splitlines()]

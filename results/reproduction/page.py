@@ -503,18 +503,20 @@ def scarce_own() -> str:
 
 
 def scarce_epochs() -> str:
-    """The same three arms after two and after four epochs, of the seeds of both."""
-    two, four, rows = losses_of(SCARCE / "bigram"), losses_of(SCARCE / "epochs"), []
+    """Three arms after two epochs and after four, and what each is at the better of both, of the seeds that have both."""
+    two, four = losses_of(SCARCE / "bigram"), losses_of(SCARCE / "epochs")
+    better = {arm: {seed: min(two[arm][seed], loss) for seed, loss in each.items()} for arm, each in four.items()}
+    rows = []
     for name in ("ntp", "ntp_distilled", "softmax_distilled"):
         arm = f"{name}_bigram"
-        lengths = [{seed: losses[arm][seed] for seed in four[arm]} for losses in (two, four)]
-        cells = [with_interval(list(losses.values()), signed=False) for losses in lengths]
+        cells = [
+            with_interval([losses[arm][seed] for seed in four[arm]], signed=False) for losses in (two, four, better)
+        ]
         for base in ("ntp_bigram", "ntp_distilled_bigram"):
-            for losses in (two, four):
-                each = [losses[arm][seed] - losses[base][seed] for seed in four[arm]]
-                cells.append(with_interval(each) if any(each) else "")
+            each = gaps(better, arm, base)
+            cells.append(with_interval(each) if any(each) else "")
         rows.append((SCARCE_ARMS["ntp_flops" if name == "ntp" else name], *cells))
-    head = ("arm", "two epochs", "four", "minus NTP, two", "four", "minus distilled, two", "four")
+    head = ("arm", "two epochs", "four epochs", "the better", "minus NTP's better", "minus distilled's better")
     return markdown(head, rows)
 
 

@@ -503,19 +503,21 @@ def scarce_own() -> str:
 
 
 def scarce_epochs() -> str:
-    """Three arms after two epochs and after four, and what each is at the better of both, of the seeds that have both."""
+    """Arms after two epochs, where they have them, and after four, and what each is at the better of both."""
     two, four = losses_of(SCARCE / "bigram"), losses_of(SCARCE / "epochs")
-    better = {arm: {seed: min(two[arm][seed], loss) for seed, loss in each.items()} for arm, each in four.items()}
+    better = {
+        arm: {seed: min(two.get(arm, each).get(seed, loss), loss) for seed, loss in each.items()}
+        for arm, each in four.items()
+    }
     rows = []
-    for name in ("ntp", "ntp_distilled", "softmax_distilled"):
+    for name in ("ntp", "ntp_distilled", "softmax", "softmax_distilled"):
         arm = f"{name}_bigram"
-        cells = [
-            with_interval([losses[arm][seed] for seed in four[arm]], signed=False) for losses in (two, four, better)
-        ]
+        seeds = ([losses[arm][seed] for seed in four[arm]] if arm in losses else [] for losses in (two, four, better))
+        cells = [with_interval(each, signed=False) if each else "" for each in seeds]
         for base in ("ntp_bigram", "ntp_distilled_bigram"):
             each = gaps(better, arm, base)
             cells.append(with_interval(each) if any(each) else "")
-        rows.append((SCARCE_ARMS["ntp_flops" if name == "ntp" else name], *cells))
+        rows.append((SCARCE_ARMS[{"ntp": "ntp_flops", "softmax": "softmax_contextual"}.get(name, name)], *cells))
     head = ("arm", "two epochs", "four epochs", "the better", "minus NTP's better", "minus distilled's better")
     return markdown(head, rows)
 

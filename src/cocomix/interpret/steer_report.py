@@ -155,8 +155,8 @@ class SteerReport:
         return [
             *found,
             f"Turning a concept {'brings' if brings.shown else 'is not shown to bring'} the tokens that follow its "
-            f"labels in the training text. At {self._named(place)}, with a perplexity of {student[place]:.1f}, they gain, "
-            f"in nats per token, on turning another {brings}; on its words in the prompt "
+            f"labels in the training text. At {self._named(place)}, with a perplexity of {student[place]:.1f}, they "
+            f"gain, in nats per token, on turning another {brings}; on its words in the prompt "
             f"{tests['following_steering_minus_prompt_gain']}.",
         ]
 

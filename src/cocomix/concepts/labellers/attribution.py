@@ -85,6 +85,7 @@ class CentredAttributionLabeller(CentredLabeller):
         return _flops_per_token(self.teacher, seq, encodings=1)
 
     def fit_flops_per_token(self, seq: int) -> float:
+        """As of a token that is labelled: the means are of attributions, too."""
         return self.flops_per_token(seq)
 
 

@@ -1,5 +1,6 @@
 """Labellers that learn tables from a first pass over a sample of the corpus, such as means per token and concept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any, ClassVar, NamedTuple, Self
@@ -16,7 +17,7 @@ from cocomix.runtime.errors import CoCoMixError
 _PENDING = 2**23  # scores summed at once: 128 MiB
 
 
-class TableLabeller:
+class TableLabeller(ABC):
     """A labeller with tables. `fit` it or give it tables before it labels.
 
     Args:
@@ -30,9 +31,9 @@ class TableLabeller:
         self.sample_tokens = sample_tokens
         self._tables: dict[str, Tensor] = {}
 
+    @abstractmethod
     def layouts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
         """Type and shape of every table; None where any shape will do."""
-        raise NotImplementedError
 
     def tables(self) -> dict[str, Tensor]:
         """What was learned; empty before `fit`."""
@@ -80,9 +81,9 @@ class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
         """Concepts and scores [batch, seq, width] whose means are learned, and which positions get labels."""
         return self.teacher.active_concepts(input_ids, attention_mask, dtype=self.dtype)
 
+    @abstractmethod
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
         """The tables."""
-        raise NotImplementedError
 
     def fit(self, batches: Iterable[Tensor]) -> Self:
         """Learn the tables from batches of token ids, int64 [batch, seq] each."""

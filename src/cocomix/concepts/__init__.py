@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from cocomix.concepts.labellers.token_lookup import TokenLookupConfig, TokenLookupLabeller
     from cocomix.concepts.sources import DictionaryConfig, TeacherConfig, dictionary_layer
     from cocomix.concepts.teacher import ConceptTeacher, LoadedTeachers, load_teacher
-    from cocomix.concepts.token_bytes import first_token_table
+    from cocomix.concepts.token_bytes import student_pieces
 
 __all__ = [
     "ALIGNMENT",
@@ -130,7 +130,6 @@ __all__ = [
     "drop_without_target",
     "files_fingerprint",
     "first_blocks",
-    "first_token_table",
     "fit_dictionary",
     "fit_identity",
     "label_agreement",
@@ -145,6 +144,7 @@ __all__ = [
     "package_versions",
     "pad_right",
     "reads_hidden",
+    "student_pieces",
     "register_labeller",
     "require_agreement",
     "require_fit",

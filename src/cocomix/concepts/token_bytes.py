@@ -154,39 +154,37 @@ _BEFORE = ("\n", "a", ".", "1")
 it."""
 
 
-def first_token_table(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> NDArray[np.int64]:
-    """The student's first token of each of the teacher's tokens, in the middle of a text; -1 where there is none.
+def student_pieces(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> list[tuple[int, ...]]:
+    """What the student's tokenizer splits each of the teacher's tokens into, in the middle of a text.
 
-        teacher's tokens   " whit"  " white"  " whitehouse"  " green"
-        first of student   " whi"   " whi"    " whi"         " green"    for a student that splits " white" in " whi|te"
+        teacher's tokens   " whit"     " white"        " whitehouse"          " green"
+        the student's      (" whi|t")  (" whi|te")     (" whi|te|house")      (" green")
 
     What follows in a text may change a split, which the table cannot know: it is exact up to that.
 
-    None have special tokens and those that begin with a part of a character: what the student makes of it depends on
-    the bytes that follow. A token that ends within a character counts up to it. The teacher's end-of-document token
+    No pieces have special tokens and those that begin with a part of a character: what the student makes of it depends
+    on the bytes that follow. A token that ends within a character counts up to it. The teacher's end-of-document token
     has the student's.
 
     Returns:
-        [teacher's tokens]
+        As many as the teacher has tokens.
 
     Raises:
         CoCoMixError: the teacher's tokenizer cannot be inverted to bytes.
     """
     spelled, ends = TokenBytes(teacher, "of the teacher"), TokenEnds(student, "of the data")
-    bare = not TokenBytes(student, "of the data").adds_space
-    table = np.full(len(spelled), -1, dtype=np.int64)
-    for token in range(len(spelled)):
-        if text := readable_text(spelled.of([token])):
-            table[token] = _first(ends, text, ("",) if bare else _BEFORE)
+    before = _BEFORE if TokenBytes(student, "of the data").adds_space else ("",)
+    texts = (readable_text(spelled.of([token])) for token in range(len(spelled)))
+    pieces = [_pieces(ends, text, before) if text else () for text in texts]
     if teacher.eos_token_id is not None and student.eos_token_id is not None:
-        table[teacher.eos_token_id] = student.eos_token_id
-    return table
+        pieces[teacher.eos_token_id] = (student.eos_token_id,)
+    return pieces
 
 
-def _first(ends: TokenEnds, text: str, before: tuple[str, ...]) -> int:
+def _pieces(ends: TokenEnds, text: str, before: tuple[str, ...]) -> tuple[int, ...]:
     for lead in before:
         ids, stops = ends.encode(lead + text)
         place = int(np.searchsorted(stops, len(lead.encode()), side="right"))
         if (not lead or (place > 0 and stops[place - 1] == len(lead.encode()))) and place < len(ids):
-            return ids[place]
-    return -1
+            return tuple(ids[place:])
+    return ()

@@ -4,18 +4,21 @@ A teacher of the data's tokenizer gives its distributions. One of another tokeni
 of the student and one of the teacher end at the same byte (a *common end*), both predict the text that follows.
 
 * `first_token` [ours]: the student's token s has the probability p(s) = Σ p_T(v) over the teacher's tokens v whose
-  bytes the student's tokenizer splits with s first (`first_token_table`). What tokens without a first token hold, and
-  what is not among the largest, is the rest, as for a teacher of the same tokenizer.
+  bytes the student's tokenizer splits with s first (`student_pieces`). What tokens without pieces hold, and what is
+  not among the largest, is the rest, as for a teacher of the same tokenizer. *Within* a token of the teacher, of which
+  the student has read the pieces c since the common end, p(s) = Σ p_T(v) over the v that split with c and then s,
+  divided by that over all v that go on after c. Without these targets a student is taught that every text ends where
+  the teacher's token may end, because it has targets only where one did.
 * `uld` (arXiv 2402.12030): the teacher's largest probabilities without their tokens.
 * `alm` (arXiv 2503.20083): of every *chunk*, the text between two common ends, the teacher's log-likelihood.
 
-No target have positions without a common end, the first `UNREAD` of a teacher's window (nothing was read before them),
-ends of documents (what follows is another's), and those around bytes that the teacher did not read: of a character that
-the block's edge cuts. The teacher reads whole blocks, as for labels.
+No target have, but for that, positions without a common end, the first `UNREAD` of a teacher's window (nothing was read
+before them), ends of documents (what follows is another's), and those around bytes that the teacher did not read: of a
+character that the block's edge cuts. The teacher reads whole blocks, as for labels.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,15 +31,15 @@ from cocomix.concepts import (
     AlignedTexts,
     FrozenDecoder,
     Window,
-    first_token_table,
     model_fingerprint,
     package_versions,
     pad_right,
+    student_pieces,
 )
 from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
 from cocomix.runtime.errors import CoCoMixError
 
-_ALGORITHM = "1"  # raised whenever the same teacher and settings would give other targets than before
+_ALGORITHM = "2"  # raised whenever the same teacher and settings would give other targets than before
 _CHUNK_ELEMENTS = 2**22  # probabilities held at once: 16 MiB, which caches hold
 _LEAST = -60_000.0  # log-probability that float16 holds and that stands for 0
 _LONGEST = 255  # tokens of a chunk
@@ -105,10 +108,10 @@ class AlignedDistiller(PlainDistiller):
         self._width = min(max(texts.teacher.get_vocab().values()) + 1, rows)  # heads are often padded
         if kind == "uld" and top_k > self._width:
             raise CoCoMixError(f"top_k={top_k} is more than the teacher's {self._width} tokens; keep fewer.")
-        self._first: Tensor | None = None
+        self._splits: _Splits | None = None
         if kind == "first_token":
-            table = torch.from_numpy(first_token_table(texts.student, texts.teacher)[: self._width])
-            self._first = table.where(table >= 0, self.vocab_size).to(decoder.device)  # one more column, cut off
+            pieces = student_pieces(texts.student, texts.teacher)[: self._width]
+            self._splits = _Splits(pieces, vocab_size, decoder.device)
 
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), **self._texts.fingerprint}
@@ -125,9 +128,11 @@ class AlignedDistiller(PlainDistiller):
                 starts, lengths, likelihoods = self._chunks(text, window, states, head)
                 log_probs[window.row, starts], integers[window.row, starts] = likelihoods, lengths
                 continue
-            at = _followed(text, window)
-            found = self._largest(states[torch.from_numpy(text.common()[at] - window.start)], head)
-            integers[window.row, at], log_probs[window.row, at] = (part.cpu().numpy() for part in found)
+            at, branches = _followed(text, window), list[_Branch]()
+            if self._splits is not None:
+                at, branches = self._splits.with_those_within(text, at, rows[window.row])
+            states = states[torch.from_numpy(text.positions()[at] - window.start)]
+            integers[window.row, at], log_probs[window.row, at] = self._largest(states, head, branches)
         names = {"alm": ("lengths",), "first_token": ("ids",), "uld": ()}[self.kind]
         return {"log_probs": log_probs, **dict.fromkeys(names, integers)}
 
@@ -156,18 +161,29 @@ class AlignedDistiller(PlainDistiller):
             yield rows, logits.log_softmax(-1, dtype=torch.float32)
 
     @torch.no_grad()
-    def _largest(self, states: Tensor, head: Any) -> tuple[Tensor, Tensor]:
-        """The largest probabilities and their tokens in the student's vocabulary: ids and log-probs, [n, K] each."""
-        ids = torch.zeros(len(states), self.top_k, dtype=torch.int64, device=states.device)
-        log_probs = torch.zeros(len(states), self.top_k, device=states.device)
+    def _largest(
+        self, states: Tensor, head: Any, branches: "Sequence[_Branch]"
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The largest probabilities and their tokens in the student's vocabulary: ids and log-probs, [n, K] each.
+
+        Args:
+            branches: for the last of the n states, each of which the student reads within a token of the teacher.
+        """
+        ids = torch.zeros(len(states), self.top_k, dtype=torch.int64)
+        log_probs = torch.zeros(len(states), self.top_k)
+        ends = len(states) - len(branches)
         for rows, found in self._log_softmax(states, head):
-            if self._first is None:
-                log_probs[rows] = found.topk(self.top_k, dim=-1).values
+            if self._splits is None:
+                log_probs[rows] = found.topk(self.top_k, dim=-1).values.cpu()
                 continue
-            marginal = found.new_zeros(len(found), self.vocab_size + 1).index_add_(1, self._first, found.exp_())
+            whole = max(0, min(ends - rows.start, len(found)))
+            marginal = found.new_zeros(len(found), self.vocab_size + 1)
+            marginal[:whole].index_add_(1, self._splits.first, found[:whole].exp())
+            for own, row, branch in zip(marginal[whole:], found[whole:], branches[rows.start + whole - ends :]):
+                own.index_add_(0, branch.student, row[branch.teacher].softmax(-1))
             best = marginal[:, : self.vocab_size].topk(self.top_k, dim=-1)
-            ids[rows], log_probs[rows] = best.indices, best.values.log()
-        return ids, log_probs.clamp_min(_LEAST)
+            ids[rows], log_probs[rows] = best.indices.cpu(), best.values.log().cpu()
+        return ids.numpy(), log_probs.clamp_min(_LEAST).numpy()
 
     @torch.no_grad()
     def _chunks(
@@ -197,3 +213,52 @@ def _followed(text: AlignedText, window: Window) -> NDArray[np.int64]:
     inside = (common >= window.first) & (common < window.start + len(window.tokens))
     found: NDArray[np.int64] = np.flatnonzero(inside & ~text.closing)
     return found
+
+
+class _Branch(NamedTuple):
+    """How tokens of the teacher go on after the same pieces."""
+
+    teacher: Tensor
+    """The tokens. int64 [n]"""
+    student: Tensor
+    """The next piece of each. int64 [n]"""
+
+
+class _Splits:
+    """The student's pieces of the teacher's tokens, to add up probabilities by.
+
+    Args:
+        pieces: from `student_pieces`.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[int, ...]], vocab_size: int, device: torch.device) -> None:
+        self.first = torch.tensor([split[0] if split else vocab_size for split in pieces], device=device)  # [tokens]
+        branches: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for token, split in enumerate(pieces):
+            for end in range(1, len(split)):
+                branches.setdefault(split[:end], []).append((token, split[end]))
+        self._branches = {
+            read: _Branch(*torch.tensor(found, device=device).unbind(1)) for read, found in branches.items()
+        }
+
+    def with_those_within(
+        self, text: AlignedText, ends: NDArray[np.int64], row: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], list[_Branch]]:
+        """The student's positions that have a target: common ends, then positions within a token of the teacher.
+
+        Args:
+            ends: common ends that are followed by text.
+            row: the student's tokens. [seq]
+
+        Returns:
+            Positions, and how those within go on: the ones after a common end, before the teacher's token ends, as long
+            as one of the teacher's tokens begins so.
+        """
+        read, found = text.positions(), dict[int, _Branch]()
+        for end in ends.tolist():
+            for position in range(end + 1, len(row)):
+                branch = self._branches.get(tuple(row[end + 1 : position + 1].tolist()))
+                if branch is None or read[position] != read[end]:
+                    break
+                found[position] = branch
+        return np.concatenate((ends, np.array(list(found), dtype=np.int64))), list(found.values())

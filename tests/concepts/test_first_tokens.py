@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, student_pieces, readable_text
+from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text, student_pieces
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.tokenizers import byte_level, sentence_piece, word_piece
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts import AlignedTexts, FrozenDecoder, student_pieces
 from cocomix.concepts.aligned import UNREAD
+from cocomix.labelling import distillers
 from cocomix.labelling.distillers import AlignedDistiller
 from cocomix.runtime.errors import CoCoMixError
 from tests.concepts.tokenizers import TEXTS, byte_level
@@ -42,7 +43,11 @@ def naive(made: AlignedDistiller, row: torch.Tensor) -> tuple[Any, torch.Tensor]
     return text, logits.log_softmax(-1)
 
 
-def test_first_tokens_have_the_sum_of_the_teachers_tokens_that_begin_with_them() -> None:
+@pytest.mark.parametrize("rows_at_once", [3, 10_000])
+def test_first_tokens_have_the_sum_of_the_teachers_tokens_that_begin_with_them(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillers, "_CHUNK_ELEMENTS", rows_at_once * len(TEACHER))
     made, pieces = distiller(), student_pieces(STUDENT, TEACHER)
     arrays = made.arrays(blocks())
     at_ends = within = 0

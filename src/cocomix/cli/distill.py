@@ -33,9 +33,9 @@ def distill(
     """Store a teacher's likeliest next tokens.
 
     A teacher may have another tokenizer than the data. It is then aligned by bytes, and where a token of both ends,
-    first_token adds up the probabilities of the teacher's tokens that begin with the same token of the data; uld stores
-    the teacher's largest probabilities without their tokens, and alm the likelihood of the text up to the next such
-    place.
+    first_token adds up the probabilities of the teacher's tokens that begin with the same token of the data (within a
+    token of the teacher, of those that go on with it); uld stores the teacher's largest probabilities without their
+    tokens, and alm the likelihood of the text up to the next such place.
 
     A command that was stopped goes on with what is left when it is given again.
 

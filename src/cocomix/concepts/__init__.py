@@ -144,11 +144,11 @@ __all__ = [
     "package_versions",
     "pad_right",
     "reads_hidden",
-    "student_pieces",
     "register_labeller",
     "require_agreement",
     "require_fit",
     "spread_blocks",
+    "student_pieces",
 ]
 
 __getattr__ = lazily(__name__)

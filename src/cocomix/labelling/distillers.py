@@ -162,7 +162,7 @@ class AlignedDistiller(PlainDistiller):
 
     @torch.no_grad()
     def _largest(
-        self, states: Tensor, head: Any, branches: "Sequence[_Branch]"
+        self, states: Tensor, head: Any, branches: Sequence["_Branch"]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The largest probabilities and their tokens in the student's vocabulary: ids and log-probs, [n, K] each.
 
@@ -179,7 +179,8 @@ class AlignedDistiller(PlainDistiller):
             whole = max(0, min(ends - rows.start, len(found)))
             marginal = found.new_zeros(len(found), self.vocab_size + 1)
             marginal[:whole].index_add_(1, self._splits.first, found[:whole].exp())
-            for own, row, branch in zip(marginal[whole:], found[whole:], branches[rows.start + whole - ends :]):
+            within = branches[max(rows.start - ends, 0) : max(rows.stop - ends, 0)]
+            for own, row, branch in zip(marginal[whole:], found[whole:], within, strict=True):
                 own.index_add_(0, branch.student, row[branch.teacher].softmax(-1))
             best = marginal[:, : self.vocab_size].topk(self.top_k, dim=-1)
             ids[rows], log_probs[rows] = best.indices.cpu(), best.values.log().cpu()

@@ -185,6 +185,9 @@ def with_tables(text: str) -> str:
         "scarce_peers": scarce_peers,
         "scarce_bigram": scarce_bigram,
         "scarce_bigram_pairs": lambda: arm_pairs(losses_of(SCARCE / "bigram"), BIGRAM_PAIRS),
+        "scarce_targets": scarce_targets,
+        "scarce_targets_pairs": lambda: arm_pairs(losses_of(SCARCE / "targets"), BIGRAM_PAIRS),
+        "scarce_where": lambda: scarce_where(report(SCARCE / "targets")),
         "scarce_epochs": scarce_epochs,
         "scarce_sizes": scarce_sizes,
         "scarce_own": scarce_own,
@@ -453,6 +456,43 @@ def scarce_bigram() -> str:
         "minus distilled with it",
     )
     return markdown(head, rows)
+
+
+def scarce_targets() -> str:
+    """Three arms whose teacher has targets within its tokens, too, beside the same seeds without these."""
+    few, found, rows = losses_of(SCARCE / "bigram"), losses_of(SCARCE / "targets"), []
+    for name in ("ntp", "ntp_distilled", "softmax_distilled"):
+        arm = f"{name}_bigram"
+        at_ends = {seed: few[arm][seed] for seed in found[arm]}
+        gained = with_interval([loss - at_ends[seed] for seed, loss in found[arm].items()]) if name != "ntp" else ""
+        differences = (gaps(found, arm, f"{base}_bigram") for base in ("ntp", "ntp_distilled"))
+        rows.append(
+            (
+                SCARCE_ARMS["ntp_flops" if name == "ntp" else name],
+                len(at_ends),
+                with_interval(list(at_ends.values()), signed=False),
+                with_interval(list(found[arm].values()), signed=False) if name != "ntp" else "",
+                gained,
+                *(with_interval(each) if any(each) else "" for each in differences),
+            )
+        )
+    head = ("arm", "seeds", "targets at common ends", "and within", "what these give", "minus NTP", "minus distilled")
+    return markdown(head, rows)
+
+
+def scarce_where(table: dict[str, Any]) -> str:
+    """Where the loss differs from NTP's: by class of token, position, and whether the token stood in the context."""
+    arms = ("ntp_distilled_bigram", "softmax_distilled_bigram")
+    found = {(word["arm"], word["slice"], word["value"]): word for word in table["words"]}
+    rows = []
+    for slice_, named in (("token_class", "{}"), ("position", "position {}"), ("seen", "seen in the block: {}")):
+        for _, of, value in [key for key in found if key[:2] == (arms[0], slice_)]:
+            cells = [found[arm, of, value] for arm in arms]
+            if cells[0]["tokens"] >= 400:
+                shown = (f"{cell['difference']:+.3f} ({span(cell['low'], cell['high'])})" for cell in cells)
+                row = (cell.replace("-", "−") for cell in shown)
+                rows.append((named.format(value.replace("-", "–")), f"{cells[0]['tokens']:,}", *row))
+    return markdown(("tokens", "n", *(SCARCE_ARMS[arm.removesuffix("_bigram")] for arm in arms)), rows)
 
 
 def scarce_sizes() -> str:

@@ -7,10 +7,9 @@ number of threads in each process. `cocomix.labelling.ray_executor` computes on 
 import multiprocessing
 import os
 import signal
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from cocomix.labelling.map_shards import Executor, Outcome, ShardFunction, Task, Work
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.stopping import handled
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,6 @@ class Inline(Executor):
     """Computes in this process, on the machine's accelerator if there is one."""
 
     def run(self, function: ShardFunction, work: Work) -> Generator[Outcome, None, None]:
-        """See `Executor`; loads nothing where nothing is left to do."""
         from cocomix.runtime.device import default_device
 
         if work.left():
@@ -44,7 +43,7 @@ class Processes(Executor):
     """Computes in several processes, each with its own copy of what the function loads.
 
     They are started afresh, so that a script that uses this needs `if __name__ == "__main__":`. A process that dies is
-    replaced, and its shard counts as failed once.
+    replaced, and its shard counts as failed once. They ignore Ctrl-C, which this process answers by ending them.
     """
 
     count: int
@@ -55,7 +54,6 @@ class Processes(Executor):
             raise CoCoMixError(f"--workers {self.count}: at least 1 process is needed.")
 
     def run(self, function: ShardFunction, work: Work) -> Generator[Outcome, None, None]:
-        """See `Executor`. The processes ignore Ctrl-C, which this one answers by ending them."""
         return _ProcessPool(function, self.count).run(work)
 
 
@@ -69,7 +67,7 @@ class SlurmArray(Executor):
     inner: Executor = field(default_factory=Inline)
 
     def share(self, shards: Sequence["TokenShard"]) -> Sequence["TokenShard"]:
-        """The same whatever is finished already. Consecutive, so that most token files are joined by one job."""
+        # The same whatever is finished already. Consecutive, so that most token files are joined by one job.
         start, stop = (len(shards) * index // self.count for index in (self.index, self.index + 1))
         return shards[start:stop]
 
@@ -207,7 +205,7 @@ class _ProcessPool(WorkerPool[Connection]):
             here, there = context.Pipe()
             arguments = (self.function, index, self.threads, there)
             process = context.Process(target=_work, args=arguments, name=f"worker {index}", daemon=True)
-            with _ctrl_c_ignored():
+            with handled(signal.SIG_IGN, signal.SIGINT):  # which the process inherits, and has while it imports
                 process.start()
             there.close()
             self.processes[here] = (index, process)
@@ -236,19 +234,6 @@ class _ProcessPool(WorkerPool[Connection]):
         for worker, (_, process) in self.processes.items():
             process.join()
             worker.close()
-
-
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """A process started in the block inherits that Ctrl-C is ignored, even while it is still importing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _work(function: ShardFunction, index: int, threads: int, connection: Connection) -> None:

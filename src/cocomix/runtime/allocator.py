@@ -11,10 +11,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Serve large blocks from the heap and never shrink it. Call at program start, before tensors are made.
+    """Serve large blocks from the heap and never shrink it, where there is glibc; returns whether this was done.
 
-    Returns:
-        Whether it was done: only on Linux with glibc.
+    Call at program start, before tensors are made.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Advance = Callable[[float], None]
-_FIRST_LINE_SECONDS, _LINE_SECONDS = 10.0, 60.0
-"""Until the first log line of `progress`, and between the others."""
+_FIRST_LINE_SECONDS, _LINE_SECONDS = 10.0, 60.0  # until the first log line of `progress`, and between the others
 
 logger = logging.getLogger(__name__)
 _package = logging.getLogger("cocomix")
@@ -31,10 +30,7 @@ _package = logging.getLogger("cocomix")
 def set_up_logging(*, quiet: bool = False) -> None:
     """Write the package's messages to standard error; of processes that a launcher started, only the first does.
 
-    Calling it again changes `quiet`.
-
-    Args:
-        quiet: only warnings, and no progress.
+    With `quiet` only warnings, and no progress; calling it again changes that.
     """
     if not is_first_process():
         return
@@ -65,25 +61,15 @@ _standard_error = _StandardError()
 
 
 @contextmanager
-def progress(
-    description: str,
-    total: float | None,
-    unit: str,
-    *,
-    done: float = 0,
-) -> Iterator[Advance]:
+def progress(description: str, total: float | None, unit: str, *, done: float = 0) -> Iterator[Advance]:
     """Show how far work is while the block runs: a bar on a terminal, else a log line a minute.
 
-    Shows nothing where information is not logged: by default in library use, and with `quiet`.
+    Shows nothing where information is not logged: by default in library use, and with `quiet`. Yields a function that
+    adds an amount to what is done.
 
     Args:
-        description: what is being done, e.g. `"label"`.
-        total: amount of the whole work in `unit`s; None where it is not known.
-        unit: what is counted, e.g. `"tokens"`.
+        total: amount of the whole work in `unit`s, e.g. "tokens"; None where it is not known.
         done: amount that was done before, of resumed work; not counted in the rate.
-
-    Yields:
-        A function that adds an amount to what is done.
     """
     if not logger.isEnabledFor(logging.INFO):
         yield lambda amount: None

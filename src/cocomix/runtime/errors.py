@@ -12,16 +12,7 @@ class CoCoMixError(ValueError):
 
 
 def require_extra(extra: str, *packages: str, purpose: str) -> None:
-    """Refuse work whose packages are not installed.
-
-    Args:
-        extra: which of cocomix's extras brings them.
-        packages: names as they are imported.
-        purpose: what needs them, e.g. `"a report"`.
-
-    Raises:
-        CoCoMixError: one of them is missing.
-    """
+    """Refuse work, named by its `purpose` ("a report"), whose `packages` are not installed; the extra brings them."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise CoCoMixError(f"{purpose} needs {' and '.join(missing)}; run: pip install 'cocomix[{extra}]'.")

@@ -5,12 +5,9 @@ from transformers import PreTrainedConfig
 
 
 def block_flops(blocks: nn.ModuleList, config: PreTrainedConfig, positions: int | None) -> float:
-    """Forward FLOPs of a decoder's first blocks per position.
+    """Forward FLOPs per position of a decoder's first blocks, of which `config` is the whole decoder's.
 
-    Args:
-        blocks: any number of them, from the first.
-        config: the whole decoder's.
-        positions: sequence length, for causal attention; `None` leaves it out.
+    Causal attention is that of sequences of `positions`; `None` leaves it out.
     """
     flops = product_flops(blocks)
     if positions is None:

@@ -26,12 +26,8 @@ class NoTokenizer(CoCoMixError):
 def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -> PreTrainedModel:
     """Load a causal LM in float32, on the CPU and in evaluation mode.
 
-    Args:
-        name_or_folder: a hub name, a folder written by `save_pretrained`, or a `.gguf` file, which is de-quantised.
-        revision: branch, tag or commit on the hub.
-
-    Raises:
-        CoCoMixError: nothing that can be read as a causal LM is there, or its weights are no safetensors.
+    From a hub name (at a branch, tag or commit), a folder written by `save_pretrained`, or a `.gguf` file, which is
+    de-quantised. Refused where nothing is a causal LM there, or its weights are no safetensors.
     """
     source = Path(name_or_folder)
     name = str(name_or_folder)
@@ -76,9 +72,7 @@ def _before_asking(name: str, revision: str | None) -> None:
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer that has an end token.
 
-    Args:
-        name: a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
-        revision: commit, tag or branch on the hub.
+    From a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
 
     Raises:
         NoTokenizer: what is there holds no tokenizer, such as a folder with weights only.

@@ -44,19 +44,12 @@ _HUB_SECONDS = 2.0
 
 
 class Line(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        name: what.
-        state: `warn` is what some verbs miss; with `fail` nothing works well.
-        value: what was found.
-        advice: what to do; empty where all is well.
-    """
+    """One thing that was looked at."""
 
     name: str
-    state: Literal["ok", "warn", "fail"]
-    value: str
-    advice: str = ""
+    state: Literal["ok", "warn", "fail"]  # `warn` is what some verbs miss; with `fail` nothing works well
+    value: str  # what was found
+    advice: str = ""  # what to do; empty where all is well
 
 
 def _warned(name: str, value: str, if_so: bool, advice: str) -> Line:
@@ -64,11 +57,7 @@ def _warned(name: str, value: str, if_so: bool, advice: str) -> Line:
 
 
 def examine(folder: Path | None = None) -> list[Line]:
-    """Look at everything; takes no longer than two seconds beyond the imports.
-
-    Args:
-        folder: where outputs would go; the current one by default.
-    """
+    """Look at everything, and at the folder where outputs would go; two seconds at most beyond the imports."""
     packages = [_needed(name) for name in _NEEDED] + [_optional(name, extra) for name, extra in _OPTIONAL.items()]
     lines = [_python(), *packages, _device(), _memory(), _bfloat16(), _attention(), _allocator(), _load(), _threads()]
     return [*lines, _disk(folder or Path.cwd()), _full_text_search(), _hub()]
@@ -82,8 +71,7 @@ def _python() -> Line:
 
 
 def _load() -> Line:
-    """How many programs want to run, by the mean of the last minute."""
-    load, cores = psutil.getloadavg()[0], usable_cores()
+    load, cores = psutil.getloadavg()[0], usable_cores()  # the mean of the last minute
     value = f"{load:.1f} programs want to run on {cores} cores"
     return _warned("load", value, load > 1.5 * cores, "other programs keep the cores busy: all of it takes longer")
 

@@ -13,12 +13,9 @@ Added = TypeVar("Added", bound=type[Any])
 
 
 class Registry(Generic[Kind]):
-    """Classes of one purpose; each is imported when it is first asked for.
+    """Classes of one purpose, such as "objective", each imported when it is first asked for.
 
-    Args:
-        what: what a class is, for messages: "objective".
-        group: of entry points; a package adds a class by one whose name is the class's name here.
-        built_in: "module:class" by name.
+    `built_in` holds "module:class" by name; a package adds a class by an entry point of the `group` with its name.
     """
 
     def __init__(self, what: str, group: str, built_in: Mapping[str, str]) -> None:

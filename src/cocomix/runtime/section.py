@@ -46,9 +46,8 @@ def describe_validation_error(
 ) -> str:
     """Pydantic's findings as one clause, field by field.
 
-    Args:
-        root: the class of settings, to name the field that an unknown one may have meant.
-        other_words: field by what else people call it.
+    `root` is the class of settings, to name the field that an unknown one may have meant; `other_words` names fields by
+    what else people call them.
     """
     names = [] if root is None else list(root.field_names())
     parts = []
@@ -79,8 +78,7 @@ def meant(field: str, names: list[str], other_words: Mapping[str, str] | None = 
 def settings_of(kind: type) -> dict[str, Any]:
     """The arguments of a class as fields of a section: types, bounds, defaults and, from its docstring, descriptions.
 
-    Returns:
-        Type and `Field` by name, as `pydantic.create_model` takes them; those without a default are required.
+    As `pydantic.create_model` takes them, type and `Field` by name; those without a default are required.
     """
     texts = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^    \*\*|^\S)", getdoc(kind) or "", re.MULTILINE | re.DOTALL)
     descriptions = {name: " ".join(text.split()) for name, text in texts}

@@ -4,11 +4,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-STATUS = 128 + signal.SIGTERM
-"""Exit status of a command that SIGTERM ended, as shells report it: 143."""
+STATUS = 128 + signal.SIGTERM  # exit status of a command that SIGTERM ended, as shells report it: 143
 
 
 class Terminated(BaseException):
@@ -49,27 +48,26 @@ def _meaning(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
-@contextmanager
-def termination_raised() -> Iterator[None]:
+def termination_raised() -> AbstractContextManager[None]:
     """Raise `Terminated` in the main thread when SIGTERM arrives; does nothing in other threads."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated
 
-    with _handled(stop, signal.SIGTERM):
-        yield
+    return handled(stop, signal.SIGTERM)
 
 
 @contextmanager
 def termination_noted() -> Iterator[Noted]:
     """Note Ctrl-C and SIGTERM, for work that must reach a good moment to stop; in the main thread alone."""
     noted = Noted()
-    with _handled(noted.note, signal.SIGTERM, signal.SIGINT):
+    with handled(noted.note, signal.SIGTERM, signal.SIGINT):
         yield noted
 
 
 @contextmanager
-def _handled(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+def handled(handler: Callable[[int, Any], None] | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
+    """Answer signals with a handler while the block runs; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,8 +9,7 @@ import yaml
 
 from cocomix.runtime.errors import CoCoMixError
 
-MAX_VALUES = 100_000
-"""More values than any recipe or plan has; aliases of aliases double them with every line."""
+MAX_VALUES = 100_000  # more values than any recipe or plan has; aliases of aliases double them with every line
 
 
 class _Loader(yaml.SafeLoader):

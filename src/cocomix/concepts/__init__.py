@@ -9,7 +9,6 @@ from cocomix.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from cocomix.concepts.aligned import (
-        ALIGNMENT,
         UNREAD,
         AlignedFittedTeacher,
         AlignedTeacher,
@@ -77,7 +76,6 @@ if TYPE_CHECKING:
     from cocomix.concepts.token_bytes import student_pieces
 
 __all__ = [
-    "ALIGNMENT",
     "SAMPLE_TOKENS",
     "UNREAD",
     "ActivationConfig",

@@ -77,7 +77,6 @@ class AlignedTexts:
 
     Args:
         student: tokenizer of the blocks; must be invertible to bytes (see `TokenBytes`).
-        teacher: any fast tokenizer.
         max_length: longest sequence that the teacher reads, in its tokens. A longer block is read in windows that
             overlap by half, and a position is labelled by the window in which it has more context.
         fingerprints: of both tokenizers by the names "student" and "teacher", for what is made of the texts.
@@ -134,13 +133,9 @@ class AlignedTexts:
         return AlignedText(tokens, np.array(ends, dtype=np.int64), student_ends, readable, row == self.end)
 
     def blocks(self, input_ids: Tensor) -> Tensor:
-        """The text of blocks as blocks of the teacher's tokens, to fit a dictionary on or to try one.
+        """The text of the student's blocks [batch, seq] as blocks of the teacher's tokens, int64 [blocks, length].
 
-        Args:
-            input_ids: student's tokens, int64 [batch, seq].
-
-        Returns:
-            int64 [blocks, length]; what does not fill a block is left out. One short block if that is all there is.
+        What does not fill a block is left out, if there is more than one.
         """
         tokens = [token for row in input_ids.cpu().numpy() for token in self.read(row).tokens]
         length = max(1, min(input_ids.shape[1], self.max_length, len(tokens)))
@@ -151,22 +146,12 @@ class AlignedTexts:
 
         A later window is to overwrite what an earlier one gave to its second half, which has less context there.
         """
-        return [
-            Window(
-                row,
-                start,
-                text.tokens[start : start + self.max_length],
-                start + (self.max_length // 2 if start else UNREAD),
-            )
-            for row, text in enumerate(texts)
-            for start in _window_starts(len(text.tokens), self.max_length)
-            if text.tokens
-        ]
-
-
-def _window_starts(length: int, longest: int) -> Sequence[int]:
-    """Where windows of a sequence begin that overlap by half; one window where it fits."""
-    return range(0, max(1, length - longest // 2), max(1, longest // 2)) if length > longest else (0,)
+        found, longest, half = [], self.max_length, self.max_length // 2
+        for row, (tokens, *_) in enumerate(texts):
+            length = len(tokens)
+            starts = range(0, max(1, length - half), max(1, half)) if length > longest else range(min(1, length))
+            found += [Window(row, at, tokens[at : at + longest], at + (half if at else UNREAD)) for at in starts]
+        return found
 
 
 def _continuation_bytes(data: bytes) -> int:
@@ -181,15 +166,7 @@ class AlignedTeacher:
         self.inner, self.texts, self.num_concepts = inner, texts, inner.num_concepts
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """Labels of the student's tokens.
-
-        Args:
-            input_ids: student's tokens, int64 [batch, seq].
-            attention_mask: [batch, seq], 0 = padding, on the right; padding gets no labels.
-
-        Returns:
-            ids int64 [batch, seq, k], IGNORE where a position has no label, and the inner labeller's scores.
-        """
+        """Labels of the student's tokens, with the inner labeller's scores; padding must be on the right."""
         rows = input_ids.cpu().numpy()
         lengths = [rows.shape[1]] * len(rows) if attention_mask is None else attention_mask.sum(dim=1).tolist()
         texts = [self.texts.read(row[:length]) for row, length in zip(rows, lengths, strict=True)]
@@ -250,7 +227,7 @@ class AlignedFittedTeacher(AlignedTeacher):
         return self._with(self.inner.fit(self.texts.blocks(batch) for batch in batches))
 
     def fit_flops_per_token(self, seq: int) -> float:
-        """The inner labeller's, as if the teacher had as many tokens."""
+        """As `flops_per_token`, of the first pass."""
         return self.inner.fit_flops_per_token(seq)
 
     def tables(self) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from cocomix.concepts.dictionary_folder import DictionaryFit
 from cocomix.concepts.labeller import ConceptLabeller
 from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
-from cocomix.concepts.teacher import ConceptTeacher
+from cocomix.concepts.teacher import ConceptTeacher, refuse
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
@@ -41,6 +41,7 @@ _AGREEMENT_TOKENS = 4096
 _MAXIMAL_FVU = 0.5
 _MINIMAL_CE_RECOVERED = 0.5
 _MINIMAL_SCORE_KEPT = 0.99
+_CHECK = "check the layer and the SAE"
 _CANDIDATES = 4  # a narrow format's labels are looked for among so many times k of float32's; beyond, they score 0
 
 
@@ -58,68 +59,50 @@ def check_labeller(
 ) -> Agreement | None:
     """Try the dictionary and the number format of a labeller with a teacher; others are taken as they are.
 
-    Args:
-        sample: token ids of held-out text, about `SAMPLE_TOKENS` of them. int64 [blocks, seq]
-        tokenizer_has_bos: whether there is a begin-of-text token that blocks could begin with.
+    The sample is held-out text, about `SAMPLE_TOKENS` tokens of it, int64 [blocks, seq]. `tokenizer_has_bos` says
+    whether blocks could begin with a begin-of-text token. Errors are those of `require_fit` and `require_agreement`.
 
     Returns:
         The agreement; None where the teacher runs in float32, or there is none.
-
-    Raises:
-        CoCoMixError: as `require_fit` and `require_agreement`.
     """
     if not isinstance(labeller, TeacherLabeller):
         return None
     teacher = labeller.teacher
     fit = measure_fit(teacher, sample)
     logger.info("the dictionary on block %d: %s", teacher.layer, fit.describe())
-    other = _other_beginning(teacher.dictionary.prepend_bos, teacher.bos_token_id is not None, tokenizer_has_bos)
-    if other is None:
-        require_fit(fit, teacher, force=force)
-    else:
-        problem, remedy = other
-        logger.info("the dictionary %s", problem)
-        require_fit(fit, teacher, force=force, remedy=f"it {problem}, so {remedy}")
+    require_fit(fit, teacher, force=force, remedy=_remedy(teacher, tokenizer_has_bos))
     if labeller.dtype == "float32":
         return None
     part = sample[: max(1, _AGREEMENT_TOKENS // sample.shape[1])]
     agreement = measure_agreement(labeller, labeller.with_dtype("float32"), part, k)
     logger.info(
-        "%s gives %.1f%% of %s positions the labels of float32 and keeps %.2f%% of their score",
-        labeller.dtype,
-        100 * agreement.equal_sets,
-        f"{part.numel():,}",
-        100 * agreement.score_kept,
+        f"{labeller.dtype} gives {agreement.equal_sets:.1%} of {part.numel():,} positions the labels of float32 and "
+        f"keeps {agreement.score_kept:.2%} of their score"
     )
     require_agreement(agreement, labeller.dtype, force=force)
     return agreement
 
 
-def _other_beginning(said: bool | None, has: bool, possible: bool) -> tuple[str, str] | None:
-    """How the contexts that a dictionary is said to be fitted on begin otherwise than the blocks, and what to do."""
-    if said is None or said == has or (said and not possible):
-        return None
-    if said:
-        problem = "was fitted on contexts that begin with the begin-of-text token, which these blocks do not"
-        return problem, "prepare the data with --prepend-bos"
+def _remedy(teacher: ConceptTeacher, tokenizer_has_bos: bool) -> str:
+    """What to do about a bad fit; says whether the dictionary was fitted on contexts that begin otherwise."""
+    fitted_after, begins = teacher.dictionary.prepend_bos, teacher.bos_token_id is not None
+    if fitted_after is None or fitted_after == begins or (fitted_after and not tokenizer_has_bos):
+        return _CHECK
     problem = "was fitted on contexts without the begin-of-text token, with which these blocks begin"
-    return problem, "prepare the data without --prepend-bos"
+    if fitted_after:
+        problem = "was fitted on contexts that begin with the begin-of-text token, which these blocks do not"
+    logger.info("the dictionary %s", problem)
+    return f"it {problem}, so prepare the data {'with' if fitted_after else 'without'} --prepend-bos"
 
 
 @torch.no_grad()
 def measure_fit(teacher: ConceptTeacher, input_ids: Tensor, *, batch_size: int = 8) -> DictionaryFit:
-    """Measure a teacher's dictionary on its layer.
-
-    Args:
-        input_ids: int64 [blocks, seq]; a few thousand tokens give two digits.
-        batch_size: blocks per forward pass; four passes per batch.
-    """
+    """Measure a teacher's dictionary on its layer, by tokens [blocks, seq]; a few thousand give two digits."""
     dictionary, decoder = teacher.dictionary, teacher.decoder
     total = torch.zeros(dictionary.d_model, dtype=torch.float64)
     squared = error = 0.0
     clean = replaced = zeroed = 0.0
     positions = targets = 0
-
     for ids in torch.split(input_ids.to(decoder.device), batch_size):
         described = teacher.described(ids, None)
         hidden = decoder.hidden_states(ids)
@@ -133,7 +116,6 @@ def measure_fit(teacher: ConceptTeacher, input_ids: Tensor, *, batch_size: int =
         clean += float(decoder.loss(ids))
         replaced += float(decoder.loss(ids, replace=_replacing(described, dictionary.reconstruct)))
         zeroed += float(decoder.loss(ids, replace=_replacing(described, torch.zeros_like)))
-
     if positions < 2 or targets == 0:
         raise CoCoMixError("the fit of a dictionary needs at least two tokens of text; give it a few thousand.")
     variance = squared - float(total.pow(2).sum()) / positions
@@ -151,13 +133,7 @@ def _replacing(where: Tensor, function: Callable[[Tensor], Tensor]) -> Callable[
     return lambda hidden: torch.where(where[..., None], function(hidden).to(hidden.dtype), hidden)
 
 
-def require_fit(
-    fit: DictionaryFit,
-    teacher: ConceptTeacher,
-    *,
-    force: bool = False,
-    remedy: str = "check the layer and the SAE",
-) -> None:
+def require_fit(fit: DictionaryFit, teacher: ConceptTeacher, *, force: bool = False, remedy: str = _CHECK) -> None:
     """Refuse a dictionary that does not describe the teacher's layer; only warn of it with `force`.
 
     Raises:
@@ -170,7 +146,7 @@ def require_fit(
         f"the dictionary {teacher.dictionary.name} does not describe the output of block {teacher.layer} of the "
         f"teacher {teacher.name}: {fit.describe()} (asked: at most {_MAXIMAL_FVU} and at least {_MINIMAL_CE_RECOVERED})"
     )
-    _refuse(problem, f"{remedy}, or use --force", force)
+    refuse(problem, f"{remedy}, or use --force", force)
 
 
 def label_agreement(first: Tensor, second: Tensor) -> float:
@@ -209,10 +185,4 @@ def require_agreement(agreement: Agreement, dtype: str, *, force: bool = False) 
         f"in {dtype} the teacher's labels keep {agreement.score_kept:.1%} of the score of those in float32 (asked: at "
         f"least {_MINIMAL_SCORE_KEPT:.0%}) and are the same at {agreement.equal_sets:.1%} of the positions"
     )
-    _refuse(problem, "label with dtype float32, or use --force", force)
-
-
-def _refuse(problem: str, remedy: str, force: bool) -> None:
-    if not force:
-        raise CoCoMixError(f"{problem}; {remedy}.")
-    logger.warning("%s; used all the same.", problem)
+    refuse(problem, "label with dtype float32, or use --force", force)

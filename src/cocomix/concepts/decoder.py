@@ -116,16 +116,10 @@ class FrozenDecoder:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self.model.device
-        return device
+        return torch.device(self.model.device)
 
     def flops_per_token(self, seq: int, *, up_to: Literal["layer", "head"]) -> float:
-        """Forward FLOPs per token, by formula.
-
-        Args:
-            seq: context in tokens, for causal attention.
-            up_to: the blocks up to the hooked one (`layer`), or all blocks and the vocabulary head (`head`).
-        """
+        """Forward FLOPs per token in contexts of `seq`, by formula, up to the hooked block or the vocabulary head."""
         blocks, config = decoder_blocks(self.model), self.model.config.get_text_config()
         if up_to == "layer":
             return block_flops(nn.ModuleList(list(blocks)[: self.layer + 1]), config, seq)
@@ -182,7 +176,7 @@ class FrozenDecoder:
     @torch.no_grad()
     def predictions(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, dtype: torch.dtype | None = None
-    ) -> "Predictions":
+    ) -> Predictions:
         """What the model predicts at every position, before the vocabulary head where that is possible."""
         inputs = self._inputs(input_ids, attention_mask)
         with self._autocast(dtype):
@@ -198,14 +192,12 @@ class FrozenDecoder:
         scope: GradientScope = "sequence",
         dtype: torch.dtype | None = None,
     ) -> HiddenGradient:
-        """One forward pass and a backward pass that ends at the hooked block.
+        """One forward pass of tokens [batch, seq], and a backward pass that ends at the hooked block.
 
         Args:
-            input_ids: int64 [batch, seq].
             attention_mask: [batch, seq], 1 = token, 0 = padding (left or right); padding is neither read nor predicted.
             scope: `sequence` differentiates the loss of all targets; `next` gives position t the gradient of the loss
                 of token t + 1 only (see `cocomix.concepts.diagonal`).
-            dtype: autocast to it; float32 if None.
 
         Raises:
             CoCoMixError: `scope="next"` and a block above does not use PyTorch's scaled-dot-product attention.

@@ -54,15 +54,11 @@ def diagonal_attention(
 
 
 class DiagonalGradient(TorchFunctionMode):
-    """While active, PyTorch's attention that takes part in a gradient is `diagonal_attention`.
-
-    Attributes:
-        calls: how many attentions were replaced; the caller checks that no block went another way.
-    """
+    """While active, PyTorch's attention that takes part in a gradient is `diagonal_attention`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.calls = 0  # attentions replaced; the caller checks that no block went another way
 
     def __torch_function__(
         self,
@@ -71,7 +67,6 @@ class DiagonalGradient(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Pass everything through but attention on a query that requires a gradient."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).requires_grad:
             self.calls += 1

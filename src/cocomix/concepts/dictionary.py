@@ -4,7 +4,7 @@ A dictionary turns a teacher's hidden state `h` [d_model] into a few active conc
 
     x = (h − mean) / (std + 1e-5)      only with `normalize="layer_norm"`; std is the unbiased one
     x = h / std                        only with `normalize="constant_norm"`; std = ‖h‖ / √d_model, mean = 0
-    x = h − mean                       only with `normalize="centre"`; std = 1
+    x = h − mean                       only with `normalize="centre"`; std = 1 (TransformerLens' centred models)
     pre = (x − b_dec) W_enc + b_enc    [n_concepts]; b_dec is subtracted only with `subtract_b_dec`
     c = activation(pre)                TopK, JumpReLU or ReLU
     ĥ = (c W_dec + b_dec) · std + mean
@@ -61,22 +61,6 @@ def layer_normalize(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
     centred = hidden - mean
     std = centred.std(dim=-1, keepdim=True)
     return centred / (std + _LAYER_NORM_EPS), InputStatistics(mean, std)
-
-
-def norm_rescale(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
-    """Hidden states brought to the norm √d_model, and what was taken out (SAELens' `constant_norm_rescale`)."""
-    scale = hidden.norm(dim=-1, keepdim=True) / hidden.shape[-1] ** 0.5
-    return hidden / scale.clamp_min(1e-12), InputStatistics(torch.zeros_like(scale), scale)
-
-
-def centre(hidden: Tensor) -> tuple[Tensor, InputStatistics]:
-    """Hidden states with the mean 0 over the last dimension, and what was taken out.
-
-    What TransformerLens' `center_writing_weights` makes of a model with layer norms: they take the mean out anyway, so
-    the model computes the same.
-    """
-    mean = hidden.mean(dim=-1, keepdim=True)
-    return hidden - mean, InputStatistics(mean, torch.ones_like(mean))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +177,12 @@ class ConceptDictionary:
         if self.normalize == "layer_norm":
             return layer_normalize(hidden)
         if self.normalize == "centre":
-            return centre(hidden)
-        return norm_rescale(hidden) if self.normalize == "constant_norm" else (hidden, None)
+            mean = hidden.mean(dim=-1, keepdim=True)
+            return hidden - mean, InputStatistics(mean, torch.ones_like(mean))
+        if self.normalize == "constant_norm":
+            scale = hidden.norm(dim=-1, keepdim=True) / hidden.shape[-1] ** 0.5
+            return hidden / scale.clamp_min(1e-12), InputStatistics(torch.zeros_like(scale), scale)
+        return hidden, None
 
     def pre_activations(self, hidden: Tensor) -> Tensor:
         """Encoder output before the activation: hidden [..., d_model] to [..., n_concepts]. Dense; mind the size."""
@@ -213,8 +201,7 @@ class ConceptDictionary:
         Positions are encoded in chunks, so that the dense pre-activations of all of them are never held at once.
         """
         flat = hidden.reshape(-1, self.d_model)  # [positions, d_model]
-        encode_chunk = self._encode_topk if self.kind == "topk" else self._encode_thresholded
-        chunks = [encode_chunk(self.pre_activations(chunk)) for chunk in self.position_chunks(flat)]
+        chunks = [self._activated(self.pre_activations(chunk)) for chunk in self.position_chunks(flat)]
         width = max((chunk.ids.shape[-1] for chunk in chunks), default=self.k or 0)
         chunks = chunks or [SparseCodes(flat.new_zeros(0, width).long(), flat.new_zeros(0, width))]
         ids, values = (
@@ -248,13 +235,12 @@ class ConceptDictionary:
         """Split [positions, …] so that `chunk · n_concepts` stays bounded."""
         return iter(torch.split(flat, max(1, _CHUNK_ELEMENTS // self.n_concepts)) if len(flat) else ())
 
-    def _encode_topk(self, pre: Tensor) -> SparseCodes:
-        assert self.k is not None
-        values, ids = top_k(pre, self.k)
-        return SparseCodes(ids, values.relu_())
-
-    def _encode_thresholded(self, pre: Tensor) -> SparseCodes:
-        """Gather the active entries of each row into the first slots of a [positions, widest row] table."""
+    def _activated(self, pre: Tensor) -> SparseCodes:
+        """Active concepts of pre-activations [positions, n_concepts]."""
+        if self.k is not None:
+            values, ids = top_k(pre, self.k)
+            return SparseCodes(ids, values.relu_())
+        # The active entries of each row go into the first slots of a [positions, widest row] table.
         active = pre > 0 if self.threshold is None else (pre > 0) & (pre > self.threshold)
         counts = active.sum(dim=-1)
         width = int(counts.max())

@@ -116,7 +116,6 @@ class Dictionary(Artifact[DictionaryManifest]):
     made_by = "cocomix sae"
 
     def check(self, findings: Findings) -> None:
-        """The teacher it was fitted on, where that is on this machine."""
         name, recorded = self.manifest.teacher, self.manifest.made_from.get("teacher")
         if name is None or recorded is None:
             findings.skip("teacher", "the teacher is not on this machine")

@@ -42,11 +42,9 @@ _WEIGHT_COPIES, _BATCH_COPIES = 4, 8
 class TokenBlocksLike(Protocol):
     """A data set of token blocks of one length: row i has `input_ids`, int64 [block_size]."""
 
-    def __len__(self) -> int:
-        """Number of blocks."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Mapping[str, Tensor]:
-        """One block."""
+    def __getitem__(self, index: int) -> Mapping[str, Tensor]: ...
 
 
 def first_blocks(blocks: TokenBlocksLike, tokens: int) -> Tensor:
@@ -86,9 +84,7 @@ def fit_dictionary(
         model: the teacher; frozen.
         evaluation: held-out token ids, int64 [blocks, seq]; a few thousand tokens.
         output: folder to write, see `cocomix.concepts.dictionary_folder`.
-        teacher_name: for the manifest; the model's own record by default.
-        tokens: likewise, the fingerprint of the prepared data.
-        revision: likewise, of the teacher on the hub.
+        teacher_name: for the manifest, as `tokens`, the data's fingerprint, and `revision`; the model's own by default.
         bos_token_id: what every block begins with, which is left out; `None` where that is text.
 
     Raises:
@@ -115,34 +111,30 @@ def fit_dictionary(
         trainer.sae.save_inference_model(staging.path)
         dictionary = ConceptDictionary.from_sae_lens(staging.path)
         fit = measure_fit(ConceptTeacher(model, dictionary, layer, name=name, bos_token_id=bos_token_id), evaluation)
+        # Matrix products alone, dense ones, as SAELens does them: 2dC each for encoder and decoder forward, for the
+        # gradients of their weights, and for that of the decoder's input.
+        flops_per_token = decoder.flops_per_token(evaluation.shape[1], up_to="layer")
+        flops_per_token += 10.0 * decoder.d_model * settings.num_concepts
         report = FitReport(
             fit=fit,
             ce_recovered=fit.ce_recovered,
             dead_concepts=int(trainer.dead_neurons.sum()),
             tokens=trainer.n_training_samples,
             seconds=seconds,
-            # Matrix products alone, dense ones, as SAELens does them: 2dC each for encoder and decoder forward, for the
-            # gradients of their weights, and for that of the decoder's input.
-            flops=trainer.n_training_samples
-            * (
-                decoder.flops_per_token(evaluation.shape[1], up_to="layer")
-                + 10.0 * decoder.d_model * settings.num_concepts
-            ),
+            flops=trainer.n_training_samples * flops_per_token,
             tokens_per_second=trainer.n_training_samples / seconds,
             sae_lens_version=sae_lens.__version__,
         )
-        made_from = {"teacher": model_fingerprint(model), "tokens": tokens}
-        staging.finish(
-            DictionaryManifest(
-                made_from={role: found for role, found in made_from.items() if found is not None},
-                num_concepts=settings.num_concepts,
-                dictionary_fingerprint=dictionary.fingerprint(),
-                teacher=name,
-                layer=layer,
-                settings=settings,
-                report=report,
-            )
+        manifest = DictionaryManifest(
+            made_from={"teacher": model_fingerprint(model)} | ({} if tokens is None else {"tokens": tokens}),
+            num_concepts=settings.num_concepts,
+            dictionary_fingerprint=dictionary.fingerprint(),
+            teacher=name,
+            layer=layer,
+            settings=settings,
+            report=report,
         )
+        staging.finish(manifest)
     logger.info(
         f"fitted {settings.num_concepts:,} concepts to block {layer} in {output}: {fit.describe()}, "
         f"{report.dead_concepts:,} dead, {report.tokens_per_second:,.0f} tokens/s"

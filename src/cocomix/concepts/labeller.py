@@ -6,6 +6,7 @@ value is the class. What stored labels, labels made while training and labels in
 shards, disks and processes are unknown to a labeller.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -80,8 +81,9 @@ class ConceptLabeller(Protocol):
     def num_concepts(self) -> int:
         """Label ids are below it."""
 
+    @abstractmethod
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """The k most fitting concepts of each position.
+        """The k most fitting concepts of each position, on any device.
 
         Args:
             input_ids: int64 [batch, seq].
@@ -100,7 +102,8 @@ class ConceptLabeller(Protocol):
         """Floating-point operations of `label` per token, in blocks of `seq` tokens."""
 
     def describe(self, concept: int) -> str | None:
-        """What a concept stands for, in words; None where it is not known."""
+        """What a concept stands for, in words; None, as here, where it is not known."""
+        return None
 
 
 @runtime_checkable
@@ -156,9 +159,6 @@ labeller_kinds = LABELLERS.names
 def labeller_config(values: Mapping[str, Any] | LabellerConfig) -> LabellerConfig:
     """The settings of a labeller as its kind's class.
 
-    Args:
-        values: `kind` and the settings of that kind, as in a recipe.
-
     Raises:
         CoCoMixError: there is no such kind.
         pydantic.ValidationError: a setting is unknown, missing or out of range.
@@ -169,11 +169,7 @@ def labeller_config(values: Mapping[str, Any] | LabellerConfig) -> LabellerConfi
 
 
 def labeller_config_type(kind: Any) -> type[LabellerConfig]:
-    """The class of a kind's settings.
-
-    Raises:
-        CoCoMixError: there is no such kind.
-    """
+    """The class of a kind's settings; refused where there is no such kind."""
     return LABELLERS.find(kind).config_type
 
 
@@ -192,19 +188,14 @@ def build_labeller(
         device: where its models run; the CPU if None.
         vocabulary: of the data; None where it is another's or unknown.
         tables: what an earlier `fit` learned, for a kind that has one.
-        force: warn of what does not fit together where that is possible.
+        force: warn of what does not fit together where that is possible, instead of refusing it.
         teachers: where a labeller with a teacher finds it; it is loaded for this labeller alone if None.
-
-    Raises:
-        CoCoMixError: something cannot be loaded or does not fit together.
     """
     options: dict[str, Any] = {"force": True} if force else {}
     options |= {} if teachers is None else {"teachers": teachers}
     labeller = LABELLERS.find(config.kind).build(config, device=device, vocabulary=vocabulary, **options)
-    if tables:
-        if not isinstance(labeller, FittedLabeller):
-            raise CoCoMixError(
-                f"a labeller of kind {config.kind!r} learns no tables, but some were given; leave them out."
-            )
-        return labeller.with_tables(tables)
-    return labeller
+    if not tables:
+        return labeller
+    if not isinstance(labeller, FittedLabeller):
+        raise CoCoMixError(f"a labeller of kind {config.kind!r} learns no tables, but some were given; leave them out.")
+    return labeller.with_tables(tables)

@@ -40,8 +40,7 @@ def learning_flops(d_model: int, num_concepts: int, active: int) -> float:
     """FLOPs of a `LearningDictionary` per position: the copy's encoder, and the autoencoder forward and backward.
 
     2dC each for both encoders and for the gradient of the weights of one; 2dn for decoding n concepts, twice that
-    backwards, for the active ones and those that AuxK revives, as if there were always dead ones. Products alone; the
-    optimizer is left out, as it is for the student.
+    backwards, for the active ones and those that AuxK revives, as if there were always dead ones. Products alone.
     """
     decoded = active + _revived(d_model, num_concepts)
     return 6.0 * d_model * num_concepts + 6.0 * d_model * decoded
@@ -50,12 +49,7 @@ def learning_flops(d_model: int, num_concepts: int, active: int) -> float:
 class LearningDictionary:
     """The autoencoder, its optimizer (Adam), the slow copy, and what was counted since the last log line.
 
-    Args:
-        config: its sizes, and how it learns.
-        layer: 0-based index of the block whose output it reads, for the saved dictionary.
-
-    Attributes:
-        copy: the dictionary that makes labels. Its tensors change in `step`.
+    It reads the output of block `layer` (0-based). `copy` is the dictionary that makes labels, changed by `step`.
     """
 
     def __init__(self, d_model: int, config: "OnlineConfig", *, layer: int, device: torch.device) -> None:
@@ -90,9 +84,7 @@ class LearningDictionary:
     def add(self, states: Tensor, labels: Tensor) -> None:
         """Add a micro-batch to the next step: its gradients, and what is counted.
 
-        Args:
-            states: layer-normalised hidden states. [positions, d_model], float32
-            labels: ids of the labels that these positions got, without those that have none. [labels], int64
+        Of layer-normalised states [positions, d_model], float32, and the ids of their labels, int64 [labels].
         """
         self._pending = True
         states, dead = states.detach(), self.idle >= self.config.dead_after_tokens
@@ -120,11 +112,7 @@ class LearningDictionary:
 
     @torch.no_grad()
     def step(self, reduce: Callable[[Tensor], Tensor]) -> bool:
-        """One step of the optimizer and of the copy on what was added; returns False where nothing was.
-
-        Args:
-            reduce: adds a tensor up over all processes.
-        """
+        """One step on what was added, which `reduce` adds up over all processes; returns False where nothing was."""
         if not self._pending:
             return False
         counted = {name: reduce(value) for name, value in self._step.items()}

@@ -158,9 +158,7 @@ def read_sae(
 ) -> dict[str, Any]:
     """Read the two files of an autoencoder, in float32 on the CPU, as arguments of `ConceptDictionary`.
 
-    Args:
-        overrides: fields that the registry of releases sets in place of the file's.
-        scale: see `dictionary_of`.
+    The registry of releases may set fields in place of the file's (`overrides`), and a `scale`, see `dictionary_of`.
     """
     settings = _read_config(config, name, overrides)
     try:
@@ -194,15 +192,14 @@ def _read_config(path: Path, name: str, overrides: Mapping[str, Any] | None) -> 
 def _before_version_6(values: Mapping[str, Any]) -> dict[str, Any]:
     """A flat configuration in the form of version 6, with the defaults that SAELens gives it."""
     renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
-    config = {renamed.get(key, key): value for key, value in values.items()}
-    config = {"architecture": "standard", "prepend_bos": True, **config, "metadata": {}}
+    config: dict[str, Any] = {"architecture": "standard", "prepend_bos": True}
+    config |= {renamed.get(key, key): value for key, value in values.items()}
     k = (config.get("activation_fn_kwargs") or {}).get("k")
     if config.get("activation_fn") == "topk" and k is not None:
         config |= {"architecture": "topk", "k": k, "activation_fn": None}
-    if isinstance(config.get("normalize_activations"), bool):
-        config["normalize_activations"] = "expected_average_only_in" if config["normalize_activations"] else "none"
-    if config.get("normalize_activations") is None:
-        config["normalize_activations"] = "none"
+    normalize = config.get("normalize_activations")
+    if normalize is None or isinstance(normalize, bool):
+        config["normalize_activations"] = "expected_average_only_in" if normalize else "none"
     return {**config, "metadata": {name: config[name] for name in _NOTES if name in config}}
 
 
@@ -211,9 +208,7 @@ def dictionary_of(
 ) -> dict[str, Any]:
     """The dictionary that an autoencoder of SAELens' is, as arguments of `ConceptDictionary`.
 
-    Args:
-        tensors: by SAELens' names, in float32.
-        scale: the factor of `expected_average_only_in` that the registry of releases knows, to be folded in.
+    `tensors` are float32, by SAELens' names. `scale` is the factor of `expected_average_only_in`, to be folded in.
 
     Raises:
         CoCoMixError: the architecture is none of TopK, BatchTopK (saved for inference), JumpReLU and ReLU, its place in
@@ -258,10 +253,7 @@ def dictionary_of(
 def block_of_hook(hook_name: str | None, name: str, hook_name_out: str | None = None) -> int | None:
     """The 0-based block whose output an autoencoder reads; None where its configuration does not say.
 
-    The input of block N is the output of block N − 1.
-
-    Args:
-        hook_name_out: of what it predicts, for transcoders.
+    The input of block N is the output of block N − 1. Transcoders, whose `hook_name_out` is another, are refused.
     """
     if hook_name_out not in (None, hook_name):
         raise CoCoMixError(

@@ -55,12 +55,9 @@ def attribute_dense(dictionary: ConceptDictionary, hidden: Tensor, gradient: Ten
 def best_by_attribution(
     dictionary: ConceptDictionary, hidden: Tensor, gradient: Tensor, k: int, *, activation: Activation, sign: Sign
 ) -> SparseCodes:
-    """Candidates for labels, with their attribution as values.
+    """Candidates for labels, with their attribution as values: all active concepts, or with `pre` the k best of all.
 
-    Args:
-        hidden: [batch, seq, d_model].
-        gradient: of the loss with respect to `hidden`, float32.
-        activation: `latent` gives all active concepts, `pre` the k best of all, over chunks of positions.
+    From hidden states [batch, seq, d_model] and the loss's gradient with respect to them, float32.
     """
     if activation == "latent":
         codes = dictionary.encode(hidden)
@@ -85,13 +82,11 @@ def criterion(attribution: Tensor, sign: Sign) -> Tensor:
 
 
 def best_labels(candidates: SparseCodes, ranks: Tensor, labelled: Tensor, k: int) -> ConceptLabels:
-    """The k best candidates of each position.
+    """The k best candidates [batch, seq, width] of each position, or all where there are fewer.
 
     Args:
-        candidates: concepts and their scores [batch, seq, width].
         ranks: what is maximised [batch, seq, width]; a candidate needs a positive one to become a label.
         labelled: bool [batch, seq]; other positions get no labels.
-        k: labels per position; may be more than there are candidates.
     """
     best, slots = ranks.topk(min(k, ranks.shape[-1]), dim=-1)
     kept = (best > 0) & labelled.unsqueeze(-1)

@@ -57,11 +57,7 @@ class DictionaryConfig(Section):
 
 
 def dictionary_layer(dictionary: DictionaryConfig) -> int:
-    """The block whose output a dictionary was fitted on, as its configuration says.
-
-    Raises:
-        CoCoMixError: there is no dictionary, or its configuration does not say.
-    """
+    """The block whose output a dictionary was fitted on, as its configuration says; refused where it does not."""
     layer = dictionary.load().layer
     if layer is None:
         raise CoCoMixError(f"which layer {dictionary.name} describes is not recorded there; give it with --layer.")

@@ -12,14 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.concepts.decoder import FrozenDecoder, GradientScope, NumberFormat, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
-from cocomix.concepts.scoring import (
-    Activation,
-    Sign,
-    attribute_dense,
-    best_by_attribution,
-    best_labels,
-    criterion,
-)
+from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_attribution, best_labels, criterion
 from cocomix.concepts.sources import TeacherConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_causal_lm, load_tokenizer
@@ -30,10 +23,7 @@ Reduction = Literal["mean", "sum"]
 
 
 def load_teacher(
-    name_or_folder: str | Path,
-    *,
-    revision: str | None = None,
-    device: torch.device | str | None = None,
+    name_or_folder: str | Path, *, revision: str | None = None, device: torch.device | str | None = None
 ) -> PreTrainedModel:
     """Load a causal LM in float32, by which labels are defined, frozen and in evaluation mode.
 
@@ -47,6 +37,13 @@ def load_teacher(
     """
     frozen: PreTrainedModel = load_causal_lm(name_or_folder, revision=revision).requires_grad_(False)
     return frozen if device is None else frozen.to(device)
+
+
+def refuse(problem: str, remedy: str, force: bool) -> None:
+    """Refuse what does not fit together, or with `force` warn of it."""
+    if not force:
+        raise CoCoMixError(f"{problem}; {remedy}.")
+    logger.warning(f"{problem}; used all the same.")
 
 
 class LoadedTeachers:
@@ -116,13 +113,8 @@ class ConceptTeacher:
             )
         if dictionary.layer not in (None, layer):
             # Neighbouring layers are so alike that measures of fit hardly tell them apart.
-            problem = (
-                f"the dictionary {dictionary.name} was fitted on the output of block {dictionary.layer}, not of block "
-                f"{layer}"
-            )
-            if not force:
-                raise CoCoMixError(f"{problem}; use layer {dictionary.layer}, another dictionary, or --force.")
-            logger.warning("%s; used all the same.", problem)
+            problem = f"the dictionary {dictionary.name} was fitted on block {dictionary.layer}, not on block {layer}"
+            refuse(problem, f"use layer {dictionary.layer}, another dictionary, or --force", force)
         self.dictionary = dictionary.to(device=self.decoder.device, dtype=torch.float32)
         self.layer, self.bos_token_id = layer, bos_token_id
         self.n_concepts = dictionary.n_concepts
@@ -152,7 +144,6 @@ class ConceptTeacher:
         Args:
             input_ids: int64 [batch, seq].
             attention_mask: [batch, seq], 1 = token, 0 = padding (left or right).
-            k: labels per position (K_attr of the paper).
             activation: `latent` or `pre`, see `cocomix.concepts.scoring`; the default is the released code's.
             gradient: of the loss of all targets (`sequence`, released code) or of the own next token's loss (`next`).
             sign: `loss`, `logprob` or `abs`, see `cocomix.concepts.scoring`.
@@ -167,10 +158,8 @@ class ConceptTeacher:
         Raises:
             CoCoMixError: the teacher's loss or gradient is not finite.
         """
-        choice: dict[str, Any] = {"activation": activation, "gradient": gradient, "sign": sign}
-        found, labelled = self.attributed_concepts(
-            input_ids, attention_mask, k, dtype=dtype, reduction=reduction, **choice
-        )
+        choice: dict[str, Any] = {"activation": activation, "gradient": gradient, "sign": sign, "reduction": reduction}
+        found, labelled = self.attributed_concepts(input_ids, attention_mask, k, dtype=dtype, **choice)
         return best_labels(found, criterion(found.values, sign), labelled, k)
 
     @torch.no_grad()
@@ -203,8 +192,7 @@ class ConceptTeacher:
         nats, 0 in unused slots. Arguments and errors are those of `label`.
         """
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype)
-        slopes = _reduce(slopes, target_mask(input_ids, attention_mask), reduction)
+        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype, reduction)
         with torch.no_grad():
             found = best_by_attribution(self.dictionary, hidden, slopes, k, activation=activation, sign=sign)
         return found, self.labelled_positions(input_ids, attention_mask)
@@ -225,10 +213,7 @@ class ConceptTeacher:
         next-token targets of the batch, without the factor std of the de-normalisation. Arguments as in `label`.
         """
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        hidden, slopes, _ = self.decoder.loss_gradient(
-            input_ids, attention_mask, scope=gradient, dtype=getattr(torch, dtype)
-        )
-        slopes = _reduce(slopes.float(), target_mask(input_ids, attention_mask), reduction)
+        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype, reduction)
         with torch.no_grad():
             return attribute_dense(self.dictionary, hidden, slopes, activation)
 
@@ -245,9 +230,14 @@ class ConceptTeacher:
         return present & ~(first & (input_ids == self.bos_token_id))
 
     def _loss_gradient(
-        self, input_ids: Tensor, attention_mask: Tensor | None, scope: GradientScope, dtype: NumberFormat
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        scope: GradientScope,
+        dtype: NumberFormat,
+        reduction: Reduction,
     ) -> tuple[Tensor, Tensor]:
-        """Hooked hidden states, and the gradient of the summed loss with respect to them, float32."""
+        """Hooked hidden states, and the gradient of the loss with respect to them, float32."""
         hidden, slopes, loss = self.decoder.loss_gradient(
             input_ids, attention_mask, scope=scope, dtype=getattr(torch, dtype)
         )
@@ -256,13 +246,10 @@ class ConceptTeacher:
                 raise CoCoMixError(
                     f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
                 )
-        return hidden, slopes.float()
+        slopes = slopes.float()
+        targets = target_mask(input_ids, attention_mask)
+        return hidden, slopes if reduction == "sum" else slopes / targets.sum().clamp(min=1)
 
     def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         device = self.decoder.device
         return input_ids.to(device), None if attention_mask is None else attention_mask.to(device)
-
-
-def _reduce(gradient: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
-    """From the gradient of the summed loss to the asked one."""
-    return gradient if reduction == "sum" else gradient / targets.sum().clamp(min=1)

@@ -50,7 +50,6 @@ class AttributionLabeller(TeacherLabeller):
 
     @classmethod
     def build(cls, config: AttributionConfig, **options: Any) -> "TeacherLabeller":  # type: ignore[override]
-        """See `build_labeller`; with `centre_by_token` a `CentredAttributionLabeller`."""
         if config.centre_by_token:
             return CentredAttributionLabeller.build(config, **options)
         return super().build(config, **options)
@@ -59,11 +58,7 @@ class AttributionLabeller(TeacherLabeller):
         return self.teacher.label(input_ids, attention_mask, k, dtype=self.dtype, reduction="sum", **self.settings)
 
     def flops_per_token(self, seq: int) -> float:
-        """The whole teacher forward, and backward from the loss to the hooked block.
-
-        The backward pass is with respect to activations alone, so it costs what the forward pass of that part costs.
-        With `activation: pre` the gradient, too, is multiplied with the dictionary's directions.
-        """
+        # With `activation: pre` the gradient, too, is multiplied with the dictionary's directions.
         return _flops_per_token(self.teacher, seq, encodings=2 if self.settings["activation"] == "pre" else 1)
 
 
@@ -81,15 +76,16 @@ class CentredAttributionLabeller(CentredLabeller):
         return self.teacher.attributed_concepts(input_ids, attention_mask, gradient=gradient, dtype=self.dtype)
 
     def flops_per_token(self, seq: int) -> float:
-        """As of `attribution` without centring."""
         return _flops_per_token(self.teacher, seq, encodings=1)
 
     def fit_flops_per_token(self, seq: int) -> float:
-        """As of a token that is labelled: the means are of attributions, too."""
-        return self.flops_per_token(seq)
+        return self.flops_per_token(seq)  # the means are of attributions, too
 
 
 def _flops_per_token(teacher: ConceptTeacher, seq: int, encodings: int) -> float:
-    """The whole teacher forward, backward from the loss to the hooked block, and products with the dictionary."""
+    """The whole teacher forward, backward from the loss to the hooked block, and products with the dictionary.
+
+    Backward is with respect to activations alone, so it costs what the forward pass of that part costs.
+    """
     below, whole = (teacher.decoder.flops_per_token(seq, up_to=end) for end in ("layer", "head"))
     return whole + (whole - below) + 2.0 * teacher.n_concepts * teacher.decoder.d_model * encodings

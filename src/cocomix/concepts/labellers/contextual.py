@@ -85,6 +85,5 @@ class ContextualLabeller(CentredLabeller):
     reads_hidden = True
 
     def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
-        """What the activation exceeds its token's mean by, else 0, as for a label."""
         centred = self.centred(input_ids, codes)
-        return SparseCodes(centred.ids, centred.values.clamp_min(0))
+        return SparseCodes(centred.ids, centred.values.clamp_min(0))  # what exceeds its token's mean, as for a label

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.concepts.labeller import LabellerConfig, Vocabulary
+from cocomix.concepts.labeller import ConceptLabeller, LabellerConfig, Vocabulary
 from cocomix.concepts.labellers.learned_tables import TableLabeller
 from cocomix.runtime.errors import CoCoMixError
 
@@ -27,15 +27,12 @@ class FutureConfig(LabellerConfig):
     """Tokens of the training split that are learned from."""
 
 
-class FutureLabeller(TableLabeller):
+class FutureLabeller(TableLabeller, ConceptLabeller):
     """A labeller that looks at the tokens ahead; `label` and `learned` are the subclass's.
 
     One table is `idf`, float32 [vocab]: ln(documents / documents that hold the token), with a token that the sample
-    does not hold taken as rare as one that it holds once, and 0 for the tokens that begin or end a text.
-
-    Args:
-        device: where labels are computed; the CPU if None.
-        settings: what labels are chosen by, the fields of the kind's configuration.
+    does not hold taken as rare as one that it holds once, and 0 for the tokens that begin or end a text. Labels are
+    computed on `device`, the CPU if None, and chosen by `settings`, the fields of the kind's configuration.
     """
 
     config_type: ClassVar[type[FutureConfig]]
@@ -98,7 +95,6 @@ class FutureLabeller(TableLabeller):
         return tokens.masked_fill(~same, 0), same
 
     def fingerprint(self) -> dict[str, str]:
-        """See `ConceptLabeller.fingerprint`; `table` is the hash of what was learned."""
         return {
             "kind": self.kind,
             "algorithm": self.algorithm,
@@ -106,10 +102,6 @@ class FutureLabeller(TableLabeller):
             **{name: str(value) for name, value in self.vocabulary._asdict().items()},
             "table": self.table_hash(),
         }
-
-    def describe(self, concept: int) -> str | None:
-        """None: a labeller knows numbers of tokens, not their text."""
-        return None
 
     def _documents(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Number of each token's document in its row, −1 for padding. int64 [batch, seq]"""

@@ -52,15 +52,9 @@ class FutureClustersLabeller(FutureLabeller):
 
     @property
     def num_concepts(self) -> int:
-        """Number of clusters."""
         return int(self.settings["num_concepts"])
 
     def learned(self, rows: list[Tensor], idf: Tensor) -> dict[str, Tensor]:
-        """See `FutureLabeller`.
-
-        Raises:
-            CoCoMixError: scikit-learn is missing; there is too little text for the clusters or the dimensions.
-        """
         require_extra("report", "scipy", "sklearn", purpose=f"learning labels of kind {self.kind}")
         from sklearn.cluster import MiniBatchKMeans
 
@@ -86,11 +80,6 @@ class FutureClustersLabeller(FutureLabeller):
         return super().layouts() | {name: (torch.float32, (count, dimensions)) for name, count in rows.items()}
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`; labels are on the labeller's device.
-
-        Raises:
-            CoCoMixError: k is larger than the number of clusters, or nothing was learned yet.
-        """
         self.require_tables()
         if k > self.num_concepts:
             raise CoCoMixError(f"{self.kind} has {self.num_concepts} clusters, so k must not be {k}.")
@@ -100,8 +89,7 @@ class FutureClustersLabeller(FutureLabeller):
         return ConceptLabels(ids.masked_fill(empty, IGNORE), cosines.masked_fill(empty, 0.0))
 
     def flops_per_token(self, seq: int) -> float:
-        """Bags and their cosines with all clusters."""
-        return 2.0 * int(self.settings["dimensions"]) * (self.window + self.num_concepts)
+        return 2.0 * int(self.settings["dimensions"]) * (self.window + self.num_concepts)  # bags, and their cosines
 
     def _bags(self, input_ids: Tensor, attention_mask: Tensor | None, idf: Tensor, embeddings: Tensor) -> Tensor:
         """Bag of every position, [batch, seq, dimensions], of length 1; 0 where no token is ahead."""

@@ -39,11 +39,9 @@ class FutureWordsLabeller(FutureLabeller):
 
     @property
     def num_concepts(self) -> int:
-        """Entries of the vocabulary."""
         return self.vocabulary.size
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`; labels are on the labeller's device."""
         self.require_tables()
         tokens, same = self.ahead(input_ids, attention_mask)
         idf = self._tables["idf"][tokens]  # [batch, seq, window]
@@ -55,5 +53,4 @@ class FutureWordsLabeller(FutureLabeller):
         return best_labels(SparseCodes(tokens, scores), scores, same[..., 0], k)
 
     def flops_per_token(self, seq: int) -> float:
-        """None: words are looked up and compared."""
-        return 0.0
+        return 0.0  # words are looked up and compared

@@ -18,11 +18,7 @@ _PENDING = 2**23  # scores summed at once: 128 MiB
 
 
 class TableLabeller(ABC):
-    """A labeller with tables. `fit` it or give it tables before it labels.
-
-    Args:
-        sample_tokens: tokens of the training split that the tables are learned from.
-    """
+    """A labeller with tables, learned from `sample_tokens` tokens of the training split. `fit` it before it labels."""
 
     kind: ClassVar[str]
     algorithm: ClassVar[str] = "1"  # raised whenever the same settings and tables would give other labels than before
@@ -71,7 +67,7 @@ class TokenSums(NamedTuple):
 
 
 class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
-    """A labeller with a teacher, a dictionary and tables. `fit` it or give it tables before it labels."""
+    """A labeller with a teacher, a dictionary and tables."""
 
     def __init__(self, teacher: ConceptTeacher, **settings: Any) -> None:
         TeacherLabeller.__init__(self, teacher, **settings)
@@ -111,7 +107,6 @@ class FittedTeacherLabeller(TableLabeller, TeacherLabeller):
         return TeacherLabeller.flops_per_token(self, seq)
 
     def fingerprint(self) -> dict[str, str]:
-        """See `ConceptLabeller.fingerprint`; `table` is the hash of what was learned."""
         return {**super().fingerprint(), "table": self.table_hash()}
 
 

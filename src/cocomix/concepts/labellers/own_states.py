@@ -66,8 +66,7 @@ class OnlineConfig(LabellerConfig):
 class OnlineLabeller:
     """Labels by the activation of concepts of the student's own states. `follow` a student before it labels.
 
-    Args:
-        bos_token_id: what every block begins with, which gets no labels; `None` where that is text.
+    `bos_token_id` is what every block begins with, which gets no labels; `None` where that is text.
     """
 
     kind: ClassVar[str] = "online"
@@ -95,11 +94,7 @@ class OnlineLabeller:
         )
 
     def layer_of(self, student: PreTrainedModel, below: int | None = None) -> int:
-        """The block of a student whose output is read.
-
-        Args:
-            below: the first block with more than one position a token, if there is one.
-        """
+        """The block of a student whose output is read; `below` is the first with more than one position a token."""
         if self.config.layer is not None:
             return self.config.layer
         layer = 3 * len(decoder_blocks(student)) // 4 - 1
@@ -111,11 +106,12 @@ class OnlineLabeller:
         Raises:
             CoCoMixError: it has no such block, or one with more than one position a token.
         """
-        width, twin = int(student.config.get_text_config().hidden_size), deepcopy(student)
+        width = int(student.config.get_text_config().hidden_size)
         self._student = dict(student.named_parameters())
         self.learning = LearningDictionary(width, self.config, layer=layer, device=student.device)
-        dictionary = self.learning.copy
-        self.teacher = ConceptTeacher(twin, dictionary, layer, name="the student", bos_token_id=self.bos_token_id)
+        self.teacher = ConceptTeacher(
+            deepcopy(student), self.dictionary, layer, name="the student", bos_token_id=self.bos_token_id
+        )
 
     @torch.no_grad()
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
@@ -157,9 +153,7 @@ class OnlineLabeller:
         """After an optimizer step of the student: one of the autoencoder, and copies follow, if there were labels.
 
         copy ← ema · copy + (1 − ema) · student, of every parameter; the first steps move further, as the dictionary's.
-
-        Args:
-            reduce: adds a tensor up over all processes.
+        `reduce` adds a tensor up over all processes.
         """
         self._require_student()
         assert self._student is not None

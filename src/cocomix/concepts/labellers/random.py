@@ -30,14 +30,13 @@ class RandomConfig(TeacherLabellerConfig):
 
 
 class RandomLabeller(TeacherLabeller):
-    """Labels drawn among the active concepts; scores are their activations."""
+    """Labels drawn among the active concepts, the most active first; scores are their activations."""
 
     kind = "random"
     config_type: ClassVar = RandomConfig
     reads_hidden = True
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`; the k drawn concepts come with the most active first."""
         codes, labelled = self.teacher.active_concepts(input_ids, attention_mask, dtype=self.dtype)
         hashes = context_hashes(input_ids, attention_mask, self.settings["seed"]).to(codes.ids.device)
         drawn = draw(codes, hashes, k)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cocomix.concepts.decoder import NumberFormat
 from cocomix.concepts.dictionary import SparseCodes
 from cocomix.concepts.fingerprints import configuration_fingerprint, model_fingerprint, package_versions
-from cocomix.concepts.labeller import LABELLERS, ConceptLabels, LabellerConfig, Vocabulary
+from cocomix.concepts.labeller import LABELLERS, ConceptLabeller, LabellerConfig, Vocabulary
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import ConceptTeacher, LoadedTeachers
 from cocomix.runtime.device import fast_bfloat16
@@ -31,7 +31,6 @@ class TeacherLabellerConfig(LabellerConfig):
     `bfloat16` on a GPU and on a CPU with AMX, else `float32`; stored labels say which it was."""
 
     def missing(self) -> tuple[str, ...]:
-        """`teacher` and `dictionary`, where they are not given."""
         return tuple(name for name in ("teacher", "dictionary") if getattr(self, name) is None)
 
     def choices(self) -> dict[str, Any]:
@@ -46,11 +45,10 @@ class TeacherLabellerConfig(LabellerConfig):
         return self.model_copy(update={"dtype": dtype})
 
 
-class TeacherLabeller:
-    """A labeller with a teacher and a dictionary. Subclasses choose the labels.
+class TeacherLabeller(ConceptLabeller):
+    """A labeller with a teacher and a dictionary. Subclasses choose the labels, which are on the teacher's device.
 
-    Args:
-        settings: of the kind's configuration, beside teacher and dictionary.
+    `settings` are those of the kind's configuration beside teacher and dictionary.
     """
 
     kind: ClassVar[str]
@@ -87,12 +85,7 @@ class TeacherLabeller:
 
     @property
     def num_concepts(self) -> int:
-        """Number of concepts in the dictionary."""
         return self.teacher.n_concepts
-
-    def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
-        """See `ConceptLabeller.label`; labels are on the teacher's device."""
-        raise NotImplementedError
 
     def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
         """How much of each active concept a text has at each position, for measuring it: the activations.
@@ -116,7 +109,6 @@ class TeacherLabeller:
         return labeller
 
     def fingerprint(self) -> dict[str, str]:
-        """See `ConceptLabeller.fingerprint`."""
         model = self.teacher.decoder.model
         return {
             "kind": self.kind,
@@ -135,10 +127,6 @@ class TeacherLabeller:
         """Forward FLOPs of the blocks up to the hooked one, and of the dictionary's encoder."""
         below = self.teacher.decoder.flops_per_token(seq, up_to="layer")
         return below + 2.0 * self.num_concepts * self.teacher.decoder.d_model
-
-    def describe(self, concept: int) -> str | None:
-        """None: a dictionary has no words for its concepts; an atlas finds some."""
-        return None
 
 
 def reads_hidden(config: LabellerConfig) -> bool:

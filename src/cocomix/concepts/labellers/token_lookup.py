@@ -60,8 +60,7 @@ class TokenLookupLabeller(FittedTeacherLabeller):
         return ConceptLabels(ids, self._tables["means"][tokens][..., :k].masked_fill(~labelled, 0.0))
 
     def flops_per_token(self, seq: int) -> float:
-        """None: a table is read."""
-        return 0.0
+        return 0.0  # a table is read
 
 
 def _best_of_each_token(keys: Tensor, means: Tensor, vocab_size: int, n_concepts: int) -> dict[str, Tensor]:

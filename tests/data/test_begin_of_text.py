@@ -10,7 +10,7 @@ import torch
 
 from cocomix.artifacts import verify
 from cocomix.data import MixedData, PrepareSettings, Tokens, begin_of_text, prepare
-from cocomix.data.token_blocks import document_positions
+from cocomix.data.token_blocks import positions_of_rows
 from cocomix.data.tokenizer import encode_batch, plain_encoder, tokenizer_fingerprint, train_tokenizer
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_tokenizer
@@ -140,7 +140,7 @@ def test_the_token_belongs_to_the_document_after_it() -> None:
     """Also where it is the end-of-document token; at the border of two blocks nothing else changes."""
     end, text = 0, 5
     block = torch.tensor([end, text, text, end, text, end, end, text])
-    assert document_positions(block, end, end).tolist() == [0, 1, 2, 3, 0, 1, 0, 0]
-    assert document_positions(block, end).tolist() == [0, 0, 1, 2, 0, 1, 0, 0]
+    assert positions_of_rows(block, end, end).tolist() == [0, 1, 2, 3, 0, 1, 0, 0]
+    assert positions_of_rows(block, end).tolist() == [0, 0, 1, 2, 0, 1, 0, 0]
     block[0] = 9
-    assert document_positions(block, end, 9).tolist() == document_positions(block, end).tolist()
+    assert positions_of_rows(block, end, 9).tolist() == positions_of_rows(block, end).tolist()

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.data.token_blocks import DocumentBlocks, document_positions
+from cocomix.data.token_blocks import DocumentBlocks, positions_of_rows
 from cocomix.runtime.ignore import IGNORE
 
 END = 0
@@ -18,7 +18,7 @@ def naive_positions(tokens: list[int]) -> list[int]:
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
 def test_positions_start_again_after_every_end(tokens: list[int]) -> None:
-    assert document_positions(torch.tensor(tokens), END).tolist() == naive_positions(tokens)
+    assert positions_of_rows(torch.tensor(tokens), END).tolist() == naive_positions(tokens)
 
 
 def test_first_tokens_are_no_targets_and_the_rest_of_a_row_stays() -> None:

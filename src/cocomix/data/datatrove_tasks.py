@@ -23,15 +23,7 @@ except ImportError:
 
 
 class EncodeUnits(PipelineStep or object):  # type: ignore[misc]  # datatrove has no types
-    """Pipeline step that encodes one task's share of the units; see `cocomix.data.encode_share`.
-
-    Args:
-        settings: the same as `prepare` gets afterwards, with an existing tokenizer.
-        output: as of `prepare`, on a disk that all tasks share.
-
-    Raises:
-        CoCoMixError: datatrove is not installed.
-    """
+    """Pipeline step that encodes one task's share of the units, by the settings and to the output of `encode_share`."""
 
     type = "TOKENIZER"
     name = "cocomix units"

@@ -46,9 +46,7 @@ def documentation_texts(roots: list[Path] | None = None) -> Iterator[tuple[str, 
     """Yield name and documentation of every document in the order of the stream; empty where a source has none.
 
     A name is the path below the folder of its library, the same on every machine; for a help topic, its title follows.
-
-    Args:
-        roots: folders of packages; by default the standard library and the installed packages of this interpreter.
+    Of the packages in the folders `roots`; by default the standard library and this interpreter's installed packages.
     """
     if roots is None:
         paths = sysconfig.get_paths()

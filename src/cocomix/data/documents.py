@@ -57,10 +57,9 @@ class Source:
 
 
 def resolve_sources(names: Iterable[str], hub: dict[str, Any] | None = None) -> list[Source]:
-    """Find out what every source is; nothing is read.
+    """Find out what every source is, as the module's docstring tells; nothing is read.
 
     Args:
-        names: `docs:`, paths, URLs, or names of data sets on the Hugging Face Hub.
         hub: `name` (configuration), `split` and `revision` of the data sets on the Hub.
 
     Raises:

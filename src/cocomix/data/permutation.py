@@ -19,17 +19,12 @@ _Words = NDArray[np.uint64]
 
 
 def permuted(places: Indices, size: int, seed: int, stream: int | str, passes: Indices | int) -> Indices:
-    """Where places in passes over `size` things point to.
+    """Where places in passes over `size` things point to: numbers in [0, size), different for places of one pass. [n]
 
     Args:
         places: numbers in [0, size). [n]
-        size: how many things there are, at least 1.
         seed: with `stream` and the number of the pass, says which permutation it is.
-        stream: tells permutations of one seed apart.
         passes: number of the pass that each place is in, or of all. [n]
-
-    Returns:
-        Numbers in [0, size), different for different places of one pass. [n]
     """
     start = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
     numbers = np.broadcast_to(passes, places.shape).astype(np.uint64)

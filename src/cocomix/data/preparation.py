@@ -91,10 +91,8 @@ def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) 
 def encode_share(settings: PrepareSettings, output: Path | str, share: int, shares: int) -> None:
     """Encode one of several shares of the units, as one of many jobs; `prepare` then finishes the output.
 
-    Args:
-        settings: the same in all jobs, with an existing tokenizer and without `max_bytes`.
-        output: as of `prepare`, on a disk that all jobs share.
-        share: number of this share, from 0.
+    The settings are the same in all jobs, with an existing tokenizer and without `max_bytes`; the output is on a disk
+    that all jobs share. Shares are numbered from 0.
 
     Raises:
         CoCoMixError: as `prepare`; or the settings need the input in order.
@@ -162,9 +160,8 @@ class _Preparation:
         for source in self.sources:
             if source.ignored:
                 logger.info("%s: left out %s files of other kinds", source.name, f"{source.ignored:,}")
-        made_of = {
-            name: value for name, value in self.identity.items() if name not in ("block_size", "tokens_per_file")
-        }
+        shape = ("block_size", "tokens_per_file")
+        made_of = {name: value for name, value in self.identity.items() if name not in shape}
         place = work / f"tokenizer-{fingerprint_json(made_of)[:16]}"
         if not place.exists():
             if settings.tokenizer is None:
@@ -319,25 +316,20 @@ class _Preparation:
         share, asked = tokens[VALIDATION] / sum(tokens.values()), self.settings.validation_fraction
         if self.drawn and share > _MUCH_VALIDATION * asked:
             logger.warning(
-                "%.1f%% of the tokens validate (%s of %s), and %.3g%% were asked for: a split has whole documents, and "
-                "at least one block of them; give more text, smaller documents or --validation",
-                100 * share,
-                f"{tokens[VALIDATION]:,}",
-                f"{sum(tokens.values()):,}",
-                100 * asked,
+                f"{share:.1%} of the tokens validate ({tokens[VALIDATION]:,} of {sum(tokens.values()):,}), and "
+                f"{100 * asked:.3g}% were asked for: a split has whole documents, and at least one block of them; give "
+                "more text, smaller documents or --validation"
             )
         elif self.drawn and division.documents[VALIDATION] < _FEW_DOCUMENTS:
             logger.warning(
-                "only %s of %s documents validate (%s tokens), so that losses will say little of other texts; give "
-                "--validation-fraction 0.1, say, or --validation",
-                division.documents[VALIDATION],
-                f"{sum(division.documents.values()):,}",
-                f"{tokens[VALIDATION]:,}",
+                f"only {division.documents[VALIDATION]} of {sum(division.documents.values()):,} documents validate "
+                f"({tokens[VALIDATION]:,} tokens), so that losses will say little of other texts; give "
+                "--validation-fraction 0.1, say, or --validation"
             )
         if division.both:
-            logger.warning("%s training documents are among those that validate, too", f"{division.both:,}")
+            logger.warning(f"{division.both:,} training documents are among those that validate, too")
         if division.invalid:
-            logger.warning("%s characters that were not UTF-8 were replaced by U+FFFD", f"{division.invalid:,}")
+            logger.warning(f"{division.invalid:,} characters that were not UTF-8 were replaced by U+FFFD")
 
 
 def _report(manifest: TokensManifest, seconds: float) -> None:

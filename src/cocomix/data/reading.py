@@ -55,11 +55,11 @@ class Piece(NamedTuple):
 
 def file_kind(name: str) -> str | None:
     """`text`, `json` or `parquet` by a file's name; None when it is none of them."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes[-2:]]
-    if suffixes and suffixes[-1] in _CODECS:
-        found = _KINDS.get(suffixes[-2]) if len(suffixes) == 2 else None
-        return None if found == "parquet" else found
-    return _KINDS.get(suffixes[-1]) if suffixes else None
+    path = Path(name.lower())
+    if path.suffix not in _CODECS:
+        return _KINDS.get(path.suffix)
+    found = _KINDS.get(Path(path.stem).suffix)
+    return None if found == "parquet" else found
 
 
 def is_compressed(name: str) -> bool:
@@ -68,14 +68,10 @@ def is_compressed(name: str) -> bool:
 
 
 def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-    """The documents of a file, in order, long ones in pieces, empty ones among them.
+    """The documents of a file, whose name decides the kind, in order, long ones in pieces, empty ones among them.
 
-    Args:
-        where: path or URL; its name decides the kind.
-        text_column: field of JSON Lines or column of Parquet that holds the text.
-        start: with `stop`, take only a range: of a Parquet file row groups, of uncompressed JSON Lines the lines that
-            begin at these bytes.
-        stop: one past the last row group or byte.
+    With `stop` (one past the last) only a range: of a Parquet file row groups, of uncompressed JSON Lines the lines
+    that begin at these bytes.
     """
     with opened(where) as raw:
         if file_kind(where) == "parquet":
@@ -140,12 +136,7 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def text_of(value: object, text_column: str, where: str = "") -> str:
-    """`value`, if it is a text.
-
-    Args:
-        value: from JSON, Parquet or a data set of the Hub; bytes may hold what is not UTF-8.
-        where: begins the message, such as `"books.parquet, row 3: "`.
-    """
+    """`value`, if it is a text, or bytes, which may hold what is not UTF-8; `where` begins the refusal if it is not."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, str):

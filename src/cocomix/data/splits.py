@@ -111,12 +111,8 @@ class Division:
 def divide(members: Sequence[Member], *, drawn: bool, max_bytes: int | None, needed: int) -> Division:
     """Divide the documents, so that both splits have a block if that is possible.
 
-    Where the draw leaves a split with less than a block, the documents that came nearest are moved to it.
-
-    Args:
-        drawn: whether documents are drawn; otherwise every unit is of one split.
-        max_bytes: units and documents after so many bytes of training text are left out.
-        needed: tokens of a block.
+    Where the draw leaves a split with less than a block, of `needed` tokens, the documents that came nearest are moved
+    to it; if not `drawn`, every unit is of one split. What follows `max_bytes` of training text is left out.
     """
     members = _limited(members, max_bytes)
     division = _counted(members)

@@ -92,41 +92,31 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
 
 
 def mapped_blocks(tokens: "Tokens", file: "TokensFile", scattered: bool = False) -> NDArray[Any]:
-    """The blocks of one file [blocks, block_size], uint16 or uint32, as a read-only view of its memory map.
-
-    Raises:
-        Damaged: the file is missing or not the one that was written.
-        CoCoMixError: the system cannot open or map another file.
-    """
+    """The blocks of one file [blocks, block_size], uint16 or uint32, as a read-only view; see `mapped_array`."""
     shape = (file.blocks * tokens.manifest.block_size,)
     flat = mapped_array(tokens, file.name, tokens.dtype, shape, scattered=scattered)
     return flat.reshape(-1, tokens.manifest.block_size)
 
 
-def document_positions(input_ids: Tensor, eos_token_id: int, bos_token_id: int | None = None) -> Tensor:
+def positions_of_rows(input_ids: Tensor, eos_token_id: int, bos_token_id: int | None = None) -> Tensor:
     """Position of every token in its document, counted from the document's first token in the block.
 
     A document ends with its end-of-document token; the part of a document that a block begins with counts from 0. What
     every block begins with belongs to that part, even where it is the end-of-document token itself, as in GPT-2.
 
     Args:
-        input_ids: tokens of a block. [seq], int64
+        input_ids: tokens of one or several blocks. [..., seq], int64
         bos_token_id: what every block begins with; `None` where that is text.
 
     Returns:
-        Positions [seq], int64; 0 at the start of every document.
+        Positions [..., seq], int64; 0 at the start of every document.
     """
-    index = torch.arange(len(input_ids))
-    begins = torch.zeros_like(index)
-    begins[1:] = torch.where(input_ids[:-1] == eos_token_id, index[1:], 0)
+    index = torch.arange(input_ids.shape[-1])
+    begins = torch.zeros_like(input_ids)
+    begins[..., 1:] = torch.where(input_ids[..., :-1] == eos_token_id, index[1:], 0)
     if bos_token_id is not None:
-        begins[1:2] = 0
-    return index - begins.cummax(0).values
-
-
-def positions_of_rows(input_ids: Tensor, eos_token_id: int, bos_token_id: int | None = None) -> Tensor:
-    """`document_positions` of several blocks. [batch, seq], int64, from [batch, seq]"""
-    return torch.stack([document_positions(row, eos_token_id, bos_token_id) for row in input_ids])
+        begins[..., 1:2] = 0
+    return index - begins.cummax(-1).values
 
 
 class DocumentBlocks(Dataset[dict[str, Tensor]]):
@@ -147,5 +137,5 @@ class DocumentBlocks(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.blocks[index]
-        positions = document_positions(row["input_ids"], self.eos_token_id, self.bos_token_id)
+        positions = positions_of_rows(row["input_ids"], self.eos_token_id, self.bos_token_id)
         return {**row, "position_ids": positions, "labels": row["input_ids"].masked_fill(positions == 0, IGNORE)}

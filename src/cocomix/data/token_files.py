@@ -44,11 +44,7 @@ def token_files(tokenizer: Path, eos_token_id: int, dtype: str | None) -> "Token
 
 
 class TokenFiles:
-    """Reads token files made with one tokenizer.
-
-    Args:
-        dtype: of the tokens in files that do not say it; told from their content if it is None.
-    """
+    """Reads token files made with one tokenizer; `dtype` is of those that do not say it, None to tell by content."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_id: int, dtype: str | None) -> None:
         self.eos_token_id, self.dtype = eos_token_id, dtype

@@ -55,12 +55,10 @@ def check_vocab_size(vocab_size: int) -> None:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE in the manner of GPT-2: every text can be encoded, and decodes to itself.
 
-    Args:
-        texts: documents to learn from, read once.
-        vocab_size: entries wanted, the end-of-document token included; fewer when the texts are too small.
+    Its end, begin, unknown and padding token is `<|endoftext|>`, as in GPT-2.
 
-    Returns:
-        A tokenizer whose end, begin, unknown and padding token is `<|endoftext|>`, as in GPT-2.
+    Args:
+        vocab_size: entries wanted, the end-of-document token included; fewer when the texts are too small.
 
     Raises:
         CoCoMixError: `vocab_size` is too small for all bytes and the end token.
@@ -78,14 +76,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        bos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    special: Any = dict.fromkeys(("eos_token", "bos_token", "unk_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, clean_up_tokenization_spaces=False)
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
@@ -124,13 +116,11 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     interchangeable.
     """
     encoder = plain_encoder(tokenizer)
-    model = json.loads(encoder.to_str())["model"]
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
-    return fingerprint_json(
-        {
-            "vocabulary": encoder.get_vocab(with_added_tokens=True),
-            "merges": merges,
-            "end": tokenizer.eos_token_id,
-            "probes": list(encode_batch(encoder, list(_PROBES))),
-        }
-    )
+    merges = json.loads(encoder.to_str())["model"].get("merges", [])
+    done = {
+        "vocabulary": encoder.get_vocab(with_added_tokens=True),
+        "merges": [merge.split(" ") if isinstance(merge, str) else merge for merge in merges],
+        "end": tokenizer.eos_token_id,
+        "probes": list(encode_batch(encoder, list(_PROBES))),
+    }
+    return fingerprint_json(done)

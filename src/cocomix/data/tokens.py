@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from cocomix.artifacts import Artifact, Damaged, Findings, Manifest, fingerprint_json, shown
+from cocomix.artifacts import Artifact, Damaged, Findings, Manifest, fingerprint_json
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Record
 
@@ -136,25 +136,13 @@ class Tokens(Artifact[TokensManifest]):
         return id_dtype(self.manifest.vocab_size)
 
     def split(self, name: str, *, scattered: bool = False) -> "TokenBlocks":
-        """The blocks of `train` or `validation`.
-
-        Args:
-            scattered: they will be read here and there rather than one after another.
-
-        Raises:
-            CoCoMixError: there is no such split.
-        """
+        """The blocks of `train` or `validation`, `scattered` if they will be read here and there, not in order."""
         from cocomix.data.token_blocks import TokenBlocks  # imports PyTorch, which takes seconds
 
-        counts = self._counts(name)
-        return TokenBlocks(self._files(name), counts, self.manifest.block_size, scattered=scattered)
+        return TokenBlocks(self._files(name), self._counts(name), self.manifest.block_size, scattered=scattered)
 
     def shards(self, split: str, blocks_per_shard: int) -> "list[TokenShard]":
-        """A split cut into ranges of at most `blocks_per_shard` blocks, none of which crosses files.
-
-        Raises:
-            CoCoMixError: there is no such split.
-        """
+        """A split cut into ranges of at most `blocks_per_shard` blocks, none of which crosses files."""
         from cocomix.data.token_blocks import TokenShard
 
         ranges = [
@@ -173,11 +161,7 @@ class Tokens(Artifact[TokensManifest]):
         return self.manifest.splits[split]
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """Load the tokenizer the blocks were made with.
-
-        Raises:
-            CoCoMixError: its files are missing or damaged.
-        """
+        """Load the tokenizer the blocks were made with; its files are checked."""
         from cocomix.runtime.hub import load_tokenizer
 
         for name in self.manifest.files:
@@ -228,10 +212,6 @@ def warn_of_overlap(training: Iterable[Tokens], validation: Iterable[Tokens]) ->
 
     Within a folder no document is both, nor between folders whose splits follow the same rule: which split a document
     is in depends on its content, the seed and the share alone.
-
-    Args:
-        training: folders whose training tokens are trained on.
-        validation: folders whose held-out tokens are evaluated on.
     """
     validation = list(validation)
     pairs = [
@@ -246,9 +226,9 @@ def warn_of_overlap(training: Iterable[Tokens], validation: Iterable[Tokens]) ->
     shared, one, other = max(found, key=lambda pair: pair[0])
     more = "" if len(pairs) == 1 else f" (and {len(pairs) - 1:,} more pairs)"
     logger.warning(
-        f"training documents of {_name(one)} may be held out in {_name(other)}{more}: the splits were not drawn "
-        f"alike ({_rule(one) or 'unknown'}; {_rule(other) or 'unknown'}). {shared:,} documents are held out in "
-        "both. Prepare all with the same --seed and --validation-fraction, or take out what they share."
+        f"training documents of {one.url or one.path} may be held out in {other.url or other.path}{more}: the splits "
+        f"were not drawn alike ({_rule(one) or 'unknown'}; {_rule(other) or 'unknown'}). {shared:,} documents are held "
+        "out in both. Prepare all with the same --seed and --validation-fraction, or take out what they share."
     )
 
 
@@ -260,30 +240,24 @@ def _rule(tokens: Tokens) -> str | None:
     return f"seed {seed}, {made['validation_fraction']:.3%}"
 
 
-def _name(tokens: Tokens) -> str:
-    return tokens.url or shown(tokens.path)
-
-
 class MixedData(Tokens):
     """Corpora whose blocks are numbered through, corpus after corpus, in every split.
 
     Shares say how often training draws from a corpus (`cocomix.training.order.MixtureOrder`). Evaluations read all
     validation blocks, or where fewer are asked for, the first of each corpus in these shares.
 
+    Args:
+        parts: at least one; of the same tokenizer and block size, with the same token before blocks or none.
+        weights: share of each, in any unit.
+
     Attributes:
         shares: of each, adding up to 1.
+
+    Raises:
+        CoCoMixError: a corpus has another tokenizer, block size, first token of blocks or splits than the first.
     """
 
     def __init__(self, parts: Sequence[Tokens], weights: Sequence[float]) -> None:
-        """Join corpora.
-
-        Args:
-            parts: at least one; of the same tokenizer and block size, with the same token before blocks or none.
-            weights: share of each, in any unit.
-
-        Raises:
-            CoCoMixError: a corpus has another tokenizer, block size, first token of blocks or splits than the first.
-        """
         self.parts = tuple(parts)
         self.shares = tuple(weight / sum(weights) for weight in weights)
         first = parts[0]
@@ -328,10 +302,6 @@ class MixedData(Tokens):
 
 
 def _joined(splits: Sequence[SplitMeta]) -> SplitMeta:
-    return SplitMeta(
-        documents=sum(split.documents for split in splits),
-        tokens=sum(split.tokens for split in splits),
-        bytes=sum(split.bytes for split in splits),
-        blocks=sum(split.blocks for split in splits),
-        files=tuple(file for split in splits for file in split.files),
-    )
+    names = ("documents", "tokens", "bytes", "blocks")
+    counts = {name: sum(getattr(split, name) for split in splits) for name in names}
+    return SplitMeta(**counts, files=tuple(file for split in splits for file in split.files))

@@ -37,10 +37,8 @@ class Workers:
     ) -> Generator[R, None, None]:
         """Results of all items, in their order; where the iteration is ended early, so is the work.
 
-        Args:
-            function: picklable. Gets an item, a function to report progress to, and one to call now and then, which
-                raises where the work is no longer wanted.
-            advance: called with the progress of all processes.
+        `function` is picklable and gets an item, a function to report progress to, which reaches `advance`, and one to
+        call now and then, which raises where the work is no longer wanted.
         """
         if self.count == 1 or len(items) <= 1:
             yield from (function(item, advance, lambda: None) for item in items)

@@ -37,13 +37,10 @@ def mapped_array(
     """A `.npy` file of an artefact as a read-only view of its memory map; it is checked at its first use.
 
     Args:
-        artifact: local, or of a URL, from which the file is fetched.
-        dtype: that its array must have.
-        shape: likewise.
         scattered: it is read here and there: the system need not read ahead (5.8 → 0.45 ms for a block of a cold file).
 
     Raises:
-        Damaged: the file is missing, not the one that was written, or holds another array.
+        Damaged: the file is missing, not the one that was written, or its array has another type or shape.
         CoCoMixError: the system cannot open or map another file.
     """
     bounded = artifact.cached(name)

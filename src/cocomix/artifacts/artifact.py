@@ -290,10 +290,7 @@ class Artifact(Generic[M]):
         """Note what can be checked of a staging folder that an interrupted command left."""
 
     def push(self, url: Path | str) -> str:
-        """Copy this artefact from this machine to a URL (`cocomix push`), the manifest last.
-
-        Returns:
-            The URL.
+        """Copy this artefact from this machine to a URL (`cocomix push`), which is returned, the manifest last.
 
         Raises:
             AlreadyExists: something is there.

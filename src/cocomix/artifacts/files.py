@@ -37,8 +37,7 @@ def inside(folder: Path, name: str) -> Path:
 def written_aside(path: Path) -> Iterator[Path]:
     """Write a file aside, flush it to the disk and rename it over `path`, also where several processes do so.
 
-    Yields:
-        A name of its own beside `path`, to write to; on an error it is removed.
+    Yields a name of its own beside `path`, to write to; on an error it is removed.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -61,11 +60,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        CoCoMixError: the file is missing or is not JSON.
-    """
+    """Read a JSON file; refused where it is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -108,11 +103,7 @@ def _below(folder: Path, scratch: Collection[str]) -> Iterator[Path]:
 
 @contextmanager
 def explained_full_disk(folder: Path) -> Iterator[None]:
-    """Say in one sentence that the disk is full, whichever library finds out while it writes to `folder`.
-
-    Raises:
-        CoCoMixError: there is no room. safetensors, tokenizers and `torch.save` raise errors of their own for it.
-    """
+    """Say in one sentence that there is no room to write `folder`, for which libraries raise errors of many kinds."""
     try:
         yield
     except Exception as error:

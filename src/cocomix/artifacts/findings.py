@@ -60,11 +60,7 @@ class Findings:
     def source(self, role: str, place: str, recorded: str, current: Callable[[], str]) -> None:
         """Note whether what an artefact was made from, where that is here, still has the recorded fingerprint.
 
-        Args:
-            role: of the source, as in `Manifest.made_from`.
-            place: where it was; any name.
-            recorded: its fingerprint then.
-            current: gives its fingerprint now.
+        `role` is as in `Manifest.made_from`, `place` where it was, any name; `current` gives the fingerprint of now.
         """
         if not Path(place).exists():
             self.skip(role, f"{place} is not on this machine")

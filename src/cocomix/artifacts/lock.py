@@ -69,11 +69,8 @@ def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
     The file is removed at the end, while the lock is held exclusively. That is free of races because whoever gets a
     lock looks whether the file it locked still has that name, and tries again if not.
 
-    Args:
-        shared: others may hold it at the same time if they share it, too.
-
     Raises:
-        BeingWritten: another process holds it.
+        BeingWritten: another process holds it, if not both share it.
     """
     descriptor = _acquire(path, output, shared)
     _held.add(descriptor)

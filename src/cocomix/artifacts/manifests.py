@@ -60,13 +60,7 @@ M = TypeVar("M", bound=Manifest)
 
 
 class ManifestFile:
-    """A `manifest.json` as it was found.
-
-    Raises:
-        Damaged: it is not a JSON object.
-        WrongKind: it names no kind: another program's.
-        WrongVersion: it is of an older cocomix, whose manifests have `format_version`.
-    """
+    """A `manifest.json` as it was found; refused where it is no JSON object, or another program's (`WrongKind`)."""
 
     def __init__(self, content: bytes, folder: str) -> None:
         self.content = content
@@ -77,7 +71,7 @@ class ManifestFile:
             raise self._damaged(f"not JSON: {error}") from error
         if not isinstance(values, dict):
             raise self._damaged("not a JSON object")
-        if "format_version" in values:
+        if "format_version" in values:  # as older ones have
             raise WrongVersion(f"{folder} is of an older cocomix: make it again, or use that version.")
         kind = values.get("kind")
         if not isinstance(kind, str) or not isinstance(values.get("version"), int):

@@ -141,12 +141,9 @@ class Staging(Generic[M]):
         """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.
 
         Args:
-            manifest: with the fields of its kind, and `made_from`; the rest is filled in.
+            manifest: with the fields of its kind, and `made_from`; the rest is filled in, and what is written returned.
             scratch: files and folders in it that only serve to go on after an interruption. They are removed after the
                 folder was renamed, so that a command killed before loses nothing.
-
-        Returns:
-            The manifest that was written.
         """
         scratch = (PLAN, *scratch)
         half_written = [name for name in file_names(self.path, scratch) if fnmatch(Path(name).name, ".*.tmp")]
@@ -168,11 +165,7 @@ class Staging(Generic[M]):
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Let one of the jobs that share the folder finish it.
-
-        Yields:
-            Whether this one may: no other is at it, and the output is not there yet.
-        """
+        """Let one of the jobs that share the folder finish it; yields whether this one may: no other is, or has."""
         try:
             with locked(made_at(self.output, ".finishing.lock"), shown(self.output)):
                 yield self.path.is_dir()
@@ -191,10 +184,8 @@ def staged(
 ) -> Iterator[Staging[Any]]:
     """Lock an output and give a staging folder for it; see `Artifact.create` for `shared` and the errors.
 
-    Args:
-        about: fields of the manifest: kind, version and identity.
-        records: whether the manifest lists a file, by its name.
-        kept: take what an interrupted command left, and leave it again on an error.
+    `about` holds the manifest's kind, version and identity; `records` says by its name whether that lists a file. With
+    `kept`, what an interrupted command left is taken, and left again on an error.
     """
     place, url = made_at(output), url_of(output)
     folder = made_at(output, ".partial" if kept else f".partial-{uuid.uuid4().hex[:8]}")
@@ -228,11 +219,7 @@ def staged(
 def whole_folder(output: Path) -> Iterator[Path]:
     """Make a folder that is whole or absent but no artefact: pages, and models for other programs.
 
-    Yields:
-        The folder to write to, which becomes `output` at the end.
-
-    Raises:
-        CoCoMixError: as `Artifact.create`.
+    Yields the folder to write to, which becomes `output` at the end. Errors are those of `Artifact.create`.
     """
     require_local(output, "this output")
     with staged(output, {"identity": {}}) as staging:
@@ -298,15 +285,12 @@ def check_plan(folder: Path, identity: Mapping[str, Any]) -> None:
 def seal(
     folder: Path, manifest: M, records: Callable[[str], bool] = lambda name: True, scratch: Collection[str] = ()
 ) -> M:
-    """Hash a folder's files, write its manifest and flush all of it to the disk.
+    """Hash a folder's files, write its manifest and flush all of it to the disk; returns what was written.
 
     Args:
         manifest: with everything but `files`, `fingerprint` and `cocomix_version`; files that it names are not hashed.
         records: whether the manifest lists a file, by its name.
         scratch: files and folders at its top that are no part of it.
-
-    Returns:
-        The manifest that was written.
     """
     names = [name for name in file_names(folder, scratch) if name != MANIFEST and records(name)]
     with ThreadPoolExecutor(THREADS) as threads:

@@ -81,11 +81,7 @@ def shown(path: Path | str) -> str:
 
 
 def require_local(path: Path, what: str) -> None:
-    """Refuse a URL where a folder on this machine is needed.
-
-    Raises:
-        CoCoMixError: `path` is one; `what` says of whom, as in "a run".
-    """
+    """Refuse a URL where a folder on this machine is needed; `what` says of whom, as in "a run"."""
     if (url := url_of(path)) is not None:
         raise CoCoMixError(f"{url}: {what} must be on this machine; copy it here, or give a folder.")
 
@@ -148,11 +144,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path within it.
-
-    Raises:
-        CoCoMixError: the kind of URL is unknown, or the package for it is missing.
-    """
+    """The fsspec file system of a URL, and the path within it; refused if unknown, or if a package is missing."""
     scheme = url.split(":")[0]
     if scheme in ("file", "local"):
         options["auto_mkdir"] = True
@@ -187,11 +179,7 @@ def copy_place(url: str, manifest: bytes) -> Path:
 
 
 class RemoteFolder:
-    """A folder at a URL. Every method tries again on network faults, and raises what `explained` says.
-
-    Attributes:
-        url: without a slash at its end; see `url_of`.
-    """
+    """A folder at a URL, as `url_of` has it. Every method tries again on network faults, and raises as `explained`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -262,10 +250,9 @@ class RemoteFolder:
         self._do(name, lambda path: self._system.pipe_file(path, content))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a small file unless it is there, in one step where the store can (S3, GCS, memory).
+        """Write a small file unless it is there, in one step where the store can (S3, GCS, memory), or return False.
 
-        Returns:
-            Whether it was written. A store that cannot do it in one step may say yes to two writers at once.
+        A store that cannot do it in one step may say yes to two writers at once.
         """
 
         def attempt(path: str) -> bool:

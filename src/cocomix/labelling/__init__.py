@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cocomix.labelling.block_functions import check_tokenizer, fit_flops, load_labeller, open_decoder, open_labeller
     from cocomix.labelling.executors import Inline, Processes, SlurmArray
     from cocomix.labelling.fitting import fit_on_data, fitted
-    from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, places_in_lists
+    from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent
     from cocomix.labelling.make_labels import distill_data, label_and_distill, label_data
     from cocomix.labelling.map_shards import Executor
     from cocomix.labelling.ray_executor import RayExecutor
@@ -47,7 +47,6 @@ __all__ = [
     "load_labeller",
     "open_decoder",
     "open_labeller",
-    "places_in_lists",
     "recognised",
 ]
 

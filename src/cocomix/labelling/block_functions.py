@@ -65,11 +65,7 @@ def open_labeller(
 ) -> tuple[ConceptLabeller, Agreement | None]:
     """Load a labeller, have it learn its first pass if it has one, and try its teacher on a few validation blocks.
 
-    Args:
-        device: where to put its models; the best one by default.
-        tables: what its first pass learned before.
-        force: warn where it would refuse.
-        teachers: where its teacher is found; it is loaded for this labeller alone by default.
+    Arguments are those of `build_labeller`, the best device by default.
 
     Returns:
         The labeller, and its agreement with the labels of the same teacher in float32 (see `check_labeller`).
@@ -135,20 +131,18 @@ def load_labeller(
 ) -> ConceptLabeller:
     """Load a labeller for a data set; one whose teacher has another tokenizer is aligned by bytes (`AlignedTeacher`).
 
-    Arguments are those of `open_labeller`.
-
     Raises:
         CoCoMixError: nothing can be loaded, or the tokenizers differ and labels cannot be carried over.
     """
+    meta = tokens.manifest
+    vocabulary = Vocabulary(meta.vocab_size, meta.eos_token_id, meta.bos_token_id)
     if not isinstance(config, TeacherLabellerConfig) or config.teacher is None:
-        return build_labeller(config, device=device, vocabulary=vocabulary_of(tokens), tables=tables, force=force)
+        return build_labeller(config, device=device, vocabulary=vocabulary, tables=tables, force=force)
     teachers = teachers or LoadedTeachers()
     found = teachers.tokenizer(config.teacher)
-    same = found is None or tokenizer_fingerprint(found) == tokens.manifest.tokenizer_fingerprint
-    vocabulary = vocabulary_of(tokens) if same else None  # the teacher's texts begin as its tokenizer has it
-    labeller = build_labeller(
-        config, device=device, vocabulary=vocabulary, tables=tables, force=force, teachers=teachers
-    )
+    same = found is None or tokenizer_fingerprint(found) == meta.tokenizer_fingerprint
+    own = vocabulary if same else None  # the teacher's texts begin as its tokenizer has it
+    labeller = build_labeller(config, device=device, vocabulary=own, tables=tables, force=force, teachers=teachers)
     assert isinstance(labeller, TeacherLabeller)
     model = labeller.teacher.decoder.model
     if found is None or same:
@@ -196,11 +190,7 @@ def aligned_texts(
 
 
 def open_decoder(tokens: Tokens, teacher: TeacherConfig, *, device: torch.device | None = None) -> FrozenDecoder:
-    """Load a teacher without a dictionary, onto the best device by default.
-
-    Raises:
-        CoCoMixError: nothing can be loaded; the teacher reads another tokenizer, or has no such block.
-    """
+    """Load a teacher without a dictionary, onto the best device by default; refused if it reads another tokenizer."""
     teachers = LoadedTeachers()
     model = teachers.model(teacher, device or default_device())
     check_tokenizer(model, teachers.tokenizer(teacher), tokens)
@@ -215,9 +205,6 @@ def check_tokenizer(
     Where the teacher's tokenizer is not known (a folder with weights only), the vocabulary size is all there is to
     compare: the teacher's embedding must have as many rows as the data's tokenizer has tokens, or up to 2% or 1,024
     more, as embeddings are often padded.
-
-    Raises:
-        CoCoMixError: they differ.
     """
     meta, rows = tokens.manifest, int(model.get_input_embeddings().weight.shape[0])
     if tokenizer is not None:
@@ -231,12 +218,6 @@ def check_tokenizer(
             f"the teacher's embedding has {rows} rows but the data's tokenizer has {meta.vocab_size} tokens; prepare "
             "the data with the teacher's tokenizer."
         )
-
-
-def vocabulary_of(tokens: Tokens | SentTokens) -> Vocabulary:
-    """What a labeller is told of a data set's tokens."""
-    meta = tokens.manifest
-    return Vocabulary(meta.vocab_size, meta.eos_token_id, meta.bos_token_id)
 
 
 class BlockFunction(ShardFunction):

@@ -46,11 +46,7 @@ _LONGEST = 255  # tokens of a chunk
 
 
 class PlainDistiller:
-    """The largest probabilities of a teacher of the data's tokenizer.
-
-    Args:
-        top_k: probabilities kept per position.
-    """
+    """The `top_k` largest probabilities at every position of a teacher of the data's tokenizer."""
 
     def __init__(self, decoder: FrozenDecoder, top_k: int, vocab_size: int, dtype: ProbabilityDtype) -> None:
         self.decoder, self.top_k, self.vocab_size, self.dtype = decoder, top_k, vocab_size, dtype
@@ -82,11 +78,7 @@ class PlainDistiller:
 
 
 class AlignedDistiller(PlainDistiller):
-    """Targets of a teacher of any tokenizer, of the kinds `first_token`, `uld` and `alm`.
-
-    Args:
-        top_k: probabilities kept per position; not of `alm`.
-        vocab_size: of the student's tokenizer.
+    """Targets of a teacher of any tokenizer, of the kinds `first_token`, `uld` and `alm`; the last keeps no `top_k`.
 
     Raises:
         CoCoMixError: the teacher's tokenizer cannot be inverted to bytes (only for `first_token`), or the teacher has

@@ -19,11 +19,7 @@ logger = logging.getLogger(__name__)
 def fitted(
     data_path: Path, teacher: TeacherConfig, output: Path, settings: FitSettings | None = None
 ) -> Dictionary | None:
-    """The dictionary that `fit_on_data` with these arguments has made; `None` where there is none yet.
-
-    Raises:
-        AlreadyExists: there is another, or something else.
-    """
+    """The dictionary that `fit_on_data` with these arguments has made; `None` where nothing is there yet."""
     origin = _origin(Tokens.open(data_path), teacher)
     made = Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings or FitSettings(), **origin))
     if made is not None:
@@ -41,11 +37,7 @@ def fit_on_data(
 ) -> Dictionary:
     """Fit a TopK autoencoder to a teacher's layer on prepared data, or find that it is there already.
 
-    Args:
-        data_path: folder written by `cocomix prepare`. The text of data of another tokenizer is read in the teacher's.
-        teacher: the language model and the block whose output is described.
-        output: folder to write; SAELens reads it too.
-        teachers: where the teacher is found; it is loaded for this call alone by default.
+    The text of data of another tokenizer is read in the teacher's. SAELens reads the output, too.
 
     Raises:
         CoCoMixError: the tokenizers differ and the data's cannot be inverted to bytes, or its blocks begin with a token
@@ -53,13 +45,7 @@ def fit_on_data(
     """
     if (made := fitted(data_path, teacher, output, settings)) is not None:
         return made
-    from cocomix.concepts import (
-        SAMPLE_TOKENS,
-        LoadedTeachers,
-        first_blocks,
-        fit_dictionary,
-        spread_blocks,
-    )
+    from cocomix.concepts import SAMPLE_TOKENS, LoadedTeachers, first_blocks, fit_dictionary, spread_blocks
     from cocomix.labelling.block_functions import aligned_texts, check_tokenizer
     from cocomix.runtime.device import default_device
 

@@ -73,8 +73,8 @@ class LabelContent(Section):
         if of_dictionary and self.concepts_used < self.num_concepts / 2:
             found.append(
                 f"only {self.concepts_used:,} of {self.num_concepts:,} concepts label any of the first "
-                f"{self.positions:,} training positions; fit a dictionary "
-                "with fewer concepts (--num-concepts), on more tokens (--tokens) or on more text."
+                f"{self.positions:,} training positions; fit a dictionary with fewer concepts (--num-concepts), on "
+                "more tokens (--tokens) or on more text."
             )
         return found
 
@@ -82,14 +82,9 @@ class LabelContent(Section):
 def label_content(
     blocks: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], *, num_concepts: int
 ) -> LabelContent | None:
-    """Measure a sample of labelled blocks.
+    """Measure a sample of labelled blocks: tokens [seq], label ids [seq, k] and numbers of labels [seq] of each.
 
-    Args:
-        blocks: tokens [seq], label ids [seq, k] and numbers of labels [seq] of every block.
-        num_concepts: of the dictionary.
-
-    Returns:
-        The measurement; `None` where there are fewer than five blocks, or none of a part has labels.
+    `None` where there are fewer than five blocks, or none of a part has labels.
     """
     parts: tuple[list[Ints], list[Ints]] = [], []
     positions, k, number = 0, 0, -1
@@ -131,12 +126,7 @@ def label_content(
 
 
 def places_in_lists(tokens: NDArray[Any], counts: NDArray[Any]) -> Ints:
-    """Place of each pair of a token and a concept in the token's list, the most frequent first. [pairs]
-
-    Args:
-        tokens: of the pairs, not falling. [pairs]
-        counts: of the pairs. [pairs]
-    """
+    """Place of each pair of a token, none below the one before, and a concept in the token's list, by falling count."""
     order = np.lexsort((-counts, tokens))  # by token, then by falling count
     places = np.empty(len(tokens), np.int64)
     places[order] = np.arange(len(tokens)) - np.searchsorted(tokens, tokens)

@@ -91,7 +91,6 @@ def distill_data(
     """Store what a teacher predicts on a data set (`cocomix distill`), or on one job's part of its shards.
 
     Args:
-        data: folder written by `cocomix prepare`.
         teacher: the language model; its layer plays no part.
         kind: of the targets. `auto` is `top_k` where the teacher has the data's tokenizer, and `first_token` where it
             has another one. The first-token marginal of a teacher of the data's tokenizer is its `top_k`.
@@ -131,7 +130,7 @@ def label_and_distill(
 
     Args:
         config: settings of a labeller with a teacher.
-        top_k: of the probabilities, as in `distill_data`; the other arguments are as in `label_data`.
+        top_k: of the probabilities, as in `distill_data`.
         distilled_as: options of the command line, for the manifest of the probabilities; those of `job` are the
             labels'.
 
@@ -225,6 +224,7 @@ def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, f
         force,
     )
     about = {
+        "asked": dict(job.asked),
         "made_from": _made_from(tokens, fingerprint),
         "labels": labels,
         "labeller": fingerprint,
@@ -238,7 +238,7 @@ def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, f
     }
     files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
     identity |= {"made_with": made_with}
-    return Order(Labels, output, function, function.columns, identity, about, job.asked, files)
+    return Order(Labels, output, function, function.columns, identity, about, files)
 
 
 def _probabilities(
@@ -280,6 +280,7 @@ def _probabilities(
     fingerprint = distiller.fingerprint()
     function.made_with = {**fingerprint, "code": code_version()}
     about = {
+        "asked": dict(job.asked),
         "made_from": _made_from(tokens, fingerprint),
         "teacher": teacher.model,
         "teacher_files": _files_of(teacher),
@@ -290,7 +291,7 @@ def _probabilities(
         "flops_per_token": distiller.flops_per_token(block_size),
     }
     identity |= {"made_with": function.made_with}
-    return Order(TeacherProbabilities, output, function, function.columns, identity, about, job.asked)
+    return Order(TeacherProbabilities, output, function, function.columns, identity, about)
 
 
 def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:

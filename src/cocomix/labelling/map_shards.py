@@ -79,11 +79,7 @@ class PartFolder:
             _write_part(self.part(shard), {name: arrays[source] for name, source in self.columns.items()})
 
     def join(self, file: str, shards: Sequence["TokenShard"]) -> None:
-        """Join the parts of a token file, if all are there and no other process is joining them.
-
-        Raises:
-            DamagedPart: one could not be read and was removed.
-        """
+        """Join the parts of a token file, if all are there and nobody else is at it; a `DamagedPart` is removed."""
         if self.is_joined(file) or not all(self.part(shard).exists() for shard in shards):
             return
         lock = FileLock(self.path / PARTS / f"{file}.lock")
@@ -199,10 +195,7 @@ def map_shards(
     """Compute a function of every shard that has no result yet, and store its arrays.
 
     A shard that fails is tried again at the end, up to `retries` times, and left out after that; the rest goes on.
-
-    Args:
-        shards: all of the data, in order, file after file; the same in every job.
-        folders: the unfinished folders, and which of the function's arrays each of them keeps.
+    Every job names all shards of the data, in order. Each of the unfinished folders keeps some of the arrays.
 
     Raises:
         CoCoMixError: nothing can be computed at all.

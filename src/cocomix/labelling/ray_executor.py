@@ -67,11 +67,9 @@ class _Actor:
         self.function, self.threads, self.accelerated = function, threads, accelerated
 
     def begin(self) -> str | None:
-        """See `cocomix.labelling.executors.begin`."""
         return begin(self.function, task_device(self.accelerated), self.threads)
 
     def compute(self, task: Task) -> Outcome:
-        """Compute one shard."""
         return attempt(self.function, task)
 
 
@@ -113,10 +111,8 @@ class _ActorPool(WorkerPool[Any]):
         if not room and not self.told:
             self.told = True
             logger.warning(
-                "no node of the Ray cluster has %d CPU cores and %g GPUs for a worker; waiting for the cluster to grow "
-                "(stop with Ctrl-C if it cannot)",
-                cpus,
-                gpus,
+                f"no node of the Ray cluster has {cpus} CPU cores and {gpus:g} GPUs for a worker; waiting for the "
+                "cluster to grow (stop with Ctrl-C if it cannot)"
             )
         return gpus, room
 

@@ -79,7 +79,6 @@ class StoredManifest(Manifest):
         raise NotImplementedError
 
     def contents(self) -> Any:
-        """See `Manifest`: the files, what they are from, and the numbers that say how to read them."""
         return {"of": super().contents(), "block_size": self.block_size, "splits": self.model_dump(include={"splits"})}
 
 
@@ -95,14 +94,7 @@ class StoredArrays(Artifact[M]):
         return self.manifest.fingerprint
 
     def split(self, name: str, *, scattered: bool = False) -> "StoredBlocks[M]":
-        """One split, as a map-style data set of its blocks.
-
-        Args:
-            scattered: its blocks will be read here and there rather than one after another.
-
-        Raises:
-            CoCoMixError: there is no such split.
-        """
+        """One split, as a map-style data set of its blocks, `scattered` if they will be read here and there."""
         raise NotImplementedError
 
     @property
@@ -126,10 +118,8 @@ class StoredArrays(Artifact[M]):
         return {}
 
     def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
-        """See `Artifact.differing`; what `identity` does not tell is not compared.
-
-        So a finished folder is recognised before a model is loaded, and stays valid when a package is upgraded.
-        """
+        # What `identity` does not tell is not compared: so a finished folder is recognised before a model is loaded,
+        # and stays valid when a package is upgraded.
         return tuple(key for key in super().differing(identity) if key.split(".")[0] in identity)
 
     def array(self, file: str, name: str, *, scattered: bool = False) -> NDArray[Any]:
@@ -171,7 +161,6 @@ class StoredArrays(Artifact[M]):
 
     @classmethod
     def check_unfinished(cls, folder: Path, findings: Findings) -> None:
-        """See `Artifact`: the parts that are there."""
         for part in sorted((folder / PARTS).glob("*/*.npz")):
             remedy = "run the same command again, which makes it again"
             with findings.check(f"{part.parent.name}/{part.stem}", "its checksums", remedy), np.load(part) as stored:
@@ -222,9 +211,6 @@ S = TypeVar("S", bound=StoredArrays[Any])
 class Concatenated(Generic[S]):
     """Folders whose blocks are numbered through, one after another, as those of a mixture of corpora; or just one.
 
-    Args:
-        parts: at least one; all made in the same way.
-
     Raises:
         MadeFromSomethingElse: a folder was made otherwise than the first.
     """
@@ -249,9 +235,8 @@ class Concatenated(Generic[S]):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the folders' fingerprints, in order; of one folder, its own."""
-        if len(self.parts) == 1:
-            return self.first.fingerprint
-        return fingerprint_json([part.fingerprint for part in self.parts])
+        found = [part.fingerprint for part in self.parts]
+        return found[0] if len(found) == 1 else fingerprint_json(found)
 
     def split(self, name: str, *, scattered: bool = False) -> "ConcatDataset[Any]":
         """The blocks of one split, see `StoredArrays.split`."""

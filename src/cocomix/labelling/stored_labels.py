@@ -83,8 +83,7 @@ class LabelsManifest(StoredManifest):
         return int(self.labels["k"])
 
     def contents(self) -> Any:
-        """See `StoredManifest`; names and versions do not count."""
-        of, made = super().contents(), determining(self.labeller)
+        of, made = super().contents(), determining(self.labeller)  # names and versions do not count
         return {"of": of, "k": self.k, "num_concepts": self.num_concepts, "labeller": made}
 
     def config(self) -> "LabellerConfig":
@@ -151,7 +150,6 @@ class Labels(StoredArrays[LabelsManifest]):
 
     @classmethod
     def counted(cls, folder: Path, manifest: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
-        """See `StoredArrays`: the statistics, and what the training split's labels hold."""
         used = np.zeros(manifest["num_concepts"], dtype=bool)
         positions = labelled = labels = 0
         for file in (file["name"] for split in manifest["splits"].values() for file in split):
@@ -167,7 +165,6 @@ class Labels(StoredArrays[LabelsManifest]):
         return {"statistics": {**counts, "distinct_concepts": int(used.sum())}, "content": content}
 
     def check(self, findings: Findings) -> None:
-        """See `Artifact`; also the teacher and the dictionary, if there are any."""
         from cocomix.concepts import ConceptDictionary, load_teacher, model_fingerprint
 
         super().check(findings)

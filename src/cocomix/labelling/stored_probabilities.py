@@ -105,7 +105,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
 
     @classmethod
     def counted(cls, folder: Path, manifest: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
-        """See `StoredArrays`: which share of positions has a target, and what is kept of its probability."""
         if manifest["targets"] == "top_k":
             return {}
         rows = -(-_SAMPLED // manifest["block_size"])
@@ -122,7 +121,6 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
         return ProbabilityBlocks(self, name, scattered=scattered)
 
     def check(self, findings: Findings) -> None:
-        """See `Artifact`; also the teacher."""
         from cocomix.concepts import load_teacher, model_fingerprint
 
         super().check(findings)

@@ -85,12 +85,9 @@ def recognised(kind: type[A], output: Path, data: Path | str, asked: Mapping[str
 
 
 def made(kind: type[A], output: Path, identity: Mapping[str, Any]) -> A | None:
-    """The finished folder, if there is one and it was made as `identity` tells.
+    """The finished folder, if there is one and it was made as `identity` tells (`AlreadyExists` if otherwise).
 
     One that lacks files, because damaged ones were deleted, becomes an unfinished one.
-
-    Raises:
-        AlreadyExists: it was made otherwise; the settings are named.
     """
     found = kind.made(output, identity)
     if found is None:
@@ -120,7 +117,6 @@ class Order(Generic[A]):
     columns: Mapping[str, str]  # the arrays that it keeps, each with its name among those that are computed
     identity: Mapping[str, Any]  # everything that determines the result
     about: Mapping[str, Any]  # what the manifest says that only the kind knows
-    asked: Mapping[str, Any]  # options of the command line, for the manifest
     # what else belongs into the folder → writes it
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
@@ -138,9 +134,8 @@ class Order(Generic[A]):
 def store(orders: Sequence[Order[Any]], tokens: Tokens, job: Job, blocks: int | None = None) -> list[Any]:
     """Compute what is missing of folders that one function fills, and finish them when nothing is missing of any.
 
-    Args:
-        orders: the folders; several have the same function, and are begun and cut into shards alike.
-        blocks: compute only so many training blocks, from the beginning; all by default.
+    Several orders have the same function, and are begun and cut into shards alike. With `blocks`, only so many training
+    blocks are computed, from the beginning.
 
     Returns:
         The finished folders in the order of `orders`; None where shards are left to other jobs.
@@ -151,11 +146,8 @@ def store(orders: Sequence[Order[Any]], tokens: Tokens, job: Job, blocks: int | 
     import torch
 
     shared = isinstance(job.executor, SlurmArray)
-    for order in orders:
-        if shared and url_of(order.output) is not None:
-            raise CoCoMixError(
-                f"{shown(order.output)} is no folder that jobs can share; make one and `cocomix push` it."
-            )
+    if shared and (urls := [url for order in orders if (url := url_of(order.output)) is not None]):
+        raise CoCoMixError(f"{urls[0]} is no folder that jobs can share; make one and `cocomix push` it.")
     block_size = tokens.manifest.block_size
     splits = {
         name: _first_files(split, blocks if name == TRAIN else None) for name, split in tokens.manifest.splits.items()
@@ -169,14 +161,15 @@ def store(orders: Sequence[Order[Any]], tokens: Tokens, job: Job, blocks: int | 
                 staging = held.enter_context(
                     order.kind.create(order.output, identity=order.identity, resume=True, shared=shared)
                 )
-                manifest = {"block_size": block_size, "splits": splits, "asked": dict(order.asked), **order.about}
-                notes = _noted(staging.path, {**work, "columns": list(order.columns), "manifest": manifest})
+                manifest = {"block_size": block_size, "splits": splits, **order.about}
+                noted_at = staging.path / PARTS / NOTES
+                notes = _noted(noted_at, {**work, "columns": list(order.columns), "manifest": manifest})
                 work = {name: notes[name] for name in work}
                 shards, folder = _shards(tokens, splits, work["shard_blocks"]), PartFolder(staging.path, order.columns)
                 begun_in = notes["manifest"].get("shared_pass")
                 if begun_in != order.shared_pass and not all(map(folder.holds, shards)):  # the rest is made otherwise
                     notes["manifest"]["shared_pass"] = order.shared_pass
-                    write_json(staging.path / PARTS / NOTES, notes)
+                    write_json(noted_at, notes)
                 for name, write in order.files.items():
                     if not (staging.path / name).is_file():
                         with written_aside(staging.path / name) as aside:
@@ -255,9 +248,8 @@ def _opened(kind: type[A], output: Path) -> A:
     return found
 
 
-def _noted(folder: Path, notes: dict[str, Any]) -> dict[str, Any]:
+def _noted(path: Path, notes: dict[str, Any]) -> dict[str, Any]:
     """The notes of the command that began an unfinished folder: how its tokens are cut, and what its manifest says."""
-    path = folder / PARTS / NOTES
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         write_json(path, notes)

@@ -5,7 +5,6 @@ import sys
 import httpx
 import pytest
 
-from cocomix.cli import explore
 from cocomix.explorer import serve, serving
 from cocomix.explorer.server import PASSWORD_VARIABLE
 from cocomix.runtime.errors import CoCoMixError
@@ -61,7 +60,7 @@ def test_the_verb(cli, roomy, monkeypatch, tmp_path):
 
 
 def test_without_gradio_the_verb_says_what_to_install(cli, roomy, monkeypatch):
-    monkeypatch.setattr(explore, "find_spec", lambda name: None)
+    monkeypatch.setattr("cocomix.runtime.errors.find_spec", lambda name: None)
     cli.refuses("explore", roomy.cocomix_run, says="pip install 'cocomix[explorer]'")
 
 

@@ -100,9 +100,8 @@ def _summary(made: "AtlasManifest") -> Group:
 
 
 def _card_json(card: "ConceptCard") -> dict[str, object]:
-    contexts = {
-        name: [one._asdict() for one in getattr(card, name)] for name in ("predicted_contexts", "label_contexts")
-    }
+    kinds = ("predicted_contexts", "label_contexts")
+    contexts = {kind: [one._asdict() for one in getattr(card, kind)] for kind in kinds}
     return {**asdict(card), "histogram": card.histogram._asdict(), **contexts}
 
 

@@ -1,18 +1,14 @@
 """The verb `compare`."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cocomix.cli.options import Output
 from cocomix.cli.printing import Printed
 from cocomix.runtime.console import progress
-
-if TYPE_CHECKING:
-    from cocomix.evaluation import Run
 
 
 def compare(
@@ -37,9 +33,6 @@ def compare(
     with progress("comparing", None, "runs"):
         comparison = run(opened, baseline, vary or ())
     write_report(comparison, output)
-    following = shlex.join(["cocomix", "explore", str(_to_look_at(opened))])
+    to_look_at = next((run for run in opened if run.manifest.objective == "cocomix"), opened[0])
+    following = shlex.join(["cocomix", "explore", str(to_look_at.path)])
     return Printed(comparison.to_json(), shown(comparison), next=next_step(output) or following)
-
-
-def _to_look_at(runs: "Sequence[Run]") -> Path:
-    return next((run for run in runs if run.manifest.objective == "cocomix"), runs[0]).path

@@ -18,8 +18,7 @@ def distill(
         typer.Option(help="auto: top_k with the data's tokenizer, first_token with another one; see below."),
     ] = "auto",
     top_k: Annotated[
-        int | None,
-        typer.Option(help="Probabilities kept per token, 4 bytes each. Default: 64 of top_k, 32 of others."),
+        int | None, typer.Option(help="Probabilities kept per token, 4 bytes each. Default: 64 of top_k, 32 of others.")
     ] = None,
     revision: Revision = None,
     dtype: Annotated[
@@ -43,9 +42,8 @@ def distill(
     """
     from cocomix.labelling import TeacherProbabilities, recognised
 
-    settings = {"kind": kind, "top_k": top_k, "dtype": dtype}
+    settings = {"kind": kind, "top_k": top_k, "dtype": dtype, "blocks": blocks}
     asked = asked_of(teacher=teacher, revision=revision, batch_tokens=options.batch_tokens, **settings)
-    asked |= {} if blocks is None else {"blocks": blocks}
     found = recognised(TeacherProbabilities, output, data, asked)
     if found is None:
         from cocomix.concepts import TeacherConfig

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,37 +56,20 @@ def evaluate(
     from cocomix.experiments import next_step
     from cocomix.runtime.device import default_device
 
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    if tasks == "minimal_pairs" and task_data is None:
-        more = {} if limit is None else {"limit": limit}
-        pairs = measure_pairs(Run.open(run), device=default_device(), batch_size=batch_size, dtype=dtype, **more)
-        return Printed(pairs.model_dump(), pairs.table().rich())
-    if tasks is not None and "minimal_pairs" in tasks:
+    if tasks is not None and "minimal_pairs" in tasks and (tasks != "minimal_pairs" or task_data is not None):
         raise CoCoMixError("minimal_pairs are of the run's own text; measure them alone, without --task-data.")
-    if tasks is not None:
-        opened = Run.open(run)
-        downstream = evaluate_tasks(
-            opened,
-            tasks.split(","),
-            device=default_device(),
-            task_data=task_data,
-            batch_size=batch_size,
-            dtype=dtype,
-            limit=limit,
-        )
-        return Printed(downstream.model_dump(), downstream.table().rich())
-    if task_data is not None or limit is not None:
+    if tasks is None and (task_data is not None or limit is not None):
         raise CoCoMixError("--task-data and --limit are for downstream tasks; name them with --tasks.")
-    result = evaluate_run(
-        Run.open(run),
-        device=default_device(),
-        data=data,
-        labels=labels,
-        batch_size=batch_size,
-        dtype=dtype,
-        limit_blocks=limit_blocks,
-        block_size=block_size,
-    )
+    opened, dtype = Run.open(run), torch.bfloat16 if bf16 else torch.float32
+    how: dict[str, Any] = {"device": default_device(), "batch_size": batch_size, "dtype": dtype}
+    if tasks == "minimal_pairs":
+        how |= {} if limit is None else {"limit": limit}
+        pairs = measure_pairs(opened, **how)
+        return Printed(pairs.model_dump(), pairs.table().rich())
+    if tasks is not None:
+        downstream = evaluate_tasks(opened, tasks.split(","), task_data=task_data, limit=limit, **how)
+        return Printed(downstream.model_dump(), downstream.table().rich())
+    result = evaluate_run(opened, data=data, labels=labels, limit_blocks=limit_blocks, block_size=block_size, **how)
     poor = tables.worse_than_bigram(result.run, result.loss, result.references)
     for warning in (*filter(None, [poor]), *tables.concept_advice(result)):
         logger.warning(warning)
@@ -97,9 +80,6 @@ def evaluate(
         *(tables.slice_table([result], column) for column in SLICES),
     ]
     note = result.reliance_note if result.reliance is None else result.reliance.note
-    printed = [table.rich() for table in shown if table is not None]
-    return Printed(
-        result.model_dump(mode="json"),
-        Group(*printed, *([note] if note else [])),
-        next=next_step(run) or f"cocomix explore {shlex.quote(str(run))}",
-    )
+    printed = Group(*(table.rich() for table in shown if table is not None), *filter(None, [note]))
+    following = next_step(run) or f"cocomix explore {shlex.quote(str(run))}"
+    return Printed(result.model_dump(mode="json"), printed, next=following)

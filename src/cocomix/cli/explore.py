@@ -1,13 +1,12 @@
 """The verb that opens a run in the browser: explore."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cocomix.cli.options import RunOrExample
-from cocomix.runtime.errors import CoCoMixError
+from cocomix.runtime.errors import require_extra
 
 
 def explore(
@@ -36,8 +35,7 @@ def explore(
 
     [dim]Example: cocomix explore runs/first --compare runs/ntp[/dim]
     """
-    if find_spec("gradio") is None:
-        raise CoCoMixError("the explorer needs Gradio; run: pip install 'cocomix[explorer]'.")
+    require_extra("explorer", "gradio", purpose="the explorer")
     from cocomix.explorer import find_password, open_subject, serve
 
     password = find_password(host, password_file)

@@ -30,8 +30,7 @@ def export(
     ] = None,
     language: Annotated[list[str] | None, typer.Option(help="Language of the text, e.g. en; repeatable.")] = None,
     push: Annotated[
-        str | None,
-        typer.Option(metavar="OWNER/NAME", help="Also upload it to this hub repository."),
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to this hub repository.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository that --push makes.")] = False,
 ) -> Printed:
@@ -48,49 +47,39 @@ def export(
 
     [dim]Example: cocomix export data/mine/labels --to datasets --output exports/labels --push me/labels[/dim]
     """
-    from cocomix.interop import (
-        check_hub_access,
-        export_delphi,
-        export_labels,
-        export_neuronpedia,
-        export_run,
-        push_to_hub,
-    )
+    from cocomix import interop
 
-    asked = {
-        **{"--license": license, "--language": language, "--push": push, "--public": public or None},
-        **{"--atlas": atlas, "--tokens": tokens, "--data": data},
-    }
+    of_repository = {"--license": license, "--language": language, "--push": push, "--public": public or None}
+    asked = {**of_repository, "--atlas": atlas, "--tokens": tokens, "--data": data}
     taken = {
-        "transformers": ("--license", "--language", "--push", "--public"),
-        "neuronpedia": ("--atlas", "--data"),
-        "delphi": ("--tokens", "--data"),
-        "datasets": ("--license", "--language", "--push", "--public", "--data"),
+        "transformers": of_repository.keys(),
+        "neuronpedia": {"--atlas", "--data"},
+        "delphi": {"--tokens", "--data"},
+        "datasets": {*of_repository, "--data"},
     }
     for option, value in asked.items():
         if value is not None and option not in taken[to]:
             raise CoCoMixError(f"{option} cannot be used with --to {to}; leave it out.")
     if to == "neuronpedia":
-        source = export_neuronpedia(run, output, atlas=atlas, data=data)
+        source = interop.export_neuronpedia(run, output, atlas=atlas, data=data)
         logger.info(f"features, activations and explanations for Neuronpedia are in {source}")
         return Printed({"folder": str(source), "repository": None})
     if to == "delphi":
-        count = 200_000 if tokens is None else tokens
-        folder = export_delphi(run, output, tokens=count, data=data)
-        logger.info(f'read it with delphi.latents.LatentDataset("{folder}", …)')
-        return Printed({"folder": str(folder), "repository": None})
+        interop.export_delphi(run, output, tokens=200_000 if tokens is None else tokens, data=data)
+        logger.info(f'read it with delphi.latents.LatentDataset("{output}", …)')
+        return Printed({"folder": str(output), "repository": None})
     if public and push is None:
         raise CoCoMixError("--public is about the repository of --push; name one, or leave it out.")
     if push is not None:
-        check_hub_access(push)
+        interop.check_hub_access(push)
     languages = tuple(language or ())
     if to == "datasets":
-        export_labels(run, output, data=data, license=license, languages=languages)
+        interop.export_labels(run, output, data=data, license=license, languages=languages)
         logger.info(f'read it with datasets.load_dataset("{output}")')
     else:
-        export_run(run, output, license=license, languages=languages)
+        interop.export_run(run, output, license=license, languages=languages)
         trusted = ", trust_remote_code=True" if any(output.glob("*.py")) else ""
         logger.info(f'read it with AutoModelForCausalLM.from_pretrained("{output}"{trusted})')
     kind: Literal["dataset", "model"] = "dataset" if to == "datasets" else "model"
-    address = None if push is None else push_to_hub(output, push, private=not public, kind=kind)
+    address = None if push is None else interop.push_to_hub(output, push, private=not public, kind=kind)
     return Printed({"folder": str(output), "repository": address})

@@ -15,9 +15,7 @@ from cocomix.runtime.stopping import STATUS, Terminated
 def exit_after(error: BaseException, *, verbose: bool = False) -> NoReturn:
     """End the process: a person's mistake or wish in a sentence, a mistake of ours in its traceback.
 
-    Args:
-        error: what ended the verb. Its notes (`error.add_note`) say what was kept of the work.
-        verbose: also show where a person's mistake was noticed.
+    The error's notes (`add_note`) say what was kept of the work; `verbose` shows where a person's mistake was noticed.
     """
     told = _sentence(error)
     if told is None:

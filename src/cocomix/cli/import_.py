@@ -38,22 +38,16 @@ def import_other(
 
     facts: dict[str, Any]
     if source.suffix == ".pt":
-        dictionary = convert_autoencoder(source, output)
-        facts = {"kind": "dictionary", "num_concepts": dictionary.n_concepts, "d_model": dictionary.d_model}
-        facts |= {"k": dictionary.k, "normalize": dictionary.normalize}
-        logger.info(
-            f"{output}: {dictionary.n_concepts:,} concepts of states {dictionary.d_model} wide, as SAELens has it"
-        )
+        made = convert_autoencoder(source, output)
+        facts = {"kind": "dictionary", "num_concepts": made.n_concepts, "d_model": made.d_model}
+        logger.info(f"{output}: {made.n_concepts:,} concepts of states {made.d_model} wide, as SAELens has it")
+        return Printed({**facts, "k": made.k, "normalize": made.normalize})
+    if to_released:
+        model = export_to_released(source, output)
     else:
-        if to_released:
-            model = export_to_released(source, output)
-        else:
-            model = import_released(source, output, ConceptSettings(insert_layer, concept_topk), tokenizer)
-        config = model.config
-        facts = {"kind": "model", "parameters": model.num_parameters(), "insert_layer": config.insert_layer}
-        facts |= {"num_concepts": config.num_concepts, "concept_topk": config.concept_topk}
-        logger.info(
-            f"{output}: {facts['parameters']:,} parameters, {config.num_concepts:,} concepts before block "
-            f"{config.insert_layer}"
-        )
-    return Printed(facts)
+        model = import_released(source, output, ConceptSettings(insert_layer, concept_topk), tokenizer)
+    config, parameters = model.config, model.num_parameters()
+    facts = {"kind": "model", "parameters": parameters, "insert_layer": config.insert_layer}
+    concepts = f"{config.num_concepts:,} concepts before block {config.insert_layer}"
+    logger.info(f"{output}: {parameters:,} parameters, {concepts}")
+    return Printed({**facts, "num_concepts": config.num_concepts, "concept_topk": config.concept_topk})

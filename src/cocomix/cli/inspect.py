@@ -33,11 +33,12 @@ def inspect(
         tokens = inspect_text(opened.model(), opened.tokenizer(), text, top=top)
         wanted = sorted({concept.id for token in tokens for concept in token.concepts})
         names = _names(opened, wanted) if describe else {}
+    said = {concept: name for concept, name in names.items() if name != f"concept {concept}"}
     rows = (
         (
             visible(token.token),
             ", ".join(
-                f"{one.id} ({one.logit:.2f})" + (f" [{names[one.id]}]" if _says_more(one.id, names) else "")
+                f"{one.id} ({one.logit:.2f})" + (f" [{said[one.id]}]" if one.id in said else "")
                 for one in token.concepts
             ),
             ", ".join(f"{visible(one.token)} ({one.probability:.0%})" for one in token.next_tokens),
@@ -48,10 +49,6 @@ def inspect(
     for concept in (concept for token in found for concept in token["concepts"]):
         concept["name"] = names.get(concept["id"])
     return Printed(found, table(rows, "token", "concepts (logit)", "next token (probability)"))
-
-
-def _says_more(concept: int, names: dict[int, str]) -> bool:
-    return names.get(concept, f"concept {concept}") != f"concept {concept}"
 
 
 def _names(run: "Run", concepts: list[int]) -> dict[int, str]:

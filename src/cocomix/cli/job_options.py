@@ -52,11 +52,7 @@ class JobOptions:
     retries: Annotated[int, typer.Option(min=0, help="How often a shard that failed is tried again.")] = 2
 
     def job(self, asked: Mapping[str, Any]) -> "Job":
-        """The job that the options describe; `asked` are those that determine the result.
-
-        Raises:
-            CoCoMixError: they do not go together.
-        """
+        """The job that the options describe, if they go together; `asked` are those that determine the result."""
         from cocomix.labelling import Job, SlurmArray
 
         executor = self._executor()

@@ -24,8 +24,7 @@ def label(
     source: LabelOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write; default DATA/labels.")] = None,
     scores: Annotated[
-        Literal["none", "float16", "float32"],
-        typer.Option(help="Type in which scores are kept; none halves the room."),
+        Literal["none", "float16", "float32"], typer.Option(help="Type in which scores are kept; none halves the room.")
     ] = "float16",
     blocks: Blocks = None,
     probabilities: Annotated[
@@ -58,8 +57,7 @@ def label(
     if finish and options.shard is not None:
         raise CoCoMixError("--shard labels a part and --finish completes the folder; give one of them.")
     folder = output or data / "labels"
-    asked = asked_of(**asdict(source), scores=scores, batch_tokens=options.batch_tokens)
-    asked |= {} if blocks is None else {"blocks": blocks}
+    asked = asked_of(**asdict(source), scores=scores, batch_tokens=options.batch_tokens, blocks=blocks)
     distilled_as = {**asked, "top_k": top_k}
     wanted: list[tuple[Any, Path, dict[str, Any]]] = [(Labels, folder, asked)]
     wanted += [] if probabilities is None else [(TeacherProbabilities, probabilities, distilled_as)]

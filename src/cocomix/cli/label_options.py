@@ -36,11 +36,7 @@ class LabelOptions:
     ] = None
 
     def labeller(self) -> "LabellerConfig":
-        """The labeller's settings.
-
-        Raises:
-            CoCoMixError: teacher or dictionary is given neither here nor by the recipe, or a setting is unknown.
-        """
+        """The labeller's settings; refused where teacher or dictionary is missing, or a setting is unknown."""
         from pydantic import ValidationError
 
         from cocomix.concepts import labeller_config, labeller_config_type

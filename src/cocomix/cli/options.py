@@ -25,11 +25,7 @@ Revision = Annotated[str | None, typer.Option(help="Commit of a Hub teacher.")]
 
 
 def part_of(option: str, text: str) -> tuple[int, int]:
-    """Number of a part, from 0, and of all parts, from an option's `I/N`.
-
-    Raises:
-        CoCoMixError: it is not of this form, or there is no such part.
-    """
+    """Number of a part, from 0, and of all parts, from an option's `I/N`; refused where there is no such part."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     number, parts = map(int, found.groups()) if found else (0, 0)
     if number >= parts:

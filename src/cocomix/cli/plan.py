@@ -8,8 +8,6 @@ import typer
 from cocomix.cli.options import Recipe, Set
 from cocomix.cli.printing import Printed, values_table
 
-__all__ = ["plan"]
-
 
 def plan(
     recipe: Recipe,

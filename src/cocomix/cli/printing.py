@@ -20,25 +20,17 @@ _COLOURS = {
     "dim": ("waiting",),
 }
 _STYLES = {state: style for style, states in _COLOURS.items() for state in states}
-_FILE_WIDTH = 200
-"""Columns of tables that go to a file or a pipe."""
+_FILE_WIDTH = 200  # columns of tables that go to a file or a pipe
 
 
 @dataclass(frozen=True)
 class Printed:
-    """The result of a verb, which then takes `--json`.
+    """The result of a verb, which then takes `--json`."""
 
-    Attributes:
-        json: one object or list, printed with `--json`.
-        text: printed without; a plain string as it is.
-        error: raised after either, for a result that is a failure.
-        next: the command to give next, told on standard error.
-    """
-
-    json: Any
-    text: RenderableType | None = None
-    error: CoCoMixError | None = None
-    next: str | None = None
+    json: Any  # one object or list, printed with `--json`
+    text: RenderableType | None = None  # printed without; a plain string as it is
+    error: CoCoMixError | None = None  # raised after either, for a result that is a failure
+    next: str | None = None  # the command to give next, told on standard error
 
     def print(self, *, as_json: bool) -> None:
         """Print it."""
@@ -61,13 +53,7 @@ def values_table(values: Mapping[str, Any]) -> Table:
 
 
 def table(rows: Iterable[Sequence[str]], *head: str, state: int | None = None) -> Table:
-    """Rows of text.
-
-    Args:
-        rows: of as many cells each.
-        head: over the columns, if anything.
-        state: number of a column of states, which are coloured: a word such as `running`, and what follows it.
-    """
+    """Rows of text; the cells of the column `state` are coloured by the word they begin with, such as `running`."""
     made = Table(*head, show_header=bool(head), box=None, padding=(0, 1, 0, 0))
     for row in rows:
         cells = [escape(cell) for cell in row]

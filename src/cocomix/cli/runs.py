@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.")] = Path("runs"),
-) -> Printed:
+def runs(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.")] = Path("runs")) -> Printed:
     """List runs: state, tokens so far, last loss, age.
 
     Sweeps are listed too. A stopped or failed run goes on when the command that started it is given again.

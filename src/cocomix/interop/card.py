@@ -45,13 +45,7 @@ def render_card(template: str, header: dict[str, Any], **values: Any) -> str:
 def model_card(run: Run, *, license: str | None = None, languages: tuple[str, ...] = ()) -> str:
     """The card as Markdown with YAML front matter, for the hub's `README.md`.
 
-    Args:
-        run: a finished run; data, labels, evaluations and benchmark results add to the card where they are there.
-        license: of the weights, as the hub names licences.
-        languages: of the text.
-
-    Raises:
-        CoCoMixError: a file of the run is damaged.
+    Data, labels, evaluations and benchmark results of the run add to it where they are there.
     """
     recipe, config, manifest = load_recipe(run.path / "recipe.yaml"), read_json(run.path / "config.json"), run.manifest
     hashes = {manifest.data.fingerprint, None if manifest.labels is None else manifest.labels.fingerprint}

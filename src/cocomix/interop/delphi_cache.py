@@ -28,12 +28,9 @@ def export_delphi(path: Path, output: Path, *, tokens: int = 200_000, data: Path
     """Let the student read held-out text, and write where every concept is among its top k.
 
     Args:
-        output: the folder to write, Delphi's `raw_dir`; must not exist.
+        output: Delphi's `raw_dir`.
         tokens: of the validation split to read, in whole blocks; at least one block.
         data: prepared data with the run's tokenizer; by default the run's own.
-
-    Returns:
-        `output`.
 
     Raises:
         CoCoMixError: the run has no concepts, its data are gone or others by now, or `output` exists.

@@ -16,13 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_hub_access(repo_id: str) -> str:
-    """Find out whether this machine can upload, before any work is done for it.
+    """Find out who is logged in, and so whether this machine can upload, before any work is done for it.
 
     Args:
         repo_id: `owner/name`, or `name` for a repository of the logged-in user.
-
-    Returns:
-        Who is logged in.
 
     Raises:
         CoCoMixError: the name cannot be one, nobody is logged in, or the hub does not answer.
@@ -36,22 +33,14 @@ def check_hub_access(repo_id: str) -> str:
 
 
 def push_to_hub(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    kind: Literal["model", "dataset"] = "model",
+    folder: Path, repo_id: str, *, private: bool = True, kind: Literal["model", "dataset"] = "model"
 ) -> str:
-    """Upload an export as one commit; the repository is made if it is not there.
+    """Upload an export as one commit and return the address; the repository is made if it is not there.
 
     Args:
         folder: written by `export_run`, or for a dataset by `export_labels`.
         repo_id: `owner/name`, or `name` for a repository of the logged-in user.
         private: whether a new repository is only its owner's to see; one that exists stays as it is.
-        kind: of repository.
-
-    Returns:
-        The repository's address.
 
     Raises:
         CoCoMixError: as `check_hub_access`; the folder is no export; the hub refuses the upload.

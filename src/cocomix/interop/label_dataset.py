@@ -33,13 +33,9 @@ def export_labels(
     """Write labels, with the tokens they belong to, as a folder that `datasets.load_dataset` reads.
 
     Args:
-        output: the folder to write; must not exist.
         data: the tokens; by default the folder that the labels lie in.
         license: of the text, as the Hub names it; `None` leaves it open.
         languages: of the text, e.g. `en`.
-
-    Returns:
-        `output`.
 
     Raises:
         CoCoMixError: labels or tokens cannot be read or do not belong together; `output` exists.

@@ -45,8 +45,7 @@ Row = dict[str, Any]
 
 class _Names(NamedTuple):
     model: str
-    source: str
-    """In Neuronpedia's form: layer, then the name of the set of sources."""
+    source: str  # in Neuronpedia's form: layer, then the name of the set of sources
 
     def row(self, concept: int) -> Row:
         """What every row about a concept has."""
@@ -61,7 +60,6 @@ def export_neuronpedia(path: Path, output: Path, *, atlas: Path | None = None, d
     """Write a run's concepts for Neuronpedia. The atlas' blocks are read once more, for the values around its contexts.
 
     Args:
-        output: the folder to write; must not exist.
         atlas: of the run; by default `RUN_atlas` beside it.
         data: what the atlas was made from; by default the run's own.
 

@@ -15,7 +15,7 @@ from cocomix.runtime.errors import CoCoMixError
 
 
 def read_openai_autoencoder(path: Path) -> ConceptDictionary:
-    """Read an autoencoder as a dictionary.
+    """Read an autoencoder as a dictionary, in float32 on the CPU.
 
     There x = (h − mean)/(std + 1e-5) − pre_bias with the activation "TopK" and x = h − pre_bias with "ReLU" (the file
     does not say; this is the released loader's rule), and latents = activation(encoder·x + latent_bias).
@@ -23,9 +23,6 @@ def read_openai_autoencoder(path: Path) -> ConceptDictionary:
     Args:
         path: a `.pt` file with `pre_bias` [d_model], `latent_bias` [n_concepts], `encoder.weight` [n_concepts, d_model]
             and `decoder.weight` [d_model, n_concepts] (or none, where it is the encoder's transposed).
-
-    Returns:
-        The dictionary, in float32 on the CPU.
 
     Raises:
         CoCoMixError: the file cannot be read (see `load_weights_only`), lacks a tensor, has one of another shape, or an
@@ -57,23 +54,13 @@ def read_openai_autoencoder(path: Path) -> ConceptDictionary:
 def convert_autoencoder(path: Path, output: Path) -> ConceptDictionary:
     """Write an autoencoder file of OpenAI's as a SAELens folder: safetensors, with the normalisation it needs.
 
-    Args:
-        path: as `read_openai_autoencoder` takes it.
-        output: folder to write; must not exist.
-
-    Raises:
-        CoCoMixError: as `read_openai_autoencoder`.
+    Errors are those of `read_openai_autoencoder`, and of an `output` that exists.
     """
     dictionary = read_openai_autoencoder(path)
+    concepts, fingerprint = dictionary.n_concepts, dictionary.fingerprint()
     with Dictionary.create(output, identity={"file": file_sha256(path)}) as staging:
         dictionary.save(staging.path)
-        staging.finish(
-            DictionaryManifest(
-                num_concepts=dictionary.n_concepts,
-                dictionary_fingerprint=dictionary.fingerprint(),
-                layer=dictionary.layer,
-            )
-        )
+        staging.finish(DictionaryManifest(num_concepts=concepts, dictionary_fingerprint=fingerprint))
     return dictionary
 
 
@@ -100,9 +87,6 @@ def load_weights_only(path: Path) -> dict[str, Any]:
 
     PyTorch's restricted unpickler builds tensors, numbers, texts, lists and dictionaries and refuses everything else
     before it is run.
-
-    Raises:
-        CoCoMixError: the file is missing or damaged, holds code, or holds no dictionary.
     """
     if not path.is_file():
         raise CoCoMixError(f"{path} does not exist; give a file that torch.save wrote.")

@@ -19,8 +19,7 @@ _CONCEPT_NAMES = {
 }
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What DDP, torch.compile and FSDP put into names; the released trainer saves the wrapped model's."""
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-"""Causal masks that older versions of transformers saved."""
+_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks that older versions of transformers saved
 _BLOCK = re.compile(r"h\.(\d+)\.(.+)")
 _NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
@@ -86,15 +85,11 @@ def from_reference_state_dict(
 def to_reference_state_dict(model: CoCoMixForCausalLM) -> dict[str, Tensor]:
     """The state dict that the released code's `GPT2CoCoMixLMHeadModel` loads.
 
-    Args:
-        model: a GPT-2 with the paper's mixing; its head tied to its embedding, as there.
-
-    Returns:
-        Contiguous tensors under the released names, `transformer.…`; `lm_head.weight` is left out, as in the
-        checkpoints that `save_pretrained` writes there.
+    Contiguous tensors under the released names, `transformer.…`; `lm_head.weight` is left out, as in the checkpoints
+    that `save_pretrained` writes there.
 
     Raises:
-        CoCoMixError: the released code has no such model.
+        CoCoMixError: the model is not a GPT-2 with the paper's mixing and its head tied to its embedding, as there.
     """
     config = model.config
     kind = (config.backbone.model_type, config.mixing, config.prediction, config.concept_weights)

@@ -47,14 +47,11 @@ class ConceptSettings:
 
 
 def read_reference_folder(folder: Path, given: ConceptSettings | None = None) -> CoCoMixForCausalLM:
-    """Read a checkpoint of the released code.
+    """Read a checkpoint of the released code as a float32 model in evaluation mode.
 
     Args:
         folder: with `config.json` and safetensors; `config.yaml` in it or in the folder above, as there.
         given: settings that override `config.yaml`; without that file they must be complete but for λ (0.1).
-
-    Returns:
-        A float32 model in evaluation mode with the released model's logits.
 
     Raises:
         CoCoMixError: a file is missing or damaged, or its contents are not the released code's.
@@ -90,12 +87,7 @@ def read_reference_folder(folder: Path, given: ConceptSettings | None = None) ->
 def write_reference_folder(model: CoCoMixForCausalLM, folder: Path) -> None:
     """Write a checkpoint that the released code loads: `config.json`, `model.safetensors` and `config.yaml`.
 
-    Args:
-        model: see `to_reference_state_dict`.
-        folder: exists; files in it are written over.
-
-    Raises:
-        CoCoMixError: the released code has no such model.
+    Into a folder that exists, over what is there. Models are refused as by `to_reference_state_dict`.
     """
     tensors = to_reference_state_dict(model)
     backbone = model.config.backbone
@@ -123,16 +115,14 @@ def write_reference_folder(model: CoCoMixForCausalLM, folder: Path) -> None:
 def import_released(
     folder: Path, output: Path, given: ConceptSettings | None = None, tokenizer: str | None = None
 ) -> CoCoMixForCausalLM:
-    """Write a checkpoint of the released code as a model folder that `from_pretrained` loads.
+    """Write a checkpoint of the released code, as `read_reference_folder` takes it, for `from_pretrained` to load.
 
     Args:
-        folder: as `read_reference_folder` takes it.
-        output: folder to write; must not exist.
         given: settings that override the checkpoint's `config.yaml`.
         tokenizer: folder or hub name of the tokenizer to put beside it; the released code's is openai-community/gpt2.
 
     Raises:
-        CoCoMixError: as `read_reference_folder`; or the tokenizer has more tokens than the model.
+        CoCoMixError: as `read_reference_folder`; or the tokenizer has more tokens than the model; or `output` exists.
     """
     model = read_reference_folder(folder, given)
     with whole_folder(output) as target:
@@ -151,10 +141,6 @@ def import_released(
 
 def export_to_released(source: Path, output: Path) -> CoCoMixForCausalLM:
     """Write a run, or a model folder, as a checkpoint that the released code loads.
-
-    Args:
-        source: holds a CoCoMix model.
-        output: folder to write; must not exist.
 
     Raises:
         CoCoMixError: there is no such model, or none that the released code has (see `to_reference_state_dict`).

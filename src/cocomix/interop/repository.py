@@ -28,13 +28,7 @@ _COPIED = (
 )
 
 
-def export_run(
-    path: Path,
-    output: Path,
-    *,
-    license: str | None = None,
-    languages: tuple[str, ...] = (),
-) -> Path:
+def export_run(path: Path, output: Path, *, license: str | None = None, languages: tuple[str, ...] = ()) -> Path:
     """Write a run as a self-contained model repository.
 
     It holds the weights as they are, the tokenizer, a model card filled from the run and, unless the model is a plain
@@ -42,12 +36,8 @@ def export_run(
     needs transformers alone.
 
     Args:
-        output: the folder to write; must not exist.
         license: identifier of the weights' licence as the hub knows it, e.g. `apache-2.0`; `None` leaves it open.
         languages: of the text, e.g. `en`.
-
-    Returns:
-        `output`.
 
     Raises:
         CoCoMixError: there is no finished run in `path`; its files have changed since it was trained; `output` exists.
@@ -85,8 +75,7 @@ def export_run(
 _PACKAGE = "cocomix"
 _OWN_IMPORT = re.compile(rf"^from ({_PACKAGE}\.[\w.]+) import ", re.MULTILINE)
 
-LICENSE_FILE = "LICENSE.code"
-"""The licence of these files; that of the weights is another matter."""
+LICENSE_FILE = "LICENSE.code"  # the licence of these files; that of the weights is another matter
 
 
 def _flat(module: str) -> str:

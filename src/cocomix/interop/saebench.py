@@ -59,9 +59,7 @@ class StudentSAEConfig:
 class StudentSAE(nn.Module):
     """See the module's docstring. It copies the student's weights, and is on its device.
 
-    Args:
-        model: mixes concepts in.
-        model_name: what SAEBench calls it in its results.
+    `model_name` is what SAEBench calls it in its results.
 
     Raises:
         CoCoMixError: the model has no concepts, mixes none in, or not into its hidden states (`mixing: values`).
@@ -120,11 +118,7 @@ class StudentSAE(nn.Module):
         return torch.zeros_like(logits).scatter(-1, best.indices, weights * self.norms[best.indices])
 
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """The mixing's ĉ [..., d_model] of latents [..., n_concepts], with mean and deviation of the last `encode`.
-
-        Raises:
-            CoCoMixError: that had another number of positions.
-        """
+        """The mixing's ĉ [..., d_model] of latents [..., n_concepts], with mean and deviation of the last `encode`."""
         if self._last is None or self._last[0].shape[:-1] != feature_acts.shape[:-1]:
             raise CoCoMixError(
                 f"latents of shape {tuple(feature_acts.shape)} have no hidden states to take the scale from; encode "

@@ -26,7 +26,11 @@ def exit_after(error: BaseException, *, verbose: bool = False) -> NoReturn:
     if first_to_fail():
         if verbose and isinstance(error, Exception):
             traceback.print_exception(error)
-        _print_error("; ".join([sentence.removesuffix("."), *getattr(error, "__notes__", ())]) + ".")
+        from rich.console import Console
+        from rich.text import Text
+
+        whole = "; ".join([sentence.removesuffix("."), *getattr(error, "__notes__", ())]) + "."
+        Console(stderr=True).print(Text.assemble(("error:", "red"), " ", whole), highlight=False, soft_wrap=True)
     sys.exit(status)
 
 
@@ -54,10 +58,3 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
         if isinstance(error, ValidationError):
             return describe_validation_error(error), 1
     return None
-
-
-def _print_error(sentence: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True).print(Text.assemble(("error:", "red"), " ", sentence), highlight=False, soft_wrap=True)

@@ -34,7 +34,12 @@ def read_openai_autoencoder(path: Path) -> ConceptDictionary:
     decoder = encoder.T if "decoder.linear.weight" in values else _tensor(values, "decoder.weight", path)
     activation, k = values.get("activation", "ReLU"), None
     if activation == "TopK":
-        k = _k(values.get("activation_state_dict"), path)
+        state = values.get("activation_state_dict")
+        k, after = (state.get("k"), state.get("postact_fn", "ReLU")) if isinstance(state, dict) else (None, None)
+        if not isinstance(k, int) or after != "ReLU":
+            raise CoCoMixError(
+                f"{path} has TopK with k = {k!r} and {after!r} after it; known is a whole number with 'ReLU'."
+            )
     elif activation != "ReLU":
         raise CoCoMixError(f"{path} has the activation {activation!r}; known are TopK and ReLU.")
     try:
@@ -71,15 +76,6 @@ def _tensor(values: dict[str, Any], name: str, path: Path) -> Tensor:
             f"{path} has no tensor {name}, so it is not an autoencoder of OpenAI's form; give one of its .pt files."
         )
     return tensor.detach().to(torch.float32)
-
-
-def _k(state: Any, path: Path) -> int:
-    k, after = (state.get("k"), state.get("postact_fn", "ReLU")) if isinstance(state, dict) else (None, None)
-    if not isinstance(k, int) or after != "ReLU":
-        raise CoCoMixError(
-            f"{path} has TopK with k = {k!r} and {after!r} after it; known is a whole number with 'ReLU'."
-        )
-    return k
 
 
 def load_weights_only(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOTES = "notes.json"
+NOTES = "notes.json"  # of the command that began a folder: how its tokens are cut, and what its manifest says
 
 A = TypeVar("A", bound=StoredArrays[Any])
 
@@ -163,7 +163,10 @@ def store(orders: Sequence[Order[Any]], tokens: Tokens, job: Job, blocks: int | 
                 )
                 manifest = {"block_size": block_size, "splits": splits, **order.about}
                 noted_at = staging.path / PARTS / NOTES
-                notes = _noted(noted_at, {**work, "columns": list(order.columns), "manifest": manifest})
+                if not noted_at.is_file():  # else the command that began it has said how its tokens are cut
+                    noted_at.parent.mkdir(exist_ok=True)
+                    write_json(noted_at, {**work, "columns": list(order.columns), "manifest": manifest})
+                notes = read_json(noted_at)
                 work = {name: notes[name] for name in work}
                 shards, folder = _shards(tokens, splits, work["shard_blocks"]), PartFolder(staging.path, order.columns)
                 begun_in = notes["manifest"].get("shared_pass")
@@ -245,15 +248,6 @@ def _opened(kind: type[A], output: Path) -> A:
     logger.info("%s in %s%s", found.summary, shown(output), speed)
     for warning in found.warnings:
         logger.warning(warning)
-    return found
-
-
-def _noted(path: Path, notes: dict[str, Any]) -> dict[str, Any]:
-    """The notes of the command that began an unfinished folder: how its tokens are cut, and what its manifest says."""
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, notes)
-    found: dict[str, Any] = read_json(path)
     return found
 
 

@@ -20,7 +20,10 @@ SMALL = ("--factors", "0,1,4", "--prompts", 2, "--prompt-tokens", 4, "--new-toke
 
 
 def lifts_by_hand(run, concepts):
-    """log(share of a token among those that follow a concept's labels ÷ its share), 100 tokens added, one by one."""
+    """log(share of a token among those that follow a concept's labels ÷ its share), 100 tokens added, one by one.
+
+    What stands behind an end-of-document token begins another document and follows nothing.
+    """
     tokens, labels = Tokens.open(run.manifest.data.path), Labels.open(run.manifest.labels.path)
     counts = np.zeros((len(concepts), tokens.manifest.vocab_size))
     every = np.ones(tokens.manifest.vocab_size)
@@ -28,9 +31,9 @@ def lifts_by_hand(run, concepts):
         ids = block["input_ids"].tolist()
         for token in ids:
             every[token] += 1
-        for found, after in zip(named["concept_labels"].tolist(), ids[1:], strict=False):
+        for found, here, after in zip(named["concept_labels"].tolist(), ids, ids[1:], strict=False):
             for place, concept in enumerate(concepts):
-                counts[place, after] += concept in found
+                counts[place, after] += concept in found and here != tokens.manifest.eos_token_id
     share = every / every.sum()
     return [np.log((row + 100 * share) / (row.sum() + 100) / share) for row in counts]
 

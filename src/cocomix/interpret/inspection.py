@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.data import TRAIN, Tokens, begin_of_text
+from cocomix.data import TRAIN, Tokens, begin_of_text, positions_of_rows
 from cocomix.evaluation import inference, run_labels
 from cocomix.interpret.atlas_cards import WordLifts
 from cocomix.interpret.atlas_pass import Array
@@ -192,8 +192,8 @@ def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, Concep
 def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
     """log(how often a token follows a concept's labels ÷ how often it occurs), counted in the run's training text.
 
-    Our choice: to what follows a concept 100 tokens of the whole text's mixture are added, so that few labels claim
-    little; and at most a million tokens are read.
+    The first token of a document follows nothing. Our choice: to what follows a concept 100 tokens of the whole text's
+    mixture are added, so that few labels claim little; and at most a million tokens are read.
 
     Returns:
         float64 [concepts, vocab], nats; `None` where the run's data or labels are no longer where it found them.
@@ -205,9 +205,11 @@ def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
     if text is None:
         return None
     data, tokens, labels = text
-    every = np.bincount(tokens.ravel(), minlength=data.manifest.vocab_size) + 1.0
+    meta = data.manifest
+    every = np.bincount(tokens.ravel(), minlength=meta.vocab_size) + 1.0
     share = every / every.sum()
-    after = [tokens[:, 1:][(labels[:, :-1] == concept).any(-1)] for concept in concepts]
+    goes_on = positions_of_rows(torch.from_numpy(tokens), meta.eos_token_id, meta.bos_token_id)[:, 1:].numpy() > 0
+    after = [tokens[:, 1:][(labels[:, :-1] == concept).any(-1) & goes_on] for concept in concepts]
     counts = np.stack([np.bincount(found, minlength=len(share)) for found in after])
     lifts: Array = np.log((counts + 100 * share) / (counts.sum(1, keepdims=True) + 100) / share)
     return lifts

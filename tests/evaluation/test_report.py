@@ -95,7 +95,8 @@ def test_do_concepts_carry_more_than_the_token(comparison: Comparison) -> None:
     told = found(changed(comparison, **numbers))[1]
     for part in ("30.0%", "95.0%", "86.0%", "+0.011", "mostly the token's identity"):
         assert part in told
-    assert "the same few concepts" in found(changed(comparison, **{**numbers, "static_recall": 0.9}))[1]
+    for static in (0.9, 0.79):  # of 32 of 256 concepts, a list that knows no token may recall nearly as much
+        assert "the same few concepts" in found(changed(comparison, **{**numbers, "static_recall": static}))[1]
     assert "more than the token's identity" in found(changed(comparison, **{**numbers, "token_recall": 0.4}))[1]
 
 

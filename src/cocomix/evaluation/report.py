@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TOKEN_SHARE = 0.8
-"""Above this share of labels that the current token gives, concepts say little else (method: section 12)."""
+"""Above this share of labels that the current token gives, concepts say little else (method: section 12). Where a static
+list recalls that share of what the token does, they hardly tell of the token either."""
 
 _COMMON = 0.01  # kinds of tokens that are rarer are not spoken of
 
@@ -70,7 +71,7 @@ def _beyond_the_token(best: Any) -> str:
     if known(best.token_recall):
         mostly = "more than the token's identity"
         if max(best.token_recall, best.static_recall) > _TOKEN_SHARE:
-            same = best.static_recall > _TOKEN_SHARE
+            same = best.static_recall > _TOKEN_SHARE * best.token_recall
             mostly = "mostly the same few concepts everywhere" if same else "mostly the token's identity"
         parts.append(
             f"The labels are {mostly}: at 32, a static list recalls {percent(best.static_recall)} of them, a table of "

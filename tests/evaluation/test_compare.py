@@ -15,7 +15,7 @@ import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
 from cocomix.evaluation import Comparison, Run, RunEvaluation, compare, json_schema
-from cocomix.evaluation.comparison import comparison_tables
+from cocomix.evaluation.comparison import FRAMES, comparison_tables
 from cocomix.runtime.errors import CoCoMixError
 from tests.evaluation.conftest import WriteRun
 
@@ -304,6 +304,11 @@ def test_json_follows_its_schema(write_run: WriteRun) -> None:
     ours = seeds(write_run, "ours", [[4.0]] * 2, shift=-0.02, **COCOMIX)
     values = json.loads(json.dumps(compare([*base, *ours]).to_json(), allow_nan=False))
     schema = json_schema()
+    kept = json.loads((Path(__file__).parent / "schemas" / "comparison.json").read_text(encoding="utf-8"))
+    assert schema == kept
+    assert [list(schema["properties"][frame]["items"]["properties"]) for frame in FRAMES] == [
+        list(kept["properties"][frame]["items"]["properties"]) for frame in FRAMES
+    ]  # in this order, too
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(values, schema)
     assert values["format_version"] == 3

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cocomix.evaluation.alike import refuse_unlike
-from cocomix.evaluation.comparison import ALL_COSTS, COSTS, RELIANCE, STUDENTS, Comparison, columns
+from cocomix.evaluation.comparison import ALL_COSTS, COLUMN_TYPES, COSTS, RELIANCE, STUDENTS, Comparison, columns
 from cocomix.evaluation.downstream import downstream_numbers
 from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
@@ -89,12 +89,12 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     manifest = runs[0].manifest
     return Comparison(
         baseline=chosen,
-        runs=frame[list(columns("runs"))],
-        arms=arms[list(columns("arms"))],
+        runs=frame[list(columns()["runs"])],
+        arms=arms[list(columns()["arms"])],
         words=words,
         baselines=_baselines_frame(frame),
         scaling=_scaling_frame(frame),
-        curves=pd.DataFrame(points)[list(columns("curves"))],
+        curves=pd.DataFrame(points)[list(columns()["curves"])],
         references=references,
         curve_references=curve_references,
         shared={
@@ -152,7 +152,7 @@ def _runs_frame(runs: Sequence[Run], evaluations: Sequence[RunEvaluation]) -> pd
     frame = frame.join(measured.rename(columns=_MEASURED))
     if evaluations:
         frame["loss"] = [one.loss for one in evaluations]
-    numbers = [name for name, about in columns("runs").items() if "number" in about["type"] and name in frame]
+    numbers = [name for name in columns()["runs"] if name in frame and name not in COLUMN_TYPES]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)  # a column of nothing is one of numbers, too
     frame["total_flops"] = frame["flops"] + frame["teacher_flops"] + frame["dictionary_flops"]
     shared = frame["stored_flops"] + frame["dictionary_flops"]
@@ -262,7 +262,7 @@ def _differences_on_tokens(
                         difference = float(sums.sum() / targets.sum())
                         row = (name, which, str(value), int(inside.sum()), difference, *_interval(sums, targets))
                         words.append(row)
-    return whole, pd.DataFrame(words, columns=list(columns("words")))
+    return whole, pd.DataFrame(words, columns=list(columns()["words"]))
 
 
 def _interval(sums: Floats, targets: Floats) -> tuple[float, float]:
@@ -281,7 +281,7 @@ def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
                 if other != name:
                     found = _paired(frame, str(name), str(other))
                     rows.append((name, kind, other, arm[axis] / plain.loc[other, axis], *found))
-    return pd.DataFrame(rows, columns=list(columns("baselines")))
+    return pd.DataFrame(rows, columns=list(columns()["baselines"]))
 
 
 def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -293,7 +293,7 @@ def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
             if len(runs.groupby("arm")) >= 3 and np.ptp(np.log(costs)) > _ALIKE:
                 law = power_law(costs, runs["loss"].to_numpy(np.float64))
                 rows.append({"kind": kind, "axis": axis, "runs": len(runs), **law._asdict()})
-    return pd.DataFrame(rows, columns=list(columns("scaling")))
+    return pd.DataFrame(rows, columns=list(columns()["scaling"]))
 
 
 def _references(

@@ -1,4 +1,4 @@
-"""The result of a comparison: data frames, whose columns comparison.schema.json describes; as JSON, and as tables.
+"""The result of a comparison: data frames, whose columns columns.yaml describes; as JSON, and as tables.
 
 The tables are the same on the page, in the terminal and in table.md.
 """
@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from cocomix.evaluation.downstream import downstream_table
 from cocomix.evaluation.loss_slices import SLICES
@@ -32,22 +33,64 @@ ALL_COSTS = (*COSTS, "total_flops", "flops_from_nothing", *(f"flops_of_{students
 FRAMES = ("runs", "arms", "words", "baselines", "scaling", "curves")
 """The data frames of a comparison."""
 
+FORMAT_VERSION = 3
+"""Of its JSON."""
+
+
+_TEXTS = ("arm", "kind", "objective", "device", "like_baseline", "slice", "value", "likeness", "baseline", "axis")
+COLUMN_TYPES = {"annealed": "boolean", "seeds": "array", **{name: ["string", "null"] for name in _TEXTS}}
+"""JSON types of columns that hold no numbers."""
+
 
 @cache
+def columns() -> dict[str, dict[str, str]]:
+    """What each column holds, of each of `FRAMES`: those of columns.yaml, and costs and intervals beside them."""
+    told = yaml.safe_load(files("cocomix.evaluation").joinpath("columns.yaml").read_text(encoding="utf-8"))
+    both = told["runs and arms"]
+    for kind, others in told["replaced by"].items():
+        both[kind] = f"Rise of the loss, nats, when concepts are replaced by {others}"
+        interval = f"end of the rise's 95% interval over documents when concepts are replaced by {others}"
+        both |= {f"{kind}_low": f"Lower {interval}", f"{kind}_high": f"Upper {interval}"}
+    ratios = {f"{cost}_ratio": f"{cost} over the baseline's." for cost in (*ALL_COSTS, "active_parameters")}
+    spent = {"flops": "training FLOPs", "total_flops": "FLOPs, teacher and dictionary included,"}
+    share = "Share of the baseline's {} saved at a loss no worse; empty if not stated."
+    saved = {f"{cost}_saved": share.format(spent.get(cost, cost)) for cost in ALL_COSTS}
+    return told | {"runs": both | told["runs"], "arms": both | told["arms"] | ratios | saved}
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of `Comparison.to_json`, which `cocomix compare --json` prints; it changes only with its version.
 
     It names, types and describes the columns of every frame; what is empty is null in JSON.
     """
-    text = files("cocomix.evaluation").joinpath("comparison.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+
+    def rows(frame: str) -> dict[str, Any]:
+        described = {
+            name: {"type": COLUMN_TYPES.get(name, ["number", "null"]), "description": what}
+            for name, what in columns()[frame].items()
+        }
+        return {"type": "array", "items": _whole(described)}
+
+    def mapping(kind: str, what: str) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": {"type": kind}, "description": what}
+
+    return _whole(
+        {
+            "format_version": {"const": FORMAT_VERSION},
+            "baseline": {"type": "string", "description": "Arm that the others are measured against."},
+            "shared": mapping("string", "What all runs share."),
+            "references": mapping("number", "Losses of n-gram models on the tokens of loss, nats per token."),
+            "curve_references": mapping("number", "The same on the tokens of curves."),
+            "notes": {"type": "array", "items": {"type": "string"}, "description": "How to read the numbers."},
+            **{frame: rows(frame) for frame in FRAMES},
+            "downstream": {"type": ["object", "null"], "description": "Arm → column → number; null if not measured."},
+        }
+    )
 
 
-def columns(frame: str) -> dict[str, dict[str, Any]]:
-    """The columns of one of `FRAMES`, each with its `type` and `description`."""
-    found: dict[str, dict[str, Any]] = json_schema()["properties"][frame]["items"]["properties"]
-    return found
+def _whole(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object with these properties, all of them, and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 @dataclass(frozen=True)
@@ -94,7 +137,7 @@ class Comparison:
         frames = {name: getattr(self, name).to_json(orient="records", double_precision=15) for name in FRAMES}
         tasks = None if self.downstream is None else self.downstream.groupby(level=0, sort=False).mean()
         return {
-            "format_version": json_schema()["properties"]["format_version"]["const"],
+            "format_version": FORMAT_VERSION,
             "baseline": self.baseline,
             "shared": dict(self.shared),
             "references": dict(self.references),
@@ -201,7 +244,7 @@ def _table(
 ) -> Table:
     rows = [[show(row) for _, _, show in shown] for row in frame.itertuples()]
     meanings = {
-        heading.partition(", ")[0]: columns(name)[column]["description"].replace(": its lower end", "")
+        heading.partition(", ")[0]: columns()[name][column].replace(": its lower end", "")
         for heading, column, _ in shown
         if column
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TOKEN_SHARE = 0.8
-"""Above this share of labels that the current token gives, concepts say little else (method: section 12); where a static
+"""Above this share of labels that the current token gives, concepts say little else (method: section 12); where a
 list recalls that share of what the token does, they hardly tell of the token either."""
 
 _COMMON = 0.01  # kinds of tokens that are rarer are not spoken of

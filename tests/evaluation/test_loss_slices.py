@@ -26,7 +26,7 @@ def table(rows: int = 400, seed: int = 0) -> pd.DataFrame:
 
 def test_slices_by_hand() -> None:
     made = table()
-    found = {(each["slice"], each["value"]): each for each in loss_slices(made)}
+    found = {(each.slice, each.value): each for each in loss_slices(made)}
     assert {value for name, value in found if name == "position"} == {"1", "2-3", "4-7", "8-15", "16-31"}
     assert {value for name, value in found if name == "seen"} == {"yes", "no"}
     assert {value for name, value in found if name == "token_class"} == set(TOKEN_CLASSES[:3])
@@ -37,7 +37,7 @@ def test_slices_by_hand() -> None:
 
 def test_unknown_frequencies_make_no_slice() -> None:
     made = table().assign(frequency=pd.Categorical.from_codes(np.full(400, -1), list(FREQUENCIES)))
-    assert not [each for each in loss_slices(made) if each["slice"] == "frequency"]
+    assert not [each for each in loss_slices(made) if each.slice == "frequency"]
 
 
 def test_the_interval_is_that_of_scipy() -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cocomix.explorer.steer_view import choose_token, continue_text, grow_texts, student_forward
+from cocomix.explorer.steer_view import choose_token, continue_text, forward_of, grow_texts
 from cocomix.interpret import Sampling
 from cocomix.model import ConceptEdit
 from cocomix.runtime.errors import CoCoMixError
@@ -60,7 +60,7 @@ def test_texts_only_grow_and_are_decided_by_the_seed_alone(subject):
 
 
 def test_the_cache_changes_nothing(subject):
-    cached, seen = student_forward(subject, ()), []
+    cached, seen = forward_of(subject, ()), []
 
     def uncached(tokens, cache):
         seen.append(tokens)

@@ -46,15 +46,8 @@ _NEVER = ("data", "evaluation_blocks", "evaluation_dtype")
 
 
 def refuse_unlike(runs: Sequence[Run], vary: Iterable[str] = ()) -> None:
-    """Refuse runs that differ in what is not the arm's own.
-
-    Args:
-        runs: at least one.
-        vary: further fields that the comparison is about, e.g. `training.optim`.
-
-    Raises:
-        CoCoMixError: two runs share name and seed; two runs of one name differ in more than the seed; two runs differ
-            in a field that is neither among `ARM_FIELDS` nor in `vary`; `vary` names no field of the recipes.
+    """Refuse runs that differ in what is not the arm's own, and a field in `vary` (what the comparison is about, beside
+    `ARM_FIELDS`) that the recipes do not have. Two runs of one name must differ in their seed, and in nothing else.
     """
     fields = {run.path: run_fields(run) for run in runs}
     known = {name for values in fields.values() for name in values}

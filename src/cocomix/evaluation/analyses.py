@@ -80,14 +80,10 @@ def analyse_runs(
     limit_blocks: int | None = None,
     seed: int = 0,
 ) -> Analyses:
-    """Evaluate runs and write `analyses.html` and `analyses.json`.
+    """Evaluate runs of different names or seeds and write `analyses.html` and `analyses.json`.
 
-    Args:
-        runs: of different names or seeds. Those trained on next tokens alone are the controls of the others of their
-            seed; others that mix no concepts in are left out with a warning.
-
-    Raises:
-        CoCoMixError: no run mixes concepts in, two have one name and seed, or data and labels do not belong to a run.
+    Those trained on next tokens alone are the controls of the others of their seed; others that mix no concepts in are
+    left out with a warning. Refused where no run mixes any in, or data and labels do not belong to a run.
     """
     names = [(run.manifest.name, run.manifest.seed) for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -236,15 +232,13 @@ def gradient_cosines(
     limit_blocks: int | None = None,
     seed: int = 0,
 ) -> tuple[GradientCosine, ...]:
-    """Compare the gradients of both losses, two forward and two backward passes a batch.
+    """Compare the gradients of both losses, two forward and two backward passes a batch, in float32.
+
+    Refused where blocks, labels and model do not belong together, or fewer than two batches have labels.
 
     Args:
-        model: predicts concepts; moved to `device`, its weights are left as they are. Computes in float32.
-        blocks: with their labels.
+        model: predicts concepts; moved to `device`, its weights are left as they are.
         batch_size: blocks of a batch; the more, the less noise in its cosine.
-
-    Raises:
-        CoCoMixError: blocks, labels and model do not belong together, or fewer than two batches have labels.
     """
     require_measurable(model, blocks.rows, blocks.labels, batch_size)
     count = min(len(blocks.rows), len(blocks.rows) if limit_blocks is None else limit_blocks)

@@ -10,10 +10,9 @@ import math
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -40,8 +39,7 @@ TASKS_FOLDER = Path(__file__).parent / "tasks"
 """The local task files; also for `lm_eval --include_path`, where each reads `NAME.jsonl` of the current folder."""
 
 
-@dataclass(frozen=True)
-class TaskMetric:
+class TaskMetric(NamedTuple):
     """Which number of a task the paper's Table 1 shows."""
 
     metric: str

@@ -16,11 +16,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class CountingModel(HFLM):  # type: ignore[misc]
-    """A model as the harness wants it, that tells what it had to cut.
-
-    Args:
-        model: a causal LM, on its device.
-        dtype: float32, or a narrower type used through autocast.
+    """A causal LM as the harness wants it, that tells what it had to cut.
 
     Attributes:
         requests: prompt and ending pairs scored so far.

@@ -75,10 +75,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The first `count` blocks in order, `batch_size` at a time, on `device`.
 
-    Rows may bring `labels` and `position_ids` of their own (see `cocomix.data.DocumentBlocks`).
-
-    Raises:
-        CoCoMixError: a token is outside the model's vocabulary, or a label names a concept that does not exist.
+    Rows may bring `labels` and `position_ids` of their own (see `cocomix.data.DocumentBlocks`). Refused are a token
+    outside the model's vocabulary, and a label that names a concept which does not exist.
     """
     for start in range(0, count, batch_size):
         chosen = slice(start, min(start + batch_size, count))
@@ -188,18 +186,17 @@ def measure(
 ) -> tuple[NDArray[np.float32], ConceptCounts | None]:
     """Run a model once over token blocks. Results do not depend on `batch_size`, except for rounding.
 
+    Refused where data, labels and model do not belong together, or a loss is not a finite number.
+
     Args:
         model: a CoCoMix model or any causal LM of transformers; moved to `device`, otherwise left as it is.
-        blocks: token blocks, `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
+        blocks: `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
         dtype: float32 (default), or a narrower type used through autocast.
-        labels: concept labels of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
+        labels: of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
 
     Returns:
         Next-token losses, nats, NaN where a token is not predicted [blocks, block_size]; counts of the concepts, `None`
         of a model that predicts none.
-
-    Raises:
-        CoCoMixError: data, labels and model do not belong together, or a loss is not a finite number.
     """
     require_measurable(model, blocks, labels, batch_size)
     count = len(blocks)

@@ -37,13 +37,10 @@ class RunSummary:
 
 
 def list_runs(folder: Path, now: float | None = None) -> list[RunSummary]:
-    """All runs in a folder (or a run itself) and the folders within, the newest first.
+    """All runs in a folder (or a run itself) and the folders within, the newest first; refused where there is no
+    folder.
 
-    Args:
-        now: seconds since the epoch; by default the clock's.
-
-    Raises:
-        CoCoMixError: the folder does not exist.
+    `now` is in seconds since the epoch; by default the clock's.
     """
     if not folder.is_dir():
         raise CoCoMixError(

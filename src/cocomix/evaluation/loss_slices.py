@@ -6,7 +6,7 @@ occurred earlier in the context).
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.runtime.byte_level import bytes_of
+from cocomix.runtime.section import Record
 
-SLICES = {
+SliceName = Literal["token_class", "position", "frequency", "seen"]
+SLICES: dict[SliceName, str] = {
     "token_class": "kind of token",
     "position": "position in the block",
     "frequency": "times in the training text",
@@ -195,16 +197,25 @@ def seen_before(tokens: NDArray[Any], context: NDArray[Any]) -> NDArray[np.bool_
     return seen.reshape(tokens.shape)
 
 
-def loss_slices(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Tokens and mean loss (nats) of every slice that has a token, as JSON."""
-    found = []
+class LossSlice(Record):
+    """Mean loss over some of the tokens."""
+
+    slice: SliceName  # column of `losses.parquet`
+    value: str
+    tokens: int
+    loss: float  # nats per token
+
+
+def loss_slices(table: pd.DataFrame) -> tuple[LossSlice, ...]:
+    """Every slice that has a token."""
+    found: list[LossSlice] = []
     for name in SLICES:
         grouped = table.groupby(slice_values(table, name), observed=True)["loss"].agg(["size", "mean"])
         found += [
-            {"slice": name, "value": str(value), "tokens": int(row["size"]), "loss": float(row["mean"])}
+            LossSlice(slice=name, value=str(value), tokens=int(row["size"]), loss=row["mean"])
             for value, row in grouped.iterrows()
         ]
-    return found
+    return tuple(found)
 
 
 def slice_values(table: pd.DataFrame, name: str) -> Any:

@@ -23,7 +23,6 @@ from cocomix.evaluation.run_evaluation import (
     CompressionNorms,
     ConceptResults,
     FrequencyRecall,
-    LossSlice,
     RunEvaluation,
     evaluations_of,
 )
@@ -107,7 +106,7 @@ def evaluate_run(
         perplexity=math.exp(loss),
         bits_per_byte=None if meta.bits_per_byte is None else loss * meta.bits_per_byte,
         references=references,
-        slices=tuple(LossSlice(**values) for values in loss_slices(table)),
+        slices=loss_slices(table),
         concepts=None if concepts is None else _concept_results(model, concepts, store, counted),
         reliance=relied,
         reliance_note=note,

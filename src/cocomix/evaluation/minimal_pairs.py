@@ -160,13 +160,12 @@ def measure_pairs(
 ) -> MinimalPairs:
     """Make pairs from a run's validation text, score them, and write `minimal_pairs.json` among its evaluations.
 
+    Refused where a number is not positive, the data cannot be read, or its text has no place for a mistake.
+
     Args:
         limit: pairs of a kind, at most.
         batch_size: sentences per forward pass, in blocks of the run's length or less.
         dtype: float32, or a narrower type used through autocast.
-
-    Raises:
-        CoCoMixError: a number is not positive, the data cannot be read, or its text has no place for a mistake.
     """
     if limit < 1 or batch_size < 1:
         raise CoCoMixError(f"limit={limit} and batch_size={batch_size} must be at least 1.")

@@ -19,8 +19,6 @@ most, both in proportion to the training tokens counted, of which there are at m
 
 import time
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,16 +66,23 @@ class ContextTokens(NamedTuple):
 def measure_references(
     train: ContextTokens, heldout: ContextTokens, vocab_size: int
 ) -> tuple[dict[str, Floats], References]:
-    """Count the training tokens: the loss in nats of every held-out token that has a context, and its means.
-
-    Returns:
-        By the name of the order, [held-out tokens of depth > 0] each; their means and the cost.
+    """Count the training tokens: the loss in nats of every held-out token that has a context, by the name of the order
+    [held-out tokens of depth > 0]; and means and cost.
     """
-    started = time.perf_counter()
-    with _peak_memory() as peak:
+    started, tracing = time.perf_counter(), tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()  # NumPy reports its own allocations
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    try:
         losses = dict(zip(ORDERS, _losses(train, heldout, vocab_size), strict=True))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        if not tracing:
+            tracemalloc.stop()
     means: dict[str, Any] = {order: float(values.mean()) for order, values in losses.items()}
-    cost: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak[0]}
+    seconds = round(time.perf_counter() - started, 3)
+    cost: dict[str, Any] = {"seconds": seconds, "peak_memory": peak - before}
     return losses, References(**means, training_tokens=len(train.tokens), **cost)
 
 
@@ -149,19 +154,3 @@ def discounts(counts: Integers) -> Floats:
     y = one / (one + 2 * two)
     estimates = np.array([0.0, 1 - 2 * y * two / one, 2 - 3 * y * three / two, 3 - 4 * y * four / three])
     return estimates if (estimates[1:] > 0).all() else fallback
-
-
-@contextmanager
-def _peak_memory() -> Iterator[list[int]]:
-    """Yields a list that holds, at the end, the bytes that were allocated at most (NumPy reports its own)."""
-    peak, tracing = [0], tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    try:
-        yield peak
-        peak[0] = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        if not tracing:
-            tracemalloc.stop()

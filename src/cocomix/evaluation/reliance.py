@@ -217,11 +217,8 @@ def concept_reliance(
 
 
 def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, **how: Any) -> tuple[Tensor, Tensor, Tensor, float]:
-    """What a model mixes in over some text.
-
-    Returns:
-        Concepts, best first, int32 [blocks, seq, k]; their values, float32 [blocks, seq, k]; the average compressed
-        vector [d_model]; the average root mean square of a compressed vector.
+    """What a model mixes in over some text: concepts, best first, int32 [blocks, seq, k]; their values, float32
+    likewise; the average compressed vector [d_model]; the average root mean square of one.
     """
     ids, values, sums, sizes = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 

@@ -15,12 +15,13 @@ from cocomix.runtime.errors import require_extra
 
 if TYPE_CHECKING:
     import rich.console
+    from matplotlib.axes import Axes
 
 logger = logging.getLogger(__name__)
 
 _TOKEN_SHARE = 0.8
 """Above this share of labels that the current token gives, concepts say little else (method: section 12); where a
-list recalls that share of what the token does, they hardly tell of the token either."""
+static list recalls that share of what the token does, they hardly tell of the token either."""
 
 _COMMON = 0.01  # kinds of tokens that are rarer are not spoken of
 
@@ -223,10 +224,6 @@ def _protocol(comparison: Comparison, tables: dict[str, Table]) -> Section:
     shared = Table(("what", "value"), [*comparison.shared.items(), *losses], "Shared by all runs", text_columns=2)
     notes = [note for note in comparison.notes if note]
     return {"heading": "Protocol", "tables": [shared, tables["trained"]], "notes": notes}
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 class Theme(NamedTuple):

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import PrivateAttr
 
 from cocomix.artifacts import explained_full_disk, write_json
-from cocomix.evaluation.loss_slices import SLICES
+from cocomix.evaluation.loss_slices import SLICES, LossSlice, SliceName
 from cocomix.evaluation.pages import NOTHING, Table, percent, signed
 from cocomix.evaluation.references import ORDERS, References
 from cocomix.evaluation.reliance import RunReliance
@@ -27,15 +27,6 @@ EVALUATIONS = "evaluations"
 """Folder within a run's folder."""
 
 _RESULT, _LOSSES = "evaluation.json", "losses.parquet"
-
-
-class LossSlice(Record):
-    """Mean loss over some of the tokens; see `cocomix.evaluation.loss_slices`."""
-
-    slice: Literal["token_class", "position", "frequency", "seen"]  # column of `losses.parquet`
-    value: str
-    tokens: int
-    loss: float  # nats per token
 
 
 class FrequencyRecall(Record):
@@ -188,11 +179,8 @@ def loss_table(found: Sequence[RunEvaluation]) -> Table:
 
 
 def models_table(losses: Mapping[str, float], references: References | None, caption: str, bits: float | None) -> Table:
-    """Losses by name, among those of the n-gram references.
-
-    Args:
-        losses: nats per token.
-        bits: bits per byte of one nat per token; `None` where the bytes are not known.
+    """Losses by name, nats per token, among those of the n-gram references; `bits` per byte of one nat per token, if
+    known.
     """
     models = dict(losses)
     if references is not None:
@@ -255,7 +243,7 @@ def reliance_interval(reliance: RunReliance, kind: str) -> str:
     return f"{signed(one.low)} … {signed(one.high)}" if reliance.documents > 1 else NOTHING
 
 
-def slice_table(found: Sequence[RunEvaluation], column: str) -> Table:
+def slice_table(found: Sequence[RunEvaluation], column: SliceName) -> Table:
     """Mean loss by the values of one column of the slices."""
     losses = [{part.value: part for part in each.slices if part.slice == column} for each in found]
     rows = [

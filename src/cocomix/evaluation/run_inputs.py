@@ -183,16 +183,13 @@ def run_blocks(
     block_size: int | None = None,
     limit_blocks: int | None = None,
 ) -> RunBlocks:
-    """The blocks of a split, in order.
+    """The blocks of a split, in order; refused where there is no such split, or it has no block of such a length.
 
     Args:
         run: says whether documents see one another, and the block length.
         block_size: tokens of a block; by default as in training, or the data's where they are shorter. Longer blocks
             of the data are cut, and what fills no block at the end of each is left out.
         limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
-
-    Raises:
-        CoCoMixError: there is no such split, or it has no block of such a length.
     """
     meta, whole = data.manifest, data.split(split)
     size = min(run.manifest.data.block_size, meta.block_size) if block_size is None else block_size
@@ -243,13 +240,9 @@ class _Cut(Dataset[dict[str, torch.Tensor]]):
 
 
 def training_tokens(run: Run, data: Tokens, most: int) -> ContextTokens:
-    """The distinct training blocks that a run read, in the order in which it read them first.
+    """The distinct training blocks that a run read, in the order in which it read them first: its first `most` tokens.
 
-    Args:
-        most: tokens, at most; the run's first ones.
-
-    Raises:
-        CoCoMixError: the text is at a URL: what was streamed once must not be fetched as a whole to be counted.
+    Refused where the text is at a URL: what was streamed once must not be fetched as a whole to be counted.
     """
     if any(part.url is not None for part in (data.parts if isinstance(data, MixedData) else (data,))):
         raise CoCoMixError(

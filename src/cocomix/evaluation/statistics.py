@@ -66,12 +66,7 @@ def crossed_interval(gaps: Floats, targets: Floats, *, seed: int = 0) -> tuple[f
 
 
 def by_document(values: Floats, documents: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Sums and numbers of tokens by document. [seeds, documents] each
-
-    Args:
-        values: of each token. [seeds, tokens]
-        documents: number of each token's document. [tokens]
-    """
+    """Sums of the tokens' values [seeds, tokens], and how many, by document [tokens]. [seeds, documents] each"""
     _, places = np.unique(documents, return_inverse=True)
     sums = np.stack([np.bincount(places, weights=row) for row in values]).astype(np.float64)
     return sums, np.broadcast_to(np.bincount(places).astype(np.float64), sums.shape)
@@ -119,11 +114,8 @@ class PowerLaw(NamedTuple):
 def power_law(costs: Floats, losses: Floats) -> PowerLaw:
     """Fit a power law to final losses by `scipy.optimize.curve_fit`; the interval is t(0.975, n − 2) standard errors.
 
-    There is no irreducible loss in it: with three or four sizes its value would be made up.
-
-    Args:
-        costs: tokens, FLOPs or seconds of at least three runs, not all equal.
-        losses: their final losses, nats per token.
+    There is no irreducible loss in it: with three or four sizes its value would be made up. Costs (tokens, FLOPs or
+    seconds) are of at least three runs and not all equal, losses in nats per token.
     """
     from scipy.optimize import curve_fit
     from scipy.stats import linregress, t

@@ -21,10 +21,8 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     Work while training (online labels, distillation, hidden states) counts until its weight is 0 for good. Of what was
     written before training each token counts once, however often it is read, and only as far as the run read. What
     labels and probabilities that were made together would each have needed of the teacher counts once, too, and so does
-    the first pass of labels that have one, all of it.
-
-    Args:
-        shared: only what was written before training, which other students can read, too.
+    the first pass of labels that have one, all of it. `shared`: only what was written before, which other students can
+    read, too.
     """
     manifest = run.manifest
     while_training = () if shared else (manifest.extra_flops or {}).values()
@@ -75,10 +73,8 @@ def dictionary_flops(run: Run) -> float | None:
 def flops_from_nothing(run: Run) -> float | None:
     """FLOPs of a run and of every run before it: training, teacher's work and dictionary of each, counted once.
 
-    A run comes from the runs that its weights started from and that taught it, and these from theirs.
-
-    Returns:
-        The sum; `None` where something came from what is no run at hand, such as a model of the hub.
+    A run comes from the runs that its weights started from and that taught it, and these from theirs; `None` where
+    something came from what is no run at hand, such as a model of the hub.
     """
     led, todo, total = set[Path](), [run.path], 0.0
     while todo:

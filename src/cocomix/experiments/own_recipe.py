@@ -133,9 +133,8 @@ class Teacher:
 class OwnRecipe:
     """A name, the four answers, and three wishes; the teacher is `None` for data that are labelled.
 
-    Raises:
-        CoCoMixError: there is no teacher from before to distill, the corpus is prepared and has its tokenizer, or
-            `vocab_size` is too small.
+    Refused where there is no teacher from before to distill, the corpus is prepared and has its tokenizer, or
+    `vocab_size` is too small.
     """
 
     name: str

@@ -39,8 +39,7 @@ def shipped_recipes() -> list[ShippedRecipe]:
 def copy_recipe(name: str, folder: Path) -> Copied:
     """Copy a recipe with its comments, and the recipes it starts from, in the places they have among one another.
 
-    Raises:
-        CoCoMixError: there is no such recipe; its copy is there already; the folder cannot be written.
+    Refused where there is no such recipe, its copy is there already, or the folder cannot be written.
     """
     name = name.removesuffix(".yaml")
     names = [recipe.name for recipe in shipped_recipes()]

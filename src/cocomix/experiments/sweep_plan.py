@@ -197,13 +197,8 @@ class LoadedPlan:
         return jobs
 
     def jobs(self, learning_rates: Mapping[str, float] | None = None) -> list[Job]:
-        """Every run, seed by seed, so that all arms have a result before any has its second.
-
-        Args:
-            learning_rates: by arm, those that `tune` chose.
-
-        Raises:
-            CoCoMixError: a recipe is missing or wrong; the arm is named.
+        """Every run, seed by seed, so that all arms have a result before any has its second; with `learning_rates` by
+        arm that `tune` chose. Refused where a recipe is missing or wrong; the arm is named.
         """
         jobs, seeds = [], {name: self._arm(value)[2] for name, value in self.plan.arms.items()}
         for rank in range(max(map(len, seeds.values()))):
@@ -346,13 +341,8 @@ def remembered(loaded: LoadedPlan, budget: float | None) -> LoadedPlan:
 
 
 def within_budget(loaded: LoadedPlan, budget: float, left: float) -> LoadedPlan:
-    """The plan with runs so short that they take about the seconds that are `left` of the `budget`.
-
-    Args:
-        loaded: the plan; its data, dictionary and labels are there.
-
-    Raises:
-        CoCoMixError: an arm names no `tokens` or cannot be timed; or no time is left.
+    """The plan with runs so short that they take about the seconds that are `left` of the `budget`; its data,
+    dictionary and labels are there. Refused where an arm names no `tokens` or cannot be timed, or no time is left.
     """
     if (loaded.output / _FILE).exists():
         return loaded

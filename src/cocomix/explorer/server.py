@@ -165,13 +165,8 @@ def names_of(host: str, allowed: Sequence[str] = ()) -> list[str]:
     """The names by which a browser may ask for the page; a request by any other name is refused.
 
     A web page can make its own host name resolve to this machine (DNS rebinding) and would then share an origin with a
-    server that answers to any name.
-
-    Args:
-        allowed: further names, such as the one by which a proxy is reached.
-
-    Raises:
-        CoCoMixError: a name holds more than a host.
+    server that answers to any name. `allowed`: further names, such as the one by which a proxy is reached; refused
+    where one holds more than a host.
     """
     for name in allowed:
         if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:]+\]?", name):

@@ -1,12 +1,13 @@
 """The steer view: the text with concepts turned, beside the untouched one, one after a hint, and the teacher's."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gradio as gr
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts import ConceptTeacher
 from cocomix.evaluation import inference
@@ -43,8 +44,7 @@ Forward = Callable[[Tensor, Any], tuple[Tensor, Any]]
 def read_edits(subject: Subject, concept: str, do: str, by: float, more: str) -> list[ConceptEdit]:
     """The edits that the page's fields ask for: of one concept, and further ones as the command line writes them.
 
-    Raises:
-        CoCoMixError: a concept does not exist, an edit cannot be read, a value is out of range, or there are too many.
+    Refused where a concept does not exist, an edit cannot be read, a value is out of range, or there are too many.
     """
     edits = []
     if concept.strip():
@@ -217,24 +217,22 @@ def grow_texts(
     """The continuations of a prompt after every token, by column. Closing the iterator stops the work.
 
     `untouched` and, with edits, `steered` are the student's, `hinted` is the untouched student's after the hint and the
-    prompt, and `teacher` is the teacher's with the same edits of its dictionary's latents.
-
-    Raises:
-        CoCoMixError: the model mixes no concepts in, or the prompt is empty or, with the hint, too long.
+    prompt, and `teacher` is the teacher's with the same edits of its dictionary's latents. Refused where the model
+    mixes no concepts in, or the prompt is empty or, with the hint, too long.
     """
-    room, untouched = sampling.max_new_tokens, student_forward(subject, ())
+    room, untouched = sampling.max_new_tokens, forward_of(subject, ())
     tokens = subject.encode(prompt, room=room).cpu()
     columns = {"untouched": (untouched, tokens)}
     if edits:
         concept_model(subject.model, mixing=True)
-        columns["steered"] = (student_forward(subject, edits), tokens)
+        columns["steered"] = (forward_of(subject, edits), tokens)
     if hint.strip():
         try:
             columns["hinted"] = (untouched, subject.encode(f"{hint.strip()}\n{prompt}", room=room).cpu())
         except CoCoMixError as error:
             raise CoCoMixError(f"with the hint, {error}") from error
     if isinstance(subject.teacher, ConceptTeacher):
-        columns["teacher"] = (_teacher_forward(subject, subject.teacher, edits), tokens)
+        columns["teacher"] = (forward_of(subject, edits, subject.teacher), tokens)
     growing = {name: continue_text(*column, subject.tokenizer, sampling) for name, column in columns.items()}
     texts = dict.fromkeys(growing, "")
     yield dict(texts)
@@ -246,28 +244,15 @@ def grow_texts(
         yield dict(texts)
 
 
-def student_forward(subject: Subject, edits: Sequence[ConceptEdit]) -> Forward:
-    """The run's model with edits of its concept logits."""
+def forward_of(subject: Subject, edits: Sequence[ConceptEdit], teacher: ConceptTeacher | None = None) -> Forward:
+    """The run's model with edits of its concept logits, or the teacher with those of its dictionary's latents."""
 
     def forward(tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        with subject.lock:
-            return _next_logits(subject.model, tokens, cache, concept_edits=tuple(edits))
+        asked: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        steered: Any = nullcontext(subject.model) if teacher is None else teacher_steering(teacher, edits)
+        asked |= {"concept_edits": tuple(edits)} if teacher is None else {}
+        with subject.lock, steered as model, inference(model, model.device, model.dtype):
+            output = model(tokens.to(model.device), **asked)
+            return output.logits[0, -1].float().cpu(), output.past_key_values
 
     return forward
-
-
-def _teacher_forward(subject: Subject, teacher: ConceptTeacher, edits: Sequence[ConceptEdit]) -> Forward:
-    """The teacher with the same edits of its dictionary's latents."""
-
-    def forward(tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        with subject.lock, teacher_steering(teacher, edits) as model:
-            return _next_logits(model, tokens, cache)
-
-    return forward
-
-
-def _next_logits(model: PreTrainedModel, tokens: Tensor, cache: Any, **settings: Any) -> tuple[Tensor, Any]:
-    with inference(model, model.device, model.dtype):
-        settings |= {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        output = model(tokens.to(model.device), **settings)
-        return output.logits[0, -1].float().cpu(), output.past_key_values

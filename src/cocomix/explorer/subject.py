@@ -88,10 +88,8 @@ class Subject:
         return input_ids
 
     def find(self, text: str, limit: int = 24) -> list[ConceptHit]:
-        """Concepts that a number or words mean, best first.
-
-        Raises:
-            CoCoMixError: there is no concept of this number, or words need an atlas that is not there.
+        """Concepts that a number or words mean, best first; refused where there is no concept of this number, or words
+        need an atlas that is not there.
         """
         text = text.strip()
         if text.lstrip("-").isdecimal() and not 0 <= int(text) < self.num_concepts:

@@ -33,10 +33,8 @@ class TextReading(NamedTuple):
 
 @lru_cache(maxsize=16)  # a visitor who looks at one token after the other reads one text
 def read_text(subject: Subject, text: str, concept: int | None = None) -> TextReading:
-    """Read a text that is neither empty nor too long.
-
-    Args:
-        concept: by default the strongest of those that are mixed in at half of the tokens or fewer.
+    """Read a text that is neither empty nor too long, for a concept; by default for the strongest of those that are
+    mixed in at half of the tokens or fewer.
     """
     input_ids = subject.encode(text)
     with subject.computing() as model:

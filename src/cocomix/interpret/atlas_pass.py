@@ -111,14 +111,10 @@ _LEAST = 10  # positions with a property, and without it, that each half needs f
 
 
 def concept_quality(reading: Reading, n_concepts: int) -> dict[str, Array]:
-    """Counts and scores of every concept; NaN where a score has no denominator.
+    """Counts (int64) and scores (float64) of every concept, NaN where a score has no denominator. [n_concepts] each
 
     AUROC is exact where `reading.sample` holds every position; else the positions without the label are those of the
     sample (our choice: 4,096 of them bound its error by about 0.01).
-
-    Returns:
-        [n_concepts] each: id, predicted_count, label_count int64; density, label_density, precision, recall, lift and
-        auroc float64.
     """
     predicted = np.bincount(reading.ids.ravel(), minlength=n_concepts)
     used = reading.labels != IGNORE
@@ -163,13 +159,8 @@ def _aurocs(reading: Reading, n_concepts: int) -> Array:
 
 
 def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[str, Array]:
-    """Named properties of tokens, by rules that need no model.
-
-    Args:
-        tokens: int [blocks, seq].
-
-    Returns:
-        bool [blocks · seq] each: the classes of `TokenClasses`, and what needs more of the context than the token.
+    """Named properties of tokens, by rules that need no model: the classes of `TokenClasses`, and what needs more of
+    the context than the token. bool [blocks · seq] each, from int [blocks, seq]
     """
     classes = TokenClasses(tokenizer).of(tokens)
     of = {name: classes == number for number, name in enumerate(TOKEN_CLASSES)}

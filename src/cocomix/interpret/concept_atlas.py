@@ -79,12 +79,7 @@ class ConceptAtlas(Artifact[AtlasManifest]):
 
     @classmethod
     def open(cls, path: Path | str, run: Run | None = None) -> Self:
-        """Open an atlas, and refuse one of another run than `run`.
-
-        Raises:
-            MadeFromSomethingElse: it is of another run.
-            CoCoMixError: as `Artifact.open`.
-        """
+        """Open an atlas, and refuse one of another run than `run` (`MadeFromSomethingElse`)."""
         atlas = super().open(path)
         if run is not None and run.manifest.fingerprint != atlas.manifest.made_from["run"]:
             raise MadeFromSomethingElse(
@@ -146,17 +141,9 @@ class ConceptAtlas(Artifact[AtlasManifest]):
     def search(self, text: str, limit: int = 20) -> list[ConceptHit]:
         """Find concepts by the words of their names, terms and strongest contexts; the last word may be a beginning.
 
-        The full-text index (SQLite's FTS5) is built in memory at the first search.
-
-        Args:
-            text: any text. A number finds the concept of that index, first of all; a text without words (such as `(`)
-                is looked for in names and terms as it stands.
-
-        Returns:
-            Best first; none for an empty text.
-
-        Raises:
-            CoCoMixError: `limit` is below 1, a file is damaged, or this Python's SQLite has no FTS5.
+        A number finds the concept of that index, first of all; a text without words (such as `(`) is looked for in
+        names and terms as it stands, an empty one finds nothing. The full-text index (SQLite's FTS5) is built in memory
+        at the first search. Refused where `limit` is below 1, a file is damaged, or this Python's SQLite has no FTS5.
         """
         _check_limit(limit)
         text = text.encode(errors="ignore").decode().replace("\0", "").strip()  # a lone surrogate cannot be looked for
@@ -184,10 +171,7 @@ class ConceptAtlas(Artifact[AtlasManifest]):
     def top(self, limit: int, by: Ranking = "predicted_count") -> list[ConceptHit]:
         """The concepts with the largest value of a card's field; of equal ones the commonest labels come first.
 
-        Concepts without the value (no norm, never a label) are left out.
-
-        Raises:
-            CoCoMixError: `limit` is below 1, or `by` is not one of `Ranking`.
+        Concepts without the value (no norm, never a label) are left out. Refused: a `limit` below 1, another `by`.
         """
         _check_limit(limit)
         if by not in get_args(Ranking):

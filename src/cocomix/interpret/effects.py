@@ -71,19 +71,15 @@ class EditEffect(NamedTuple):
 
 
 def turning_amounts(ids: Array, logits: Array, mean: Array) -> Array:
-    """What to add to each concept's logit to turn it up as strongly as where it is truly there.
+    """What to add to each concept's logit to turn it up as strongly as where it is truly there. float64 [n_concepts]
 
     Our choice: the logit that 95% of the concept's predictions stay below, minus its mean logit over all positions, so
     that it acts whatever the sign of the logits; at least 0.1. A concept that is never predicted gets the value that
     95% of all predictions stay below.
 
     Args:
-        ids: predicted concepts. int [positions, k], or of any other shape
-        logits: their logits. float, likewise
+        ids: predicted concepts. int [positions, k], or of any other shape, as are their `logits`
         mean: mean logit over all positions. float [n_concepts]
-
-    Returns:
-        float64 [n_concepts]
     """
     order = np.lexsort((logits.ravel(), ids.ravel()))
     counts = np.bincount(ids.ravel(), minlength=len(mean))

@@ -193,13 +193,8 @@ def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
     """log(how often a token follows a concept's labels ÷ how often it occurs), counted in the run's training text.
 
     The first token of a document follows nothing. Our choice: to what follows a concept 100 tokens of the whole text's
-    mixture are added, so that few labels claim little; and at most a million tokens are read.
-
-    Returns:
-        float64 [concepts, vocab], nats; `None` where the run's data or labels are no longer where it found them.
-
-    Raises:
-        CoCoMixError: a concept does not exist.
+    mixture are added, so that few labels claim little; and at most a million tokens are read. Refused where a concept
+    does not exist. float64 [concepts, vocab], nats; `None` where data or labels are no longer where the run found them.
     """
     text = _labelled_text(run, concepts, None)
     if text is None:

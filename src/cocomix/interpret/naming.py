@@ -115,14 +115,8 @@ def delphi_scorers(endpoint: NameEndpoint) -> dict[str, Callable[[Any], Any]] | 
 def score_name(
     name: str, concept: int, active: Sequence[Context], inactive: Sequence[Context], scorers: Mapping[str, Any]
 ) -> tuple[float | None, float | None]:
-    """Score a name by contexts that it was not made from: (detection, fuzzing).
-
-    Each is a balanced accuracy, or `None` where no answer could be read.
-
-    Args:
-        active: contexts whose token has the concept.
-        inactive: contexts whose token has not.
-        scorers: from `delphi_scorers`.
+    """Score a name by contexts that it was not made from, whose token has the concept (`active`) or not: (detection,
+    fuzzing), each a balanced accuracy, or `None` where no answer could be read. `scorers`: see `delphi_scorers`.
     """
     import torch
     from delphi.latents import ActivatingExample, Latent, LatentRecord, NonActivatingExample

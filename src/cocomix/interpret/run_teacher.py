@@ -128,10 +128,8 @@ class ReadText(NamedTuple):
 
 
 class TextReader:
-    """Reads the texts of a student, and those of the teacher itself.
-
-    Args:
-        labeller: with a teacher and a dictionary, of the student's tokenizer or aligned to it; its tables are learned.
+    """Reads the texts of a student, and those of the teacher itself, with a labeller that has a teacher and a
+    dictionary, of the student's tokenizer or aligned to it; its tables are learned.
     """
 
     def __init__(self, labeller: ConceptLabeller) -> None:
@@ -171,11 +169,9 @@ class TextReader:
 
     @torch.no_grad()
     def measure(self, texts: Sequence[ReadText], concepts: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What the teacher makes of the new part of texts, each no longer than its context.
-
-        Returns:
-            The loss in nats per teacher's token, NaN where there is nothing new that it can read [batch]; and of each
-            text how much of each concept is at its new tokens [new, concepts].
+        """What the teacher makes of the new part of texts, each no longer than its context: the loss in nats per
+        teacher's token, NaN where there is nothing new that it can read [batch]; and of each text how much of each
+        concept is at its new tokens [new, concepts].
         """
         self.check_length(max(len(text.tokens) for text in texts))
         decoder = self.teacher.decoder

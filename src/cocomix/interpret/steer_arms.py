@@ -196,11 +196,8 @@ def measure_steering(
 
 
 def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: SteerEvalSettings) -> None:
-    """Refuse what cannot be measured, before any work.
-
-    Raises:
-        CoCoMixError: the teacher has another number of concepts, a concept does not exist, or prompt and continuation
-            do not fit the student's context, or that of a teacher of the same tokenizer.
+    """Refuse, before any work, a teacher of another number of concepts, a concept that does not exist, and prompts and
+    continuations that do not fit the student's context, or that of a teacher of the same tokenizer.
     """
     known, teacher = student.config.num_concepts, reader.teacher
     if teacher.n_concepts != known:

@@ -57,16 +57,13 @@ _LIKENESS = {"iso-FLOP": "flops", "iso-parameter": "active_parameters"}
 
 
 def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str] = ()) -> Comparison:
-    """Put runs side by side.
+    """Put runs side by side; refused where they must not be compared (see `alike.refuse_unlike`), are of one arm, have
+    no such baseline or share no seed with it.
 
     Args:
         baseline: name of the arm to measure against; by default the `ntp` arm, of several the one whose active
             parameters are nearest the mean of the other arms'.
         vary: dotted names of recipe fields that the comparison is about, beside those that are an arm's own anyway.
-
-    Raises:
-        CoCoMixError: fewer than two arms; no such baseline; runs that must not be compared (see
-            `alike.refuse_unlike`), or that share no seed with the baseline's.
     """
     require_extra("report", "scipy", "statsmodels", purpose="a comparison")
     refuse_unlike(runs, vary)

@@ -124,15 +124,13 @@ def evaluate_tasks(
     """Measure a run on downstream tasks and write `evaluations/KEY/downstream.json` in its folder.
 
     KEY names the conditions. Tasks measured before under the same ones are kept in the file, others have their own.
+    Refused where the harness is not installed, a task is unknown, or its data cannot be read.
 
     Args:
         tasks: names of `PAPER_TASKS`, or without `task_data` any of the harness's tasks and groups; `"paper"` = the
             paper's seven.
         task_data: folder with `NAME.jsonl` for each task; by default the harness fetches its data from the hub.
         dtype: float32 (default), or a narrower type used through autocast.
-
-    Raises:
-        CoCoMixError: the harness is not installed, a task is unknown, or its data cannot be read.
     """
     require_extra("eval", "lm_eval", purpose="a measurement of downstream tasks")
     if batch_size < 1 or (limit is not None and limit < 1):

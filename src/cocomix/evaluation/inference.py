@@ -106,10 +106,8 @@ def batches(
 def inference(model: PreTrainedModel, device: torch.device, dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Evaluation mode, no gradients, and matrix products in `dtype` (autocast over float32 weights) inside the block.
 
-    The model is moved to `device`; its training mode is put back at the end.
-
-    Raises:
-        CoCoMixError: `dtype` is float32 but the weights are narrower, so that the result would not be float32.
+    The model is moved to `device`; its training mode is put back at the end. Refused where `dtype` is float32 but the
+    weights are narrower, so that the result would not be float32.
     """
     weights = next(model.parameters()).dtype
     if dtype == torch.float32 and weights != torch.float32:

@@ -53,6 +53,8 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Load a run's model, measure it, and write the result into the run's folder (see `RunEvaluation`).
 
+    Refused where data, labels and run do not belong together, or something cannot be read.
+
     Args:
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own, where they are still there and belong to the data.
@@ -60,9 +62,6 @@ def evaluate_run(
         limit_blocks: use only the first blocks; of a mixture, of each corpus its share.
         block_size: tokens of a block; by default as in training.
         reliance: also measure concept reliance, where the model mixes concepts in.
-
-    Raises:
-        CoCoMixError: data, labels and run do not belong together, or something cannot be read.
     """
     started = time.perf_counter()
     prepared, model = open_run_data(run, data), run.model()
@@ -184,10 +183,8 @@ def _references(
 
 
 def final_references(run: Run) -> References | None:
-    """The n-gram references of the validation blocks that the run's own final evaluation read.
-
-    Raises:
-        CoCoMixError: the run's data cannot be read.
+    """The n-gram references of the validation blocks that the run's own final evaluation read; refused where the run's
+    data cannot be read.
     """
     limit = load_recipe(run.path / "recipe.yaml").evaluation_blocks
     blocks = run_blocks(run, open_run_data(run), None, limit_blocks=limit)

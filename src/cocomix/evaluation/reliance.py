@@ -165,15 +165,12 @@ def concept_reliance(
     """Measure every kind of replacement that can be made.
 
     Args:
-        model: mixes its concepts in.
+        model: mixes its concepts in; others are refused.
         blocks: at least two; with their labels for `oracle`.
         losses: untouched, from `measure`. [blocks, seq]
         dtype: float32, or a narrower type used through autocast.
         label_kind: how the labels were made.
         table: from `LabelCounts.table`, for `token_table`.
-
-    Raises:
-        CoCoMixError: the model mixes no concepts in, or there is no second block.
     """
     if (reason := no_reliance_reason(model)) is not None:
         raise CoCoMixError(reason)

@@ -150,14 +150,11 @@ def write_report(
     """Write a comparison as a folder: report.html, loss_vs_{tokens,flops,seconds}.png, table.{md,csv,json}.
 
     Args:
-        output: the folder to create; it appears when it is whole.
+        output: the folder to create, which appears when it is whole; refused where it exists or cannot be written to.
         sections: shown before the protocol, e.g. an inspected text, generations, commands.
 
     Returns:
         The page, `output`/report.html.
-
-    Raises:
-        CoCoMixError: `output` exists or cannot be written to.
     """
     require_extra("report", "matplotlib", purpose="a report")
     tables, sentences = comparison_tables(comparison), found(comparison)

@@ -146,11 +146,7 @@ class RunEvaluation(Record):
 
 
 def evaluations_of(run: Run) -> list[RunEvaluation]:
-    """A run's evaluations, the newest first.
-
-    Raises:
-        CoCoMixError: one of them is damaged or was written by another version.
-    """
+    """A run's evaluations, the newest first; refused where one is damaged or was written by another version."""
     files = [file for file in (run.path / EVALUATIONS).glob(f"*/{_RESULT}") if not file.parent.name.startswith(".")]
     found = []
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):

@@ -31,13 +31,10 @@ Integers = NDArray[np.int64]
 
 
 def open_run_data(run: Run, path: Path | None = None) -> Tokens:
-    """The data to measure a run on.
+    """The data to measure a run on; refused where it is not there, has changed, or has another tokenizer.
 
     Args:
         path: other prepared data, of the run's tokenizer; by default the run's own, which must be unchanged.
-
-    Raises:
-        CoCoMixError: it is not there, has changed, or has another tokenizer.
     """
     trained_on, mixture = run.manifest.data, run.manifest.data.mixture
     own = [Path(trained_on.path)] if mixture is None else [Path(part.path) for part in mixture]
@@ -84,14 +81,11 @@ def open_run_labels(
     """The labels asked for, or the run's own where they fit; otherwise none, with a warning.
 
     Args:
-        num_concepts: of the run's model.
+        num_concepts: of the run's model; labels that do not belong to it or to the data are refused.
         without: what is left out where there are none, for the warning.
 
     Returns:
         The labels of the data's blocks; of a mixture, those of every corpus, one after another.
-
-    Raises:
-        CoCoMixError: the labels do not belong to this data or this model.
     """
     parts = data.parts if isinstance(data, MixedData) else (data,)
     if path is not None and len(parts) > 1:

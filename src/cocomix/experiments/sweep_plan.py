@@ -269,15 +269,12 @@ class LoadedPlan:
 
 
 def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> LoadedPlan:
-    """Read a plan.
+    """Read a plan; refused where it, or the plan that its `base:` names, is missing or no plan, an arm's name stands
+    twice, or a field is unknown or wrong.
 
     Args:
         output: the sweep's folder; by default `sweeps/NAME`, with `-fast` at its end for `fast`.
         fast: lay the plan's `fast:` over it.
-
-    Raises:
-        CoCoMixError: it, or the plan that its `base:` names, is missing or no plan, an arm's name stands twice, or a
-            field is unknown or wrong.
     """
     values = recipe_values(path)
     if fast:

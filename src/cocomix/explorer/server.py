@@ -71,11 +71,8 @@ def serving(
 ) -> Iterator[str]:
     """Serve the page from a thread while the block runs; yields its address.
 
-    Args:
-        allowed_hosts: names the page answers to beside the host's own; see `names_of`.
-
-    Raises:
-        CoCoMixError: the port is taken, the host is not this machine's, or an allowed host is no name.
+    `allowed_hosts` are names the page answers to beside the host's own (see `names_of`). Refused where the port is
+    taken, the host is not this machine's, or an allowed host is no name.
     """
     names = names_of(host, allowed_hosts)
     _refuse_taken(host, port)
@@ -135,9 +132,8 @@ def _refuse_taken(host: str, port: int) -> None:
 def find_password(host: str, password_file: Path | None) -> str | None:
     """The password the page asks for: from the file, else from the environment, else none.
 
-    Raises:
-        CoCoMixError: the page would be reached from other machines and there is none; it is empty or too short; or the
-            file cannot be read.
+    Refused where the page would be reached from other machines and there is none, where it is empty or too short, or
+    where the file cannot be read.
     """
     if password_file is not None:
         source = f"the password file {password_file}"

@@ -131,15 +131,13 @@ def open_subject(
 ) -> Subject:
     """Load a run to explore.
 
+    Refused where the run has no concepts, the atlas is of another run, the runs cannot be compared, or what was named
+    cannot be read.
+
     Args:
         atlas: folder written by `cocomix atlas`; by default `RUN_atlas` beside the run, where it exists.
         compare_with: other runs for the comparison.
-        teacher: Hub name or folder of the teacher; by default the one that the run's labels name.
-        dictionary: its dictionary, likewise.
-
-    Raises:
-        CoCoMixError: the run has no concepts, the atlas is of another run, the runs cannot be compared, or what was
-            named cannot be read.
+        teacher: Hub name or folder of the teacher; by default, as its `dictionary`, the one that the run's labels name.
     """
     run = Run.open(run_folder)
     model = concept_model(run.model())

@@ -60,19 +60,15 @@ def build_atlas(
 ) -> AtlasManifest:
     """Make the atlas of a run, all of it from the validation split.
 
+    Refused where the run has no concepts; run, data and labels do not belong together; `output` exists, or the disk is
+    full.
+
     Args:
         output: folder to write; by default `RUN_atlas` beside the run.
         data: prepared data with the run's tokenizer; by default the run's own.
         labels: labels of that data; by default the run's own. Without any, the atlas has predictions only.
         endpoint: a language model that names the most frequent concepts; by default none is asked.
         scorers: of its names; by default Delphi's, where it is installed (see `naming`).
-
-    Returns:
-        Its manifest.
-
-    Raises:
-        CoCoMixError: the run has no concepts; run, data and labels do not belong together; `output` exists, or the disk
-            is full.
     """
     settings = settings or AtlasSettings()
     output = output or default_atlas_folder(run.path)

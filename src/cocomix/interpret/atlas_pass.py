@@ -60,13 +60,8 @@ class Reading:
 
 
 def read_held_out(model: CoCoMixForCausalLM, blocks: RunBlocks, settings: AtlasSettings) -> Reading:
-    """Let the student read held-out blocks, on its device.
-
-    Args:
-        blocks: from `run_blocks`, with their labels if there are any.
-
-    Raises:
-        CoCoMixError: there is no block, or data, labels and model do not belong together.
+    """Let the student read held-out blocks from `run_blocks`, with their labels if there are any, on its device;
+    refused where there is no block, or data, labels and model do not belong together.
     """
     seq, n_concepts, device = blocks.block_size, model.config.num_concepts, model.device
     size = max(1, settings.batch_tokens // seq)

@@ -160,14 +160,12 @@ def measure_effects(
     """Turn each concept up alone, at every position, and see which next tokens become likelier and less likely.
 
     The change passes through the selection of the top k, the compression and every later block (our choice, in place of
-    a dot product of weights). Memory: log-probabilities of all positions.
+    a dot product of weights). Memory: log-probabilities of all positions. Refused where the model mixes no concepts in,
+    a concept does not exist, or an amount is no finite number.
 
     Args:
         top: tokens to name of each kind; fewer where fewer move that way.
         position_ids: where documents are kept apart.
-
-    Raises:
-        CoCoMixError: the model mixes no concepts in, a concept does not exist, or an amount is no finite number.
     """
     model = concept_model(model, mixing=True)
     edits = [ConceptEdit(concept, "add", amount) for concept, amount in amounts.items()]
@@ -214,7 +212,7 @@ def steering_candidates(
     """Measure which concepts change the model's predictions most when turned up by `turning_amounts`.
 
     Our choice: of the concepts predicted at no more than half of the positions (one that is nearly always there works
-    as a bias), the `pool` most frequent are tried one by one.
+    as a bias), the `pool` most frequent are tried one by one. Refused where the model mixes no concepts in.
 
     Args:
         pool: how many concepts to try; one forward pass per block and concept.
@@ -222,9 +220,6 @@ def steering_candidates(
 
     Returns:
         The concepts tried, largest divergence first; none where no concept meets the condition.
-
-    Raises:
-        CoCoMixError: the model mixes no concepts in.
     """
     model = concept_model(model, mixing=True)
     strengths = concept_strengths(model, input_ids)
@@ -236,12 +231,11 @@ def steering_candidates(
 def edit_effects(model: PreTrainedModel, input_ids: Tensor, edits: Sequence[ConceptEdit]) -> list[EditEffect]:
     """Whether each edit alone changes anything in a text, and what would where it does not.
 
+    Refused where the model mixes no concepts in, or a concept does not exist.
+
     Args:
         input_ids: the text, prompt and continuation. [1, seq]
         edits: to look at; their `rows` are ignored.
-
-    Raises:
-        CoCoMixError: the model mixes no concepts in, or a concept does not exist.
     """
     model = concept_model(model, mixing=True)
     check_edits(edits, model.config.num_concepts)

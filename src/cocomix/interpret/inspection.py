@@ -24,11 +24,7 @@ _LEAST_COUNT, _TERMS = 3, 5
 
 
 def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixForCausalLM:
-    """The model, if it has concepts, and if asked for, mixes them in.
-
-    Raises:
-        CoCoMixError: it has no concepts, or they change nothing.
-    """
+    """The model; refused where it has no concepts or, with `mixing`, where they change nothing."""
     if isinstance(model, CoCoMixForCausalLM) and not predicts_concepts(model):
         raise CoCoMixError(
             f"this model has no concepts (mixing: {model.config.mixing}, prediction: {model.config.prediction}); use a "
@@ -52,15 +48,12 @@ def encode(
     """Tokens of a text on the model's device. [1, seq], int64
 
     They begin as the blocks that the model was trained on: with the begin-of-text token, if the tokenizer saved with it
-    puts that there (see `cocomix prepare --prepend-bos`). No other special token is added.
+    puts that there (see `cocomix prepare --prepend-bos`). No other special token is added. Refused where the text is
+    empty or does not fit the model's context (both lengths are given), or the tokenizer is not the model's.
 
     Args:
         room: tokens that will be generated after the text.
         cut: cut the text at the context, instead of refusing a longer one.
-
-    Raises:
-        CoCoMixError: the text is empty, does not fit the model's context (both lengths are given), or the tokenizer
-            is not the model's.
     """
     if not text.strip():
         raise CoCoMixError("the text is empty; give at least one word.")
@@ -120,12 +113,11 @@ def inspect_text(
 ) -> list[TokenConcepts]:
     """The strongest predicted concepts and the likeliest next tokens at every token of a text.
 
+    Refused where the model has no concepts, the text is empty or longer than the context, or `top` is out of range.
+
     Args:
         top: concepts per token, at most the model's concept_topk.
         top_next: next tokens per token.
-
-    Raises:
-        CoCoMixError: the model has no concepts, the text is empty or longer than the context, or `top` is out of range.
     """
     model = concept_model(model)
     asked = ("top", top, model.config.concept_topk), ("top_next", top_next, model.config.vocab_size)
@@ -169,11 +161,8 @@ class ConceptDescription:
 def describe_run_concepts(run: Run, concepts: Sequence[int]) -> dict[int, ConceptDescription]:
     """Describe concepts by the words of highest lift at their labels in the first training blocks of the run's data.
 
-    Returns:
-        Descriptions by index; empty where the run's data or labels are no longer where it found them.
-
-    Raises:
-        CoCoMixError: a concept does not exist.
+    Descriptions are by index; there are none where data or labels are no longer where the run found them. A concept
+    that does not exist is refused.
     """
     text = _labelled_text(run, concepts, _DESCRIBED_BLOCKS)
     if text is None:

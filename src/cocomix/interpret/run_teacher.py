@@ -55,18 +55,15 @@ class RunTeacher(NamedTuple):
 def open_run_teacher(
     run: Run, data: Tokens, *, teacher: str | None = None, dictionary: str | None = None, download: bool = True
 ) -> RunTeacher:
-    """Load the teacher of a run's concepts.
+    """Load the teacher of a run's concepts; what is not given is taken from the run's recipe, and else from its labels.
 
-    What is not given is taken from the run's recipe, and else from its labels.
+    Refused where teacher or dictionary cannot be found out or loaded, do not fit one another or the data, or the
+    dictionary is not the one of the run's labels.
 
     Args:
         teacher: hub name, folder or GGUF file of the teacher.
         dictionary: folder of its dictionary.
         download: whether a teacher that is not on this machine is fetched; otherwise it is refused.
-
-    Raises:
-        CoCoMixError: teacher or dictionary cannot be found out or loaded, do not fit one another or the data, or the
-            dictionary is not the one of the run's labels.
     """
     named = load_recipe(run.path / "recipe.yaml").labels
     store = run_labels(run)

@@ -314,15 +314,13 @@ def evaluate_run_steering(
 ) -> SteerReport:
     """Measure how a run's concepts steer, and write steering.json, texts.parquet and steering.html.
 
+    Refused where the run has no concepts to steer; its data, teacher or dictionary is not to be found or does not
+    belong to it; a concept does not exist; `output` exists.
+
     Args:
         run: a CoCoMix run that mixes its concepts in, with its data still there.
         output: the folder to create; it appears when it is whole.
-        teacher: of the concepts; by default as the run's recipe or labels say.
-        dictionary: likewise.
-
-    Raises:
-        CoCoMixError: the run has no concepts to steer; its data, teacher or dictionary is not to be found or does not
-            belong to it; a concept does not exist; `output` exists.
+        teacher: of the concepts; by default, as its `dictionary`, as the run's recipe or labels say.
     """
     require_extra("report", "matplotlib", "scipy", purpose="a report")
     settings = settings or SteerEvalSettings()

@@ -38,10 +38,8 @@ def parse_steer(text: str) -> ConceptEdit:
     """Read an edit as the command line writes it.
 
     `412=5` multiplies the logit of concept 412 by 5 (paper section 5.3), `412+3` and `412-3` add to it, `412:=8` sets
-    it, `412:ban` never lets the concept in; `@20` at the end lets the edit start at token 20 (from 0).
-
-    Raises:
-        CoCoMixError: it is not of this form, or the number is not within ±100.
+    it, `412:ban` never lets the concept in; `@20` at the end lets the edit start at token 20 (from 0). Refused where it
+    is not of this form, or the number is not within ±100.
     """
     match = _STEER.fullmatch(text.strip())
     sign, number = (None, "0") if match is None else (match[2], match[3] or "0")
@@ -123,7 +121,9 @@ def generate(
 ) -> list[str]:
     """Continue prompts, with the given edits of concept logits from their `start` on, in prompt and continuation.
 
-    Sampling is decided by `seed` alone and leaves the caller's random state as it was.
+    Sampling is decided by `seed` alone and leaves the caller's random state as it was. Refused where a number is out of
+    range, a prompt is empty, prompt and continuation do not fit the context, a concept or a row does not exist, or
+    edits were given for a model that mixes no concepts in.
 
     Args:
         model: a CoCoMix model, or without `edits` any causal LM.
@@ -134,10 +134,6 @@ def generate(
 
     Returns:
         The continuations, without the prompts: all of the first prompt, then all of the second, and so on.
-
-    Raises:
-        CoCoMixError: a number is out of range, a prompt is empty, prompt and continuation do not fit the context, a
-            concept or a row does not exist, or edits were given for a model that mixes no concepts in.
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, seed, num_return_sequences)
     if edits:
@@ -251,14 +247,12 @@ def teacher_steering(
     """Every forward pass of the teacher within the block has its latents edited; its own `generate` works as usual.
 
     `"scale"`, `"add"` and `"set"` do to a latent what they do to a student's concept logit, `"ban"` makes it zero;
-    `start` and `rows` mean the same. The edits hold in this thread alone, and end with the block, whatever happens.
+    `start` and `rows` mean the same. The edits hold in this thread alone, and end with the block, whatever happens. A
+    concept that does not exist is refused, and on a forward pass a row.
 
     Args:
         rows_per_prompt: rows of the batch that belong to one row of the edits: with `generate`, the larger of
             `num_beams` and `num_return_sequences`.
-
-    Raises:
-        CoCoMixError: a concept does not exist; on a forward pass, a row does not exist.
     """
     check_edits(edits, teacher.n_concepts)
     owner, positions = threading.get_ident(), torch.empty(0)

@@ -31,8 +31,8 @@ def test_slices_by_hand() -> None:
     assert {value for name, value in found if name == "seen"} == {"yes", "no"}
     assert {value for name, value in found if name == "token_class"} == set(TOKEN_CLASSES[:3])
     chosen = made[(made["position"] >= 4) & (made["position"] <= 7)]
-    assert found["position", "4-7"]["tokens"] == len(chosen)
-    assert found["position", "4-7"]["loss"] == pytest.approx(chosen["loss"].mean(), rel=1e-6)
+    assert found["position", "4-7"].tokens == len(chosen)
+    assert found["position", "4-7"].loss == pytest.approx(chosen["loss"].mean(), rel=1e-6)
 
 
 def test_unknown_frequencies_make_no_slice() -> None:

@@ -85,7 +85,7 @@ def test_a_teacher_of_another_tokenizer_reads_and_writes_in_its_own(workshop, cl
         workshop.recipe("cocomix", name="other", data=str(data), labels=str(tmp_path / "labels")), tmp_path / "run"
     )
     opened = open_run_teacher(Run.open(run), Tokens.open(data))
-    assert isinstance(opened.labeller, AlignedTeacher)
+    assert isinstance(opened, AlignedTeacher)
     values = json.loads(cli("steer-eval", run, "-o", tmp_path / "out", *SMALL, "--json").out)
     assert len(values["concepts"]) == 7
     assert values["curves"]["teacher"]["own"] != values["curves"]["teacher"]["others"]

@@ -45,7 +45,8 @@ COLUMN_TYPES = {"annealed": "boolean", "seeds": "array", **{name: ["string", "nu
 @cache
 def columns() -> dict[str, dict[str, str]]:
     """What each column holds, of each of `FRAMES`: those of columns.yaml, and costs and intervals beside them."""
-    told = yaml.safe_load(files("cocomix.evaluation").joinpath("columns.yaml").read_text(encoding="utf-8"))
+    text = files("cocomix.evaluation").joinpath("columns.yaml").read_text(encoding="utf-8")
+    told: dict[str, dict[str, str]] = yaml.safe_load(text)
     both = told["runs and arms"]
     for kind, others in told["replaced by"].items():
         both[kind] = f"Rise of the loss, nats, when concepts are replaced by {others}"

@@ -191,10 +191,9 @@ def _bands(counts: NDArray[np.int64] | None, tokens: NDArray[np.int64]) -> NDArr
 
 def seen_before(tokens: NDArray[Any], context: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each token stands earlier in its context, of which each has a number. [blocks, block_size]"""
-    keys = (context * (int(tokens.max(initial=0)) + 1) + tokens).ravel()
-    seen = np.ones(keys.shape, dtype=bool)
-    seen[np.unique(keys, return_index=True)[1]] = False
-    return seen.reshape(tokens.shape)
+    keys = pd.Series((context * (int(tokens.max(initial=0)) + 1) + tokens).ravel())
+    seen: NDArray[np.bool_] = keys.duplicated().to_numpy().reshape(tokens.shape)
+    return seen
 
 
 class LossSlice(Record):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -230,13 +231,8 @@ def _documents(run: Run, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
 
 
 def _accuracies(pairs: Sequence[Pair], gaps: NDArray[np.float64]) -> Iterator[PairAccuracy]:
-    right = np.where(gaps == 0, 0.5, gaps > 0)
-    for kind in (*MISTAKES, "all"):
-        chosen = np.array([kind in ("all", pair.kind) for pair in pairs])
-        if not chosen.any():
-            continue
-        documents = np.array([pair.document for pair in pairs])[chosen]
-        low, high = document_interval(right[chosen], documents)
-        count, of = int(chosen.sum()), len(np.unique(documents))
-        accuracy = float(right[chosen].mean())
-        yield PairAccuracy(kind=kind, pairs=count, documents=of, accuracy=accuracy, low=low, high=high)
+    every = pd.DataFrame(pairs).assign(right=np.where(gaps == 0, 0.5, gaps > 0))
+    for kind, some in (*every.groupby("kind"), ("all", every)):
+        low, high = document_interval(some["right"].to_numpy(), some["document"].to_numpy())
+        of, accuracy = some["document"].nunique(), some["right"].mean()
+        yield PairAccuracy(kind=str(kind), pairs=len(some), documents=of, accuracy=accuracy, low=low, high=high)

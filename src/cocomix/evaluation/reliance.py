@@ -29,13 +29,12 @@ vectors that its positions are fed. The first chunk of a document is fed none, a
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix.evaluation.inference import Batch, MapDataset, batches, inference, token_losses
@@ -194,10 +193,10 @@ def concept_reliance(
             ids, values = (each.flatten(0, 1)[torch.from_numpy(positions)] for each in (all_ids, all_values))
             return ids.long(), values
 
-        def replacements(batch: Batch) -> dict[str, Concepts | None]:
+        def replacements(batch: Batch) -> dict[str, Concepts]:
             own = all_ids[batch.blocks].long(), all_values[batch.blocks]
-            kinds: dict[str, Concepts | None] = {"mean": None, "shuffle": taken(sample.other[batch.blocks])}
-            kinds["shuffle_same_token"] = taken(sample.same[batch.blocks])
+            donors = {"shuffle": sample.other, "shuffle_same_token": sample.same}
+            kinds = {kind: taken(positions[batch.blocks]) for kind, positions in donors.items()}
             if table is not None:
                 listed = torch.from_numpy(table)[batch.input_ids.cpu()]
                 kinds["token_table"] = listed, ranks.expand(listed.shape)
@@ -206,8 +205,19 @@ def concept_reliance(
             return kinds | {"zero": zero(*own)}
 
         def replaced(batch: Batch) -> Iterator[tuple[str, NDArray[np.float64]]]:
-            for kind, given in replacements(batch).items():
-                yield kind, _losses_with(model, batch, given, mean)
+            def averaged(module: nn.Module, given: Any, vectors: Tensor) -> Tensor:
+                return mean.to(vectors.dtype).expand_as(vectors)
+
+            with model.mixing.compression.register_forward_hook(averaged):
+                found = token_losses(model(**_asked(batch)).logits, batch.targets)
+            yield "mean", found.numpy()
+            for kind, concepts in replacements(batch).items():
+
+                def placed(ids: Tensor, values: Tensor, concepts: Concepts = concepts) -> Concepts:
+                    return concepts[0].to(ids.device), concepts[1].to(values)
+
+                found = token_losses(model(**_asked(batch), concept_intervention=placed).logits, batch.targets)
+                yield kind, found.numpy()
 
         shown = size if model.mixing.like_hidden else None
         return sample.measured(batches(model, blocks.rows, labels, **how), replaced, advance, shown)
@@ -219,44 +229,18 @@ def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, **how: Any) -> tuple[Ten
     """
     ids, values, sums, sizes = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 
-    def note(vectors: Tensor) -> None:
+    def note(module: nn.Module, given: Any, vectors: Tensor) -> None:  # [batch, seq, d_model]
         sums.append(vectors.flatten(0, -2).float().sum(0))
         sizes.append(vectors.float().square().mean(-1).sqrt().sum())
 
     for batch in batches(model, rows, None, **how):
-        with _hooked(model, note):
+        with model.mixing.compression.register_forward_hook(note):
             output = model(**_asked(batch))
         ids.append(output.concept_ids.to(torch.int32).cpu())
         values.append(output.concept_values.float().cpu())
     positions = sum(each.shape[0] * each.shape[1] for each in ids)
     mean, size = torch.stack(sums).sum(0) / positions, float(torch.stack(sizes).sum()) / positions
     return torch.cat(ids), torch.cat(values), mean, size
-
-
-def _losses_with(model: CoCoMixForCausalLM, batch: Batch, given: Concepts | None, mean: Tensor) -> NDArray[np.float64]:
-    """Losses with some concepts mixed in, or with an average vector in their place. [batch, seq − 1]"""
-
-    def placed(ids: Tensor, values: Tensor) -> Concepts:
-        assert given is not None
-        return given[0].to(ids.device), given[1].to(values)
-
-    if given is not None:
-        logits = model(**_asked(batch), concept_intervention=placed).logits
-    else:
-        with _hooked(model, lambda vectors: mean.to(vectors.dtype).expand_as(vectors)):
-            logits = model(**_asked(batch)).logits
-    found: NDArray[np.float64] = token_losses(logits, batch.targets).numpy()
-    return found
-
-
-@contextmanager
-def _hooked(model: CoCoMixForCausalLM, hook: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Show every compressed vector to `hook` [batch, seq, d_model], which may return another in its place."""
-    handle = model.mixing.compression.register_forward_hook(lambda module, given, output: hook(output))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _asked(batch: Batch) -> dict[str, Any]:
@@ -296,11 +280,8 @@ def feedback_reliance(
         for kind, others in (kinds | {"oracle_ahead": mine["ahead"], "zero": torch.zeros_like(own)}).items():
             fed = others * mine["told"].unsqueeze(-1)
             norm = model.mixing.get_submodule("concept_norm")
-            handle = norm.register_forward_pre_hook(lambda module, inputs, fed=fed: (fed,))
-            try:
+            with norm.register_forward_pre_hook(lambda module, inputs, fed=fed: (fed,)):
                 logits = model(**_asked(batch)).logits
-            finally:
-                handle.remove()
             yield kind, token_losses(logits, batch.targets).numpy()
 
     total = 6 * sample.tokens.size

@@ -249,14 +249,11 @@ class OwnRecipe:
             keep_trailing_newline=True,
         )
         text: str = environment.get_template("own_recipe.jinja").render(
-            name=self.name,
-            size=self.size,
+            own=self,
             source=shown(Path(self.corpus.source)),
             arithmetic=arithmetic,
             commands=commands,
             recipe=recipe,
-            measured=self.measured,
-            distill=self.distill,
             data=_quoted(self.data),
             labels=_quoted(f"{self.data}/labels"),
             teacher=None if teacher is None else _quoted(teacher),
@@ -264,7 +261,6 @@ class OwnRecipe:
             shape=size,
             vocabulary=vocabulary,
             large_vocabulary=size.d_model * vocabulary > _LARGE * parameters,
-            block_size=self.block_size,
             num_concepts=self.corpus.num_concepts or size.num_concepts,
             tokens=f"{tokens:_}",
             passes=f"{passes} passes" if passes > 1 else "one pass",

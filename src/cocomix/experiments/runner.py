@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,7 @@ from cocomix.evaluation import (
 )
 from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
-from cocomix.experiments.sweep_plan import (
-    Job,
-    LoadedPlan,
-    distilled_blocks,
-    labelled_blocks,
-    remembered,
-    within_budget,
-)
+from cocomix.experiments.sweep_plan import Job, LoadedPlan, needed_blocks, remembered, within_budget
 from cocomix.labelling import distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
@@ -108,16 +100,13 @@ def final_loss(job: Job) -> float | None:
     return read_json(job.folder / "manifest.json")["final"]["eval_loss"] if job.folder.exists() else None
 
 
-More = Callable[[Comparison, Sequence[Run]], Sequence[Section]]
-
-
 def run_sweep(
     loaded: LoadedPlan,
     *,
     workers: int = 1,
     budget: float | None = None,
     title: str | None = None,
-    more: More = lambda comparison, runs: (),
+    more: Callable[[Comparison, Sequence[Run]], Sequence[Section]] = lambda comparison, runs: (),
 ) -> SweepResult:
     """Make, train and measure what is missing, and write the report when nothing is.
 
@@ -137,7 +126,11 @@ def run_sweep(
     began = time.monotonic()
     loaded = remembered(loaded, budget)
     result = SweepResult(_jobs(loaded))
-    with _alone(loaded):
+    try:
+        loaded.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoCoMixError(f"cannot write to {loaded.output}: {error.strerror}; name another --output.") from error
+    with locked(loaded.output / "sweep.lock", str(loaded.output)):
         _make_shared_parts(loaded, result.jobs)
         if budget is not None:
             loaded = within_budget(loaded, budget, budget - (time.monotonic() - began))
@@ -178,17 +171,6 @@ def _jobs(loaded: LoadedPlan) -> list[Job]:
     return jobs
 
 
-@contextmanager
-def _alone(loaded: LoadedPlan) -> Iterator[None]:
-    """Let one process at a time sweep in a folder."""
-    try:
-        loaded.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CoCoMixError(f"cannot write to {loaded.output}: {error.strerror}; name another --output.") from error
-    with locked(loaded.output / "sweep.lock", str(loaded.output)):
-        yield
-
-
 def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     """Data, teacher, probabilities, dictionary and labels, each made once, where they are missing."""
     plan, output, teacher = loaded.plan, loaded.output, loaded.teacher
@@ -222,7 +204,7 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
             settings = FitSettings.model_validate(plan.dictionary.model_dump(include=set(FitSettings.model_fields)))
             fit_on_data(data, teacher, fitted, settings, teachers=teachers)
         for path, (config, job) in _missing_labels(jobs).items():
-            blocks = labelled_blocks(job.recipe)
+            blocks = needed_blocks(job.recipe, job.recipe.model.concept_loss_weight)
             of_teacher = isinstance(config, TeacherLabellerConfig) and config.dtype == dtype and reads_hidden(config)
             if of_teacher and blocks in probabilities:  # one pass of the teacher makes both
                 logger.info(f"labels and probabilities: {path.name}, first for {job.arm}")
@@ -254,7 +236,7 @@ def _missing_probabilities(jobs: Sequence[Job]) -> dict[int | None, Path]:
     for job in jobs:
         distillation = job.recipe.distillation
         if distillation is not None and isinstance(path := distillation.targets, Path) and not path.exists():
-            missing[distilled_blocks(job.recipe)] = path
+            missing[needed_blocks(job.recipe, distillation.weight)] = path
     return missing
 
 

@@ -245,12 +245,12 @@ class LoadedPlan:
                 made = made.model_copy(update={"dtype": self.plan.teacher.dtype})
             labels, shared = made.model_dump(mode="json"), {"dictionary": self.dictionary, "teacher": teacher}
             labels |= {part: value for part, value in shared.items() if part in labels and value is not None}
-            path = str(label_folder(self.output, made, labelled_blocks(plain))) if plain.label_folders else None
-            changes["labels"] = {**labels, "path": path}
+            folder = label_folder(self.output, made, needed_blocks(plain, plain.model.concept_loss_weight))
+            changes["labels"] = {**labels, "path": str(folder) if plain.label_folders else None}
         if self.plan.teacher is not None and plain.distillation and isinstance(plain.distillation.targets, Path):
-            blocks = distilled_blocks(plain)
-            folder = "probabilities" if blocks is None else f"probabilities-{blocks}"
-            changes["distillation"] = {"targets": str(self.output / folder)}
+            blocks = needed_blocks(plain, plain.distillation.weight)
+            place = "probabilities" if blocks is None else f"probabilities-{blocks}"
+            changes["distillation"] = {"targets": str(self.output / place)}
         return self._recipe(name, file, values, changes)
 
     def _recipe(self, name: str, file: Path, values: Mapping[str, Any], changes: dict[str, Any]) -> RunConfig:
@@ -290,20 +290,10 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
     return LoadedPlan(plan, path, output.resolve())
 
 
-def labelled_blocks(recipe: RunConfig) -> int | None:
-    """How many of the first training blocks a recipe needs labels of: all (`None`), unless λ ends before the run does.
-
-    Where `first_blocks` is too few, the run is refused before it begins.
+def needed_blocks(recipe: RunConfig, weight: Schedule) -> int | None:
+    """How many of the first training blocks a recipe needs labels or probabilities of, by the weight of their loss: all
+    (`None`), unless it ends before the run does. Where `first_blocks` is too few, the run is refused before it begins.
     """
-    return _needed_blocks(recipe, recipe.model.concept_loss_weight)
-
-
-def distilled_blocks(recipe: RunConfig) -> int | None:
-    """The same of the teacher's probabilities; all where the recipe is not distilled."""
-    return None if recipe.distillation is None else _needed_blocks(recipe, recipe.distillation.weight)
-
-
-def _needed_blocks(recipe: RunConfig, weight: Schedule) -> int | None:
     return recipe.first_blocks if weight.steps(_STEPS) < _STEPS else None
 
 
@@ -348,28 +338,21 @@ def within_budget(loaded: LoadedPlan, budget: float, left: float) -> LoadedPlan:
             f"data, teacher and labels have taken all of the {budget:g} s; they are kept: give the command again."
         )
     began, arms = time.monotonic(), {job.arm: job for job in loaded.jobs()}
-    seconds = min(_MOST_SECONDS, _MEASURING * left / len(arms))
-    speeds = {name: _seconds_per_token(job, seconds) for name, job in arms.items()}
-    needed = sum(_tokens(job) * speeds[job.try_of or job.arm] for job in (*loaded.tries(), *loaded.jobs()))
+    seconds, speeds = min(_MOST_SECONDS, _MEASURING * left / len(arms)), dict[str, float]()
+    for name, job in arms.items():
+        if job.recipe.tokens is None:
+            raise CoCoMixError(f"the arm {name!r} names no tokens:, which a budget shortens; give it some.")
+        speed = seconds_per_token(job.recipe, seconds)
+        if isinstance(speed, str):
+            raise CoCoMixError(f"the arm {name!r} cannot be timed: {speed}; sweep without --budget.")
+        speeds[name] = speed
+    jobs = (*loaded.tries(), *loaded.jobs())
+    needed = sum((job.recipe.tokens or 0) * speeds[job.try_of or job.arm] for job in jobs)
     left = max(left - (time.monotonic() - began), 1.0)
     share = min(1.0, _rounded(_TRAINING * left / needed))
     write_json(loaded.output / _FILE, {"seconds": budget, "share": share, "seconds_per_token": speeds})
     logger.info(f"every run gets {share:.2%} of its tokens, so that the sweep takes about {budget:,.0f} s")
     return replace(loaded, share=share)
-
-
-def _tokens(job: Job) -> int:
-    if job.recipe.tokens is None:
-        raise CoCoMixError(f"the arm {job.arm!r} names no tokens:, which a budget shortens; give it some.")
-    return job.recipe.tokens
-
-
-def _seconds_per_token(job: Job, seconds: float) -> float:
-    _tokens(job)
-    found = seconds_per_token(job.recipe, seconds)
-    if isinstance(found, str):
-        raise CoCoMixError(f"the arm {job.arm!r} cannot be timed: {found}; sweep without --budget.")
-    return found
 
 
 def _rounded(share: float) -> float:

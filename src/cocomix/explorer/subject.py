@@ -1,8 +1,7 @@
 """What the explorer shows: one run, loaded once and shared by all visitors, and how much each may ask of it."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts import AlignedTeacher, ConceptTeacher
-from cocomix.evaluation import Comparison, Run, compare, inference, open_run_data
+from cocomix.evaluation import Comparison, Run, compare, open_run_data
 from cocomix.interpret import (
     ConceptAtlas,
     ConceptHit,
@@ -71,12 +70,6 @@ class Subject:
     def new_tokens(self) -> int:
         """Most tokens to generate: half of a text."""
         return max(1, min(MOST_NEW_TOKENS, self.tokens // 2))
-
-    @contextmanager
-    def computing(self) -> Iterator[CoCoMixForCausalLM]:
-        """The model, for this thread alone and without gradients, while the block runs."""
-        with self.lock, inference(self.model, self.model.device, self.model.dtype):
-            yield self.model
 
     def encode(self, text: str, *, room: int = 0) -> Tensor:
         """Tokens of a text that is not empty and leaves room for so many to be generated. [1, seq], int64"""
@@ -166,7 +159,7 @@ def _open_teacher(run: Run, teacher: str | None, dictionary: str | None) -> Conc
     named = teacher is not None or dictionary is not None
     try:
         opened = open_run_teacher(run, open_run_data(run), teacher=teacher, dictionary=dictionary, download=named)
-        if isinstance(opened.labeller, AlignedTeacher):
+        if isinstance(opened, AlignedTeacher):
             raise CoCoMixError(
                 "it has another tokenizer than the run, and texts side by side are of one; turn its latents with "
                 "cocomix steer-eval."

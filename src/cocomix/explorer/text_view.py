@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from torch import Tensor
 
+from cocomix.evaluation import inference
 from cocomix.evaluation.pages import markdown_text, percent, signed
 from cocomix.evaluation.reliance import zero
 from cocomix.explorer.parts import QUIET, View, named
@@ -36,8 +37,8 @@ def read_text(subject: Subject, text: str, concept: int | None = None) -> TextRe
     """Read a text that is neither empty nor too long, for a concept; by default for the strongest of those that are
     mixed in at half of the tokens or fewer.
     """
-    input_ids = subject.encode(text)
-    with subject.computing() as model:
+    input_ids, model = subject.encode(text), subject.model
+    with subject.lock, inference(model, model.device, model.dtype):
         output = model(input_ids=input_ids, use_cache=False, output_concept_logits=True)
         without = model(input_ids=input_ids, use_cache=False, concept_intervention=zero).logits[0]
         ids, values = output.concept_ids[0], output.concept_values[0]  # [seq, k]

@@ -14,13 +14,7 @@ from cocomix.interpret.atlas_cards import (
 )
 from cocomix.interpret.atlas_pass import Reading, read_held_out
 from cocomix.interpret.concept_atlas import ConceptAtlas, Ranking, default_atlas_folder
-from cocomix.interpret.effects import (
-    EditEffect,
-    Effect,
-    edit_effects,
-    measure_effects,
-    steering_candidates,
-)
+from cocomix.interpret.effects import EditEffect, Effect, edit_effects, measure_effects, steering_candidates
 from cocomix.interpret.inspection import (
     ConceptDescription,
     NextToken,
@@ -33,7 +27,7 @@ from cocomix.interpret.inspection import (
     visible,
 )
 from cocomix.interpret.naming import NameEndpoint
-from cocomix.interpret.run_teacher import RunTeacher, open_run_teacher
+from cocomix.interpret.run_teacher import open_run_teacher
 from cocomix.interpret.steer_arms import SteerEvalSettings
 from cocomix.interpret.steer_report import SteerReport, evaluate_run_steering
 from cocomix.interpret.steering import FACTOR_LIMIT, Sampling, generate, parse_steer, steering, teacher_steering
@@ -56,7 +50,6 @@ __all__ = [
     "PropertyProbe",
     "Ranking",
     "Reading",
-    "RunTeacher",
     "Sampling",
     "SteerEvalSettings",
     "SteerReport",

@@ -76,29 +76,25 @@ def read_held_out(model: CoCoMixForCausalLM, blocks: RunBlocks, settings: AtlasS
     def keep_hidden(_module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden[:] = [output.last_hidden_state]
 
-    hook = model.lower.register_forward_hook(keep_hidden)
-    try:
-        with inference(model, device), progress("reading", positions, "tokens") as advance:
-            start = 0
-            for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=size, device=device):
-                asked = {"use_cache": False, "output_logits": False, "output_concept_logits": True}
-                output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **asked)
-                logits = output.concept_logits.flatten(0, 1).float()  # [batch · seq, n_concepts]
-                named = torch.empty(len(logits), 0, dtype=torch.int64, device=device)
-                if batch.concept_labels is not None:
-                    named = batch.concept_labels.flatten(0, 1)
-                here = sample[(sample >= start) & (sample < start + len(logits))] - start
-                columns["tokens"].append(batch.input_ids.cpu().numpy().astype(np.int32))
-                columns["ids"].append(output.concept_ids.flatten(0, 1).cpu().numpy().astype(np.int32))
-                columns["logits"].append(output.concept_values.flatten(0, 1).float().cpu().numpy())
-                columns["labels"].append(named.cpu().numpy().astype(np.int32))
-                columns["label_logits"].append(logits.gather(1, named.clamp_min(0)).cpu().numpy())
-                columns["sample_logits"].append(logits[here].cpu().numpy())
-                columns["sample_hidden"].append(hidden[0].flatten(0, 1)[here].float().cpu().numpy())
-                start += len(logits)
-                advance(len(logits))
-    finally:
-        hook.remove()
+    start, hooked = 0, model.lower.register_forward_hook(keep_hidden)
+    with hooked, inference(model, device), progress("reading", positions, "tokens") as advance:
+        for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=size, device=device):
+            asked = {"use_cache": False, "output_logits": False, "output_concept_logits": True}
+            output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **asked)
+            logits = output.concept_logits.flatten(0, 1).float()  # [batch · seq, n_concepts]
+            named = torch.empty(len(logits), 0, dtype=torch.int64, device=device)
+            if batch.concept_labels is not None:
+                named = batch.concept_labels.flatten(0, 1)
+            here = sample[(sample >= start) & (sample < start + len(logits))] - start
+            columns["tokens"].append(batch.input_ids.cpu().numpy().astype(np.int32))
+            columns["ids"].append(output.concept_ids.flatten(0, 1).cpu().numpy().astype(np.int32))
+            columns["logits"].append(output.concept_values.flatten(0, 1).float().cpu().numpy())
+            columns["labels"].append(named.cpu().numpy().astype(np.int32))
+            columns["label_logits"].append(logits.gather(1, named.clamp_min(0)).cpu().numpy())
+            columns["sample_logits"].append(logits[here].cpu().numpy())
+            columns["sample_hidden"].append(hidden[0].flatten(0, 1)[here].float().cpu().numpy())
+            start += len(logits)
+            advance(len(logits))
     return Reading(sample=sample, **{name: np.concatenate(parts) for name, parts in columns.items()})
 
 

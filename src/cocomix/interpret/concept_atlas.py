@@ -17,7 +17,6 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -221,19 +220,15 @@ class ConceptAtlas(Artifact[AtlasManifest]):
                 raise CoCoMixError(
                     f"this Python's SQLite cannot search ({error}); use a Python whose SQLite has FTS5."
                 ) from error
-            texts, rows = self.samples, self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist()
-            ranks = np.arange(len(texts)) - self._starts[texts.column("concept").to_numpy()]
-            found = texts.filter(pc.and_(pc.equal(texts.column("kind"), "predicted"), pa.array(ranks < _SEARCHED)))
-            columns = found.select(["concept", "before", "token", "after"]).to_pydict()
-            for concept, *parts in zip(*columns.values(), strict=True):
-                rows[concept]["text"] = "".join((rows[concept].get("text", ""), *parts, "\n"))
-            for row in rows:
+            samples = self.samples.select(["concept", "kind", "before", "token", "after"]).to_pandas()
+            some = samples[samples["kind"] == "predicted"].groupby("concept").head(_SEARCHED)
+            lines = some["before"] + some["token"] + some["after"] + "\n"
+            texts = lines.groupby(some["concept"]).agg("".join).to_dict()
+            for row in self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist():
                 terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))
-                if terms or "text" in row:
-                    index.execute(
-                        "INSERT INTO texts (rowid, name, terms, contexts) VALUES (?, ?, ?, ?)",
-                        (row["id"], row["name"], terms, row.get("text", "")),
-                    )
+                if terms or row["id"] in texts:
+                    found = row["id"], row["name"], terms, texts.get(row["id"], "")
+                    index.execute("INSERT INTO texts (rowid, name, terms, contexts) VALUES (?, ?, ?, ?)", found)
             self._index = index
         return self._index
 

@@ -21,7 +21,6 @@ from cocomix.concepts import (
     AlignedTeacher,
     AttributionConfig,
     ConceptLabeller,
-    ConceptTeacher,
     DictionaryConfig,
     FittedLabeller,
     OnlineConfig,
@@ -40,25 +39,14 @@ from cocomix.training.online import kept_labeller
 from cocomix.training.recipe import load_recipe
 
 
-class RunTeacher(NamedTuple):
-    """A teacher, and how it labelled.
-
-    Attributes:
-        teacher: with its dictionary, on the best device.
-        labeller: labels texts as the run's were; an `AlignedTeacher` where the teacher has another tokenizer.
-    """
-
-    teacher: ConceptTeacher
-    labeller: ConceptLabeller
-
-
 def open_run_teacher(
     run: Run, data: Tokens, *, teacher: str | None = None, dictionary: str | None = None, download: bool = True
-) -> RunTeacher:
-    """Load the teacher of a run's concepts; what is not given is taken from the run's recipe, and else from its labels.
+) -> TeacherLabeller | AlignedTeacher:
+    """Load the teacher of a run's concepts, with its dictionary and as it labelled, on the best device.
 
-    Refused where teacher or dictionary cannot be found out or loaded, do not fit one another or the data, or the
-    dictionary is not the one of the run's labels.
+    It is an `AlignedTeacher` where it has another tokenizer. What is not given is taken from the run's recipe, and else
+    from its labels. Refused where teacher or dictionary cannot be found out or loaded, do not fit one another or
+    the data, or the dictionary is not the one of the run's labels.
 
     Args:
         teacher: hub name, folder or GGUF file of the teacher.
@@ -100,13 +88,14 @@ def open_run_teacher(
     tables = None if store is None else store.tables()
     # By force: what the run was labelled with was tried then.
     labeller = load_labeller(data, config, device=default_device(), tables=tables, force=True)
-    opened = _teacher_labeller(labeller).teacher
-    if store is not None and opened.dictionary.fingerprint() != store.manifest.made_from["dictionary"]:
+    assert isinstance(labeller, TeacherLabeller | AlignedTeacher)
+    dictionary_used = _teacher_labeller(labeller).teacher.dictionary
+    if store is not None and dictionary_used.fingerprint() != store.manifest.made_from["dictionary"]:
         raise CoCoMixError(
-            f"the dictionary {opened.dictionary.name} is not the one the labels in {store.path} were made with, so its "
+            f"the dictionary {dictionary_used.name} is not the one the labels in {store.path} were made with, so its "
             "concepts are not the run's; give that one with --dictionary."
         )
-    return RunTeacher(opened, labeller)
+    return labeller
 
 
 def _teacher_labeller(labeller: ConceptLabeller) -> TeacherLabeller:

@@ -327,8 +327,7 @@ def evaluate_run_steering(
     with whole_folder(output) as folder:
         student = concept_model(run.model(), mixing=True).to(default_device())
         data = open_run_data(run)
-        opened = open_run_teacher(run, data, teacher=teacher, dictionary=dictionary)
-        reader = TextReader(opened.labeller)
+        reader = TextReader(open_run_teacher(run, data, teacher=teacher, dictionary=dictionary))
         check_measurable(student, reader, settings)
         prompts = _prompts(data.split(VALIDATION), settings)
         train = data.split(TRAIN)
@@ -365,9 +364,8 @@ def evaluate_run_steering(
         for row in measured.rows:
             if lifts is not None and (row["arm"] != "teacher" or reader.aligned is None):  # in the student's tokens
                 row["following"] = lifts[:, row["tokens"][settings.prompt_tokens :]].mean(1).tolist()
-        report = SteerReport(
-            run.manifest.name, opened.teacher.name, opened.teacher.dictionary.name, measured, strengths, words
-        )
+        names = run.manifest.name, reader.teacher.name, reader.teacher.dictionary.name
+        report = SteerReport(*names, measured, strengths, words)
         write_json(folder / "steering.json", report.to_json())
         write_text(folder / "steering.html", report.page())
         writers = dict.fromkeys(ARMS, tokenizer)

@@ -10,7 +10,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,13 +271,11 @@ def teacher_steering(
 
     model = teacher.decoder.model
     callers = {model, model.base_model}  # some models call their decoder past the base model, and some have no other
-    handles = [caller.register_forward_pre_hook(note_positions, with_kwargs=True) for caller in callers]
-    try:
+    with ExitStack() as hooked:
+        for caller in callers:
+            hooked.enter_context(caller.register_forward_pre_hook(note_positions, with_kwargs=True))
         with teacher.decoder.replaced(edit):
             yield model
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def edit_latents(

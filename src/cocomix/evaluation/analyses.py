@@ -224,10 +224,10 @@ def _norm_table(found: Sequence[RunEvaluation]) -> Table | None:
 
 
 def gradient_cosines(
-    model: CoCoMixForCausalLM,
+    model: CoCoMixForCausalLM,  # predicts concepts; moved to `device`, its weights are left as they are
     blocks: RunBlocks,
     *,
-    batch_size: int,
+    batch_size: int,  # blocks of a batch; the more, the less noise in its cosine
     device: torch.device,
     limit_blocks: int | None = None,
     seed: int = 0,
@@ -235,10 +235,6 @@ def gradient_cosines(
     """Compare the gradients of both losses, two forward and two backward passes a batch, in float32.
 
     Refused where blocks, labels and model do not belong together, or fewer than two batches have labels.
-
-    Args:
-        model: predicts concepts; moved to `device`, its weights are left as they are.
-        batch_size: blocks of a batch; the more, the less noise in its cosine.
     """
     require_measurable(model, blocks.rows, blocks.labels, batch_size)
     count = min(len(blocks.rows), len(blocks.rows) if limit_blocks is None else limit_blocks)

@@ -174,23 +174,17 @@ class ConceptCounts:
 
 
 def measure(
-    model: PreTrainedModel,
-    blocks: MapDataset,
+    model: PreTrainedModel,  # a CoCoMix model or any causal LM; moved to `device`, otherwise left as it is
+    blocks: MapDataset,  # `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those
     *,
     batch_size: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    labels: MapDataset | None = None,
+    dtype: torch.dtype = torch.float32,  # or a narrower type used through autocast
+    labels: MapDataset | None = None,  # of the same blocks in order, `{"concept_labels": int64 [block_size, k_attr]}`
 ) -> tuple[NDArray[np.float32], ConceptCounts | None]:
     """Run a model once over token blocks. Results do not depend on `batch_size`, except for rounding.
 
     Refused where data, labels and model do not belong together, or a loss is not a finite number.
-
-    Args:
-        model: a CoCoMix model or any causal LM of transformers; moved to `device`, otherwise left as it is.
-        blocks: `{"input_ids": int64 [block_size]}`; `DocumentBlocks` for a model trained on those.
-        dtype: float32 (default), or a narrower type used through autocast.
-        labels: of the same blocks in the same order, `{"concept_labels": int64 [block_size, k_attr]}`.
 
     Returns:
         Next-token losses, nats, NaN where a token is not predicted [blocks, block_size]; counts of the concepts, `None`

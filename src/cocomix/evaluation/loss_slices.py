@@ -153,18 +153,12 @@ class TokenClasses:
 
 def token_table(
     blocks: RunBlocks,
-    losses: NDArray[np.float32],
+    losses: NDArray[np.float32],  # nats; NaN where a token is not predicted. [blocks, block_size]
     classes: TokenClasses,
-    references: Mapping[str, Floats] | None,
-    training_counts: NDArray[np.int64] | None,
+    references: Mapping[str, Floats] | None,  # losses of n-gram models by name, one per predicted token
+    training_counts: NDArray[np.int64] | None,  # occurrences of each token of the vocabulary in the training blocks
 ) -> pd.DataFrame:
-    """One row per predicted token, in the order of the text.
-
-    Args:
-        losses: nats; NaN where a token is not predicted. [blocks, block_size]
-        references: losses of n-gram models by name, one per predicted token.
-        training_counts: occurrences of each token of the vocabulary in the training blocks.
-    """
+    """One row per predicted token, in the order of the text."""
     asked = blocks.depth > 0
     block, position = np.nonzero(asked)
     tokens = blocks.ids[asked]

@@ -113,27 +113,19 @@ class SteerMeasurements:
 
 def measure_steering(
     student: CoCoMixForCausalLM,
-    reader: TextReader,
-    prompts: Tensor,
+    reader: TextReader,  # the teacher whose dictionary names the student's concepts; on the student's device
+    prompts: Tensor,  # int64 [prompts, prompt_tokens]
     settings: SteerEvalSettings,
-    strengths: Strengths,
+    strengths: Strengths,  # of all concepts; used with `turn="add"`
+    # tokens put before the prompts in the arm `prompt`, for each of the settings' concepts; as many as have room
     words: Sequence[Sequence[int]],
     *,
     end: int | None,
-    vocab_size: int,
-    head: int = 0,
+    vocab_size: int,  # tokens of the tokenizer; others are not drawn
+    head: int = 0,  # tokens that every prompt begins with and words come after: 1 for a begin-of-text token
 ) -> SteerMeasurements:
     """Generate the three arms' texts for every concept, factor and prompt, and measure each text for every concept;
     refused as by `check_measurable`.
-
-    Args:
-        reader: the teacher whose dictionary names the student's concepts; on the student's device.
-        prompts: int64 [prompts, prompt_tokens].
-        strengths: of all concepts; used with `turn="add"`.
-        words: tokens put before the prompts in the arm `prompt`, for each of the settings' concepts; as many as the
-            context has room for.
-        vocab_size: tokens of the tokenizer; others are not drawn.
-        head: tokens that every prompt begins with and words come after: 1 for a begin-of-text token.
     """
     student = concept_model(student, mixing=True)
     check_measurable(student, reader, settings)

@@ -178,27 +178,16 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, sequence: T
 
 def continue_tokens(
     model: PreTrainedModel,
-    prompts: Sequence[Tensor],  # [seq] each
+    prompts: Sequence[Tensor],  # int64 [seq] each, on the model's device
     sampling: Sampling,
     *,
-    end: int | None,
+    end: int | None,  # the end-of-document token, also used as padding after it
     edits: Sequence[ConceptEdit] = (),
-    stop_at_end: bool = True,
-    vocab_size: int | None = None,
-    advance: Callable[[float], None] = lambda amount: None,
-) -> Tensor:
-    """Prompts, padded on the left, and what follows them; what is not said here is as in `generate`.
-
-    Args:
-        prompts: int64, on the model's device.
-        end: the end-of-document token, also used as padding after it.
-        stop_at_end: a text ends at `end`. Otherwise `end` is never drawn, and every text has `max_new_tokens` tokens.
-        vocab_size: draw only tokens below it; by default any that the model has.
-        advance: called with 1 after every token.
-
-    Returns:
-        int64 [prompts · num_return_sequences, longest prompt + new tokens].
-    """
+    stop_at_end: bool = True,  # otherwise `end` is never drawn, and every text has `max_new_tokens` tokens
+    vocab_size: int | None = None,  # draw only tokens below it; by default any that the model has
+    advance: Callable[[float], None] = lambda amount: None,  # called with 1 after every token
+) -> Tensor:  # int64 [prompts · num_return_sequences, longest prompt + new tokens]
+    """Prompts, padded on the left, and what follows them; what is not said here is as in `generate`."""
     input_ids, mask = (
         pad_sequence(list(rows), batch_first=True, padding_side="left")
         for rows in (prompts, map(torch.ones_like, prompts))

@@ -50,12 +50,6 @@ class CountingModel(HFLM):  # type: ignore[misc]
         finally:
             self.add_bos_token = self._begin is not None
 
-    def _shortened(self, context: list[int], room: int) -> list[int]:
-        """A prompt that does not fit, cut behind its begin-of-text token, which the harness would cut off."""
-        if self._begin is None or len(context) <= room or context[0] != self._begin or room < 2:
-            return context
-        return [self._begin, *context[1 - room :]]
-
     def _loglikelihood_tokens(self, requests: list[Request], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """Count, cut endings that cannot fit, and score a few batches at a time. The harness cuts the prompts."""
         fitting = []
@@ -63,7 +57,10 @@ class CountingModel(HFLM):  # type: ignore[misc]
             self.truncated += len(context) + len(ending) > self.max_length + 1
             self.endings_cut += len(ending) > self.max_length
             ending = ending[: self.max_length]
-            fitting.append((texts, self._shortened(context, self.max_length + 1 - len(ending)), ending))
+            room = self.max_length + 1 - len(ending)
+            if self._begin is not None and len(context) > room >= 2 and context[0] == self._begin:
+                context = [self._begin, *context[1 - room :]]  # the harness would cut begin-of-text off
+            fitting.append((texts, context, ending))
         self.requests += len(requests)
         # Longest first, as the harness does within a call, so that a batch holds requests of like length.
         order = sorted(range(len(fitting)), key=lambda index: -len(fitting[index][1]) - len(fitting[index][2]))

@@ -11,7 +11,8 @@ from benchmarks.ratios import Section, ratio
 from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION, adamw, random_model, student_loss, training_step
-from cocomix.model.fused_head import SetCrossEntropy, fused_head
+from cocomix.model.fused_head import fused_head
+from cocomix.model.head_losses import SetCrossEntropy
 
 __all__ = ["measure"]
 

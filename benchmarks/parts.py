@@ -12,7 +12,8 @@ from benchmarks.ratios import Section, ratio
 from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION
-from cocomix.model.fused_head import SetCrossEntropy, fused_head
+from cocomix.model.fused_head import fused_head
+from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.mixing.form import ConceptCompression
 from cocomix.model.targets import next_tokens
 

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cocomix.model import next_tokens
-from cocomix.model.fused_head import HeadOutput, SetCrossEntropy, fused_head
+from cocomix.model.fused_head import HeadOutput, fused_head
 from cocomix.model.head import Head
+from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.targets import divisor
 from cocomix.runtime.ignore import IGNORE
 from tests.model.factories import VOCAB, concepts, student, tokens

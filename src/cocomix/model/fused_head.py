@@ -11,81 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cocomix.model.head_losses import (
-    accumulation_dtype,
-    bag_of_words,
-    cap_,
-    divergence_of_all,
-    divergence_of_top,
-    set_cross_entropy,
-)
-from cocomix.model.targets import FullTargets, TopTargets, divisor, next_tokens
+from cocomix.model.head_losses import Divergence, HeadLoss, SetCrossEntropy, accumulation_dtype
+from cocomix.model.targets import divisor, next_tokens
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.top_k import top_k
-
-
-class SetCrossEntropy(NamedTuple):
-    """Cross-entropy against a set of labels per position (paper Eq. 2); a next token is a set of one.
-
-    Attributes:
-        labels: `IGNORE` where an entry is unused. [N, k_attr] int64
-        weights: of the entries, in the place of equal shares that sum to 1: Σ_i w_i (logsumexp(z) − z_i), so that
-            several targets, such as tokens further ahead, share one pass. [N, k_attr]
-    """
-
-    labels: Tensor
-    weights: Tensor | None = None
-
-    def part(self, rows: slice) -> "SetCrossEntropy":
-        """Of some positions."""
-        return SetCrossEntropy(self.labels[rows], None if self.weights is None else self.weights[rows])
-
-
-class BagOfWords(NamedTuple):
-    """Binary cross-entropies Σ_v softplus(z_v) − Σ_{v∈bag} z_v of positions with a bag.
-
-    Attributes:
-        labels: every token of a bag once, `IGNORE` where an entry is unused. [N, size] int64
-    """
-
-    labels: Tensor
-
-    def part(self, rows: slice) -> "BagOfWords":
-        """Of some positions."""
-        return BagOfWords(self.labels[rows])
-
-
-class Divergence(NamedTuple):
-    """KL(teacher ‖ student).
-
-    Attributes:
-        targets: the teacher's distributions for the same positions, flat: [N, …].
-        counted: positions with a target token, of which the teacher says something. [N] bool
-    """
-
-    targets: FullTargets | TopTargets
-    counted: Tensor
-
-    @classmethod
-    def of_batch(cls, targets: FullTargets | TopTargets, counted: Tensor) -> "Divergence":
-        """From targets [batch, seq, …] and positions with a target token [batch, seq]."""
-        if isinstance(targets, TopTargets):
-            ids, log_probs = targets.ids.flatten(0, 1), targets.log_probs.flatten(0, 1)
-            known = log_probs[:, 0].isfinite()
-            return cls(TopTargets(ids, log_probs, targets.complete), counted.flatten() & known)
-        return cls(targets._replace(states=targets.states.flatten(0, 1)), counted.flatten())
-
-    def part(self, rows: slice) -> "Divergence":
-        """Of some positions."""
-        targets = self.targets
-        if isinstance(targets, TopTargets):
-            of_rows = TopTargets(targets.ids[rows], targets.log_probs[rows], targets.complete)
-            return Divergence(of_rows, self.counted[rows])
-        return Divergence(targets._replace(states=targets.states[rows]), self.counted[rows])
-
-
-HeadLoss = SetCrossEntropy | BagOfWords | Divergence
 
 
 class HeadOutput(NamedTuple):
@@ -206,17 +136,8 @@ class _FusedHead(torch.autograd.Function):
                 values[rows], ids[rows] = top_k(logits, k)
             if loss is None:
                 continue
-            part = loss.part(rows)
-            if isinstance(part, SetCrossEntropy):
-                used_up = padded.to(accumulation, copy=True) if weight is None else padded
-                width = logits.shape[1]
-                chunk_loss, gradient = set_cross_entropy(
-                    used_up, width, part.labels, softcap, with_gradient, part.weights
-                )
-            elif isinstance(part, BagOfWords):
-                chunk_loss, gradient = bag_of_words(logits.to(accumulation), part.labels)
-            else:
-                chunk_loss, gradient = _divergence(part, logits.to(accumulation), softcap)
+            used_up = padded.to(accumulation, copy=True) if weight is None else padded
+            chunk_loss, gradient = loss.part(rows).of_chunk(used_up, logits.shape[1], softcap, with_gradient)
             loss_sum += chunk_loss
             if grad_hidden is None or gradient is None:
                 continue
@@ -288,24 +209,6 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, padded: Tensor
     if bias is None:
         return logits.addmm_(hidden, weight.T, beta=0)  # 0: what lies there is ignored, be it NaN
     return logits.copy_(bias).addmm_(hidden, weight.T)
-
-
-def _divergence(loss: Divergence, scores: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """A chunk's summed divergence and its gradient with respect to the uncapped logits."""
-    slope = None if softcap is None else cap_(scores, softcap, with_slope=True)
-    targets = loss.targets
-    if isinstance(targets, TopTargets):
-        log_probs = targets.log_probs.to(scores.dtype)
-        found = divergence_of_top(scores, targets.ids, log_probs, loss.counted, complete=targets.complete)
-    else:
-        teacher = targets.states
-        if targets.weight is not None:
-            teacher = F.linear(teacher, targets.weight, targets.bias)
-        teacher = teacher.to(scores.dtype)
-        if targets.softcap is not None:
-            teacher = torch.tanh(teacher / targets.softcap) * targets.softcap
-        found = divergence_of_all(scores, teacher, loss.counted)
-    return found[0], found[1] if slope is None else found[1].mul_(slope)
 
 
 def _accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:

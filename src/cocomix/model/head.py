@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cocomix.model.fused_head import HeadLoss, HeadOutput, fused_head
-from cocomix.model.head_losses import accumulation_dtype
+from cocomix.model.fused_head import HeadOutput, fused_head
+from cocomix.model.head_losses import HeadLoss, accumulation_dtype
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.errors import CoCoMixError
 

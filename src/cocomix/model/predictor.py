@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from cocomix.model.edits import PlacedEdit, apply_edits
-from cocomix.model.fused_head import SetCrossEntropy
 from cocomix.model.head import Head, head_output
+from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.mixing import Concepts
 
 HiddenLoss = Literal["l1", "l2", "cosine"]

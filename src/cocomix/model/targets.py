@@ -1,5 +1,6 @@
 """What a student learns from, position by position: next tokens, concept labels, a teacher's distributions."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,29 @@ class FullTargets(NamedTuple):
     bias: Tensor | None = None
     softcap: float | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "FullTargets":
+        """With what is of positions changed, such as `change=lambda rows: rows.flatten(0, 1)`."""
+        return self._replace(states=change(self.states))
+
+    def divergence(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(teacher ‖ student) at each position and its gradient, q − p of the two distributions.
+
+        Args:
+            scores: the student's logits, for as many flat positions as there are here. [N, vocab]
+        """
+        teacher = self.states if self.weight is None else F.linear(self.states, self.weight, self.bias)
+        teacher = teacher.to(scores.dtype)
+        if self.softcap is not None:
+            teacher = torch.tanh(teacher / self.softcap) * self.softcap
+        log_q = scores.log_softmax(-1)
+        log_p = teacher.log_softmax(-1)
+        p = log_p.exp()
+        width = teacher.shape[-1]
+        divergence = (p * (log_p - log_q[:, :width])).sum(-1)
+        gradient = log_q.exp_()
+        gradient[:, :width] -= p
+        return divergence, gradient
+
 
 class TopTargets(NamedTuple):
     """The K largest next-token probabilities of a teacher.
@@ -41,6 +65,35 @@ class TopTargets(NamedTuple):
     ids: Tensor
     log_probs: Tensor
     complete: bool = False
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "TopTargets":
+        """As `FullTargets.each`."""
+        return self._replace(ids=change(self.ids), log_probs=change(self.log_probs))
+
+    def divergence(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FullTargets.divergence`, where everything but the K tokens is one more outcome, the rest R (our choice).
+
+        With p_R = 1 − Σ_{i∈K} p_i and likewise q_R,
+
+            KL = Σ_{i∈K} p_i (log p_i − log q_i) + p_R (log p_R − log q_R),
+
+        which is never above the KL over the whole vocabulary, and is that KL where K holds all of it (`complete`). Its
+        gradient is q_i − p_i within K and q_i (1 − p_R/q_R) outside.
+        """
+        log_p = self.log_probs.to(scores.dtype)
+        if self.complete:
+            log_p = log_p.log_softmax(-1)
+        p = log_p.exp()  # [N, K]
+        log_q = scores.log_softmax(-1)
+        picked = log_q.gather(-1, self.ids)
+        divergence = (p * (log_p - picked)).sum(-1)
+        gradient = log_q.exp()
+        if not self.complete:
+            rest = (1.0 - p.sum(-1, keepdim=True)).clamp_min(torch.finfo(p.dtype).tiny)  # [N, 1]
+            log_rest = log_q.scatter(-1, self.ids, float("-inf")).logsumexp(-1, keepdim=True)
+            divergence = divergence + (rest * (rest.log() - log_rest)).squeeze(-1)
+            gradient = gradient - rest * (log_q - log_rest).exp_()
+        return divergence, gradient.scatter(-1, self.ids, picked.exp() - p)
 
 
 def next_tokens(labels: Tensor, attention_mask: Tensor | None) -> Tensor:

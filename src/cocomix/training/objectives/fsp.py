@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from cocomix.model.fused_head import BagOfWords
+from cocomix.model.head_losses import BagOfWords
 from cocomix.training.objectives.ahead import OwnHead, first_occurrences, last_states, tokens_ahead
 from cocomix.training.objectives.objective import Batch
 from cocomix.training.objectives.schedule import ALWAYS, Schedule

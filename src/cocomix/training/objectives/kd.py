@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from cocomix.model import FullTargets, TopTargets
-from cocomix.model.fused_head import Divergence, HeadLoss
+from cocomix.model.head_losses import Divergence, HeadLoss
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule
 

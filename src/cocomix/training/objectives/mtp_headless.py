@@ -9,7 +9,7 @@ once more.
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
+from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
 from cocomix.training.objectives.ahead import second_pass_flops, tokens_ahead
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule

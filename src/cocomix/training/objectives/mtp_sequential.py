@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model.fused_head import SetCrossEntropy
+from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.training.objectives.ahead import head_flops, last_states, masks_of, models_head, own_block, tokens_ahead
 from cocomix.training.objectives.objective import Batch, SingleTerm
 from cocomix.training.objectives.schedule import Schedule

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from cocomix.model import FullTargets
-from cocomix.model.fused_head import Divergence
+from cocomix.model.head_losses import Divergence
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import head_flops, last_states, models_head, tokens_ahead
 from cocomix.training.objectives.objective import Batch, SingleTerm

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.data import Tokens
 from cocomix.model import next_tokens
-from cocomix.model.fused_head import HeadLoss
+from cocomix.model.head_losses import HeadLoss
 from cocomix.runtime.flops import product_flops
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.registry import Registry

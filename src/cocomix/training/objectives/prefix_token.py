@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.concepts.token_bytes import TokenBytes
 from cocomix.data import Tokens
 from cocomix.model import next_tokens
-from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
+from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import second_pass_flops
 from cocomix.training.objectives.objective import Batch, SingleTerm

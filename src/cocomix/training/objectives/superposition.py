@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.data import Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import account, build_model
-from cocomix.model.fused_head import HeadLoss, SetCrossEntropy
+from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.objective import Batch, SingleTerm

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cocomix.model.fused_head import SetCrossEntropy
+from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import OwnHead, first_occurrences, last_states, tokens_ahead
 from cocomix.training.objectives.objective import Batch

@@ -40,9 +40,6 @@ class Backbone:
     depth_scaled_init: tuple[str, ...] = ()
 
 
-_LLAMA_LIKE = Backbone()
-_GEMMA = Backbone(scaled_embeddings=True)
-
 SUPPORTED_BACKBONES: dict[str, Backbone] = {
     "gpt2": Backbone(
         blocks="h",
@@ -52,22 +49,10 @@ SUPPORTED_BACKBONES: dict[str, Backbone] = {
         input_dropout="drop",
         depth_scaled_init=("c_proj.weight",),
     ),
-    "gpt_neox": Backbone(
-        final_norm="final_layer_norm",
-        token_embedding="embed_in",
-        input_dropout="emb_dropout",
-    ),
-    "llama": _LLAMA_LIKE,
-    "mistral": _LLAMA_LIKE,
-    "qwen2": _LLAMA_LIKE,
-    "qwen3": _LLAMA_LIKE,
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "olmo2": _LLAMA_LIKE,
-    "olmo3": _LLAMA_LIKE,
-    "smollm3": _LLAMA_LIKE,
-    "phi3": _LLAMA_LIKE,
+    "gpt_neox": Backbone(final_norm="final_layer_norm", token_embedding="embed_in", input_dropout="emb_dropout"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Backbone()),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), Backbone(scaled_embeddings=True)),
+    **dict.fromkeys(("olmo2", "olmo3", "smollm3", "phi3"), Backbone()),
 }
 """Decoder families that are tested (split ≡ plain, caches, padding, saving, a training step), by `model_type`."""
 

@@ -58,34 +58,26 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
         for layer in self.kept:
             layer.crop(tokens_to_remove)
 
-    @property
-    def is_compileable(self) -> bool:
-        """False: the cache grows."""
-        return False
+    def unless(self, given: Any) -> "CoCoMixCache":
+        """The given cache, or this new one in place of none or of an empty stock cache that a caller prepared.
 
-
-def own_cache(
-    cache: Any, lower_config: PreTrainedConfig, upper_config: PreTrainedConfig, passes: tuple[int, ...], keeps: int
-) -> CoCoMixCache:
-    """The given cache, or a new one in place of none or of an empty stock cache that a caller prepared.
-
-    Raises:
-        CoCoMixError: it holds entries of another model, or is another kind of cache and holds entries.
-    """
-    own = CoCoMixCache(lower_config, upper_config, passes, keeps)
-    if isinstance(cache, CoCoMixCache):
-        if cache.split != own.split:
+        Raises:
+            CoCoMixError: it holds entries of another model, or is another kind of cache and holds entries.
+        """
+        if isinstance(given, CoCoMixCache):
+            if given.split != self.split:
+                raise CoCoMixError(
+                    f"past_key_values was made for another split (lower blocks, upper blocks, positions per token in "
+                    f"each pass, layers beside the halves = {given.split}); pass this model's own earlier output, or "
+                    "None."
+                )
+            return given
+        if given is not None and given.get_seq_length() > 0:
             raise CoCoMixError(
-                f"past_key_values was made for another split (lower blocks, upper blocks, positions per token in each "
-                f"pass, layers beside the halves = {cache.split}); pass this model's own earlier output, or None."
+                f"past_key_values is a filled {type(given).__name__}, but a CoCoMix model needs the CoCoMixCache of "
+                "its own earlier output; pass that, or None."
             )
-        return cache
-    if cache is not None and cache.get_seq_length() > 0:
-        raise CoCoMixError(
-            f"past_key_values is a filled {type(cache).__name__}, but a CoCoMix model needs the CoCoMixCache of "
-            "its own earlier output; pass that, or None."
-        )
-    return own
+        return self
 
 
 class NothingCached(Cache):  # type: ignore[misc]
@@ -100,17 +92,5 @@ class NothingCached(Cache):  # type: ignore[misc]
         super().__init__(layers=[])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values as they are."""
+        """Keys and values as they are; without layers, the base class counts no token before them."""
         return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """No token came before."""
-        return 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Queries start at position 0."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """As many keys as queries, from position 0."""
-        return query_length, 0

@@ -74,23 +74,14 @@ class ConceptEdit:
 
 
 class PlacedEdit(NamedTuple):
-    """An edit and where it applies.
-
-    Attributes:
-        edit: the edit.
-        where: bool [batch, seq], True at some position.
-    """
+    """An edit and where it applies, which is somewhere: bool [batch, seq]."""
 
     edit: ConceptEdit
     where: Tensor
 
 
 def check_edits(edits: Sequence[ConceptEdit], num_concepts: int) -> None:
-    """Refuse edits of concepts that do not exist.
-
-    Raises:
-        CoCoMixError: an index is outside 0 … num_concepts − 1.
-    """
+    """Refuse, with a `CoCoMixError`, edits of concepts outside 0 … num_concepts − 1."""
     for edit in edits:
         if not 0 <= edit.concept < num_concepts:
             raise CoCoMixError(

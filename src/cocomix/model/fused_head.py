@@ -148,7 +148,10 @@ class _FusedHead(torch.autograd.Function):
             grad_logits = gradient if gradient.dtype == hidden.dtype else logits.copy_(gradient)
             torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                _accumulate_outer(grad_weight, grad_logits, hidden[rows])
+                if hidden.dtype == accumulation:
+                    grad_weight.addmm_(grad_logits.T, hidden[rows])
+                else:
+                    grad_weight += grad_logits.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
         return values, ids, loss_sum, grad_hidden, grad_weight, grad_bias
@@ -209,14 +212,6 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, padded: Tensor
     if bias is None:
         return logits.addmm_(hidden, weight.T, beta=0)  # 0: what lies there is ignored, be it NaN
     return logits.copy_(bias).addmm_(hidden, weight.T)
-
-
-def _accumulate_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """Add grad_logitsᵀ · hidden to `total`, accumulated in `total`'s dtype whatever the product's."""
-    if hidden.dtype == total.dtype:
-        total.addmm_(grad_logits.T, hidden)
-    else:
-        total += grad_logits.T @ hidden
 
 
 def _scatter_outer(ids: Tensor, coefficients: Tensor, hidden: Tensor, width: int) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from cocomix.model.backbone import backbone_of, build_halves
 from cocomix.model.bigram import BigramTable
-from cocomix.model.cache import CoCoMixCache, NothingCached, own_cache
+from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
 from cocomix.model.fused_head import fused_head
@@ -26,7 +26,7 @@ from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.form import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.without_concepts import Pause
 from cocomix.model.positions import positions_of
-from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction, build_predictor
+from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction
 from cocomix.model.targets import check_concept_labels, divisor, next_tokens, unpadded
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -91,7 +91,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         super().__init__(config)
         width, own, kernel = config.positions_per_token, config.upper_positions == "own", config._attn_implementation
         self.lower, self.upper = build_halves(config.backbone, config.insert_layer, width, kernel, own_positions=own)
-        self.predictor = build_predictor(config)
+        predictor = ConceptPredictor if config.prediction == "concepts" else HiddenPredictor
+        self.predictor = predictor(config) if config.form.predicts else None
         self.mixing = config.form(config)
         self.mixing.attach(self.lower, self.upper)
         self.bigram: BigramTable | None = None
@@ -144,10 +145,6 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding of the lower half."""
         self.lower.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language-model head."""
-        return self.lm_head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the language-model head; a plain layer (from `resize_token_embeddings`) becomes a `Head`."""
@@ -373,7 +370,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     def _own_cache(self, cache: Any) -> CoCoMixCache:
         config = self.config
-        return own_cache(cache, self.lower.config, self.upper.config, config.passes, config.keeps)
+        return CoCoMixCache(self.lower.config, self.upper.config, config.passes, config.keeps).unless(cache)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

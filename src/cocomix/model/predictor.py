@@ -122,13 +122,7 @@ class HiddenPredictor(nn.Module):
         targets: Tensor | None = None,  # [batch, seq, d_teacher]
         counted: Tensor | None = None,  # [batch, seq] bool
     ) -> Prediction:
-        """Predict the teacher's hidden states.
-
-        Args:
-            hidden: entering block `insert_layer`.
-            targets: the teacher's layer-normed hidden states.
-            counted: positions whose distance is summed; all by default.
-        """
+        """Predict the teacher's hidden states; the distance from `targets` is summed where `counted`, or everywhere."""
         scaled, mean, std = normalise(hidden)
         predicted = self.mlp(scaled - self.pre_bias)  # [batch, seq, d_teacher]
         loss_sum = None
@@ -136,13 +130,6 @@ class HiddenPredictor(nn.Module):
             distance = hidden_distance(predicted, targets, self.hidden_loss)
             loss_sum = (distance if counted is None else distance.masked_fill(~counted, 0.0)).sum()
         return Prediction(Concepts(predicted, None, mean, std, self.pre_bias.clone()), loss_sum)
-
-
-def build_predictor(config: PreTrainedConfig) -> ConceptPredictor | HiddenPredictor | None:
-    """What a `CoCoMixConfig` asks for; `None` with a form of mixing that needs no prediction."""
-    if not config.form.predicts:
-        return None
-    return ConceptPredictor(config) if config.prediction == "concepts" else HiddenPredictor(config)
 
 
 def hidden_distance(predicted: Tensor, target: Tensor, kind: HiddenLoss) -> Tensor:

@@ -113,7 +113,6 @@ def build_halves(
     """Build the freshly initialised lower and upper halves of a decoder.
 
     Args:
-        config: the whole decoder's configuration; left untouched.
         insert_layer: number of blocks in the lower half.
         positions_per_token: places in the upper half per token (2 doubles its context and its sliding windows).
         attn_implementation: attention kernel of both halves, as Hugging Face names it.
@@ -190,10 +189,6 @@ def _correct_depth_scaled_init(part: PreTrainedModel, backbone: Backbone, layers
 
 def split_state_dict(model: PreTrainedModel, insert_layer: int) -> dict[str, Tensor]:
     """Rename a plain causal LM's weights to those of a `CoCoMixForCausalLM` split at `insert_layer`.
-
-    Args:
-        model: a causal LM of a supported family, e.g. `GPT2LMHeadModel`.
-        insert_layer: number of blocks that go to the lower half.
 
     Returns:
         Tensors (shared with `model`, not copied) under `lower.*`, `upper.*` and `lm_head.*`. A tied head is included.

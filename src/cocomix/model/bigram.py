@@ -48,13 +48,7 @@ class BigramTable(nn.Module):
         return (hashed % last).masked_fill(before == IGNORE, last)
 
     def forward(self, tokens: Tensor, positions: Tensor | None, kept: CacheLayerMixin | None) -> None:
-        """Look up what the blocks of this forward pass will add.
-
-        Args:
-            tokens: the new ones. [batch, seq]
-            positions: theirs; `None` for 0 … seq − 1. [batch or 1, seq]
-            kept: a layer of the cache that holds earlier tokens; these are added to it.
-        """
+        """Look up what the blocks of this forward pass will add; arguments as of `preceding`."""
         tokens = tokens.long()
         found = self.table(self.rows(tokens, preceding(tokens, positions, kept)))
         self._added = tuple(gain * found for gain in self.gains)

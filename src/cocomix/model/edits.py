@@ -99,7 +99,6 @@ def place_edits(
     Bans come last: −∞ scaled by zero would be a NaN, which top-k ranks first.
 
     Args:
-        edits: any number of them.
         positions: of the tokens of this pass in their row, padding left out.
         rows: which row each row of the batch counts as.
 

@@ -90,7 +90,6 @@ def causal_loss(
     Here the logits and their gradient have the model's dtype, and a chunk of positions at a time is in float32.
 
     Args:
-        logits: of a decoder.
         labels: token ids, not shifted; −100 where there is no target.
         vocab_size: of the logits; models give it, and it is not needed.
         num_items_in_batch: divisor of the loss; by default the number of targets here.

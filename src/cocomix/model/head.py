@@ -21,9 +21,6 @@ class Head(nn.Linear):
     """Logits of vocabulary or concepts; see `fused_head` for what it does with a loss.
 
     Args:
-        d_model: width of the hidden states.
-        width: number of logits.
-        bias: whether there is one.
         chunk_size: positions whose logits are held at once; by default as many as the device's memory suggests.
         softcap: of the logits in a loss; `forward` without one leaves capping to the caller.
     """

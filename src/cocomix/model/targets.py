@@ -132,16 +132,9 @@ def check_label_shape(labels: Tensor, query: Tensor) -> None:
 
 
 def check_concept_labels(labels: Tensor, query: Tensor | None, num_concepts: int) -> None:
-    """Refuse labels of another shape than [batch, seq, k_attr], or of concepts that do not exist.
+    """Refuse labels of another shape than [batch, seq, k_attr], or of concepts outside 0 … num_concepts − 1.
 
     Values are looked at on the CPU only: an accelerator would have to wait for them.
-
-    Args:
-        labels: of the model's input.
-        query: that input, [batch, seq] or [batch, seq, d_model].
-
-    Raises:
-        CoCoMixError: another shape; or an entry is neither `IGNORE` nor one of 0 … num_concepts − 1.
     """
     if query is not None:
         check_label_shape(labels, query)

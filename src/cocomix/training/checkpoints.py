@@ -129,10 +129,7 @@ def weights_are_finite(model: nn.Module, accelerator: Any) -> bool:
 def publish(folder: Path, manifest: CheckpointManifest, state: TrainerState, keep: int | None) -> None:
     """Seal the checkpoint that was written in the folder `WRITING`, give it its name, and drop old ones.
 
-    Args:
-        folder: of the checkpoints.
-        state: of the Trainer, which may call it the best one.
-        keep: how many newest ones to leave, beside the best one; all where it is `None` or 0.
+    The `keep` newest and the best one are left; all, where `keep` is `None` or 0.
     """
     name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
     written, whole = folder / WRITING / name, folder / name

@@ -37,8 +37,7 @@ _SENTENCE = re.compile(r"DataLoader worker.*^cocomix(?:\.\w+)+: (.*)$", re.DOTAL
 class JoinedBlocks(Dataset[dict[str, Tensor]]):
     """Token blocks joined with what is stored of them: row i has `input_ids` [seq] and, say, `concept_labels`.
 
-    Args:
-        stored: further rows of the same blocks, or of the first ones only, by one of their columns.
+    `stored` has further rows of the same blocks, or of the first ones only, by one of their columns.
     """
 
     def __init__(self, tokens: Any, stored: Mapping[str, Any]) -> None:
@@ -64,11 +63,9 @@ def joined_blocks(
     name: str,
     limit: int | None,
 ) -> Dataset[Any]:
-    """A split's blocks, joined with what is stored beside them.
+    """A split's blocks, joined with labels and probabilities `beside` them, by one of the columns of each.
 
-    Args:
-        beside: labels and probabilities of the same data by one of their columns; `None` where there are none.
-        limit: use only the first blocks; of a mixture about so many, of each corpus its share.
+    With a `limit` only the first blocks; of a mixture about so many, of each corpus its share.
     """
     scattered = name == TRAIN
     blocks: Dataset[Any] = data.split(name, scattered=scattered)
@@ -182,13 +179,7 @@ def ordered_loader(
     needs: Callable[[int, int], frozenset[str]] | None = None,
     reached: Callable[[int, int], None] | None = None,
 ) -> DataLoaderShard:
-    """This process's part of the training batches, on its device.
-
-    Args:
-        blocks: numbered as in `order`.
-        collate: makes a batch of rows.
-        needs: see `StepBatches`; so is `reached`.
-    """
+    """This process's part of the training batches, on its device; see `StepBatches` for `needs` and `reached`."""
     processes = arguments.world_size
     batches = StepBatches(
         order,

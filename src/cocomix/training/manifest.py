@@ -33,14 +33,7 @@ def run_manifest(
     final: dict[str, float],
     recipe_fingerprint: str | None,
 ) -> RunManifest:
-    """What a comparison needs to know of a finished run.
-
-    Args:
-        output: the run folder to be.
-        trainer: after training.
-        final: the last evaluation.
-        recipe_fingerprint: of the recipe as it was written.
-    """
+    """What a comparison needs to know of a run that is trained, with its last evaluation `final`."""
     arguments, online = trainer.args, trainer.online_labels
     tokens = trainer.tokens_seen(trainer.state.global_step)
     extra = extra_flops(trainer, plan)

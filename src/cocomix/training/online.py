@@ -174,7 +174,7 @@ class OnlineLabels:
         return {**batch, "concept_labels": labels}
 
 
-class StudentLabels(OnlineLabels):
+class StudentLabels(OnlineLabels, TrainerCallback):  # type: ignore[misc]
     """Labels of kind `online`: made by a copy of the student, which follows it step by step.
 
     Every micro-batch is labelled and learned from before the student sees it, and after every optimizer step the copy
@@ -209,7 +209,12 @@ class StudentLabels(OnlineLabels):
         if trainer.is_fsdp_enabled:
             refuse_under_fsdp((), self.config)
         self.labeller.follow(trainer.model, self._layer_of(trainer.model))
-        trainer.add_callback(_AfterStep(self.labeller, trainer.accelerator))
+        self._reduce = partial(trainer.accelerator.reduce, reduction="sum")
+        trainer.add_callback(self)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move copy and dictionary, before anything is logged, evaluated or saved."""
+        self.labeller.step(self._reduce)
 
     def evaluated(self, batch: Batch) -> Batch:
         """A batch of an evaluation with the labels of now, from which nothing is learned."""
@@ -243,16 +248,6 @@ class StudentLabels(OnlineLabels):
         config = student.config
         interleaved = isinstance(student, CoCoMixForCausalLM) and config.positions_per_token > 1
         return self.labeller.layer_of(student, config.insert_layer if interleaved else None)
-
-
-class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Moves copy and dictionary after every optimizer step, before anything is logged, evaluated or saved."""
-
-    def __init__(self, labeller: OnlineLabeller, accelerator: Any) -> None:
-        self.labeller, self.accelerator = labeller, accelerator
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.labeller.step(partial(self.accelerator.reduce, reduction="sum"))
 
 
 def kept_labeller(folder: Path, config: OnlineConfig) -> ActivationConfig:

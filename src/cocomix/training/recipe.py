@@ -296,11 +296,7 @@ class RunConfig(Section):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe file.
-
-    Args:
-        path: a YAML file.
-        overrides: `a.b=value` assignments, values in YAML; applied last.
+    """Read a YAML file, with `a.b=value` assignments over it (values in YAML).
 
     Raises:
         CoCoMixError: the file is missing or no YAML mapping, or a field is unknown, missing or out of range.

@@ -83,16 +83,13 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     if url_of(output) is None and Run.made(output, asked) is not None:  # at a URL, a finished run is refused below
         logger.info(f"{shown(output)} is this run, finished: nothing to do")
         return output
-    checkpoints = partial_path(output) / "checkpoints"
-    blocks = len(data.split("train"))
-    arguments = training_arguments(recipe, checkpoints, data.manifest.block_size, blocks, sharding)
+    folder, blocks = partial_path(output), len(data.split("train"))
+    arguments = training_arguments(recipe, folder / "checkpoints", data.manifest.block_size, blocks, sharding)
     arguments.run_name = arguments.run_name or recipe.name or output.name
     first = arguments.process_index == 0
     labels, online = open_labels(recipe, data), None
     if recipe.has_concepts and recipe.online_labels is not None:
-        online = open_online_labels(
-            recipe.online_labels, data, arguments.device, partial_path(output), bf16=arguments.bf16
-        )
+        online = open_online_labels(recipe.online_labels, data, arguments.device, folder, bf16=arguments.bf16)
     teaching = open_teaching(recipe, data, arguments.device, torch.bfloat16 if arguments.bf16 else None)
     if first:
         check_sources(recipe, labels, teaching)
@@ -110,7 +107,6 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         "online_labels": None if online is None else online.reference(data)["labeller"],
         "teaching": teaching.reference,
     }
-    folder = partial_path(output)
     with _staged(output, identity, arguments) as staging, signed_in(folder) if first else nullcontext():
         if first:
             save_recipe(recipe, folder / "recipe.yaml")

@@ -45,15 +45,12 @@ def plan_run(
     labels: Labels | OnlineLabels | None = None,
     teacher_hidden_size: int | None = None,
 ) -> Plan:
-    """Check a recipe and count its model's cost, on the meta device.
+    """Check a recipe and count its model's cost, on the meta device; refused where its parts do not fit together.
 
     Args:
         data: the prepared data of the recipe; without it the recipe must give every size itself.
         labels: its labels, if there are any.
         teacher_hidden_size: of a teacher that runs while training.
-
-    Raises:
-        CoCoMixError: recipe, data and labels do not fit together.
     """
     config = _model_config(recipe, data, None if labels is None else labels.num_concepts, teacher_hidden_size)
     if data is not None:
@@ -79,12 +76,7 @@ def build_student(recipe: RunConfig, config: PreTrainedConfig) -> PreTrainedMode
 
 
 def pretrained_config(name: str, revision: str | None, field: str) -> PreTrainedConfig:
-    """The configuration of a model on the hub, in a folder or in a GGUF file.
-
-    Args:
-        name: as in the recipe.
-        field: where it stands in the recipe, for the refusal.
-    """
+    """The configuration of a model on the hub, in a folder or in a GGUF file, which a recipe names in `field`."""
     source, options = Path(name), {} if revision is None else {"revision": revision}
     if source.suffix == ".gguf":
         name, options = str(source.parent), {"gguf_file": source.name}

@@ -238,8 +238,6 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
 
         Args:
             resume_from_checkpoint: a checkpoint that this class wrote; `True` for the last whole one of `output_dir`.
-            *args: as in the base class.
-            **kwargs: likewise.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_complete_checkpoint(Path(self.args.output_dir)) or "")

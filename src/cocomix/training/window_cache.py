@@ -22,17 +22,10 @@ Fetched = tuple[Tokens | StoredArrays[Any], str]
 class WindowCache:
     """Keeps a run's training files in a cache, in the process that trains; its loader workers read through it, too.
 
-    Args:
-        bounds: what the recipe says.
-        beside: labels and probabilities of the data.
-        order: of the blocks.
+    A cache that is too small for the recipe's `window_files` is refused.
 
     Attributes:
-        cache: of the files.
         parts: of every corpus and each of its token files, what is fetched: it, and the arrays beside it that are read.
-
-    Raises:
-        CoCoMixError: the cache is too small.
     """
 
     def __init__(

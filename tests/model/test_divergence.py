@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.model import FullTargets, TopTargets
-from cocomix.model.fused_head import fused_head
-from cocomix.model.head import Head
+from cocomix.model.fused_head import Head, fused_head
 from cocomix.model.head_losses import Divergence
 from cocomix.model.targets import divisor
 from tests.model.factories import student, tokens

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cocomix.model import CoCoMixForCausalLM, FullTargets
-from cocomix.model.head import Head, head_output
+from cocomix.model.fused_head import Head, head_output
 from cocomix.model.head_losses import Divergence, HeadLoss, SetCrossEntropy
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE

@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cocomix.model import next_tokens
-from cocomix.model.fused_head import HeadOutput, fused_head
-from cocomix.model.head import Head
+from cocomix.model.fused_head import Head, HeadOutput, fused_head
 from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.targets import divisor
 from cocomix.runtime.ignore import IGNORE
@@ -122,7 +121,7 @@ def test_the_chunk_size_changes_no_result_and_reaches_both_heads(monkeypatch: py
         seen.append(args[5])
         return fused_head(*args)
 
-    monkeypatch.setattr("cocomix.model.head.fused_head", spy)
+    monkeypatch.setattr("cocomix.model.fused_head.fused_head", spy)
     batch = {"labels": tokens(), "concept_labels": concepts(), "output_logits": False}
     losses = [student("gpt2", head_chunk_size=size)(tokens(), **batch).loss for size in (3, None)]
     torch.testing.assert_close(*losses)

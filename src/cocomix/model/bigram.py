@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
 
-from cocomix.model.positions import preceding
 from cocomix.runtime.ignore import IGNORE
 
 _OF_TOKEN, _OF_TOKEN_BEFORE = 36313, 27191
@@ -64,3 +63,25 @@ class BigramTable(nn.Module):
         if width > 1:
             added = F.pad(added.unsqueeze(2), (0, 0, 0, width - 1)).flatten(1, 2)
         return (hidden + added, *inputs[1:])
+
+
+def preceding(tokens: Tensor, positions: Tensor | None, kept: CacheLayerMixin | None) -> Tensor:
+    """The token before each new one, −100 where its document or the text begins. [batch, seq], int64
+
+    One token follows another if its position is one more: so neither padding nor another document, where positions keep
+    documents apart, is a token before.
+
+    Args:
+        tokens: the new ones. [batch, seq]
+        positions: theirs; `None` for 0 … seq − 1. [batch or 1, seq]
+        kept: a layer of the cache that holds earlier tokens; these are added to it.
+    """
+    seq = tokens.shape[1]
+    positions = torch.arange(seq, device=tokens.device).unsqueeze(0) if positions is None else positions
+    positions = positions.expand_as(tokens)
+    if kept is not None:
+        whole = kept.update(tokens[:, None, :, None], positions[:, None, :, None])
+        tokens, positions = (each[:, 0, :, 0] for each in whole)
+    before = F.pad(tokens[:, :-1], (1, 0), value=IGNORE)
+    follows = F.pad(positions[:, 1:] == positions[:, :-1] + 1, (1, 0), value=False)
+    return before.masked_fill(~follows, IGNORE)[:, -seq:]

@@ -19,8 +19,7 @@ from cocomix.model.bigram import BigramTable
 from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
-from cocomix.model.fused_head import fused_head
-from cocomix.model.head import Head, head_output
+from cocomix.model.fused_head import Head, fused_head, head_output
 from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
 from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.form import ConceptCompression, HiddenCompression

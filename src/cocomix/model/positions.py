@@ -1,14 +1,12 @@
-"""Position ids of the lower half, which a form of mixing expands for the upper one, and what they say of neighbours."""
+"""Position ids of the lower half, which a form of mixing expands for the upper one."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin
 
 from cocomix.model.backbone import backbone_of
 from cocomix.model.cache import CoCoMixCache
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.runtime.ignore import IGNORE
 
 
 def positions_of(
@@ -45,25 +43,3 @@ def positions_of(
             "does, with truncation=True)."
         )
     return position_ids
-
-
-def preceding(tokens: Tensor, positions: Tensor | None, kept: CacheLayerMixin | None) -> Tensor:
-    """The token before each new one, −100 where its document or the text begins. [batch, seq], int64
-
-    One token follows another if its position is one more: so neither padding nor another document, where positions keep
-    documents apart, is a token before.
-
-    Args:
-        tokens: the new ones. [batch, seq]
-        positions: theirs; `None` for 0 … seq − 1. [batch or 1, seq]
-        kept: a layer of the cache that holds earlier tokens; these are added to it.
-    """
-    seq = tokens.shape[1]
-    positions = torch.arange(seq, device=tokens.device).unsqueeze(0) if positions is None else positions
-    positions = positions.expand_as(tokens)
-    if kept is not None:
-        whole = kept.update(tokens[:, None, :, None], positions[:, None, :, None])
-        tokens, positions = (each[:, 0, :, 0] for each in whole)
-    before = nn.functional.pad(tokens[:, :-1], (1, 0), value=IGNORE)
-    follows = nn.functional.pad(positions[:, 1:] == positions[:, :-1] + 1, (1, 0), value=False)
-    return before.masked_fill(~follows, IGNORE)[:, -seq:]

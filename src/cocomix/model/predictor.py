@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from cocomix.model.edits import PlacedEdit, apply_edits
-from cocomix.model.head import Head, head_output
+from cocomix.model.fused_head import Head, head_output
 from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.mixing import Concepts
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, next_tokens
 from cocomix.model.backbone import build_halves
-from cocomix.model.head import Head
+from cocomix.model.fused_head import Head
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.objective import Batch, SingleTerm
 

@@ -14,8 +14,6 @@ from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.runtime.flops import block_flops, product_flops
 
-_LARGEST_WIDTH_STEP = 16
-
 
 @dataclass(frozen=True)
 class Accounting:
@@ -149,10 +147,7 @@ def plain_config(backbone: PreTrainedConfig, bigram_rows: int | None, head_chunk
 
 def _width_step(hidden_size: int) -> int:
     """Steps in which widths are tried: 16 from d = 512 on, and about d / 32 below, where 16 would be too coarse."""
-    step = _LARGEST_WIDTH_STEP
-    while step > 2 and 32 * step > hidden_size:
-        step //= 2
-    return step
+    return next((step for step in (16, 8, 4) if 32 * step <= hidden_size), 2)
 
 
 def _fits_heads(backbone: PreTrainedConfig, width: int) -> bool:

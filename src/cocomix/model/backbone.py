@@ -19,25 +19,15 @@ from cocomix.runtime.errors import CoCoMixError
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where a decoder family keeps the parts that a split touches.
+    """Where a decoder family keeps the parts that a split touches, by their attributes."""
 
-    Attributes:
-        blocks: attribute of the list of decoder blocks.
-        final_norm: attribute of the norm after the last block.
-        token_embedding: attribute of the token embedding.
-        position_embedding: attribute of a learned position embedding added to `inputs_embeds`, if the family has one.
-        input_dropout: attribute of the dropout on the embeddings, if the family has one.
-        scaled_embeddings: whether the family multiplies embeddings by √d_model itself.
-        depth_scaled_init: parameter suffixes that the family initialises with a standard deviation ∝ 1/√L.
-    """
-
-    blocks: str = "layers"
-    final_norm: str = "norm"
+    blocks: str = "layers"  # the list of decoder blocks
+    final_norm: str = "norm"  # after the last block
     token_embedding: str = "embed_tokens"
-    position_embedding: str | None = None
-    input_dropout: str | None = None
-    scaled_embeddings: bool = False
-    depth_scaled_init: tuple[str, ...] = ()
+    position_embedding: str | None = None  # learned and added to `inputs_embeds`, if the family has one
+    input_dropout: str | None = None  # on the embeddings, if the family has one
+    scaled_embeddings: bool = False  # whether the family multiplies embeddings by √d_model itself
+    depth_scaled_init: tuple[str, ...] = ()  # suffixes of parameters that start with a standard deviation ∝ 1/√L
 
 
 SUPPORTED_BACKBONES: dict[str, Backbone] = {

@@ -25,15 +25,11 @@ from cocomix.runtime.top_k import top_k
 class HeadOutput(NamedTuple):
     """What a head yields for N positions.
 
-    Attributes:
-        values: the k largest logits, descending. [N, k], dtype of the logits
-        ids: their columns. [N, k], int64
-        loss_sum: in nats, summed over the positions that count; zero without a loss. [], float32 (float64 where the
-            logits are)
+    `loss_sum` [] is in nats, over the positions that count, zero without a loss; float32, or float64 as the logits.
     """
 
-    values: Tensor
-    ids: Tensor
+    values: Tensor  # the k largest logits, descending. [N, k], dtype of the logits
+    ids: Tensor  # their columns. [N, k], int64
     loss_sum: Tensor
 
 

@@ -22,14 +22,12 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 class SetCrossEntropy(NamedTuple):
     """Cross-entropy against a set of labels per position (paper Eq. 2); a next token is a set of one.
 
-    Attributes:
-        labels: `IGNORE` where an entry is unused. [N, k_attr] int64
-        weights: of the entries, in the place of equal shares that sum to 1: Σ_i w_i (logsumexp(z) − z_i), so that
-            several targets, such as tokens further ahead, share one pass. [N, k_attr]
+    With weights of the entries in the place of equal shares that sum to 1 it is Σ_i w_i (logsumexp(z) − z_i), so that
+    several targets, such as tokens further ahead, share one pass.
     """
 
-    labels: Tensor
-    weights: Tensor | None = None
+    labels: Tensor  # `IGNORE` where an entry is unused. [N, k_attr] int64
+    weights: Tensor | None = None  # [N, k_attr]
 
     def part(self, rows: slice) -> "SetCrossEntropy":
         """Of some positions."""
@@ -74,13 +72,9 @@ class SetCrossEntropy(NamedTuple):
 
 
 class BagOfWords(NamedTuple):
-    """Binary cross-entropies Σ_v softplus(z_v) − Σ_{v∈bag} z_v of positions with a bag.
+    """Binary cross-entropies Σ_v softplus(z_v) − Σ_{v∈bag} z_v of positions with a bag."""
 
-    Attributes:
-        labels: every token of a bag once, `IGNORE` where an entry is unused. [N, size] int64
-    """
-
-    labels: Tensor
+    labels: Tensor  # every token of a bag once, `IGNORE` where an entry is unused. [N, size] int64
 
     def part(self, rows: slice) -> "BagOfWords":
         """Of some positions."""
@@ -95,15 +89,10 @@ class BagOfWords(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """KL(teacher ‖ student).
+    """KL(teacher ‖ student)."""
 
-    Attributes:
-        targets: the teacher's distributions for the same positions, flat: [N, …].
-        counted: positions with a target token, of which the teacher says something. [N] bool
-    """
-
-    targets: FullTargets | TopTargets
-    counted: Tensor
+    targets: FullTargets | TopTargets  # the teacher's distributions for the same positions, flat: [N, …]
+    counted: Tensor  # positions with a target token, of which the teacher says something. [N] bool
 
     @classmethod
     def of_batch(cls, targets: FullTargets | TopTargets, counted: Tensor) -> "Divergence":

@@ -22,16 +22,13 @@ _WIDENING = 4  # hidden width of the MLP in d_model, that of a decoder's feed-fo
 class Prediction(NamedTuple):
     """What a predictor yields.
 
-    Attributes:
-        concepts: what a mixing reads.
-        loss_sum: concept cross-entropy in nats, summed over labelled positions, or the distance of predicted hidden
-            states, summed over positions; `None` without labels. []
-        logits: all concept logits after edits, if asked for. [batch, seq, n_concepts]
+    `loss_sum` [] is concept cross-entropy in nats, summed over labelled positions, or the distance of predicted hidden
+    states, summed over positions; `None` without labels.
     """
 
-    concepts: Concepts
+    concepts: Concepts  # what a mixing reads
     loss_sum: Tensor | None = None
-    logits: Tensor | None = None
+    logits: Tensor | None = None  # all concept logits after edits, if asked for. [batch, seq, n_concepts]
 
 
 def normalise(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,19 +32,12 @@ WRITING = "writing"
 
 
 class CheckpointManifest(Manifest):
-    """What the Trainer's own files do not hold.
+    """What the Trainer's own files do not hold."""
 
-    Attributes:
-        seconds: of training so far.
-        meter: state of the loss meter.
-        skipped: steps left out because of gradients that were not finite: all, and in a row.
-        tokens_per_step: all processes together.
-    """
-
-    seconds: float = Field(ge=0)
-    meter: Any = None
-    skipped: tuple[int, int] = (0, 0)
-    tokens_per_step: int = 0
+    seconds: float = Field(ge=0)  # of training so far
+    meter: Any = None  # state of the loss meter
+    skipped: tuple[int, int] = (0, 0)  # steps left out because of gradients that were not finite: all, and in a row
+    tokens_per_step: int = 0  # of all processes together
 
 
 class Checkpoint(Artifact[CheckpointManifest]):

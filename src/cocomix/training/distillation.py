@@ -37,17 +37,11 @@ _WORDS = {"top_k": "kd", "first_token": "kd of first-token marginals", "uld": "u
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """A frozen teacher that runs while the student trains.
+    """A frozen teacher that runs while the student trains."""
 
-    Attributes:
-        decoder: on the device that trains, hooked at the block whose hidden states are asked for.
-        vocab_size: of the tokenizer; what the teacher's head has beyond it is left out of its distributions.
-        dtype: autocast to it; float32 if None.
-    """
-
-    decoder: FrozenDecoder
-    vocab_size: int
-    dtype: torch.dtype | None = None
+    decoder: FrozenDecoder  # on the device that trains, hooked at the block whose hidden states are asked for
+    vocab_size: int  # of the tokenizer; what the teacher's head has beyond it is left out of its distributions
+    dtype: torch.dtype | None = None  # autocast to it; float32 if None
 
     def distributions(self, batch: Batch) -> FullTargets:
         """Next-token distributions of a batch's rows."""
@@ -66,19 +60,12 @@ class OnlineTeacher:
 
 @dataclass(frozen=True)
 class Teaching:
-    """What a recipe's teacher does while the student trains, labels left out.
+    """What a recipe's teacher does while the student trains, labels left out."""
 
-    Attributes:
-        objectives: the terms that the teacher adds.
-        stored: distributions to read beside the tokens.
-        hidden_size: width of the online teacher's hidden states; `None` without one.
-        reference: for the run's manifest; `None` without distillation and hidden states.
-    """
-
-    objectives: tuple[Objective, ...] = ()
-    stored: Concatenated[TeacherProbabilities] | None = None
-    hidden_size: int | None = None
-    reference: dict[str, Any] | None = None
+    objectives: tuple[Objective, ...] = ()  # the terms that the teacher adds
+    stored: Concatenated[TeacherProbabilities] | None = None  # distributions to read beside the tokens
+    hidden_size: int | None = None  # of the online teacher; `None` without one
+    reference: dict[str, Any] | None = None  # for the run's manifest; `None` without distillation and hidden states
 
     @property
     def word(self) -> str:

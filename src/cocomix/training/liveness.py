@@ -20,13 +20,11 @@ SIGN = "process"
 class Liveness(NamedTuple):
     """What is known of an unfinished run's process.
 
-    Attributes:
-        state: `stopped` is by a person, a signal or the machine; `failed` with an error.
-        detail: the error, or the other machine that the run was started on, which cannot be asked from here and is
-            taken at its word.
+    `detail` is the error, or the other machine that the run was started on, which cannot be asked from here and is
+    taken at its word.
     """
 
-    state: Literal["running", "stopped", "failed"]
+    state: Literal["running", "stopped", "failed"]  # stopped by a person, a signal or the machine; failed with an error
     detail: str | None = None
 
 

@@ -57,13 +57,9 @@ class OnlineLabels:
 
     On an accelerator, batches are labelled ahead of the student: a thread runs the labeller on a stream of its own
     while the student trains. On the CPU, both would share the cores, so that labels are made when they are asked for.
-
-    Attributes:
-        ahead: whether batches are labelled ahead.
-        of_student: whether labels change with the student, so that those of a batch cannot be made once for all.
     """
 
-    of_student: ClassVar[bool] = False
+    of_student: ClassVar[bool] = False  # whether labels change with it; else those of a batch can be made once for all
 
     def __init__(self, labeller: ConceptLabeller, config: LabellerConfig, device: torch.device) -> None:
         self.labeller = labeller

@@ -31,17 +31,11 @@ _NUMBERS: dict[str, Callable[[str], Any]] = {"learning_rate": float, "momentum":
 
 
 class Layout(NamedTuple):
-    """How several matrices lie in one weight.
+    """How several matrices lie in one weight."""
 
-    Attributes:
-        dim: the dimension along which they lie side by side.
-        repeats: how often all of them come along it: 1, or the heads where each head has its own q, k and v.
-        sizes: of each in one such turn.
-    """
-
-    dim: int
-    repeats: int
-    sizes: tuple[int, ...]
+    dim: int  # along which they lie side by side
+    repeats: int  # how often all of them come along it: 1, or the heads where each head has its own q, k and v
+    sizes: tuple[int, ...]  # of each in one such turn
 
     def parts(self, weight: Tensor) -> list[Tensor]:
         """The matrices: views of the weight, or copies where they do not lie in one piece."""

@@ -24,12 +24,10 @@ PERIOD = 10_000
 class ShuffledOrder:
     """Every block once an epoch, each epoch in another order.
 
-    Attributes:
-        size: number of blocks.
-        first: so many blocks, from the beginning of the data, come before all others, each part shuffled by itself.
+    The `first` blocks, from the beginning of the data, come before all others, each part shuffled by itself.
     """
 
-    size: int
+    size: int  # number of blocks
     seed: int
     first: int = 0
 
@@ -47,17 +45,12 @@ class WindowedOrder:
 
     Files come in an order of the epoch's own, and the blocks of every `window` files in a row are shuffled among
     themselves. Blocks are numbered through, file after file.
-
-    Attributes:
-        files: blocks of each file.
-        window: files.
-        corpus: tells the orders of a mixture's corpora apart.
     """
 
-    files: tuple[int, ...]
+    files: tuple[int, ...]  # blocks of each file
     window: int
     seed: int
-    corpus: int = 0
+    corpus: int = 0  # tells the orders of a mixture's corpora apart
 
     @cached_property
     def size(self) -> int:
@@ -112,18 +105,13 @@ class MixtureOrder:
 
     Of every `PERIOD` draws, in an order of their own, each corpus has exactly its share. An epoch has as many draws as
     the corpora have blocks together: with other shares than their sizes, some blocks come several times in it and some
-    in a later one.
-
-    Attributes:
-        sizes: blocks of each corpus; blocks are numbered through, in the order of the corpora.
-        weights: share of each corpus, in any unit.
-        within: orders of the passes of each corpus; by default all its blocks are shuffled among themselves.
+    in a later one. Blocks are numbered through, in the order of the corpora.
     """
 
-    sizes: tuple[int, ...]
-    weights: tuple[float, ...]
+    sizes: tuple[int, ...]  # blocks of each corpus
+    weights: tuple[float, ...]  # share of each corpus, in any unit
     seed: int
-    within: tuple[WindowedOrder, ...] = ()
+    within: tuple[WindowedOrder, ...] = ()  # of each corpus; by default all its blocks are shuffled among themselves
 
     @property
     def size(self) -> int:

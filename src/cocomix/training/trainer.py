@@ -179,9 +179,7 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """The base class's; gradients that are not finite are thrown away here, where asked to."""
         norm = super()._get_grad_norm(model, grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not self.skips_non_finite:
-            return norm
-        if math.isfinite(norm):
+        if not self.skips_non_finite or math.isfinite(norm):
             self._skipped_in_a_row = 0
             return norm
         model.zero_grad(set_to_none=True)  # an optimizer leaves parameters without a gradient as they are

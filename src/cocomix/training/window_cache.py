@@ -22,10 +22,8 @@ Fetched = tuple[Tokens | StoredArrays[Any], str]
 class WindowCache:
     """Keeps a run's training files in a cache, in the process that trains; its loader workers read through it, too.
 
-    A cache that is too small for the recipe's `window_files` is refused.
-
-    Attributes:
-        parts: of every corpus and each of its token files, what is fetched: it, and the arrays beside it that are read.
+    A cache that is too small for the recipe's `window_files` is refused. `parts` are, of every corpus and each of its
+    token files, what is fetched: it, and the arrays beside it that are read.
     """
 
     def __init__(

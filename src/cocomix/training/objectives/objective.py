@@ -107,13 +107,9 @@ class Objective(ABC):
 
 
 class SingleTerm(Objective):
-    """An objective of one term, `NAME_loss`, by default over the target tokens. A class of it gives the sum.
+    """An objective of one term, `NAME_loss`, by default over the target tokens. A class of it gives the sum."""
 
-    Attributes:
-        reads_states: the model's states after every block are asked for.
-    """
-
-    reads_states: ClassVar[bool] = False
+    reads_states: ClassVar[bool] = False  # whether the model's states after every block are asked for
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         return {"output_hidden_states": True} if self.reads_states else {}

@@ -21,17 +21,13 @@ _WEIGHT = Schedule(shape="linear", value=0.25, since=1 / 3, until=2 / 3)
 
 
 class PrefixToken(SingleTerm):
-    """Cross-entropy of the longest token that the next one begins with, nats per target token, prefix or not.
-
-    Attributes:
-        prefixes: of every token, from the data's tokenizer. [vocab] int64
-    """
+    """Cross-entropy of the longest token that the next one begins with, nats per target token, prefix or not."""
 
     name = "prefix_token"
 
     def __init__(self, weight: Schedule = _WEIGHT) -> None:
         super().__init__(weight)
-        self.prefixes = torch.empty(0, dtype=torch.int64)
+        self.prefixes = torch.empty(0, dtype=torch.int64)  # of every token, from the data's tokenizer. [vocab]
 
     def prepare(self, data: Tokens, model: PreTrainedModel) -> None:
         """Look through the vocabulary, whose tokens must say which bytes they stand for."""

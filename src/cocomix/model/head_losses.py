@@ -80,7 +80,7 @@ class BagOfWords(NamedTuple):
         """Of some positions."""
         return BagOfWords(self.labels[rows])
 
-    def of_chunk(self, padded: Tensor, width: int, softcap: None, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    def of_chunk(self, padded: Tensor, width: int, softcap: float | None, with_gradient: bool) -> tuple[Tensor, Tensor]:
         """As `SetCrossEntropy.of_chunk`, uncapped and always with the gradient."""
         scores, used = padded[:, :width].to(accumulation_dtype(padded)), self.labels != IGNORE
         counted, safe = used.any(-1, keepdim=True), self.labels.clamp_min(0)

@@ -12,7 +12,7 @@ from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION, adamw, random_model, student_loss, training_step
 from cocomix.model.fused_head import fused_head
-from cocomix.model.head_losses import SetCrossEntropy
+from cocomix.model.targets import SetCrossEntropy
 
 __all__ = ["measure"]
 

@@ -13,9 +13,8 @@ from benchmarks.settings import Settings, Shape
 from benchmarks.timing import alternate
 from benchmarks.workload import LABELS_PER_POSITION
 from cocomix.model.fused_head import fused_head
-from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.mixing.form import ConceptCompression
-from cocomix.model.targets import next_tokens
+from cocomix.model.targets import SetCrossEntropy, next_tokens
 
 __all__ = ["head_work", "measure_compression", "measure_head", "measure_lm_head"]
 

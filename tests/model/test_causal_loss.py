@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from cocomix.model.fused_head import causal_loss, fused_head
-from cocomix.model.head_losses import SetCrossEntropy
+from cocomix.model.targets import SetCrossEntropy
 from tests.model.factories import VOCAB, plain, tokens
 from tests.model.largest import largest_tensor
 

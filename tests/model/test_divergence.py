@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from cocomix.model import FullTargets, TopTargets
 from cocomix.model.fused_head import Head, fused_head
-from cocomix.model.head_losses import Divergence
-from cocomix.model.targets import divisor
+from cocomix.model.targets import Divergence, divisor
 from tests.model.factories import student, tokens
 
 BATCH, SEQ, D, D_TEACHER = 2, 5, 6, 7

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.model.fused_head import HeadOutput, fused_head
-from cocomix.model.head_losses import SetCrossEntropy, accumulation_dtype
-from cocomix.model.targets import check_concept_labels
+from cocomix.model.targets import SetCrossEntropy, accumulation_dtype, check_concept_labels
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from tests.model.largest import largest_tensor

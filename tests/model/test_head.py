@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cocomix.model import CoCoMixForCausalLM, FullTargets
 from cocomix.model.fused_head import Head, head_output
-from cocomix.model.head_losses import Divergence, HeadLoss, SetCrossEntropy
+from cocomix.model.targets import Divergence, HeadLoss, SetCrossEntropy
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from tests.model.factories import concepts, student, tokens

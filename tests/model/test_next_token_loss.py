@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from cocomix.model import next_tokens
 from cocomix.model.fused_head import Head, HeadOutput, fused_head
-from cocomix.model.head_losses import SetCrossEntropy
-from cocomix.model.targets import divisor
+from cocomix.model.targets import SetCrossEntropy, divisor
 from cocomix.runtime.ignore import IGNORE
 from tests.model.factories import VOCAB, concepts, student, tokens
 from tests.model.largest import largest_tensor

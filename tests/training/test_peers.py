@@ -14,7 +14,7 @@ from cocomix.artifacts import partial_path, read_json
 from cocomix.concepts.token_bytes import TokenBytes
 from cocomix.data import Tokens
 from cocomix.model.fused_head import fused_head
-from cocomix.model.head_losses import BagOfWords, SetCrossEntropy
+from cocomix.model.targets import BagOfWords, SetCrossEntropy
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train

@@ -14,8 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cocomix.model.head_losses import Divergence, HeadLoss, SetCrossEntropy, accumulation_dtype
-from cocomix.model.targets import divisor, next_tokens
+from cocomix.model.targets import Divergence, HeadLoss, SetCrossEntropy, accumulation_dtype, divisor, next_tokens
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE

@@ -20,13 +20,12 @@ from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
 from cocomix.model.fused_head import Head, fused_head, head_output
-from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
 from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.form import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.without_concepts import Pause
 from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction
-from cocomix.model.targets import check_concept_labels, divisor, next_tokens, unpadded
+from cocomix.model.targets import HeadLoss, SetCrossEntropy, check_concept_labels, divisor, next_tokens, unpadded
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig
 
 from cocomix.model.edits import PlacedEdit, apply_edits
 from cocomix.model.fused_head import Head, head_output
-from cocomix.model.head_losses import SetCrossEntropy
 from cocomix.model.mixing import Concepts
+from cocomix.model.targets import SetCrossEntropy
 
 HiddenLoss = Literal["l1", "l2", "cosine"]
 

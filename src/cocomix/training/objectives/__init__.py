@@ -6,8 +6,14 @@ from cocomix.training.objectives.cocomix import ConceptPrediction, default_objec
 from cocomix.training.objectives.hidden import HiddenPrediction
 from cocomix.training.objectives.kd import Distillation
 from cocomix.training.objectives.ntp import NextToken
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective, objective_type, register_objective
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import (
+    Batch,
+    LossTerm,
+    Objective,
+    Schedule,
+    objective_type,
+    register_objective,
+)
 from cocomix.training.objectives.step_loss import add_heads, count_terms, drop_heads, in_force, loss_terms, step_loss
 from cocomix.training.objectives.uld import SortedDistillation
 

@@ -8,8 +8,7 @@ from pydantic import ValidationError, create_model, model_serializer
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error, settings_of
-from cocomix.training.objectives.objective import Objective, objective_type
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Objective, Schedule, objective_type
 
 
 class Auxiliary(Section):

@@ -13,8 +13,7 @@ from cocomix.model.targets import unpadded
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ntp import NextToken
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective, Schedule
 
 
 class ConceptPrediction(Objective):

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from cocomix.model.head_losses import BagOfWords
+from cocomix.model.targets import BagOfWords
 from cocomix.training.objectives.ahead import OwnHead, first_occurrences, last_states, tokens_ahead
-from cocomix.training.objectives.objective import Batch
-from cocomix.training.objectives.schedule import ALWAYS, Schedule
+from cocomix.training.objectives.objective import ALWAYS, Batch, Schedule
 
 
 class FutureSummary(OwnHead):

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 
 class HiddenPrediction(SingleTerm):

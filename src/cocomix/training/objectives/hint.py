@@ -15,8 +15,7 @@ from cocomix.concepts import FrozenDecoder, TeacherConfig
 from cocomix.data import Tokens
 from cocomix.labelling import open_decoder
 from cocomix.training.objectives.ahead import states_after
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _EARLY = Schedule(shape="stop", value=1.0, until=0.05)
 

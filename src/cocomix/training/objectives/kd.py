@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from cocomix.model import FullTargets, TopTargets
-from cocomix.model.head_losses import Divergence, HeadLoss
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.model.targets import Divergence, FullTargets, HeadLoss, TopTargets
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 
 class Distillation(SingleTerm):

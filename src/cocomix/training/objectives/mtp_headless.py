@@ -9,10 +9,9 @@ once more.
 import torch
 from transformers import PreTrainedConfig
 
-from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
+from cocomix.model.targets import HeadLoss, SetCrossEntropy
 from cocomix.training.objectives.ahead import second_pass_flops, tokens_ahead
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _SECOND = Schedule(shape="linear", value=0.5, since=1 / 3, until=2 / 3)
 _THIRD = Schedule(shape="linear", value=0.5, until=1 / 3)

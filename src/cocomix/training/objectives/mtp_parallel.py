@@ -12,10 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model.head_losses import SetCrossEntropy
+from cocomix.model.targets import SetCrossEntropy
 from cocomix.training.objectives.ahead import head_flops, masks_of, models_head, own_block, states_after, tokens_ahead
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import ALWAYS, Schedule
+from cocomix.training.objectives.objective import ALWAYS, Batch, Schedule, SingleTerm
 
 
 class ParallelMTP(SingleTerm):

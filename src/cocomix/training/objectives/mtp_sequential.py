@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from cocomix.model.head_losses import SetCrossEntropy
+from cocomix.model.targets import SetCrossEntropy
 from cocomix.training.objectives.ahead import head_flops, last_states, masks_of, models_head, own_block, tokens_ahead
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _WEIGHT = Schedule(shape="stages", stages={0.0: 0.3, 0.68: 0.1})
 

@@ -19,8 +19,7 @@ from cocomix.model import CoCoMixConfig, Layout
 from cocomix.model.mixing.next_concept import chunk_ends
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
-from cocomix.training.objectives.schedule import ALWAYS, Schedule
+from cocomix.training.objectives.objective import ALWAYS, Batch, LossTerm, Objective, Schedule
 
 
 class NextConceptPrediction(Objective):

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from cocomix.model import FullTargets
-from cocomix.model.head_losses import Divergence
+from cocomix.model.targets import Divergence, FullTargets
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import head_flops, last_states, models_head, tokens_ahead
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import ALWAYS, Schedule
+from cocomix.training.objectives.objective import ALWAYS, Batch, Schedule, SingleTerm
 
 
 class NextLatent(SingleTerm):

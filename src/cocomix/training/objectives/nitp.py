@@ -14,8 +14,7 @@ from transformers import PreTrainedConfig
 
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives.ahead import last_states, states_after
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import ALWAYS, Schedule
+from cocomix.training.objectives.objective import ALWAYS, Batch, Schedule, SingleTerm
 
 
 class NextImplicitState(SingleTerm):

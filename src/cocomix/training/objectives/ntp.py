@@ -6,8 +6,7 @@ from torch import Tensor, cat
 from transformers import PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig, next_tokens
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 
 class NextToken(SingleTerm):

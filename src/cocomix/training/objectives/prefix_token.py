@@ -10,12 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.concepts.token_bytes import TokenBytes
 from cocomix.data import Tokens
-from cocomix.model import next_tokens
-from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
+from cocomix.model.targets import HeadLoss, SetCrossEntropy, next_tokens
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import second_pass_flops
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _WEIGHT = Schedule(shape="linear", value=0.25, since=1 / 3, until=2 / 3)
 

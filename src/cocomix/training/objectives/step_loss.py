@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix.model.fused_head import fused_head
-from cocomix.model.head_losses import HeadLoss
+from cocomix.model.targets import HeadLoss
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training.objectives.objective import Batch, LossTerm, Objective
 

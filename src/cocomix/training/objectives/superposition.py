@@ -16,11 +16,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cocomix.data import Tokens
 from cocomix.model import CoCoMixConfig
 from cocomix.model.accounting import account, build_model
-from cocomix.model.head_losses import HeadLoss, SetCrossEntropy
+from cocomix.model.targets import HeadLoss, SetCrossEntropy
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.objective import Batch, SingleTerm
-from cocomix.training.objectives.schedule import Schedule
+from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _FIRST = Schedule(shape="stop", value=1.0, until=0.3)
 

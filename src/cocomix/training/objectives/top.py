@@ -10,11 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cocomix.model.head_losses import SetCrossEntropy
+from cocomix.model.targets import SetCrossEntropy
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training.objectives.ahead import OwnHead, first_occurrences, last_states, tokens_ahead
-from cocomix.training.objectives.objective import Batch
-from cocomix.training.objectives.schedule import ALWAYS, Schedule
+from cocomix.training.objectives.objective import ALWAYS, Batch, Schedule
 
 DISTANCES = 16
 _WINDOW = 4096  # of the released code

@@ -135,8 +135,11 @@ def build_halves(
         setattr(upper, backbone.input_dropout, nn.Identity())
     if backbone.position_embedding is not None:
         setattr(upper, backbone.position_embedding, _NoPositions())
-    for part, layers in ((lower, insert_layer), (upper, total - insert_layer)):
-        _correct_depth_scaled_init(part, backbone, layers, total)
+    with torch.no_grad():  # what starts ∝ 1/√(number of blocks): half a model is still part of L blocks
+        for part, layers in ((lower, insert_layer), (upper, total - insert_layer)):
+            for name, parameter in part.named_parameters():
+                if name.endswith(backbone.depth_scaled_init):
+                    parameter.mul_(math.sqrt(layers / total))
     return lower, upper
 
 
@@ -167,14 +170,6 @@ def part_config(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedCo
             setattr(part, name, list(values[start:stop]))
     part.num_hidden_layers = stop - start
     return part
-
-
-def _correct_depth_scaled_init(part: PreTrainedModel, backbone: Backbone, layers: int, total: int) -> None:
-    """Rescale the parameters a family initialises ∝ 1/√(its layer count): half a model is still part of L blocks."""
-    with torch.no_grad():
-        for name, parameter in part.named_parameters():
-            if name.endswith(backbone.depth_scaled_init) and backbone.depth_scaled_init:
-                parameter.mul_(math.sqrt(layers / total))
 
 
 def split_state_dict(model: PreTrainedModel, insert_layer: int) -> dict[str, Tensor]:

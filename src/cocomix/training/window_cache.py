@@ -1,8 +1,9 @@
 """Training files at URLs of which this machine holds a few at a time: how many must fit, and which come next."""
 
+import itertools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cocomix.artifacts import FileCache, cache_folder
@@ -79,9 +80,11 @@ class WindowCache:
         return now, [one for one in coming if one not in now]
 
     def _fetch(self, now: Sequence[Fetched], coming: Sequence[Fetched]) -> None:
+        sizes = itertools.accumulate(_bytes([file]) for file in (*now, *coming))
         try:
-            for artifact, name in _fitting([*now, *coming], self.cache.limit):
-                artifact.file(name)
+            for (artifact, name), together in zip((*now, *coming), sizes, strict=True):
+                if together <= self.cache.limit:  # the first files that fit together
+                    artifact.file(name)
         except Exception as error:  # whoever reads the file meets it, too, and says so
             logger.debug("cannot fetch ahead: %s", error)
 
@@ -96,12 +99,3 @@ def _fetched(tokens: Tokens, stores: Sequence[StoredArrays[Any]]) -> list[list[F
 
 def _bytes(file: Sequence[Fetched]) -> int:
     return sum(artifact.manifest.files[name].size for artifact, name in file)
-
-
-def _fitting(files: Sequence[Fetched], limit: int) -> Iterator[Fetched]:
-    """The first files that fit together."""
-    for file in files:
-        limit -= _bytes([file])
-        if limit < 0:
-            return
-        yield file

@@ -5,7 +5,7 @@ going on at step one does, and neither loader workers nor processes change the o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -181,37 +181,25 @@ class Reading(NamedTuple):
     needs: frozenset[str]
 
 
+@dataclass(eq=False)
 class StepBatches(Sampler[list[Any]]):
     """One process's batches of block numbers.
 
     Of every `batch_size · processes` blocks of the order, process p takes those at places p, p + processes, …; so the
     blocks of a step do not depend on how many processes share them. Where an epoch's last blocks do not go round, the
     processes left over get the number `order.size`, which stands for a block without targets.
-
-    Args:
-        order: of the blocks.
-        batch_size: blocks of a batch, per process.
-        process: which of `processes` this one is.
-        drop_last: leave out what does not fill a batch of all processes.
-        needs: which columns are read, by epoch and batch; with it, batches are of `Reading`.
-        reached: is told the epoch and place of every batch.
     """
 
-    def __init__(
-        self,
-        order: BlockOrder,
-        batch_size: int,
-        *,
-        processes: int = 1,
-        process: int = 0,
-        drop_last: bool = False,
-        needs: Callable[[int, int], frozenset[str]] | None = None,
-        reached: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
-        self.needs, self.reached = needs, reached
-        self.processes, self.process = processes, process
-        self.epoch = self._passed_over = 0
+    order: BlockOrder
+    batch_size: int  # blocks of a batch, per process
+    _: KW_ONLY
+    processes: int = 1
+    process: int = 0  # which of them this one is
+    drop_last: bool = False  # leave out what does not fill a batch of all processes
+    needs: Callable[[int, int], frozenset[str]] | None = None  # columns read, by epoch and batch; then of `Reading`
+    reached: Callable[[int, int], None] | None = None  # is told the epoch and place of every batch
+    epoch: int = field(default=0, init=False)
+    _passed_over: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         whole, rest = divmod(self.order.size, self.batch_size * self.processes)

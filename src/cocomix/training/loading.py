@@ -57,11 +57,7 @@ class JoinedBlocks(Dataset[dict[str, Tensor]]):
 
 
 def joined_blocks(
-    recipe: RunConfig,
-    data: Tokens,
-    beside: Mapping[str, Concatenated[Any] | None],
-    name: str,
-    limit: int | None,
+    recipe: RunConfig, data: Tokens, beside: Mapping[str, Concatenated[Any] | None], name: str, limit: int | None
 ) -> Dataset[Any]:
     """A split's blocks, joined with labels and probabilities `beside` them, by one of the columns of each.
 

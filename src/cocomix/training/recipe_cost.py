@@ -51,17 +51,12 @@ _WITH_CONCEPTS = {512: 86.3e12, 1024: 171.8e12}
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """What was measured: so many steps of micro-batches of so many blocks, the first step left out.
-
-    Attributes:
-        seconds_per_block: forward and backward pass.
-        seconds_per_update: of the optimizer.
-    """
+    """What was measured: so many steps of micro-batches of so many blocks, the first step left out."""
 
     steps: int
     blocks: int
-    seconds_per_block: float
-    seconds_per_update: float
+    seconds_per_block: float  # forward and backward pass
+    seconds_per_update: float  # of the optimizer
 
     def seconds(self, blocks: int) -> float:
         """Of an optimizer step of so many blocks."""

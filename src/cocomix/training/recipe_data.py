@@ -36,11 +36,7 @@ def _without_secrets(path: Path) -> Path:
     return path
 
 
-Folder = Annotated[
-    Path,
-    AfterValidator(_without_secrets),
-    PlainSerializer(shown, return_type=str, when_used="json"),
-]
+Folder = Annotated[Path, AfterValidator(_without_secrets), PlainSerializer(shown, return_type=str, when_used="json")]
 """A folder, or the URL of one."""
 
 

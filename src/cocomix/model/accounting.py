@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -125,16 +126,12 @@ def matched_config(
         target = size(CoCoMixForCausalLM(matched_to))
         step = _width_step(config.hidden_size)
         first = -(-config.hidden_size // step) * step
-        best, best_gap = first, float("inf")
-        for width in itertools.count(first, step):
-            if not _fits_heads(config.backbone, width):
-                continue
-            gap = size(build_model(baseline(width))) - target
-            if abs(gap) < best_gap:
-                best, best_gap = width, abs(gap)
-            if gap >= 0:
+        gaps: dict[int, float] = {}
+        for width in filter(partial(_fits_heads, config.backbone), itertools.count(first, step)):
+            gaps[width] = size(build_model(baseline(width))) - target
+            if gaps[width] >= 0:
                 break
-        return baseline(best)
+        return baseline(min(gaps, key=lambda width: abs(gaps[width])))
 
 
 def plain_config(backbone: PreTrainedConfig, bigram_rows: int | None, head_chunk_size: int | None) -> PreTrainedConfig:

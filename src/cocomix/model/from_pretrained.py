@@ -17,18 +17,8 @@ from cocomix.runtime.hub import load_causal_lm
 _GELU = ("gelu_new", "gelu_pytorch_tanh")  # one function; the second is one kernel and keeps one tensor, not five
 # Entries of a configuration that say how a decoder is stored, trained or asked, not what it computes.
 _NOT_COMPUTED = (
-    "_name_or_path",
-    "architectures",
-    "attn_implementation",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "initializer_range",
-    "pad_token_id",
-    "summary_",
-    "task_specific",
-    "transformers_version",
-    "use_cache",
+    *("_name_or_path", "architectures", "attn_implementation", "dtype", "initializer_range", "summary_"),
+    *("task_specific", "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 
 
@@ -70,10 +60,7 @@ def from_pretrained_backbone(
     Raises:
         CoCoMixError: nothing can be loaded, the family is not supported, or a setting is out of range.
     """
-    if isinstance(source, PreTrainedModel):
-        plain = source
-    else:
-        plain = load_causal_lm(source, revision=revision)
+    plain = source if isinstance(source, PreTrainedModel) else load_causal_lm(source, revision=revision)
     config = CoCoMixConfig(
         backbone=plain.config,
         insert_layer=insert_layer,
@@ -108,16 +95,13 @@ def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> Non
         weights = split_state_dict(plain, model.config.insert_layer)
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
+        faults = [f"they lack {name}" for name in missing if not name.startswith(("predictor.", "mixing."))]
+        faults += [f"the model has no {name}" for name in unexpected]
     except RuntimeError as error:  # says which tensors have other shapes, one a line
-        first = str(error).splitlines()[1].strip(" \t.")
+        faults = [str(error).splitlines()[1].strip(" \t.")]
+    if faults:
         raise CoCoMixError(
-            f"the pretrained weights do not fit the model ({first}); use the pretrained model's own architecture."
-        ) from None
-    lacking = [name for name in missing if not name.startswith(("predictor.", "mixing."))]
-    if lacking or unexpected:
-        what = f"they lack {lacking[0]}" if lacking else f"the model has no {unexpected[0]}"
-        raise CoCoMixError(
-            f"the pretrained weights do not fit the model ({what}); use the pretrained model's own architecture."
+            f"the pretrained weights do not fit the model ({faults[0]}); use the pretrained model's own architecture."
         )
 
 

@@ -4,7 +4,7 @@ import copy
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -138,8 +138,7 @@ def plain_config(backbone: PreTrainedConfig, bigram_rows: int | None, head_chunk
     """A decoder without concepts: the stock one, or with a table of pairs of tokens."""
     if bigram_rows is None:
         return backbone
-    added: dict[str, Any] = {"bigram_rows": bigram_rows, "head_chunk_size": head_chunk_size}
-    return CoCoMixConfig(backbone, insert_layer=0, mixing="plain", **added)
+    return CoCoMixConfig(backbone, 0, mixing="plain", bigram_rows=bigram_rows, head_chunk_size=head_chunk_size)
 
 
 def _width_step(hidden_size: int) -> int:

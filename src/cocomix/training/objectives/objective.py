@@ -135,17 +135,11 @@ def _first_step(share: float, total: int) -> int:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A part of the loss, or something that is measured beside it.
+    """A part of the loss, or something that is measured beside it."""
 
-    Attributes:
-        sum: over what `count` counts; nats unless the name says otherwise. []
-        count: of the batch. Training divides by that of the whole optimizer step, of all processes. []
-        weight: in the loss; `None` for what is only measured, such as a recall.
-    """
-
-    sum: Tensor
-    count: Tensor
-    weight: Schedule | None
+    sum: Tensor  # over what `count` counts; nats unless the name says otherwise. []
+    count: Tensor  # of the batch. Training divides by that of the whole optimizer step, of all processes. []
+    weight: Schedule | None  # in the loss; `None` for what is only measured, such as a recall
 
 
 class Objective(ABC):
@@ -153,23 +147,14 @@ class Objective(ABC):
 
     In the step from which the weight is 0 for good, an objective is not called any more: nothing that it `needs` is
     read or made, no teacher runs for it.
-
-    Attributes:
-        name: tells objectives of a run apart; in recipes, that of one from outside.
-        needs: columns of the batch beside `input_ids` and `labels`.
-        weight: of its term.
-        alone: while its weight is not 0, no other is called in training.
-        teacher_flops: per token, of what runs beside the model for it.
-        outside_forward: uses the model's own embedding or head outside its forward pass, for which FSDP gathers them.
-        model: the one that is trained, from the moment a Trainer has it.
     """
 
-    name: ClassVar[str]
-    alone: ClassVar[bool] = False
-    needs: frozenset[str] = frozenset()
-    teacher_flops: float = 0.0
-    outside_forward: bool = False
-    model: PreTrainedModel
+    name: ClassVar[str]  # tells objectives of a run apart; in recipes, that of one from outside
+    alone: ClassVar[bool] = False  # while its weight is not 0, no other is called in training
+    needs: frozenset[str] = frozenset()  # columns of the batch beside `input_ids` and `labels`
+    teacher_flops: float = 0.0  # per token, of what runs beside the model for it
+    outside_forward: bool = False  # whether it uses the model's embedding or head where FSDP has not gathered them
+    model: PreTrainedModel  # the one that is trained, from the moment a Trainer has it
 
     def __init__(self, weight: Schedule | float) -> None:
         self.weight = Schedule.model_validate(weight)

@@ -21,11 +21,6 @@ class BigramTable(nn.Module):
     E has R rows; the last is that of tokens with none before them in their document. E starts at 0 and g_l at 0.1, so
     that the model starts as it would without. Lookups alone: no position and no matrix product is added. Where a token
     takes several places of a block, its first one is added to: h, not the concept.
-
-    Args:
-        rows: R.
-        d_model: width of the residual stream.
-        blocks: the model's decoder blocks, in order; all are added to.
     """
 
     def __init__(self, rows: int, d_model: int, blocks: Iterable[nn.Module]) -> None:

@@ -27,11 +27,7 @@ _SETTLING_STEPS = 2  # allocations, first kernels and compilation are not what a
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends one JSON object per log line: step, tokens, seconds, training FLOPs so far, and the numbers logged.
-
-    Args:
-        flops: of so many training tokens.
-    """
+    """Appends one JSON object per log line: step, tokens, seconds, their training `flops`, and the numbers logged."""
 
     def __init__(self, path: Path, flops: Callable[[float], float]) -> None:
         self.path, self.flops = path, flops

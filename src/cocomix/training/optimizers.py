@@ -109,12 +109,8 @@ def _step(weight: Tensor, gradient: Tensor, momentum: Tensor, layout: Any, setti
 class MuonAndAdamW(Optimizer):
     """Two optimizers as one, with one list of groups and one state: schedules, scalers and checkpoints see one.
 
-    Args:
-        matrices: groups for Muon; each may have a `layout`.
-        rest: groups for AdamW.
-        lr: learning rate of every group that has none itself.
-        momentum, ns_steps: Muon's.
-        adam: AdamW's settings.
+    Muon takes the groups of `matrices`, each of which may have a `layout`, and AdamW the `rest`, with the settings
+    `adam`; `lr` is the learning rate of every group that has none itself.
     """
 
     def __init__(

@@ -136,8 +136,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"insert_layer={self.insert_layer} is out of range: the backbone has {layers} blocks, "
                 f"so it must be between 0 and {layers - 1}."
             )
-        if self.num_concepts < 1:
-            raise CoCoMixError(f"num_concepts={self.num_concepts} must be at least 1.")
+        for name in ("num_concepts", "chunk_tokens", "chunk_codes", "chunk_blocks", "repeats"):
+            if getattr(self, name) < 1:
+                raise CoCoMixError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 1 <= self.concept_topk <= self.num_concepts:
             raise CoCoMixError(
                 f"concept_topk={self.concept_topk} must be between 1 and num_concepts={self.num_concepts}."
@@ -154,9 +155,6 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
             raise CoCoMixError("concept_weights='softmax' needs prediction='concepts'; leave it out.")
         if not 0.0 <= self.concept_loss_weight < float("inf"):
             raise CoCoMixError(f"concept_loss_weight={self.concept_loss_weight} must be a number not below 0.")
-        for name in ("chunk_tokens", "chunk_codes", "chunk_blocks", "repeats"):
-            if getattr(self, name) < 1:
-                raise CoCoMixError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.bigram_rows is not None and self.bigram_rows < 2:
             raise CoCoMixError(f"bigram_rows={self.bigram_rows} must be at least 2, or null for no table.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:

@@ -5,10 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from tests.model.factories import MAIN_BACKBONES, MIXINGS, OTHER_BACKBONES, VOCAB, concepts, student, tokens
+from cocomix.model.mixing import MIXINGS as FORMS
+from cocomix.runtime.errors import CoCoMixError
+from tests.model.factories import (
+    MAIN_BACKBONES,
+    MIXINGS,
+    OTHER_BACKBONES,
+    VOCAB,
+    backbone_config,
+    concepts,
+    student,
+    tokens,
+)
 
 
 def load(path: Path, **kwargs: object) -> CoCoMixForCausalLM:
@@ -126,3 +137,94 @@ def test_a_grown_vocabulary_survives(family: str, tmp_path: Path) -> None:
     assert is_tied(twin) == is_tied(model)
     assert twin(tokens()).logits.shape == (2, 11, VOCAB + 5)
     assert torch.equal(twin(tokens()).logits, model(tokens()).logits)
+
+
+@pytest.mark.parametrize("size", [VOCAB + 5, VOCAB - 5])
+@pytest.mark.parametrize("mixing", FORMS)
+def test_a_vocabulary_of_another_size_survives_in_every_form(mixing: str, size: int, tmp_path: Path) -> None:
+    """What a form keeps of each token changes its size with the vocabulary; the rows that stay are the same ones."""
+    model = student("llama", 0, mixing, bigram_rows=40)
+    ids = tokens() % (VOCAB - 5)
+    with torch.no_grad():
+        before = model(ids).logits[..., : VOCAB - 5]
+    model.resize_token_embeddings(size)
+    torch.testing.assert_close(model(ids).logits[..., : VOCAB - 5], before)
+    model.save_pretrained(tmp_path)
+    twin = load(tmp_path)
+    last = torch.full((1, 3), size - 1)
+    assert torch.equal(twin(last).logits, model(last).logits)
+    model(last, labels=last).loss.backward()
+    assert all(table.weight.grad[-1].any() for table in model.mixing.token_tables())
+
+
+def test_new_rows_start_as_the_family_starts_them() -> None:
+    model = student("llama", 0, "token_values")
+    model.resize_token_embeddings(VOCAB + 500, mean_resizing=False)
+    for table in (model.get_input_embeddings(), *model.mixing.token_tables()):
+        assert table.weight[VOCAB:].std().item() == pytest.approx(0.1, rel=0.1)
+
+
+# Other settings than those that were saved ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("insert_layer", 9),
+        ("concept_topk", 0),
+        ("mixing", "bogus"),
+        ("prediction", "hidden"),
+        ("repeats", 0),
+        ("concept_loss_weight", -1.0),
+        ("head_chunk_size", 0),
+        ("num_hidden_layers", 2),
+        ("backbone", "gpt2"),
+    ],
+)
+def test_settings_given_while_loading_are_checked(name: str, value: object, tmp_path: Path) -> None:
+    student("llama").save_pretrained(tmp_path)
+    for kind in (CoCoMixForCausalLM, AutoModelForCausalLM, AutoConfig):
+        with pytest.raises(CoCoMixError, match="teacher_hidden_size" if name == "prediction" else f"{name}={value!r}"):
+            kind.from_pretrained(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("insert_layer", 2),
+        ("backbone", {"num_hidden_layers": 2}),
+        ("backbone", backbone_config("llama", num_hidden_layers=5)),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_weights_of_another_decoder_are_refused(name: str, value: PreTrainedConfig | object, tmp_path: Path) -> None:
+    """Blocks would start anew, or be left out, behind no more than a warning."""
+    student("llama", backbone=backbone_config("llama", tie_word_embeddings=True)).save_pretrained(tmp_path)
+    with pytest.raises(CoCoMixError, match=r"(lower|upper|lm_head)\..*insert_layer="):
+        CoCoMixForCausalLM.from_pretrained(tmp_path, **{name: value})
+
+
+def test_settings_that_fit_the_weights_are_taken(tmp_path: Path) -> None:
+    model = student("llama")
+    model.save_pretrained(tmp_path)
+    twin = load(tmp_path, mixing="residual", backbone={"attention_dropout": 0.5})
+    assert (twin.mixing.name, twin.lower.config.attention_dropout, twin.lower.config.hidden_size) == (
+        "residual",
+        0.5,
+        model.config.hidden_size,
+    )
+    assert all(torch.equal(found, model.state_dict()[name]) for name, found in twin.state_dict().items())
+
+
+@pytest.mark.parametrize("mixing", ["plain", "pause", "values", "token_values", "next_concept"])
+def test_what_is_new_beside_the_decoder_starts_as_in_a_new_model(mixing: str, tmp_path: Path) -> None:
+    student("llama", 1, "plain").save_pretrained(tmp_path)
+    twin, loading = CoCoMixForCausalLM.from_pretrained(
+        tmp_path, mixing=mixing, bigram_rows=40, num_concepts=48, concept_topk=6, output_loading_info=True
+    )
+    new = CoCoMixForCausalLM(twin.config).state_dict()
+    assert {"bigram.table.weight", "bigram.gains"} <= set(loading["missing_keys"])
+    for name in loading["missing_keys"]:
+        found, spread = twin.state_dict()[name], new[name].std()
+        torch.testing.assert_close(found.std(), spread, rtol=0.8, atol=1e-4, msg=name)  # as few as 32 numbers
+        torch.testing.assert_close(found.mean(), new[name].mean(), rtol=0.1, atol=float(spread) + 1e-6, msg=name)

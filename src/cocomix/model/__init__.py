@@ -8,7 +8,8 @@ from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention
 from cocomix.model.from_pretrained import from_pretrained_backbone
 from cocomix.model.mixing import MIXINGS, Concepts, Layout, Mixing
-from cocomix.model.modeling import CoCoMixForCausalLM, CoCoMixOutput, predicts_concepts
+from cocomix.model.modeling import CoCoMixForCausalLM, predicts_concepts
+from cocomix.model.output import CoCoMixOutput
 from cocomix.model.targets import FullTargets, TopTargets, next_tokens
 
 __all__ = [

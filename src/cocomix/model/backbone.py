@@ -8,7 +8,9 @@ class, so attention kernels, rotary tables, masks, sliding windows and caches st
 import copy
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +197,29 @@ def split_state_dict(model: PreTrainedModel, insert_layer: int) -> dict[str, Ten
         else:
             renamed["lm_head." + name.removeprefix(head + ".")] = tensor
     return renamed
+
+
+def check_loaded_decoder(config: Any, missing: Iterable[str], unexpected: Iterable[str], source: Any) -> None:
+    """Refuse saved weights of another decoder, or of one that was split elsewhere, than a `CoCoMixConfig` describes.
+
+    What is new or gone in the predictor and the form of mixing is the caller's choice, of which transformers warns.
+
+    Args:
+        missing: parameters of the model that the saved weights lack.
+        unexpected: saved weights that the model has no parameter for.
+        source: where the weights come from, for the refusal.
+
+    Raises:
+        CoCoMixError: one of them belongs to the decoder.
+    """
+    for names, said in ((missing, "lack"), (unexpected, "also hold")):
+        of_decoder = sorted(name for name in names if name.startswith(("lower.", "upper.", "lm_head.")))
+        if of_decoder:
+            raise CoCoMixError(
+                f"the weights in {source} {said} {of_decoder[0]}, so they are not those of the {config.num_hidden_layers} "
+                f"{config.backbone.model_type} blocks with insert_layer={config.insert_layer} that were asked for; leave "
+                "insert_layer and backbone as they were saved."
+            )
 
 
 def plain_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:

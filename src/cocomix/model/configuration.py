@@ -1,6 +1,7 @@
 """The configuration of a CoCoMix model: a Hugging Face decoder's own configuration plus the concept settings."""
 
 import copy
+import inspect
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -24,6 +25,7 @@ Predicted = Literal["concepts", "hidden"]
 CompressionInit = Literal["normal", "small", "zero"]
 ConceptWeights = Literal["logits", "softmax"]
 UpperPositions = Literal["own", "token"]
+_OF_BACKBONE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
 class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -103,6 +105,9 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         head_chunk_size: Count | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in _OF_BACKBONE:
+            if name in kwargs:
+                raise CoCoMixError(f"{name}={kwargs[name]} is a setting of the backbone; give it in backbone.")
         self.backbone = backbone_config(backbone)
         self.insert_layer = insert_layer
         self.num_concepts = num_concepts
@@ -128,6 +133,18 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(self, name, kwargs.pop(name, getattr(self.backbone, name, None)))
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PreTrainedConfig.from_dict`; settings among `kwargs` (`from_pretrained(…, insert_layer=2)`) are checked.
+
+        A dict for `backbone` replaces the settings that it names.
+        """
+        own = (*inspect.signature(cls.__init__).parameters, *_OF_BACKBONE)
+        given = {name: kwargs.pop(name) for name in own if name in kwargs}
+        if isinstance(given.get("backbone"), dict):
+            given["backbone"] = {**config_dict.get("backbone", {}), **given["backbone"]}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
     def _validate_concept_settings(self) -> None:
         layers = self.backbone.num_hidden_layers

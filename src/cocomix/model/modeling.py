@@ -5,16 +5,15 @@ d_model, n_concepts (C), k (concept_topk), k_attr (labels per position).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
-from cocomix.model.backbone import backbone_of, build_halves
+from cocomix.model.backbone import backbone_of, build_halves, check_loaded_decoder
 from cocomix.model.bigram import BigramTable
 from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
@@ -23,6 +22,7 @@ from cocomix.model.fused_head import Head, fused_head, head_output
 from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.form import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.without_concepts import Pause
+from cocomix.model.output import CoCoMixOutput
 from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction
 from cocomix.model.targets import HeadLoss, SetCrossEntropy, check_concept_labels, divisor, next_tokens, unpadded
@@ -30,45 +30,6 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 
 _COMPRESSION_SCALES = {"normal": 1.0, "small": 0.1, "zero": 0.0}
-
-
-@dataclass
-class CoCoMixOutput(ModelOutput):  # type: ignore[misc]
-    """Output of `CoCoMixForCausalLM`. Losses are in nats.
-
-    Attributes:
-        loss: ntp_loss + concept_loss_weight · (concept_loss or hidden_loss), as far as labels were given (Eq. 4). []
-        ntp_loss: next-token cross-entropy, averaged over target tokens. []
-        concept_loss: concept cross-entropy (Eq. 2), averaged over labelled positions. []
-        hidden_loss: distance of predicted hidden states from the teacher's, averaged over target tokens; no nats. []
-        head_losses: those that were asked for, by name, summed over positions; no part of `loss`. [] each
-        logits: next-token logits, read at the concept positions where concepts are interleaved; `None` with
-            `output_logits=False`. [batch, seq, vocab]
-        concept_logits: z after edits, only with `output_concept_logits=True`. [batch, seq, n_concepts]
-        concept_ids: the concepts mixed in at each token; `None` where the model has none. [batch, seq, k], int64
-        concept_values: their logits. [batch, seq, k]
-        shown: what the form of mixing has for an objective of its own, by name, with labels; mostly nothing.
-        last_hidden_state: what the language-model head reads. [batch, seq, d_model]
-        past_key_values: cache of both halves.
-        hidden_states: lower half's, [batch, seq, d_model] each, then the upper half's, [batch, mixed_seq, d_model], of
-            its last pass.
-        attentions: likewise, lower then upper.
-    """
-
-    loss: Tensor | None = None
-    ntp_loss: Tensor | None = None
-    concept_loss: Tensor | None = None
-    hidden_loss: Tensor | None = None
-    head_losses: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    concept_logits: Tensor | None = None
-    concept_ids: Tensor | None = None
-    concept_values: Tensor | None = None
-    shown: dict[str, Tensor] | None = None
-    last_hidden_state: Tensor | None = None
-    past_key_values: CoCoMixCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -135,6 +96,21 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         elif isinstance(module, Pause):
             nn.init.normal_(module.pause, mean=0.0, std=std)
 
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load saved weights, as `PreTrainedModel.from_pretrained` does; what they lack beside the decoder starts anew.
+
+        Raises:
+            CoCoMixError: the decoder's weights are not those of the configuration, whose blocks would be new or lost.
+        """
+        model, loading = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        check_loaded_decoder(model.config, loading["missing_keys"], loading["unexpected_keys"], source)
+        if loading["missing_keys"]:  # of these transformers starts only what `_init_weights` knows
+            fresh = cls(model.config).state_dict()
+            new = {name: value for name, value in fresh.items() if name in loading["missing_keys"]}
+            model.load_state_dict(new, strict=False)
+        return (model, loading) if output_loading_info else model
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the lower half."""
         embedding: nn.Module = self.lower.get_input_embeddings()
@@ -151,6 +127,20 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             head = self._head(value.out_features)
             head.weight = value.weight
         self.lm_head = head
+
+    def _resize_token_embeddings(
+        self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give the form's tables, too, as many rows as the token embedding gets (`resize_token_embeddings`)."""
+        embedding: nn.Embedding = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for table in self.mixing.token_tables():
+            self._get_resized_embeddings(table, embedding.num_embeddings, mean_resizing=mean_resizing)
+        return embedding
+
+    def _get_resized_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resized in place by the lower half, which knows how its family initialises new rows."""
+        resized: nn.Embedding = self.lower._get_resized_embeddings(*args, **kwargs)
+        return resized
 
     def _head(self, vocab_size: int) -> Head:
         size, softcap = self.config.head_chunk_size, self._logit_softcap

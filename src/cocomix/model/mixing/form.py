@@ -135,6 +135,10 @@ class Mixing(nn.Module):
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         """See both halves when the model is built, for a form that hooks into them."""
 
+    def token_tables(self) -> tuple[nn.Embedding, ...]:
+        """What has a row for each token of the vocabulary, and changes its size with it."""
+        return ()
+
     @classmethod
     def widened(cls, config: Any) -> bool:
         """Whether a baseline is the form itself, as wide as concepts cost, and not the plain decoder of its cost."""

@@ -141,6 +141,9 @@ class TokenValues(_Values):
         self._added = rows.view(*rows.shape[:2], len(self.gates), -1).unbind(-2)
         return hidden
 
+    def token_tables(self) -> tuple[nn.Embedding, ...]:
+        return (self.table,)
+
     def _gated(self, place: int, entering: Tensor, added: Tensor) -> Tensor:
         gate = self.gates[place]
         strength = _GATE_LIMIT * gate(entering[..., : gate.in_features]).sigmoid()  # [batch, seq, heads]

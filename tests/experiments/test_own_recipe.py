@@ -69,6 +69,18 @@ def test_a_student_may_have_a_tokenizer_of_its_own(tmp_path: Path) -> None:
             OwnRecipe("mine", where, teacher, "tiny", "cpu", vocab_size=entries)
 
 
+@pytest.mark.parametrize("name", ["nothing.txt", "folder"])
+def test_a_corpus_without_text_is_refused(cli: Cli, here: Path, name: str) -> None:
+    """A file, and a folder of such files; none of them is taken for a large one."""
+    file = here / name if name.endswith(".txt") else here / name / "nothing.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert f"{name} holds 0 bytes" in cli("init", "--corpus", name, *ANSWERS, status=1).err
+    assert not (here / "recipes").exists()
+    file.write_text("text " * 10)
+    assert Corpus.find(name).tokens == 12
+
+
 def test_flags_write_what_runs(cli: Cli, here: Path) -> None:
     done = cli("init", "--corpus", "my texts", *ANSWERS, "--json")
     assert json.loads(done.out)["recipe"] == "recipes/my_texts.yaml"

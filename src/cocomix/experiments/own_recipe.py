@@ -100,6 +100,8 @@ class Corpus:
             logger.info(f"there is no path {source} here, so it is taken for a data set of the Hugging Face Hub")
         packed = (_COMPRESSED if file.where.endswith((".gz", ".zst", ".parquet")) else 1 for file in resolved.files)
         size = sum(file.size * factor for file, factor in zip(resolved.files, packed, strict=True))
+        if url_of(source) is None and resolved.files and size < _BYTES_PER_TOKEN:
+            raise CoCoMixError(f"{source} holds {size} bytes, so no text to train on; give a corpus that holds some.")
         return cls(source, size // _BYTES_PER_TOKEN or _ELSEWHERE)
 
     @property

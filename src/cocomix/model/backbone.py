@@ -216,9 +216,9 @@ def check_loaded_decoder(config: Any, missing: Iterable[str], unexpected: Iterab
         of_decoder = sorted(name for name in names if name.startswith(("lower.", "upper.", "lm_head.")))
         if of_decoder:
             raise CoCoMixError(
-                f"the weights in {source} {said} {of_decoder[0]}, so they are not those of the {config.num_hidden_layers} "
-                f"{config.backbone.model_type} blocks with insert_layer={config.insert_layer} that were asked for; leave "
-                "insert_layer and backbone as they were saved."
+                f"the weights in {source} {said} {of_decoder[0]}, so they are not those of the "
+                f"{config.num_hidden_layers} {config.backbone.model_type} blocks with insert_layer="
+                f"{config.insert_layer} that were asked for; leave insert_layer and backbone as they were saved."
             )
 
 

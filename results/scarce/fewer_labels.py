@@ -1,6 +1,8 @@
-"""The best k labels of every position, from a folder that holds more: python results/scarce/fewer_labels.py LABELS DATA K OUTPUT
+"""The best k labels of every position, from a folder that holds more.
 
-A teacher's labels come best first, so that these are the ones that it would be asked for with `k`; it need not read again.
+    python results/scarce/fewer_labels.py LABELS DATA K OUTPUT
+
+A teacher's labels come best first: these are the ones that it would give if asked for k, and it need not read again.
 """
 
 import sys
@@ -23,4 +25,3 @@ with Labels.create(output, identity=identity) as staging:
             np.save(staging.path / f"{file}.scores.npy", source.array(file, "scores")[..., :k])
     counted = Labels.counted(staging.path, made, data)
     staging.finish(Labels.manifest_type.model_validate({**made, **counted}))
-print(Labels.open(output).summary)

@@ -54,6 +54,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.written: dict[Path, set[Path]] = {}  # what training left in the folder of each run, from there
 
     @cached_property
     def corpus(self) -> Path:
@@ -95,11 +96,16 @@ class Workshop:
 
     @cached_property
     def ntp_run(self) -> Path:
-        return train(self.recipe("ntp", name="plain"), self.folder / "runs" / "ntp")
+        return self._trained("ntp", "plain")
 
     @cached_property
     def cocomix_run(self) -> Path:
-        return train(self.recipe("cocomix", name="mixed"), self.folder / "runs" / "cocomix")
+        return self._trained("cocomix", "mixed")
+
+    def _trained(self, objective: str, name: str) -> Path:
+        run = train(self.recipe(objective, name=name), self.folder / "runs" / objective)
+        self.written[run] = {path.relative_to(run) for path in run.rglob("*")}
+        return run
 
     def values(self, objective: str, **changes: Any) -> dict[str, Any]:
         """A recipe's fields; `changes` are merged into it key by key."""

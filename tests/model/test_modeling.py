@@ -233,6 +233,9 @@ def test_logits_to_keep() -> None:
     logits = model(tokens()).logits
     torch.testing.assert_close(model(tokens(), logits_to_keep=2).logits, logits[:, -2:])
     torch.testing.assert_close(model(tokens(), logits_to_keep=torch.tensor([1, 4])).logits, logits[:, [1, 4]])
+    whole = model(tokens(), labels=tokens()).loss  # of all positions, whichever logits are returned
+    for kept in (1, torch.tensor([1, 4])):
+        torch.testing.assert_close(model(tokens(), labels=tokens(), logits_to_keep=kept).loss, whole)
 
 
 def test_hidden_states_of_both_halves() -> None:

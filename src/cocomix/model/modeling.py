@@ -191,7 +191,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
                 targets say which positions count.
             head_losses: further losses of the next-token logits by name, of flat positions [batch·seq, …].
             use_cache: return a cache; by default only where nothing is trained.
-            logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions.
+            logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions; losses are
+                of all positions nevertheless.
             output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab].
             output_concept_logits: also return all C concept logits.
             concept_edits: changes to concept logits before top-k (steering), after those in force around this call.
@@ -274,10 +275,11 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if self.bigram is not None:
             self.bigram.forget()
         logits = self._logits(read, logits_to_keep) if output_logits else None
+        whole = logits if isinstance(logits_to_keep, int) and logits_to_keep == 0 else None  # what losses can take
         ntp_loss = concept_loss = hidden_loss = None
         if targets is not None and counted is not None:
             items = divisor(counted, num_items_in_batch)
-            ntp_loss = self._loss(read, logits, SetCrossEntropy(targets.reshape(-1, 1))) / items
+            ntp_loss = self._loss(read, whole, SetCrossEntropy(targets.reshape(-1, 1))) / items
             if hidden_targets is not None and prediction is not None and prediction.loss_sum is not None:
                 hidden_loss = prediction.loss_sum / items
         if concept_labels is not None and prediction is not None and prediction.loss_sum is not None:
@@ -291,7 +293,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             ntp_loss=ntp_loss,
             concept_loss=concept_loss,
             hidden_loss=hidden_loss,
-            head_losses={name: self._loss(read, logits, loss) for name, loss in (head_losses or {}).items()} or None,
+            head_losses={name: self._loss(read, whole, loss) for name, loss in (head_losses or {}).items()} or None,
             logits=logits,
             concept_logits=None if prediction is None else prediction.logits,
             concept_ids=None if concepts is None else concepts.ids,

@@ -222,6 +222,11 @@ def test_learning_rates_are_chosen_on_one_grid(workshop: Workshop, tmp_path: Pat
     before = manifests(output)
     assert json.loads(cli("sweep", plan, "-o", output, "--json").out)["learning_rates"] == rates
     assert manifests(output) == before
+    # Without a seed of their own, tries are of the plan's first one; a folder goes on with those it has.
+    del tune["seed"]
+    again = write_plan(tmp_path / "plans", workshop, arms=arms, tune=tune, seeds=[3, 0], vary=["training.optim"])
+    assert {job.seed for job in load_plan(again, tmp_path / "new").tries()} == {3}
+    assert {job.seed for job in load_plan(again, output).tries()} == {7}
 
 
 def test_a_second_sweep_in_the_folder_is_refused(

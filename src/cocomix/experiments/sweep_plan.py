@@ -36,7 +36,7 @@ from cocomix.data import PrepareSettings
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section, describe_validation_error
 from cocomix.training.objectives import Schedule
-from cocomix.training.recipe import RecipeVersion, RunConfig
+from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe
 from cocomix.training.recipe_cost import seconds_per_token
 from cocomix.training.recipe_file import merged, recipe_values
 
@@ -87,8 +87,8 @@ class TunePlan(Section):
     """Tried for every arm that names none itself."""
     tokens: int = Field(ge=1)
     """Training tokens of a try."""
-    seed: int = 0
-    """Of the tries."""
+    seed: int | None = None
+    """Of the tries; by default the first of the plan's seeds. A folder that holds tries goes on with theirs."""
 
 
 class SweepPlan(Section):
@@ -187,14 +187,20 @@ class LoadedPlan:
         """The runs by which `tune` chooses learning rates; none without it. Refuses as `jobs`."""
         if (tune := self.plan.tune) is None:
             return []
-        jobs = []
+        jobs, seed = [], self._seed_of_tries(tune)
         for name, value in self.plan.arms.items():
             rates = tune.learning_rates if isinstance(value, str) else value.get("learning_rates", tune.learning_rates)
             for rate in map(float, rates):
-                recipe = self._complete(name, tune.seed, rate, tokens=tune.tokens)
+                recipe = self._complete(name, seed, rate, tokens=tune.tokens)
                 folder = self.output / "tuning" / name / f"{rate:g}"
-                jobs.append(Job(f"{name} {rate:g}", tune.seed, folder, recipe, name))
+                jobs.append(Job(f"{name} {rate:g}", seed, folder, recipe, name))
         return jobs
+
+    def _seed_of_tries(self, tune: TunePlan) -> int:
+        if tune.seed is not None:
+            return tune.seed
+        tried = next((self.output / "tuning").glob("*/*/recipe.yaml"), None)
+        return next(iter(self.plan.seeds), 0) if tried is None else int(load_recipe(tried).training["seed"])
 
     def jobs(self, learning_rates: Mapping[str, float] | None = None) -> list[Job]:
         """Every run, seed by seed, so that all arms have a result before any has its second; with `learning_rates` by

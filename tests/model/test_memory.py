@@ -47,7 +47,7 @@ def kept(decoder: PreTrainedModel, **inputs: Any) -> int:
 
 
 @pytest.mark.parametrize(("backbone", "excess"), [(GPT2, 0.05), (LLAMA, 0.2)], ids=["gpt2", "llama"])
-@pytest.mark.parametrize("mixing", [None, "interleave", "add"])
+@pytest.mark.parametrize("mixing", [None, "interleave", "add", "next_concept"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_it_is_what_autograd_keeps(backbone: PreTrainedConfig, excess: float, mixing: Any, bf16: bool) -> None:
     config = copy.deepcopy(backbone)
@@ -62,6 +62,8 @@ def test_it_is_what_autograd_keeps(backbone: PreTrainedConfig, excess: float, mi
         else:
             mixed = torch.zeros(BATCH, config.positions_per_token * BLOCK, 32, requires_grad=True)
             naive = kept(model.lower, input_ids=tokens) + kept(model.upper, inputs_embeds=mixed)
+        if mixing == "next_concept":
+            naive += kept(model.mixing.blocks, inputs_embeds=mixed[:, : BLOCK // config.chunk_tokens])
     assert 0.95 * naive <= estimate <= (1 + excess) * naive
 
 

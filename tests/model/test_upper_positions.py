@@ -48,6 +48,15 @@ def test_decoders_with_learned_positions_and_forms_that_add_compute_the_same() -
         torch.testing.assert_close(own, token, rtol=1e-5, atol=1e-5)
 
 
+def test_positions_of_one_document_are_taken() -> None:
+    """`generate` gives them, and without a cache no mask beside them."""
+    model, ids = student("llama", upper_positions="token"), tokens()
+    given = model(ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False).logits
+    torch.testing.assert_close(given, model(ids).logits, rtol=1e-4, atol=1e-5)
+    cached, uncached = (model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, uncached)
+
+
 def test_documents_kept_apart_by_positions_are_refused() -> None:
     ids = tokens()
     positions = torch.arange(ids.shape[1]).remainder(5).expand_as(ids)

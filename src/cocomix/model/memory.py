@@ -43,7 +43,7 @@ def _in_float32(value: Any) -> Any:
 
 
 def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: int, bf16: bool) -> int:
-    """Bytes that the decoder's blocks keep for the backward pass of one micro-batch.
+    """Bytes that the decoder's blocks, and those of the form of mixing, keep for the backward pass of one micro-batch.
 
     Counted, not derived: blocks of either half run once on fake tensors, which have shapes and no memory, and every
     storage that autograd keeps counts once, parameters not at all; the other blocks keep the same. Attention is
@@ -71,6 +71,10 @@ def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: i
             mixed = torch.zeros(batch_size, width * block_size, backbone.hidden_size, requires_grad=True)
             kept_above = _kept_by_block(upper, inputs_embeds=mixed)
             kept += (total - below - 1) * kept_above[0] + kept_above[-1]
+        if mixes and (own := config.form.own_blocks(config)) is not None:
+            blocks, tokens_each = own
+            shared = torch.zeros(batch_size, block_size // tokens_each, backbone.hidden_size, requires_grad=True)
+            kept += sum(_kept_by_block(blocks, inputs_embeds=shared))
     return kept
 
 

@@ -135,6 +135,11 @@ class Mixing(nn.Module):
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         """See both halves when the model is built, for a form that hooks into them."""
 
+    @classmethod
+    def own_blocks(cls, config: Any) -> tuple[PreTrainedModel, int] | None:
+        """Decoder blocks of its own, beside the halves, and how many tokens share one of their positions."""
+        return None
+
     def token_tables(self) -> tuple[nn.Embedding, ...]:
         """What has a row for each token of the vocabulary, and changes its size with it."""
         return ()
@@ -192,7 +197,7 @@ class Mixing(nn.Module):
             )
             if attention_mask is None and not cached:
                 # transformers tells documents by positions that do not rise by one, unless there is a mask or a cache.
-                if positions is not None:
+                if positions is not None and bool((positions.diff(dim=1) != 1).any()):
                     raise CoCoMixError(
                         "upper_positions='token' cannot keep documents apart by position_ids; use upper_positions "
                         "'own'."

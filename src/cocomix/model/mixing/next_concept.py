@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.backbone import backbone_of, further_blocks
 from cocomix.model.cache import NothingCached
@@ -111,10 +111,14 @@ class NextConcept(Mixing):
         return found + (["softmax"] if config.concept_weights == "softmax" else [])
 
     @classmethod
+    def own_blocks(cls, config: Any) -> tuple[PreTrainedModel, int]:
+        return further_blocks(config.backbone, config.chunk_blocks, None), config.chunk_tokens
+
+    @classmethod
     def flops_per_token(cls, config: PreTrainedConfig, block_size: int | None = None) -> float:
         """Of blocks, heads and Σ_n z_n q_n, once a chunk; A is multiplied once a forward pass and left out."""
         with torch.device("meta"):
-            blocks = further_blocks(config.backbone, config.chunk_blocks, None)
+            blocks, _ = cls.own_blocks(config)
         chunks = None if block_size is None else max(block_size // config.chunk_tokens, 1)
         flops = block_flops(getattr(blocks, backbone_of(config.backbone).blocks), blocks.config, chunks)
         flops += 2.0 * config.hidden_size * config.chunk_codes * (config.num_attention_heads + 1)

@@ -64,7 +64,8 @@ def test_the_plan_and_the_cost_in_the_header(
     plan = json.loads(cli("plan", path, "--seconds", 0, "--json").out)
     recipe = load_recipe(path)
     assert plan["active parameters"] > 0
-    assert plan["GiB of weights, gradients and optimizer, at most"] == float(f"{16 * plan['parameters'] / 2**30:.3g}")
+    trained = plan["parameters"] + plan.get("parameters of auxiliary losses", 0)
+    assert plan["GiB of weights, gradients and optimizer, at most"] == float(f"{16 * trained / 2**30:.3g}")
     assert plan["tokens"] >= recipe.tokens
     header = " ".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
     if "Cost by formula" not in header:

@@ -19,8 +19,10 @@ def test_stored_labels_count_once_and_as_far_as_the_run_read(workshop: Workshop,
     run = Run.open(workshop.cocomix_run)
     per_token = Labels.open(workshop.labels).manifest.flops_per_token
     whole = Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
-    for tokens, counted in ((40, 40), (10 * whole, whole)):
-        run.manifest = run.manifest.model_copy(update={"tokens": tokens})
+    assert run.manifest.labels is not None
+    for tokens, counted in ((0, 0), (40, 40), (10 * whole, whole)):
+        labels = run.manifest.labels.model_copy(update={"tokens": (tokens,)})
+        run.manifest = run.manifest.model_copy(update={"labels": labels})
         assert teacher_flops(run) == pytest.approx(per_token * counted)
 
 

@@ -252,6 +252,7 @@ def test_a_run_on_the_whole_stored_distribution_is_the_online_one(workshop: Work
     assert manifests[1]["teaching"] == {
         "path": str(tmp_path / "all"),
         "fingerprint": read_json(tmp_path / "all/manifest.json")["fingerprint"],
+        "tokens": [4 * 8 * BLOCK],
     }
     assert [manifest["teacher_flops_per_token"] > 0 for manifest in manifests] == [True, False]
     assert [path.name for path in online.glob("*.safetensors")] == ["model.safetensors"]

@@ -81,6 +81,8 @@ def test_it_trains_to_the_end(workshop: Workshop, labels: Path, whole: Path, tmp
         assert row["loss"] == pytest.approx(row["ntp_loss"] + auxiliary)
     manifest = Run.open(whole).manifest
     assert (manifest.labels_until, manifest.steps, manifest.data.first_blocks) == (UNTIL, STEPS, FIRST)
+    assert manifest.labels is not None
+    assert manifest.labels.tokens == (FIRST * BLOCK,)
     assert manifest.weights["cocomix"] == {"shape": "linear", "value": 0.1, "until": 0.25}
     # With labels of all blocks, in the same order, it is the same run.
     twin = train(workshop.recipe("cocomix", **SETTINGS), tmp_path / "twin")
@@ -90,6 +92,8 @@ def test_it_trains_to_the_end(workshop: Workshop, labels: Path, whole: Path, tmp
 def test_the_flops_show_the_saving(workshop: Workshop, labels: Path, whole: Path, tmp_path: Path) -> None:
     tokens = Tokens.open(workshop.data).manifest.splits["train"].blocks * BLOCK
     constant = train(workshop.recipe("cocomix", **{**SETTINGS, "name": "all", "model": {}}), tmp_path / "all")
+    unread = train(workshop.recipe("cocomix", **SETTINGS), tmp_path / "unread")  # of labels of all blocks
+    assert teacher_flops(Run.open(unread)) == teacher_flops(Run.open(whole))
     few, all_of_them = teacher_flops(Run.open(whole)), teacher_flops(Run.open(constant))
     assert few is not None
     assert all_of_them is not None

@@ -96,6 +96,9 @@ def test_a_run_on_a_mixture(
     assert opened.manifest.data.mixture is not None
     all_of_it = tuple(part.model_copy(update={"blocks": 10**6}) for part in opened.manifest.data.mixture)
     longer = {"tokens": 10**9, "data": opened.manifest.data.model_copy(update={"mixture": all_of_it})}
+    assert opened.manifest.labels is not None
+    assert opened.manifest.labels.tokens == tuple(part["blocks"] * BLOCK for part in parts)
+    longer["labels"] = opened.manifest.labels.model_copy(update={"tokens": (10**9, 10**9)})
     opened.manifest = opened.manifest.model_copy(update=longer)
     counted = sum(labels.tokens(TRAIN) for labels in made)
     assert teacher_flops(opened) == pytest.approx(made[0].flops_per_token * counted)
@@ -136,9 +139,11 @@ def test_labels_that_do_not_fit_are_refused(workshop: Workshop, other_labels: Pa
 
 
 def test_stored_probabilities_by_corpus(workshop: Workshop, other: Path, tmp_path: Path) -> None:
+    """Read for two of three steps."""
     teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
     distill_data(other, teacher, tmp_path / "stored", top_k=8)
-    values = mixed(workshop, other, tokens=3 * 8 * BLOCK, distillation={"weight": 0.5})
+    weight = {"shape": "stop", "value": 0.5, "until": 0.6}
+    values = mixed(workshop, other, tokens=3 * 8 * BLOCK, distillation={"weight": weight})
     for corpus, targets in zip(values["data"]["mixture"], (workshop.probabilities, tmp_path / "stored"), strict=True):
         corpus["targets"] = str(targets)
     run = train(RunConfig.model_validate(values), tmp_path / "run")
@@ -147,6 +152,12 @@ def test_stored_probabilities_by_corpus(workshop: Workshop, other: Path, tmp_pat
     parts = [TeacherProbabilities.open(workshop.probabilities), TeacherProbabilities.open(tmp_path / "stored")]
     joined = Concatenated(parts)
     assert read_json(run / "manifest.json")["teaching"]["fingerprint"] == joined.fingerprint
+    data = MixedData([Tokens.open(workshop.data), Tokens.open(other)], [3, 1])
+    drawn = block_order(RunConfig.model_validate(values), data, Run.open(run).manifest.seed).blocks(0, 0, 2 * 8)
+    of_first = int((drawn < len(data.parts[0].split(TRAIN))).sum())
+    read = zip(parts, (of_first, 2 * 8 - of_first), strict=True)
+    expected = sum(part.manifest.flops_per_token * blocks * BLOCK for part, blocks in read)
+    assert teacher_flops(Run.open(run)) == pytest.approx(expected)
     blocks, last = joined.split(TRAIN), len(parts[0].split(TRAIN)) + 2
     assert torch.equal(blocks[last]["teacher_ids"], parts[1].split(TRAIN)[2]["teacher_ids"])
     distill_data(other, teacher, tmp_path / "fewer", top_k=4)

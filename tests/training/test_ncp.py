@@ -16,7 +16,7 @@ from cocomix.data import Tokens
 from cocomix.evaluation import Run
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training import plan_run, train
+from cocomix.training import estimate, plan_run, train
 from cocomix.training.objectives import LossTerm, NextToken, add_heads, loss_terms
 from cocomix.training.objectives.ncp import NextConceptPrediction
 from tests.model.factories import HEADS, plain, student, tokens
@@ -90,6 +90,8 @@ def test_it_trains_two_steps_and_logs_its_codes(document_masks: bool, workshop: 
     assert manifest["final"]["eval_code_perplexity"] >= 1
     width, codes = 16, 64
     assert manifest["extra_flops"]["ncp"]["per_token"] == pytest.approx(2 * width * codes / SIZE)
+    planned = estimate(workshop.recipe("cocomix", labels=None, **changes), seconds=0)["training FLOPs"]
+    assert planned == pytest.approx(Run.open(run).manifest.training_flops)
     blocks, heads, basis, norms = 12 * width**2 + 15 * width, (width + 1) * 2 * codes, width**2 // 2, 2 * width
     decoder = read_json(workshop.ntp_run / "manifest.json")["parameters"]["total"]
     assert manifest["parameters"]["total"] - decoder == blocks + heads + basis + norms

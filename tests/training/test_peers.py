@@ -17,7 +17,7 @@ from cocomix.model.fused_head import fused_head
 from cocomix.model.targets import BagOfWords, SetCrossEntropy
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training import train
+from cocomix.training import Run, estimate, train
 from cocomix.training.objectives import NextToken, Schedule, add_heads, in_force, loss_terms, objective_type
 from cocomix.training.objectives.ahead import first_occurrences, states_after, tokens_ahead
 from cocomix.training.objectives.mtp_headless import HeadlessMTP
@@ -93,6 +93,9 @@ def test_it_trains_two_steps_by_name(name: str, arm: str, workshop: Workshop, tm
     beside = extra.get("per_token", 0.0) * min(extra.get("tokens", 0), manifest["tokens"])
     flops = manifest["flops_per_token"]["training"] * manifest["tokens"] + beside
     assert rows(run)[-1]["flops"] == pytest.approx(flops)
+    planned = estimate(workshop.recipe(arm, **changes), seconds=0)
+    assert planned["training FLOPs"] == pytest.approx(flops)
+    assert planned["and of auxiliary losses, while they count"] == pytest.approx(extra.get("per_token", 0.0))
     assert manifest["teacher_flops_per_token"] == extra.get("of_teacher", 0.0) == 0
     assert (
         manifest["parameters"]["total"]
@@ -425,5 +428,7 @@ def test_a_hint_runs_its_teacher_in_the_first_steps_only(arm: str, workshop: Wor
     run = train(workshop.recipe(arm, **changes), tmp_path / "run")
     assert ["hint_loss" in row for row in rows(run) if "loss" in row] == [True, False]
     assert read_json(run / "manifest.json")["extra_flops"]["hint"]["tokens"] == 8 * BLOCK
+    planned = estimate(workshop.recipe(arm, **changes), seconds=0)["training FLOPs"]
+    assert planned == pytest.approx(Run.open(run).manifest.training_flops)
     with pytest.raises(ValidationError, match="teacher is missing"):
         workshop.recipe(arm, auxiliary={"hint": 0.1})

@@ -3,7 +3,7 @@
 A teacher, or weights to start from, may be a run itself: `flops_from_nothing` counts what led to a run, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,54 @@ from cocomix.evaluation.run_inputs import own_labels, run_labels
 from cocomix.labelling import LabelsManifest, StoredManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
-from cocomix.training.recipe import load_recipe
+from cocomix.training.recipe import RunConfig, load_recipe
+
+_Read = tuple[StoredManifest, int]
+"""What was stored of a corpus, and of how many of its tokens a run read it."""
 
 
 def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
     """The teacher's FLOPs for a run, by formula; `None` where they cannot be known, because what it made is gone.
 
     Work while training (online labels, distillation, hidden states) counts until its weight is 0 for good. Of what was
-    written before training each token counts once, however often it is read, and only as far as the run read. What
-    labels and probabilities that were made together would each have needed of the teacher counts once, too, and so does
-    the first pass of labels that have one, all of it. `shared`: only what was written before, which other students can
-    read, too.
+    written before training each token counts once, however often it is read, and only as far as the run read: of labels
+    of everything for a λ that ends at a quarter of the run, a quarter counts. What labels and probabilities that were
+    made together would each have needed of the teacher counts once, too, and so does the first pass of labels that have
+    one, all of it. Of a mixture it is the sum over its corpora. `shared`: only what was written before training, which
+    other students can read, too.
     """
     manifest = run.manifest
     while_training = () if shared else (manifest.extra_flops or {}).values()
     total = sum(extra.of_teacher * min(extra.tokens, manifest.tokens) for extra in while_training)
     if manifest.online_labels is not None and not shared:
         total += manifest.online_labels.fit_flops
-    read: list[tuple[StoredManifest, int]] = []  # with the tokens that the run drew of that corpus
+    corpora, size = manifest.data.mixture, manifest.data.block_size
+    drawn = [manifest.tokens] if corpora is None else [corpus.blocks * size for corpus in corpora]
+    labels, targets = list[_Read](), list[_Read]()
     try:
         if manifest.labels is not None:
-            corpora, size = manifest.data.mixture, manifest.data.block_size
-            drawn = [manifest.tokens] if corpora is None else [corpus.blocks * size for corpus in corpora]
-            found = [labels.manifest for labels in own_labels(run).parts]
-            read += zip(found, drawn, strict=True)
-            total += sum(made.fit_flops for made in found)
+            found = [one.manifest for one in own_labels(run).parts]
+            labels = _read(found, manifest.labels.tokens or drawn)
+            total += sum(made.fit_flops for made, (_, tokens) in zip(found, labels, strict=True) if tokens)
         if manifest.teaching is not None and manifest.teaching.path is not None:
-            read.append((TeacherProbabilities.open(manifest.teaching.path).manifest, manifest.tokens))
+            folders = [Path(manifest.teaching.path)] if corpora is None else _recipe(run).target_folders
+            stored = [TeacherProbabilities.open(folder).manifest for folder in folders]
+            targets = _read(stored, manifest.teaching.tokens or drawn)
     except CoCoMixError:
         return None
-    tokens = [min(made.tokens("train"), most) for made, most in read]
-    total += sum(made.flops_per_token * each for (made, _), each in zip(read, tokens, strict=True))
-    passes = [made.shared_pass for made, _ in read]
-    if len(read) == 2 and passes[0] is not None and passes[0] == passes[1]:
-        total -= passes[0].flops_per_token * min(tokens)
+    total += sum(made.flops_per_token * tokens for made, tokens in (*labels, *targets))
+    for (labelled, some), (taught, others) in zip(labels, targets, strict=False):  # there may be only one kind
+        if labelled.shared_pass is not None and labelled.shared_pass == taught.shared_pass:
+            total -= labelled.shared_pass.flops_per_token * min(some, others)
     return total
+
+
+def _read(stored: Sequence[StoredManifest], drawn: Sequence[int]) -> list[_Read]:
+    return [(made, min(made.tokens("train"), tokens)) for made, tokens in zip(stored, drawn, strict=True)]
+
+
+def _recipe(run: Run) -> RunConfig:
+    return load_recipe(run.path / "recipe.yaml")
 
 
 def dictionary_flops(run: Run) -> float | None:
@@ -95,7 +108,7 @@ def flops_from_nothing(run: Run) -> float | None:
 
 def _sources(run: Run) -> list[Path]:
     """Where the weights that a run started from and the teachers of its labels and distributions are."""
-    recipe, labels = load_recipe(run.path / "recipe.yaml"), run_labels(run)
+    recipe, labels = _recipe(run), run_labels(run)
     made: Mapping[str, Any] = {} if labels is None else labels.manifest.labels
     if run.manifest.online_labels is not None:
         made = run.manifest.online_labels.labels

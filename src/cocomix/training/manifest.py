@@ -1,10 +1,12 @@
 """What `manifest.json` says of a run that has just been trained."""
 
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from cocomix.artifacts import shown
 from cocomix.data import MixedData, Tokens
@@ -13,6 +15,7 @@ from cocomix.model.accounting import count_parameters
 from cocomix.training.arguments import epoch_blocks
 from cocomix.training.corpora import StoredLabels
 from cocomix.training.distillation import Teaching
+from cocomix.training.objectives import Objective, Schedule
 from cocomix.training.opened_run import ExtraFlops, RunManifest
 from cocomix.training.order import MixtureOrder
 from cocomix.training.recipe import RunConfig
@@ -36,7 +39,7 @@ def run_manifest(
     """What a comparison needs to know of a run that is trained, with its last evaluation `final`."""
     arguments, online = trainer.args, trainer.online_labels
     tokens = trainer.tokens_seen(trainer.state.global_step)
-    extra = extra_flops(trainer, plan)
+    extra = extra_flops_of_run(trainer, plan)
     dtype, count, student = _DTYPES[trainer.accelerator.mixed_precision], plan.accounting, plan.config
     mixes = isinstance(student, CoCoMixConfig)
     values = {
@@ -58,15 +61,21 @@ def run_manifest(
         "document_masks": recipe.document_masks,
         "labels": None
         if labels is None
-        else {"path": " + ".join(map(shown, recipe.label_folders)), "fingerprint": labels.fingerprint},
+        else {
+            "path": " + ".join(map(shown, recipe.label_folders)),
+            "fingerprint": labels.fingerprint,
+            "tokens": _drawn(trainer, trainer.read_until("concept_labels")),
+        },
         "online_labels": None if online is None else online.reference(data),
-        "teaching": teaching.reference,
+        "teaching": teaching.reference
+        if teaching.stored is None
+        else {**(teaching.reference or {}), "tokens": _drawn(trainer, trainer.read_until("teacher_log_probs"))},
         "parameters": {"total": count.total_parameters, "active": count.active_parameters},
         "flops_per_token": {"forward": count.forward_flops_per_token, "training": count.training_flops_per_token},
         "teacher_flops_per_token": sum(one.of_teacher * one.tokens for one in extra.values()) / tokens,
         "extra_flops": {name: one.model_dump() for name, one in extra.items()},
         "weights": {one.name: one.weight.model_dump(mode="json") for one in trainer.objectives},
-        "labels_until": trainer.labels_until() if recipe.has_concepts else None,
+        "labels_until": trainer.read_until("concept_labels") if recipe.has_concepts else None,
         "learning_rate": arguments.learning_rate,
         "concept_loss_weight": float(student.concept_loss_weight) if mixes and student.form.predicts else None,
         "tokens": tokens,
@@ -84,18 +93,34 @@ def run_manifest(
     return RunManifest.model_validate(values)
 
 
-def extra_flops(trainer: CoCoMixTrainer, plan: Plan) -> dict[str, ExtraFlops]:
-    """What each objective costs beside the model, by its name; without those that cost nothing."""
-    return {
-        one.name: ExtraFlops(
-            per_token=flops,
-            tokens=trainer.tokens_seen(one.weight.steps(trainer.total_steps)),
-            of_teacher=one.teacher_flops,
-            parameters=count_parameters(trainer.heads[one.name]) if one.name in trainer.heads else 0,
-        )
-        for one in trainer.objectives
-        if (flops := one.extra_flops_per_token(plan.config)) != 0
-    }
+def extra_flops(
+    objectives: Iterable[Objective], config: PreTrainedConfig, tokens_until: Callable[[Schedule], int]
+) -> dict[str, ExtraFlops]:
+    """What each objective costs beside the model, by its name; without those that cost nothing.
+
+    Args:
+        config: of the model.
+        tokens_until: how many training tokens are seen before a weight is 0 for good.
+    """
+    found: dict[str, ExtraFlops] = {}
+    for one in objectives:
+        if (flops := one.extra_flops_per_token(config)) != 0:
+            with torch.device("meta"):
+                head = one.build_head(config)
+            found[one.name] = ExtraFlops(
+                per_token=flops,
+                tokens=tokens_until(one.weight),
+                of_teacher=one.teacher_flops,
+                parameters=0 if head is None else count_parameters(head),
+            )
+    return found
+
+
+def extra_flops_of_run(trainer: CoCoMixTrainer, plan: Plan) -> dict[str, ExtraFlops]:
+    """`extra_flops` of a run's objectives."""
+    return extra_flops(
+        trainer.objectives, plan.config, lambda weight: trainer.tokens_seen(weight.steps(trainer.total_steps))
+    )
 
 
 def _made_from(data: Tokens, labels: StoredLabels | None, teaching: Teaching) -> dict[str, str]:
@@ -108,15 +133,21 @@ def _made_from(data: Tokens, labels: StoredLabels | None, teaching: Teaching) ->
     }
 
 
-def _mixture(recipe: RunConfig, data: MixedData, trainer: CoCoMixTrainer) -> list[dict[str, Any]]:
-    """Of each corpus: where it is, the share asked for, and the training blocks drawn."""
-    order = trainer.order
-    assert isinstance(order, MixtureOrder)
-    blocks = trainer.tokens_seen(trainer.state.global_step) // trainer.block_size
-    full_epochs, rest = divmod(blocks, in_epoch := epoch_blocks(trainer.args, len(trainer.train_dataset)))
+def _drawn(trainer: CoCoMixTrainer, steps: int) -> list[int]:
+    """Training tokens of each corpus in so many steps, or as many as the run had; of one corpus, all of them."""
+    tokens = trainer.tokens_seen(min(steps, trainer.state.global_step))
+    if not isinstance(order := trainer.order, MixtureOrder):
+        return [tokens]
+    in_epoch = epoch_blocks(trainer.args, len(trainer.train_dataset))
+    full_epochs, rest = divmod(tokens // trainer.block_size, in_epoch)
     lengths = [*[in_epoch] * full_epochs, rest]
     of_epochs = [order.taken(epoch * order.size, epoch * order.size + length) for epoch, length in enumerate(lengths)]
-    drawn = [sum(counts) for counts in zip(*of_epochs, strict=True)]
+    return [sum(blocks) * trainer.block_size for blocks in zip(*of_epochs, strict=True)]
+
+
+def _mixture(recipe: RunConfig, data: MixedData, trainer: CoCoMixTrainer) -> list[dict[str, Any]]:
+    """Of each corpus: where it is, the share asked for, and the training blocks drawn."""
+    drawn = [tokens // trainer.block_size for tokens in _drawn(trainer, trainer.state.global_step)]
     folders = map(shown, recipe.label_folders) if recipe.label_folders else (None,) * len(data.parts)
     rows = zip(map(shown, recipe.data_folders), folders, data.shares, drawn, strict=True)
     return [dict(zip(("path", "labels", "share", "blocks"), row, strict=True)) for row in rows]

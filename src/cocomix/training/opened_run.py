@@ -69,10 +69,11 @@ class DataReference(_Part):
 
 
 class LabelReference(_Part):
-    """The labels a run was trained with."""
+    """The labels a run was trained with, and the training tokens of each corpus whose labels it read."""
 
     path: str
     fingerprint: str
+    tokens: tuple[int, ...] | None = None
 
 
 class OnlineLabelReference(_Part):
@@ -88,10 +89,14 @@ class OnlineLabelReference(_Part):
 
 
 class TeachingReference(_Part):
-    """What a run was distilled from: stored distributions, or (no path) a teacher that ran while training."""
+    """What a run was distilled from: stored distributions, or (no path) a teacher that ran while training.
+
+    `tokens` are the training tokens of each corpus whose stored distributions it read.
+    """
 
     path: str | None = None
     fingerprint: str | None = None
+    tokens: tuple[int, ...] | None = None
 
 
 class ParameterCounts(_Part):

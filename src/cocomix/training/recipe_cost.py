@@ -8,7 +8,9 @@ compilation, which alone takes minutes, teachers that run while training, and ot
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +27,9 @@ from cocomix.runtime.device import available_memory, choose_threads, default_dev
 from cocomix.training.arguments import tokens_after, tokens_per_step, total_steps, training_arguments
 from cocomix.training.corpora import labels_to_match, open_data, open_labels
 from cocomix.training.launching import refuse_under_fsdp, sharding_asked
+from cocomix.training.manifest import extra_flops
 from cocomix.training.objectives import auxiliary_objective
+from cocomix.training.opened_run import ExtraFlops, training_flops
 from cocomix.training.recipe import RunConfig
 from cocomix.training.student import Plan, plan_run
 from cocomix.training.trainer import CoCoMixTrainer
@@ -45,6 +49,7 @@ _ALONE = {
     "report_to": "none",
 }
 """Fields of `training` that leave a step of one micro-batch and nothing else."""
+_PARTS = 1000  # of a run, of which a weight that ends early counts in so many
 _PLAIN = {512: 90.0e12, 624: 95.2e12, 1024: 160.7e12, 1072: 142.9e12}  # width: FLOPs a second
 _WITH_CONCEPTS = {512: 86.3e12, 1024: 171.8e12}
 
@@ -92,30 +97,48 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     count = plan.accounting
     step_tokens = tokens_per_step(arguments, plan.block_size)
     steps = max(arguments.max_steps, 0)
+    sizes: dict[str, Any] = {"train_blocks": plan.train_blocks, "block_size": plan.block_size}
     tokens = steps * step_tokens
     if plan.train_blocks is not None:
         steps = total_steps(arguments, plan.train_blocks)
-        tokens = tokens_after(steps, arguments, plan.train_blocks, plan.block_size)
-    flops = tokens * count.training_flops_per_token
+        tokens = tokens_after(steps, arguments, **sizes)
+    beside = _beside(recipe, plan, steps, partial(tokens_after, arguments=arguments, **sizes))
+    flops = training_flops(count.training_flops_per_token, beside, tokens)
+    of_losses = sum(one.per_token - one.of_teacher for one in beside.values())
     return {
         "objective": recipe.objective,
         "arm": recipe.arm,
         "model": f"{plan.config.model_type}, d_model {plan.config.hidden_size}, {plan.config.num_hidden_layers} blocks",
         "parameters": count.total_parameters,
         "active parameters": count.active_parameters,
+        **({"parameters of auxiliary losses": _parameters(beside)} if recipe.auxiliary else {}),
         "training FLOPs per token": count.training_flops_per_token,
+        **({"and of auxiliary losses, while they count": of_losses} if recipe.auxiliary else {}),
         "tokens per step": step_tokens,
         "steps": steps or f"{arguments.num_train_epochs} epochs",
         "tokens": tokens or "the data's",
         **_labelled(recipe, plan, arguments, steps),
         "training FLOPs": flops or "the data's",
         "hours on one H200 or H100, estimated": float(f"{gpu_hours(plan.config, flops):.3g}") or "the data's",
-        **(
-            {"left out of FLOPs and hours": f"losses of auxiliary: {', '.join(recipe.auxiliary)}"}
-            if recipe.auxiliary
-            else {}
-        ),
     }
+
+
+def _beside(
+    recipe: RunConfig, plan: Plan, steps: int = _PARTS, tokens_until: Callable[[int], int] = int
+) -> dict[str, ExtraFlops]:
+    """What losses of `auxiliary` cost beside the model, as the run will record it; by default of `_PARTS` tokens.
+
+    Args:
+        steps: of the run.
+        tokens_until: training tokens of so many steps.
+    """
+    objectives = [auxiliary_objective(name, settings) for name, settings in recipe.auxiliary.items()]
+    return extra_flops(objectives, plan.config, lambda weight: tokens_until(weight.steps(steps)))
+
+
+def _parameters(beside: dict[str, ExtraFlops]) -> int:
+    """Of the heads that losses train beside the model."""
+    return sum(one.parameters for one in beside.values())
 
 
 def _labelled(recipe: RunConfig, plan: Plan, arguments: TrainingArguments, steps: int) -> dict[str, Any]:
@@ -130,7 +153,7 @@ def _labelled(recipe: RunConfig, plan: Plan, arguments: TrainingArguments, steps
 def describe_memory(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     """What a process needs for it on its device, in GiB, by name: without sharding, and without a teacher's weights."""
     arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
-    state = STATE_BYTES * plan.accounting.total_parameters
+    state = STATE_BYTES * (plan.accounting.total_parameters + _parameters(_beside(recipe, plan)))
     memory = {"GiB of weights, gradients and optimizer, at most": state}
     if not arguments.gradient_checkpointing:
         kept = activation_bytes(
@@ -169,9 +192,12 @@ def seconds_per_token(recipe: RunConfig, seconds: float) -> float | str:
 
 
 def _per_token(recipe: RunConfig, plan: Plan, found: StepSpeed) -> float:
+    """Seconds, on average over the run; those of losses beside the model are to the model's as their FLOPs are."""
+    model = plan.accounting.training_flops_per_token
+    slower = training_flops(model, _beside(recipe, plan), _PARTS) / (model * _PARTS)
     arguments = training_arguments(recipe, Path("checkpoints"), plan.block_size, plan.train_blocks)
     step = tokens_per_step(arguments, plan.block_size)
-    return found.seconds(step // plan.block_size) / step
+    return slower * found.seconds(step // plan.block_size) / step
 
 
 def _here(recipe: RunConfig, plan: Plan, tokens: int | None, seconds: float) -> dict[str, Any]:
@@ -186,7 +212,8 @@ def _here(recipe: RunConfig, plan: Plan, tokens: int | None, seconds: float) -> 
     taught = distils or recipe.predicts_hidden or (recipe.has_concepts and recipe.online_labels is not None)
     return {
         "tokens per second on this machine": round(rate),
-        "measured": f"{found.steps} steps of {found.blocks} blocks on {where}, random tokens",
+        "measured": f"{found.steps} steps of {found.blocks} blocks on {where}, random tokens"
+        + (", the losses of auxiliary added by their FLOPs" if recipe.auxiliary else ""),
         "hours on this machine": "the data's" if tokens is None else float(f"{tokens / rate / 3600:.3g}"),
         "left out of hours": "evaluations and the teacher beside it" if taught else "evaluations",
     }
@@ -207,7 +234,8 @@ def _disk(recipe: RunConfig, plan: Plan, tokens: int | None) -> dict[str, Any]:
         if recipe.target_folders:
             room["GB of teacher probabilities"] = stored * _PROBABILITIES * _PROBABILITY_BYTES / _GB
     kept = (arguments.save_total_limit or 1) + 1  # and the one that is being written
-    room["GB of checkpoints, at most"] = parameters * _ADAM_BYTES * kept / _GB
+    trained = parameters + _parameters(_beside(recipe, plan))
+    room["GB of checkpoints, at most"] = trained * _ADAM_BYTES * kept / _GB
     room["GB of the finished run"] = parameters * _WEIGHT_BYTES / _GB
     return {name: float(f"{value:.2g}") for name, value in room.items()} | {
         "GB free here": round(shutil.disk_usage(Path.cwd()).free / _GB, 1)

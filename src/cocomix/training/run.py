@@ -39,7 +39,7 @@ from cocomix.training.input_checks import check_coverage, check_sources
 from cocomix.training.launching import check_deepspeed, refuse_under_fsdp, sharding_asked
 from cocomix.training.liveness import SIGN, signed_in
 from cocomix.training.loading import JoinedBlocks, joined_blocks
-from cocomix.training.manifest import extra_flops, run_manifest
+from cocomix.training.manifest import extra_flops_of_run, run_manifest
 from cocomix.training.objectives import ConceptPrediction, NextToken, Objective, auxiliary_objective, drop_heads
 from cocomix.training.online import OnlineLabels, open_online_labels
 from cocomix.training.opened_run import Run, RunManifest, training_flops
@@ -148,7 +148,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             logger.warning(
                 "labels made while training are made again in every epoch; for several, `cocomix label` is cheaper."
             )
-        flops = partial(training_flops, plan.accounting.training_flops_per_token, extra_flops(trainer, plan))
+        flops = partial(training_flops, plan.accounting.training_flops_per_token, extra_flops_of_run(trainer, plan))
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl", flops))
         if profile_steps != 0:
             trainer.add_callback(StepProfiler(folder / "profile", profile_steps))

@@ -130,9 +130,9 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
             return max(int(self.args.max_steps), 1)
         return total_steps(self.args, len(self.train_dataset))
 
-    def labels_until(self) -> int:
-        """The step, counted from 0, from which no objective reads concept labels any more."""
-        read = (one.weight for one in self.objectives if "concept_labels" in one.needs)
+    def read_until(self, column: str) -> int:
+        """The step, counted from 0, from which no objective reads a column such as `concept_labels` any more."""
+        read = (one.weight for one in self.objectives if column in one.needs)
         return max((weight.steps(self.total_steps) for weight in read), default=0)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -141,8 +141,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if self.online_labels is not None:
             if self._labelled is None or self._labelled[0] is not epoch_iterator:
                 depth = self.args.gradient_accumulation_steps
-                count = max(0, self.labels_until() - self.state.global_step) * depth  # whole epochs may have fewer
-                self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth, count))
+                steps = max(0, self.read_until("concept_labels") - self.state.global_step)  # of whole epochs, or fewer
+                self._labelled = (epoch_iterator, self.online_labels.labelled(epoch_iterator, depth, steps * depth))
             epoch_iterator = self._labelled[1]
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 

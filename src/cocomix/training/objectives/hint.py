@@ -5,11 +5,12 @@ h_t the teacher's state after its block `layer`, A a projection that is left out
 mean and scale away. Only in the first 5% of training; the teacher runs no longer than that.
 """
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cocomix.concepts import FrozenDecoder, TeacherConfig
 from cocomix.data import Tokens
@@ -52,5 +53,12 @@ class Hint(SingleTerm):
 
     def build_head(self, config: PreTrainedConfig) -> nn.Module:
         """A, d·d_teacher parameters."""
-        assert self.decoder is not None  # see `prepare`
-        return nn.Linear(config.hidden_size, self.decoder.d_model, bias=False)
+        return nn.Linear(config.hidden_size, self._width(config), bias=False)
+
+    def _width(self, config: PreTrainedConfig) -> int:
+        """d_teacher; before it is loaded, for a plan, as its folder says, or the student's where there is none yet."""
+        if self.decoder is not None:
+            return self.decoder.d_model
+        there = (Path(self.teacher.model) / "config.json").is_file()
+        teacher = AutoConfig.from_pretrained(self.teacher.model, trust_remote_code=False) if there else config
+        return int(teacher.get_text_config().hidden_size)

@@ -97,12 +97,15 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             nn.init.normal_(module.pause, mean=0.0, std=std)
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Load saved weights, as `PreTrainedModel.from_pretrained` does; what they lack beside the decoder starts anew.
 
         Raises:
             CoCoMixError: the decoder's weights are not those of the configuration, whose blocks would be new or lost.
         """
+        source = pretrained_model_name_or_path
         model, loading = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         check_loaded_decoder(model.config, loading["missing_keys"], loading["unexpected_keys"], source)
         if loading["missing_keys"]:  # of these transformers starts only what `_init_weights` knows

@@ -84,11 +84,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG image, with a second version for dark screens.
-
-    Attributes:
-        alt: what it shows, for those who cannot see it.
-    """
+    """A PNG image, with a second version for dark screens; `alt` is what it shows, for those who cannot see it."""
 
     light: bytes
     dark: bytes
@@ -114,10 +110,8 @@ class Section(TypedDict, total=False):
 
 
 def render_page(title: str, found: Sequence[str], sections: Sequence[Section]) -> str:
-    """One HTML document with inline style and embedded images: no scripts and no external addresses.
-
-    Args:
-        found: what was found, one sentence each, set larger than the rest.
+    """One HTML document with inline style and embedded images: no scripts and no external addresses. What was found,
+    one sentence each, is set larger than the rest.
     """
     environment = Environment(
         loader=PackageLoader("cocomix.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True

@@ -303,15 +303,13 @@ def zero(ids: Tensor, values: Tensor) -> Concepts:
 
 
 def oracle(labels: Tensor) -> ConceptIntervention:
-    """An intervention that puts the labels in the place of the strongest predictions.
+    """An intervention that puts labels (int64, −100 = none) [batch, seq, k_attr] in the place of the strongest
+    predictions.
 
     Labels carry no value of their own on the scale of the model's logits. Our choice: the labels, in their order (best
     first), take the model's own largest values rank by rank; the predicted concepts that are not labels follow in their
     order with the values that are left, up to k in all. So the values at a position never change, no concept appears
     twice, labels that equal the model's first predictions change nothing, and a position without labels keeps its own.
-
-    Args:
-        labels: −100 = no label. [batch, seq, k_attr], int64
     """
 
     def intervention(ids: Tensor, values: Tensor) -> Concepts:

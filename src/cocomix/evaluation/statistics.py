@@ -73,11 +73,8 @@ def by_document(values: Floats, documents: NDArray[Any]) -> tuple[Floats, Floats
 
 
 def document_interval(values: Floats, documents: NDArray[Any], *, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of a mean over tokens, from resampling whole documents; see `crossed_interval`.
-
-    Args:
-        values: of each token. [tokens]
-        documents: number of each token's document. [tokens]
+    """The 95% interval of a mean over tokens, from resampling whole documents (see `crossed_interval`): from the values
+    of the tokens and the numbers of their documents. [tokens] each
     """
     return crossed_interval(*by_document(values[None], documents), seed=seed)
 

@@ -24,13 +24,12 @@ _PATIENCE = 30.0  # seconds to wait for an answer
 class NameEndpoint:
     """A language model behind the chat-completion interface of OpenAI, as many servers offer it.
 
+    Refused where the address is not plain http or https, or holds a password or a query.
+
     Attributes:
         url: address the interface lies under, for example `http://localhost:8000/v1`.
         model: name of the model there.
         limit: concepts to name, those predicted most often first; one request each.
-
-    Raises:
-        CoCoMixError: the address is not plain http or https, or holds a password or a query.
     """
 
     url: str

@@ -98,9 +98,7 @@ def steering(model: PreTrainedModel, edits: Sequence[ConceptEdit]) -> Iterator[C
             model.generate(tokens, num_beams=4)
 
     Blocks nest: the inner one's edits are made after the outer one's. Steering ends with the block, whatever happens.
-
-    Raises:
-        CoCoMixError: the model has no concepts or mixes none in, a concept does not exist, or a value is beyond ±100.
+    Refused where the model has no concepts or mixes none in, a concept does not exist, or a value is beyond ±100.
     """
     steered = _check_steering(model, edits)
     with edits_in_force(steered, edits):

@@ -1,6 +1,6 @@
 """The verb `distill`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,16 +40,13 @@ def distill(
 
     [dim]Example: cocomix distill data/books --teacher openai-community/gpt2 --output data/books/probabilities[/dim]
     """
-    from cocomix.labelling import TeacherProbabilities, recognised
+    from cocomix import labelling  # whose names are imported when they are used: a finished folder needs no PyTorch
+    from cocomix.concepts import TeacherConfig
 
-    settings = {"kind": kind, "top_k": top_k, "dtype": dtype, "blocks": blocks}
+    settings: dict[str, Any] = {"kind": kind, "top_k": top_k, "dtype": dtype, "blocks": blocks}
     asked = asked_of(teacher=teacher, revision=revision, batch_tokens=options.batch_tokens, **settings)
-    found = recognised(TeacherProbabilities, output, data, asked)
+    found = labelling.recognised(labelling.TeacherProbabilities, output, data, asked)
     if found is None:
-        from cocomix.concepts import TeacherConfig
-        from cocomix.labelling import distill_data
-
         source = TeacherConfig(model=teacher, layer=0, revision=revision)
-        job = options.job(asked)
-        found = distill_data(data, source, output, kind=kind, top_k=top_k, dtype=dtype, blocks=blocks, job=job)
+        found = labelling.distill_data(data, source, output, job=options.job(asked), **settings)
     return Printed({"finished": False} if found is None else found.manifest.model_dump(mode="json"))

@@ -49,8 +49,8 @@ def label(
 
     [dim]Example: cocomix label data/books --teacher openai-community/gpt2 --dictionary sae/books[/dim]
     """
+    from cocomix import labelling  # whose names are imported when they are used: a finished folder needs no PyTorch
     from cocomix.experiments import next_step
-    from cocomix.labelling import Labels, TeacherProbabilities, recognised
 
     if top_k is not None and probabilities is None:
         raise CoCoMixError(f"--top-k {top_k} is about probabilities; name a folder for them with --probabilities.")
@@ -59,25 +59,20 @@ def label(
     folder = output or data / "labels"
     asked = asked_of(**asdict(source), scores=scores, batch_tokens=options.batch_tokens, blocks=blocks)
     distilled_as = {**asked, "top_k": top_k}
-    wanted: list[tuple[Any, Path, dict[str, Any]]] = [(Labels, folder, asked)]
-    wanted += [] if probabilities is None else [(TeacherProbabilities, probabilities, distilled_as)]
-    found = [recognised(kind, place, data, given) for kind, place, given in wanted]
-    if finish and not all(found):
-        from cocomix.labelling import finish as complete
-
-        found = [there or complete(kind, place, data) for there, (kind, place, _) in zip(found, wanted, strict=True)]
+    wanted: list[tuple[Any, Path, dict[str, Any]]] = [(labelling.Labels, folder, asked)]
+    wanted += [] if probabilities is None else [(labelling.TeacherProbabilities, probabilities, distilled_as)]
+    found = [labelling.recognised(kind, place, data, given) for kind, place, given in wanted]
+    if finish:
+        orders = zip(found, wanted, strict=True)
+        found = [there or labelling.finish(kind, place, data) for there, (kind, place, _) in orders]
     if not all(found):
         how: dict[str, Any] = {"scores": scores, "force": force, "blocks": blocks, "job": options.job(asked)}
         config = source.labeller()
         if probabilities is None:
-            from cocomix.labelling import label_data
-
-            found = [label_data(data, config, folder, **how)]
+            found = [labelling.label_data(data, config, folder, **how)]
         else:
-            from cocomix.labelling import label_and_distill
-
             how |= {"top_k": top_k, "distilled_as": distilled_as}
-            found = list(label_and_distill(data, config, folder, probabilities, **how))
+            found = list(labelling.label_and_distill(data, config, folder, probabilities, **how))
     manifests = [made.manifest for made in found if made is not None]
     if len(manifests) < len(wanted):
         return Printed({"finished": False})

@@ -17,12 +17,7 @@ from cocomix.training.objectives.objective import Batch, LossTerm, Objective, Sc
 
 
 class ConceptPrediction(Objective):
-    """The concept loss, weighted by λ.
-
-    Args:
-        weight: λ.
-        teacher_flops: per token, of labels that are made while training.
-    """
+    """The concept loss, weighted by λ; `teacher_flops` per token are those of labels that are made while training."""
 
     name = "cocomix"
     needs = frozenset({"concept_labels"})

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cocomix.model import CoCoMixCache, CoCoMixForCausalLM
+from cocomix.model.mixing import MIXINGS as FORMS
 from cocomix.runtime.errors import CoCoMixError
 from tests.model.factories import (
     INSERT_LAYERS,
@@ -16,6 +17,7 @@ from tests.model.factories import (
     MAIN_BACKBONES,
     OTHER_BACKBONES,
     WINDOW,
+    plain,
     student,
     tokens,
 )
@@ -119,6 +121,14 @@ def test_a_left_padded_batch_generates_what_each_row_generates_alone(family: str
         for row, prompt in enumerate(prompts):
             alone = generate(model, prompt, **settings)
             assert torch.equal(together[row, width:], alone[0, prompt.shape[1] :]), settings
+
+
+@pytest.mark.parametrize("mixing", FORMS)
+def test_assisted_generation_equals_its_own(mixing: str) -> None:
+    """Of every form, helped by another student and helping a plain decoder, whose guesses are often wrong."""
+    model = student("llama", 0, mixing)
+    for helped, helper in ((model, student("llama", 1, "add", seed=3)), (plain("llama"), model)):
+        assert torch.equal(generate(helped, tokens(1), assistant_model=helper), generate(helped, tokens(1)))
 
 
 def test_generation_goes_on_from_a_returned_cache() -> None:

@@ -490,9 +490,11 @@ def scarce_where(table: dict[str, Any]) -> str:
             cells = [found[arm, of, value] for arm in arms]
             if cells[0]["tokens"] >= 400:
                 shown = (f"{cell['difference']:+.3f} ({span(cell['low'], cell['high'])})" for cell in cells)
-                row = (cell.replace("-", "−") for cell in shown)
+                added = f"{cells[1]['difference'] - cells[0]['difference']:+.3f}"
+                row = (cell.replace("-", "−") for cell in (*shown, added))
                 rows.append((named.format(value.replace("-", "–")), f"{cells[0]['tokens']:,}", *row))
-    return markdown(("tokens", "n", *(SCARCE_ARMS[arm.removesuffix("_bigram")] for arm in arms)), rows)
+    head = ("tokens", "n", *(SCARCE_ARMS[arm.removesuffix("_bigram")] for arm in arms), "what concepts add")
+    return markdown(head, rows)
 
 
 def scarce_sizes() -> str:

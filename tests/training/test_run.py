@@ -78,7 +78,8 @@ def test_manifest(workshop: Workshop) -> None:
         "mixture": None,
     }
     labels = Labels.open(workshop.labels).manifest
-    assert manifest["labels"] == {"path": str(workshop.labels), "fingerprint": labels.fingerprint}
+    read = {"path": str(workshop.labels), "fingerprint": labels.fingerprint, "tokens": [12 * 8 * BLOCK]}
+    assert manifest["labels"] == read
     assert (manifest["objective"], manifest["mixing"], manifest["name"]) == ("cocomix", "interleave", "mixed")
     assert (manifest["tokens"], manifest["steps"]) == (12 * 8 * BLOCK, 12)
     assert (manifest["training_dtype"], manifest["evaluation_dtype"]) == ("float32", "float32")

@@ -86,8 +86,9 @@ def wheel_files(folder: Path) -> dict[str, bytes]:
 
 def test_the_wheel_holds_the_package_recipes_and_example_and_nothing_else(distributions: Path) -> None:
     names = set(wheel_files(distributions))
-    data = {"py.typed", *(f"evaluation/tasks/{path.name}" for path in (SOURCE / "evaluation" / "tasks").iterdir())}
-    suffixes = ("css", "html", "jinja", "js", "json", "md", "yaml")
+    data = {"py.typed", "evaluation/columns.yaml"}
+    data |= {f"evaluation/tasks/{path.name}" for path in (SOURCE / "evaluation" / "tasks").iterdir()}
+    suffixes = ("css", "html", "jinja", "js", "json", "md")
     data |= {str(path.relative_to(SOURCE)) for suffix in suffixes for path in SOURCE.rglob(f"*.{suffix}")}
     code = {str(path.relative_to(SOURCE)) for path in FILES}
     shipped = {

@@ -67,8 +67,9 @@ class LabelContent(Section):
         if self.token_recall_at_32 > _MOST_BY_TOKEN:
             found.append(
                 f"the current token alone gives {self.token_recall_at_32:.0%} of the labels (recall@{WIDE} of a "
-                "table), so predicting them teaches little about context; take labels of kind contextual, or where "
-                "they are, a later layer of the teacher or a dictionary of more concepts."
+                f"table; one list for all tokens gives {self.static_recall_at_32:.0%}), so predicting "
+                "them teaches little about context; take labels of kind contextual, or where they are, a later layer "
+                "of the teacher or a dictionary of more concepts."
             )
         if of_dictionary and self.concepts_used < self.num_concepts / 2:
             found.append(

@@ -27,7 +27,7 @@ def execute(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **environm
     notebook = nbformat.read(EXAMPLES / name, as_version=4)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")  # outputs are stored
     here = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=here).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=here).execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     return ["".join(out.text for out in cell if out.get("name") == "stdout") for cell in outputs]
 

@@ -44,17 +44,7 @@ OWN = {
     "future_words": "the rare words to come",
     "future_clusters": "clusters of the words to come",
 }
-WHICH = {
-    "k1": (12, "4,096", 1),
-    "k4": (12, "4,096", 4),
-    "k8": (12, "4,096", 8),
-    "k16": (12, "4,096", 16),
-    "layer7": (7, "4,096, of half the text", 4),
-    "layer12": (12, "4,096, of half the text", 4),
-    "layer22": (22, "4,096, of half the text", 4),
-    "c16k": (12, "16,384, of half the text", 4),
-}
-"""The teacher's block, the dictionary's concepts, labels of a position."""
+WHICH = {"k1": 1, "k4": 4, "k8": 8, "k16": 16}  # labels of a position
 FRESH = {
     "ntp": "NTP",
     "ntp_distilled_half": "NTP, distilled for the first half",
@@ -577,23 +567,17 @@ def scarce_epochs() -> str:
 
 
 def scarce_labels() -> str:
-    """The screening of labels: loss beside NTP of the same FLOPs, and recall between its references."""
-    arms = {arm["arm"]: arm for arm in report(SCARCE / "labels")["arms"]}
-    rows = []
-    for name, (layer, concepts, k) in WHICH.items():
-        if (arm := arms.get(name)) is None:
-            continue
-        base = arms["ntp_c16k" if name == "c16k" else "ntp"]
-        gap = f"{arm['loss'] - base['loss']:+.3f}".replace("-", "−")
-        shares = (f"{arm[share]:.1%}" for share in ("static_recall", "token_recall", "recall"))
-        rows.append((layer, concepts, k, f"{arm['loss']:.3f}", gap, f"{arm['flops'] / base['flops']:.2f}", *shares))
+    """The screening of how many labels: loss beside NTP of the same FLOPs, and recall between its references."""
+    table = report(SCARCE / "labels")
+    arms, rows = {arm["arm"]: arm for arm in table["arms"]}, []
+    for name, k in WHICH.items():
+        gap = f"{arms[name]['loss'] - arms[table['baseline']]['loss']:+.3f}".replace("-", "−")
+        shares = (f"{arms[name][share]:.1%}" for share in ("static_recall", "token_recall", "recall"))
+        rows.append((k, f"{arms[name]['loss']:.3f}", gap, *shares))
     head = (
-        "block of 30",
-        "concepts",
         "labels a position",
         "loss, nats per token",
         "minus NTP",
-        "FLOPs ÷ NTP's",
         "recall of a static list",
         "of a token table",
         "of the model",

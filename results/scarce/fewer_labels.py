@@ -14,6 +14,8 @@ from cocomix.data import Tokens
 from cocomix.labelling import Labels
 
 source, data, k, output = Labels.open(Path(sys.argv[1])), Tokens.open(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+if not 1 <= k <= source.manifest.k:
+    sys.exit(f"{source.path} holds {source.manifest.k} labels a position; give a k from 1 to that, not {k}.")
 made = source.manifest.model_dump(mode="json", exclude={"files", "statistics", "content"})
 made["labels"]["k"] = k
 identity = source.manifest.identity | {"labels": made["labels"]}

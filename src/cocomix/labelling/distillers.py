@@ -39,7 +39,8 @@ from cocomix.concepts import (
 from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
 from cocomix.runtime.errors import CoCoMixError
 
-_ALGORITHM = "2"  # raised whenever the same teacher and settings would give other targets than before
+# Raised whenever the same teacher and settings would give other targets than before.
+_ALGORITHM, _FIRST_TOKEN_ALGORITHM = "1", "2"
 _CHUNK_ELEMENTS = 2**22  # probabilities held at once: 16 MiB, which caches hold
 _LEAST = -60_000.0  # log-probability that float16 holds and that stands for 0
 _LONGEST = 255  # tokens of a chunk
@@ -106,7 +107,8 @@ class AlignedDistiller(PlainDistiller):
             self._splits = _Splits(pieces, vocab_size, decoder.device)
 
     def fingerprint(self) -> dict[str, str]:
-        return {**super().fingerprint(), **self._texts.fingerprint}
+        own = {} if self._splits is None else {"algorithm": _FIRST_TOKEN_ALGORITHM}
+        return {**super().fingerprint(), **own, **self._texts.fingerprint}
 
     def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
         rows = input_ids.cpu().numpy()
@@ -171,9 +173,14 @@ class AlignedDistiller(PlainDistiller):
             whole = max(0, min(ends - rows.start, len(found)))
             marginal = found.new_zeros(len(found), self.vocab_size + 1)
             marginal[:whole].index_add_(1, self._splits.first, found[:whole].exp())
-            within = branches[max(rows.start - ends, 0) : max(rows.stop - ends, 0)]
-            for own, row, branch in zip(marginal[whole:], found[whole:], within, strict=True):
-                own.index_add_(0, branch.student, row[branch.teacher].softmax(-1))
+            if within := branches[max(rows.start - ends, 0) : max(rows.stop - ends, 0)]:
+                teacher, student = (torch.cat(parts) for parts in zip(*within, strict=True))
+                lengths = torch.tensor([len(branch.teacher) for branch in within], device=found.device)
+                row = torch.arange(whole, len(found), device=found.device).repeat_interleave(lengths)
+                scores = found[row, teacher]
+                most = found.new_full((len(found),), -torch.inf).scatter_reduce(0, row, scores, "amax")
+                marginal.index_put_((row, student), (scores - most[row]).exp(), accumulate=True)
+                marginal[whole:] /= marginal[whole:].sum(-1, keepdim=True)
             best = marginal[:, : self.vocab_size].topk(self.top_k, dim=-1)
             ids[rows], log_probs[rows] = best.indices.cpu(), best.values.log().cpu()
         return ids.numpy(), log_probs.clamp_min(_LEAST).numpy()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocomix.model import FullTargets, TopTargets
 from cocomix.model.fused_head import Head, fused_head
-from cocomix.model.targets import Divergence, divisor
+from cocomix.model.targets import BagOfWords, Divergence, SetCrossEntropy, divisor
 from tests.model.factories import student, tokens
 
 BATCH, SEQ, D, D_TEACHER = 2, 5, 6, 7
@@ -202,6 +202,32 @@ def test_a_models_loss_is_that_of_its_logits(family: str, mixing: str) -> None:
         output = model(tokens(), labels=tokens(), head_losses=losses, output_logits=output_logits)
         torch.testing.assert_close(output.head_losses["kd"] / counted.sum(), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(output.loss, output.ntp_loss)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("wrapped", [False, True])  # as PEFT wraps a head: only its logits can be asked for
+def test_several_losses_in_one_pass_are_those_of_several_passes(family: str, wrapped: bool) -> None:
+    model = student(family, 1, "interleave").train()
+    if wrapped:
+        model.lm_head = nn.Sequential(model.lm_head)
+    shape = (*tokens().shape, model.config.vocab_size)
+    targets, counted = FullTargets(torch.randn(shape)), torch.rand(tokens().shape) < 0.7
+    losses = {
+        "kd": Divergence.of_batch(targets, counted),
+        "ahead": SetCrossEntropy(torch.randint(model.config.vocab_size, (tokens().numel(), 2)), torch.rand(2)),
+        "bag": BagOfWords(torch.arange(tokens().numel()).unsqueeze(-1) % 7),
+    }
+    weights = {name: torch.tensor(weight) for name, weight in (("kd", 0.3), ("ahead", 0.0), ("bag", 1e-6))}
+    weights["ntp_loss"] = torch.ones(())
+    found = []
+    for once in (None, weights):
+        asked = {"head_losses": losses, "head_weights": once, "output_logits": False, "num_items_in_batch": 7}
+        output = model(tokens(), labels=tokens(), **asked)
+        terms = {**output.head_losses, "ntp_loss": output.ntp_loss}
+        whole = 2.5 * sum(weights[name] * term for name, term in terms.items())
+        gradients = torch.autograd.grad(whole, [*model.parameters()], allow_unused=True)
+        found.append(({name: terms[name].detach() for name in weights}, gradients))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_sums_in_float32() -> None:

@@ -40,9 +40,12 @@ from cocomix.training.objectives import (
     NextToken,
     Objective,
     Schedule,
+    count_terms,
     default_objectives,
     loss_terms,
+    step_loss,
 )
+from cocomix.training.objectives.mtp_headless import HeadlessMTP
 from tests.model.factories import VOCAB, concepts, plain, student, tokens
 from tests.training.test_arguments import recipe
 from tests.training.test_trainer import SEQ, Blocks, Logs
@@ -123,6 +126,23 @@ def test_positions_of_which_the_teacher_says_nothing_do_not_count(arm: str) -> N
     torch.testing.assert_close(found, kl[:, 1:-1:2].sum(), rtol=1e-4, atol=1e-4)
     found.backward()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_a_step_makes_the_logits_once_for_all_losses_of_the_next_token() -> None:
+    model = student("gpt2", 1).train()
+    objectives = (*default_objectives(model.config), Distillation(LAMBDA, teacher().distributions), HeadlessMTP())
+    batch = {"input_ids": tokens(), "labels": tokens(), "concept_labels": concepts()}
+    calls: list[int] = []
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for counts in (None, count_terms(objectives, [batch], torch.device("cpu"))):
+        terms, _ = loss_terms(objectives, model, batch, counts=counts)
+        loss, means, _ = step_loss(terms, counts, 0, 1)
+        found.append((means, torch.autograd.grad(loss, [*model.parameters()], allow_unused=True)))
+        calls.append(0)
+    assert calls == [1, 1, 1, 0, 1, 0]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert all(one.extra_flops_per_token(model.config) == 0.0 for one in objectives)
 
 
 def test_a_teachers_padded_head_is_cut_to_the_tokenizer() -> None:

@@ -36,8 +36,8 @@ STUDENT = 72 * D * D * (2 * LAYERS - 1) + HEAD + 6 * (D * CONCEPTS + D * TOPK)  
 SETTINGS: dict[str, dict[str, Any]] = {"superposition": {"bag": 3}}
 # Parameters of its head, and training FLOPs a token beside a plain decoder's and a CoCoMix student's.
 COSTS: dict[str, tuple[int, float, float]] = {
-    "mtp_headless": (0, 0, HEAD),
-    "prefix_token": (0, 0, HEAD),
+    "mtp_headless": (0, 0, 0),
+    "prefix_token": (0, 0, 0),
     "nitp": (12 * D * D, 72 * D * D, 72 * D * D),
     "top": (D * V, HEAD, HEAD),
     "nextlat": (4 * D * D + 4 * D, 24 * D * D, 24 * D * D),

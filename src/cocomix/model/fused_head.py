@@ -5,7 +5,7 @@ hand. `fused_head` has the mathematics. Nothing else than `Head` reads the layer
 moves, quantises or adapts a module around its `forward` (FSDP, offloading, torchao, PEFT) does so here, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -14,7 +14,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cocomix.model.targets import Divergence, HeadLoss, SetCrossEntropy, accumulation_dtype, divisor, next_tokens
+from cocomix.model.targets import (
+    Divergence,
+    HeadLoss,
+    SetCrossEntropy,
+    Weighted,
+    accumulation_dtype,
+    divisor,
+    next_tokens,
+)
 from cocomix.runtime.device import chunk_bytes
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -24,7 +32,8 @@ from cocomix.runtime.top_k import top_k
 class HeadOutput(NamedTuple):
     """What a head yields for N positions.
 
-    `loss_sum` [] is in nats, over the positions that count, zero without a loss; float32, or float64 as the logits.
+    `loss_sum` [] is in nats, over the positions that count, zero without a loss; float32, or float64 as the logits. Of
+    `Weighted` losses it has each, [n].
     """
 
     values: Tensor  # the k largest logits, descending. [N, k], dtype of the logits
@@ -49,9 +58,11 @@ class Head(nn.Linear):
     @overload
     def forward(self, hidden: Tensor) -> Tensor: ...
     @overload
-    def forward(self, hidden: Tensor, loss: HeadLoss | None, k: int) -> HeadOutput: ...
+    def forward(self, hidden: Tensor, loss: HeadLoss | Weighted | None, k: int) -> HeadOutput: ...
 
-    def forward(self, hidden: Tensor, loss: HeadLoss | None = None, k: int | None = None) -> Tensor | HeadOutput:
+    def forward(
+        self, hidden: Tensor, loss: HeadLoss | Weighted | None = None, k: int | None = None
+    ) -> Tensor | HeadOutput:
         """Uncapped logits [..., width] of [..., d_model]; with `k`, the top k and the loss of [N, d_model]."""
         if k is None:
             return super().forward(hidden)
@@ -67,7 +78,7 @@ class Head(nn.Linear):
         return fused_head(hidden, weight, bias, loss, k, self.chunk_size, self.softcap)
 
 
-def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int) -> HeadOutput:
+def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | Weighted | None, k: int) -> HeadOutput:
     """Top k and loss of hidden states [N, d_model], whatever stands in the place of a `Head`.
 
     A `Head` knows how. Of a module that wraps one, such as PEFT's LoRA layer, only logits can be asked for.
@@ -86,8 +97,35 @@ def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | None, k: int) 
     return _in_chunks(head, inner, hidden, loss, k)
 
 
+def loss_sums(
+    head: nn.Module,
+    hidden: Tensor,  # [batch, seq, d_model]
+    logits: Tensor | None,  # [batch, seq, width]
+    losses: Mapping[str, HeadLoss],
+    weights: Mapping[str, Tensor] | None,  # [] each
+) -> dict[str, Tensor]:
+    """Losses summed over positions: from all logits if these are there, else chunk by chunk.
+
+    Those that will be differentiated as Σ weights · losses alone take one pass.
+    """
+    if logits is not None:
+        return {name: _of_logits(logits.flatten(0, 1), loss) for name, loss in losses.items()}
+    hidden = hidden.flatten(0, 1)
+    if weights is None or len(losses) < 2:
+        return {name: head_output(head, hidden, loss, 0).loss_sum for name, loss in losses.items()}
+    together = Weighted(tuple(losses.values()), torch.stack([weights[name] for name in losses]))
+    return dict(zip(losses, head_output(head, hidden, together, 0).loss_sum.unbind(), strict=True))
+
+
+def _of_logits(logits: Tensor, loss: HeadLoss) -> Tensor:
+    if isinstance(loss, SetCrossEntropy) and loss.labels.shape[1] == 1 and loss.weights is None:
+        targets = loss.labels.flatten().to(logits.device)
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+    return fused_head(logits, None, None, loss).loss_sum
+
+
 def _in_chunks(
-    logits_of: Callable[[Tensor], Tensor], head: Head, hidden: Tensor, loss: HeadLoss | None, k: int
+    logits_of: Callable[[Tensor], Tensor], head: Head, hidden: Tensor, loss: HeadLoss | Weighted | None, k: int
 ) -> HeadOutput:
     """Top k and loss by plain autograd, chunk by chunk, logits made once more in the backward pass."""
     chunk_size = head.chunk_size or max(1, chunk_bytes(hidden.device) // (8 * head.out_features))
@@ -98,11 +136,15 @@ def _in_chunks(
         arguments = (logits_of, hidden[rows], None if loss is None else loss.part(rows), k, head.softcap)
         parts.append(checkpoint(_of_chunk, *arguments, use_reentrant=False) if recomputed else _of_chunk(*arguments))
     values, ids, sums = zip(*parts, strict=True)
-    return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum())
+    return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum(0))
 
 
 def _of_chunk(
-    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, loss: HeadLoss | None, k: int, softcap: float | None
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    loss: HeadLoss | Weighted | None,
+    k: int,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, ids and summed loss of one chunk, by plain autograd."""
     logits = logits_of(hidden)
@@ -118,7 +160,7 @@ def fused_head(
     hidden: Tensor,  # [N, d_model]
     weight: Tensor | None,  # [width, d_model]
     bias: Tensor | None,  # [width]
-    loss: HeadLoss | None,
+    loss: HeadLoss | Weighted | None,
     k: int = 0,
     chunk_size: int | None = None,
     softcap: float | None = None,
@@ -136,7 +178,7 @@ def fused_head(
         hidden: in the dtype that the matrix products shall use; the logits themselves where `weight` is `None`.
         weight: of the head, in `hidden`'s dtype.
         bias: of the head, if it has one.
-        loss: `None` skips it.
+        loss: `None` skips it. Several make one pass as `Weighted`: the same three products, whatever their number.
         k: how many logits to keep; 0 skips the top-k.
         chunk_size: positions per chunk; by default as many as keep a chunk's float32 logits, of a divergence both
             sides', within `chunk_bytes`.
@@ -145,7 +187,8 @@ def fused_head(
     """
     width = hidden.shape[-1] if weight is None else weight.shape[0]
     if chunk_size is None:
-        bytes_per_position = (8 if isinstance(loss, Divergence) else 4) * width
+        held = loss.losses if isinstance(loss, Weighted) else (loss,)
+        bytes_per_position = sum(8 if isinstance(each, Divergence) else 4 for each in held) * width
         chunk_size = max(1, chunk_bytes(hidden.device) // bytes_per_position)
     with_gradient = loss is not None and torch.is_grad_enabled()
     with_gradient = with_gradient and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
@@ -197,13 +240,14 @@ class _FusedHead(torch.autograd.Function):
         softcap: float | None,
         with_gradient: bool,
         weight_learns: bool,
-        loss: HeadLoss | None,
+        loss: HeadLoss | Weighted | None,
     ) -> tuple[Tensor | None, ...]:
         positions = hidden.shape[0]
         accumulation = accumulation_dtype(hidden)
         values = hidden.new_empty(positions, k)
         ids = torch.empty(positions, k, dtype=torch.int64, device=hidden.device)
-        loss_sum = torch.zeros((), dtype=accumulation, device=hidden.device)
+        shape = loss.weights.shape if isinstance(loss, Weighted) else ()
+        loss_sum = torch.zeros(shape, dtype=accumulation, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight, dtype=accumulation) if weight_learns and weight is not None else None
         grad_bias = torch.zeros_like(bias, dtype=accumulation) if with_gradient and bias is not None else None
@@ -240,7 +284,7 @@ class _FusedHead(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         hidden, weight, bias = inputs[:3]
         _, ids, _, *loss_gradients = output
-        ctx.inputs = len(inputs)
+        ctx.inputs, ctx.loss = len(inputs), inputs[-1] if isinstance(inputs[-1], Weighted) else None
         ctx.set_materialize_grads(False)  # what nobody asks for stays None, and costs nothing
         ctx.mark_non_differentiable(*(tensor for tensor in (ids, *loss_gradients) if tensor is not None))
         ctx.save_for_backward(hidden, weight, bias, ids, *loss_gradients)
@@ -262,6 +306,7 @@ class _FusedHead(torch.autograd.Function):
                 zeros = torch.zeros_like(bias, dtype=accumulation)
                 gradients[2] = zeros.index_add_(0, ids.flatten(), grad_values.flatten().to(accumulation))
         if grad_loss is not None:
+            grad_loss = grad_loss if ctx.loss is None else ctx.loss.of_largest(grad_loss)
             for index, of_loss in enumerate(loss_gradients):
                 if of_loss is None:
                     continue

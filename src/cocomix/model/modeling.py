@@ -9,7 +9,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import can_return_tuple
 
@@ -18,7 +17,7 @@ from cocomix.model.bigram import BigramTable
 from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention, PlacedEdit, active_edits, check_edits, place_edits
-from cocomix.model.fused_head import Head, fused_head, head_output
+from cocomix.model.fused_head import Head, loss_sums
 from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.form import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.without_concepts import Pause
@@ -168,6 +167,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         concept_labels: Tensor | None = None,  # [batch, seq, k_attr]
         hidden_targets: Tensor | None = None,  # [batch, seq, d_teacher]
         head_losses: Mapping[str, HeadLoss] | None = None,
+        head_weights: Mapping[str, Tensor] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_logits: bool = True,
@@ -193,6 +193,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             hidden_targets: the teacher's layer-normed hidden states, for `prediction="hidden"`; with `labels`, whose
                 targets say which positions count.
             head_losses: further losses of the next-token logits by name, of flat positions [batch·seq, …].
+            head_weights: of `ntp_loss` and the sums of `head_losses` in the loss that is differentiated, [] each. With
+                them one pass over the logits finds all, and gradients are right for that combination alone.
             use_cache: return a cache; by default only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions; losses are
                 of all positions nevertheless.
@@ -280,9 +282,14 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         logits = self._logits(read, logits_to_keep) if output_logits else None
         whole = logits if isinstance(logits_to_keep, int) and logits_to_keep == 0 else None  # what losses can take
         ntp_loss = concept_loss = hidden_loss = None
+        losses, weights = dict(head_losses or {}), head_weights
         if targets is not None and counted is not None:
             items = divisor(counted, num_items_in_batch)
-            ntp_loss = self._loss(read, whole, SetCrossEntropy(targets.reshape(-1, 1))) / items
+            losses["ntp_loss"] = SetCrossEntropy(targets.reshape(-1, 1))
+            weights = None if weights is None else {**weights, "ntp_loss": weights["ntp_loss"] / items}
+        sums = loss_sums(self.lm_head, read, whole, losses, weights)
+        if targets is not None:
+            ntp_loss = sums.pop("ntp_loss") / items
             if hidden_targets is not None and prediction is not None and prediction.loss_sum is not None:
                 hidden_loss = prediction.loss_sum / items
         if concept_labels is not None and prediction is not None and prediction.loss_sum is not None:
@@ -296,7 +303,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             ntp_loss=ntp_loss,
             concept_loss=concept_loss,
             hidden_loss=hidden_loss,
-            head_losses={name: self._loss(read, whole, loss) for name, loss in (head_losses or {}).items()} or None,
+            head_losses=sums or None,
             logits=logits,
             concept_logits=None if prediction is None else prediction.logits,
             concept_ids=None if concepts is None else concepts.ids,
@@ -350,16 +357,6 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if self._logit_softcap is not None:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits
-
-    def _loss(self, hidden: Tensor, logits: Tensor | None, loss: HeadLoss) -> Tensor:
-        """A loss of next tokens summed over positions: from all logits if these are there, else chunk by chunk."""
-        if logits is None:
-            return head_output(self.lm_head, hidden.flatten(0, 1), loss, 0).loss_sum
-        logits = logits.flatten(0, 1)
-        if isinstance(loss, SetCrossEntropy) and loss.labels.shape[1] == 1 and loss.weights is None:
-            targets = loss.labels.flatten().to(logits.device)
-            return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
-        return fused_head(logits, None, None, loss).loss_sum
 
     def _own_cache(self, cache: Any) -> CoCoMixCache:
         config = self.config

@@ -203,6 +203,40 @@ class Divergence(NamedTuple):
 HeadLoss = SetCrossEntropy | BagOfWords | Divergence
 
 
+class Weighted(NamedTuple):
+    """Several losses of the same logits, whose gradients are those of Σ weights · losses: all of them in one pass.
+
+    Their sums come out one by one, [n]. Differentiate them in that combination alone, times any factor.
+    """
+
+    losses: tuple[HeadLoss, ...]
+    weights: Tensor  # of the sums. [n]
+
+    def part(self, rows: slice) -> "Weighted":
+        """Of some positions."""
+        return Weighted(tuple(each.part(rows) for each in self.losses), self.weights)
+
+    def of_chunk(
+        self, padded: Tensor, width: int, softcap: float | None, with_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `SetCrossEntropy.of_chunk`, sums [n]. The largest weight counts as 1: float16 holds that gradient."""
+        shares = (self.weights / self.weights.abs().max()).to(accumulation_dtype(padded)).unbind()
+        sums, together = [], None
+        for left, (loss, share) in enumerate(zip(self.losses, shares, strict=True), 1 - len(self.losses)):
+            given = padded.clone() if left else padded  # each uses it up
+            summed, gradient = loss.of_chunk(given, width, softcap, with_gradient)
+            sums.append(summed)
+            if with_gradient and gradient is not None:
+                gradient.mul_(share)
+                together = gradient if together is None else gradient.add_(together)
+        return torch.stack(sums), together
+
+    def of_largest(self, gradients: Tensor) -> Tensor:
+        """What the gradient of `of_chunk` is multiplied by where that of the sums is `gradients`, [n]. []"""
+        weights = (self.weights / self.weights.abs().max()).to(gradients.dtype)
+        return (gradients @ weights) / (weights @ weights)
+
+
 def _cap_(logits: Tensor, softcap: float, *, with_slope: bool) -> Tensor | None:
     """Put softcap·tanh(z/softcap) in the place of logits z; its derivative, of the same shape, if asked for."""
     tanh = logits.div_(softcap).tanh_()

@@ -166,8 +166,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         """Σ weight · sum ÷ count over the terms of one micro-batch; they are kept for the next log line."""
         progress = (self.state.global_step, self.total_steps)
         objectives = in_force(self.objectives, *progress)
-        terms, output = loss_terms(objectives, model, inputs, self.heads, progress)
         counts = None if num_items_in_batch is None else self._counts
+        terms, output = loss_terms(objectives, model, inputs, self.heads, progress, counts)
         loss, means, self._weights = step_loss(terms, counts, *progress)
         measured = {name: (term.sum, term.count) for name, term in terms.items() if term.weight is None}
         self._meter.add({"loss": loss, **means}, measured)

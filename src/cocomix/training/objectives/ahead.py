@@ -67,11 +67,6 @@ def states_after(output: Any, config: PreTrainedConfig, blocks: int) -> Tensor:
     return states[blocks + 1][:, width - 1 :: width]  # the upper half's own input comes between
 
 
-def second_pass_flops(config: PreTrainedConfig) -> float:
-    """Of a loss that asks for the logits of next tokens again: nothing where the output has them (a plain decoder)."""
-    return head_flops(config) if isinstance(config, CoCoMixConfig) else 0.0
-
-
 def decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the decoder that a model is, or is made of."""
     return config.backbone if isinstance(config, CoCoMixConfig) else config

@@ -2,15 +2,13 @@
 
 L = (1/N) Σ_t Σ_{k=2,3} w_k [logsumexp(z_t) − z_{t,x_{t+k}}], where w_3 falls from ¼ to 0 within the first third of
 training, and w_2 is ½ so long and 0 after the second: furthest first. With next-token prediction the weights are
-[1, ½, ¼ → 0], [1, ½ → 0], [1]. No parameters; a plain decoder's logits are used once more, a CoCoMix model's are made
-once more.
+[1, ½, ¼ → 0], [1, ½ → 0], [1]. No parameters, and no FLOPs: the logits serve all losses.
 """
 
 import torch
-from transformers import PreTrainedConfig
 
 from cocomix.model.targets import HeadLoss, SetCrossEntropy
-from cocomix.training.objectives.ahead import second_pass_flops, tokens_ahead
+from cocomix.training.objectives.ahead import tokens_ahead
 from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _SECOND = Schedule(shape="linear", value=0.5, since=1 / 3, until=2 / 3)
@@ -35,6 +33,3 @@ class HeadlessMTP(SingleTerm):
         further = tokens_ahead(batch, 3)[..., 1:].flatten(0, 1)  # [N, 2]
         shares = torch.tensor([1.0, self.third.weight(*batch["progress"])], device=further.device)
         return {"mtp_headless_loss": SetCrossEntropy(further, shares.expand(further.shape))}
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        return second_pass_flops(config)

@@ -169,7 +169,7 @@ class Objective(ABC):
     def head_losses(self, batch: Batch) -> dict[str, HeadLoss]:
         """Losses of the next-token logits, for flat positions; their sums are in `output.head_losses`, by these names.
 
-        They are computed where the logits are made, chunk by chunk.
+        They are computed where the logits are made, chunk by chunk, with the next token's in one pass.
         """
         return {}
 

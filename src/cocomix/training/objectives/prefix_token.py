@@ -6,13 +6,12 @@ x_{t+1}; targets without one add nothing. w = ¼ for a third of training, then f
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cocomix.concepts.token_bytes import TokenBytes
 from cocomix.data import Tokens
 from cocomix.model.targets import HeadLoss, SetCrossEntropy, next_tokens
 from cocomix.runtime.ignore import IGNORE
-from cocomix.training.objectives.ahead import second_pass_flops
 from cocomix.training.objectives.objective import Batch, Schedule, SingleTerm
 
 _WEIGHT = Schedule(shape="linear", value=0.25, since=1 / 3, until=2 / 3)
@@ -37,9 +36,6 @@ class PrefixToken(SingleTerm):
         self.prefixes = self.prefixes.to(targets.device)
         prefixes = self.prefixes[targets.clamp_min(0)].masked_fill(targets == IGNORE, IGNORE)
         return {"prefix_token_loss": SetCrossEntropy(prefixes.reshape(-1, 1))}
-
-    def extra_flops_per_token(self, config: PreTrainedConfig) -> float:
-        return second_pass_flops(config)
 
 
 def prefix_tokens(spelled: TokenBytes, vocab_size: int) -> Tensor:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from cocomix.model.fused_head import fused_head
 from cocomix.model.targets import HeadLoss
 from cocomix.runtime.errors import CoCoMixError
-from cocomix.training.objectives.objective import Batch, LossTerm, Objective
+from cocomix.training.objectives.ntp import NextToken
+from cocomix.training.objectives.objective import Batch, LossTerm, Objective, SingleTerm
 
 _HEADS = "objective_heads"  # submodule of the model
 
@@ -63,6 +64,7 @@ def loss_terms(
     batch: Batch,
     heads: Mapping[str, nn.Module] | None = None,
     progress: tuple[int, int] = (0, 1),
+    counts: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, LossTerm], Any]:
     """The terms of several objectives by one forward pass, in their order, and the model's output.
 
@@ -70,6 +72,8 @@ def loss_terms(
         objectives: each adds to what the model is called with, and sees its whole output.
         heads: the objectives' own, by the objective's name.
         progress: the step, counted from 0, and how many there are.
+        counts: of the step, where the terms will be differentiated as `step_loss` adds them up: then all losses of the
+            next-token logits take one pass over them.
     """
     batch = {**batch, "progress": progress}
     for name, head in (heads or {}).items():
@@ -84,6 +88,9 @@ def loss_terms(
         raise CoCoMixError(f"of the objectives {given} none gives the model its tokens; put NextToken(config) first.")
     if losses and not inputs.get("output_logits", True):  # a CoCoMix model, whose logits never leave it
         inputs["head_losses"] = losses
+        weights = _weights(objectives, counts or {}, progress)
+        if losses.keys() | {"ntp_loss"} <= weights.keys():
+            inputs["head_weights"] = weights
     output = model(**inputs)
     if losses and "head_losses" not in inputs:
         logits = output.logits.flatten(0, 1)
@@ -92,6 +99,18 @@ def loss_terms(
     for objective in objectives:
         terms |= objective(output, batch, (heads or {}).get(objective.name))
     return terms, output
+
+
+def _weights(
+    objectives: Sequence[Objective], counts: Mapping[str, Tensor], progress: tuple[int, int]
+) -> dict[str, Tensor]:
+    """What `step_loss` multiplies the sums of losses by, of the objectives that add them up as they are."""
+    weights = {}
+    for one in objectives:
+        name, as_it_is = f"{one.name}_loss", getattr(type(one), "summed", None) is SingleTerm.summed
+        if name in counts and (as_it_is or isinstance(one, NextToken)):
+            weights[name] = one.weight.weight(*progress) / counts[name]
+    return weights
 
 
 def count_terms(objectives: Sequence[Objective], batches: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:

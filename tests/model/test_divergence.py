@@ -138,6 +138,17 @@ def test_all_probabilities_are_the_whole_distribution(dtype: torch.dtype) -> Non
     torch.testing.assert_close(found, exact, rtol=1e-5 if dtype == torch.float32 else 5e-3, atol=1e-6)
 
 
+def test_a_student_that_leaves_no_rest_is_told_of_it() -> None:
+    logits = torch.tensor([[150.0, 149.0, 1.0, 0.0, -1.0]], requires_grad=True)  # q_R is e⁻¹⁴⁸: 0 in float32
+    targets = TopTargets(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.3]]).log())
+    found = fused_head(logits, None, None, Divergence(targets, torch.ones(1).bool())).loss_sum
+    precise = logits.detach().double().requires_grad_()
+    expected = naive_top_kl(precise[None], targets.ids[None], targets.log_probs[None].double(), torch.ones(1, 1).bool())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
+    gradients = torch.autograd.grad(found, logits)[0].double(), torch.autograd.grad(expected, precise)[0]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
 def test_probabilities_that_leave_no_rest() -> None:
     """A teacher sure of one token, rounded to a sum of 1 or more."""
     hidden, weight, _, counted = problem(9, 9, 4)

@@ -37,12 +37,14 @@ class FullTargets(NamedTuple):
         """With what is of positions changed, such as `change=lambda rows: rows.flatten(0, 1)`."""
         return self._replace(states=change(self.states))
 
-    def divergence(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence(self, padded: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """KL(teacher ‖ student) at each position and its gradient, q − p of the two distributions.
 
         Args:
-            scores: the student's logits, for as many flat positions as there are here. [N, vocab]
+            padded: the student's logits, for as many flat positions as there are here. Used up. [N, at least width]
+            width: columns that count.
         """
+        scores = padded[:, :width]
         teacher = self.states if self.weight is None else F.linear(self.states, self.weight, self.bias)
         teacher = teacher.to(scores.dtype)
         if self.softcap is not None:
@@ -50,10 +52,10 @@ class FullTargets(NamedTuple):
         log_q = scores.log_softmax(-1)
         log_p = teacher.log_softmax(-1)
         p = log_p.exp()
-        width = teacher.shape[-1]
-        divergence = (p * (log_p - log_q[:, :width])).sum(-1)
+        known = teacher.shape[-1]
+        divergence = (p * (log_p - log_q[:, :known])).sum(-1)
         gradient = log_q.exp_()
-        gradient[:, :width] -= p
+        gradient[:, :known] -= p
         return divergence, gradient
 
 
@@ -75,7 +77,7 @@ class TopTargets(NamedTuple):
         """As `FullTargets.each`."""
         return self._replace(ids=change(self.ids), log_probs=change(self.log_probs))
 
-    def divergence(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence(self, padded: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """As `FullTargets.divergence`, where everything but the K tokens is one more outcome, the rest R (our choice).
 
         With p_R = 1 − Σ_{i∈K} p_i and likewise q_R,
@@ -83,22 +85,27 @@ class TopTargets(NamedTuple):
             KL = Σ_{i∈K} p_i (log p_i − log q_i) + p_R (log p_R − log q_R),
 
         which is never above the KL over the whole vocabulary, and is that KL where K holds all of it (`complete`). Its
-        gradient is q_i − p_i within K and q_i (1 − p_R/q_R) outside.
+        gradient is q_i − p_i within K and q_i/q_R (q_R − p_R) outside. There q_i/q_R is a softmax of the logits outside
+        K, so that nothing is lost where q_R is tiny, and half as many passes over the logits are made as with q.
         """
+        scores = padded[:, :width]
         log_p = self.log_probs.to(scores.dtype)
         if self.complete:
             log_p = log_p.log_softmax(-1)
+            log_q = scores.log_softmax(-1)
+            picked, p = log_q.gather(-1, self.ids), log_p.exp()
+            return (p * (log_p - picked)).sum(-1), log_q.exp_().scatter_(-1, self.ids, picked.exp() - p)
         p = log_p.exp()  # [N, K]
-        log_q = scores.log_softmax(-1)
-        picked = log_q.gather(-1, self.ids)
-        divergence = (p * (log_p - picked)).sum(-1)
-        gradient = log_q.exp()
-        if not self.complete:
-            rest = (1.0 - p.sum(-1, keepdim=True)).clamp_min(torch.finfo(p.dtype).tiny)  # [N, 1]
-            log_rest = log_q.scatter(-1, self.ids, float("-inf")).logsumexp(-1, keepdim=True)
-            divergence = divergence + (rest * (rest.log() - log_rest)).squeeze(-1)
-            gradient = gradient - rest * (log_q - log_rest).exp_()
-        return divergence, gradient.scatter(-1, self.ids, picked.exp() - p)
+        rest = (1.0 - p.sum(-1, keepdim=True)).clamp_min(torch.finfo(p.dtype).tiny)  # [N, 1]
+        picked = scores.gather(-1, self.ids)
+        padded[:, width:] = float("-inf")
+        highest = scores.scatter_(-1, self.ids, float("-inf")).amax(-1, keepdim=True)
+        torch.softmax(padded, -1, out=padded)  # `scores` holds q_i/q_R now, 0 within K
+        log_rest = highest - scores.amax(-1, keepdim=True).log()  # of all outside K, log Σ exp z
+        log_normaliser = torch.logaddexp(picked.logsumexp(-1, keepdim=True), log_rest)
+        picked, log_rest = picked - log_normaliser, log_rest - log_normaliser
+        divergence = (p * (log_p - picked)).sum(-1) + (rest * (rest.log() - log_rest)).squeeze(-1)
+        return divergence, scores.mul_(log_rest.exp() - rest).scatter_(-1, self.ids, picked.exp() - p)
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -193,9 +200,9 @@ class Divergence(NamedTuple):
 
     def of_chunk(self, padded: Tensor, width: int, softcap: float | None, with_gradient: bool) -> tuple[Tensor, Tensor]:
         """As `SetCrossEntropy.of_chunk`, always with the gradient."""
-        scores, without = padded[:, :width].to(accumulation_dtype(padded)), ~self.counted
-        slope = None if softcap is None else _cap_(scores, softcap, with_slope=True)
-        divergence, gradient = self.targets.divergence(scores)
+        padded, without = padded.to(accumulation_dtype(padded)), ~self.counted
+        slope = None if softcap is None else _cap_(padded[:, :width], softcap, with_slope=True)
+        divergence, gradient = self.targets.divergence(padded, width)
         gradient = gradient.masked_fill_(without.unsqueeze(-1), 0.0)
         return divergence.masked_fill(without, 0.0).sum(), gradient if slope is None else gradient.mul_(slope)
 

@@ -49,6 +49,13 @@ def resealed(folder: Path) -> Path:
     return folder
 
 
+def of_an_earlier_algorithm(targets: Path) -> None:
+    """Have what a teacher predicts look as if an earlier cocomix had made it."""
+    manifest = read_json(targets / MANIFEST)
+    manifest["identity"]["made_with"]["algorithm"] = "0"
+    write_json(targets / MANIFEST, manifest)
+
+
 class Workshop:
     """Made lazily, each part once per test session, in one folder."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cocomix.artifacts import BeingWritten, read_json
+from cocomix.artifacts import AlreadyExists, BeingWritten, read_json
 from cocomix.concepts import ActivationConfig
 from cocomix.evaluation import Run, evaluations_of
 from cocomix.evaluation.alike import ARM_FIELDS, refuse_unlike_recipes
@@ -28,7 +28,7 @@ from cocomix.runtime.packaged import recipes_folder
 from cocomix.training import describe_plan, plan_run
 from cocomix.training.recipe import load_recipe
 from tests.command_line import Cli
-from tests.workshop import BLOCK, VOCAB, Workshop, write_corpus
+from tests.workshop import BLOCK, VOCAB, Workshop, of_an_earlier_algorithm, write_corpus
 
 PLANS = sorted(recipes_folder().glob("paper_*.yaml"))
 
@@ -160,6 +160,11 @@ def test_what_is_needed_for_a_while_is_made_for_that_part_alone(workshop: Worksh
     assert stored["short"].blocks("train") == stored["both"].blocks("train") == 8 < stored["whole"].blocks("train")
     assert blocks == {"probabilities": stored["whole"].blocks("train"), "probabilities-8": 8}
     assert (teacher_flops(runs["short"]) or 0) < (teacher_flops(runs["whole"]) or 0)
+    of_an_earlier_algorithm(tmp_path / "out" / "probabilities")
+    assert not run_sweep(load_plan(plan, tmp_path / "out")).missing
+    shutil.rmtree(runs["distilled"].path)
+    with pytest.raises(AlreadyExists, match="algorithm"):
+        run_sweep(load_plan(plan, tmp_path / "out"))
 
 
 def test_a_failing_arm_does_not_stop_the_others(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:

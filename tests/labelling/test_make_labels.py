@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from cocomix.artifacts import MadeFromSomethingElse
 from cocomix.concepts import Agreement, FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
 from cocomix.labelling import (
+    Concatenated,
     Labels,
     TeacherProbabilities,
     check_tokenizer,
@@ -27,7 +29,7 @@ from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
 from cocomix.training import train
 from tests.command_line import Cli
-from tests.workshop import BLOCK, CONCEPTS, Workshop, prepare_toy
+from tests.workshop import BLOCK, CONCEPTS, Workshop, of_an_earlier_algorithm, prepare_toy
 
 
 def label(
@@ -213,6 +215,21 @@ def test_a_finished_command_given_again_answers_at_once(
     cli.refuses(*command, *other, says="labels.sign" if verb == "label" else "top_k")
     kind = Labels if verb == "label" else TeacherProbabilities
     assert kind.open(tmp_path / "out").fingerprint == first["fingerprint"]
+
+
+def test_first_tokens_of_an_earlier_algorithm_are_not_taken_for_those_of_this_one(
+    workshop: Workshop, tmp_path: Path, cli: Cli
+) -> None:
+    data = prepare_toy(workshop.corpus, tmp_path / "data", vocab_size=280).path
+    command = ("distill", data, "--teacher", workshop.teacher, "--top-k", 4, "-o")
+    for name in ("new", "old"):
+        cli(*command, tmp_path / name)
+    of_an_earlier_algorithm(tmp_path / "old")
+    cli(*command, tmp_path / "new")
+    cli.refuses(*command, tmp_path / "old", says="algorithm")
+    with pytest.raises(MadeFromSomethingElse) as caught:
+        Concatenated([TeacherProbabilities.open(tmp_path / name) for name in ("new", "old")])
+    assert caught.value.keys == ("algorithm",)
 
 
 def test_scores_are_kept_as_asked(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:

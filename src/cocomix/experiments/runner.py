@@ -33,7 +33,7 @@ from cocomix.evaluation import (
 from cocomix.evaluation.alike import refuse_unlike_recipes
 from cocomix.evaluation.downstream import read_downstream
 from cocomix.experiments.sweep_plan import Job, LoadedPlan, needed_blocks, remembered, within_budget
-from cocomix.labelling import distill_data, fit_on_data, label_and_distill, label_data
+from cocomix.labelling import TeacherProbabilities, distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.runtime.console import progress
 from cocomix.runtime.device import default_device
 from cocomix.runtime.errors import CoCoMixError, require_extra
@@ -231,12 +231,19 @@ def _missing_labels(jobs: Sequence[Job]) -> dict[Path, tuple[LabellerConfig, Job
 
 
 def _missing_probabilities(jobs: Sequence[Job]) -> dict[int | None, Path]:
-    """Where arms look for probabilities of the teacher that are not there, by the training blocks that they need."""
+    """Where arms look for probabilities of the teacher that are not there, by the training blocks that they need.
+
+    Those that are there and that runs will read are refused where they were made by an earlier algorithm.
+    """
     missing: dict[int | None, Path] = {}
     for job in jobs:
         distillation = job.recipe.distillation
-        if distillation is not None and isinstance(path := distillation.targets, Path) and not path.exists():
+        if distillation is None or not isinstance(path := distillation.targets, Path):
+            continue
+        if not path.exists():
             missing[needed_blocks(job.recipe, distillation.weight)] = path
+        elif not job.folder.exists():
+            TeacherProbabilities.made(path, {})
     return missing
 
 

@@ -36,11 +36,9 @@ from cocomix.concepts import (
     pad_right,
     student_pieces,
 )
-from cocomix.labelling.stored_probabilities import ProbabilityDtype, TargetKind
+from cocomix.labelling.stored_probabilities import ALGORITHMS, ProbabilityDtype, TargetKind
 from cocomix.runtime.errors import CoCoMixError
 
-# Raised whenever the same teacher and settings would give other targets than before.
-_ALGORITHM, _FIRST_TOKEN_ALGORITHM = "1", "2"
 _CHUNK_ELEMENTS = 2**22  # probabilities held at once: 16 MiB, which caches hold
 _LEAST = -60_000.0  # log-probability that float16 holds and that stands for 0
 _LONGEST = 255  # tokens of a chunk
@@ -49,13 +47,15 @@ _LONGEST = 255  # tokens of a chunk
 class PlainDistiller:
     """The `top_k` largest probabilities at every position of a teacher of the data's tokenizer."""
 
+    kind: TargetKind = "top_k"
+
     def __init__(self, decoder: FrozenDecoder, top_k: int, vocab_size: int, dtype: ProbabilityDtype) -> None:
         self.decoder, self.top_k, self.vocab_size, self.dtype = decoder, top_k, vocab_size, dtype
 
     def fingerprint(self) -> dict[str, str]:
         """What the arrays depend on."""
         weights = model_fingerprint(self.decoder.model)
-        return {"weights": weights, "algorithm": _ALGORITHM, "versions": package_versions()}
+        return {"weights": weights, "algorithm": ALGORITHMS[self.kind], "versions": package_versions()}
 
     def flops_per_token(self, seq: int) -> float:
         """Forward FLOPs, by formula; of another tokenizer's teacher, as if it had as many tokens."""
@@ -107,8 +107,7 @@ class AlignedDistiller(PlainDistiller):
             self._splits = _Splits(pieces, vocab_size, decoder.device)
 
     def fingerprint(self) -> dict[str, str]:
-        own = {} if self._splits is None else {"algorithm": _FIRST_TOKEN_ALGORITHM}
-        return {**super().fingerprint(), **own, **self._texts.fingerprint}
+        return {**super().fingerprint(), **self._texts.fingerprint}
 
     def arrays(self, input_ids: Tensor) -> Mapping[str, NDArray[Any]]:
         rows = input_ids.cpu().numpy()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ProbabilityDtype = Literal["float32", "bfloat16"]
 TargetKind = Literal["top_k", "first_token", "uld", "alm"]
 """`top_k`: of a teacher of the data's tokenizer; the others: of any teacher, see `cocomix.labelling.distillers`."""
+ALGORITHMS: dict[TargetKind, str] = {"top_k": "1", "first_token": "2", "uld": "1", "alm": "1"}
+"""Each is raised whenever the same teacher and settings would give other targets than before."""
 _SAMPLED = 2**16  # positions of which the content is measured
 
 
@@ -48,6 +50,11 @@ class ProbabilitiesManifest(StoredManifest):
     def contents(self) -> Any:
         chosen = self.model_dump(include={"vocab_size", "top_k", "dtype", "targets"}, exclude_defaults=True)
         return {"of": super().contents(), **chosen}
+
+    @property
+    def algorithm(self) -> str:
+        """The version of what made the targets, see `ALGORITHMS`."""
+        return str(self.identity["made_with"]["algorithm"])
 
     @property
     def layouts(self) -> dict[str, Layout]:
@@ -101,7 +108,12 @@ class TeacherProbabilities(StoredArrays[ProbabilitiesManifest]):
     def how_made(self) -> dict[str, Any]:
         made = self.manifest
         weights = made.made_from["weights"]
-        return {"teacher": weights, "kind": made.targets, "number of probabilities": made.top_k, "dtype": made.dtype}
+        settings = {"kind": made.targets, "algorithm": made.algorithm, "number of probabilities": made.top_k}
+        return {"teacher": weights, **settings, "dtype": made.dtype}
+
+    def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
+        older = self.manifest.algorithm != ALGORITHMS[self.manifest.targets]
+        return (*super().differing(identity), *(["algorithm"] if older else []))
 
     @classmethod
     def counted(cls, folder: Path, manifest: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:

@@ -72,13 +72,10 @@ def recognised(kind: type[A], output: Path, data: Path | str, asked: Mapping[str
     """The finished folder, if a command with these options made it of this data set; else None. Needs no PyTorch."""
     try:
         found = kind.open(output)
-        same = (
-            found.manifest.asked == asked
-            and found.manifest.made_from["tokens"] == Tokens.open(data).manifest.fingerprint
-        )
+        tokens = Tokens.open(data).manifest.fingerprint
     except CoCoMixError:
         return None
-    if not same or _missing(found):
+    if found.manifest.asked != asked or found.differing({"tokens": tokens}) or _missing(found):
         return None
     logger.info("nothing to do: %s is finished, and was made by the same command", shown(output))
     return found

@@ -60,6 +60,21 @@ def test_round_trip_is_identity(family: str, tmp_path: Path) -> None:
         assert is_tied(twin) == is_tied(model) == model.config.tie_word_embeddings
 
 
+def test_a_cache_can_be_left_out_by_default_as_of_other_models(tmp_path: Path) -> None:
+    """`use_cache` was no argument that `from_pretrained` knew, though a trained model's config.json has it."""
+    model = student("gpt2", 1)
+    model.config.use_cache = False  # as a Trainer leaves it
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path)(tokens()).past_key_values is not None
+    without = CoCoMixForCausalLM.from_pretrained(tmp_path, use_cache=False).eval()
+    assert without(tokens()).past_key_values is None
+    assert without(tokens(), use_cache=True).past_key_values is not None
+    assert load(tmp_path, use_cache=False)(tokens()).past_key_values is None
+    asked = {"max_new_tokens": 2, "return_dict_in_generate": True}
+    assert without.generate(tokens(), **asked).past_key_values is None
+    assert load(tmp_path, use_cache=False).generate(tokens(), **asked).past_key_values is not None  # as in transformers
+
+
 @pytest.mark.parametrize("mixing", MIXINGS)
 def test_every_mixing_survives(mixing: str, tmp_path: Path) -> None:
     model = student("gemma3_text", 1, mixing)

@@ -71,7 +71,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         head_chunk_size: positions whose concept or vocabulary logits are held at once while training; by default as
             many as the device's memory suggests. Memory and speed depend on it, results only by rounding.
         **kwargs: forwarded to `PreTrainedConfig`. `tie_word_embeddings` and the special token ids default to the
-            backbone's.
+            backbone's. With `use_cache=False` no cache is returned by a call that does not ask for one.
 
     Raises:
         CoCoMixError: a value is out of range; the message names the field and the remedy.
@@ -130,6 +130,7 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
         self.head_chunk_size = head_chunk_size
         self._validate_concept_settings()
         self.tie_word_embeddings = bool(kwargs.pop("tie_word_embeddings", self.backbone.tie_word_embeddings))
+        self.use_cache = bool(kwargs.pop("use_cache", True))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(self, name, kwargs.pop(name, getattr(self.backbone, name, None)))
         super().__init__(**kwargs)
@@ -138,13 +139,14 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As `PreTrainedConfig.from_dict`; settings among `kwargs` (`from_pretrained(…, insert_layer=2)`) are checked.
 
-        A dict for `backbone` replaces the settings that it names.
+        A dict for `backbone` replaces the settings that it names. A stored `use_cache` is not read: the Trainer stores
+        false with everything that it trained.
         """
         own = (*inspect.signature(cls.__init__).parameters, *_OF_BACKBONE)
         given = {name: kwargs.pop(name) for name in own if name in kwargs}
         if isinstance(given.get("backbone"), dict):
             given["backbone"] = {**config_dict.get("backbone", {}), **given["backbone"]}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        return super().from_dict({**config_dict, "use_cache": True, **given}, **kwargs)
 
     def _validate_concept_settings(self) -> None:
         layers = self.backbone.num_hidden_layers

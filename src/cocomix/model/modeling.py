@@ -195,7 +195,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             head_losses: further losses of the next-token logits by name, of flat positions [batch·seq, …].
             head_weights: of `ntp_loss` and the sums of `head_losses` in the loss that is differentiated, [] each. With
                 them one pass over the logits finds all, and gradients are right for that combination alone.
-            use_cache: return a cache; by default only where nothing is trained.
+            use_cache: return a cache; by default what the configuration says, and only where nothing is trained.
             logits_to_keep: compute logits of the last n positions only (0 = all), or of the given positions; losses are
                 of all positions nevertheless.
             output_logits: return next-token logits. `False` computes the loss without ever holding [batch·seq, vocab].
@@ -227,7 +227,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if labels is None and hidden_targets is not None:
             raise CoCoMixError("hidden_targets count where labels have a target; pass labels too.")
         if use_cache is None:
-            use_cache = past_key_values is not None or (not self.training and labels is None)
+            asked_for = self.config.use_cache and not self.training and labels is None
+            use_cache = past_key_values is not None or asked_for
         cache = self._own_cache(past_key_values) if use_cache else None
         query = input_ids if input_ids is not None else inputs_embeds
         if concept_labels is not None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from cocomix.artifacts import AlreadyExists, read_json, write_json
 from cocomix.data import DocumentBlocks, Tokens
 from cocomix.evaluation import Run
 from cocomix.interpret import (
@@ -151,6 +152,12 @@ def test_an_atlas_is_made_once(run: Run, tmp_path: Path, atlas_folder: Path) -> 
     assert (tmp_path / "atlas" / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(CoCoMixError, match="settings"):
         build_atlas(run, tmp_path / "atlas", ATLAS.model_copy(update={"contexts": 2}), device=CPU)
+    file = tmp_path / "atlas" / "manifest.json"
+    manifest = read_json(file)
+    del manifest["identity"]["algorithm"]  # as before followers stopped at the end of a document
+    write_json(file, manifest)
+    with pytest.raises(AlreadyExists, match="algorithm"):
+        build_atlas(run, tmp_path / "atlas", ATLAS, device=CPU)
 
 
 def test_documents_are_kept_apart_where_the_run_keeps_them_apart(run: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cocomix.interpret.atlas_pass import token_properties
 from cocomix.interpret.inspection import Words, lifted_words, visible
 
 
@@ -17,7 +18,8 @@ def test_tokens_of_a_word_share_it(world):
 
 def lifts(rows, concepts, positions, **settings):
     texts = tuple(sorted({word for row in rows for word in row}))
-    words = Words(np.array([[texts.index(word) for word in row] for row in rows], dtype=np.int32), texts)
+    ids = np.array([[texts.index(word) for word in row] for row in rows], dtype=np.int32)
+    words = Words(ids, texts, np.arange(ids.shape[1]) > np.zeros_like(ids))
     return lifted_words(
         words, np.array(concepts, dtype=int), np.array(positions, dtype=int), **{"limit": 3, "least": 2, **settings}
     )
@@ -29,6 +31,19 @@ def test_lift_is_the_share_here_over_the_share_everywhere():
     here, after = found[5]
     assert here == (("list", pytest.approx((2 / 4) / (2 / 8))),)  # "the": 2/4 over 4/8 is no lift
     assert dict(after) == {"list": pytest.approx((2 / 4) / (2 / 6)), "the": pytest.approx((2 / 4) / (2 / 6))}
+
+
+def test_what_follows_stops_at_the_end_of_a_document(world):
+    """The words that the next document of a packed block begins with followed the concepts at a document's end."""
+    first, second = (world.tokenizer.encode(text) for text in ("the list", " items"))
+    block = np.array([[*first, world.tokenizer.eos_token_id, *second] * 4])
+    ends = np.flatnonzero(block[0] == world.tokenizer.eos_token_id)
+    positions = np.concatenate([ends, ends - 1])
+    words = Words.of(world.tokenizer, block)
+    _, after = lifted_words(words, np.zeros_like(positions), positions, limit=9, least=1)[0]
+    assert after == ()
+    begins_so = [*first, world.tokenizer.eos_token_id, *world.tokenizer.encode("(list")]
+    assert not token_properties(world.tokenizer, np.array([begins_so]))["punctuation next"].any()
 
 
 def test_rare_words_name_nothing():

@@ -41,6 +41,7 @@ from cocomix.training import Run
 
 logger = logging.getLogger(__name__)
 
+_ALGORITHM = "2"  # raised whenever the same run, text and settings would give another atlas than before
 _CHUNK_ELEMENTS = 2**24  # cosines held at once: 64 MiB in float32
 _CONCEPTS_AT_ONCE = 1024
 _FAILURES = 3  # failures in a row after which a naming endpoint is left alone
@@ -83,7 +84,7 @@ def build_atlas(
         "tokenizer": prepared.manifest.tokenizer_fingerprint,
         **({} if store is None else {"labels": store.fingerprint}),
     }
-    identity = {"made_from": made_from, "settings": settings.model_dump(mode="json")}
+    identity = {"made_from": made_from, "settings": settings.model_dump(mode="json"), "algorithm": _ALGORITHM}
     if endpoint is None and (found := ConceptAtlas.made(output, identity)) is not None:
         logger.info(f"{output} is this atlas, finished: nothing to do")
         return found.manifest

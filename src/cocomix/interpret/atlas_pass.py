@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.data import begin_of_text, positions_of_rows
 from cocomix.evaluation.inference import batches, inference, require_measurable
 from cocomix.evaluation.loss_slices import TOKEN_CLASSES, TokenClasses, seen_before, token_texts
 from cocomix.evaluation.run_inputs import RunBlocks
@@ -149,6 +150,13 @@ def _aurocs(reading: Reading, n_concepts: int) -> Array:
     return scores
 
 
+def goes_on(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> Array:
+    """Whether a token goes on with the one before it; the first of a block or document does not. bool [blocks, seq]"""
+    positions = positions_of_rows(torch.from_numpy(tokens), tokenizer.eos_token_id, begin_of_text(tokenizer))
+    found: Array = positions.numpy() > 0
+    return found
+
+
 def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[str, Array]:
     """Named properties of tokens, by rules that need no model: the classes of `TokenClasses`, and what needs more of
     the context than the token. bool [blocks · seq] each, from int [blocks, seq]
@@ -156,7 +164,8 @@ def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[
     classes = TokenClasses(tokenizer).of(tokens)
     of = {name: classes == number for number, name in enumerate(TOKEN_CLASSES)}
     quotes = np.array(['"' in text for text in token_texts(tokenizer)])[tokens].cumsum(1)
-    following = {f"{name} next": np.pad(of[name], ((0, 0), (0, 1)))[:, 1:] for name in ("punctuation", "name")}
+    begun = goes_on(tokenizer, tokens)
+    following = {f"{name} next": np.pad(of[name] & begun, ((0, 0), (0, 1)))[:, 1:] for name in ("punctuation", "name")}
     found = (
         of
         | following

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocomix.data import TRAIN, Tokens, begin_of_text, positions_of_rows
+from cocomix.data import TRAIN, Tokens, begin_of_text
 from cocomix.evaluation import inference, run_labels
 from cocomix.interpret.atlas_cards import WordLifts
-from cocomix.interpret.atlas_pass import Array
+from cocomix.interpret.atlas_pass import Array, goes_on
 from cocomix.model import CoCoMixForCausalLM, predicts_concepts
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
@@ -189,11 +189,10 @@ def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
     if text is None:
         return None
     data, tokens, labels = text
-    meta = data.manifest
-    every = np.bincount(tokens.ravel(), minlength=meta.vocab_size) + 1.0
+    every = np.bincount(tokens.ravel(), minlength=data.manifest.vocab_size) + 1.0
     share = every / every.sum()
-    goes_on = positions_of_rows(torch.from_numpy(tokens), meta.eos_token_id, meta.bos_token_id)[:, 1:].numpy() > 0
-    after = [tokens[:, 1:][(labels[:, :-1] == concept).any(-1) & goes_on] for concept in concepts]
+    follows = goes_on(data.tokenizer(), tokens)[:, 1:]
+    after = [tokens[:, 1:][(labels[:, :-1] == concept).any(-1) & follows] for concept in concepts]
     counts = np.stack([np.bincount(found, minlength=len(share)) for found in after])
     lifts: Array = np.log((counts + 100 * share) / (counts.sum(1, keepdims=True) + 100) / share)
     return lifts
@@ -242,6 +241,7 @@ class Words:
     ids: Array  # index into `texts`. int32 [blocks, seq]
     # words in lower case; what has no letter or digit stands for itself, made visible; special tokens are ""
     texts: tuple[str, ...]
+    goes_on: Array  # whether a position goes on with the one before it. bool [blocks, seq]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, tokens: Array) -> "Words":
@@ -249,14 +249,14 @@ class Words:
         pieces = {int(token): tokenizer.decode([int(token)]) for token in np.unique(tokens)}
         joins = {token: _wordlike(piece[:1]) for token, piece in pieces.items()}
         blank = {token: bool(piece) and not piece.strip(" ") for token, piece in pieces.items()}
-        goes_on = {token: _wordlike(piece[-1:]) or blank[token] for token, piece in pieces.items()}
+        joined = {token: _wordlike(piece[-1:]) or blank[token] for token, piece in pieces.items()}
         known: dict[tuple[int, ...], int] = {}
         texts: dict[str, int] = {}
         ids = np.empty(tokens.shape, dtype=np.int32)
         for row, block in zip(ids, tokens.tolist(), strict=True):
             start = 0
             for end in range(1, len(block) + 1):
-                if end < len(block) and joins[block[end]] and goes_on[block[end - 1]]:
+                if end < len(block) and joins[block[end]] and joined[block[end - 1]]:
                     continue
                 word = tuple(block[start:end])
                 if word not in known:
@@ -265,7 +265,7 @@ class Words:
                     known[word] = texts.setdefault(shown, len(texts))
                 row[start:end] = known[word]
                 start = end
-        return cls(ids, tuple(texts))
+        return cls(ids, tuple(texts), goes_on(tokenizer, tokens))
 
 
 def _wordlike(letter: str) -> bool:
@@ -276,7 +276,7 @@ def _wordlike(letter: str) -> bool:
 def lifted_words(
     words: Words, concepts: Array, positions: Array, *, limit: int, least: int
 ) -> dict[int, tuple[WordLifts, WordLifts]]:
-    """The words of highest lift at the positions of each concept, and those of the tokens that follow them.
+    """The words of highest lift at the positions of each concept, and of the tokens that follow these in a document.
 
     lift(word | concept) = (n_word,concept / n_concept) / (n_word / n). Frequency alone would name every concept by the
     corpus' commonest words; the logarithm of the lift is their pointwise mutual information.
@@ -289,12 +289,10 @@ def lifted_words(
     Returns:
         (words, following words) with their lifts of at least 1.5, highest first, by concept.
     """
-    seq = words.ids.shape[1]
-    inside = positions % seq < seq - 1  # the last token of a block has no next one here
-    here = _lifts(words, words.ids.ravel(), concepts, words.ids.ravel()[positions], limit, least)
-    after = words.ids[:, 1:].ravel()
-    follows = words.ids.ravel()[positions[inside] + 1]
-    there = _lifts(words, after, concepts[inside], follows, limit, least)
+    everywhere, goes_on = words.ids.ravel(), words.goes_on.ravel()
+    here = _lifts(words, everywhere, concepts, everywhere[positions], limit, least)
+    inside = np.append(goes_on[1:], False)[positions]
+    there = _lifts(words, everywhere[goes_on], concepts[inside], everywhere[positions[inside] + 1], limit, least)
     return {concept: (here.get(concept, ()), there.get(concept, ())) for concept in np.unique(concepts).tolist()}
 
 

@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from cocomix.concepts import TeacherConfig, labeller_config
+from cocomix.concepts import FitSettings, TeacherConfig, labeller_config
 from cocomix.data import Tokens
 from cocomix.evaluation import Run
-from cocomix.evaluation.teacher_flops import dictionary_flops, teacher_flops
-from cocomix.labelling import Labels, distill_data, label_and_distill, label_data
+from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, teacher_flops
+from cocomix.labelling import Labels, distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.model import account
+from cocomix.training import train
 from cocomix.training.opened_run import ExtraFlops, LabelReference, OnlineLabelReference, TeachingReference
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
@@ -62,9 +63,6 @@ def test_unknown_where_the_labels_are_gone(workshop: Workshop, tmp_path: Path) -
 
 
 def test_a_dictionarys_fit_is_counted_by_formula(workshop: Workshop, tmp_path: Path) -> None:
-    from cocomix.concepts import FitSettings, TeacherConfig
-    from cocomix.labelling import fit_on_data
-
     settings = FitSettings(num_concepts=32, k=4, tokens=2048, batch_size=256, forward_tokens=512)
     teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
     report = fit_on_data(workshop.data, teacher, tmp_path / "dictionary", settings).manifest.report
@@ -72,6 +70,25 @@ def test_a_dictionarys_fit_is_counted_by_formula(workshop: Workshop, tmp_path: P
     d_model, layers = 16, 2  # of the teacher, up to the layer
     below = layers * (2 * 12 * d_model**2 + 4 * d_model * (BLOCK + 1) / 2)
     assert report.flops == pytest.approx(report.tokens * (below + 10 * d_model * 32))
+
+
+def test_a_run_whose_concepts_weigh_nothing_costs_no_dictionary_and_no_teacher(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """It read no label, and the ledger counted the fit of the dictionary that they were made with."""
+    settings = FitSettings(num_concepts=32, k=4, tokens=2048, batch_size=256, forward_tokens=512)
+    teacher = TeacherConfig(model=str(workshop.teacher), layer=1)
+    fit_on_data(workshop.data, teacher, tmp_path / "dictionary", settings)
+    source = {"teacher": teacher, "dictionary": {"path": str(tmp_path / "dictionary")}}
+    label_data(workshop.data, labeller_config({"kind": "activation", **source}), tmp_path / "labels", force=True)
+    for weight in (0.1, 0.0):
+        model = {"mixing": "add", "num_concepts": 32, "concept_loss_weight": weight}
+        recipe = workshop.recipe("cocomix", model=model, labels=str(tmp_path / "labels"), tokens=8 * BLOCK)
+        run = Run.open(train(recipe, tmp_path / f"run-{weight}"))
+        spent = [run.manifest.training_flops, teacher_flops(run), dictionary_flops(run)]
+        assert [found and found > 0 for found in spent] == [True, weight > 0, weight > 0]
+        of_teacher = Run.open(workshop.teacher).manifest.training_flops if weight else 0.0
+        assert flops_from_nothing(run) == pytest.approx(sum(map(float, filter(None, spent))) + of_teacher)
 
 
 @pytest.mark.parametrize("kind", ["contextual", "token_lookup", "attribution"])

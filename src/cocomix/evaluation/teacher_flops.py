@@ -63,16 +63,9 @@ def _recipe(run: Run) -> RunConfig:
 
 
 def dictionary_flops(run: Run) -> float | None:
-    """What fitting the dictionary of a run's labels cost; 0 without labels, `None` where that is not recorded."""
-    settings: Mapping[str, Any] | None = None
-    if run.manifest.online_labels is not None:
-        settings = run.manifest.online_labels.labels
-    elif run.manifest.labels is not None:
-        if (labels := run_labels(run)) is None:
-            return None
-        settings = labels.manifest.labels
-    if settings is None:
-        return 0.0
+    """What fitting the dictionary of a run's labels cost; 0 where it read none, `None` where that is not recorded."""
+    if (settings := _labelling(run)) is None:
+        return None
     place = (settings.get("dictionary") or {}).get("path")
     if place is None:
         return 0.0 if "dictionary" not in settings else None
@@ -81,6 +74,19 @@ def dictionary_flops(run: Run) -> float | None:
     except CoCoMixError:
         return None
     return None if report is None else report.flops
+
+
+def _labelling(run: Run) -> Mapping[str, Any] | None:
+    """How the labels that a run read were made, as in a recipe; empty if it read none, `None` where they are gone."""
+    manifest = run.manifest
+    if manifest.labels_until == 0:  # the weight of concepts was 0
+        return {}
+    if manifest.online_labels is not None:
+        return manifest.online_labels.labels
+    if manifest.labels is None:
+        return {}
+    labels = run_labels(run)
+    return None if labels is None else labels.manifest.labels
 
 
 def flops_from_nothing(run: Run) -> float | None:
@@ -108,10 +114,7 @@ def flops_from_nothing(run: Run) -> float | None:
 
 def _sources(run: Run) -> list[Path]:
     """Where the weights that a run started from and the teachers of its labels and distributions are."""
-    recipe, labels = _recipe(run), run_labels(run)
-    made: Mapping[str, Any] = {} if labels is None else labels.manifest.labels
-    if run.manifest.online_labels is not None:
-        made = run.manifest.online_labels.labels
+    recipe, made = _recipe(run), _labelling(run) or {}
     names = [recipe.model.pretrained, (made.get("teacher") or {}).get("model")]
     if recipe.teacher is not None and (recipe.distillation is not None or recipe.predicts_hidden):
         names.append(recipe.teacher.model)

@@ -1,6 +1,7 @@
 """`mixing: values` and `token_values`: what is looked up adds to the values of the upper half's attention."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -92,6 +93,21 @@ def test_causality_documents_cache_and_checkpointing(family: str, mixing: str) -
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(("mixing", "settings"), [("values", {}), ("token_values", {}), ("plain", {"bigram_rows": 64})])
+def test_nothing_of_a_step_is_kept_once_it_was_gone_back_through(
+    mixing: str, settings: dict[str, int], checkpointed: bool
+) -> None:
+    """What was added stayed until the next forward pass, and with it all that it was computed from."""
+    model = made("llama", mixing=mixing, **settings).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loss, holder = model(tokens(), labels=tokens()).loss, model.bigram or model.mixing
+    added = weakref.ref(holder._added[0])
+    loss.backward()
+    assert added() is None
 
 
 def test_with_zero_tables_it_is_the_plain_decoder() -> None:

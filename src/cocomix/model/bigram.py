@@ -46,10 +46,12 @@ class BigramTable(nn.Module):
         tokens = tokens.long()
         found = self.table(self.rows(tokens, preceding(tokens, positions, kept)))
         self._added = tuple(gain * found for gain in self.gains)
+        if found.requires_grad and not torch.compiler.is_compiling():
+            found.register_hook(self.forget)  # all blocks have been gone back through, checkpointed ones too
 
-    def forget(self) -> None:
-        """Let go of a forward pass that nothing is differentiated through."""
-        if not torch.is_grad_enabled():
+    def forget(self, gradient: Tensor | None = None) -> None:
+        """Let go of a forward pass that nothing is differentiated through, or that was, which gave a gradient."""
+        if gradient is not None or not torch.is_grad_enabled():
             self._added = ()
 
     def _add(self, place: int, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -19,18 +19,28 @@ _GATE_WIDTH, _GATE_LIMIT = 12, 3.0  # channels that a gate reads, and its larges
 class _Values(Mixing):
     """Base: h_t enters the upper half, and hooks add to the values of every `step`-th block up to the last.
 
-    `forward` notes what is added in `self._added`, [batch, seq, d_v] for each of these blocks.
+    `forward` notes what is added in `self._added`, [batch, seq, d_v] for each of these blocks. Checkpointed blocks read
+    it once more in the backward pass, which has been through all of them when it reaches the rows that were looked up.
     """
 
     step: ClassVar[int] = 1
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        self._added: tuple[Tensor, ...] = ()  # of the forward pass that runs; checkpointed blocks read it once more
+        self._added: tuple[Tensor, ...] = ()  # of the pass that runs
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a forward pass, for copies."""
         return {**self.__dict__, "_added": ()}
+
+    def _note(self, rows: Tensor) -> None:
+        """What is added to each block's values, from [batch, seq, blocks, d_v]."""
+        self._added = rows.unbind(-2)
+        if rows.requires_grad and not torch.compiler.is_compiling():
+            rows.register_hook(self._forget)  # type: ignore[no-untyped-call]
+
+    def _forget(self, gradient: Tensor) -> None:
+        self._added = ()
 
     def readout(self, hidden: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -96,7 +106,7 @@ class ConceptValues(_Values):
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
         """The hidden states, after noting what is added to each block's values."""
         tables = compressed.view(*compressed.shape[:2], len(self.gains), -1) * self.gains.unsqueeze(-1)
-        self._added = tables.to(hidden.dtype).unbind(-2)
+        self._note(tables.to(hidden.dtype))
         return hidden
 
     @classmethod
@@ -138,7 +148,7 @@ class TokenValues(_Values):
         assert layout is not None
         assert layout.tokens is not None  # the model has seen to it
         rows = self.table(layout.tokens)
-        self._added = rows.view(*rows.shape[:2], len(self.gates), -1).unbind(-2)
+        self._note(rows.view(*rows.shape[:2], len(self.gates), -1))
         return hidden
 
     def token_tables(self) -> tuple[nn.Embedding, ...]:

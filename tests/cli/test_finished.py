@@ -50,3 +50,4 @@ def test_sae(cli: Cli, here: Path, workshop: Workshop) -> None:
     assert "nothing to do" in said
     assert said.splitlines()[-1] == "HEAVY"
     cli.refuses("sae", workshop.data, *options, "--k", 5, "-o", "sae", says="settings")
+    cli.refuses("sae", workshop.data, *options, "--k", 4, "--dtype", "bfloat16", "-o", "sae", says="settings.dtype")

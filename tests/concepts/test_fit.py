@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from cocomix.concepts import ConceptDictionary, Dictionary, FitSettings, fit, fit_dictionary, model_fingerprint
+from cocomix.artifacts import AlreadyExists
+from cocomix.concepts import (
+    ConceptDictionary,
+    Dictionary,
+    FitSettings,
+    fit,
+    fit_dictionary,
+    fit_identity,
+    model_fingerprint,
+)
 from cocomix.concepts.dictionary import layer_normalize
 from cocomix.runtime.errors import CoCoMixError
 
@@ -59,6 +68,34 @@ def test_the_same_seed_gives_the_same_weights(blocks, evaluation, tmp_path):
         )
         prints.append(fitted.manifest.dictionary_fingerprint)
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_teacher_runs_in_the_dtype_asked_for_which_is_told(blocks, evaluation, tmp_path, monkeypatch):
+    """It ran in float32 alone; what says nothing was made so."""
+    asked = []
+    read = fit.FrozenDecoder.hidden_states
+
+    def noted(decoder, *arguments, dtype=None):
+        asked.append(dtype)
+        return read(decoder, *arguments, dtype=dtype)
+
+    monkeypatch.setattr(fit.FrozenDecoder, "hidden_states", noted)
+    settings = SETTINGS.model_copy(update={"tokens": 1_600})
+    monkeypatch.setattr("cocomix.runtime.device.fast_bfloat16", lambda device: True)
+    for dtype, chosen in (("float32", "float32"), ("auto", "bfloat16"), ("float16", "float16")):
+        asked.clear()
+        output, given = tmp_path / dtype, settings.model_copy(update={"dtype": dtype})
+        fit_dictionary(make_model("gpt2"), 1, blocks, evaluation, output, given)
+        assert getattr(torch, chosen) in asked
+        manifest = Dictionary.open(output).manifest
+        assert manifest.settings.dtype == chosen
+        assert manifest.identity["settings"].get("dtype", "float32") == chosen
+        assert Dictionary.made(output, manifest.identity) is not None
+        for other in {"float32", "bfloat16", "float16"} - {chosen}:
+            identity = fit_identity(manifest.teacher, 1, settings.model_copy(update={"dtype": other}))
+            with pytest.raises(AlreadyExists) as caught:
+                Dictionary.made(output, identity)
+            assert caught.value.keys == ("settings.dtype",)
 
 
 @pytest.mark.parametrize("after_bos", [False, True])

@@ -102,7 +102,7 @@ def test_a_narrow_dtype_is_measured_told_and_refused_below_the_limit(
 def test_dtype_auto_is_chosen_by_the_machine_and_recorded(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    monkeypatch.setattr("cocomix.concepts.labellers.teacher_labeller.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("cocomix.runtime.device.fast_bfloat16", lambda device: fast)
     manifest = label(workshop, tmp_path / "labels", dtype="auto", force=True).manifest
     chosen = "bfloat16" if fast else "float32"
     assert (manifest.labels["dtype"], manifest.labeller["dtype"]) == (chosen, chosen)

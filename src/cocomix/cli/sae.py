@@ -1,7 +1,7 @@
 """The verb `sae`."""
 
 import shlex
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ def sae(
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam; by default from the number of latents.")] = None,
     revision: Revision = None,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Teacher's arithmetic; auto: bfloat16 where the machine is fast in it."),
+    ] = "float32",
 ) -> Printed:
     """Fit a sparse autoencoder to a teacher's layer.
 
@@ -31,7 +35,13 @@ def sae(
     from cocomix.labelling import fit_on_data, fitted
 
     settings = FitSettings(
-        num_concepts=num_concepts, k=k, tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+        num_concepts=num_concepts,
+        k=k,
+        tokens=tokens,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dtype=dtype,
+        seed=seed,
     )
     source = TeacherConfig(model=teacher, layer=layer, revision=revision)
     if (dictionary := fitted(data, source, output, settings)) is None:

@@ -8,9 +8,9 @@
 A folder of SAELens' without a manifest is read just as well.
 """
 
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cocomix.artifacts import Artifact, Findings, Manifest
 from cocomix.runtime.section import Section
@@ -59,8 +59,24 @@ class FitSettings(Section):
     """A latent that was active at none of the last so many training positions counts as dead."""
     forward_tokens: int = Field(default=4096, ge=1)
     """Tokens per forward pass of the teacher."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """What the teacher runs in, as `labels.dtype`; the autoencoder is trained, and its fit measured, in float32."""
     seed: int = 0
     """Of the initial weights and the order of the blocks."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the default dtype: dictionaries and sweeps from before it could be chosen are known by the rest."""
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("dtype", "float32")}
+
+    def resolved(self) -> Self:
+        """The settings with what `dtype: auto` is on this machine."""
+        if self.dtype != "auto":
+            return self
+        from cocomix.runtime.device import auto_dtype, default_device  # imports PyTorch
+
+        return self.model_copy(update={"dtype": auto_dtype(default_device())})
 
     @property
     def steps(self) -> int:

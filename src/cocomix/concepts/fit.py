@@ -91,7 +91,7 @@ def fit_dictionary(
         CoCoMixError: SAELens is missing, `layer` or `k` is out of range, there are no tokens, the memory does not
             suffice, the loss is not finite, or `output` exists.
     """
-    settings = settings or FitSettings()
+    settings = (settings or FitSettings()).resolved()
     if settings.k > settings.num_concepts:
         raise CoCoMixError(
             f"k = {settings.k} active concepts must not be more than num_concepts = {settings.num_concepts}."
@@ -235,8 +235,8 @@ def _activations(
     while True:
         for group in np.array_split(generator.permutation(len(blocks)), groups):
             input_ids = torch.stack([blocks[int(index)]["input_ids"] for index in group])  # [blocks, seq]
-            hidden = decoder.hidden_states(input_ids.to(decoder.device))[:, int(after_bos) :].float()
-            states, _ = layer_normalize(hidden.flatten(0, 1))  # [positions, d_model]
+            hidden = decoder.hidden_states(input_ids.to(decoder.device), dtype=getattr(torch, settings.dtype))
+            states, _ = layer_normalize(hidden[:, int(after_bos) :].float().flatten(0, 1))  # [positions, d_model]
             pending.append(states)
             waiting += len(states)
             while waiting >= settings.batch_size:

@@ -20,8 +20,8 @@ def fitted(
     data_path: Path, teacher: TeacherConfig, output: Path, settings: FitSettings | None = None
 ) -> Dictionary | None:
     """The dictionary that `fit_on_data` with these arguments has made; `None` where nothing is there yet."""
-    origin = _origin(Tokens.open(data_path), teacher)
-    made = Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings or FitSettings(), **origin))
+    origin, settings = _origin(Tokens.open(data_path), teacher), (settings or FitSettings()).resolved()
+    made = Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings, **origin))
     if made is not None:
         logger.info("%s is there already and was made with the same settings: nothing to do", output)
     return made

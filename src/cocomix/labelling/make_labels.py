@@ -1,6 +1,5 @@
 """Folders of concept labels and of what a teacher predicts, each made by itself or both in one pass of the teacher."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,10 +37,8 @@ from cocomix.labelling.stored_probabilities import (
     probability_layouts,
 )
 from cocomix.labelling.storing import A, Job, Order, made, store
-from cocomix.runtime.device import default_device, fast_bfloat16
+from cocomix.runtime.device import auto_dtype, default_device
 from cocomix.runtime.errors import CoCoMixError
-
-logger = logging.getLogger(__name__)
 
 _DEFAULT_TOP_K: dict[TargetKind, int] = {"top_k": 64, "first_token": 32, "uld": 32, "alm": 0}
 
@@ -259,8 +256,7 @@ def _probabilities(
     if targets != "alm" and not 1 <= kept <= vocab_size:
         raise CoCoMixError(f"top_k={kept} must be between 1 and the {vocab_size} tokens of the vocabulary.")
     if dtype == "auto":
-        dtype = "bfloat16" if fast_bfloat16(device) else "float32"
-        logger.info("dtype auto: the teacher runs in %s on this %s", dtype, device.type)
+        dtype = auto_dtype(device)
     batch, source = job.batch(block_size), teacher.model_dump(mode="json", exclude={"layer"})
     identity = {
         "tokens": tokens.manifest.fingerprint,

@@ -1,6 +1,5 @@
 """What the labellers with a teacher and a dictionary have in common."""
 
-import logging
 from copy import copy
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,10 +12,8 @@ from cocomix.concepts.fingerprints import configuration_fingerprint, model_finge
 from cocomix.concepts.labeller import LABELLERS, ConceptLabeller, LabellerConfig, Vocabulary
 from cocomix.concepts.sources import DictionaryConfig, TeacherConfig
 from cocomix.concepts.teacher import ConceptTeacher, LoadedTeachers
-from cocomix.runtime.device import fast_bfloat16
+from cocomix.runtime.device import auto_dtype
 from cocomix.runtime.errors import CoCoMixError
-
-logger = logging.getLogger(__name__)
 
 
 class TeacherLabellerConfig(LabellerConfig):
@@ -38,11 +35,7 @@ class TeacherLabellerConfig(LabellerConfig):
         return self.model_dump(exclude={"kind", "k", "teacher", "dictionary"})
 
     def resolved(self, device: torch.device) -> Self:
-        if self.dtype != "auto":
-            return self
-        dtype = "bfloat16" if fast_bfloat16(device) else "float32"
-        logger.info("dtype auto: the teacher runs in %s on this %s", dtype, device.type)
-        return self.model_copy(update={"dtype": dtype})
+        return self if self.dtype != "auto" else self.model_copy(update={"dtype": auto_dtype(device)})
 
 
 class TeacherLabeller(ConceptLabeller):

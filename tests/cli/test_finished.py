@@ -1,11 +1,13 @@
 """A finished command given again: nothing to do, told at once; with other settings, refused."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cocomix.labelling import Labels
 from tests.command_line import Cli
 from tests.workshop import Workshop
 
@@ -40,6 +42,23 @@ def test_train(cli: Cli, here: Path, workshop: Workshop) -> None:
     assert "nothing to do" in said
     assert said.splitlines()[-1] == "HEAVY"
     cli.refuses("train", recipe, "--set", "tokens=256", "-o", "run", says="recipe")
+
+
+@pytest.mark.slow
+def test_a_run_is_not_taken_for_one_of_labels_made_anew(cli: Cli, here: Path, workshop: Workshop) -> None:
+    label = ("label", workshop.data, "--kind", "future_words", "-o", "labels", "--set")
+    cli(*label, "k=2")
+    model = {"mixing": "add", "num_concepts": Labels.open("labels").num_concepts}
+    recipe = workshop.recipe_file(here / "r.yaml", "cocomix", model=model, labels="labels")
+    command = ("train", recipe, "--set", "tokens=128", "-o", "run")
+    cli(*command)
+    shutil.move("labels", "kept")
+    assert "nothing to do" in again(*command)  # labels may be gone
+    cli(*label, "k=3")
+    cli.refuses(*command, says="labels")
+    shutil.rmtree("labels")
+    cli(*label, "k=2")
+    assert "nothing to do" in again(*command)
 
 
 @pytest.mark.slow

@@ -217,6 +217,34 @@ def test_a_finished_command_given_again_answers_at_once(
     assert kind.open(tmp_path / "out").fingerprint == first["fingerprint"]
 
 
+def test_what_a_teacher_or_dictionary_made_is_not_taken_for_what_another_in_its_place_would_make(
+    workshop: Workshop, tmp_path: Path, cli: Cli
+) -> None:
+    """`cocomix train` said that a dictionary had changed and to label again, which found that nothing was to do."""
+    teacher, dictionary = (tmp_path / name for name in ("teacher", "sae"))
+    shutil.copytree(workshop.teacher, teacher)
+    source = ("--teacher", teacher, "--layer", 1)
+    fit = ("sae", workshop.data, *source, "--num-concepts", 40, "--tokens", 512, "--batch-size", 32, "-o", dictionary)
+    cli(*fit, "--k", 4)
+    made = ("label", workshop.data, *source, "--dictionary", dictionary, "--force", "-o", tmp_path / "labels")
+    distilled = ("distill", workshop.data, "--teacher", teacher, "--top-k", 4, "-o", tmp_path / "targets")
+    for command in (made, distilled):
+        cli(*command)
+    shutil.rmtree(dictionary)
+    cli(*fit, "--k", 6)
+    cli.refuses(*made, says="dictionary")
+    settings = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(settings, indent=4))  # other files, the same weights
+    for command in ((*fit, "--k", 6), distilled):
+        assert "nothing to do" in cli(*command).err
+    shutil.rmtree(teacher)
+    train(workshop.recipe("ntp", tokens=8 * BLOCK), teacher)
+    for command in ((*fit, "--k", 6), distilled):
+        cli.refuses(*command, says="teacher")
+    shutil.rmtree(teacher)
+    assert "nothing to do" in cli(*fit, "--k", 6).err
+
+
 def test_first_tokens_of_an_earlier_algorithm_are_not_taken_for_those_of_this_one(
     workshop: Workshop, tmp_path: Path, cli: Cli
 ) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         configuration_fingerprint,
         determining,
         files_fingerprint,
+        has_other_weights,
         model_fingerprint,
         package_versions,
     )
@@ -130,6 +131,7 @@ __all__ = [
     "first_blocks",
     "fit_dictionary",
     "fit_identity",
+    "has_other_weights",
     "label_agreement",
     "labeller_config",
     "labeller_config_type",

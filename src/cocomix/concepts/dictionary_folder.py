@@ -118,6 +118,8 @@ class DictionaryManifest(Manifest):
     """`ConceptDictionary.fingerprint`, as labels record it and recipes may pin it."""
     teacher: str | None = None
     """Name of the model it was fitted on; None of an imported one."""
+    teacher_files: str | None = None
+    """Hash of the files that it was loaded from; None of a hub name, and of dictionaries from before it was noted."""
     layer: int | None = None
     """0-based index of the block whose output it was fitted on; None where it is not known."""
     settings: FitSettings | None = None

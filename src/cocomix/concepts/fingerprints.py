@@ -6,7 +6,7 @@ change of them alone, such as an upgrade of transformers, leaves it as it is.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,15 @@ def files_fingerprint(model: str) -> str | None:
         return file_sha256(place)
     files = sorted(path for path in place.glob("*") if path.suffix in (".json", ".safetensors") and path.is_file())
     return fingerprint_json({path.name: file_sha256(path) for path in files}) if files else None
+
+
+def has_other_weights(model: str, files: str | None, weights: str, load: Callable[[], "PreTrainedModel"]) -> bool:
+    """Whether a model's folder or file holds other weights now than when their fingerprint was `weights`.
+
+    It is loaded where its files no longer have the hash `files` (`files_fingerprint`). What is not on this machine, or
+    has none noted, counts as unchanged.
+    """
+    return files is not None and files_fingerprint(model) not in (None, files) and model_fingerprint(load()) != weights
 
 
 def determining(fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from cocomix.concepts.check import measure_fit
 from cocomix.concepts.decoder import FrozenDecoder
 from cocomix.concepts.dictionary import ConceptDictionary, layer_normalize
 from cocomix.concepts.dictionary_folder import Dictionary, DictionaryManifest, FitReport, FitSettings, fit_identity
-from cocomix.concepts.fingerprints import model_fingerprint
+from cocomix.concepts.fingerprints import files_fingerprint, model_fingerprint
 from cocomix.concepts.saelens import import_sae_lens
 from cocomix.concepts.teacher import ConceptTeacher
 from cocomix.runtime.console import progress
@@ -130,6 +130,7 @@ def fit_dictionary(
             num_concepts=settings.num_concepts,
             dictionary_fingerprint=dictionary.fingerprint(),
             teacher=name,
+            teacher_files=files_fingerprint(name),
             layer=layer,
             settings=settings,
             report=report,

@@ -1,9 +1,12 @@
 """Which teacher and which dictionary: what a recipe and the command line name them by."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from cocomix.artifacts import MANIFEST
+from cocomix.concepts.dictionary_folder import Dictionary
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.section import Section
 
@@ -54,6 +57,12 @@ class DictionaryConfig(Section):
                 f"{found.fingerprint()}; pin that, or name the dictionary that was meant."
             )
         return found
+
+    def fingerprint_here(self) -> str | None:
+        """Of what its folder on this machine holds now; `None` where it is elsewhere, or gone."""
+        if (Path(self.path) / MANIFEST).is_file():
+            return Dictionary.open(self.path).manifest.dictionary_fingerprint
+        return self.load().fingerprint() if (Path(self.path) / "cfg.json").is_file() else None
 
 
 def dictionary_layer(dictionary: DictionaryConfig) -> int:

@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocomix.artifacts import explained_full_disk
-from cocomix.concepts import Dictionary, FitSettings, TeacherConfig, fit_identity
+from cocomix.artifacts import AlreadyExists, explained_full_disk
+from cocomix.concepts import Dictionary, FitSettings, TeacherConfig, fit_identity, has_other_weights
 from cocomix.data import TRAIN, VALIDATION, Tokens, tokenizer_fingerprint
 from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from cocomix.concepts import LoadedTeachers
     from cocomix.concepts.fit import TokenBlocksLike
 
@@ -23,6 +25,7 @@ def fitted(
     origin, settings = _origin(Tokens.open(data_path), teacher), (settings or FitSettings()).resolved()
     made = Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings, **origin))
     if made is not None:
+        _refuse_other_teacher(made, teacher)
         logger.info("%s is there already and was made with the same settings: nothing to do", output)
     return made
 
@@ -68,6 +71,21 @@ def fit_on_data(
     with explained_full_disk(output):
         of = {"teacher_name": teacher.model, **_origin(data, teacher)}
         return fit_dictionary(model, teacher.layer, blocks, heldout, output, settings, **of)
+
+
+def _refuse_other_teacher(made: Dictionary, teacher: TeacherConfig) -> None:
+    def load() -> "PreTrainedModel":
+        from cocomix.concepts import load_teacher
+        from cocomix.labelling import block_functions  # noqa: F401 - registers students, which may be teachers
+
+        return load_teacher(teacher.model, revision=teacher.revision)
+
+    if has_other_weights(teacher.model, made.manifest.teacher_files, made.manifest.made_from["teacher"], load):
+        raise AlreadyExists(
+            f"{made.path} was fitted to other weights than {teacher.model} has now; remove it or choose another "
+            "--output.",
+            ("teacher",),
+        )
 
 
 def _origin(data: Tokens, teacher: TeacherConfig) -> dict[str, Any]:

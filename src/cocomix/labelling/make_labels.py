@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from cocomix.artifacts import fingerprint_json, partial_path
 from cocomix.concepts import (
     AlignedTeacher,
+    DictionaryConfig,
     FittedLabeller,
     LabellerConfig,
     LoadedTeachers,
     TeacherConfig,
     TeacherLabellerConfig,
     files_fingerprint,
+    has_other_weights,
     reads_hidden,
 )
 from cocomix.data import Tokens
@@ -29,6 +32,7 @@ from cocomix.labelling.block_functions import (
     open_labeller,
     targets_for,
 )
+from cocomix.labelling.stored_arrays import StoredArrays
 from cocomix.labelling.stored_labels import TABLES, Labels, Scores, label_layouts
 from cocomix.labelling.stored_probabilities import (
     ProbabilityDtype,
@@ -199,7 +203,9 @@ def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, f
     labels = config.model_dump(mode="json")
     identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
     identity |= {} if blocks is None else {"blocks": blocks}
-    if (whole := made(Labels, output, identity)) is not None:
+    teacher = config.teacher if isinstance(config, TeacherLabellerConfig) else None
+    dictionary = config.dictionary if isinstance(config, TeacherLabellerConfig) else None
+    if (whole := made(Labels, output, identity, partial(_changed, call, teacher, dictionary))) is not None:
         return whole
     begun = partial_path(output) / TABLES
     labeller, agreement = open_labeller(
@@ -227,7 +233,7 @@ def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, f
         "labeller": fingerprint,
         "num_concepts": count,
         "scores": scores,
-        "teacher_files": _files_of(config.teacher if isinstance(config, TeacherLabellerConfig) else None),
+        "teacher_files": _files_of(teacher),
         "agreement_with_float32": None if agreement is None else agreement.equal_sets,
         "score_kept_of_float32": None if agreement is None else agreement.score_kept,
         "flops_per_token": labeller.flops_per_token(block_size),
@@ -267,7 +273,7 @@ def _probabilities(
         **({} if targets == "top_k" else {"targets": targets}),
         **({} if blocks is None else {"blocks": blocks}),
     }
-    if (whole := made(TeacherProbabilities, output, identity)) is not None:
+    if (whole := made(TeacherProbabilities, output, identity, partial(_changed, call, teacher, None))) is not None:
         return whole
     sent = SentTokens(tokens.manifest, None if targets == "top_k" else tokens.tokenizer())
     layouts = probability_layouts(block_size, kept, vocab_size, targets)
@@ -288,6 +294,21 @@ def _probabilities(
     }
     identity |= {"made_with": function.made_with}
     return Order(TeacherProbabilities, output, function, function.columns, identity, about)
+
+
+def _changed(
+    call: _Call, teacher: TeacherConfig | None, dictionary: DictionaryConfig | None, found: StoredArrays[Any]
+) -> list[str]:
+    """What a finished folder was made with that is another now, as far as it is on this machine."""
+    of, files = found.manifest.made_from, found.manifest.teacher_files
+    keys = []
+    if teacher is not None and has_other_weights(
+        teacher.model, files, of["weights"], lambda: call.teachers.model(teacher, default_device())
+    ):
+        keys.append("teacher")
+    if dictionary is not None and dictionary.fingerprint_here() not in (None, of["dictionary"]):
+        keys.append("dictionary")
+    return keys
 
 
 def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:

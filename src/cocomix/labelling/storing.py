@@ -81,14 +81,23 @@ def recognised(kind: type[A], output: Path, data: Path | str, asked: Mapping[str
     return found
 
 
-def made(kind: type[A], output: Path, identity: Mapping[str, Any]) -> A | None:
+def made(kind: type[A], output: Path, identity: Mapping[str, Any], changed: Callable[[A], Sequence[str]]) -> A | None:
     """The finished folder, if there is one and it was made as `identity` tells (`AlreadyExists` if otherwise).
 
     One that lacks files, because damaged ones were deleted, becomes an unfinished one.
+
+    Args:
+        changed: says what it was made with that is another now, such as `dictionary`.
     """
     found = kind.made(output, identity)
     if found is None:
         return None
+    if keys := tuple(changed(found)):
+        raise AlreadyExists(
+            f"{shown(output)} was made with another {' and '.join(keys)} than there is now; remove it or choose "
+            "another --output.",
+            keys,
+        )
     if not (missing := _missing(found)):
         logger.info("nothing to do: %s is finished, and was made with these settings", shown(output))
         return found

@@ -8,10 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from cocomix.artifacts import MANIFEST
 from cocomix.concepts import (
-    ConceptDictionary,
-    Dictionary,
     DictionaryConfig,
     TeacherConfig,
     configuration_fingerprint,
@@ -114,11 +111,7 @@ def _fingerprints(teacher: str, files: str | None) -> tuple[str, str]:
 
 
 def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:
-    here, path = None, Path(dictionary.path)
-    if (path / MANIFEST).is_file():
-        here = Dictionary.open(path).manifest.dictionary_fingerprint
-    elif path.is_dir():
-        here = ConceptDictionary.from_sae_lens(path).fingerprint()
+    here = dictionary.fingerprint_here()
     for store in stores:
         recorded = store.manifest.made_from.get("dictionary")
         for wanted, what in ((dictionary.fingerprint, "fingerprint"), (here, "path")):

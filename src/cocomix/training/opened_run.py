@@ -18,6 +18,7 @@ from cocomix.runtime.hub import load_tokenizer
 from cocomix.runtime.section import describe_validation_error
 from cocomix.training.checkpoints import Checkpoint, checkpoints_in
 from cocomix.training.recipe import load_recipe
+from cocomix.training.recipe_file import made_anew
 
 _DISTILLATIONS = frozenset(("kd", "uld", "alm"))  # objectives that a recipe's `distillation` adds
 
@@ -232,6 +233,9 @@ class Run(Artifact[RunManifest]):
     def records(cls, name: str) -> bool:
         """Not the curves, which hold seconds, nor what TensorBoard and the profiler wrote."""
         return "/" not in name and name.endswith((".safetensors", ".json", ".yaml", ".py", ".txt"))
+
+    def differing(self, identity: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*super().differing(identity), *made_anew(self.manifest.model_dump()))
 
     def check(self, findings: Findings) -> None:
         """Check the recipe, the model, and data and labels where they are near."""

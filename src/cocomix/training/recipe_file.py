@@ -38,7 +38,7 @@ def recipe_fingerprint(values: Mapping[str, Any]) -> str:
 
 
 def finished_run(output: Path, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a run that these values asked for, if it is there and its data has not changed.
+    """The manifest of a run that these values asked for, if it is there and what it read has not changed.
 
     `None` where that cannot be told at once, as of a mixture or of tokens at a URL; `train` then finds out.
     """
@@ -49,10 +49,24 @@ def finished_run(output: Path, values: Mapping[str, Any]) -> dict[str, Any] | No
     found: dict[str, Any] = read_json(manifest)
     if found.get("kind") != "run" or found.get("recipe_fingerprint") != recipe_fingerprint(values):
         return None
-    if found.get("identity", {}).get("data") != read_json(tokens).get("fingerprint"):
+    if found.get("identity", {}).get("data") != read_json(tokens).get("fingerprint") or made_anew(found):
         return None
     logger.info(f"{shown(output)} is this run, finished: nothing to do")
     return found
+
+
+def made_anew(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a run's manifest says it read, of `labels` and `teaching`, in whose folder there is something else now.
+
+    Of what is gone, and of a mixture, it cannot be told.
+    """
+    read = {role: run.get(role) or {} for role in ("labels", "teaching")}
+    files = {role: Path(part["path"]) / MANIFEST for role, part in read.items() if part.get("path") is not None}
+    return tuple(
+        role
+        for role, file in files.items()
+        if file.is_file() and read_json(file).get("fingerprint") != read[role]["fingerprint"]
+    )
 
 
 def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
     when it is started again with the same recipe, and ends with the same weights (bit for bit on one CPU process).
 
     Args:
-        output: the run folder; if it is there and was trained by this recipe on these data, there is nothing to do.
+        output: the run folder; if it is there and was trained by this recipe on these data and labels, there is nothing
+            to do.
         profile_steps: record so many steps in `output/profile`, see `StepProfiler`; 0 = none.
         recipe_fingerprint: of the recipe as it was written, for the run's manifest.
 

@@ -301,6 +301,7 @@ def test_other_refusals(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     cli.refuses("sweep", tmp_path / "none.yaml", says="does not exist")
     plan = write_plan(tmp_path / "plans", workshop)
     cli.refuses("sweep", plan, "--fast", says="no fast: section")
+    cli.refuses("sweep", plan.with_name("ntp.yaml"), says="`cocomix train`")
     plan.write_text(plan.read_text().replace("  mixed: cocomix.yaml", "  ntp: cocomix.yaml\n  mixed: cocomix.yaml"))
     cli.refuses("sweep", plan, says="the key 'ntp' stands twice")
     plan.write_text("- a list")

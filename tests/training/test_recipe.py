@@ -92,6 +92,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, extra: str, match: str) -> None:
     refused(write(tmp_path / "r.yaml", text + extra), match)
 
 
+def test_a_plan_of_a_sweep_is_no_recipe(tmp_path: Path) -> None:
+    plan = write(tmp_path / "plan.yaml", "baseline: ntp\nseeds: [0, 1]\narms: {ntp: r.yaml}\n")
+    refused(plan, r"sweep's plan.*`cocomix sweep .*plan\.yaml`")
+
+
 @pytest.mark.parametrize(
     ("data", "match"),
     [

@@ -283,6 +283,8 @@ def load_plan(path: Path, output: Path | None = None, *, fast: bool = False) -> 
         fast: lay the plan's `fast:` over it.
     """
     values = recipe_values(path)
+    if "arms" not in values:
+        raise CoCoMixError(f"{path} has no arms:, so it is no sweep's plan; give a recipe to `cocomix train`.")
     if fast:
         if not values.get("fast"):
             raise CoCoMixError(f"{path} has no fast: section, so --fast does not know what to leave out.")

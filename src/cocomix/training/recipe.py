@@ -299,10 +299,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, with `a.b=value` assignments over it (values in YAML).
 
     Raises:
-        CoCoMixError: the file is missing or no YAML mapping, or a field is unknown, missing or out of range.
+        CoCoMixError: the file is missing, no YAML mapping or a sweep's plan, or a field is unknown, missing or out of
+            range.
     """
+    values = recipe_values(path, overrides)
+    if "arms" in values:
+        raise CoCoMixError(
+            f"{path} is a sweep's plan, not a recipe; run it by `cocomix sweep {path}`, or name the recipe of one of its "
+            "arms."
+        )
     try:
-        return RunConfig.model_validate(recipe_values(path, overrides))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         raise CoCoMixError(f"{path}: {describe_validation_error(error, RunConfig, OTHER_WORDS)}.") from None
 

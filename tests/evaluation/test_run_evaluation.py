@@ -134,13 +134,15 @@ def test_only_blocks_the_run_read_are_counted(world, trained):
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "losses.parquet"])
-def test_a_damaged_evaluation_is_named(world, trained, name):
+def test_a_damaged_evaluation_is_named_and_made_again(world, trained, name):
     run = trained("ours", world.student())
     evaluate_run(run, device=CPU, reliance=False)
     (file,) = run.path.glob(f"evaluations/*/{name}")
     file.write_text('{"format_version": 1}' if name.endswith("json") else "PAR")
     with pytest.raises(CoCoMixError, match=name):
         evaluations_of(run)[0].token_losses()
+    again = evaluate_run(run, device=CPU, reliance=False)
+    assert len(evaluations_of(run)[0].token_losses()) == again.targets
 
 
 def test_longer_blocks_are_cut_to_the_length_trained_with(workshop: Workshop, runs, tmp_path):

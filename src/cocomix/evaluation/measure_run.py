@@ -163,19 +163,17 @@ def _references(
     vocab_size = own.manifest.vocab_size
     counts = np.bincount(train.tokens, minlength=vocab_size)
     asked = blocks.depth > 0
-    found: list[RunEvaluation] = []
     with suppress(CoCoMixError):  # a damaged one must not keep a run from being evaluated again
-        found = evaluations_of(run)
-    for earlier in found:
-        known = earlier.references
-        same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
-        if known is not None and same and earlier.block_size == blocks.block_size:
-            table = earlier.token_losses()[: int(asked.sum())]
-            if known.training_tokens == len(train.tokens) and np.array_equal(table["token"], blocks.ids[asked]):
-                losses = {order: table[order].to_numpy() for order in ORDERS}
-                means = {order: float(values.mean(dtype=np.float64)) for order, values in losses.items()}
-                whole = earlier.targets == int(asked.sum())
-                return losses, known if whole else known.model_copy(update=means), counts
+        for earlier in evaluations_of(run):
+            known = earlier.references
+            same = (earlier.data_fingerprint, earlier.split) == (blocks.data.manifest.fingerprint, split)
+            if known is not None and same and earlier.block_size == blocks.block_size:
+                table = earlier.token_losses()[: int(asked.sum())]
+                if known.training_tokens == len(train.tokens) and np.array_equal(table["token"], blocks.ids[asked]):
+                    losses = {order: table[order].to_numpy() for order in ORDERS}
+                    means = {order: float(values.mean(dtype=np.float64)) for order, values in losses.items()}
+                    whole = earlier.targets == int(asked.sum())
+                    return losses, known if whole else known.model_copy(update=means), counts
     logger.info(f"counting {len(train.tokens):,} training tokens for the n-gram references")
     heldout = ContextTokens(blocks.ids.ravel(), blocks.depth.ravel())
     losses, references = measure_references(train, heldout, vocab_size)

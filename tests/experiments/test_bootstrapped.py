@@ -13,6 +13,7 @@ from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothin
 from cocomix.experiments import load_plan
 from cocomix.labelling import Labels
 from cocomix.runtime.packaged import recipes_folder
+from cocomix.training import train
 from tests.command_line import Cli
 from tests.workshop import BLOCK, VOCAB, Workshop, merged, write_corpus
 
@@ -88,6 +89,17 @@ def test_cost_that_cannot_be_known(workshop: Workshop, tmp_path: Path) -> None:
     manifest = run.manifest.model_copy(update={"labels": None})
     assert flops_from_nothing(Run.open(workshop.ntp_run)) == own(Run.open(workshop.ntp_run))
     assert manifest.labels is None
+
+
+@pytest.mark.parametrize("taught", ["stored probabilities", "hint"])
+def test_the_teachers_training_is_part_of_the_cost(taught: str, workshop: Workshop, tmp_path: Path) -> None:
+    """Also where the recipe has no `teacher:`."""
+    how: dict[str, Any] = {"auxiliary": {"hint": {"teacher": {"model": str(workshop.teacher), "layer": 1}}}}
+    if taught == "stored probabilities":
+        how = {"distillation": {"targets": str(workshop.probabilities)}}
+    run = Run.open(train(workshop.recipe("ntp", name="taught", tokens=8 * BLOCK, **how), tmp_path / "run"))
+    spent = run.manifest.training_flops + (teacher_flops(run) or 0.0)
+    assert flops_from_nothing(run) == pytest.approx(spent + own(Run.open(workshop.teacher)))
 
 
 def test_going_on_from_the_teacher_needs_one(tmp_path: Path, cli: Cli) -> None:

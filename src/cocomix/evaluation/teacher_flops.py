@@ -113,11 +113,14 @@ def flops_from_nothing(run: Run) -> float | None:
 
 
 def _sources(run: Run) -> list[Path]:
-    """Where the weights that a run started from and the teachers of its labels and distributions are."""
+    """Where the weights that a run started from and the teachers of its labels, distributions and states are."""
     recipe, made = _recipe(run), _labelling(run) or {}
+    teachers = [getattr(each, "teacher", None) for each in recipe.auxiliary.values()]
+    if recipe.predicts_hidden or (recipe.distillation is not None and not recipe.target_folders):
+        teachers.append(recipe.teacher)
     names = [recipe.model.pretrained, (made.get("teacher") or {}).get("model")]
-    if recipe.teacher is not None and (recipe.distillation is not None or recipe.predicts_hidden):
-        names.append(recipe.teacher.model)
+    names += [one.model for one in teachers if one is not None]
+    names += [TeacherProbabilities.open(folder).manifest.teacher for folder in recipe.target_folders]
     return [Path(name) for name in names if name is not None]
 
 

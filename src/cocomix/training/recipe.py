@@ -305,8 +305,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = recipe_values(path, overrides)
     if "arms" in values:
         raise CoCoMixError(
-            f"{path} is a sweep's plan, not a recipe; run it by `cocomix sweep {path}`, or name the recipe of one of its "
-            "arms."
+            f"{path} is a sweep's plan, not a recipe; run it by `cocomix sweep {path}`, or name the recipe of an arm."
         )
     try:
         return RunConfig.model_validate(values)

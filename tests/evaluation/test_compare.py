@@ -33,7 +33,14 @@ GRAMS = {"unigram": 7.0, "bigram": 6.0, "trigram": 5.5, "fourgram": 5.4}
 
 
 def measured(
-    path: Path, shift: float, *, seed: int = 0, own: float = 0.0, documents: int = 12, reliance: Any = None
+    path: Path,
+    shift: float,
+    *,
+    seed: int = 0,
+    own: float = 0.0,
+    documents: int = 12,
+    reliance: Any = None,
+    **changes: Any,
 ) -> Run:
     """Give a run an evaluation: losses `shift` above those of any other (names: twice), with noise by seed.
 
@@ -66,7 +73,7 @@ def measured(
             "dtype": "float32", "blocks": documents // 2, "limited": False, "block_size": 128, "targets": tokens,
             "seconds": 1.0,
             "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": None, "references": references, "slices": [],
-            "concepts": None, "reliance": reliance, "reliance_note": None,
+            "concepts": None, "reliance": reliance, "reliance_note": None, **changes,
         }
     ).save(run, table)  # fmt: skip
     return run
@@ -178,7 +185,39 @@ def test_words_are_paired_too(write_run: WriteRun) -> None:
     assert words.loc[("token_class", "name"), "high"] < 0
     assert set(words.index.get_level_values(0)) == {"token_class", "position", "frequency", "seen"}
     assert comparison.references == pytest.approx(GRAMS)
-    assert comparison.curve_references == pytest.approx(GRAMS)
+
+
+@pytest.mark.parametrize(
+    ("evaluation_blocks", "changes", "known"),
+    [
+        (6, {}, True),
+        (5, {}, True),
+        (7, {"limited": True}, False),
+        (6, {"data_fingerprint": "o" * 64}, False),
+        (6, {"block_size": 64}, False),
+    ],
+)
+def test_n_grams_beside_curves_are_of_the_tokens_of_curves(
+    evaluation_blocks: int, changes: dict[str, Any], known: bool, write_run: WriteRun
+) -> None:
+    more = {"evaluation_blocks": evaluation_blocks}
+    paths = {"ntp": write_run("ntp", [5.0], **more), "ours": write_run("ours", [5.0], **more, **COCOMIX)}
+    found = compare([measured(path, 0.0, **changes) for path in paths.values()])
+    assert found.references == pytest.approx(GRAMS)
+    assert found.curve_references == (pytest.approx(GRAMS) if known else {})
+    assert any("o" * 16 in note for note in found.notes) == ("data_fingerprint" in changes)
+
+
+def test_n_grams_beside_curves_of_a_mixture_are_of_every_corpus(write_run: WriteRun) -> None:
+    """Its curves are of the first blocks of each: not of as many of a whole evaluation, which begin the first."""
+    corpora = [{"path": name, "labels": None, "share": 0.5, "blocks": 4} for name in "ab"]
+    found = {}
+    for blocks in (4, 6):
+        data = {"path": "a + b", "fingerprint": "d" * 64, "tokenizer_fingerprint": "t" * 64, "block_size": 128}
+        more = {"evaluation_blocks": blocks, "data": {**data, "mixture": corpora}}
+        paths = [write_run(name, [5.0], folder=f"{name}{blocks}", **more) for name in ("ntp", "ours")]
+        found[blocks] = compare([measured(path, 0.0) for path in paths]).curve_references
+    assert found == {4: {}, 6: pytest.approx(GRAMS)}
 
 
 def test_evaluations_of_other_blocks_are_not_mixed(write_run: WriteRun) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from cocomix.data import VALIDATION
 from cocomix.evaluation.alike import refuse_unlike
 from cocomix.evaluation.comparison import ALL_COSTS, COLUMN_TYPES, COSTS, RELIANCE, STUDENTS, Comparison, columns
 from cocomix.evaluation.downstream import downstream_numbers
@@ -29,7 +30,7 @@ from cocomix.evaluation.statistics import (
 )
 from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, label_words, teacher_flops
 from cocomix.runtime.errors import CoCoMixError, require_extra
-from cocomix.training import Run
+from cocomix.training import Run, RunManifest
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     arms = _arms_frame(frame, chosen)
     tokens = evaluations[0].token_losses() if evaluations else None
     documents, words = _differences_on_tokens(frame, evaluations, tokens, chosen)
-    references, curve_references = _references(evaluations, tokens, runs[0].manifest.evaluation_blocks)
+    references, curve_references = _references(evaluations, tokens, runs[0].manifest)
     arms = arms.join(documents).reset_index()
     arms["p_documents_holm"], arms["p_seeds_holm"] = holm(arms["p_documents"]), holm(arms["p_seeds"])
     downstream, downstream_note = downstream_numbers(runs)
@@ -105,7 +106,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
             "evaluation precision": evaluations[0].dtype if evaluations else manifest.evaluation_dtype,
             **({"what the comparison is about": ", ".join(vary)} if vary else {}),
         },
-        notes=(reason, *_notes(frame, arms, bool(evaluations)), downstream_note),
+        notes=(reason, *_notes(frame, arms, evaluations, manifest.data.fingerprint), downstream_note),
         downstream=downstream,
     )
 
@@ -294,17 +295,25 @@ def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _references(
-    evaluations: Sequence[RunEvaluation], tokens: pd.DataFrame | None, blocks: int
+    evaluations: Sequence[RunEvaluation], tokens: pd.DataFrame | None, run: RunManifest
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """N-gram losses on the tokens of the evaluations, and on those of the curves: the first `blocks` blocks."""
+    """N-gram losses on the tokens of the evaluations, and on those of the curves, the first blocks of the runs' own
+    data; these are empty where others were evaluated.
+    """
     if tokens is None or evaluations[0].references is None:
         return {}, {}
-    some = (tokens, tokens[tokens["block"] < blocks])
-    whole, first = ({name: float(each[name].to_numpy(np.float64).mean()) for name in ORDERS} for each in some)
-    return whole, first
+    one, first = evaluations[0], run.evaluation_blocks
+    own = (one.data_fingerprint, one.split, one.block_size) == (run.data.fingerprint, VALIDATION, run.data.block_size)
+    # Of a mixture the first blocks are some of every corpus.
+    held = one.blocks == first or (run.data.mixture is None and one.blocks > first)
+
+    def means(table: pd.DataFrame) -> dict[str, float]:
+        return {name: float(table[name].to_numpy(np.float64).mean()) for name in ORDERS}
+
+    return means(tokens), means(tokens[tokens["block"] < first]) if own and held else {}
 
 
-def _notes(frame: pd.DataFrame, arms: pd.DataFrame, evaluated: bool) -> list[str]:
+def _notes(frame: pd.DataFrame, arms: pd.DataFrame, evaluations: Sequence[RunEvaluation], own: str) -> list[str]:
     notes = []
     counts = frame.groupby("arm", sort=False)["seed"].count()
     if (counts == 1).all():
@@ -315,10 +324,15 @@ def _notes(frame: pd.DataFrame, arms: pd.DataFrame, evaluated: bool) -> list[str
             f"± is half a 95% t-interval over seeds (n = {seeds}); each seed is measured against the baseline's run of "
             "the same seed, and seeds without one count in no difference."
         )
-    if not evaluated:
+    if not evaluations:
         notes.append(
             "Not all runs have an evaluation of the same tokens, so there are no references, no tests on documents and "
             "no words; give `cocomix eval` every run."
+        )
+    elif (other := evaluations[0].data_fingerprint) != own:
+        notes.append(
+            f"Losses are of other data ({other[:16]}) than the runs' own, on which all were evaluated last; curves are "
+            "of their own."
         )
     unfinished = arms.loc[~arms["annealed"], "arm"]
     if len(unfinished):

@@ -105,7 +105,7 @@ class Comparison:
         words: differences from the baseline by kind of token.
         baselines: differences from NTP arms of equal FLOPs or parameters.
         references: losses of n-gram models on the tokens of `loss`, nats; empty where not measured.
-        curve_references: the same on the tokens of `curves`.
+        curve_references: the same on the tokens of `curves`; empty where others were evaluated.
         shared: what all runs share, label → value.
         downstream: of downstream tasks, from `downstream_numbers`; `None` where not all runs were measured alike.
     """

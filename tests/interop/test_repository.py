@@ -118,7 +118,11 @@ def test_what_was_measured_is_in_the_card(workshop: Workshop, tmp_path: Path) ->
     ends = {"low": -0.5, "high": 0.5}
     kinds = {"zero": {"nats": 0.25, **ends}, "shuffle": {"nats": -0.125, **ends}}
     values = {"loss": 4.5, "targets": 1234, "bits_per_byte": 1.75, "reliance": {"kinds": kinds, "documents": 9}}
+    values |= {"data_fingerprint": "0" * 64}
     write_json(written, read_json(written) | values)
+    other = written.parent.with_name("other") / written.name  # newer, of other data
+    other.parent.mkdir()
+    write_json(other, read_json(written) | {"loss": 9.75, "data_fingerprint": "1" * 64})
     conditions = {"harness": "0.4", "context": 16, "dtype": "float32", "limit": None}
     counts = {"source": "hub", "examples": 9, "requests": 18, "truncated": 0, "endings_cut": 0, "batch_size": 1}
     task = {**counts, "metrics": {"acc_norm": 0.6125}}
@@ -139,6 +143,7 @@ def test_what_was_measured_is_in_the_card(workshop: Workshop, tmp_path: Path) ->
         "| text | not recorded with the run |",
     ):
         assert fact in text, fact
+    assert "9.7500" not in text
     assert "license" not in front
     assert "not stated" in text
 

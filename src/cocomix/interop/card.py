@@ -86,7 +86,7 @@ def model_card(run: Run, *, license: str | None = None, languages: tuple[str, ..
         labels=still_there(Labels.open, recipe.label_folders),
         final=manifest.final.model_dump(),
         perplexity=run.perplexity,
-        measured=next(iter(evaluations_of(run)), None),
+        measured=next((one for one in evaluations_of(run) if one.data_fingerprint == manifest.data.fingerprint), None),
         downstream=read_downstream(run.path),
         paper_tasks=PAPER_TASKS,
         license=license,

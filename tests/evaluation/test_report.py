@@ -84,6 +84,11 @@ def test_is_the_model_any_good(comparison: Comparison) -> None:
     first = found(comparison)[0]
     assert f"{comparison.arms['loss'].min():.3f}" in first
     assert "better than both" in first
+    best = comparison.arms["loss"].min()
+    assert "no better than the 4-gram" in found(changed(comparison, {**GRAMS, "fourgram": best - 0.01}))[0]
+    # In little text a trigram may be better than the 4-gram, which alone is spoken of.
+    few = {**GRAMS, "trigram": best - 0.01, "fourgram": best + 0.01}
+    assert "better than both" in found(changed(comparison, few))[0]
     grams = {**GRAMS, "bigram": 4.0, "fourgram": 3.5}
     assert "all runs are worse than a bigram table" in found(changed(comparison, grams))[0]
     assert "`cocomix eval`" in found(changed(comparison, {}))[0]

@@ -61,7 +61,8 @@ def _is_it_good(comparison: Comparison) -> str:
         return (
             f"{start}, but {told}: {who} {verb} worse than a bigram table, and differences to such models say little."
         )
-    verdict = "it is better than both" if best.loss < min(grams.values()) else "it is no better than the 4-gram"
+    better = best.loss < min(grams["bigram"], grams["fourgram"])
+    verdict = "it is better than both" if better else "it is no better than the 4-gram"
     return f"{start}; {told}: {verdict}."
 
 

@@ -21,7 +21,7 @@ from cocomix.evaluation.alike import ARM_FIELDS, refuse_unlike_recipes
 from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.runner import TRIED, final_loss
-from cocomix.experiments.sweep_plan import label_folder
+from cocomix.experiments.sweep_plan import LoadedPlan, label_folder
 from cocomix.labelling import Labels, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.packaged import recipes_folder
@@ -232,6 +232,17 @@ def test_learning_rates_are_chosen_on_one_grid(workshop: Workshop, tmp_path: Pat
     again = write_plan(tmp_path / "plans", workshop, arms=arms, tune=tune, seeds=[3, 0], vary=["training.optim"])
     assert {job.seed for job in load_plan(again, tmp_path / "new").tries()} == {3}
     assert {job.seed for job in load_plan(again, output).tries()} == {7}
+
+
+def test_a_wider_grid_does_not_take_runs_of_another_rate_for_its_own(workshop: Workshop, tmp_path: Path) -> None:
+    def widened(*rates: float) -> LoadedPlan:
+        tune = {"learning_rates": [*rates], "tokens": 2 * 8 * BLOCK}
+        return load_plan(write_plan(tmp_path / "plans", workshop, seeds=[0], tune=tune), tmp_path / "out")
+
+    assert run_sweep(widened(1e-5, 1e-4)).comparison is not None
+    with pytest.raises(CoCoMixError, match=r"runs/ntp/seed0.*another recipe"):
+        run_sweep(widened(1e-5, 1e-4, 1e-2))
+    assert read_json(tmp_path / "out" / TRIED)["ntp"]["chosen"] == 1e-2
 
 
 def test_a_second_sweep_in_the_folder_is_refused(

@@ -141,6 +141,7 @@ def run_sweep(
             _run_all(loaded, tries, result.errors, workers, advance)
             result.learning_rates, chosen = _note_learning_rates(loaded, tries), _best(tries)
             compared = loaded.jobs(chosen)
+            _refuse_other_recipes(compared)  # a wider grid may have chosen another learning rate
             result.jobs = [*tries, *compared]
             untuned = [job for job in compared if tries and job.arm not in chosen]
             result.errors |= {
@@ -162,13 +163,17 @@ def _jobs(loaded: LoadedPlan) -> list[Job]:
     tries = loaded.tries()
     jobs = [*tries, *loaded.jobs(_best(tries))]
     refuse_unlike_recipes({job.arm: job.recipe for job in jobs if job.try_of is None}, loaded.plan.vary)
+    _refuse_other_recipes(jobs)
+    return jobs
+
+
+def _refuse_other_recipes(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.folder.exists() and load_recipe(job.folder / "recipe.yaml") != job.recipe:
             raise CoCoMixError(
                 f"{job.folder} was trained by another recipe than the plan's {job.arm!r}; remove it, or choose another "
                 "--output."
             )
-    return jobs
 
 
 def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:

@@ -3,7 +3,7 @@ import pytest
 from cocomix.artifacts import write_json
 from cocomix.evaluation import Run, compare
 from cocomix.evaluation.comparison import comparison_tables
-from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, HarnessConditions, TaskResult
+from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, HarnessConditions, TaskResult, lacking_tasks
 from tests.evaluation.test_compare import COCOMIX
 
 CONDITIONS = HarnessConditions(harness="0.4.13", context=128, dtype="float32", limit=None)
@@ -25,6 +25,19 @@ def compared(write_run, ours, theirs):
             found.conditions.file(folder).parent.mkdir(parents=True)
             write_json(found.conditions.file(folder), found.model_dump())
     return compare([Run.open(folder) for folder in runs])
+
+
+def test_tasks_that_are_lacking(tmp_path):
+    def measured(found):
+        found.conditions.file(tmp_path).parent.mkdir(parents=True, exist_ok=True)
+        write_json(found.conditions.file(tmp_path), found.model_dump())
+
+    assert lacking_tasks(tmp_path, ["paper", "piqa"]) == [*PAPER_TASKS]
+    measured(result(0.5, conditions=CONDITIONS.model_copy(update={"limit": 5})))
+    assert lacking_tasks(tmp_path, ["paper"]) == [*PAPER_TASKS]
+    measured(result(0.5, tasks=("piqa", "wikitext")))
+    assert lacking_tasks(tmp_path, ["piqa", "mmlu"]) == ["mmlu"]
+    assert lacking_tasks(tmp_path, ["piqa"]) == lacking_tasks(tmp_path, []) == []
 
 
 def test_the_papers_averages(write_run):

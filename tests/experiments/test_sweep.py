@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cocomix.artifacts import AlreadyExists, BeingWritten, read_json
+from cocomix.artifacts import AlreadyExists, BeingWritten, read_json, write_json
 from cocomix.concepts import ActivationConfig
 from cocomix.evaluation import Run, evaluations_of
 from cocomix.evaluation.alike import ARM_FIELDS, refuse_unlike_recipes
+from cocomix.evaluation.downstream import PAPER_TASKS, Downstream, HarnessConditions
 from cocomix.evaluation.teacher_flops import teacher_flops
 from cocomix.experiments import load_plan, run_sweep
 from cocomix.experiments.runner import TRIED, final_loss
@@ -243,6 +244,33 @@ def test_a_wider_grid_does_not_take_runs_of_another_rate_for_its_own(workshop: W
     with pytest.raises(CoCoMixError, match=r"runs/ntp/seed0.*another recipe"):
         run_sweep(widened(1e-5, 1e-4, 1e-2))
     assert read_json(tmp_path / "out" / TRIED)["ntp"]["chosen"] == 1e-2
+
+
+def test_a_task_that_a_plan_names_later_is_measured_on_the_runs_that_are_there(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def measured(run: Run, tasks: list[str], **_: Any) -> None:
+        asked.append(tasks)
+        conditions = HarnessConditions(harness="0", context=BLOCK, dtype="float32", limit=None)
+        counts = {"source": "hub", "examples": 9, "requests": 9, "truncated": 0, "endings_cut": 0, "batch_size": 1}
+        task = {**counts, "metrics": {PAPER_TASKS[tasks[0]].metric: 0.5}}
+        file = conditions.file(run.path)
+        known = read_json(file)["tasks"] if file.exists() else {}
+        found = Downstream.model_validate({"conditions": conditions, "tasks": {**known, tasks[0]: task}})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found.model_dump())
+
+    monkeypatch.setattr("cocomix.experiments.runner.evaluate_tasks", measured)
+    monkeypatch.setattr("cocomix.experiments.runner.require_extra", lambda *_, **__: None)
+    for tasks in (["piqa"], ["piqa", "arc_easy"], ["arc_easy"]):
+        plan = write_plan(tmp_path / "plans", workshop, seeds=[0], tasks=tasks)
+        found = run_sweep(load_plan(plan, tmp_path / "out")).comparison
+        assert found is not None
+    assert asked == [["piqa"], ["piqa"], ["arc_easy"], ["arc_easy"]]
+    assert found.downstream is not None
+    assert [name.partition(",")[0] for name in found.downstream] == ["validation", "piqa", "arc_easy"]
 
 
 def test_a_second_sweep_in_the_folder_is_refused(

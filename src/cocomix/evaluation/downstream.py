@@ -141,7 +141,7 @@ def evaluate_tasks(
     from cocomix.evaluation.harness import CountingModel
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names = list(dict.fromkeys(name for task in tasks for name in (PAPER_TASKS if task == "paper" else (task,))))
+    names = _names(tasks)
     model = run.model().to(device)
     conditions = HarnessConditions(
         harness=str(harness_version),
@@ -169,6 +169,18 @@ def evaluate_tasks(
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result.model_dump())
     return result
+
+
+def _names(tasks: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name for task in tasks for name in (PAPER_TASKS if task == "paper" else (task,))))
+
+
+def lacking_tasks(folder: Path, tasks: Sequence[str]) -> list[str]:
+    """Those of some tasks whose every row a run has not been measured on; refused as `read_downstream`."""
+    found = read_downstream(folder)
+    return [
+        name for name in _names(tasks) if found is None or found.conditions.limit is not None or name not in found.tasks
+    ]
 
 
 def read_downstream(folder: Path) -> Downstream | None:

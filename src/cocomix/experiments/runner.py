@@ -31,7 +31,7 @@ from cocomix.evaluation import (
     write_report,
 )
 from cocomix.evaluation.alike import refuse_unlike_recipes
-from cocomix.evaluation.downstream import read_downstream
+from cocomix.evaluation.downstream import lacking_tasks
 from cocomix.experiments.sweep_plan import Job, LoadedPlan, needed_blocks, remembered, within_budget
 from cocomix.labelling import TeacherProbabilities, distill_data, fit_on_data, label_and_distill, label_data
 from cocomix.runtime.console import progress
@@ -123,6 +123,8 @@ def run_sweep(
         CoCoMixError: a recipe is wrong, a shared part cannot be made, or the folder holds another plan's parts or runs.
     """
     require_extra("report", "jinja2", "matplotlib", "scipy", "statsmodels", purpose="a sweep")
+    if loaded.plan.tasks:
+        require_extra("eval", "lm_eval", purpose="a sweep that measures tasks")
     began = time.monotonic()
     loaded = remembered(loaded, budget)
     result = SweepResult(_jobs(loaded))
@@ -303,7 +305,7 @@ def _run_all(
 
 def _missing_steps(loaded: LoadedPlan, job: Job) -> Iterator[tuple[list[str | Path], Callable[[], Any]]]:
     """What a job lacks, one after another: as words of a command line, and as a function for this process."""
-    folder, tasks = job.folder, loaded.plan.tasks
+    folder = job.folder
     if not folder.exists():
         yield ["train", _recipe_file(loaded, job), "--output", folder], lambda: train(job.recipe, folder)
     if job.try_of is not None:
@@ -313,7 +315,7 @@ def _missing_steps(loaded: LoadedPlan, job: Job) -> Iterator[tuple[list[str | Pa
         batch = int(job.recipe.training.get("per_device_eval_batch_size", 8))
         how = ["--batch-size", str(batch)]
         yield ["eval", folder, *how], lambda: evaluate_run(run, device=default_device(), batch_size=batch)
-    if tasks and read_downstream(folder) is None:
+    if tasks := lacking_tasks(folder, loaded.plan.tasks):
         how = ["--tasks", ",".join(tasks)]
         yield ["eval", folder, *how], lambda: evaluate_tasks(run, tasks, device=default_device())
 

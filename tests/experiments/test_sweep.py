@@ -273,6 +273,24 @@ def test_a_task_that_a_plan_names_later_is_measured_on_the_runs_that_are_there(
     assert [name.partition(",")[0] for name in found.downstream] == ["validation", "piqa", "arc_easy"]
 
 
+def test_a_shared_part_may_be_mended_until_something_is_made_of_it(workshop: Workshop, tmp_path: Path) -> None:
+    """A wrong name of the teacher does not cost the data that were prepared before it was read."""
+    prepare = {"sources": [str(workshop.corpus)], "vocab_size": None, "tokenizer": str(workshop.data / "tokenizer")}
+    shape = {"block_size": BLOCK, "validation_fraction": 0.2}
+
+    def sweep(**changes: Any) -> Any:
+        plan = write_plan(tmp_path / "plans", workshop, seeds=[0], prepare={**prepare, **shape}, **changes)
+        return run_sweep(load_plan(plan, tmp_path / "out"))
+
+    with pytest.raises(CoCoMixError, match="nowhere"):
+        sweep(teacher={"layer": 1, "model": str(tmp_path / "nowhere")})
+    shape["block_size"] = BLOCK // 2
+    with pytest.raises(CoCoMixError, match="another prepare"):
+        sweep()
+    shape["block_size"] = BLOCK
+    assert sweep().comparison is not None
+
+
 def test_a_second_sweep_in_the_folder_is_refused(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

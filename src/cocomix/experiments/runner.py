@@ -42,6 +42,14 @@ from cocomix.training.recipe import load_recipe, save_recipe
 
 logger = logging.getLogger(__name__)
 
+_MADE_OF = {
+    "prepare": ("data",),
+    "teacher": ("teacher", "dictionary", "labels", "probabilities*"),
+    "dictionary": ("dictionary", "labels"),
+    "probabilities_top_k": ("probabilities*",),
+}
+"""Fields of a plan, and what of the sweep's folder is made of each: as long as nothing is, it may still be changed."""
+
 TRIED = "learning_rates.json"
 """File of a sweep's folder with the learning rates that were tried and chosen."""
 
@@ -186,7 +194,8 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
     if trained:
         parts["teacher"]["recipe"] = loaded.teacher_recipe().model_dump(mode="json")
     found = read_json(output / "shared.json") if (output / "shared.json").exists() else parts
-    if differing := [name for name, value in parts.items() if found.get(name) != value]:
+    differing = [name for name, value in parts.items() if found.get(name) != value]
+    if differing := [name for name in differing if any(any(output.glob(made)) for made in _MADE_OF[name])]:
         raise CoCoMixError(
             f"{output} holds a sweep with another {', '.join(differing)}; remove it or choose another --output."
         )

@@ -36,6 +36,12 @@ SCARCE_ARMS = {
     "add_contextual": "concepts (logits)",
     "add_distilled": "concepts (logits), distilled",
 }
+PAIRED_ARMS = {  # those with a table of pairs of tokens
+    "ntp_bigram": "NTP",
+    "ntp_distilled_bigram": "NTP, distilled",
+    "softmax_bigram": "concepts",
+    "softmax_distilled_bigram": "concepts, distilled",
+}
 OWN = {
     "ntp_flops": "none: NTP",
     "own": "of an NTP student's middle block, after a quarter of the tokens",
@@ -44,13 +50,41 @@ OWN = {
     "future_words": "the rare words to come",
     "future_clusters": "clusters of the words to come",
 }
-WHICH = {"k1": 1, "k4": 4, "k8": 8, "k16": 16}  # labels of a position
+WHICH = {  # of results/scarce/labels.yaml, with the NTP that has the same FLOPs
+    "k1": ("one label a position", "ntp"),
+    "k4": ("four", "ntp"),
+    "k8": ("eight", "ntp"),
+    "k16": ("sixteen", "ntp"),
+    "activation": ("four by activation", "ntp"),
+    "attribution": ("four by attribution", "ntp"),
+    "random": ("four of the active ones, at random", "ntp"),
+    "layer7": ("block 7 of 30", "ntp"),
+    "layer12": ("block 12", "ntp"),
+    "layer22": ("block 22", "ntp"),
+    "c16k": ("block 12, 16,384 concepts", "ntp_c16k"),
+}
+VARIANTS = {
+    "k4": "λ = 1 throughout",
+    "temporary_50": "λ falls from 1 to 0 by 50% of the steps",
+    "temporary_25": "by 25%",
+    "temporary_10": "by 10%",
+    "no_loss": "λ = 0: mixed in, never taught",
+    "rank64": "W_pred of rank 64",
+    "mtp": "headless multi-token prediction beside it",
+}
 FRESH = {
     "ntp": "NTP",
     "ntp_distilled_half": "NTP, distilled for the first half",
     "softmax_distilled_half": "concepts (softmax), distilled, both for the first half",
 }
 FRESH_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+PAIRED_PAIRS = (
+    ("what distillation adds to NTP", "ntp_distilled_bigram", "ntp_bigram"),
+    ("what concepts add to NTP", "softmax_bigram", "ntp_bigram"),
+    ("what concepts and distillation add to NTP", "softmax_distilled_bigram", "ntp_bigram"),
+    ("what concepts add to distilled NTP", "softmax_distilled_bigram", "ntp_distilled_bigram"),
+    ("what distillation adds to concepts", "softmax_distilled_bigram", "softmax_bigram"),
+)
 BIGRAM_PAIRS = (
     ("what distillation adds to NTP", "ntp_distilled_bigram", "ntp_bigram"),
     ("what concepts (softmax) and distillation add to NTP", "softmax_distilled_bigram", "ntp_bigram"),
@@ -177,24 +211,30 @@ def with_tables(text: str) -> str:
     """The page with every marked table from the files."""
     tables = {
         "headline": lambda: headline(report(HERE)),
-        "scarce": lambda: scarce(report(SCARCE)),
+        "scarce": lambda: scarce(report(SCARCE), scarce_losses(), SCARCE_ARMS),
         "scarce_pairs": lambda: arm_pairs(scarce_losses(), SCARCE_PAIRS),
-        "scarce_costs": lambda: scarce_costs(report(SCARCE)),
-        "scarce_concepts": lambda: scarce_concepts(report(SCARCE)),
+        "scarce_costs": lambda: scarce_costs(report(SCARCE), SCARCE_ARMS),
+        "scarce_concepts": lambda: scarce_concepts(report(SCARCE), SCARCE_ARMS),
+        "paired": lambda: scarce(report(SCARCE / "targets"), losses_of(SCARCE / "targets"), PAIRED_ARMS),
+        "paired_costs": lambda: scarce_costs(report(SCARCE / "targets"), PAIRED_ARMS),
+        "paired_concepts": lambda: scarce_concepts(report(SCARCE / "targets"), PAIRED_ARMS),
         "scarce_words": lambda: scarce_words(report(SCARCE)),
         "scarce_form": scarce_form,
         "scarce_peers": scarce_peers,
         "scarce_bigram": scarce_bigram,
         "scarce_bigram_pairs": lambda: arm_pairs(losses_of(SCARCE / "bigram"), BIGRAM_PAIRS),
         "scarce_targets": scarce_targets,
-        "scarce_targets_pairs": lambda: arm_pairs(losses_of(SCARCE / "targets"), BIGRAM_PAIRS),
-        "scarce_where": lambda: scarce_where(report(SCARCE / "targets")),
+        "paired_pairs": lambda: arm_pairs(losses_of(SCARCE / "targets"), PAIRED_PAIRS),
+        "paired_where": lambda: paired_where(report(SCARCE / "targets")),
         "scarce_epochs": scarce_epochs,
         "scarce_sizes": scarce_sizes,
         "scarce_own": scarce_own,
         "scarce_fresh": scarce_fresh,
         "scarce_labels": scarce_labels,
-        "scarce_minimal_pairs": scarce_minimal_pairs,
+        "scarce_variants": scarce_variants,
+        "scarce_gradients": scarce_gradients,
+        "scarce_minimal_pairs": lambda: minimal_pairs(SCARCE / "minimal_pairs.json", SCARCE_ARMS),
+        "paired_minimal_pairs": lambda: minimal_pairs(SCARCE / "targets" / "minimal_pairs.json", PAIRED_ARMS),
         "arms": lambda: arms(report(HERE)),
         "pairs": lambda: pairs(report(HERE), PAIRS),
         "pairs_short": lambda: pairs(report(HERE), [pair for pair in PAIRS if pair[1:] in PAIRS_SHORT]),
@@ -289,15 +329,14 @@ def scarce_losses() -> dict[str, dict[int, float]]:
     return losses
 
 
-def scarce(table: dict[str, Any]) -> str:
+def scarce(table: dict[str, Any], losses: dict[str, dict[int, float]], arms: dict[str, str]) -> str:
     """Loss of every arm, its difference from NTP of the same FLOPs, and the n-gram models' losses."""
     rows: list[tuple[Any, ...]] = []
-    losses = scarce_losses()
-    for name, arm in scarce_arms(table).items():
+    for name, arm in shown_arms(table, arms).items():
         base = name == table["baseline"]
         rows.append(
             (
-                SCARCE_ARMS[name],
+                arms[name],
                 len(losses[name]),
                 with_interval(list(losses[name].values()), signed=False),
                 "" if base else with_interval(gaps(losses, name, table["baseline"])),
@@ -329,15 +368,15 @@ def gaps(losses: dict[str, dict[int, float]], first: str, second: str) -> list[f
     return [losses[first][seed] - losses[second][seed] for seed in sorted(losses[first].keys() & losses[second])]
 
 
-def scarce_costs(table: dict[str, Any]) -> str:
+def scarce_costs(table: dict[str, Any], arms: dict[str, str]) -> str:
     """What one student cost, alone and where ten share the teacher's work."""
-    base = scarce_arms(table)[table["baseline"]]
-    rows = []
-    for name, arm in scarce_arms(table).items():
+    shown = shown_arms(table, arms)
+    base, rows = shown[table["baseline"]], []
+    for name, arm in shown.items():
         teacher = arm["stored_flops"]
         rows.append(
             (
-                SCARCE_ARMS[name],
+                arms[name],
                 f"{arm['flops'] / 1e12:.1f}",
                 f"{teacher / 1e12:.0f}" if teacher else "",
                 *(f"×{(arm['flops'] + teacher / students) / base['flops']:.2f}" for students in (1, 3, 10)),
@@ -348,18 +387,18 @@ def scarce_costs(table: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def scarce_concepts(table: dict[str, Any]) -> str:
+def scarce_concepts(table: dict[str, Any], arms: dict[str, str]) -> str:
     """Recall between its references, and what other concepts in their place cost."""
     rows = [
         (
-            SCARCE_ARMS[name],
+            arms[name],
             *(f"{arm[field]:.1%}" for field in ("static_recall", "token_recall", "recall")),
             *(
                 f"{arm[field]:+.3f} ({span(arm[f'{field}_low'], arm[f'{field}_high'])})".replace("-", "−")
                 for field in ("mean", "shuffle", "shuffle_same_token", "token_table")
             ),
         )
-        for name, arm in scarce_arms(table).items()
+        for name, arm in shown_arms(table, arms).items()
         if arm["recall"] is not None
     ]
     head = (
@@ -377,7 +416,7 @@ def scarce_concepts(table: dict[str, Any]) -> str:
 
 def scarce_words(table: dict[str, Any]) -> str:
     """Where the loss differs from NTP's, by class of token."""
-    arms = [name for name in scarce_arms(table) if name != table["baseline"]]
+    arms = [name for name in shown_arms(table, SCARCE_ARMS) if name != table["baseline"]]
     found = {(word["arm"], word["value"]): word for word in table["words"] if word["slice"] == "token_class"}
     rows = []
     for value in dict.fromkeys(value for _, value in found):
@@ -482,9 +521,9 @@ def scarce_targets() -> str:
     return markdown(head, rows)
 
 
-def scarce_where(table: dict[str, Any]) -> str:
+def paired_where(table: dict[str, Any]) -> str:
     """Where the loss differs from NTP's: by class of token, position, and whether the token stood in the context."""
-    arms = ("ntp_distilled_bigram", "softmax_distilled_bigram")
+    arms = [name for name in shown_arms(table, PAIRED_ARMS) if name != table["baseline"]]
     found = {(word["arm"], word["slice"], word["value"]): word for word in table["words"]}
     rows = []
     for slice_, named in (("token_class", "{}"), ("position", "position {}"), ("seen", "seen in the block: {}")):
@@ -492,10 +531,10 @@ def scarce_where(table: dict[str, Any]) -> str:
             cells = [found[arm, of, value] for arm in arms]
             if cells[0]["tokens"] >= 400:
                 shown = (f"{cell['difference']:+.3f} ({span(cell['low'], cell['high'])})" for cell in cells)
-                added = f"{cells[1]['difference'] - cells[0]['difference']:+.3f}"
+                added = f"{cells[-1]['difference'] - cells[0]['difference']:+.3f}"
                 row = (cell.replace("-", "−") for cell in (*shown, added))
                 rows.append((named.format(value.replace("-", "–")), f"{cells[0]['tokens']:,}", *row))
-    head = ("tokens", "n", *(SCARCE_ARMS[arm.removesuffix("_bigram")] for arm in arms), "what concepts add")
+    head = ("tokens", "n", *(PAIRED_ARMS[arm] for arm in arms), "what concepts add to distillation")
     return markdown(head, rows)
 
 
@@ -567,15 +606,14 @@ def scarce_epochs() -> str:
 
 
 def scarce_labels() -> str:
-    """The screening of how many labels: loss beside NTP of the same FLOPs, and recall between its references."""
-    table = report(SCARCE / "labels")
-    arms, rows = {arm["arm"]: arm for arm in table["arms"]}, []
-    for name, k in WHICH.items():
-        gap = f"{arms[name]['loss'] - arms[table['baseline']]['loss']:+.3f}".replace("-", "−")
+    """The screening of labels: loss beside NTP of the same FLOPs, and recall between its references."""
+    arms, rows = {arm["arm"]: arm for arm in report(SCARCE / "labels")["arms"]}, []
+    for name, (what, base) in WHICH.items():
+        gap = f"{arms[name]['loss'] - arms[base]['loss']:+.3f}".replace("-", "−")
         shares = (f"{arms[name][share]:.1%}" for share in ("static_recall", "token_recall", "recall"))
-        rows.append((k, f"{arms[name]['loss']:.3f}", gap, *shares))
+        rows.append((what, f"{arms[name]['loss']:.3f}", gap, *shares))
     head = (
-        "labels a position",
+        "labels",
         "loss, nats per token",
         "minus NTP",
         "recall of a static list",
@@ -583,6 +621,26 @@ def scarce_labels() -> str:
         "of the model",
     )
     return markdown(head, rows)
+
+
+def scarce_variants() -> str:
+    """The screening of how concepts are taught: loss beside NTP's, and the student's FLOPs."""
+    arms, rows = {arm["arm"]: arm for arm in report(SCARCE / "labels")["arms"]}, []
+    for name, what in {"ntp": "NTP", **VARIANTS}.items():
+        gap = f"{arms[name]['loss'] - arms['ntp']['loss']:+.3f}".replace("-", "−") if name != "ntp" else ""
+        rows.append((what, f"{arms[name]['loss']:.3f}", gap, f"{arms[name]['flops'] / arms[name]['tokens'] / 1e6:.1f}"))
+    return markdown(("concepts", "loss, nats per token", "minus NTP", "MFLOP a token"), rows)
+
+
+def scarce_gradients() -> str:
+    """The cosine of the two losses' gradients over the weights that both reach, as training goes on."""
+    found = json.loads((SCARCE / "gradients.json").read_text(encoding="utf-8"))
+    steps = list(next(iter(found.values())))
+    rows = []
+    for form, each in found.items():
+        measured = (each[step]["all"] for step in steps)
+        rows.append((form, *(f"{one['of_all']:+.2f} (×{one['size']:.2g})".replace("-", "−") for one in measured)))
+    return markdown(("concepts", *(f"step {step}" for step in steps)), rows)
 
 
 def scarce_fresh() -> str:
@@ -615,24 +673,23 @@ def scarce_fresh() -> str:
     return markdown(("arm", *at, "at the end, all held-out text", "all FLOPs ÷ NTP", "of each of 10"), rows)
 
 
-def scarce_minimal_pairs() -> str:
+def minimal_pairs(file: Path, arms: dict[str, str]) -> str:
     """The share of minimal pairs that each arm gets right, means over seeds, and its difference from NTP's."""
-    found = json.loads((SCARCE / "minimal_pairs.json").read_text(encoding="utf-8"))
-    base, rows = found["ntp_flops"], []
-    for name in SCARCE_ARMS:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    base, rows = found[next(iter(arms))], []
+    for name, what in arms.items():
         each = found[name]
         points = [100 * (each[seed]["all"] - base[seed]["all"]) for seed in sorted(each)]
-        mean = {kind: sum(one[kind] for one in each.values()) / len(each) for kind in each["0"]}
+        mean = {kind: sum(one[kind] for one in each.values()) / len(each) for kind in next(iter(each.values()))}
         shares = (f"{mean[kind]:.1%}" for kind in ("all", "agreement", "order", "preposition"))
-        rows.append((SCARCE_ARMS[name], *shares, "" if each is base else with_interval(points)))
-    head = ("arm", "right", "agreement", "order", "preposition", "all minus NTP's, points")
-    return markdown(head, rows)
+        rows.append((what, len(each), *shares, "" if each is base else with_interval(points)))
+    return markdown(("arm", "seeds", "right", "agreement", "order", "preposition", "all minus NTP's, points"), rows)
 
 
-def scarce_arms(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those shown, by name, in their order."""
+def shown_arms(table: dict[str, Any], arms: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Those of `arms` that the report has, by name, in their order."""
     there = {arm["arm"]: arm for arm in table["arms"]}
-    return {name: there[name] for name in SCARCE_ARMS if name in there}
+    return {name: there[name] for name in arms if name in there}
 
 
 def bounded(value: float, low: float | None, high: float | None) -> str:

@@ -1,6 +1,6 @@
-"""Minimal pairs of every run: python results/scarce/minimal_pairs.py SWEEP_FOLDER
+"""Minimal pairs of every run: python results/scarce/minimal_pairs.py SWEEP_FOLDER FILE.json
 
-First `cocomix eval RUN --tasks minimal_pairs --limit 500` of each. Writes minimal_pairs.json beside this file: arm,
+First `cocomix eval RUN --tasks minimal_pairs --limit 500` of each. Writes to FILE: arm,
 seed, kind of mistake → share of pairs in which the good sentence is likelier.
 """
 
@@ -13,4 +13,4 @@ for file in sorted(Path(sys.argv[1]).glob("runs/*/seed?/evaluations/minimal_pair
     measured = json.loads(file.read_text(encoding="utf-8"))
     kinds = {each["kind"]: each["accuracy"] for each in measured["kinds"]} | {"pairs": measured["kinds"][-1]["pairs"]}
     found.setdefault(measured["run"], {})[str(measured["seed"])] = kinds
-Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+Path(sys.argv[2]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

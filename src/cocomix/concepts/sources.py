@@ -62,7 +62,10 @@ class DictionaryConfig(Section):
         """Of what its folder on this machine holds now; `None` where it is elsewhere, or gone."""
         if (Path(self.path) / MANIFEST).is_file():
             return Dictionary.open(self.path).manifest.dictionary_fingerprint
-        return self.load().fingerprint() if (Path(self.path) / "cfg.json").is_file() else None
+        from cocomix.concepts.dictionary import ConceptDictionary  # imports PyTorch
+
+        there = (Path(self.path) / "cfg.json").is_file()
+        return ConceptDictionary.from_sae_lens(self.path).fingerprint() if there else None
 
 
 def dictionary_layer(dictionary: DictionaryConfig) -> int:

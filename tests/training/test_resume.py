@@ -221,7 +221,7 @@ def test_a_second_command_does_not_write_into_a_run(
             refused.append(caught.value.pid)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "on_step_end", again, raising=False)
+        patched.setattr(MetricsFile, "on_step_begin", again, raising=False)
         train(recipe(workshop), output)
     assert refused == [os.getpid()]
     assert_same_run(output, whole["cocomix"])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -104,6 +105,18 @@ def test_metrics_end_with_the_final_evaluation(workshop: Workshop) -> None:
     assert rows[-1]["eval_loss"] == read_json(workshop.cocomix_run / "manifest.json")["final"]["eval_loss"]
     losses = [row["ntp_loss"] for row in rows if "ntp_loss" in row]
     assert losses[0] > losses[-1]
+
+
+def test_the_last_step_is_logged_whatever_the_interval(workshop: Workshop, tmp_path: Path) -> None:
+    """By its learning rate a comparison tells whether the schedule has ended."""
+    rows = {}
+    for interval in (5, 100):
+        recipe = workshop.recipe("ntp", name="logged", training={"logging_steps": interval})
+        rows[interval] = [row for row in metrics_of(train(recipe, tmp_path / str(interval))) if "learning_rate" in row]
+    assert {interval: [row["step"] for row in some] for interval, some in rows.items()} == {5: [5, 10, 12], 100: [12]}
+    assert rows[5][-1]["learning_rate"] == rows[100][0]["learning_rate"] < rows[5][0]["learning_rate"]
+    steps = np.diff([0, 5, 10, 12])
+    assert np.average([row["loss"] for row in rows[5]], weights=steps) == pytest.approx(rows[100][0]["loss"])
 
 
 def test_tensorboard_has_every_term(workshop: Workshop) -> None:

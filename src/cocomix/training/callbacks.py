@@ -32,6 +32,10 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path, flops: Callable[[float], float]) -> None:
         self.path, self.flops = path, flops
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last step is logged in any case: its learning rate tells whether the schedule has ended."""
+        control.should_log |= state.global_step >= state.max_steps
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write the line, unless it is the Trainer's summary after the last step."""
         if not state.is_world_process_zero or logs is None or not {"loss", "eval_loss"} & logs.keys():

@@ -354,11 +354,20 @@ def test_plans_that_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+LABELLED = {"labels": {"kind": "activation", "teacher": {"model": "t", "layer": 1}, "dictionary": {"path": "d"}}}
+
+
 def test_other_refusals(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     cli.refuses("sweep", tmp_path / "none.yaml", says="does not exist")
     plan = write_plan(tmp_path / "plans", workshop)
     cli.refuses("sweep", plan, "--fast", says="no fast: section")
     cli.refuses("sweep", plan.with_name("ntp.yaml"), says="`cocomix train`")
+    made = write_plan(
+        tmp_path / "plans", workshop, teacher=None, arms={"ntp": "ntp.yaml", "x": {"base": "cocomix.yaml", **LABELLED}}
+    )
+    cli.refuses("sweep", made, "-o", tmp_path / "out", says="'x' by dictionary: needs teacher:")
+    assert not (tmp_path / "out" / "runs").exists()
+    write_plan(tmp_path / "plans", workshop)
     plan.write_text(plan.read_text().replace("  mixed: cocomix.yaml", "  ntp: cocomix.yaml\n  mixed: cocomix.yaml"))
     cli.refuses("sweep", plan, says="the key 'ntp' stands twice")
     plan.write_text("- a list")

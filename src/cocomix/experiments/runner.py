@@ -204,6 +204,11 @@ def _make_shared_parts(loaded: LoadedPlan, jobs: Sequence[Job]) -> None:
         logger.info("data")
         prepare(plan.prepare, output / "data")
     if plan.teacher is None or teacher is None:
+        if plan.dictionary is not None and (missing := [job.arm for _, job in _missing_labels(jobs).values()]):
+            raise CoCoMixError(
+                f"{loaded.path}: making labels of the arm {missing[0]!r} by dictionary: needs teacher:, too; give both "
+                "or leave both to the recipes."
+            )
         return
     if trained and not Path(teacher.model).exists():
         logger.info("teacher")

@@ -19,6 +19,12 @@ PANELS = (
     ("flops", 1e12, "TFLOP, a tenth of the teacher's counted"),
     ("seconds", 60.0, "minutes of training"),
 )
+NAMES = {
+    "ntp": "NTP",
+    "ntp_distilled": "NTP, distilled",
+    "softmax": "concepts",
+    "softmax_distilled": "concepts, distilled",
+}
 COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b")
 
 
@@ -38,13 +44,15 @@ def draw(table: dict, path: Path) -> None:
             costs = [sum(cost for cost, _ in points) / len(points) for points in by_step.values()]
             losses = [[loss for _, loss in points] for points in by_step.values()]
             means = [sum(each) / len(each) for each in losses]
-            axes.plot(costs, means, label=f"{arm['arm']}  {arm['loss']:.3f}", color=colour, lw=1.6)
+            name = NAMES.get(arm["arm"].removesuffix("_bigram"), arm["arm"])
+            axes.plot(costs, means, label=f"{name}  {arm['loss']:.3f}", color=colour, lw=1.6)
             axes.fill_between(costs, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.15, lw=0)
         for name in ("bigram", "trigram", "fourgram"):
             loss = table["references"][name]
             if lowest < loss < highest:
                 axes.axhline(loss, color="#8a94a6", lw=0.9, ls=":")
-                axes.text(0, loss, f" {name.replace('four', '4-')}", va="bottom", fontsize=8, color="#5b6472")
+                below = "top" if name == "fourgram" else "bottom"  # it is close to the trigram
+                axes.text(0, loss, f" {name.replace('four', '4-')}", va=below, fontsize=8, color="#5b6472")
         axes.set_xlabel(label)
         axes.grid(axis="y", alpha=0.3)
         axes.set_xlim(left=0)

@@ -17,7 +17,7 @@ from tests.workshop import TOY_BACKBONE, write_corpus
 
 __all__ = ["Stage", "World", "contents", "litter"]
 
-_SPEED = {"seconds", "tokens_per_second"}
+_SPEED = {"peak_memory", "seconds", "tokens_per_second"}
 _CORPUS_FILES = 120
 
 

@@ -225,6 +225,7 @@ def with_tables(text: str) -> str:
         "scarce_bigram_pairs": lambda: arm_pairs(losses_of(SCARCE / "bigram"), BIGRAM_PAIRS),
         "scarce_targets": scarce_targets,
         "paired_pairs": lambda: arm_pairs(losses_of(SCARCE / "targets"), PAIRED_PAIRS),
+        "paired_kinds": paired_kinds,
         "paired_where": lambda: paired_where(report(SCARCE / "targets")),
         "scarce_epochs": scarce_epochs,
         "scarce_sizes": scarce_sizes,
@@ -519,6 +520,24 @@ def scarce_targets() -> str:
         )
     head = ("arm", "seeds", "targets at common ends", "and within", "what these give", "minus NTP", "minus distilled")
     return markdown(head, rows)
+
+
+def paired_kinds() -> str:
+    """Contextual labels beside labels by activation, after two epochs, seed by seed."""
+    contextual, activation, rows = losses_of(SCARCE / "targets"), losses_of(SCARCE / "activation"), []
+    for name in ("softmax_bigram", "softmax_distilled_bigram"):
+        for seed, loss in sorted(activation[name.replace("softmax", "activation")].items()):
+            ours, base = contextual[name][seed], contextual["ntp_bigram"][seed]
+            numbers = (
+                f"{ours:.3f}",
+                f"{loss:.3f}",
+                *(f"{gap:+.3f}" for gap in (ours - base, loss - base, loss - ours)),
+            )
+            rows.append((PAIRED_ARMS[name], seed, *(each.replace("-", "−") for each in numbers)))
+    kinds = ("contextual labels", "by activation")
+    return markdown(
+        ("arm", "seed", *kinds, *(f"{kind}, minus NTP" for kind in kinds), "the second minus the first"), rows
+    )
 
 
 def paired_where(table: dict[str, Any]) -> str:

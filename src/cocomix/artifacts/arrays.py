@@ -89,6 +89,8 @@ def _map(
         if isinstance(error, FileNotFoundError) and artifact.cached(name):  # just removed, to make room for another
             return _map(artifact, name, dtype, shape, scattered)
         raise unreadable(path, error) from error
+    except SystemError:  # threads share the depth of the parser that reads headers in Python 3.11; no lock, see `_maps`
+        return _map(artifact, name, dtype, shape, scattered)
     except ValueError as error:  # a header that is none, or a file shorter than it says
         raise Damaged(f"{path} is no .npy file ({error}); {remedy}.", name) from error
     if array.dtype != dtype or array.shape != shape:

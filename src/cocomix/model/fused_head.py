@@ -306,7 +306,7 @@ class _FusedHead(torch.autograd.Function):
                 zeros = torch.zeros_like(bias, dtype=accumulation)
                 gradients[2] = zeros.index_add_(0, ids.flatten(), grad_values.flatten().to(accumulation))
         if grad_loss is not None:
-            grad_loss = grad_loss if ctx.loss is None else ctx.loss.of_largest(grad_loss)
+            grad_loss = grad_loss if ctx.loss is None else ctx.loss.scale(grad_loss)
             for index, of_loss in enumerate(loss_gradients):
                 if of_loss is None:
                     continue

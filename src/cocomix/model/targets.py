@@ -213,11 +213,17 @@ HeadLoss = SetCrossEntropy | BagOfWords | Divergence
 class Weighted(NamedTuple):
     """Several losses of the same logits, whose gradients are those of Σ weights · losses: all of them in one pass.
 
-    Their sums come out one by one, [n]. Differentiate them in that combination alone, times any factor.
+    Our choice: a pass for each would make the logits and their gradients' products n times. The sums come out one by
+    one, [n], nats. Differentiate them in that combination alone, times any factor.
     """
 
     losses: tuple[HeadLoss, ...]
-    weights: Tensor  # of the sums. [n]
+    weights: Tensor  # of the sums, not all 0. [n]
+
+    @property
+    def shares(self) -> Tensor:
+        """The weights over the largest of them, so that float16 holds the gradient. [n]"""
+        return self.weights / self.weights.abs().max()
 
     def part(self, rows: slice) -> "Weighted":
         """Of some positions."""
@@ -226,8 +232,8 @@ class Weighted(NamedTuple):
     def of_chunk(
         self, padded: Tensor, width: int, softcap: float | None, with_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """As `SetCrossEntropy.of_chunk`, sums [n]. The largest weight counts as 1: float16 holds that gradient."""
-        shares = (self.weights / self.weights.abs().max()).to(accumulation_dtype(padded)).unbind()
+        """As `SetCrossEntropy.of_chunk`, sums [n] and the gradient of Σ shares · losses."""
+        shares = self.shares.to(accumulation_dtype(padded)).unbind()
         sums, together = [], None
         for left, (loss, share) in enumerate(zip(self.losses, shares, strict=True), 1 - len(self.losses)):
             given = padded.clone() if left else padded  # each uses it up
@@ -238,10 +244,10 @@ class Weighted(NamedTuple):
                 together = gradient if together is None else gradient.add_(together)
         return torch.stack(sums), together
 
-    def of_largest(self, gradients: Tensor) -> Tensor:
+    def scale(self, gradients: Tensor) -> Tensor:
         """What the gradient of `of_chunk` is multiplied by where that of the sums is `gradients`, [n]. []"""
-        weights = (self.weights / self.weights.abs().max()).to(gradients.dtype)
-        return (gradients @ weights) / (weights @ weights)
+        shares = self.shares.to(gradients.dtype)
+        return (gradients @ shares) / (shares @ shares)
 
 
 def _cap_(logits: Tensor, softcap: float, *, with_slope: bool) -> Tensor | None:

@@ -20,12 +20,26 @@ ROOT = HERE.parents[1]
 SCARCE = HERE.parent / "scarce"
 SMOLLM2 = HERE.parent / "smollm2"
 STEERING = HERE.parent / "steering"
+OPTIMIZERS = HERE.parent / "optimizers"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "results.md",
     SCARCE / "README.md",
     HERE / "README.md",
     STEERING / "README.md",
+    OPTIMIZERS / "README.md",
+)
+OPTIMIZER_ARMS = {
+    "ntp_adamw": "NTP, AdamW",
+    "ntp_muon": "NTP, Muon",
+    "cocomix_adamw": "CoCoMix, AdamW",
+    "cocomix_muon": "CoCoMix, Muon",
+}
+OPTIMIZER_PAIRS = (
+    ("NTP, Muon − AdamW", "ntp_muon", "ntp_adamw"),
+    ("CoCoMix, Muon − AdamW", "cocomix_muon", "cocomix_adamw"),
+    ("CoCoMix − NTP, AdamW", "cocomix_adamw", "ntp_adamw"),
+    ("CoCoMix − NTP, Muon", "cocomix_muon", "ntp_muon"),
 )
 
 SCARCE_ARMS = {
@@ -84,6 +98,12 @@ PAIRED_PAIRS = (
     ("what concepts and distillation add to NTP", "softmax_distilled_bigram", "ntp_bigram"),
     ("what concepts add to distilled NTP", "softmax_distilled_bigram", "ntp_distilled_bigram"),
     ("what distillation adds to concepts", "softmax_distilled_bigram", "softmax_bigram"),
+)
+MIXING_PAIRS = (
+    ("what predicting concepts adds to NTP", "prediction_bigram", "ntp_bigram"),
+    ("what mixing them in adds to that", "softmax_bigram", "prediction_bigram"),
+    ("what predicting concepts adds to distilled NTP", "prediction_distilled_bigram", "ntp_distilled_bigram"),
+    ("what mixing them in adds to that, distilled", "softmax_distilled_bigram", "prediction_distilled_bigram"),
 )
 BIGRAM_PAIRS = (
     ("what distillation adds to NTP", "ntp_distilled_bigram", "ntp_bigram"),
@@ -225,6 +245,9 @@ def with_tables(text: str) -> str:
         "scarce_bigram_pairs": lambda: arm_pairs(losses_of(SCARCE / "bigram"), BIGRAM_PAIRS),
         "scarce_targets": scarce_targets,
         "paired_pairs": lambda: arm_pairs(losses_of(SCARCE / "targets"), PAIRED_PAIRS),
+        "paired_mixing": lambda: arm_pairs(
+            losses_of(SCARCE / "targets") | losses_of(SCARCE / "mixing"), MIXING_PAIRS
+        ),
         "paired_kinds": paired_kinds,
         "paired_where": lambda: paired_where(report(SCARCE / "targets")),
         "scarce_epochs": scarce_epochs,
@@ -249,6 +272,8 @@ def with_tables(text: str) -> str:
         "lasting": lambda: steering(LASTING, ["activation"], activations=True),
         "lasting_following": lambda: steering(LASTING, ["following"]),
         "single": lambda: steering(SINGLE, ["activation", "following"]),
+        "optimizers": optimizers,
+        "optimizer_pairs": lambda: arm_pairs(losses_of(OPTIMIZERS), OPTIMIZER_PAIRS),
         "themes": themes,
         "scaled": scaled,
     }
@@ -690,6 +715,49 @@ def scarce_fresh() -> str:
     )
     at = (f"at {tokens / 1e6:.1f}M tokens" for tokens in marks)
     return markdown(("arm", *at, "at the end, all held-out text", "all FLOPs ÷ NTP", "of each of 10"), rows)
+
+
+def optimizers() -> str:
+    """Muon and AdamW: mean losses at points of one schedule and at its end, and when AdamW's last is reached."""
+    table, rows = report(OPTIMIZERS), []
+    arms = shown_arms(table, OPTIMIZER_ARMS)
+    curves: dict[str, dict[int, list[float]]] = {name: {} for name in arms}
+    for point in table["curves"]:
+        curves[point["arm"]].setdefault(point["tokens"], []).append(point["loss"])
+    means = {arm: {tokens: sum(each) / len(each) for tokens, each in curve.items()} for arm, curve in curves.items()}
+    marks = sorted(means["ntp_adamw"])[2:-1:3]
+    losses, times = losses_of(OPTIMIZERS), json.loads((OPTIMIZERS / "step_times.json").read_text(encoding="utf-8"))
+    for name, arm in arms.items():
+        goal = list(means[name.replace("muon", "adamw")].values())[-1]
+        when = "" if name.endswith("adamw") else f"{reached(means[name], goal) / 1e6:.2f}M"
+        rows.append(
+            (
+                OPTIMIZER_ARMS[name],
+                f"{arm['learning_rate']:g}",
+                *(f"{means[name][tokens]:.3f}" for tokens in marks),
+                with_interval(list(losses[name].values()), signed=False),
+                when,
+                f"{times[name]['step']:.3f} ({times[name]['optimizer']:.3f})",
+            )
+        )
+    head = (
+        "arm",
+        "learning rate",
+        *(f"{tokens / 1e6:.1f}M" for tokens in marks),
+        "3.0M, all held-out text",
+        "tokens to AdamW's last loss",
+        "CPU seconds a step (optimizer)",
+    )
+    return markdown(head, rows)
+
+
+def reached(curve: dict[int, float], goal: float) -> float:
+    """Training tokens at which a curve first comes down to a loss, between two evaluations on a straight line."""
+    points = sorted(curve.items())
+    for (before, above), (after, loss) in zip(points, points[1:], strict=False):
+        if loss <= goal:
+            return before + (after - before) * (above - goal) / (above - loss)
+    raise ValueError(f"no point at or below {goal}")
 
 
 def minimal_pairs(file: Path, arms: dict[str, str]) -> str:

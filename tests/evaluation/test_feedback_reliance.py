@@ -11,7 +11,7 @@ import torch
 from cocomix.evaluation import RunEvaluation
 from cocomix.evaluation.analyses import Analyses
 from cocomix.evaluation.inference import measure
-from cocomix.evaluation.reliance import RunReliance, feedback_reliance, no_reliance_reason
+from cocomix.evaluation.reliance import RunReliance, concept_reliance, no_reliance_reason
 from cocomix.model import CoCoMixForCausalLM
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
@@ -39,7 +39,7 @@ def measured(model: CoCoMixForCausalLM, rows: Rows, batch_size: int = 2, **chang
     depth = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     documents = np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)
     blocks = SimpleNamespace(rows=rows, labels=None, ids=tokens, depth=depth, documents=documents)
-    return feedback_reliance(model, blocks, losses_of(model, rows), batch_size=batch_size, device=CPU, **changes)
+    return concept_reliance(model, blocks, losses_of(model, rows), batch_size=batch_size, device=CPU, **changes)
 
 
 def rise(model: CoCoMixForCausalLM, rows: Rows, vectors: torch.Tensor) -> float:

@@ -18,7 +18,7 @@ from cocomix.data import TRAIN, VALIDATION, MixedData, Tokens
 from cocomix.evaluation.inference import ConceptCounts, measure
 from cocomix.evaluation.loss_slices import TokenClasses, loss_slices, token_table
 from cocomix.evaluation.references import MOST_TOKENS, ORDERS, ContextTokens, References, measure_references
-from cocomix.evaluation.reliance import concept_reliance, feedback_reliance, first_distinct, no_reliance_reason
+from cocomix.evaluation.reliance import concept_reliance, first_distinct, no_reliance_reason
 from cocomix.evaluation.run_evaluation import (
     CompressionNorms,
     ConceptResults,
@@ -83,9 +83,7 @@ def evaluate_run(
         note = no_reliance_reason(model)
         if note is None and len(blocks.rows) < 2:
             note = "a single block was evaluated, so there is no other text to take concepts from."
-        if note is None and model.config.form.feeds_back:
-            relied = feedback_reliance(model, blocks, token_losses, **how, seed=seed)
-        elif note is None:
+        if note is None:
             kind = None if store is None else store.first.manifest.labels["kind"]
             often = None if counted is None else counted.table(model.config.vocab_size, model.config.concept_topk)
             relied = concept_reliance(model, blocks, token_losses, **how, label_kind=kind, table=often, seed=seed)

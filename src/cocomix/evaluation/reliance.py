@@ -19,16 +19,16 @@ the current token says anyway. Each kind replaces the concepts of every position
 From another *block*, because a position further right in the same text was predicted with knowledge of tokens that
 this position has yet to predict.
 
-A model that feeds concepts back (`mixing: next_concept`) has no ids to replace: `feedback_reliance` replaces the
-vectors that its positions are fed. The first chunk of a document is fed none, and stays as it is. Kinds are `mean`,
-`shuffle`, `shuffle_same_token`, `zero`, and
+A model that feeds concepts back (`mixing: next_concept`) has no ids to replace, but the vectors that its positions are
+fed. The first chunk of a document is fed none, and stays as it is. Kinds are `mean`, `shuffle`, `shuffle_same_token`,
+`zero`, and
 
 - `oracle_ahead`: the true mean state of the chunk in which the predicted token is. That state has read this token and
   those after it, so its fall says how much the upper half can read of the future, and is no loss that any prediction
   could reach. Where no whole chunk follows, the position keeps its own vector.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cocomix.evaluation.inference import Batch, MapDataset, batches, inference, token_losses
+from cocomix.evaluation.inference import Batch, batches, inference, token_losses
 from cocomix.evaluation.run_inputs import RunBlocks
 from cocomix.evaluation.statistics import document_interval
-from cocomix.model import CoCoMixForCausalLM, ConceptIntervention, predicts_concepts
+from cocomix.model import CoCoMixForCausalLM, predicts_concepts
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -58,6 +58,8 @@ _BLIND_TO_THE_TARGET = ("activation", "contextual", "token_lookup")
 Integers = NDArray[np.integer[Any]]
 Concepts = tuple[Tensor, Tensor]
 """Ids and values, [batch, seq, k] each."""
+Replaced = Callable[[Batch], Iterable[tuple[str, Tensor]]]
+"""The losses of a batch with its concepts replaced, by kind, as from `token_losses`."""
 
 
 class Reliance(Record):
@@ -114,41 +116,6 @@ def no_reliance_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
-class _Sample:
-    """The blocks that replacements are measured on, `most` at most, and where each position takes concepts from."""
-
-    def __init__(self, blocks: RunBlocks, losses: NDArray[np.float32], most: int, seed: int) -> None:
-        self.count = min(len(blocks.ids), max(most, 2))
-        if self.count < 2:
-            raise CoCoMixError("concepts are taken from another block, and only one was evaluated; give at least two.")
-        chosen = slice(self.count)
-        self.tokens, self.losses, self.seed = blocks.ids[chosen], losses[chosen, 1:], seed
-        self.asked, self.documents = blocks.depth[chosen] > 0, blocks.documents[chosen]
-        generator = np.random.default_rng(seed)
-        self.other, self.same = another_block(self.tokens.shape, generator), same_token(self.tokens, generator)
-        self.notes = [f"Measured on the first {self.count:,} blocks."] if self.count < len(blocks.ids) else []
-
-    def measured(
-        self,
-        given: Iterable[Batch],
-        replaced: Callable[[Batch], Iterable[tuple[str, NDArray[np.float64]]]],
-        advance: Callable[[float], None],
-        size: float | None = None,
-    ) -> RunReliance:
-        """Every kind of replacement, from a batch's losses [batch, seq − 1] by kind."""
-        changed: dict[str, NDArray[np.float64]] = {}
-        for batch in given:
-            for kind, found in replaced(batch):
-                changed.setdefault(kind, np.empty(self.losses.shape))[batch.blocks] = found
-                advance(batch.input_ids.numel())
-        documents, kinds = self.documents[self.asked], {}
-        for kind, found in changed.items():
-            gaps = (found - self.losses)[self.asked[:, 1:]]
-            low, high = document_interval(gaps, documents, seed=self.seed)
-            kinds[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
-        return RunReliance(kinds=kinds, documents=len(np.unique(documents)), note=" ".join(self.notes), size=size)
-
-
 def concept_reliance(
     model: CoCoMixForCausalLM,
     blocks: RunBlocks,
@@ -164,7 +131,7 @@ def concept_reliance(
     """Measure every kind of replacement that can be made.
 
     Args:
-        model: mixes its concepts in; others are refused.
+        model: mixes its concepts in, or feeds them back; others are refused.
         blocks: at least two; with their labels for `oracle`.
         losses: untouched, from `measure`. [blocks, seq]
         dtype: float32, or a narrower type used through autocast.
@@ -173,128 +140,131 @@ def concept_reliance(
     """
     if (reason := no_reliance_reason(model)) is not None:
         raise CoCoMixError(reason)
-    sample = _Sample(blocks, losses, MOST_POSITIONS // blocks.ids.shape[1], seed)
-    alone = float((sample.same.ravel() == np.arange(sample.tokens.size)).mean())
-    sample.notes.append(
-        f"Of those of the same token elsewhere {alone:.1%} are the own ones: no other block has the token."
-    )
+    seq, feeds_back = blocks.ids.shape[1], model.config.form.feeds_back
+    most = MOST_VALUES // (seq * model.config.hidden_size) if feeds_back else MOST_POSITIONS // seq
+    count = min(len(blocks.ids), max(most, 2))
+    if count < 2:
+        raise CoCoMixError("concepts are taken from another block, and only one was evaluated; give at least two.")
+    tokens, generator = blocks.ids[:count], np.random.default_rng(seed)
+    donors = {"shuffle": another_block(tokens.shape, generator), "shuffle_same_token": same_token(tokens, generator)}
     labels = blocks.labels if label_kind in _BLIND_TO_THE_TARGET else None
-    if blocks.labels is not None and labels is None:
-        sample.notes.append(
-            f"Not by the labels: {label_kind} labels tell of the next token, which the model is to predict."
+    notes = [f"Measured on the first {count:,} blocks."] if count < len(blocks.ids) else []
+    if feeds_back:
+        notes.append(
+            "The true concepts look ahead: each is the mean state of the chunk that holds the predicted token and "
+            "those after it, so their fall is no loss that a prediction could reach."
         )
-    how: dict[str, Any] = {"count": sample.count, "batch_size": batch_size, "device": device}
-    total = 7 * sample.tokens.size
+    else:
+        alone = float((donors["shuffle_same_token"].ravel() == np.arange(tokens.size)).mean())
+        notes.append(
+            f"Of those of the same token elsewhere {alone:.1%} are the own ones: no other block has the token."
+        )
+    if blocks.labels is not None and labels is None:
+        notes.append(f"Not by the labels: {label_kind} labels tell of the next token, which the model is to predict.")
+    how: dict[str, Any] = {"count": count, "batch_size": batch_size, "device": device}
+    total = (6 if feeds_back else 5 + (table is not None) + (labels is not None)) * tokens.size
+    changed: dict[str, NDArray[np.float64]] = {}
     with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:
-        all_ids, all_values, mean, size = _mixed(model, blocks.rows, **how)
-        ranks = all_values.mean((0, 1))  # average value of the strongest concept, the next, …
-
-        def taken(positions: Integers) -> Concepts:
-            ids, values = (each.flatten(0, 1)[torch.from_numpy(positions)] for each in (all_ids, all_values))
-            return ids.long(), values
-
-        def replacements(batch: Batch) -> dict[str, Concepts]:
-            own = all_ids[batch.blocks].long(), all_values[batch.blocks]
-            donors = {"shuffle": sample.other, "shuffle_same_token": sample.same}
-            kinds = {kind: taken(positions[batch.blocks]) for kind, positions in donors.items()}
-            if table is not None:
-                listed = torch.from_numpy(table)[batch.input_ids.cpu()]
-                kinds["token_table"] = listed, ranks.expand(listed.shape)
-            if batch.concept_labels is not None:
-                kinds["oracle"] = oracle(batch.concept_labels.cpu())(*own)
-            return kinds | {"zero": zero(*own)}
-
-        def replaced(batch: Batch) -> Iterator[tuple[str, NDArray[np.float64]]]:
-            def averaged(module: nn.Module, given: Any, vectors: Tensor) -> Tensor:
-                return mean.to(vectors.dtype).expand_as(vectors)
-
-            with model.mixing.compression.register_forward_hook(averaged):
-                found = token_losses(model(**_asked(batch)).logits, batch.targets)
-            yield "mean", found.numpy()
-            for kind, concepts in replacements(batch).items():
-
-                def placed(ids: Tensor, values: Tensor, concepts: Concepts = concepts) -> Concepts:
-                    return concepts[0].to(ids.device), concepts[1].to(values)
-
-                found = token_losses(model(**_asked(batch), concept_intervention=placed).logits, batch.targets)
-                yield kind, found.numpy()
-
-        shown = size if model.mixing.like_hidden else None
-        return sample.measured(batches(model, blocks.rows, labels, **how), replaced, advance, shown)
+        untouched = batches(model, blocks.rows, None, **how)
+        replaced, size = (
+            _fed_back(model, untouched, donors) if feeds_back else _mixed_in(model, untouched, donors, table)
+        )
+        advance(tokens.size)
+        for batch in batches(model, blocks.rows, labels, **how):
+            for kind, found in replaced(batch):
+                changed.setdefault(kind, np.empty((count, seq - 1)))[batch.blocks] = found.numpy()
+                advance(batch.input_ids.numel())
+    asked = blocks.depth[:count] > 0
+    documents, kinds = blocks.documents[:count][asked], {}
+    for kind, after in changed.items():
+        gaps = (after - losses[:count, 1:])[asked[:, 1:]]
+        low, high = document_interval(gaps, documents, seed=seed)
+        kinds[kind] = Reliance(nats=float(gaps.mean()), low=low, high=high)
+    return RunReliance(kinds=kinds, documents=len(np.unique(documents)), note=" ".join(notes), size=size)
 
 
-def _mixed(model: CoCoMixForCausalLM, rows: MapDataset, **how: Any) -> tuple[Tensor, Tensor, Tensor, float]:
-    """What a model mixes in over some text: concepts, best first, int32 [blocks, seq, k]; their values, float32
-    likewise; the average compressed vector [d_model]; the average root mean square of one.
-    """
+def _mixed_in(
+    model: CoCoMixForCausalLM, untouched: Iterable[Batch], donors: Mapping[str, Integers], table: Integers | None
+) -> tuple[Replaced, float | None]:
+    """Read what a model mixes in: a function that replaces it, and the size of the vectors (see `RunReliance`)."""
     ids, values, sums, sizes = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 
     def note(module: nn.Module, given: Any, vectors: Tensor) -> None:  # [batch, seq, d_model]
         sums.append(vectors.flatten(0, -2).float().sum(0))
         sizes.append(vectors.float().square().mean(-1).sqrt().sum())
 
-    for batch in batches(model, rows, None, **how):
-        with model.mixing.compression.register_forward_hook(note):
+    with model.mixing.compression.register_forward_hook(note):
+        for batch in untouched:
             output = model(**_asked(batch))
-        ids.append(output.concept_ids.to(torch.int32).cpu())
-        values.append(output.concept_values.float().cpu())
-    positions = sum(each.shape[0] * each.shape[1] for each in ids)
+            ids.append(output.concept_ids.to(torch.int32).cpu())
+            values.append(output.concept_values.float().cpu())
+    all_ids, all_values = torch.cat(ids), torch.cat(values)  # best first. [blocks, seq, k]
+    positions = all_ids[..., 0].numel()
     mean, size = torch.stack(sums).sum(0) / positions, float(torch.stack(sizes).sum()) / positions
-    return torch.cat(ids), torch.cat(values), mean, size
+    ranks = all_values.mean((0, 1))  # average value of the strongest concept, the next, …
+
+    def replaced(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        def averaged(module: nn.Module, given: Any, vectors: Tensor) -> Tensor:
+            return mean.to(vectors.dtype).expand_as(vectors)
+
+        with model.mixing.compression.register_forward_hook(averaged):
+            yield "mean", token_losses(model(**_asked(batch)).logits, batch.targets)
+        own, strengths = all_ids[batch.blocks].long(), all_values[batch.blocks]
+        kinds: dict[str, Concepts] = {}
+        for kind, places in donors.items():
+            at = torch.from_numpy(places[batch.blocks])
+            kinds[kind] = all_ids.flatten(0, 1)[at].long(), all_values.flatten(0, 1)[at]
+        if table is not None:
+            listed = torch.from_numpy(table)[batch.input_ids.cpu()]
+            kinds["token_table"] = listed, ranks.expand(listed.shape)
+        if batch.concept_labels is not None:
+            kinds["oracle"] = oracle(batch.concept_labels.cpu(), own), strengths
+        for kind, concepts in (kinds | {"zero": zero(own, strengths)}).items():
+
+            def placed(ids: Tensor, values: Tensor, concepts: Concepts = concepts) -> Concepts:
+                return concepts[0].to(ids.device), concepts[1].to(values)
+
+            yield kind, token_losses(model(**_asked(batch), concept_intervention=placed).logits, batch.targets)
+
+    return replaced, size if model.mixing.like_hidden else None
 
 
-def _asked(batch: Batch) -> dict[str, Any]:
-    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-
-
-def feedback_reliance(
-    model: CoCoMixForCausalLM,
-    blocks: RunBlocks,
-    losses: NDArray[np.float32],
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> RunReliance:
-    """Measure every kind of replacement in a model that feeds concepts back. Arguments as of `concept_reliance`."""
-    sample = _Sample(blocks, losses, MOST_VALUES // (blocks.ids.shape[1] * model.config.hidden_size), seed)
-    sample.notes.append(
-        "The true concepts look ahead: each is the mean state of the chunk that holds the predicted token and those "
-        "after it, so their fall is no loss that a prediction could reach."
-    )
-    how: dict[str, Any] = {"count": sample.count, "batch_size": batch_size, "device": device}
+def _fed_back(
+    model: CoCoMixForCausalLM, untouched: Iterable[Batch], donors: Mapping[str, Integers]
+) -> tuple[Replaced, None]:
+    """Read what a model feeds back: a function that replaces it."""
 
     def shown(batch: Batch) -> dict[str, Tensor]:
         found: dict[str, Tensor] = model(**_asked(batch), labels=batch.targets, output_logits=False).shown
         return found
 
-    def replaced(batch: Batch) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    read = []
+    for batch in untouched:
+        mine = shown(batch)
+        read.append((mine["feedback"].float().cpu(), mine["told"].cpu()))
+    vectors, there = (torch.cat(each).flatten(0, 1) for each in zip(*read, strict=True))
+    mean = vectors[there].mean(0) if bool(there.any()) else vectors[0]
+
+    def replaced(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         mine = shown(batch)
         own = mine["feedback"]
         kinds = {"mean": mean.to(own).expand_as(own)}
-        for kind, donors in (("shuffle", sample.other), ("shuffle_same_token", sample.same)):
-            at = torch.from_numpy(donors[batch.blocks])
+        for kind, places in donors.items():
+            at = torch.from_numpy(places[batch.blocks])
             # Its own for a position whose other is fed none.
             kinds[kind] = torch.where(there[at].unsqueeze(-1).to(own.device), vectors[at].to(own), own)
+        norm = model.mixing.get_submodule("concept_norm")
         for kind, others in (kinds | {"oracle_ahead": mine["ahead"], "zero": torch.zeros_like(own)}).items():
             fed = others * mine["told"].unsqueeze(-1)
-            norm = model.mixing.get_submodule("concept_norm")
             with norm.register_forward_pre_hook(lambda module, inputs, fed=fed: (fed,)):
                 logits = model(**_asked(batch)).logits
-            yield kind, token_losses(logits, batch.targets).numpy()
+            yield kind, token_losses(logits, batch.targets)
 
-    total = 6 * sample.tokens.size
-    with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:
-        own_vectors, told = [], []
-        for batch in batches(model, blocks.rows, None, **how):
-            mine = shown(batch)
-            own_vectors.append(mine["feedback"].float().cpu())
-            told.append(mine["told"].cpu())
-            advance(batch.input_ids.numel())
-        vectors, there = torch.cat(own_vectors).flatten(0, 1), torch.cat(told).flatten()
-        mean = vectors[there].mean(0) if bool(there.any()) else vectors[0]
-        return sample.measured(batches(model, blocks.rows, None, **how), replaced, advance)
+    return replaced, None
+
+
+def _asked(batch: Batch) -> dict[str, Any]:
+    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
 
 
 def zero(ids: Tensor, values: Tensor) -> Concepts:
@@ -302,20 +272,16 @@ def zero(ids: Tensor, values: Tensor) -> Concepts:
     return ids, torch.zeros_like(values)
 
 
-def oracle(labels: Tensor) -> ConceptIntervention:
-    """An intervention that puts labels (int64, −100 = none) [batch, seq, k_attr] in the place of the strongest
-    predictions.
+def oracle(labels: Tensor, ids: Tensor) -> Tensor:
+    """Concepts with labels (int64, −100 = none) [batch, seq, k_attr] in the place of the strongest predictions `ids`
+    [batch, seq, k], shaped as these.
 
     Labels carry no value of their own on the scale of the model's logits. Our choice: the labels, in their order (best
     first), take the model's own largest values rank by rank; the predicted concepts that are not labels follow in their
     order with the values that are left, up to k in all. So the values at a position never change, no concept appears
     twice, labels that equal the model's first predictions change nothing, and a position without labels keeps its own.
     """
-
-    def intervention(ids: Tensor, values: Tensor) -> Concepts:
-        return first_distinct(torch.cat((labels.to(ids.device), ids), dim=-1), ids.shape[-1]), values
-
-    return intervention
+    return first_distinct(torch.cat((labels, ids), dim=-1), ids.shape[-1])
 
 
 def first_distinct(candidates: Tensor, k: int) -> Tensor:

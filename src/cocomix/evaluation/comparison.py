@@ -161,6 +161,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
     with_concepts = arms[arms["recall"].notna() | arms["shuffle"].notna()]
     saving = arms[arms[[f"{axis}_saved" for axis in (*COSTS, "total_flops")]].notna().any(axis=1)]
     better, saved = "nats per token, below 0 is better", "share of the baseline's, higher is better"
+    times = "×{:.2f}".format
     run: Shown = ("run", "", attrgetter("arm"))
     kind: Shown = ("kind", "", attrgetter("kind"))
     difference, among_documents = _plus_minus("difference"), _cell("p_documents_holm", _p_value)
@@ -182,8 +183,11 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
         ("training FLOPs, × the baseline's", "flops", _cost("flops", si)),
         ("teacher, FLOPs", "teacher_flops", _cell("teacher_flops", si)),
         ("dictionary, FLOPs", "dictionary_flops", _cell("dictionary_flops", si)),
-        ("all FLOPs of one student, × the baseline's", "total_flops", _all("total_flops")),
-        *((f"of each of {n} that share what is stored", f"flops_of_{n}", _all(f"flops_of_{n}")) for n in STUDENTS),
+        ("all FLOPs of one student, × the baseline's", "total_flops", _cell("total_flops_ratio", times)),
+        *(
+            (f"of each of {n} that share what is stored", f"flops_of_{n}", _cell(f"flops_of_{n}_ratio", times))
+            for n in STUDENTS
+        ),
         ("time, × the baseline's", "seconds", _cost("seconds", duration)),
     ]
     savings: list[Shown] = [
@@ -263,35 +267,26 @@ def _words(comparison: Comparison, what: str) -> Table:
     return Table(("by", "tokens", "n", *(f"{name}, {what}" for name in names)), rows, "Where the loss differs", {}, 2)
 
 
-def known(value: Any) -> bool:
-    """Whether there is a number."""
-    return value is not None and value == value  # NaN is no number but itself
-
-
 def change(row: Any, kind: str) -> str:
     """A rise of the loss by a replacement, with its interval."""
-    if not known(getattr(row, kind)):
+    if pd.isna(getattr(row, kind)):
         return NOTHING
-    interval = f" ({between(row, kind)})" if known(getattr(row, f"{kind}_low")) else ""
+    interval = "" if pd.isna(getattr(row, f"{kind}_low")) else f" ({between(row, kind)})"
     return signed(getattr(row, kind)) + interval
 
 
 def _cell(column: str, show: Callable[[Any], str]) -> Cell:
-    return lambda row: show(getattr(row, column)) if known(getattr(row, column)) else NOTHING
+    return lambda row: NOTHING if pd.isna(getattr(row, column)) else show(getattr(row, column))
 
 
 def _cost(axis: str, show: Callable[[float], str]) -> Cell:
     return lambda row: f"{show(getattr(row, axis))} (×{getattr(row, f'{axis}_ratio'):.2f})"
 
 
-def _all(axis: str) -> Cell:
-    return lambda row: f"×{getattr(row, f'{axis}_ratio'):.2f}" if known(getattr(row, axis)) else NOTHING
-
-
 def _plus_minus(column: str, form: str = "", high: str = "") -> Cell:
     def cell(row: Any) -> str:
         mean, end = getattr(row, column), getattr(row, high or f"{column}_high")
-        return (form.format(mean) if form else signed(mean)) + (f" ± {end - mean:.3f}" if known(end) else "")
+        return (form.format(mean) if form else signed(mean)) + ("" if pd.isna(end) else f" ± {end - mean:.3f}")
 
     return cell
 
@@ -299,7 +294,7 @@ def _plus_minus(column: str, form: str = "", high: str = "") -> Cell:
 def between(row: Any, what: str = "") -> str:
     """An interval, or a dash where there is none."""
     low, high = (getattr(row, f"{what}_{end}" if what else end) for end in ("low", "high"))
-    return f"{signed(low)} … {signed(high)}" if known(low) else NOTHING
+    return NOTHING if pd.isna(low) else f"{signed(low)} … {signed(high)}"
 
 
 def _p_value(value: float) -> str:

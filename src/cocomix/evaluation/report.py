@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
 from cocomix.artifacts import whole_folder, write_json, write_text
-from cocomix.evaluation.comparison import Comparison, between, change, comparison_tables, known
+from cocomix.evaluation.comparison import Comparison, between, change, comparison_tables
 from cocomix.evaluation.pages import Figure, Section, Table, markdown_text, percent, render_page, signed
 from cocomix.runtime.errors import require_extra
 
@@ -70,7 +72,7 @@ def _beyond_the_token(best: Any) -> str:
     if best.objective == "ntp":
         return "None of the other runs predicts concepts, so there is nothing to say of what concepts carry."
     parts = []
-    if known(best.token_recall):
+    if pd.notna(best.token_recall):
         mostly = "more than the token's identity"
         if max(best.token_recall, best.static_recall) > _TOKEN_SHARE:
             same = best.static_recall > _TOKEN_SHARE * best.token_recall
@@ -79,7 +81,7 @@ def _beyond_the_token(best: Any) -> str:
             f"The labels are {mostly}: at 32, a static list recalls {percent(best.static_recall)} of them, a table of "
             f"the current token {percent(best.token_recall)}, and {best.arm} {percent(best.recall)}"
         )
-    if known(best.shuffle_same_token):
+    if pd.notna(best.shuffle_same_token):
         parts.append(
             f"concepts of another position of the same token cost it {change(best, 'shuffle_same_token')} nats, which "
             "is what the context adds"
@@ -90,10 +92,10 @@ def _beyond_the_token(best: Any) -> str:
 
 
 def _is_it_used(best: Any) -> str:
-    if best.objective == "ntp" or not known(best.shuffle):
+    if best.objective == "ntp" or pd.isna(best.shuffle):
         return "Whether a model uses its concepts was not measured (`cocomix eval`)."
-    uses = "uses" if known(best.shuffle_low) and best.shuffle_low > 0 else "does not measurably use"
-    average = f", their average {change(best, 'mean')}" if known(best.mean) else ""
+    uses = "uses" if best.shuffle_low > 0 else "does not measurably use"  # nor without an interval: NaN
+    average = f", their average {change(best, 'mean')}" if pd.notna(best.mean) else ""
     return (
         f"{best.arm} {uses} its concepts: those of any other position cost it {change(best, 'shuffle')} nats{average}."
     )
@@ -105,10 +107,10 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
     FLOPs are those of the student's training; what a teacher adds to them is said after.
     """
     base = comparison.baseline
-    over = "documents" if known(best.documents_low) else "difference"
+    over = "difference" if pd.isna(best.documents_low) else "documents"
     low, high = (getattr(best, f"{over}_{end}") for end in ("low", "high"))
-    told = f"{signed(best.difference)} nats against {base}" + (f" ({between(best, over)})" if known(low) else "")
-    if not known(low) or low <= 0 <= high:
+    told = f"{signed(best.difference)} nats against {base}" + ("" if pd.isna(low) else f" ({between(best, over)})")
+    if pd.isna(low) or low <= 0 <= high:
         return f"Whether {best.arm} pays is not decided: {told}, and chance is not ruled out."
     better = best.difference < 0
     sure: list[str] = []
@@ -125,9 +127,8 @@ def _does_it_pay(comparison: Comparison, best: Any) -> str:
         for row in comparison.baselines.itertuples()
         if (row.arm, row.likeness) == (best.arm, "iso-FLOP") and row.baseline != base
     ]
-    everything = best.total_flops_ratio
-    if known(everything) and everything > 1.03 * best.flops_ratio:
-        verdict += f". With the teacher's work it costs ×{everything:.1f} of {base}'s FLOPs"
+    if best.total_flops_ratio > 1.03 * best.flops_ratio:
+        verdict += f". With the teacher's work it costs ×{best.total_flops_ratio:.1f} of {base}'s FLOPs"
     return f"{best.arm}: {'; '.join([told, *others])}. {verdict}."
 
 
@@ -165,10 +166,17 @@ def write_report(
             light, dark = (draw_curves(comparison, axis, dark=dark) for dark in (False, True))
             (folder / f"loss_vs_{axis}.png").write_bytes(light)
             figures.append(Figure(light, dark, alt=f"Validation loss of {names} against {AXES[axis]}"))
-        write_text(folder / "table.md", markdown(comparison))
+        parts = [markdown_text(sentence) for sentence in sentences]
+        parts += [table.markdown() for table in tables.values()]
+        parts.append("\n".join(f"- {markdown_text(note)}" for note in comparison.notes if note))
+        write_text(folder / "table.md", "\n\n".join(parts) + "\n")
         write_text(folder / "table.csv", comparison.arms.to_csv(index=False, lineterminator="\n"))
         write_json(folder / "table.json", comparison.to_json())
-        page = [*_result_sections(comparison, tables, figures), *sections, _protocol(comparison, tables)]
+        losses = [(f"{name} loss, nats", f"{loss:.3f}") for name, loss in comparison.references.items()]
+        shared = Table(("what", "value"), [*comparison.shared.items(), *losses], "Shared by all runs", text_columns=2)
+        notes = [note for note in comparison.notes if note]
+        protocol: Section = {"heading": "Protocol", "tables": [shared, tables["trained"]], "notes": notes}
+        page = [*_result_sections(comparison, tables, figures), *sections, protocol]
         write_text(folder / "report.html", render_page(title, sentences, page))
     logger.info(f"report: {output / 'report.html'}")
     return output / "report.html"
@@ -183,14 +191,6 @@ def shown(comparison: Comparison) -> "rich.console.Group":
     notes = [Text("- " + note.replace("`", ""), style="dim") for note in comparison.notes if note]
     tables = (replace(table, meanings={}).rich() for table in comparison_tables(comparison).values())  # page has them
     return Group(*sentences, *tables, *notes)
-
-
-def markdown(comparison: Comparison) -> str:
-    """Sentences, tables and notes as Markdown."""
-    parts = [markdown_text(sentence) for sentence in found(comparison)]
-    parts += [table.markdown() for table in comparison_tables(comparison).values()]
-    parts.append("\n".join(f"- {markdown_text(note)}" for note in comparison.notes if note))
-    return "\n\n".join(parts) + "\n"
 
 
 def _result_sections(comparison: Comparison, tables: dict[str, Table], figures: Sequence[Figure]) -> list[Section]:
@@ -215,13 +215,6 @@ def _result_sections(comparison: Comparison, tables: dict[str, Table], figures: 
         if shown := [tables[name] for name in names if name in tables]:
             sections.append({"heading": heading, "tables": shown})
     return sections
-
-
-def _protocol(comparison: Comparison, tables: dict[str, Table]) -> Section:
-    losses = [(f"{name} loss, nats", f"{loss:.3f}") for name, loss in comparison.references.items()]
-    shared = Table(("what", "value"), [*comparison.shared.items(), *losses], "Shared by all runs", text_columns=2)
-    notes = [note for note in comparison.notes if note]
-    return {"heading": "Protocol", "tables": [shared, tables["trained"]], "notes": notes}
 
 
 class Theme(NamedTuple):
@@ -306,18 +299,14 @@ def png(figure: "object") -> bytes:
 def _label_ends(axes: "Axes", ends: list[tuple[float, str, str]]) -> None:
     """Names at the right edge, at their curve's final loss, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
-    gap = min(0.075, 0.95 / len(ends))
-    heights: list[float] = []
-    for loss, *_ in sorted(ends):
-        wanted = min(max((loss - low) / (high - low), 0.0), 1.0)
-        heights.append(max(wanted, heights[-1] + gap) if heights else wanted)
-    for index in range(len(heights) - 1, -1, -1):  # back down from the top edge
-        heights[index] = min(heights[index], 1.0 - gap * (len(heights) - 1 - index))
-    for height, (_, name, colour) in zip(heights, sorted(ends), strict=True):
+    gap, height = min(0.075, 0.95 / len(ends)), -1.0
+    for above, (loss, name, colour) in zip(reversed(range(len(ends))), sorted(ends), strict=True):
+        height = max(min(max((loss - low) / (high - low), 0.0), 1.0), height + gap)
+        shown_at = min(height, 1.0 - gap * above)  # room for the names above
         shown = "".join(letter if letter.isprintable() else "?" for letter in name)
         axes.annotate(
             shown if len(shown) <= 24 else shown[:23] + "…",
-            xy=(1.0, height), xytext=(10, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+            xy=(1.0, shown_at), xytext=(10, 0), xycoords="axes fraction", textcoords="offset points", va="center",
             fontsize=10.5, color=colour, parse_math=False, annotation_clip=False,
         )  # fmt: skip
 

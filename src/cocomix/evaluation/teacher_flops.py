@@ -12,7 +12,7 @@ from cocomix.evaluation.run_inputs import own_labels, run_labels
 from cocomix.labelling import LabelsManifest, StoredManifest, TeacherProbabilities
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import Run
-from cocomix.training.recipe import RunConfig, load_recipe
+from cocomix.training.recipe import load_recipe
 
 _Read = tuple[StoredManifest, int]
 """What was stored of a corpus, and of how many of its tokens a run read it."""
@@ -42,7 +42,9 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
             labels = _read(found, manifest.labels.tokens or drawn)
             total += sum(made.fit_flops for made, (_, tokens) in zip(found, labels, strict=True) if tokens)
         if manifest.teaching is not None and manifest.teaching.path is not None:
-            folders = [Path(manifest.teaching.path)] if corpora is None else _recipe(run).target_folders
+            folders = [Path(manifest.teaching.path)]
+            if corpora is not None:
+                folders = list(load_recipe(run.path / "recipe.yaml").target_folders)
             stored = [TeacherProbabilities.open(folder).manifest for folder in folders]
             targets = _read(stored, manifest.teaching.tokens or drawn)
     except CoCoMixError:
@@ -56,10 +58,6 @@ def teacher_flops(run: Run, *, shared: bool = False) -> float | None:
 
 def _read(stored: Sequence[StoredManifest], drawn: Sequence[int]) -> list[_Read]:
     return [(made, min(made.tokens("train"), tokens)) for made, tokens in zip(stored, drawn, strict=True)]
-
-
-def _recipe(run: Run) -> RunConfig:
-    return load_recipe(run.path / "recipe.yaml")
 
 
 def dictionary_flops(run: Run) -> float | None:
@@ -104,17 +102,17 @@ def flops_from_nothing(run: Run) -> float | None:
             one = Run.open(place)
         except CoCoMixError:
             return None
-        spent = [teacher_flops(one), dictionary_flops(one)]
-        if None in spent:
+        of_teacher, of_dictionary = teacher_flops(one), dictionary_flops(one)
+        if of_teacher is None or of_dictionary is None:
             return None
-        total += one.manifest.training_flops + sum(map(float, filter(None, spent)))
+        total += one.manifest.training_flops + of_teacher + of_dictionary
         todo += _sources(one)
     return total
 
 
 def _sources(run: Run) -> list[Path]:
     """Where the weights that a run started from and the teachers of its labels, distributions and states are."""
-    recipe, made = _recipe(run), _labelling(run) or {}
+    recipe, made = load_recipe(run.path / "recipe.yaml"), _labelling(run) or {}
     teachers = [getattr(each, "teacher", None) for each in recipe.auxiliary.values()]
     if recipe.predicts_hidden or (recipe.distillation is not None and not recipe.target_folders):
         teachers.append(recipe.teacher)

@@ -17,20 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cocomix.artifacts import whole_folder, write_json, write_text
+from cocomix.evaluation import run_evaluation as tables
 from cocomix.evaluation.inference import batches, require_measurable
 from cocomix.evaluation.loss_slices import SLICES
 from cocomix.evaluation.measure_run import evaluate_run
 from cocomix.evaluation.pages import NOTHING, Section, Table, percent, render_page, signed
-from cocomix.evaluation.run_evaluation import (
-    RunEvaluation,
-    concept_advice,
-    loss_table,
-    recall_table,
-    reliance_interval,
-    reliance_table,
-    slice_table,
-    worse_than_bigram,
-)
+from cocomix.evaluation.run_evaluation import RunEvaluation
 from cocomix.evaluation.run_inputs import RunBlocks, open_run_data, open_run_labels, run_blocks
 from cocomix.evaluation.statistics import document_interval
 from cocomix.model import CoCoMixForCausalLM, predicts_concepts
@@ -44,8 +36,6 @@ from cocomix.training import Run
 logger = logging.getLogger(__name__)
 
 _GRADIENT_BATCHES = 32
-
-Losses = tuple[Tensor, Tensor]
 
 
 class GradientCosine(Record):
@@ -115,16 +105,14 @@ def analyse_runs(
 def _gradients(
     run: Run, *, device: torch.device, batch_size: int, limit_blocks: int | None, seed: int
 ) -> tuple[GradientCosine, ...]:
-    data, model = open_run_data(run), run.model()
-    if not predicts_concepts(model):
-        return ()
-    labels = open_run_labels(run, data, model.config.num_concepts, without="cosines of gradients")
+    data, model, labels = open_run_data(run), run.model(), None
+    if predicts_concepts(model):
+        labels = open_run_labels(run, data, model.config.num_concepts, without="cosines of gradients")
     if labels is None:
         return ()
     blocks = run_blocks(run, data, labels, limit_blocks=limit_blocks)
     batch_size = min(batch_size, max(len(blocks.rows) // 2, 1))  # an interval needs two batches
-    limit = _GRADIENT_BATCHES * batch_size
-    return gradient_cosines(model, blocks, batch_size=batch_size, device=device, limit_blocks=limit, seed=seed)
+    return gradient_cosines(model, blocks, batch_size=batch_size, device=device, seed=seed)
 
 
 def _beside_control(each: RunEvaluation, controls: Sequence[RunEvaluation]) -> tuple[RunEvaluation, str | None]:
@@ -137,19 +125,21 @@ def _beside_control(each: RunEvaluation, controls: Sequence[RunEvaluation]) -> t
 
 def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
     found = result.runs
-    told = [recall_table(found), _frequency_table(found)]
     sections: list[Section] = [
-        {"heading": "Is the model any good?", "tables": [loss_table(everything)]},
+        {"heading": "Is the model any good?", "tables": [tables.loss_table(everything)]},
         {
             "heading": "Does it use its concepts?",
             "text": [
                 "The loss with other concepts mixed in than those predicted, minus the untouched loss, on the same "
                 "tokens. Concepts of the same token elsewhere differ in context alone."
             ],
-            "tables": [*filter(None, [*map(reliance_table, found), _norm_table(found)])],
+            "tables": [*filter(None, [*map(tables.reliance_table, found), _norm_table(found)])],
             "notes": [note for each, name in zip(found, result.controls, strict=True) for note in _notes(each, name)],
         },
-        {"heading": "Does it predict its labels, rare ones too?", "tables": [*filter(None, told)]},
+        {
+            "heading": "Does it predict its labels, rare ones too?",
+            "tables": [*filter(None, [tables.recall_table(found), _frequency_table(found)])],
+        },
         {
             "heading": "Do its two losses agree?",
             "text": [
@@ -160,7 +150,7 @@ def _page(result: Analyses, everything: Sequence[RunEvaluation]) -> str:
         },
         {
             "heading": "On which tokens does the loss fall?",
-            "tables": [slice_table(everything, column) for column in SLICES],
+            "tables": [tables.slice_table(everything, column) for column in SLICES],
         },
     ]
     return render_page("What the concepts do", [line for each in found for line in _found(each)], sections)
@@ -177,14 +167,14 @@ def _notes(each: RunEvaluation, control: str | None) -> list[str]:
 def _found(each: RunEvaluation) -> list[str]:
     assert each.reliance is not None
     content, context = each.reliance.kinds["shuffle"], each.reliance.kinds["shuffle_same_token"]
-    interval = reliance_interval(each.reliance, "shuffle_same_token")
+    interval = tables.reliance_interval(each.reliance, "shuffle_same_token")
     said = (
         f"{each.run}, seed {each.seed}: with the concepts of another text the loss changes by {signed(content.nats)} "
         f"nats per token, with those of the same token elsewhere by {signed(context.nats)}"
         f"{'' if interval == NOTHING else f' ({interval})'}, which is what their context is worth."
     )
-    warned = worse_than_bigram(each.run, each.loss, each.references)
-    return [said, *([warned] if warned else []), *concept_advice(each)]
+    warned = tables.worse_than_bigram(each.run, each.loss, each.references)
+    return [said, *filter(None, [warned]), *tables.concept_advice(each)]
 
 
 def _frequency_table(found: Sequence[RunEvaluation]) -> Table | None:
@@ -229,18 +219,17 @@ def gradient_cosines(
     *,
     batch_size: int,  # blocks of a batch; the more, the less noise in its cosine
     device: torch.device,
-    limit_blocks: int | None = None,
     seed: int = 0,
 ) -> tuple[GradientCosine, ...]:
-    """Compare the gradients of both losses, two forward and two backward passes a batch, in float32.
+    """Compare the gradients of both losses on up to 32 batches, two forward and two backward passes each, in float32.
 
     Refused where blocks, labels and model do not belong together, or fewer than two batches have labels.
     """
     require_measurable(model, blocks.rows, blocks.labels, batch_size)
-    count = min(len(blocks.rows), len(blocks.rows) if limit_blocks is None else limit_blocks)
+    count = min(len(blocks.rows), _GRADIENT_BATCHES * batch_size)
     model.to(device).eval()
 
-    def losses() -> Iterable[Losses]:
+    def losses() -> Iterable[tuple[Tensor, Tensor]]:
         with progress("comparing gradients", count, "blocks") as advance:
             for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=batch_size, device=device):
                 if batch.concept_labels is not None and bool((batch.concept_labels != IGNORE).any()):
@@ -254,7 +243,11 @@ def gradient_cosines(
 
 
 def compare_gradients(
-    losses: Iterable[Losses], groups: Mapping[str, Sequence[nn.Parameter]], *, weight: float = 1.0, seed: int = 0
+    losses: Iterable[tuple[Tensor, Tensor]],
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    *,
+    weight: float = 1.0,
+    seed: int = 0,
 ) -> tuple[GradientCosine, ...]:
     """The cosines of at least two batches' gradients of two losses; without groups that one of them does not reach.
 

@@ -166,11 +166,8 @@ def token_properties(tokenizer: PreTrainedTokenizerFast, tokens: Array) -> dict[
     quotes = np.array(['"' in text for text in token_texts(tokenizer)])[tokens].cumsum(1)
     begun = goes_on(tokenizer, tokens)
     following = {f"{name} next": np.pad(of[name] & begun, ((0, 0), (0, 1)))[:, 1:] for name in ("punctuation", "name")}
-    found = (
-        of
-        | following
-        | {"in quotes": quotes % 2 == 1, "seen before": seen_before(tokens, np.arange(len(tokens))[:, None])}
-    )
+    seen = seen_before(tokens, np.arange(len(tokens))[:, None])
+    found = of | following | {"in quotes": quotes % 2 == 1, "seen before": seen}
     return {name: values.ravel() for name, values in found.items()}
 
 

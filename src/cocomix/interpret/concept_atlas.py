@@ -74,7 +74,6 @@ class ConceptAtlas(Artifact[AtlasManifest]):
     def __init__(self, path: Path, manifest: AtlasManifest, url: str | None = None) -> None:
         super().__init__(path, manifest, url)
         self._lock = threading.Lock()
-        self._index: sqlite3.Connection | None = None
 
     @classmethod
     def open(cls, path: Path | str, run: Run | None = None) -> Self:
@@ -114,11 +113,6 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         """All contexts, by concept, kind and falling strength (`SAMPLE_SCHEMA`)."""
         return self._read(SAMPLES, SAMPLE_SCHEMA)
 
-    @cached_property
-    def _starts(self) -> Any:
-        """First row of each concept's contexts in `samples`. int64 [n_concepts + 1]"""
-        return np.searchsorted(self.samples.column("concept").to_numpy(), np.arange(self.num_concepts + 1))
-
     def card(self, concept: int) -> ConceptCard:
         """Everything known of one concept; refused where there is no such concept, or a file is damaged."""
         row = self.cards.slice(self._known(concept), 1).to_pylist()[0]
@@ -126,7 +120,7 @@ class ConceptAtlas(Artifact[AtlasManifest]):
             row[name] = tuple(value) if isinstance(value, list) else value
         row["histogram"] = Histogram(self.manifest.histogram_edges, row["histogram"])
         contexts: dict[str, list[Context]] = {"predicted": [], "label": []}
-        start, end = self._starts[concept : concept + 2].tolist()
+        start, end = np.searchsorted(self.samples.column("concept").to_numpy(), (concept, concept + 1)).tolist()
         for found in self.samples.slice(start, end - start).to_pylist():
             contexts[found["kind"]].append(Context(*(found[name] for name in Context._fields)))
         row |= {f"{kind}_contexts": tuple(places) for kind, places in contexts.items()}
@@ -148,15 +142,14 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         text = text.encode(errors="ignore").decode().replace("\0", "").strip()  # a lone surrogate cannot be looked for
         words = re.findall(r"[^\W_]+", text)[:_SEARCH_WORDS]
         with self._lock:
-            index = self._searchable()
             if words:
-                rows = index.execute(
+                rows = self._texts.execute(
                     "SELECT rowid, name, snippet(texts, -1, '', '', '…', 12), -bm25(texts, 10.0, 5.0, 1.0) AS score "
                     "FROM texts WHERE texts MATCH ? ORDER BY score DESC, rowid LIMIT ?",
                     (" ".join(f'"{word}"' for word in words) + "*", limit),
                 ).fetchall()
             else:
-                rows = index.execute(
+                rows = self._texts.execute(
                     "SELECT rowid, name, terms, 0.0 FROM texts "
                     "WHERE ?1 != '' AND (instr(name, ?1) OR instr(terms, ?1)) ORDER BY rowid LIMIT ?2",
                     (text, limit),
@@ -207,30 +200,27 @@ class ConceptAtlas(Artifact[AtlasManifest]):
         except (OSError, pa.ArrowException) as error:
             raise Damaged(f"{self.path / name} cannot be read ({error}); {self._repair}.", name) from error
 
-    def _searchable(self) -> sqlite3.Connection:
-        """The full-text index over name, terms and strongest contexts; rowid = concept. Called under the lock."""
-        if self._index is None:
-            index = sqlite3.connect(":memory:", check_same_thread=False)
-            try:
-                index.execute(
-                    "CREATE VIRTUAL TABLE texts USING fts5 "
-                    "(name, terms, contexts, tokenize = 'unicode61 remove_diacritics 2')"
-                )
-            except sqlite3.OperationalError as error:
-                raise CoCoMixError(
-                    f"this Python's SQLite cannot search ({error}); use a Python whose SQLite has FTS5."
-                ) from error
-            samples = self.samples.select(["concept", "kind", "before", "token", "after"]).to_pandas()
-            some = samples[samples["kind"] == "predicted"].groupby("concept").head(_SEARCHED)
-            lines = some["before"] + some["token"] + some["after"] + "\n"
-            texts = lines.groupby(some["concept"]).agg("".join).to_dict()
-            for row in self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist():
-                terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))
-                if terms or row["id"] in texts:
-                    found = row["id"], row["name"], terms, texts.get(row["id"], "")
-                    index.execute("INSERT INTO texts (rowid, name, terms, contexts) VALUES (?, ?, ?, ?)", found)
-            self._index = index
-        return self._index
+    @cached_property
+    def _texts(self) -> sqlite3.Connection:
+        """The full-text index over name, terms and strongest contexts; rowid = concept. Used under the lock."""
+        index = sqlite3.connect(":memory:", check_same_thread=False)
+        columns = "(name, terms, contexts, tokenize = 'unicode61 remove_diacritics 2')"
+        try:
+            index.execute(f"CREATE VIRTUAL TABLE texts USING fts5 {columns}")
+        except sqlite3.OperationalError as error:
+            raise CoCoMixError(
+                f"this Python's SQLite cannot search ({error}); use a Python whose SQLite has FTS5."
+            ) from error
+        samples = self.samples.select(["concept", "kind", "before", "token", "after"]).to_pandas()
+        some = samples[samples["kind"] == "predicted"].groupby("concept").head(_SEARCHED)
+        lines = some["before"] + some["token"] + some["after"] + "\n"
+        texts = lines.groupby(some["concept"]).agg("".join).to_dict()
+        for row in self.cards.select(["id", "name", "terms", "next_terms"]).to_pylist():
+            terms = ", ".join(word for word, _ in (*row["terms"], *row["next_terms"]))
+            if terms or row["id"] in texts:
+                found = row["id"], row["name"], terms, texts.get(row["id"], "")
+                index.execute("INSERT INTO texts (rowid, name, terms, contexts) VALUES (?, ?, ?, ?)", found)
+        return index
 
 
 def _check_limit(limit: int) -> None:

@@ -25,14 +25,14 @@ _LEAST_COUNT, _TERMS = 3, 5
 
 def concept_model(model: PreTrainedModel, *, mixing: bool = False) -> CoCoMixForCausalLM:
     """The model; refused where it has no concepts or, with `mixing`, where they change nothing."""
-    if isinstance(model, CoCoMixForCausalLM) and not predicts_concepts(model):
-        raise CoCoMixError(
-            f"this model has no concepts (mixing: {model.config.mixing}, prediction: {model.config.prediction}); use a "
-            "run that predicts them."
-        )
     if not isinstance(model, CoCoMixForCausalLM):
         raise CoCoMixError(
             f"this model ({type(model).__name__}) has no concepts; use a run with the objective cocomix."
+        )
+    if not predicts_concepts(model):
+        raise CoCoMixError(
+            f"this model has no concepts (mixing: {model.config.mixing}, prediction: {model.config.prediction}); use a "
+            "run that predicts them."
         )
     if mixing and not model.config.form.mixes_in:
         raise CoCoMixError(

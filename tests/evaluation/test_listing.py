@@ -1,6 +1,7 @@
 """`cocomix runs`: every state a run can be in, from what lies in its folder."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -42,8 +43,9 @@ def test_every_state(workshop: Workshop, tmp_path: Path, cli: Cli, monkeypatch: 
         with pytest.raises(type(error)), signed_in(folder):
             raise error
     running = begun(workshop, tmp_path / "live.partial", checkpoint=None)
+    os.utime(running / "metrics.jsonl", (time.time() - 60, time.time() - 60))
     with signed_in(running):
-        found = {run.name: run for run in list_runs(tmp_path, now=time.time() + 60)}
+        found = {run.name: run for run in list_runs(tmp_path)}
         shown = cli("runs", tmp_path)
         printed = json.loads(cli("runs", tmp_path, "--json").out)
     assert not (running / SIGN).exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cocomix.data import VALIDATION
+from cocomix.evaluation import statistics
 from cocomix.evaluation.alike import refuse_unlike
 from cocomix.evaluation.comparison import ALL_COSTS, COLUMN_TYPES, COSTS, RELIANCE, STUDENTS, Comparison, columns
 from cocomix.evaluation.downstream import downstream_numbers
@@ -18,16 +19,7 @@ from cocomix.evaluation.loss_slices import SLICES, slice_values
 from cocomix.evaluation.references import ORDERS
 from cocomix.evaluation.run_evaluation import RunEvaluation, evaluations_of
 from cocomix.evaluation.run_inputs import run_labels
-from cocomix.evaluation.statistics import (
-    Estimate,
-    Floats,
-    by_document,
-    crossed_interval,
-    holm,
-    power_law,
-    t_test,
-    wilcoxon_p,
-)
+from cocomix.evaluation.statistics import Estimate, Floats
 from cocomix.evaluation.teacher_flops import dictionary_flops, flops_from_nothing, label_words, teacher_flops
 from cocomix.runtime.errors import CoCoMixError, require_extra
 from cocomix.training import Run, RunManifest
@@ -79,7 +71,8 @@ def compare(runs: Sequence[Run], baseline: str | None = None, vary: Sequence[str
     documents, words = _differences_on_tokens(frame, evaluations, tokens, chosen)
     references, curve_references = _references(evaluations, tokens, runs[0].manifest)
     arms = arms.join(documents).reset_index()
-    arms["p_documents_holm"], arms["p_seeds_holm"] = holm(arms["p_documents"]), holm(arms["p_seeds"])
+    for p_values in ("p_documents", "p_seeds"):
+        arms[f"{p_values}_holm"] = statistics.holm(arms[p_values])
     downstream, downstream_note = downstream_numbers(runs)
     for worse in arms.loc[arms["loss"] > references.get("bigram", np.inf), "arm"]:
         logger.warning(f"{worse} is worse than a bigram table of the training text ({references['bigram']:.3f} nats).")
@@ -202,7 +195,7 @@ def _arms_frame(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     arms = grouped[["kind", "objective"]].first().join(grouped[list(numbers)].mean())
     arms["seeds"] = grouped["seed"].agg(lambda seeds: sorted(map(int, seeds)))
     arms["annealed"] = grouped["annealed"].all()
-    intervals = grouped["loss"].agg(lambda losses: t_test(losses.to_numpy()))
+    intervals = grouped["loss"].agg(lambda losses: statistics.t_test(losses.to_numpy()))
     arms["loss_low"], arms["loss_high"] = ([getattr(one, end) for one in intervals] for end in ("low", "high"))
     found = {name: _paired(frame, name, baseline) for name in arms.index}
     for place, column in enumerate(("difference", "difference_low", "difference_high", "p_seeds")):
@@ -232,7 +225,7 @@ def _paired(frame: pd.DataFrame, arm: str, other: str) -> Estimate:
             f"{arm} and {other} have no seed in common, so their runs saw other blocks in another order; train one of "
             "them with the other's training.seed."
         )
-    return t_test((losses[arm] - losses[other]).to_numpy())
+    return statistics.t_test((losses[arm] - losses[other]).to_numpy())
 
 
 def _differences_on_tokens(
@@ -250,13 +243,14 @@ def _differences_on_tokens(
         for name in arms.index.drop(baseline):
             shared = sorted(arms[name] & arms[baseline])
             gaps = np.stack([losses[name, seed] - losses[baseline, seed] for seed in shared])
-            sums, targets = by_document(gaps, documents)
+            sums, targets = statistics.by_document(gaps, documents)
             means = (sums / targets).mean(axis=0)
-            whole.loc[name] = [sums.shape[1], *_interval(sums, targets), (means < 0).mean(), wilcoxon_p(means)]
+            p_value = statistics.wilcoxon_p(means)
+            whole.loc[name] = [sums.shape[1], *_interval(sums, targets), (means < 0).mean(), p_value]
             for which, values in slices.items():
                 for value in pd.Categorical(values).categories:
                     if (inside := (values == value).to_numpy()).any():
-                        sums, targets = by_document(gaps[:, inside], documents[inside])
+                        sums, targets = statistics.by_document(gaps[:, inside], documents[inside])
                         difference = float(sums.sum() / targets.sum())
                         row = (name, which, str(value), int(inside.sum()), difference, *_interval(sums, targets))
                         words.append(row)
@@ -265,7 +259,7 @@ def _differences_on_tokens(
 
 def _interval(sums: Floats, targets: Floats) -> tuple[float, float]:
     """`crossed_interval`; of one document, whose resamples are all that document, none: nothing is decided by it."""
-    return crossed_interval(sums, targets) if sums.shape[1] > 1 else (np.nan, np.nan)
+    return statistics.crossed_interval(sums, targets) if sums.shape[1] > 1 else (np.nan, np.nan)
 
 
 def _baselines_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -289,7 +283,7 @@ def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
         for axis in COSTS if max(runs["active_parameters"].nunique(), runs["tokens"].nunique()) >= 3 else ():
             costs = runs[axis].to_numpy(np.float64)
             if len(runs.groupby("arm")) >= 3 and np.ptp(np.log(costs)) > _ALIKE:
-                law = power_law(costs, runs["loss"].to_numpy(np.float64))
+                law = statistics.power_law(costs, runs["loss"].to_numpy(np.float64))
                 rows.append({"kind": kind, "axis": axis, "runs": len(runs), **law._asdict()})
     return pd.DataFrame(rows, columns=list(columns()["scaling"]))
 

@@ -36,18 +36,14 @@ class RunSummary:
     detail: str | None = None  # an error, or where it is running; `None` if there is nothing to say
 
 
-def list_runs(folder: Path, now: float | None = None) -> list[RunSummary]:
-    """All runs in a folder (or a run itself) and the folders within, the newest first; refused where there is no
-    folder.
-
-    `now` is in seconds since the epoch; by default the clock's.
-    """
+def list_runs(folder: Path) -> list[RunSummary]:
+    """All runs in a folder (or a run itself) and the folders within, the newest first; refused where there is none."""
     if not folder.is_dir():
         raise CoCoMixError(
             f"{folder} is not a folder; name the one that holds your runs, or train the first: "
             "cocomix train RECIPE --output runs/first."
         )
-    now = time.time() if now is None else now
+    now = time.time()
     return sorted((_summary(path, folder, now) for path in _walk(folder)), key=lambda run: run.age)
 
 
@@ -78,15 +74,15 @@ def _summary(path: Path, folder: Path, now: float) -> RunSummary:
         text = (path / "metrics.jsonl").read_text(encoding="utf-8")
         lines.extend(json.loads(line) for line in text.splitlines())
     rows, alive = [row for row in lines if isinstance(row, dict)], liveness(path)
-    step = int(rows[-1].get("step", 0)) if rows else 0
+    last = rows[-1] if rows else {}
+    step = int(last.get("step", 0))
     if alive.state != "running":
         step = max((checkpoint_step(mark.parent) for mark in path.glob(f"checkpoints/*/{MANIFEST}")), default=0)
     try:
         unfinished = load_recipe(path / "recipe.yaml").arm
     except CoCoMixError:
         unfinished = None
-    tokens = int(rows[-1].get("tokens", 0)) if rows else 0
-    losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    loss = next((row["eval_loss"] for row in reversed(rows) if "eval_loss" in row), None)
     age = now - (path / "metrics.jsonl" if rows else path).stat().st_mtime
-    last = losses[-1] if losses else None
-    return RunSummary(name, whole, alive.state, unfinished, step, tokens, last, age, alive.detail)
+    tokens = int(last.get("tokens", 0))
+    return RunSummary(name, whole, alive.state, unfinished, step, tokens, loss, age, alive.detail)

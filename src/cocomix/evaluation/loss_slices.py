@@ -54,7 +54,6 @@ FUNCTION_WORDS = frozenset(
 )
 
 _CLOSING = "\"'“”‘’«»()[]{}*_` \t"
-_TRANSPARENT = frozenset(_CLOSING)
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -119,7 +118,7 @@ class TokenClasses:
         self._goes_on = flags(
             text[-1:].isalnum() or text[-1:] in ("'", "’", "\ufffd") for text in (text or " " for text in texts)
         )
-        self._transparent = flags(bool(text) and set(text) <= _TRANSPARENT for text in texts)
+        self._transparent = flags(bool(text) and not text.strip(_CLOSING) for text in texts)
         ends = flags("\n" in text or text.rstrip(_CLOSING)[-1:] in tuple(".!?:") for text in texts)
         self._ends_sentence = self._empty | (ends & ~self._transparent)
 

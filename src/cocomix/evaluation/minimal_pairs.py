@@ -149,11 +149,8 @@ class MinimalPairs(Record):
             for one in self.kinds
         ]
         right, interval = "right, higher is better; chance 50%", "95% interval, over documents"
-        return Table(
-            ("mistake", right, interval, "pairs", "documents"),
-            rows,
-            caption=f"Minimal pairs of {self.run}, seed {self.seed}",
-        )
+        headings = ("mistake", right, interval, "pairs", "documents")
+        return Table(headings, rows, caption=f"Minimal pairs of {self.run}, seed {self.seed}")
 
 
 def measure_pairs(

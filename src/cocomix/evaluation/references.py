@@ -80,10 +80,9 @@ def measure_references(
     finally:
         if not tracing:
             tracemalloc.stop()
-    means: dict[str, Any] = {order: float(values.mean()) for order, values in losses.items()}
-    seconds = round(time.perf_counter() - started, 3)
-    cost: dict[str, Any] = {"seconds": seconds, "peak_memory": peak - before}
-    return losses, References(**means, training_tokens=len(train.tokens), **cost)
+    found: dict[str, Any] = {order: float(values.mean()) for order, values in losses.items()}
+    found |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak - before}
+    return losses, References(**found, training_tokens=len(train.tokens))
 
 
 def _losses(train: ContextTokens, heldout: ContextTokens, vocab_size: int) -> list[Floats]:

@@ -217,20 +217,17 @@ def reliance_table(each: RunEvaluation) -> Table | None:
     """What replacing the concepts does to a run's loss."""
     if each.reliance is None:
         return None
-    kinds = each.reliance.kinds
-    rows: list[tuple[str, ...]] = [
-        (_REPLACED_BY[kind], signed(one.nats), reliance_interval(each.reliance, kind)) for kind, one in kinds.items()
-    ]
-    headings: tuple[str, ...] = (
+    kinds, rows = each.reliance.kinds, []
+    for kind, one in kinds.items():
+        share = NOTHING if one.share_of_gain is None else percent(one.share_of_gain)
+        rows.append((_REPLACED_BY[kind], signed(one.nats), reliance_interval(each.reliance, kind), share))
+    headings = (
         *("concepts replaced by", "loss, nats per token, above 0 = it hurts"),
-        f"95% interval, over documents: {each.reliance.documents:,}",
+        *(f"95% interval, over documents: {each.reliance.documents:,}", "share, of the gain over the control"),
     )
-    shares = [one.share_of_gain for one in kinds.values()]
-    if any(share is not None for share in shares):
-        told = (NOTHING if share is None else percent(share) for share in shares)
-        rows = [(*row, share) for row, share in zip(rows, told, strict=True)]
-        headings = (*headings, "share, of the gain over the control")
-    return Table(headings, rows, caption=f"Reliance of {_name(each)}, on its concepts")
+    shown = 3 if all(one.share_of_gain is None for one in kinds.values()) else 4
+    caption = f"Reliance of {_name(each)}, on its concepts"
+    return Table(headings[:shown], [row[:shown] for row in rows], caption=caption)
 
 
 def reliance_interval(reliance: RunReliance, kind: str) -> str:

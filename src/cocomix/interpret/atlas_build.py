@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.data import VALIDATION
-from cocomix.evaluation.inference import MapDataset
 from cocomix.evaluation.run_inputs import open_run_data, open_run_labels, run_blocks
 from cocomix.interpret.atlas_cards import AtlasManifest, AtlasSettings, Context
 from cocomix.interpret.atlas_pass import Array, Reading, concept_quality, probe_properties, read_held_out
@@ -98,7 +97,10 @@ def build_atlas(
         places = _Places(reading, tokenizer, settings)
         columns |= _names(reading, tokenizer, settings, columns)
         columns |= _vectors(model, reading, settings)
-        text = _effect_text(blocks.rows, len(reading.tokens), settings)
+        wanted = max(1, settings.effect_tokens // blocks.block_size)
+        first = [blocks.rows[row] for row in range(min(len(reading.tokens), wanted))]
+        names = [name for name in ("input_ids", "position_ids") if name in first[0]]
+        text = {name: torch.stack([row[name] for row in first]) for name in names}  # [blocks, seq] each
         effects = _effects(model, tokenizer, text, columns, settings)
         named, scored = (0, 0) if endpoint is None else _ask(endpoint, scorers, columns, places)
         columns["histogram"] = list(columns["histogram"])
@@ -252,14 +254,6 @@ def _vectors(model: CoCoMixForCausalLM, reading: Reading, settings: AtlasSetting
             nearest += [list(zip(*row, strict=True)) for row in pairs]
     amounts = turning_amounts(reading.ids, reading.logits, reading.sample_logits.mean(0))
     return {"compression_norm": norms.tolist(), "nearest": nearest, "effect_amount": amounts.tolist()}
-
-
-def _effect_text(blocks: MapDataset, count: int, settings: AtlasSettings) -> dict[str, Tensor]:
-    """The first blocks: `input_ids` and, where documents are kept apart, `position_ids`. [blocks, seq] each"""
-    wanted = max(1, settings.effect_tokens // len(blocks[0]["input_ids"]))
-    rows = [blocks[row] for row in range(min(count, wanted))]
-    names = [name for name in ("input_ids", "position_ids") if name in rows[0]]
-    return {name: torch.stack([row[name] for row in rows]) for name in names}
 
 
 def _effects(

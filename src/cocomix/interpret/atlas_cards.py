@@ -173,15 +173,12 @@ class AtlasManifest(Manifest):
     """What an atlas is of and how it was made: from a `run`, `tokens`, their `tokenizer` and, if given, `labels`."""
 
     run: str
-    """Name of the run."""
     num_concepts: int
     settings: AtlasSettings
     blocks: int
-    """Blocks read."""
     tokens: int
     """Tokens read, the positions of all counts."""
     split: str
-    """Of the data."""
     labelled_positions: int
     """Positions with at least one label."""
     predicted_concepts: int

@@ -191,9 +191,9 @@ def continue_tokens(
         for rows in (prompts, map(torch.ones_like, prompts))
     )
     settings: dict[str, object] = {"concept_edits": tuple(edits)} if edits else {}
-    settings |= {"do_sample": False}
+    settings["do_sample"] = sampling.temperature > 0
     if sampling.temperature > 0:
-        settings |= {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": 1.0}
+        settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": 1.0}
     if not stop_at_end:
         settings["min_new_tokens"] = sampling.max_new_tokens
     if vocab_size is not None and vocab_size < model.config.vocab_size:

@@ -291,9 +291,7 @@ def _scaling_frame(frame: pd.DataFrame) -> pd.DataFrame:
 def _references(
     evaluations: Sequence[RunEvaluation], tokens: pd.DataFrame | None, run: RunManifest
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """N-gram losses on the tokens of the evaluations, and on those of the curves, the first blocks of the runs' own
-    data; these are empty where others were evaluated.
-    """
+    """N-gram losses on the tokens of the evaluations and on those of the curves; see `Comparison.references`."""
     if tokens is None or evaluations[0].references is None:
         return {}, {}
     one, first = evaluations[0], run.evaluation_blocks

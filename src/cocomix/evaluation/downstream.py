@@ -184,9 +184,7 @@ def lacking_tasks(folder: Path, tasks: Sequence[str]) -> list[str]:
 
 
 def read_downstream(folder: Path) -> Downstream | None:
-    """A run's newest results on whole tasks, or else its newest; `None` where there are none, refused where one is
-    damaged.
-    """
+    """A run's newest results on whole tasks, or else its newest, or `None`; refused where some are damaged."""
     files = sorted((folder / EVALUATIONS).glob(f"*/{_FILE}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     found = sorted(map(_read, files), key=lambda each: each.conditions.limit is not None)  # stable: newest first
     return found[0] if found else None
@@ -295,11 +293,9 @@ def downstream_table(numbers: pd.DataFrame) -> Table:
 
 
 def _numbers(tasks: Sequence[str], validation: float, result: Downstream) -> dict[str, float]:
-    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them: the
-    paper averages the perplexities of LAMBADA and WikiText with that of the validation text.
-    """
+    """Validation perplexity, each task's number, and the paper's averages where all their tasks are among them."""
     row = {"validation, perplexity, lower is better": validation}
-    averaged: dict[str, list[float]] = {"perplexity": [validation], "accuracy": []}
+    averaged: dict[str, list[float]] = {"perplexity": [validation], "accuracy": []}  # as the paper does
     for name in tasks:
         value, kind = result.tasks[name].metrics[PAPER_TASKS[name].metric], PAPER_TASKS[name].kind
         shown = 100 * value if kind == "accuracy" else value

@@ -16,13 +16,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class CountingModel(HFLM):  # type: ignore[misc]
-    """A causal LM as the harness wants it, that tells what it had to cut.
-
-    Attributes:
-        requests: prompt and ending pairs scored so far.
-        truncated: those whose prompt lost tokens from its beginning, so that prompt and ending fit the context.
-        endings_cut: those whose ending alone is longer than the context and was scored up to it.
-    """
+    """A causal LM as the harness wants it, that counts what it scored and had to cut (see `downstream.TaskResult`)."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, batch_size: int, dtype: torch.dtype

@@ -25,11 +25,9 @@ _RECALL_AT = 32  # as the paper's models predict
 class MapDataset(Protocol):
     """A map-style data set of dictionaries: token blocks (`input_ids`) or labels (`concept_labels`)."""
 
-    def __len__(self) -> int:
-        """Number of blocks."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """One block."""
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 class Batch(NamedTuple):
@@ -43,9 +41,7 @@ class Batch(NamedTuple):
 
 
 def require_measurable(model: PreTrainedModel, blocks: MapDataset, labels: MapDataset | None, batch_size: int) -> None:
-    """Refuse before any work: no block, a `batch_size` below 1, labels that do not belong to these blocks, a model
-    without concepts to compare labels with, or one whose context is shorter than a block.
-    """
+    """Refuse, before any work, blocks, labels and a batch size that this model cannot be measured with."""
     if batch_size < 1:
         raise CoCoMixError(f"{batch_size=} must be at least 1.")
     if len(blocks) == 0:
@@ -142,19 +138,13 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class ConceptCounts:
-    """Sums over labelled positions, from which recall is divided, concept by concept.
-
-    Attributes:
-        loss: Eq. 2, nats.
-        positions: that have a label.
-        labels: of each concept. [n_concepts], int64, as are the following
-        found: labels among the first 32 predicted concepts (or as many as the model mixes in, if fewer).
-        found_at_labels: labels among the first k_attr, as many as a position can have labels.
-        predicted: positions at which each concept was among those mixed in, labelled or not.
-    """
+    """Sums over labelled positions, from which recall is divided, concept by concept."""
 
     def __init__(self, num_concepts: int) -> None:
-        self.loss, self.positions = 0.0, 0
+        self.loss = 0.0  # Eq. 2, nats
+        self.positions = 0  # that have a label
+        # Of each concept its labels, those found among the first 32 predicted (or as many as the model mixes in, if
+        # fewer) and among the first k_attr, and the positions at which it was mixed in, labelled or not. [n_concepts]
         self.labels, self.found, self.found_at_labels, self.predicted = np.zeros((4, num_concepts), dtype=np.int64)
 
     def add(self, predicted: Tensor, labels: Tensor | None, loss: float) -> None:

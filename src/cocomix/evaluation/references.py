@@ -66,9 +66,7 @@ class ContextTokens(NamedTuple):
 def measure_references(
     train: ContextTokens, heldout: ContextTokens, vocab_size: int
 ) -> tuple[dict[str, Floats], References]:
-    """Count the training tokens: the loss in nats of every held-out token that has a context, by the name of the order
-    [held-out tokens of depth > 0]; and means and cost.
-    """
+    """By the name of the order the loss in nats of each held-out token of depth > 0; and means and cost."""
     started, tracing = time.perf_counter(), tracemalloc.is_tracing()
     if not tracing:
         tracemalloc.start()  # NumPy reports its own allocations

@@ -175,9 +175,7 @@ def loss_table(found: Sequence[RunEvaluation]) -> Table:
 
 
 def models_table(losses: Mapping[str, float], references: References | None, caption: str, bits: float | None) -> Table:
-    """Losses by name, nats per token, among those of the n-gram references; `bits` per byte of one nat per token, if
-    known.
-    """
+    """Losses by name, nats per token, among the n-gram references'; `bits` per byte of one nat per token, if known."""
     models = dict(losses)
     if references is not None:
         models |= {f"{order} table": getattr(references, order) for order in ORDERS}

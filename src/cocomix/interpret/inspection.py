@@ -199,10 +199,7 @@ def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
 
 
 def _labelled_text(run: Run, concepts: Sequence[int], blocks: int | None) -> tuple[Tokens, Array, Array] | None:
-    """A run's data, tokens of its first training blocks [blocks, seq] and their labels [blocks, seq, k_attr].
-
-    As many blocks as hold a million tokens where no number is given; `None` where data or labels are gone.
-    """
+    """A run's data, tokens of its first blocks (`None`: a million tokens) and their labels, or `None`."""
     labels = run_labels(run)
     if labels is None or not Path(run.manifest.data.path).is_dir():
         return None

@@ -114,9 +114,7 @@ class ReadText(NamedTuple):
 
 
 class TextReader:
-    """Reads the texts of a student, and those of the teacher itself, with a labeller that has a teacher and a
-    dictionary, of the student's tokenizer or aligned to it; its tables are learned.
-    """
+    """Reads the texts of a student, and those of the teacher itself, with the labeller of `open_run_teacher`."""
 
     def __init__(self, labeller: ConceptLabeller) -> None:
         self.aligned = labeller.texts if isinstance(labeller, AlignedTeacher) else None

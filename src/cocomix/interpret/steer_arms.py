@@ -124,9 +124,7 @@ def measure_steering(
     vocab_size: int,  # tokens of the tokenizer; others are not drawn
     head: int = 0,  # tokens that every prompt begins with and words come after: 1 for a begin-of-text token
 ) -> SteerMeasurements:
-    """Generate the three arms' texts for every concept, factor and prompt, and measure each text for every concept;
-    refused as by `check_measurable`.
-    """
+    """Generate the arms' texts for every concept, factor and prompt, and measure each text for every concept."""
     student = concept_model(student, mixing=True)
     check_measurable(student, reader, settings)
     concepts, prompts = settings.concepts, prompts.to(student.device)
@@ -188,9 +186,7 @@ def measure_steering(
 
 
 def check_measurable(student: CoCoMixForCausalLM, reader: TextReader, settings: SteerEvalSettings) -> None:
-    """Refuse, before any work, a teacher of another number of concepts, a concept that does not exist, and prompts and
-    continuations that do not fit the student's context, or that of a teacher of the same tokenizer.
-    """
+    """Refuse, before any work, a teacher, concepts and lengths of text that the student's steering cannot have."""
     known, teacher = student.config.num_concepts, reader.teacher
     if teacher.n_concepts != known:
         raise CoCoMixError(

@@ -166,9 +166,10 @@ def concept_reliance(
     changed: dict[str, NDArray[np.float64]] = {}
     with inference(model, device, dtype), progress("measuring concept reliance", total, "tokens") as advance:
         untouched = batches(model, blocks.rows, None, **how)
-        replaced, size = (
-            _fed_back(model, untouched, donors) if feeds_back else _mixed_in(model, untouched, donors, table)
-        )
+        if feeds_back:
+            replaced, size = _fed_back(model, untouched, donors), None
+        else:
+            replaced, size = _mixed_in(model, untouched, donors, table)
         advance(tokens.size)
         for batch in batches(model, blocks.rows, labels, **how):
             for kind, found in replaced(batch):
@@ -208,7 +209,8 @@ def _mixed_in(
             return mean.to(vectors.dtype).expand_as(vectors)
 
         with model.mixing.compression.register_forward_hook(averaged):
-            yield "mean", token_losses(model(**_asked(batch)).logits, batch.targets)
+            logits = model(**_asked(batch)).logits
+        yield "mean", token_losses(logits, batch.targets)
         own, strengths = all_ids[batch.blocks].long(), all_values[batch.blocks]
         kinds: dict[str, Concepts] = {}
         for kind, places in donors.items():
@@ -229,9 +231,7 @@ def _mixed_in(
     return replaced, size if model.mixing.like_hidden else None
 
 
-def _fed_back(
-    model: CoCoMixForCausalLM, untouched: Iterable[Batch], donors: Mapping[str, Integers]
-) -> tuple[Replaced, None]:
+def _fed_back(model: CoCoMixForCausalLM, untouched: Iterable[Batch], donors: Mapping[str, Integers]) -> Replaced:
     """Read what a model feeds back: a function that replaces it."""
 
     def shown(batch: Batch) -> dict[str, Tensor]:
@@ -260,7 +260,7 @@ def _fed_back(
                 logits = model(**_asked(batch)).logits
             yield kind, token_losses(logits, batch.targets)
 
-    return replaced, None
+    return replaced
 
 
 def _asked(batch: Batch) -> dict[str, Any]:

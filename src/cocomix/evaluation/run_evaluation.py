@@ -110,13 +110,6 @@ class RunEvaluation(Record):
         """What two runs must share for their losses to be of the same tokens under the same precision."""
         return self.data_fingerprint, self.split, self.dtype, self.blocks, self.block_size
 
-    def key(self, trained_block_size: int) -> str:
-        """Name of its folder."""
-        parts = [self.data_fingerprint[:12], self.split, self.dtype]
-        parts += [f"{self.blocks}blocks"] if self.limited else []
-        parts += [f"{self.block_size}tokens"] if self.block_size != trained_block_size else []
-        return "-".join(parts)
-
     def token_losses(self) -> pd.DataFrame:
         """One row per predicted token; columns as in `loss_slices.token_table`. Refused where the file is missing or
         damaged.
@@ -133,7 +126,10 @@ class RunEvaluation(Record):
 
     def save(self, run: Run, table: pd.DataFrame) -> None:
         """Write it and its table into the run's folder; both are there or neither is."""
-        place = run.path / EVALUATIONS / self.key(run.manifest.data.block_size)
+        key = [self.data_fingerprint[:12], self.split, self.dtype]
+        key += [f"{self.blocks}blocks"] if self.limited else []
+        key += [f"{self.block_size}tokens"] if self.block_size != run.manifest.data.block_size else []
+        place = run.path / EVALUATIONS / "-".join(key)
         made = place.with_name(f".{place.name}.partial")
         shutil.rmtree(made, ignore_errors=True)
         with explained_full_disk(made):

@@ -99,8 +99,8 @@ def build_atlas(
         columns |= _vectors(model, reading, settings)
         wanted = max(1, settings.effect_tokens // blocks.block_size)
         first = [blocks.rows[row] for row in range(min(len(reading.tokens), wanted))]
-        names = [name for name in ("input_ids", "position_ids") if name in first[0]]
-        text = {name: torch.stack([row[name] for row in first]) for name in names}  # [blocks, seq] each
+        # Tokens and, where documents are kept apart, their positions. [blocks, seq] each
+        text = {name: torch.stack([row[name] for row in first]) for name in first[0] if name != "labels"}
         effects = _effects(model, tokenizer, text, columns, settings)
         named, scored = (0, 0) if endpoint is None else _ask(endpoint, scorers, columns, places)
         columns["histogram"] = list(columns["histogram"])

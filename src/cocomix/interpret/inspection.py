@@ -199,7 +199,9 @@ def following_lifts(run: Run, concepts: Sequence[int]) -> Array | None:
 
 
 def _labelled_text(run: Run, concepts: Sequence[int], blocks: int | None) -> tuple[Tokens, Array, Array] | None:
-    """A run's data, tokens of its first blocks (`None`: a million tokens) and their labels, or `None`."""
+    """A run's data, and tokens [blocks, seq] and labels [blocks, seq, k_attr] of its first blocks, a million tokens of
+    them where no number is given; `None` where data or labels are gone.
+    """
     labels = run_labels(run)
     if labels is None or not Path(run.manifest.data.path).is_dir():
         return None

@@ -233,8 +233,7 @@ def gradient_cosines(
         with progress("comparing gradients", count, "blocks") as advance:
             for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=batch_size, device=device):
                 if batch.concept_labels is not None and bool((batch.concept_labels != IGNORE).any()):
-                    given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-                    asked = {**given, "use_cache": False, "output_logits": False}
+                    asked = batch.inputs | {"output_logits": False}
                     both = (model(**asked, labels=batch.targets), model(**asked, concept_labels=batch.concept_labels))
                     yield both[0].ntp_loss, both[1].concept_loss
                 advance(len(batch.input_ids))

@@ -39,6 +39,11 @@ class Batch(NamedTuple):
     position_ids: Tensor | None  # where documents are kept apart; otherwise `None`. [batch, seq], int64
     blocks: slice  # which blocks they are
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a model's `forward` is given of them, labels apart."""
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "use_cache": False}
+
 
 def require_measurable(model: PreTrainedModel, blocks: MapDataset, labels: MapDataset | None, batch_size: int) -> None:
     """Refuse, before any work, blocks, labels and a batch size that this model cannot be measured with."""
@@ -186,10 +191,10 @@ def measure(
     concepts = ConceptCounts(model.config.num_concepts) if predicts_concepts(model) else None
     with inference(model, device, dtype), progress("evaluating", losses.size, "tokens") as advance:
         for batch in batches(model, blocks, labels, count=count, batch_size=batch_size, device=device):
-            given: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+            given = batch.inputs
             if batch.concept_labels is not None:  # the sum over labelled positions, not their mean
                 given |= {"concept_labels": batch.concept_labels, "num_concept_items_in_batch": 1}
-            output = model(**given, use_cache=False)
+            output = model(**given)
             found = token_losses(output.logits, batch.targets).float()
             if not bool(found.isfinite().all()):
                 raise CoCoMixError(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.artifacts import write_json
-from cocomix.data import VALIDATION, begin_of_text
+from cocomix.data import Tokens, begin_of_text
 from cocomix.evaluation.inference import inference, token_losses
 from cocomix.evaluation.loss_slices import FUNCTION_WORDS
 from cocomix.evaluation.pages import NOTHING, Table
@@ -168,7 +168,7 @@ def measure_pairs(
     if limit < 1 or batch_size < 1:
         raise CoCoMixError(f"limit={limit} and batch_size={batch_size} must be at least 1.")
     data, tokenizer = open_run_data(run), run.tokenizer()
-    pairs = make_pairs(_documents(run, tokenizer), limit=limit)
+    pairs = make_pairs(_documents(run, data, tokenizer), limit=limit)
     begin = begin_of_text(tokenizer)
     begin = data.manifest.eos_token_id if begin is None else begin
     model = run.model()
@@ -220,8 +220,8 @@ def score_pairs(
     return scores
 
 
-def _documents(run: Run, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
-    blocks = run_blocks(run, open_run_data(run), None, split=VALIDATION)
+def _documents(run: Run, data: Tokens, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
+    blocks = run_blocks(run, data, None)
     ids, documents = blocks.ids.ravel(), blocks.documents.ravel()
     for one in np.split(ids, np.flatnonzero(np.diff(documents)) + 1):
         yield str(tokenizer.decode(one.tolist(), skip_special_tokens=True))

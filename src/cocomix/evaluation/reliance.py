@@ -196,7 +196,7 @@ def _mixed_in(
 
     with model.mixing.compression.register_forward_hook(note):
         for batch in untouched:
-            output = model(**_asked(batch))
+            output = model(**batch.inputs)
             ids.append(output.concept_ids.to(torch.int32).cpu())
             values.append(output.concept_values.float().cpu())
     all_ids, all_values = torch.cat(ids), torch.cat(values)  # best first. [blocks, seq, k]
@@ -209,7 +209,7 @@ def _mixed_in(
             return mean.to(vectors.dtype).expand_as(vectors)
 
         with model.mixing.compression.register_forward_hook(averaged):
-            logits = model(**_asked(batch)).logits
+            logits = model(**batch.inputs).logits
         yield "mean", token_losses(logits, batch.targets)
         own, strengths = all_ids[batch.blocks].long(), all_values[batch.blocks]
         kinds: dict[str, Concepts] = {}
@@ -226,7 +226,7 @@ def _mixed_in(
             def placed(ids: Tensor, values: Tensor, concepts: Concepts = concepts) -> Concepts:
                 return concepts[0].to(ids.device), concepts[1].to(values)
 
-            yield kind, token_losses(model(**_asked(batch), concept_intervention=placed).logits, batch.targets)
+            yield kind, token_losses(model(**batch.inputs, concept_intervention=placed).logits, batch.targets)
 
     return replaced, size if model.mixing.like_hidden else None
 
@@ -235,7 +235,7 @@ def _fed_back(model: CoCoMixForCausalLM, untouched: Iterable[Batch], donors: Map
     """Read what a model feeds back: a function that replaces it."""
 
     def shown(batch: Batch) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = model(**_asked(batch), labels=batch.targets, output_logits=False).shown
+        found: dict[str, Tensor] = model(**batch.inputs, labels=batch.targets, output_logits=False).shown
         return found
 
     read = []
@@ -257,14 +257,10 @@ def _fed_back(model: CoCoMixForCausalLM, untouched: Iterable[Batch], donors: Map
         for kind, others in (kinds | {"oracle_ahead": mine["ahead"], "zero": torch.zeros_like(own)}).items():
             fed = others * mine["told"].unsqueeze(-1)
             with norm.register_forward_pre_hook(lambda module, inputs, fed=fed: (fed,)):
-                logits = model(**_asked(batch)).logits
+                logits = model(**batch.inputs).logits
             yield kind, token_losses(logits, batch.targets)
 
     return replaced
-
-
-def _asked(batch: Batch) -> dict[str, Any]:
-    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
 
 
 def zero(ids: Tensor, values: Tensor) -> Concepts:

@@ -80,8 +80,7 @@ def read_held_out(model: CoCoMixForCausalLM, blocks: RunBlocks, settings: AtlasS
     start, hooked = 0, model.lower.register_forward_hook(keep_hidden)
     with hooked, inference(model, device), progress("reading", positions, "tokens") as advance:
         for batch in batches(model, blocks.rows, blocks.labels, count=count, batch_size=size, device=device):
-            asked = {"use_cache": False, "output_logits": False, "output_concept_logits": True}
-            output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, **asked)
+            output = model(**batch.inputs, output_logits=False, output_concept_logits=True)
             logits = output.concept_logits.flatten(0, 1).float()  # [batch · seq, n_concepts]
             named = torch.empty(len(logits), 0, dtype=torch.int64, device=device)
             if batch.concept_labels is not None:

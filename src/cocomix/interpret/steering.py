@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.evaluation import inference
@@ -200,6 +200,11 @@ def continue_tokens(
         settings["suppress_tokens"] = list(range(vocab_size, model.config.vocab_size))
     device = model.device
     forked = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+
+    def counted(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        advance(1)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # no text ends here
+
     with inference(model, device, model.dtype), forked:
         torch.manual_seed(sampling.seed)
         sequences: Tensor = model.generate(
@@ -209,22 +214,10 @@ def continue_tokens(
             num_return_sequences=sampling.num_return_sequences,
             pad_token_id=end,
             eos_token_id=end,
-            stopping_criteria=StoppingCriteriaList([_Counted(advance)]),
+            stopping_criteria=StoppingCriteriaList([counted]),
             **settings,
         )
     return sequences.clone()  # usable outside inference mode
-
-
-class _Counted(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing; told of every token, it tells `advance`."""
-
-    def __init__(self, advance: Callable[[float], None]) -> None:
-        self.advance = advance
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        """No text ends here. [batch], bool"""
-        self.advance(1)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @contextmanager

@@ -164,7 +164,8 @@ def comparison_tables(comparison: Comparison) -> dict[str, Table]:
     times = "×{:.2f}".format
     run: Shown = ("run", "", attrgetter("arm"))
     kind: Shown = ("kind", "", attrgetter("kind"))
-    difference, among_documents = _plus_minus("difference"), _cell("p_documents_holm", _p_value)
+    difference = _plus_minus("difference")
+    among_documents = _cell("p_documents_holm", lambda p: f"{p:.3f}" if p >= 0.001 else f"{p:.0e}")
     result: list[Shown] = [
         *(run, kind, ("seeds, n", "", lambda row: str(len(row.seeds)))),
         ("loss, nats per token, lower is better, ± 95% over seeds", "loss", _plus_minus("loss", "{:.3f}")),
@@ -295,7 +296,3 @@ def between(row: Any, what: str = "") -> str:
     """An interval, or a dash where there is none."""
     low, high = (getattr(row, f"{what}_{end}" if what else end) for end in ("low", "high"))
     return NOTHING if pd.isna(low) else f"{signed(low)} … {signed(high)}"
-
-
-def _p_value(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -142,7 +142,7 @@ def evaluate_tasks(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     names = _names(tasks)
-    model = run.model().to(device)
+    model = run.model()
     conditions = HarnessConditions(
         harness=str(harness_version),
         context=int(model.config.max_position_embeddings),

@@ -161,6 +161,9 @@ def token_table(
     asked = blocks.depth > 0
     block, position = np.nonzero(asked)
     tokens = blocks.ids[asked]
+    bands = np.full(len(tokens), -1)  # not known
+    if training_counts is not None:
+        bands = np.searchsorted(10 ** np.arange(len(FREQUENCIES) - 1), training_counts, side="right")[tokens]
     values: dict[str, Any] = {
         "block": block.astype(np.int32),
         "position": position.astype(np.int16),
@@ -168,18 +171,10 @@ def token_table(
         "token": tokens.astype(np.int32),
         "loss": losses[asked],
         "token_class": pd.Categorical.from_codes(classes.of(blocks.ids)[asked], list(TOKEN_CLASSES)),
-        "frequency": pd.Categorical.from_codes(_bands(training_counts, tokens), list(FREQUENCIES), ordered=True),
+        "frequency": pd.Categorical.from_codes(bands, list(FREQUENCIES), ordered=True),
         "seen": seen_before(blocks.ids, np.cumsum(blocks.depth == 0).reshape(blocks.ids.shape))[asked],
     }
     return pd.DataFrame(values | {name: each.astype(np.float32) for name, each in (references or {}).items()})
-
-
-def _bands(counts: NDArray[np.int64] | None, tokens: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Place in `FREQUENCIES`; −1: not known."""
-    if counts is None:
-        return np.full(len(tokens), -1, dtype=np.int8)
-    edges = 10 ** np.arange(len(FREQUENCIES) - 1)
-    return np.searchsorted(edges, counts, side="right").astype(np.int8)[tokens]
 
 
 def seen_before(tokens: NDArray[Any], context: NDArray[Any]) -> NDArray[np.bool_]:

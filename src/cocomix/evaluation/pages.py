@@ -132,17 +132,10 @@ _PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1
 
 def si(value: float) -> str:
     """Three significant digits with an SI prefix: 3_012_345 → `3.01 M`."""
-    for scale, prefix in _PREFIXES:
-        if abs(value) >= 0.9995 * scale:
-            return f"{_three_digits(value / scale)} {prefix}"
-    return _three_digits(value)
-
-
-def _three_digits(value: float) -> str:
-    magnitude = abs(value)
-    if magnitude >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if magnitude >= 9.995 else f"{value:.2f}"
+    scale, prefix = next((one for one in _PREFIXES if abs(value) >= 0.9995 * one[0]), (1.0, ""))
+    scaled = value / scale
+    decimals = 0 if abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+    return f"{scaled:.{decimals}f} {prefix}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -167,6 +160,4 @@ def percent(share: float) -> str:
 
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, within a table cell too."""
-    for sign in "\\`*_[]<>|#~":
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(text.split())
+    return " ".join(re.sub(r"[\\`*_\[\]<>|#~]", r"\\\g<0>", text).split())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.concepts import ConceptDictionary, ConceptTeacher
-from cocomix.concepts.scoring import attribute_dense
+from cocomix.concepts import ConceptDictionary, ConceptTeacher, SparseCodes
+from cocomix.concepts.scoring import attribute
 from tests.golden import golden_files, read_golden
 
 
@@ -101,5 +101,7 @@ def test_labels(golden):
 def test_attribution_of_the_recorded_states_and_gradient(golden):
     """Needs no teacher, so no redrawn biases: everything it reads was recorded."""
     teacher, tensors, _ = golden
-    ours = attribute_dense(teacher.dictionary, tensors["hidden_states"], tensors["grad_hidden"], "latent")
+    dictionary = teacher.dictionary
+    codes = dictionary.encode(tensors["hidden_states"])
+    ours = dictionary.densify(SparseCodes(codes.ids, attribute(dictionary, codes, tensors["grad_hidden"])))
     torch.testing.assert_close(ours, tensors["attribution"], rtol=0, atol=1e-6)

@@ -115,7 +115,7 @@ def test_chunking_changes_nothing(kind, monkeypatch, input_ids):
     whole = scoring.attribute(dictionary, codes, gradient)
     monkeypatch.setattr(scoring, "_CHUNK_ELEMENTS", 1)
     torch.testing.assert_close(scoring.attribute(dictionary, codes, gradient), whole)
-    dense = scoring.attribute_dense(dictionary, hidden, gradient, "latent")
+    dense = dictionary.latents(hidden) * (gradient @ dictionary.W_dec.T)
     torch.testing.assert_close(dense.gather(-1, codes.ids)[codes.values > 0], whole[codes.values > 0])
 
 

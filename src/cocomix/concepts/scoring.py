@@ -44,14 +44,6 @@ def attribute(dictionary: ConceptDictionary, codes: SparseCodes, gradient: Tenso
     return codes.values * torch.cat(directional).reshape(codes.ids.shape)
 
 
-def attribute_dense(dictionary: ConceptDictionary, hidden: Tensor, gradient: Tensor, activation: Activation) -> Tensor:
-    """Attribution of every concept, [..., n_concepts] from hidden and gradient [..., d_model]."""
-    if activation == "pre":
-        return dictionary.pre_activations(hidden) * (gradient @ dictionary.W_dec.T)
-    codes = dictionary.encode(hidden)
-    return dictionary.densify(SparseCodes(codes.ids, attribute(dictionary, codes, gradient)))
-
-
 def best_by_attribution(
     dictionary: ConceptDictionary, hidden: Tensor, gradient: Tensor, k: int, *, activation: Activation, sign: Sign
 ) -> SparseCodes:
@@ -66,7 +58,7 @@ def best_by_attribution(
     ids, values = [], []
     flat = hidden.reshape(-1, dictionary.d_model), gradient.reshape(-1, dictionary.d_model)
     for hidden_chunk, gradient_chunk in zip(*map(dictionary.position_chunks, flat), strict=True):
-        scores = attribute_dense(dictionary, hidden_chunk, gradient_chunk, "pre")
+        scores = dictionary.pre_activations(hidden_chunk) * (gradient_chunk @ dictionary.W_dec.T)
         chosen = criterion(scores, sign).topk(k, dim=-1).indices
         ids.append(chosen)
         values.append(scores.gather(-1, chosen))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.concepts.decoder import FrozenDecoder, GradientScope, NumberFormat, target_mask
 from cocomix.concepts.dictionary import ConceptDictionary, SparseCodes
 from cocomix.concepts.labeller import ConceptLabels
-from cocomix.concepts.scoring import Activation, Sign, attribute_dense, best_by_attribution, best_labels, criterion
+from cocomix.concepts.scoring import Activation, Sign, best_by_attribution, best_labels, criterion
 from cocomix.concepts.sources import TeacherConfig
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import NoTokenizer, load_causal_lm, load_tokenizer
@@ -192,7 +192,17 @@ class ConceptTeacher:
         nats, 0 in unused slots. Arguments and errors are those of `label`.
         """
         input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype, reduction)
+        hidden, slopes, loss = self.decoder.loss_gradient(
+            input_ids, attention_mask, scope=gradient, dtype=getattr(torch, dtype)
+        )
+        for what, value in (("loss", loss), ("gradient", slopes)):
+            if not bool(value.isfinite().all()):
+                raise CoCoMixError(
+                    f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
+                )
+        slopes = slopes.float()
+        if reduction == "mean":
+            slopes = slopes / target_mask(input_ids, attention_mask).sum().clamp(min=1)
         with torch.no_grad():
             found = best_by_attribution(self.dictionary, hidden, slopes, k, activation=activation, sign=sign)
         return found, self.labelled_positions(input_ids, attention_mask)
@@ -212,10 +222,9 @@ class ConceptTeacher:
         By default the released definition: activations after TopK times the gradient of the mean loss over all
         next-token targets of the batch, without the factor std of the de-normalisation. Arguments as in `label`.
         """
-        input_ids, attention_mask = self._to_device(input_ids, attention_mask)
-        hidden, slopes = self._loss_gradient(input_ids, attention_mask, gradient, dtype, reduction)
-        with torch.no_grad():
-            return attribute_dense(self.dictionary, hidden, slopes, activation)
+        choice: dict[str, Any] = {"activation": activation, "gradient": gradient, "reduction": reduction}
+        found, _ = self.attributed_concepts(input_ids, attention_mask, self.n_concepts, dtype=dtype, **choice)
+        return self.dictionary.densify(found)
 
     def labelled_positions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Where labels can be: at tokens with a next one, but not at the begin-of-text token. bool [batch, seq]"""
@@ -228,27 +237,6 @@ class ConceptTeacher:
             return present
         first = present & (present.cumsum(dim=-1) == 1)
         return present & ~(first & (input_ids == self.bos_token_id))
-
-    def _loss_gradient(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        scope: GradientScope,
-        dtype: NumberFormat,
-        reduction: Reduction,
-    ) -> tuple[Tensor, Tensor]:
-        """Hooked hidden states, and the gradient of the loss with respect to them, float32."""
-        hidden, slopes, loss = self.decoder.loss_gradient(
-            input_ids, attention_mask, scope=scope, dtype=getattr(torch, dtype)
-        )
-        for what, value in (("loss", loss), ("gradient", slopes)):
-            if not bool(value.isfinite().all()):
-                raise CoCoMixError(
-                    f"the {what} of the teacher {self.name} is not finite; try another dtype or another model."
-                )
-        slopes = slopes.float()
-        targets = target_mask(input_ids, attention_mask)
-        return hidden, slopes if reduction == "sum" else slopes / targets.sum().clamp(min=1)
 
     def _to_device(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         device = self.decoder.device

@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.labeller import ConceptLabeller, ConceptLabels
 from cocomix.concepts.labellers.learned_tables import FittedTeacherLabeller
-from cocomix.concepts.labellers.teacher_labeller import TeacherLabeller
 from cocomix.concepts.token_bytes import TokenBytes, TokenEnds, readable_text
 from cocomix.runtime.ignore import IGNORE
 
@@ -185,14 +184,6 @@ class AlignedTeacher:
             if scores is not None and found.scores is not None:
                 scores[index, covered] = found.scores[row, source].cpu()
         return ConceptLabels(ids, scores)
-
-    def having_read(self, hidden: Tensor) -> Self:
-        """This labeller for one batch, with the hidden states [windows, length, d_model] of the teacher's windows.
-
-        They are those of a pass over `AlignedTexts.windows` of the same blocks, padded on the right.
-        """
-        assert isinstance(self.inner, TeacherLabeller)
-        return self._with(self.inner.having_read(hidden))
 
     def fingerprint(self) -> dict[str, str]:
         """The inner labeller's, both tokenizers and the version of the alignment."""

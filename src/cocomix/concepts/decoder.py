@@ -7,8 +7,7 @@ held for more than a chunk of positions.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -161,11 +160,17 @@ class FrozenDecoder:
         with self.replaced(keep):
             yield found
 
-    def having_read(self, hidden: Tensor) -> Self:
-        """This decoder for one batch of which `hidden_states` is known: `captured` in a pass in the same format."""
-        decoder = copy(self)
-        decoder._read = hidden
-        return decoder
+    @contextmanager
+    def having_read(self, hidden: Tensor | None) -> Iterator[None]:
+        """Have `hidden_states` give these, `captured` in a pass over one batch in the same format; None: compute them.
+
+        They are [batch, seq, d_model]. No other batch may be read in the block of code.
+        """
+        self._read = hidden
+        try:
+            yield
+        finally:
+            self._read = None
 
     @torch.no_grad()
     def loss(self, input_ids: Tensor, *, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:

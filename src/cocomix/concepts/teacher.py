@@ -1,9 +1,8 @@
 """The frozen teacher: a pretrained causal LM and a dictionary of one of its layers, which together give the targets."""
 
 import logging
-from copy import copy
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -120,12 +119,6 @@ class ConceptTeacher:
         self.n_concepts = dictionary.n_concepts
         self.vocab_size = self.decoder.vocab_size  # rows of the input embedding
         self.name = name if name is not None else str(model.config.name_or_path)
-
-    def having_read(self, hidden: Tensor) -> Self:
-        """This teacher for one batch whose hidden states are known, see `FrozenDecoder.having_read`."""
-        teacher = copy(self)
-        teacher.decoder = self.decoder.having_read(hidden)
-        return teacher
 
     def label(
         self,

@@ -287,10 +287,8 @@ class LabelFunction(ModelFunction):
             self.tokens, self.config, device=device, tables=self.tables, force=self.force, teachers=teachers
         )
 
-    def arrays(self, input_ids: Tensor, hidden: Tensor | None = None) -> Arrays:
-        """The arrays of one batch; `hidden` is the output of the teacher's hooked block, if it is known already."""
-        labeller = self.model if hidden is None else self.model.having_read(hidden)
-        return encode_labels(labeller.label(input_ids, k=self.config.k), self.layouts)
+    def arrays(self, input_ids: Tensor) -> Arrays:
+        return encode_labels(self.model.label(input_ids, k=self.config.k), self.layouts)
 
 
 @dataclass
@@ -355,7 +353,8 @@ class OnePass(BlockFunction):
         with self.decoder.captured() as hidden:
             probabilities = self.probabilities.arrays(input_ids)
         # Nothing was captured where the batch holds no text for a teacher of another tokenizer.
-        labels = self.labels.arrays(input_ids, hidden[0] if hidden else None)
+        with self.decoder.having_read(hidden[0] if hidden else None):
+            labels = self.labels.arrays(input_ids)
         found = {"labels": labels, "probabilities": probabilities}
         return {f"{of}/{name}": array for of, arrays in found.items() for name, array in arrays.items()}
 

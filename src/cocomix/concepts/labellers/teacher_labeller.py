@@ -81,19 +81,8 @@ class TeacherLabeller(ConceptLabeller):
         return self.teacher.n_concepts
 
     def present(self, input_ids: Tensor, codes: SparseCodes) -> SparseCodes:
-        """How much of each active concept a text has at each position, for measuring it: the activations.
-
-        Args:
-            input_ids: the teacher's tokens. [batch, seq]
-            codes: their activations. [batch, seq, width]
-        """
+        """How much of each active concept a text [batch, seq] has: its activations, `codes` [batch, seq, width]."""
         return codes
-
-    def having_read(self, hidden: Tensor) -> Self:
-        """This labeller for one batch whose hidden states are known, [batch, seq, d_model] of the hooked block."""
-        labeller = copy(self)
-        labeller.teacher = self.teacher.having_read(hidden)
-        return labeller
 
     def with_dtype(self, dtype: NumberFormat) -> Self:
         """The same labeller with the same teacher in another number format."""

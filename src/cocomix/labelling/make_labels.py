@@ -197,9 +197,8 @@ def _together(labels: Order[Labels], targets: Order[TeacherProbabilities]) -> li
 
 def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, force: bool) -> Labels | Order[Labels]:
     """The folder if it is finished; else a labeller that is loaded and tried, ready to make it."""
-    tokens, job, blocks = call.tokens, call.job, call.blocks
-    config = config.resolved(default_device())
-    block_size, batch = tokens.manifest.block_size, job.batch(tokens.manifest.block_size)
+    tokens, blocks, block_size = call.tokens, call.blocks, call.tokens.manifest.block_size
+    config, batch = config.resolved(default_device()), call.job.batch(block_size)
     labels = config.model_dump(mode="json")
     identity = {"tokens": tokens.manifest.fingerprint, "labels": labels, "scores": scores, "blocks_per_batch": batch}
     identity |= {} if blocks is None else {"blocks": blocks}
@@ -227,16 +226,13 @@ def _labels(call: _Call, config: LabellerConfig, output: Path, scores: Scores, f
         force,
     )
     about = {
-        "asked": dict(job.asked),
-        "made_from": _made_from(tokens, fingerprint),
+        **_about(call, teacher, fingerprint, labeller.flops_per_token(block_size)),
         "labels": labels,
         "labeller": fingerprint,
         "num_concepts": count,
         "scores": scores,
-        "teacher_files": _files_of(teacher),
         "agreement_with_float32": None if agreement is None else agreement.equal_sets,
         "score_kept_of_float32": None if agreement is None else agreement.score_kept,
-        "flops_per_token": labeller.flops_per_token(block_size),
         "fit_flops": fit_flops(tokens, labeller),
     }
     files = {TABLES: lambda path: save_file(tables, path)} if tables else {}
@@ -253,7 +249,7 @@ def _probabilities(
     dtype: ProbabilityDtype | Literal["auto"],
 ) -> TeacherProbabilities | Order[TeacherProbabilities]:
     """The folder if it is finished; else a teacher that is loaded, ready to make it."""
-    tokens, job, blocks, device = call.tokens, call.job, call.blocks, default_device()
+    tokens, blocks, device = call.tokens, call.blocks, default_device()
     vocab_size, block_size = tokens.manifest.vocab_size, tokens.manifest.block_size
     targets = targets_for(tokens, teacher, kind, call.teachers)
     if targets == "alm" and top_k is not None:
@@ -263,7 +259,7 @@ def _probabilities(
         raise CoCoMixError(f"top_k={kept} must be between 1 and the {vocab_size} tokens of the vocabulary.")
     if dtype == "auto":
         dtype = auto_dtype(device)
-    batch, source = job.batch(block_size), teacher.model_dump(mode="json", exclude={"layer"})
+    batch, source = call.job.batch(block_size), teacher.model_dump(mode="json", exclude={"layer"})
     identity = {
         "tokens": tokens.manifest.fingerprint,
         "teacher": source,
@@ -282,15 +278,12 @@ def _probabilities(
     fingerprint = distiller.fingerprint()
     function.made_with = {**fingerprint, "code": code_version()}
     about = {
-        "asked": dict(job.asked),
-        "made_from": _made_from(tokens, fingerprint),
+        **_about(call, teacher, fingerprint, distiller.flops_per_token(block_size)),
         "teacher": teacher.model,
-        "teacher_files": _files_of(teacher),
         "vocab_size": vocab_size,
         "top_k": kept,
         "dtype": dtype,
         "targets": targets,
-        "flops_per_token": distiller.flops_per_token(block_size),
     }
     identity |= {"made_with": function.made_with}
     return Order(TeacherProbabilities, output, function, function.columns, identity, about)
@@ -311,11 +304,15 @@ def _changed(
     return keys
 
 
-def _made_from(tokens: Tokens, fingerprint: Mapping[str, str]) -> dict[str, str]:
-    """Hashes of what something was made from, by role."""
+def _about(
+    call: _Call, teacher: TeacherConfig | None, fingerprint: Mapping[str, str], flops_per_token: float
+) -> dict[str, Any]:
+    """What the manifests of labels and of probabilities both say."""
+    tokens = call.tokens.manifest
     models = {role: fingerprint[role] for role in ("weights", "dictionary", "table") if role in fingerprint}
-    return {"tokens": tokens.manifest.fingerprint, "tokenizer": tokens.manifest.tokenizer_fingerprint, **models}
-
-
-def _files_of(teacher: TeacherConfig | None) -> str | None:
-    return None if teacher is None else files_fingerprint(teacher.model)
+    return {
+        "asked": dict(call.job.asked),
+        "made_from": {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer_fingerprint, **models},
+        "teacher_files": None if teacher is None else files_fingerprint(teacher.model),
+        "flops_per_token": flops_per_token,
+    }

@@ -42,7 +42,6 @@ _NORMALIZATIONS: "dict[str, Normalization]" = {
 """SAELens' `normalize_activations` and our names; `centre` is said otherwise, see `_normalization`."""
 _ARCHITECTURES = ("topk", "jumprelu", "standard")
 _NOTES = ("hook_name", "hook_name_out", "prepend_bos", "model_from_pretrained_kwargs")
-_CENTRED = {"center_writing_weights": True}
 # `blocks.5.hook_resid_post` (TransformerLens), `transformer.h.5`, `model.layers.5` (modules of a Hugging Face model)
 _HOOK = re.compile(r"^(?:.*\.)?(?:blocks|block|h|layers|layer)\.(\d+)(?:\.(.+))?$")
 _OUTPUT = (None, "hook_resid_post", "hook_out", "output")
@@ -67,18 +66,19 @@ def open_sae(place: str, sae_id: str | None = None) -> dict[str, Any]:
         raise CoCoMixError(f"{place} is not read as it is; convert it once: cocomix import {place} -o FOLDER.")
     if (hub := _HUB.match(place)) is not None:
         folder = "/".join(filter(None, (hub["folder"], sae_id)))
-        return read_sae(*_from_hub(hub["repository"], folder, name, hub["revision"]), name)
-    if sae_id is None:
-        return read_sae(*_in_folder(place), name)
-    release = _registry().get(place)
-    if release is not None:
+        files = _from_hub(hub["repository"], folder, name, hub["revision"])
+    elif sae_id is None:
+        files = _in_folder(place)
+    elif (release := _registry().get(place)) is not None:
         return _open_release(release, place, sae_id, name)
-    if "/" in place:
-        return read_sae(*_from_hub(place, sae_id, name), name)
-    raise CoCoMixError(
-        f"there is no release {place!r}: SAELens' registry is in its package (pip install 'cocomix[sae]'); or name the "
-        "repository: hf://OWNER/REPOSITORY/FOLDER."
-    )
+    elif "/" in place:
+        files = _from_hub(place, sae_id, name)
+    else:
+        raise CoCoMixError(
+            f"there is no release {place!r}: SAELens' registry is in its package (pip install 'cocomix[sae]'); or name "
+            "the repository: hf://OWNER/REPOSITORY/FOLDER."
+        )
+    return read_sae(*files, name)
 
 
 def _in_folder(place: str) -> tuple[Path, Path]:
@@ -227,21 +227,18 @@ def dictionary_of(
             f"{name} reads attention heads (hook_z), not the output of a block; choose a residual-stream SAE."
         )
     weights = _known_tensors(config, tensors, name)
-    W_enc, b_enc, W_dec, b_dec = (weights[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec"))
     if scale is not None and config.normalize_activations == "expected_average_only_in":
         config = config.model_copy(update={"normalize_activations": "none"})
-        W_enc, W_dec, b_dec = W_enc * scale, W_dec / scale, b_dec / scale
+        weights["W_enc"] = weights["W_enc"] * scale
+        weights |= {key: weights[key] / scale for key in ("W_dec", "b_dec")}
     if config.architecture == "topk" and config.rescale_acts_by_decoder_norm:
         # SAELens ranks pre · ‖W_dec row‖ and divides again when decoding: the same as unit rows and a scaled encoder.
-        norms = W_dec.norm(dim=-1).clamp(min=1e-8)
-        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+        norms = weights["W_dec"].norm(dim=-1).clamp(min=1e-8)
+        weights |= {key: weights[key] * norms for key in ("W_enc", "b_enc")}
+        weights["W_dec"] = weights["W_dec"] / norms[:, None]
     return {
-        "W_enc": W_enc,
-        "b_enc": b_enc,
-        "W_dec": W_dec,
-        "b_dec": b_dec,
+        **weights,
         "k": config.k if config.architecture == "topk" else None,
-        "threshold": weights.get("threshold"),
         "normalize": _normalization(config, name),
         "subtract_b_dec": config.apply_b_dec_to_input,
         "name": name,
@@ -329,7 +326,7 @@ def write_sae(dictionary: "ConceptDictionary", folder: Path) -> None:
     if dictionary.layer is not None:
         metadata["hook_name"] = f"blocks.{dictionary.layer}.hook_resid_post"
     if dictionary.normalize == "centre":
-        metadata["model_from_pretrained_kwargs"] = _CENTRED
+        metadata["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     theirs = {ours: name for name, ours in _NORMALIZATIONS.items()}
     config: dict[str, Any] = {
         "architecture": "standard" if dictionary.kind == "relu" else dictionary.kind,

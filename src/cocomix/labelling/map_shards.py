@@ -82,22 +82,12 @@ class PartFolder:
         """Join the parts of a token file, if all are there and nobody else is at it; a `DamagedPart` is removed."""
         if self.is_joined(file) or not all(self.part(shard).exists() for shard in shards):
             return
-        lock = FileLock(self.path / PARTS / f"{file}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return
-        try:
+        with suppress(Timeout), FileLock(self.path / PARTS / f"{file}.lock").acquire(blocking=False):
             if not self.is_joined(file):
                 parts = [self.part(shard) for shard in shards]
                 for column in self.columns:
                     _join_column(self._column(file, column), parts, column, shards[-1].stop)
             shutil.rmtree(self.path / PARTS / file, ignore_errors=True)
-        except DamagedPart as error:
-            error.part.unlink()  # so that it is computed again
-            raise
-        finally:
-            lock.release()
 
     def _column(self, file: str, column: str) -> Path:
         return self.path / f"{file}.{column}.npy"
@@ -114,13 +104,17 @@ def _write_part(path: Path, arrays: Arrays) -> None:
 
 
 def _join_column(path: Path, parts: Sequence[Path], column: str, blocks: int) -> None:
-    """Write one array of all parts, one after the other, as a `.npy` file; memory holds one part's."""
+    """Write one array of all parts, one after the other, as a `.npy` file; memory holds one part's.
+
+    A part that cannot be read is removed and told of as `DamagedPart`.
+    """
     with written_aside(path) as aside, aside.open("wb") as stream:
         for number, part in enumerate(parts):
             try:
                 with np.load(part) as stored:  # a checksum that differs is a BadZipFile
                     array = stored[column]
             except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+                part.unlink()  # so that it is computed again
                 raise DamagedPart(part) from error
             if number == 0:
                 header = {"descr": array.dtype.str, "fortran_order": False, "shape": (blocks, *array.shape[1:])}

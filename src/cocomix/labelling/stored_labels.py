@@ -22,7 +22,7 @@ from cocomix.artifacts import Findings
 from cocomix.concepts import determining
 from cocomix.data import TRAIN, Tokens, id_dtype
 from cocomix.labelling.label_content import MOST_POSITIONS, LabelContent, label_content
-from cocomix.labelling.map_shards import Arrays
+from cocomix.labelling.map_shards import Arrays, file_of
 from cocomix.labelling.stored_arrays import Layout, StoredArrays, StoredBlocks, StoredManifest
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.ignore import IGNORE
@@ -232,7 +232,7 @@ def _sampled(
     files = manifest["splits"].get(TRAIN, [])
     block_size, total = tokens.manifest.block_size, sum(file["blocks"] for file in files)
     step = max(1, -(-total * block_size // MOST_POSITIONS))
-    by_name = {shard.file.name.removesuffix(".npy"): shard for shard in tokens.shards(TRAIN, 2**62)}
+    by_name = {file_of(shard): shard for shard in tokens.shards(TRAIN, 2**62)}
     for file in files:
         rows = by_name[file["name"]].read()
         ids, counts = (np.load(folder / f"{file['name']}.{name}.npy", mmap_mode="r") for name in ("ids", "counts"))

@@ -26,7 +26,7 @@ from cocomix.artifacts import (
 )
 from cocomix.data import TRAIN, Tokens
 from cocomix.labelling.executors import Inline, SlurmArray
-from cocomix.labelling.map_shards import PARTS, Executor, PartFolder, Report, Work, map_shards
+from cocomix.labelling.map_shards import PARTS, Executor, PartFolder, Report, Work, file_of, map_shards
 from cocomix.labelling.stored_arrays import StoredArrays
 from cocomix.runtime.errors import CoCoMixError
 
@@ -84,10 +84,8 @@ def recognised(kind: type[A], output: Path, data: Path | str, asked: Mapping[str
 def made(kind: type[A], output: Path, identity: Mapping[str, Any], changed: Callable[[A], Sequence[str]]) -> A | None:
     """The finished folder, if there is one and it was made as `identity` tells (`AlreadyExists` if otherwise).
 
-    One that lacks files, because damaged ones were deleted, becomes an unfinished one.
-
-    Args:
-        changed: says what it was made with that is another now, such as `dictionary`.
+    One that lacks files, because damaged ones were deleted, becomes an unfinished one. `changed` says what it was made
+    with that is another now, such as `dictionary`.
     """
     found = kind.made(output, identity)
     if found is None:
@@ -215,8 +213,8 @@ def _shards(tokens: Tokens, splits: Mapping[str, Any], blocks: int) -> "list[Tok
     """The shards of these files, as far as their blocks go."""
     ends = {file["name"]: file["blocks"] for files in splits.values() for file in files}
     shards = [shard for split in splits for shard in tokens.shards(split, blocks)]
-    named = [(shard, ends.get(shard.file.name.removesuffix(".npy"), 0)) for shard in shards]
-    return [replace(shard, stop=min(shard.stop, end)) for shard, end in named if shard.start < end]
+    ended = [replace(shard, stop=min(shard.stop, ends.get(file_of(shard), 0))) for shard in shards]
+    return [shard for shard in ended if shard.start < shard.stop]
 
 
 def finish(kind: type[A], output: Path, data: Path | str) -> A:
@@ -261,7 +259,7 @@ def _complete(
     kind: type[A], staging: Staging[Any], report: Report, manifest: Mapping[str, Any], tokens: Tokens, *, shared: bool
 ) -> bool:
     """Finish a folder if nothing is left; whether that was done."""
-    some = ", ".join([*report.left[:3], *(["…"] if len(report.left) > 3 else [])])
+    some = ", ".join(report.left[:3]) + (", …" if len(report.left) > 3 else "")
     if report.failed:
         why = "; ".join(f"{name}: {error}" for name, error in list(report.failed.items())[:3])
         raise CoCoMixError(
@@ -276,10 +274,7 @@ def _complete(
         if not mine:
             logger.info("this part is done, and another job finishes %s", staging.output)
             return False
-        counted = {
-            **manifest,
-            **kind.counted(staging.path, manifest, tokens),
-            "tokens_per_second": report.tokens / report.seconds,
-        }
-        staging.finish(kind.manifest_type.model_validate(counted), scratch=[PARTS])
+        found = kind.counted(staging.path, manifest, tokens)
+        values = {**manifest, **found, "tokens_per_second": report.tokens / report.seconds}
+        staging.finish(kind.manifest_type.model_validate(values), scratch=[PARTS])
     return True

@@ -47,10 +47,7 @@ def drop_without_target(concept_labels: Tensor, targets: Tensor) -> Tensor:
     """Labels with `IGNORE` at positions whose next token is no target, such as the end of a document kept apart.
 
     A teacher reads whole blocks, so at such a position it labels what follows, which the student is not to predict.
-
-    Args:
-        concept_labels: [..., seq, k].
-        targets: the tokens, `IGNORE` in place of those that are not predicted. [..., seq]
+    `targets` [..., seq] are the tokens, `IGNORE` in place of those that are not predicted; labels are [..., seq, k].
     """
     without = targets.roll(-1, dims=-1) == IGNORE
     without[..., -1] = targets[..., -1] == IGNORE  # it has no next token: labels of a block end before it anyway

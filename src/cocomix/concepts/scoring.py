@@ -76,9 +76,8 @@ def criterion(attribution: Tensor, sign: Sign) -> Tensor:
 def best_labels(candidates: SparseCodes, ranks: Tensor, labelled: Tensor, k: int) -> ConceptLabels:
     """The k best candidates [batch, seq, width] of each position, or all where there are fewer.
 
-    Args:
-        ranks: what is maximised [batch, seq, width]; a candidate needs a positive one to become a label.
-        labelled: bool [batch, seq]; other positions get no labels.
+    What is maximised are `ranks` [batch, seq, width], of which a label needs a positive one; only positions of
+    `labelled`, bool [batch, seq], get labels.
     """
     best, slots = ranks.topk(min(k, ranks.shape[-1]), dim=-1)
     kept = (best > 0) & labelled.unsqueeze(-1)

@@ -159,8 +159,7 @@ class AlignedDistiller(PlainDistiller):
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The largest probabilities and their tokens in the student's vocabulary: ids and log-probs, [n, K] each.
 
-        Args:
-            branches: for the last of the n states, each of which the student reads within a token of the teacher.
+        `branches` are of the last of the n states, which the student reads within a token of the teacher.
         """
         ids = torch.zeros(len(states), self.top_k, dtype=torch.int64)
         log_probs = torch.zeros(len(states), self.top_k)
@@ -217,18 +216,12 @@ def _followed(text: AlignedText, window: Window) -> NDArray[np.int64]:
 class _Branch(NamedTuple):
     """How tokens of the teacher go on after the same pieces."""
 
-    teacher: Tensor
-    """The tokens. int64 [n]"""
-    student: Tensor
-    """The next piece of each. int64 [n]"""
+    teacher: Tensor  # the tokens, int64 [n]
+    student: Tensor  # the next piece of each, int64 [n]
 
 
 class _Splits:
-    """The student's pieces of the teacher's tokens, to add up probabilities by.
-
-    Args:
-        pieces: from `student_pieces`.
-    """
+    """The student's pieces of the teacher's tokens (`student_pieces`), to add up probabilities by."""
 
     def __init__(self, pieces: Sequence[tuple[int, ...]], vocab_size: int, device: torch.device) -> None:
         self.first = torch.tensor([split[0] if split else vocab_size for split in pieces], device=device)  # [tokens]
@@ -243,15 +236,10 @@ class _Splits:
     def with_those_within(
         self, text: AlignedText, ends: NDArray[np.int64], row: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], list[_Branch]]:
-        """The student's positions that have a target: common ends, then positions within a token of the teacher.
+        """Positions of the student's tokens, `row` [seq], that have a target, and how those within a token go on.
 
-        Args:
-            ends: common ends that are followed by text.
-            row: the student's tokens. [seq]
-
-        Returns:
-            Positions, and how those within go on: the ones after a common end, before the teacher's token ends, as long
-            as one of the teacher's tokens begins so.
+        First the `ends`, common ends that are followed by text; then the positions after one, before the teacher's
+        token ends, as long as one of the teacher's tokens begins so.
         """
         read, found = text.positions(), dict[int, _Branch]()
         for end in ends.tolist():

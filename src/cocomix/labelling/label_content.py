@@ -60,8 +60,7 @@ class LabelContent(Section):
     def warnings(self, *, of_dictionary: bool = True) -> list[str]:
         """What is wrong with these labels, and what to do about it, a sentence each.
 
-        Args:
-            of_dictionary: whether concepts are those of a dictionary; of others, such as words, many may never occur.
+        Of concepts that are not `of_dictionary`, such as words, many may never occur.
         """
         found = []
         if self.token_recall_at_32 > _MOST_BY_TOKEN:
@@ -103,7 +102,9 @@ def label_content(
     by_static = static_rank[measured % num_concepts]
     fitted_pairs, fitted_counts = np.unique(fitted, return_counts=True)
     fitted_tokens = fitted_pairs // num_concepts
-    ranks = places_in_lists(fitted_tokens, fitted_counts)
+    order = np.lexsort((-fitted_counts, fitted_tokens))  # by token, then by falling count
+    ranks = np.empty(len(order), np.int64)  # of each pair's concept in its token's list
+    ranks[order] = np.arange(len(order)) - np.searchsorted(fitted_tokens, fitted_tokens)
     place = np.minimum(np.searchsorted(fitted_pairs, measured), len(fitted_pairs) - 1)
     found = np.where(fitted_pairs[place] == measured, ranks[place], num_concepts)  # beyond a list that lacks the label
     by_token = np.where(np.isin(measured // num_concepts, fitted_tokens), found, by_static)
@@ -124,14 +125,6 @@ def label_content(
         num_concepts=num_concepts,
         top_share=float(concept_counts.max() / len(everything)),
     )
-
-
-def places_in_lists(tokens: NDArray[Any], counts: NDArray[Any]) -> Ints:
-    """Place of each pair of a token, none below the one before, and a concept in the token's list, by falling count."""
-    order = np.lexsort((-counts, tokens))  # by token, then by falling count
-    places = np.empty(len(tokens), np.int64)
-    places[order] = np.arange(len(tokens)) - np.searchsorted(tokens, tokens)
-    return places
 
 
 def _entropy(counts: NDArray[np.integer[Any]]) -> float:

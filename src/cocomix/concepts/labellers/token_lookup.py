@@ -47,8 +47,20 @@ class TokenLookupLabeller(FittedTeacherLabeller):
         return {"ids": (torch.int32, shape), "means": (torch.float32, shape)}
 
     def learned(self, sums: TokenSums) -> dict[str, Tensor]:
-        means = (sums.sums / sums.counts[sums.keys // self.num_concepts]).float()
-        return _best_of_each_token(sums.keys, means, self.teacher.vocab_size, self.num_concepts)
+        vocab_size = self.teacher.vocab_size
+        tokens, concepts = sums.keys // self.num_concepts, sums.keys % self.num_concepts
+        means = (sums.sums / sums.counts[tokens]).float()
+        order = means.argsort(descending=True, stable=True)  # equal means: the concept with the lower number first
+        order = order[tokens[order].argsort(stable=True)]  # by token, then by falling mean
+        tokens, concepts, means = tokens[order], concepts[order], means[order]
+        sizes = torch.bincount(tokens, minlength=vocab_size)
+        places = torch.arange(len(tokens)) - (sizes.cumsum(0) - sizes)[tokens]
+        kept = places < TABLE_WIDTH
+        ids = torch.full((vocab_size, TABLE_WIDTH), IGNORE, dtype=torch.int32)
+        table = torch.zeros(vocab_size, TABLE_WIDTH)
+        ids[tokens[kept], places[kept]] = concepts[kept].int()
+        table[tokens[kept], places[kept]] = means[kept]
+        return {"ids": ids, "means": table}
 
     def label(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, k: int) -> ConceptLabels:
         self.require_tables()
@@ -61,18 +73,3 @@ class TokenLookupLabeller(FittedTeacherLabeller):
 
     def flops_per_token(self, seq: int) -> float:
         return 0.0  # a table is read
-
-
-def _best_of_each_token(keys: Tensor, means: Tensor, vocab_size: int, n_concepts: int) -> dict[str, Tensor]:
-    """The table: of concepts with equal means the one with the lower number comes first."""
-    order = means.argsort(descending=True, stable=True)
-    order = order[(keys[order] // n_concepts).argsort(stable=True)]  # by token, then by falling mean
-    tokens, concepts = keys[order] // n_concepts, keys[order] % n_concepts
-    sizes = torch.bincount(tokens, minlength=vocab_size)
-    places = torch.arange(len(tokens)) - (sizes.cumsum(0) - sizes)[tokens]
-    kept = places < TABLE_WIDTH
-    ids = torch.full((vocab_size, TABLE_WIDTH), IGNORE, dtype=torch.int32)
-    table = torch.zeros(vocab_size, TABLE_WIDTH)
-    ids[tokens[kept], places[kept]] = concepts[kept].int()
-    table[tokens[kept], places[kept]] = means[order][kept]
-    return {"ids": ids, "means": table}

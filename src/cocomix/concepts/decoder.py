@@ -273,11 +273,8 @@ class FrozenDecoder:
                 return (replace(output[0]), *output[1:])
             return replace(output)
 
-        handle = self._block.register_forward_hook(hook)
-        try:
+        with self._block.register_forward_hook(hook):  # removed at the end, also by an error
             yield
-        finally:
-            handle.remove()
 
     @torch.no_grad()
     def _find_plain_head(self) -> nn.Linear | None:
@@ -297,12 +294,9 @@ class FrozenDecoder:
             output["last_hidden_state"] = probe
             return output
 
-        handle = self.model.base_model.register_forward_hook(substitute)
-        try:
-            inputs = torch.zeros(probe.shape[:2], dtype=torch.long, device=self.device)
+        inputs = torch.zeros(probe.shape[:2], dtype=torch.long, device=self.device)
+        with self.model.base_model.register_forward_hook(substitute):
             logits = self.model(input_ids=inputs, use_cache=False).logits
-        finally:
-            handle.remove()
         return head if torch.allclose(head(probe).to(logits.dtype), logits, rtol=1e-3, atol=1e-3) else None
 
 

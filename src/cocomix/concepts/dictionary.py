@@ -12,7 +12,7 @@ A dictionary turns a teacher's hidden state `h` [d_model] into a few active conc
 Nothing is remembered between calls: the normalisation statistics are returned to whoever needs them for decoding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -202,8 +202,7 @@ class ConceptDictionary:
         """
         flat = hidden.reshape(-1, self.d_model)  # [positions, d_model]
         chunks = [self._activated(self.pre_activations(chunk)) for chunk in self.position_chunks(flat)]
-        width = max((chunk.ids.shape[-1] for chunk in chunks), default=self.k or 0)
-        chunks = chunks or [SparseCodes(flat.new_zeros(0, width).long(), flat.new_zeros(0, width))]
+        width = max(chunk.ids.shape[-1] for chunk in chunks)
         ids, values = (
             torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts]).reshape(*hidden.shape[:-1], width)
             for parts in zip(*chunks, strict=True)
@@ -231,9 +230,9 @@ class ConceptDictionary:
         _, statistics = self.standardize(hidden)
         return self.decode(self.encode(hidden), statistics)
 
-    def position_chunks(self, flat: Tensor) -> Iterator[Tensor]:
-        """Split [positions, …] so that `chunk · n_concepts` stays bounded."""
-        return iter(torch.split(flat, max(1, _CHUNK_ELEMENTS // self.n_concepts)) if len(flat) else ())
+    def position_chunks(self, flat: Tensor) -> Sequence[Tensor]:
+        """Split [positions, …] so that `chunk · n_concepts` stays bounded; no positions are one chunk."""
+        return torch.split(flat, max(1, _CHUNK_ELEMENTS // self.n_concepts))
 
     def _activated(self, pre: Tensor) -> SparseCodes:
         """Active concepts of pre-activations [positions, n_concepts]."""
@@ -243,7 +242,7 @@ class ConceptDictionary:
         # The active entries of each row go into the first slots of a [positions, widest row] table.
         active = pre > 0 if self.threshold is None else (pre > 0) & (pre > self.threshold)
         counts = active.sum(dim=-1)
-        width = int(counts.max())
+        width = int(counts.max()) if len(counts) else 0
         rows, columns = active.nonzero(as_tuple=True)
         first = counts.cumsum(0) - counts  # where each row begins in the flat list
         slots = torch.arange(len(rows), device=pre.device) - first[rows]

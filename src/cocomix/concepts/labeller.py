@@ -2,8 +2,7 @@
 
 A kind is a class with the interface of `LabellerKind`. Eight are built in (see `cocomix.concepts.labellers`); another
 is added by `@register_labeller`, or by an entry point of the group `cocomix.labellers` whose name is the kind and whose
-value is the class. What stored labels, labels made while training and labels in a notebook have in common is here;
-shards, disks and processes are unknown to a labeller.
+value is the class. Shards, disks and processes are unknown to a labeller.
 """
 
 from abc import abstractmethod

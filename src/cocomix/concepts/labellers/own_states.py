@@ -80,7 +80,7 @@ class OnlineLabeller:
 
     def __init__(self, config: OnlineConfig, bos_token_id: int | None = None) -> None:
         self.config, self.num_concepts, self.bos_token_id = config, config.num_concepts, bos_token_id
-        self._student: dict[str, Tensor] | None = None
+        self._student: dict[str, Tensor] = {}  # its parameters by name, once there is one
 
     @classmethod
     def build(
@@ -156,7 +156,6 @@ class OnlineLabeller:
         `reduce` adds a tensor up over all processes.
         """
         self._require_student()
-        assert self._student is not None
         moves = self.learning.moves
         if self.learning.step(reduce):
             for name, weight in self.teacher.decoder.model.named_parameters():
@@ -199,5 +198,5 @@ class OnlineLabeller:
         return None
 
     def _require_student(self) -> None:
-        if self._student is None:
+        if not self._student:
             raise CoCoMixError("an online labeller has no states to label before it follows a student; call follow.")

@@ -2,6 +2,7 @@
 
 import mmap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,17 +44,17 @@ def mapped_array(
         Damaged: the file is missing, not the one that was written, or its array has another type or shape.
         CoCoMixError: the system cannot open or map another file.
     """
-    bounded = artifact.cached(name)
-    folder = artifact.cache.folder if bounded and artifact.cache is not None else artifact.path
+    cache = artifact.caches.get(name)
+    folder = artifact.path if cache is None else cache.folder
     # The hash is part of the key: another artefact may be put at the same path while this process lives.
     key = (folder, name, artifact.entry(name).sha256, scattered)
-    if bounded:
+    if cache is not None:
         _close_removed()
     found = _maps.pop(key, None)
     # Reading a map beyond the end of a file that was cut meanwhile would end the process (SIGBUS).
     if found is None or _state(found.path) != found.state:
         array, path = _map(artifact, name, dtype, shape, scattered)
-        found = _Map(array, path, _state(path), bounded)
+        found = _Map(array, path, _state(path), cache is not None)
     _maps[key] = found
     for old in list(_maps)[:-_OPEN_MAPS]:
         _maps.pop(old, None)
@@ -62,11 +63,10 @@ def mapped_array(
 
 def _state(path: Path) -> tuple[int, ...] | None:
     """What changes when a file is written or replaced; `None` where there is none."""
-    try:
+    with suppress(OSError):
         found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 def _close_removed() -> None:
@@ -86,7 +86,7 @@ def _map(
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and artifact.cached(name):  # just removed, to make room for another
+        if isinstance(error, FileNotFoundError) and name in artifact.caches:  # just removed, to make room for another
             return _map(artifact, name, dtype, shape, scattered)
         raise unreadable(path, error) from error
     except SystemError:  # threads share the depth of the parser that reads headers in Python 3.11; no lock, see `_maps`

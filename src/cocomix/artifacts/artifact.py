@@ -34,7 +34,7 @@ class Artifact(Generic[M]):
         made_by: the command that makes it, for messages.
         path: the folder on this machine; of a URL, its local copy, which may lack files: use `file`.
         url: where it came from; `None` for a folder.
-        cache: where some of its files are kept instead, see `keep_in`.
+        caches: of files that are kept elsewhere, by their names; see `keep_in`.
     """
 
     kind: ClassVar[str]
@@ -46,9 +46,8 @@ class Artifact(Generic[M]):
         self.path = path
         self.manifest = manifest
         self.url = url
-        self.cache: FileCache | None = None
+        self.caches: dict[str, FileCache] = {}
         self._verified = VerifiedFiles(path)
-        self._bounded: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -135,12 +134,8 @@ class Artifact(Generic[M]):
     def open(cls, path: Path | str) -> Self:
         """Open a finished artefact; reads its manifest and nothing else.
 
-        Raises:
-            NotAnArtifact: there is none, or it is not finished.
-            WrongKind: it is of another kind.
-            WrongVersion: it is of another version.
-            Damaged: its manifest is.
-            Unreachable: the URL is.
+        Raises `NotAnArtifact` where there is none or it is unfinished, `WrongKind`, `WrongVersion`, `Damaged` where its
+        manifest is, and `Unreachable` where the URL is.
         """
         file = _manifest_file(path, cls.made_by)
         manifest = file.parse(cls.kind, cls.version, cls.manifest_type)
@@ -156,14 +151,10 @@ class Artifact(Generic[M]):
         """The path of a file on this machine. One at a URL is fetched first.
 
         Its size is looked at every time; it is hashed when it is first used on this machine, and again when it changed.
-
-        Raises:
-            Damaged: it is missing, or not the one that the manifest describes.
-            Unreachable: it cannot be fetched.
+        Raises `Damaged` where it is missing or not the one that the manifest describes, `Unreachable` as `fetch`.
         """
-        if self.cached(name):
-            assert self.url is not None and self.cache is not None  # noqa: PT018
-            return self.cache.file(self.url, name, self.entry(name))
+        if self.url is not None and name in self.caches:
+            return self.caches[name].file(self.url, name, self.entry(name))
         path, sha256 = inside(self.path, name), self.entry(name).sha256
         if self._verified.holds(path, sha256):
             return path
@@ -179,11 +170,7 @@ class Artifact(Generic[M]):
         return path
 
     def entry(self, name: str) -> FileEntry:
-        """Size and hash of a file.
-
-        Raises:
-            Damaged: the manifest does not list it.
-        """
+        """Size and hash of a file; `Damaged` where the manifest does not list it."""
         if name not in self.manifest.files:
             raise Damaged(f"{self.path / MANIFEST} lists no {name}; {self._repair}.", name)
         return self.manifest.files[name]
@@ -191,12 +178,8 @@ class Artifact(Generic[M]):
     def fetch(self, *, later: Collection[str] = ()) -> None:
         """Have every file on this machine before long work begins: fetch those of a URL, look at the sizes of others.
 
-        Args:
-            later: files of a URL that are not fetched yet.
-
-        Raises:
-            Damaged: a file is missing or has another size.
-            Unreachable: it cannot be fetched.
+        Files of a URL that are named in `later` are not fetched yet. Raises `Damaged` where a file is missing or has
+        another size, `Unreachable` where it cannot be fetched.
         """
         for name in self.manifest.files:
             if self.url is None:
@@ -208,11 +191,7 @@ class Artifact(Generic[M]):
     def keep_in(self, cache: FileCache, names: Iterable[str]) -> None:
         """Keep the files of these names in a cache of bounded size, from which they may vanish, if this is at a URL."""
         if self.url is not None:
-            self.cache, self._bounded = cache, frozenset(names)
-
-    def cached(self, name: str) -> bool:
-        """Whether a file is kept in `cache`."""
-        return name in self._bounded
+            self.caches = dict.fromkeys(names, cache)
 
     def _hash(self, name: str) -> None:
         """Hash a file, and note that it is right; one of a local copy that is not is removed."""
@@ -292,10 +271,7 @@ class Artifact(Generic[M]):
     def push(self, url: Path | str) -> str:
         """Copy this artefact from this machine to a URL (`cocomix push`), which is returned, the manifest last.
 
-        Raises:
-            AlreadyExists: something is there.
-            BeingWritten: another process writes there.
-            Unreachable: the upload failed.
+        Raises `AlreadyExists`, `BeingWritten` where another process writes there, `Unreachable` where it failed.
         """
         place = url_of(url)
         if place is None:
@@ -308,20 +284,14 @@ class Artifact(Generic[M]):
 
 
 def open_artifact(path: Path | str) -> Artifact[Any]:
-    """Open an artefact of whichever kind, of those whose rooms are imported.
-
-    Raises:
-        NotAnArtifact: there is none, or it is not finished.
-        WrongKind: it is of no kind that is known.
-    """
+    """Open an artefact of whichever kind, of those whose rooms are imported; errors are those of `Artifact.open`."""
     return _kind(_manifest_file(path, "cocomix VERB").kind, path).open(path)
 
 
 def verify(path: Path | str) -> Findings:
-    """Check an artefact, or what an interrupted command left of one (see `Artifact.verify`).
+    """Check an artefact (see `Artifact.verify`), or what an interrupted command left of one.
 
-    Raises:
-        NotAnArtifact, WrongKind: there is nothing that cocomix writes.
+    Raises `NotAnArtifact` or `WrongKind` where there is nothing that cocomix writes.
     """
     if url_of(path) is not None or not (Path(path) / PLAN).is_file():
         return open_artifact(path).verify()

@@ -32,10 +32,8 @@ class FileCache:
     def file(self, url: str, name: str, entry: FileEntry) -> Path:
         """The copy of the file `name` at `url`, which was there a moment ago: others may remove it to make room.
 
-        Raises:
-            Damaged: what is at the URL is not what the manifest describes.
-            Unreachable: it cannot be fetched, also after several attempts.
-            CoCoMixError: it is not there, access is refused, or the disk is full.
+        Raises `Damaged` where the file at the URL is not what the manifest describes, `Unreachable` where it cannot be
+        fetched, `CoCoMixError` where it is not there, access is refused, or the disk is full.
         """
         path = self.folder / f"{entry.size}-{entry.sha256}{_WHOLE}"
         if not _used(path):

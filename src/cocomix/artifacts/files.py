@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,12 @@ def read_json(path: Path) -> Any:
 
 def flush(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder. A file that another process took away is left out."""
-    try:
+    with suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def flush_folder(folder: Path, scratch: Collection[str] = ()) -> None:

@@ -37,11 +37,9 @@ class Findings:
 
     @contextmanager
     def check(self, what: str, detail: str, remedy: str) -> Iterator[None]:
-        """Note `what` as ok with `detail`, or as broken if the block raises: then with the reason.
+        """Note `what` as ok with `detail`, what is compared, or as broken if the block raises: then with the reason.
 
-        Args:
-            detail: what is compared.
-            remedy: added to reasons that are not our own sentences, which name theirs.
+        The remedy is added to reasons that are not our own sentences, which name theirs.
         """
         try:
             yield

@@ -67,10 +67,8 @@ def locked(path: Path, output: str, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while the block runs.
 
     The file is removed at the end, while the lock is held exclusively. That is free of races because whoever gets a
-    lock looks whether the file it locked still has that name, and tries again if not.
-
-    Raises:
-        BeingWritten: another process holds it, if not both share it.
+    lock looks whether the file it locked still has that name, and tries again if not. Raises `BeingWritten` where
+    another process holds it, if not both share it.
     """
     descriptor = _acquire(path, output, shared)
     _held.add(descriptor)

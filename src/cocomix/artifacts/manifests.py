@@ -5,18 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from cocomix.artifacts.faults import Damaged, WrongKind, WrongVersion
 from cocomix.artifacts.files import check_name, file_sha256, fingerprint_json
+from cocomix.runtime.section import Record
 
 MANIFEST = "manifest.json"
 
 
-class FileEntry(BaseModel):
+class FileEntry(Record):
     """One file of an artefact: bytes and SHA-256 (hex)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -27,10 +26,8 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(size=path.stat().st_size, sha256=file_sha256(path))
 
 
-class Manifest(BaseModel):
+class Manifest(Record):
     """What every manifest says. Subclasses add fields; who makes one gives only those and `made_from`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str = ""
     """As of the `Artifact` class. Set by `Staging.finish`, as are the other fields but `made_from`."""
@@ -39,11 +36,11 @@ class Manifest(BaseModel):
     """That wrote it."""
     fingerprint: str = ""
     """SHA-256 over `contents()`."""
-    identity: dict[str, Any] = {}
+    identity: dict[str, Any] = Field(default_factory=dict)
     """Everything that determines the result, as it was given to `Artifact.create`."""
-    made_from: dict[str, str] = {}
+    made_from: dict[str, str] = Field(default_factory=dict)
     """Role (`tokens`, `tokenizer`, `teacher`, …) → fingerprint."""
-    files: dict[Annotated[str, AfterValidator(check_name)], FileEntry] = {}
+    files: dict[Annotated[str, AfterValidator(check_name)], FileEntry] = Field(default_factory=dict)
     """Every file but the manifest by its POSIX name; entries given to `Staging.finish` are not hashed again."""
 
     def contents(self) -> Any:

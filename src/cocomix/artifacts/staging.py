@@ -39,11 +39,8 @@ class Claim:
     """The right to write to a URL, as far as object stores can give one; `close` gives it back.
 
     S3, GCS and memory create a file only where there is none in one step. On other stores two writers may both believe
-    so for a moment; then the one whose marker was overwritten is refused before it uploads anything.
-
-    Raises:
-        BeingWritten: another process has claimed it.
-        AlreadyExists: something is there.
+    so for a moment; then the one whose marker was overwritten is refused before it uploads anything. Raises
+    `BeingWritten` where another process has claimed the URL, `AlreadyExists` where something is there.
     """
 
     def __init__(self, url: str) -> None:
@@ -140,10 +137,9 @@ class Staging(Generic[M]):
     def finish(self, manifest: M, scratch: Sequence[str] = ()) -> M:
         """Hash the files, write the manifest, flush all to the disk, rename the folder, upload it if `output` is a URL.
 
-        Args:
-            manifest: with the fields of its kind, and `made_from`; the rest is filled in, and what is written returned.
-            scratch: files and folders in it that only serve to go on after an interruption. They are removed after the
-                folder was renamed, so that a command killed before loses nothing.
+        The manifest is given the fields of its kind, and `made_from`; the rest is filled in, and what is written
+        returned. `scratch` names files and folders that only serve to go on after an interruption; they are removed
+        when the folder is renamed, so that a command killed before loses nothing.
         """
         scratch = (PLAN, *scratch)
         half_written = [name for name in file_names(self.path, scratch) if fnmatch(Path(name).name, ".*.tmp")]
@@ -287,10 +283,8 @@ def seal(
 ) -> M:
     """Hash a folder's files, write its manifest and flush all of it to the disk; returns what was written.
 
-    Args:
-        manifest: with everything but `files`, `fingerprint` and `cocomix_version`; files that it names are not hashed.
-        records: whether the manifest lists a file, by its name.
-        scratch: files and folders at its top that are no part of it.
+    The manifest has everything but `files`, `fingerprint` and `cocomix_version`; files that it names are not hashed.
+    `records` says by its name whether it lists a file; `scratch` at the folder's top is no part of it.
     """
     names = [name for name in file_names(folder, scratch) if name != MANIFEST and records(name)]
     with ThreadPoolExecutor(THREADS) as threads:

@@ -28,15 +28,8 @@ T = TypeVar("T")
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
 _LASTING = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    NotImplementedError,
-    ImportError,
-    TypeError,
-    ValueError,  # and so every `CoCoMixError`
+    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(NotImplementedError, ImportError, TypeError, ValueError),  # the last: and so every `CoCoMixError`
 )
 _LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)  # what another attempt does not mend
 _S3_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
@@ -52,8 +45,7 @@ _SECRET_PARAMETER = re.compile(
 def url_of(path: Path | str) -> str | None:
     """The URL that a path stands for, without a slash at its end; `None` for a path on this machine.
 
-    Raises:
-        CoCoMixError: the URL holds access keys, names nothing, or leads upwards.
+    Raises `CoCoMixError` where the URL holds access keys, names nothing, or leads upwards.
     """
     found = _URL.fullmatch(str(path))
     if found is None:
@@ -120,9 +112,7 @@ class NotThere(CoCoMixError):
 def explained(url: str) -> Iterator[None]:
     """Say in one sentence what a file system's library raises, whichever it is; secrets in its words are left out.
 
-    Raises:
-        Unreachable: instead of any exception of the block that is neither a missing file nor a missing right.
-        NotThere, CoCoMixError: instead of these.
+    A missing file becomes `NotThere`, a missing right `CoCoMixError`, everything else `Unreachable`.
     """
     try:
         yield
@@ -191,8 +181,7 @@ class RemoteFolder:
     def files(self) -> dict[str, int]:
         """Names and sizes in bytes of all files below it; none if it does not exist.
 
-        Raises:
-            OutsideFolder: a name leads out of the folder, as object stores allow.
+        Raises `OutsideFolder` where a name leads out of the folder, as object stores allow.
         """
         with explained(self.url):
             self._system.invalidate_cache()
@@ -219,14 +208,9 @@ class RemoteFolder:
             self.get(name, aside, size)
 
     def get(self, name: str, file: Path, size: int | None = None) -> None:
-        """Copy a file here.
+        """Copy a file to `file`; what is there, also of a failed attempt, is written over.
 
-        Args:
-            file: where to; what is there, also of a failed attempt, is written over.
-            size: bytes that it should have.
-
-        Raises:
-            Damaged: it has another size there. Where only fewer bytes arrive, that is a fault of the network.
+        Raises `Damaged` where it is not of `size` bytes there; fewer that arrive are a fault of the network.
         """
 
         def attempt(path: str) -> None:
@@ -262,10 +246,8 @@ class RemoteFolder:
                 self._system.invalidate_cache()
                 if self._system.exists(path):
                     return False
-                if (
-                    not isinstance(error, (NotImplementedError, TypeError))
-                    and getattr(error, "errno", 0) != errno.ENOSYS
-                ):
+                unable = isinstance(error, (NotImplementedError, TypeError))
+                if not unable and getattr(error, "errno", 0) != errno.ENOSYS:
                     raise
                 self._system.pipe_file(path, content)
             return True

@@ -6,7 +6,7 @@ folder; any other name with at most one slash that does not look like a path is 
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -59,11 +59,8 @@ class Source:
 def resolve_sources(names: Iterable[str], hub: dict[str, Any] | None = None) -> list[Source]:
     """Find out what every source is, as the module's docstring tells; nothing is read.
 
-    Args:
-        hub: `name` (configuration), `split` and `revision` of the data sets on the Hub.
-
-    Raises:
-        CoCoMixError: a path does not exist, is of no supported kind or holds no such file, or a file is given twice.
+    `hub` holds `name` (configuration), `split` and `revision` of data sets on the Hub. Raises `CoCoMixError` where a
+    path does not exist, is of no supported kind or holds no such file, or a file is given twice.
     """
     names = tuple(names)
     for name in names:
@@ -111,32 +108,30 @@ def _folder(name: str, folder: Path) -> Source:
     if (folder / "train.bin").is_file():
         heldout = (_local(folder / "val.bin"),) if (folder / "val.bin").is_file() else ()
         return Source(name, "tokens", (_local(folder / "train.bin"),), heldout=heldout)
-    found: list[Path] = []
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
-        found += (Path(parent, inner) for inner in names if not inner.startswith("."))
-    found.sort(key=lambda path: path.relative_to(folder).parts)
-    texts = [path for path in found if file_kind(path.name) is not None]
-    tokens = [path for path in found if path.suffix in TOKEN_SUFFIXES]
-    if not (texts or tokens):
-        raise CoCoMixError(f"the folder {name} holds no file of a supported kind; those are {SUPPORTED_SUFFIXES}.")
-    if not texts:
-        return Source(name, "tokens", tuple(map(_local, tokens)), len(found) - len(tokens))
-    return Source(name, "files", tuple(map(_local, texts)), len(found) - len(texts))
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return _of_folder(name, f"the folder {name}", found, lambda inner: _local(folder / inner), TOKEN_SUFFIXES)
 
 
 def _remote(name: str, url: str) -> Source:
-    files = RemoteFolder(url).files()
-    if not files:
-        system, path = file_system(url)
-        with explained(url):
-            size = int(system.info(path)["size"] or 0)
-        if file_kind(url) is None:
-            raise CoCoMixError(f"{url} is not a supported kind of file; use {SUPPORTED_SUFFIXES}.")
-        return Source(name, "files", (SourceFile(url, size),))
-    seen = [inner for inner in files if not any(part.startswith(".") for part in inner.split("/"))]
-    found = sorted((inner for inner in seen if file_kind(inner)), key=lambda inner: PurePosixPath(inner).parts)
-    if not found:
-        raise CoCoMixError(f"{url} holds no file of a supported kind; those are {SUPPORTED_SUFFIXES}.")
-    files_found = tuple(SourceFile(f"{url}/{inner}", files[inner]) for inner in found)
-    return Source(name, "files", files_found, len(seen) - len(found))
+    sizes = RemoteFolder(url).files()
+    if sizes:
+        return _of_folder(name, url, sizes, lambda inner: SourceFile(f"{url}/{inner}", sizes[inner]))
+    system, path = file_system(url)
+    with explained(url):
+        size = int(system.info(path)["size"] or 0)
+    if file_kind(url) is None:
+        raise CoCoMixError(f"{url} is not a supported kind of file; use {SUPPORTED_SUFFIXES}.")
+    return Source(name, "files", (SourceFile(url, size),))
+
+
+def _of_folder(
+    name: str, shown: str, found: Iterable[str], file: Callable[[str], SourceFile], token_suffixes: tuple[str, ...] = ()
+) -> Source:
+    """The texts among the files found below a folder, else its token files; hidden ones are not even counted."""
+    paths = sorted(PurePosixPath(inner) for inner in found if not any(p.startswith(".") for p in inner.split("/")))
+    texts = [path for path in paths if file_kind(path.name)]
+    taken = texts or [path for path in paths if path.suffix in token_suffixes]
+    if not taken:
+        raise CoCoMixError(f"{shown} holds no file of a supported kind; those are {SUPPORTED_SUFFIXES}.")
+    files = tuple(file(str(path)) for path in taken)
+    return Source(name, "files" if texts else "tokens", files, len(paths) - len(taken))

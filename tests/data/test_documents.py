@@ -81,6 +81,12 @@ def test_hub_names_are_read_shard_by_shard(monkeypatch: pytest.MonkeyPatch) -> N
         read("stories")
 
 
+def test_bytes_of_a_hub_data_set_that_are_not_utf_8_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["café".encode(), b"caf\xe9 noir"]}).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: rows)
+    assert read("owner/stories") == ["café", "caf\ufffd noir"]
+
+
 def test_a_real_data_set_through_the_hub_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` itself, on a local data set folder standing in for the Hub."""
     folder = tmp_path / "local"

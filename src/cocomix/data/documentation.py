@@ -80,30 +80,21 @@ def _sources(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _parsed(path: Path) -> ast.Module | None:
-    try:
-        if path.stat().st_size > MAX_SOURCE_BYTES:
-            return None
-        source = path.read_bytes()
-        if b'"""' not in source and b"'''" not in source:
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escape sequences of other people's sources
-            return ast.parse(source)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
 def _docstrings(path: Path) -> Iterator[str]:
     """Docstrings of a module and of every class and function in it, in source order; none where it does not parse."""
-    tree = _parsed(path)
-    stack: list[ast.AST] = [] if tree is None else [tree]
+    try:
+        source = path.read_bytes() if path.stat().st_size <= MAX_SOURCE_BYTES else b""
+        if b'"""' not in source and b"'''" not in source:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escape sequences of other people's sources
+            stack: list[ast.AST] = [ast.parse(source)]
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return
     while stack:
         node = stack.pop()
-        if isinstance(node, _DOCUMENTED):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
+        if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node)):
+            yield text
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
         stack.extend(reversed(children))
 

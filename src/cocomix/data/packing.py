@@ -36,7 +36,6 @@ class BlockShape:
 
     @property
     def blocks_per_file(self) -> int:
-        """Blocks a file at most."""
         return max(1, self.tokens_per_file // self.block_size)
 
 

@@ -11,8 +11,7 @@ import math
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from logging import getLogger
@@ -67,10 +66,8 @@ def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) 
         workers: processes that read and encode. They are spawned, so that a script that asks for more than one must
             guard its own calls by `if __name__ == "__main__":`.
 
-    Raises:
-        BeingWritten: another process is at it.
-        CoCoMixError: the settings contradict each other, a source or the tokenizer cannot be used, a split would hold
-            less than one block, or `output` is something else.
+    Raises `BeingWritten` where another process is at it; `CoCoMixError` where the settings contradict each other, a
+    source or the tokenizer cannot be used, a split would hold less than one block, or `output` is something else.
     """
     preparation = _Preparation(settings)
     if (made := Tokens.made(output, preparation.identity)) is not None:
@@ -78,10 +75,18 @@ def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) 
         return made
     started = time.perf_counter()
     with Tokens.create(output, identity=preparation.identity, resume=True, any_identity=True) as staging:
-        with preparation.kept_or_removed(staging.path), Workers(workers) as pool:
-            encoding = preparation.encoding(staging.path)
-            members = preparation.encode(encoding, pool)
-            manifest = preparation.pack(staging.path, encoding, members, pool)
+        try:
+            with Workers(workers) as pool:
+                encoding = preparation.encoding(staging.path)
+                members = preparation.encode(encoding, pool)
+                manifest = preparation.pack(staging.path, encoding, members, pool)
+        except CoCoMixError:
+            if len(preparation.units) <= 1:  # what takes seconds to make again
+                shutil.rmtree(staging.path)
+            raise
+        except (KeyboardInterrupt, Terminated):
+            logger.warning("%s MB of the input are encoded and kept", f"{preparation.read:,.1f}")
+            raise
         staging.finish(manifest, scratch=[_WORK])
     tokens = Tokens.open(output)
     _report(tokens.manifest, time.perf_counter() - started)
@@ -91,22 +96,16 @@ def prepare(settings: PrepareSettings, output: Path | str, *, workers: int = 1) 
 def encode_share(settings: PrepareSettings, output: Path | str, share: int, shares: int) -> None:
     """Encode one of several shares of the units, as one of many jobs; `prepare` then finishes the output.
 
-    The settings are the same in all jobs, with an existing tokenizer and without `max_bytes`; the output is on a disk
-    that all jobs share. Shares are numbered from 0.
-
-    Raises:
-        CoCoMixError: as `prepare`; or the settings need the input in order.
+    The settings are the same in all jobs, with an existing tokenizer and without `max_bytes`: what needs the input in
+    order is refused. The output is on a disk that all jobs share. Shares are numbered from 0. Errors as of `prepare`.
     """
     if settings.tokenizer is None or settings.max_bytes is not None:
         raise CoCoMixError("jobs that share the work take --tokenizer, not --vocab-size, and no --max-bytes.")
     preparation = _Preparation(settings)
     if Tokens.made(output, preparation.identity) is not None:
         return
-    with (
-        Tokens.create(output, identity=preparation.identity, shared=True, any_identity=True) as staging,
-        Workers(1) as pool,
-    ):
-        preparation.encode(preparation.encoding(staging.path), pool, slice(share, None, shares))
+    with Tokens.create(output, identity=preparation.identity, shared=True, any_identity=True) as staging:
+        preparation.encode(preparation.encoding(staging.path), Workers(1), slice(share, None, shares))
 
 
 class _Preparation:
@@ -137,19 +136,6 @@ class _Preparation:
         self.units: list[Unit] = []
         self.bos: int | None = None
         self.read = 0.0  # megabytes of input that are encoded and kept
-
-    @contextmanager
-    def kept_or_removed(self, folder: Path) -> Iterator[None]:
-        """Say what is kept of stopped work; after a mistake keep nothing of what takes seconds to make again."""
-        try:
-            yield
-        except CoCoMixError:
-            if len(self.units) <= 1:
-                shutil.rmtree(folder)
-            raise
-        except (KeyboardInterrupt, Terminated):
-            logger.warning("%s MB of the input are encoded and kept", f"{self.read:,.1f}")
-            raise
 
     def encoding(self, folder: Path) -> Encoding:
         """Get the tokenizer, and cut the input into units."""

@@ -87,7 +87,7 @@ def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = 
                 texts = _plain_text(where, buffered)
             for text, last in texts:
                 reached = raw.tell() if stop is None else min(raw.tell(), stop)
-                yield from _cleaned(text, last, max(0, reached - position), where)
+                yield from cleaned(text, last, max(0, reached - position), where)
                 position = max(position, reached)
         except OSError as error:
             if codec is None:
@@ -95,7 +95,7 @@ def read_texts(where: str, text_column: str, start: int = 0, stop: int | None = 
             raise CoCoMixError(f"{where} is truncated or damaged ({error}); fetch or compress it again.") from error
 
 
-def _cleaned(text: str, last: bool, read: int, where: str) -> Iterator[Piece]:
+def cleaned(text: str, last: bool, read: int, where: str) -> Iterator[Piece]:
     """The pieces of a text with U+FFFD for what has no UTF-8 form; refused if that is too much."""
     left = len(text)
     for part in pieces(text):
@@ -231,7 +231,7 @@ def _parquet_texts(where: str, raw: BinaryIO, text_column: str, start: int, stop
         for batch in file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=[text_column], use_threads=False):
             for value in batch.column(0).cast(pa.large_binary()).to_pylist():
                 number += 1
-                yield from _cleaned(text_of(value, text_column, f"{where}, row {number}: "), True, 0, where)
+                yield from cleaned(text_of(value, text_column, f"{where}, row {number}: "), True, 0, where)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise _unreadable(where, error) from error
 

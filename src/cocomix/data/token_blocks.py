@@ -53,12 +53,9 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         files: "Sequence[tuple[Tokens, TokensFile]]",
         counts: "SplitMeta",
         block_size: int,
-        *,
         scattered: bool = False,
     ) -> None:
-        self.counts = counts
-        self.scattered = scattered
-        self.block_size = block_size
+        self.counts, self.block_size, self.scattered = counts, block_size, scattered
         self._files = tuple(files)
         self._starts = [0, *accumulate(file.blocks for _, file in files)]
 
@@ -77,8 +74,7 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Blocks `start` to `stop` − 1, uint16 or uint32 [stop − start, block_size]; a view where one file holds all.
 
-        Raises:
-            CoCoMixError: a file is missing, damaged or not the one that was written, or cannot be mapped.
+        Raises `CoCoMixError` where a file is missing, damaged or not the one that was written, or cannot be mapped.
         """
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"blocks {start} to {stop} of {len(self)}")

@@ -27,7 +27,7 @@ logger = getLogger(__name__)
 _CHUNK = 2**22
 _SAMPLE = 2**20
 _TELLING = 64  # so many tokens tell their type: fewer may have zeros between them by chance
-_MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+_MEGATRON_MAGIC = b"MMIDIDX"  # and two zero bytes, which NumPy leaves out
 _MEGATRON_TYPES = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _LLM_C = {20240520: "<u2", 20240801: "<u4"}  # magic numbers of llm.c's files, and the types of their tokens
 
@@ -37,19 +37,13 @@ class _File(NamedTuple):
     ends: NDArray[np.int64] | None  # of documents, in tokens; `None` where the end-of-document token tells
 
 
-@lru_cache(maxsize=4)
-def token_files(tokenizer: Path, eos_token_id: int, dtype: str | None) -> "TokenFiles":
-    """The reader of token files made with the tokenizer in a folder, one a process; see `TokenFiles`."""
-    return TokenFiles(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), eos_token_id, dtype)
-
-
 class TokenFiles:
-    """Reads token files made with one tokenizer; `dtype` is of those that do not say it, None to tell by content."""
+    """Reads token files made with the tokenizer in a folder; `dtype` is of those that do not say it, None to tell."""
 
-    def __init__(self, tokenizer: Tokenizer, eos_token_id: int, dtype: str | None) -> None:
+    def __init__(self, tokenizer: Path, eos_token_id: int, dtype: str | None) -> None:
         self.eos_token_id, self.dtype = eos_token_id, dtype
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self._tokenizer = tokenizer
+        self._tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def ranges(self, where: str, target: int) -> Iterator[tuple[int, int, int]]:
         """Cut a file into ranges of about `target` bytes: first token, one past the last, bytes.
@@ -162,18 +156,21 @@ class TokenFiles:
         file read as a narrower type has zeros between its tokens, which no text has.
         """
         size, found = path.stat().st_size, np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
-        for dtype in map(np.dtype, ("<u8", "<u4")):
+        for dtype in map(np.dtype, ("<u4", "<u8")):
             if size >= _TELLING * dtype.itemsize and size % dtype.itemsize == 0:
                 tokens = np.memmap(path, dtype=dtype, mode="r")
                 if max(tokens[:_SAMPLE].max(), tokens[-_SAMPLE:].max()) < self.vocab_size:
                     found = dtype
-                    break
         if self.dtype is None:
             return found
         given = np.dtype(self.dtype).newbyteorder("<")
         if given.itemsize < found.itemsize:
             raise CoCoMixError(f"{path} holds {found} by its content, not {given}; leave --token-dtype out.")
         return given
+
+
+token_files = lru_cache(maxsize=4)(TokenFiles)
+"""The reader of a tokenizer's token files, one a process."""
 
 
 def _flat(path: Path, dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
@@ -200,11 +197,8 @@ def _megatron(path: Path, index: Path) -> _File:
     head = np.dtype([("magic", "S9"), ("version", "<u8"), ("type", "u1"), ("sequences", "<u8"), ("documents", "<u8")])
     with index.open("rb") as stream:
         found = np.frombuffer(stream.read(head.itemsize).ljust(head.itemsize, b"\0"), dtype=head)[0]
-        if (
-            found["magic"] != _MEGATRON_MAGIC.rstrip(b"\0")
-            or found["version"] != 1
-            or int(found["type"]) not in _MEGATRON_TYPES
-        ):
+        known = found["magic"] == _MEGATRON_MAGIC and int(found["type"]) in _MEGATRON_TYPES
+        if not known or found["version"] != 1:
             raise CoCoMixError(
                 f"{index} is no index of Megatron-LM that is known here; take it away to read {path} alone."
             )

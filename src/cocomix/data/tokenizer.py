@@ -55,13 +55,8 @@ def check_vocab_size(vocab_size: int) -> None:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE in the manner of GPT-2: every text can be encoded, and decodes to itself.
 
-    Its end, begin, unknown and padding token is `<|endoftext|>`, as in GPT-2.
-
-    Args:
-        vocab_size: entries wanted, the end-of-document token included; fewer when the texts are too small.
-
-    Raises:
-        CoCoMixError: `vocab_size` is too small for all bytes and the end token.
+    Its end, begin, unknown and padding token is `<|endoftext|>`, as in GPT-2. `vocab_size` counts it; the tokenizer has
+    fewer entries when the texts are too small. Raises `CoCoMixError` without room for all bytes and this token.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -139,18 +139,17 @@ class Tokens(Artifact[TokensManifest]):
         """The blocks of `train` or `validation`, `scattered` if they will be read here and there, not in order."""
         from cocomix.data.token_blocks import TokenBlocks  # imports PyTorch, which takes seconds
 
-        return TokenBlocks(self._files(name), self._counts(name), self.manifest.block_size, scattered=scattered)
+        return TokenBlocks(self._files(name), self._counts(name), self.manifest.block_size, scattered)
 
     def shards(self, split: str, blocks_per_shard: int) -> "list[TokenShard]":
         """A split cut into ranges of at most `blocks_per_shard` blocks, none of which crosses files."""
         from cocomix.data.token_blocks import TokenShard
 
-        ranges = [
-            (file, start, min(start + blocks_per_shard, file.blocks))
+        return [
+            TokenShard(file, start, min(start + blocks_per_shard, file.blocks), self)
             for file in self._counts(split).files
             for start in range(0, file.blocks, blocks_per_shard)
         ]
-        return [TokenShard(*each, self) for each in ranges]
 
     def _files(self, split: str) -> "list[tuple[Tokens, TokensFile]]":
         return [(self, file) for file in self._counts(split).files]
@@ -247,14 +246,9 @@ class MixedData(Tokens):
     validation blocks, or where fewer are asked for, the first of each corpus in these shares.
 
     Args:
-        parts: at least one; of the same tokenizer and block size, with the same token before blocks or none.
-        weights: share of each, in any unit.
-
-    Attributes:
-        shares: of each, adding up to 1.
-
-    Raises:
-        CoCoMixError: a corpus has another tokenizer, block size, first token of blocks or splits than the first.
+        parts: at least one; `CoCoMixError` where one has another tokenizer, block size, first token of blocks or splits
+            than the first.
+        weights: share of each, in any unit; the attribute `shares` adds up to 1.
     """
 
     def __init__(self, parts: Sequence[Tokens], weights: Sequence[float]) -> None:
@@ -273,11 +267,9 @@ class MixedData(Tokens):
                         f"{part.path} and {first.path} cannot be mixed: they differ in their {what} ({found} and "
                         f"{expected}); prepare both with the same --tokenizer, --block-size and --prepend-bos."
                     )
-        identity = [
-            [part.manifest.fingerprint, round(share, 9)] for part, share in zip(self.parts, self.shares, strict=True)
-        ]
+        mixture = [[part.manifest.fingerprint, round(share, 9)] for part, share in zip(parts, self.shares, strict=True)]
         changes = {
-            "fingerprint": fingerprint_json({"mixture": identity}),
+            "fingerprint": fingerprint_json({"mixture": mixture}),
             "sources": tuple(source for part in parts for source in part.manifest.sources),
             "splits": {name: _joined([part.manifest.splits[name] for part in parts]) for name in first.manifest.splits},
             "invalid_utf8": sum(part.manifest.invalid_utf8 for part in parts),

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from cocomix.artifacts import fingerprint_json
 from cocomix.data.documents import Source, SourceFile
 from cocomix.data.prepare_settings import PrepareSettings
-from cocomix.data.reading import Piece, file_kind, is_compressed, open_parquet, opened, pieces, read_texts, text_of
+from cocomix.data.reading import Piece, cleaned, file_kind, is_compressed, open_parquet, opened, read_texts, text_of
 from cocomix.data.splits import DocumentHash, draw_of
 from cocomix.data.token_files import TokenFiles, token_files
 from cocomix.data.tokenizer import encode_batch
@@ -71,10 +70,8 @@ class Encoding:
         """The log of a unit."""
         settings, limited = self.settings, self.settings.max_bytes is not None
         reading = {
-            "text_column": settings.text_column,
+            **settings.model_dump(include={"text_column", "token_dtype", "max_bytes"}),
             "hub": settings.hub,
-            "token_dtype": settings.token_dtype,
-            "max_bytes": settings.max_bytes,
             "seed": settings.seed if limited else 0,
             "threshold": self.threshold if limited else 0,
         }
@@ -87,8 +84,7 @@ class Encoding:
 def plan_units(sources: Sequence[Source], text_column: str, token_files: TokenFiles | None) -> list[Unit]:
     """Cut sources into units, in order; the same sources give the same units.
 
-    Raises:
-        CoCoMixError: a large Parquet file lacks the column, or a token file is none.
+    Raises `CoCoMixError` where a large Parquet file lacks the column, or a token file is none.
     """
     total = sum(file.size for source in sources for file in source.files)
     target = min(max(MIN_UNIT_BYTES, total // UNITS), MAX_UNIT_BYTES)
@@ -209,9 +205,7 @@ def _hub_pieces(span: SourceFile, settings: PrepareSettings) -> Iterator[Piece]:
                 f"{where}: there is no column {settings.text_column!r}; the columns are "
                 f"{', '.join(map(repr, row))}; choose one with --text-column."
             )
-        *first, rest = pieces(text_of(row[settings.text_column], settings.text_column, f"{where}: "))
-        yield from (Piece(part, last=False) for part in first)
-        yield Piece(rest)
+        yield from cleaned(text_of(row[settings.text_column], settings.text_column, f"{where}: "), True, 0, where)
 
 
 def _hub_rows(name: str, arguments: dict[str, Any]) -> Any:
@@ -254,9 +248,7 @@ def encode_unit(encoding: Encoding, unit: Unit, advance: Callable[[float], None]
         log.finish()
 
 
-@lru_cache(maxsize=4)
-def _encoder(tokenizer: Path) -> Tokenizer:
-    return plain_encoder(tokenizer)
+_encoder = lru_cache(maxsize=4)(plain_encoder)
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:

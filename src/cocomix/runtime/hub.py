@@ -17,6 +17,7 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("vocab.json", "vocab.txt", "spiece.model"),
 )
+_NO_FILES = "{name} holds no tokenizer files; give the folder that tokenizer.json lies in."
 
 
 class NoTokenizer(CoCoMixError):
@@ -72,11 +73,9 @@ def _before_asking(name: str, revision: str | None) -> None:
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer that has an end token.
 
-    From a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub.
-
-    Raises:
-        NoTokenizer: what is there holds no tokenizer, such as a folder with weights only.
-        CoCoMixError: the tokenizer cannot be read, is not a fast one, or has no end token; or nothing is there.
+    From a folder written by `save_pretrained`, a GGUF file, or a name on the Hugging Face Hub. Raises `NoTokenizer` if
+    that holds none, such as a folder with weights only; `CoCoMixError` if there is nothing, or the tokenizer cannot be
+    read, is not a fast one, or has no end token.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() != ".gguf":
@@ -86,7 +85,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     tokenizer = _read(name, path, revision)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of a bare config.json
         fault = CoCoMixError if any((path / file).exists() for file in _TOKENIZER_FILES) else NoTokenizer
-        raise fault(f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in.")
+        raise fault(_NO_FILES.format(name=name))
     if not tokenizer.is_fast:
         raise CoCoMixError(f"the tokenizer {name} has no fast version (tokenizer.json); convert it or use another.")
     if tokenizer.eos_token_id is None:
@@ -107,17 +106,14 @@ def _read(name: str, path: Path, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except Exception as error:  # the Hub client and the parsers of tokenizer files raise errors of many kinds
+        reason = _reason(error)
         if path.is_file():
-            raise CoCoMixError(
-                f"cannot load a tokenizer from {path} ({_reason(error)}); use another GGUF file."
-            ) from error
+            raise CoCoMixError(f"cannot load a tokenizer from {path} ({reason}); use another GGUF file.") from error
         if _holds_no_tokenizer(name, path, revision):
-            raise NoTokenizer(
-                f"{name} holds no tokenizer files; give the folder that tokenizer.json lies in."
-            ) from error
+            raise NoTokenizer(_NO_FILES.format(name=name)) from error
         raise CoCoMixError(
             f"cannot load the tokenizer {name}: it must be a folder with a tokenizer or a name that the Hugging Face "
-            f"Hub knows ({_reason(error)})."
+            f"Hub knows ({reason})."
         ) from error
 
 

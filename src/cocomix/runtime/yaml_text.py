@@ -41,14 +41,12 @@ for _side in (_Loader, _Dumper):
 def parse_yaml(text: str, where: str) -> Any:
     """YAML as recipes are written in it; `where` it stands is for the refusal if it is none, or expands to too much."""
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is not None and _expanded_size(node) > MAX_VALUES:
-                raise CoCoMixError(f"{where} has aliases that stand for more than {MAX_VALUES:,} values; write less.")
-            return None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
+        node = yaml.compose(text, _Loader)
+        if node is not None and _expanded_size(node, {}) > MAX_VALUES:
+            raise CoCoMixError(f"{where} has aliases that stand for more than {MAX_VALUES:,} values; write less.")
+        return None if node is None else _Loader("").construct_document(node)
+    except CoCoMixError:
+        raise
     except yaml.YAMLError as error:
         raise CoCoMixError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:
@@ -56,23 +54,16 @@ def parse_yaml(text: str, where: str) -> Any:
             f"{where} is not valid YAML: it must not be nested within itself, or hundreds of levels deep."
         ) from None
     except (ValueError, OverflowError) as error:
-        if isinstance(error, CoCoMixError):
-            raise
         raise CoCoMixError(f"{where} holds a number that cannot be read ({error}); write it in digits.") from None
 
 
-def _expanded_size(root: yaml.Node) -> int:
-    """How many values a document holds once every alias is written out, as it is when it is saved again."""
-    sizes: dict[int, int] = {}
-
-    def size_of(node: yaml.Node) -> int:
-        if id(node) not in sizes:
-            inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-            parts = () if isinstance(node, yaml.ScalarNode) else inner
-            sizes[id(node)] = 1 + sum(map(size_of, parts))
-        return sizes[id(node)]
-
-    return size_of(root)
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node holds once every alias is written out, as it is saved again; `sizes` of others by `id`."""
+    if id(node) not in sizes:
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = () if isinstance(node, yaml.ScalarNode) else inner
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def dump_yaml(values: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from tests.workshop import Workshop
 
 GROUP: Any = typer.main.get_command(app)
 VERBS: dict[str, Any] = GROUP.commands
-HELPERS = {"application", "failures", "job_options", "label_options", "options", "printing"}
+HELPERS = {"application", "failures", "job_options", "options", "printing"}
 SILENT = {"explore"}  # it reports nothing: a server
 
 

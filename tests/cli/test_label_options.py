@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.cli.label_options import LabelOptions
+from cocomix.cli.label import LabelOptions
 from cocomix.concepts import DictionaryConfig, TeacherConfig
 from cocomix.runtime.errors import CoCoMixError
 

@@ -123,7 +123,9 @@ def _with_common_options(verb: Callable[..., Printed | None]) -> Callable[..., N
                 values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
             result = verb(**values)
             if result is not None and is_first_process():
-                result.print(as_json=as_json)
+                if result.note is not None:
+                    logger.info(result.note)
+                result.print(as_json=as_json, quiet=quiet)
                 if result.next is not None:
                     logger.info(f"next: {result.next}")
             if result is not None and result.error is not None:

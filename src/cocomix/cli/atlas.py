@@ -1,6 +1,5 @@
-"""The verb that makes and reads a run's concept atlas: atlas."""
+"""The verb `atlas`, which makes and reads a run's concept atlas."""
 
-import logging
 import re
 import shlex
 from contextlib import suppress
@@ -19,8 +18,6 @@ from cocomix.runtime.errors import CoCoMixError
 
 if TYPE_CHECKING:
     from cocomix.interpret import AtlasManifest, ConceptCard, Context, TokenChanges
-
-logger = logging.getLogger(__name__)
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -75,9 +72,9 @@ def atlas(
         return Printed(_card_json(card), _card_table(card))
     hits = found.search(search or "")
     if not hits:
-        logger.info(f"no name, word or context of the {found.num_concepts:,} concepts has {search!r} in it")
+        return Printed([], note=f"no name, word or context of the {found.num_concepts:,} concepts has {search!r} in it")
     rows = ((str(hit.id), hit.name, " ".join(hit.snippet.split())) for hit in hits)
-    return Printed([hit._asdict() for hit in hits], table(rows, "concept", "name", "found in") if hits else None)
+    return Printed([hit._asdict() for hit in hits], table(rows, "concept", "name", "found in"))
 
 
 def _summary(made: "AtlasManifest") -> Group:

@@ -1,11 +1,7 @@
 """The verb `doctor`."""
 
-import logging
-
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
-
-logger = logging.getLogger(__name__)
 
 
 def doctor() -> Printed:
@@ -19,5 +15,4 @@ def doctor() -> Printed:
     failed = [line for line in lines if line.state == "fail"]
     error = CoCoMixError(f"{failed[0].name}: {failed[0].value}; {failed[0].advice}.") if failed else None
     rows = [(name, state, "; ".join(filter(None, texts))) for name, state, *texts in lines]
-    text = table(rows, state=1) if logger.isEnabledFor(logging.INFO) else None
-    return Printed([line._asdict() for line in lines], text, error)
+    return Printed([line._asdict() for line in lines], table(rows, state=1), error, only_aloud=True)

@@ -1,6 +1,5 @@
 """The verb `import`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +7,6 @@ import typer
 
 from cocomix.cli.options import Output
 from cocomix.cli.printing import Printed
-
-logger = logging.getLogger(__name__)
 
 
 def import_other(
@@ -40,14 +37,14 @@ def import_other(
     if source.suffix == ".pt":
         made = convert_autoencoder(source, output)
         facts = {"kind": "dictionary", "num_concepts": made.n_concepts, "d_model": made.d_model}
-        logger.info(f"{output}: {made.n_concepts:,} concepts of states {made.d_model} wide, as SAELens has it")
-        return Printed({**facts, "k": made.k, "normalize": made.normalize})
+        note = f"{output}: {made.n_concepts:,} concepts of states {made.d_model} wide, as SAELens has it"
+        return Printed({**facts, "k": made.k, "normalize": made.normalize}, note=note)
     if to_released:
         model = export_to_released(source, output)
     else:
         model = import_released(source, output, ConceptSettings(insert_layer, concept_topk), tokenizer)
     config, parameters = model.config, model.num_parameters()
     facts = {"kind": "model", "parameters": parameters, "insert_layer": config.insert_layer}
+    facts |= {"num_concepts": config.num_concepts, "concept_topk": config.concept_topk}
     concepts = f"{config.num_concepts:,} concepts before block {config.insert_layer}"
-    logger.info(f"{output}: {parameters:,} parameters, {concepts}")
-    return Printed({**facts, "num_concepts": config.num_concepts, "concept_topk": config.concept_topk})
+    return Printed(facts, note=f"{output}: {parameters:,} parameters, {concepts}")

@@ -38,8 +38,7 @@ def init(
         bool, typer.Option("--distill", help="Also learn the teacher's next-token distributions, for the lowest loss.")
     ] = False,
     vocab_size: Annotated[
-        int | None,
-        typer.Option(help="Train a tokenizer of so many entries on the corpus; default: the teacher's."),
+        int | None, typer.Option(help="Train a tokenizer of so many entries on the corpus; default: the teacher's.")
     ] = None,
     show_shipped: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> Printed:
@@ -65,19 +64,13 @@ def init(
     if given := [f"--{option}" for option, value in others.items() if value is not None]:
         raise CoCoMixError(f"{shipped} is copied as it is; leave out {' and '.join(given)}, or leave out {shipped}.")
     copied = copy_recipe(shipped, output)
-    for path in copied.kept:
-        logger.warning(f"{path} was there already and is kept as it is; {copied.recipe} starts from it.")
-    for path in copied.added:
+    recipe, added, kept = str(copied.recipe), list(map(str, copied.added)), list(map(str, copied.kept))
+    for path in kept:
+        logger.warning(f"{path} was there already and is kept as it is; {recipe} starts from it.")
+    for path in added:
         logger.info(f"{path}, which it starts from")
-    logger.info(f"{copied.recipe} is yours to change")
-    return Printed(
-        {
-            "recipe": str(copied.recipe),
-            "added": [str(path) for path in copied.added],
-            "kept": [str(path) for path in copied.kept],
-        },
-        next=f"cocomix plan {shlex.quote(str(copied.recipe))}",
-    )
+    logger.info(f"{recipe} is yours to change")
+    return Printed({"recipe": recipe, "added": added, "kept": kept}, next=f"cocomix plan {shlex.quote(recipe)}")
 
 
 def _write_own(given: dict[str, str | None], name: str | None, folder: Path, **wishes: Any) -> Printed:

@@ -91,10 +91,7 @@ def asked_of(**options: Any) -> dict[str, Any]:
 
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     for name in [name for name, value in asked.items() if isinstance(value, str)]:
-        place = Path(asked[name])
-        described = (
-            [place] if place.is_file() else [place / file for file in ("manifest.json", "cfg.json", "config.json")]
-        )
+        described = [Path(asked[name], file) for file in ("", "manifest.json", "cfg.json", "config.json")]
         hashes = [file_sha256(path) for path in described if path.is_file() and path.stat().st_size < 2**24]
         if hashes:
             asked[f"{name} is"] = hashes

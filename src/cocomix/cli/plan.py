@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cocomix.cli.options import Recipe, Set
-from cocomix.cli.printing import Printed, values_table
+from cocomix.cli.printing import Printed, table
 
 
 def plan(
@@ -28,13 +28,13 @@ def plan(
 
     config = load_recipe(recipe, assignments or ())
     found = estimate(config, seconds=seconds)
-    table = values_table({name: _readable(name, value) for name, value in found.items()})
+    rows = [(name, _readable(name, value)) for name, value in found.items()]
     there = all(folder.is_dir() for folder in (*config.data_folders, *config.label_folders))
     train = f"cocomix train {shlex.quote(str(recipe))}" if there and not assignments else None
-    return Printed(found, table, next=next_step(recipe) or train)
+    return Printed(found, table(rows), next=next_step(recipe) or train)
 
 
-def _readable(name: str, value: Any) -> Any:
+def _readable(name: str, value: Any) -> str:
     """A number with three digits and a prefix, a small one in a smaller unit, too; counts to be checked as they are."""
     from cocomix.evaluation.pages import duration, si
 
@@ -42,6 +42,6 @@ def _readable(name: str, value: Any) -> Any:
         return f"{value:,.2f} ({duration(3600 * value) if value > 1 / 3600 else 'under a second'})"
     if name.startswith(("GB", "GiB")) and value < 0.1:
         return f"{value:.2f} ({1000 * value:.2g} MB)" if name[1] == "B" else f"{value:.2f} ({1024 * value:.2g} MiB)"
-    if not isinstance(value, int | float) or name in ("steps", "tokens per step") or value < 1000:
-        return value
-    return si(value)
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if name in ("steps", "tokens per step") or value < 1000 else si(value)

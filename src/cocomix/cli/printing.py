@@ -1,7 +1,7 @@
 """What verbs print on standard output: JSON for scripts, text and tables for people."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,16 @@ class Printed:
     json: Any  # one object or list, printed with `--json`
     text: RenderableType | None = None  # printed without; a plain string as it is
     error: CoCoMixError | None = None  # raised after either, for a result that is a failure
-    next: str | None = None  # the command to give next, told on standard error
+    note: str | None = None  # what was done, told on standard error before
+    next: str | None = None  # the command to give next, told on standard error after
+    only_aloud: bool = False  # whether the text is left out with `--quiet`
 
-    def print(self, *, as_json: bool) -> None:
-        """Print it."""
+    def print(self, *, as_json: bool, quiet: bool = False) -> None:
+        """Print the JSON or the text."""
         if as_json:
             typer.echo(json.dumps(self.json, ensure_ascii=False))
+        elif quiet and self.only_aloud:
+            return
         elif isinstance(self.text, str):
             typer.echo(self.text)
         elif self.text is not None:
@@ -43,13 +47,6 @@ class Printed:
             if not console.is_terminal:
                 console.width = max(console.width, _FILE_WIDTH)
             console.print(self.text)
-
-
-def values_table(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value."""
-    return table(
-        (name, f"{value:,}" if isinstance(value, int | float) else str(value)) for name, value in values.items()
-    )
 
 
 def table(rows: Iterable[Sequence[str]], *head: str, state: int | None = None) -> Table:

@@ -1,14 +1,11 @@
 """The verb `push`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cocomix.cli.printing import Printed
-
-logger = logging.getLogger(__name__)
 
 
 def push(
@@ -23,5 +20,4 @@ def push(
     from cocomix.artifacts import open_artifact
 
     written = open_artifact(folder).push(url)
-    logger.info(f"{folder} is at {written}")
-    return Printed({"url": written})
+    return Printed({"url": written}, note=f"{folder} is at {written}")

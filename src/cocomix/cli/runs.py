@@ -1,6 +1,5 @@
 """The verb `runs`."""
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +11,6 @@ from cocomix.cli.printing import Printed, table
 
 if TYPE_CHECKING:
     from cocomix.evaluation.listing import RunSummary
-
-logger = logging.getLogger(__name__)
 
 
 def runs(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.")] = Path("runs")) -> Printed:
@@ -27,8 +24,8 @@ def runs(folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder
 
     found = list_runs(folder)
     if not found:
-        logger.info(f"no runs in {folder}; train one: cocomix train RECIPE --output {folder}/first")
-    return Printed([{**asdict(run), "path": str(run.path)} for run in found], _table(found) if found else None)
+        return Printed([], note=f"no runs in {folder}; train one: cocomix train RECIPE --output {folder}/first")
+    return Printed([{**asdict(run), "path": str(run.path)} for run in found], _table(found))
 
 
 def _table(found: "list[RunSummary]") -> Table:

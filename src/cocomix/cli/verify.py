@@ -1,6 +1,5 @@
 """The verb `verify`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,6 @@ import typer
 
 from cocomix.cli.printing import Printed, table
 from cocomix.runtime.errors import CoCoMixError
-
-logger = logging.getLogger(__name__)
 
 
 def verify(
@@ -23,9 +20,8 @@ def verify(
     from cocomix.artifacts import verify as run
 
     found = run(path)
-    logger.info(f"{found.kind}, format {found.version}, in {found.path}")
     rows = [(finding.what, finding.state, finding.detail) for finding in found.found]
     more = f" ({len(found.broken) - 1} more)" if len(found.broken) > 1 else ""
     error = CoCoMixError(f"{found.broken[0].detail}{more}") if found.broken else None
-    text = table(rows, state=1) if logger.isEnabledFor(logging.INFO) else None
-    return Printed(found.to_json(), text, error)
+    note = f"{found.kind}, format {found.version}, in {found.path}"
+    return Printed(found.to_json(), table(rows, state=1), error, note, only_aloud=True)

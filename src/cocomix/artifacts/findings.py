@@ -32,7 +32,6 @@ class Findings:
 
     @property
     def broken(self) -> list[Finding]:
-        """The findings that are broken."""
         return [finding for finding in self.found if finding.state == "broken"]
 
     @contextmanager

@@ -21,10 +21,8 @@ _Words = NDArray[np.uint64]
 def permuted(places: Indices, size: int, seed: int, stream: int | str, passes: Indices | int) -> Indices:
     """Where places in passes over `size` things point to: numbers in [0, size), different for places of one pass. [n]
 
-    Args:
-        places: numbers in [0, size). [n]
-        seed: with `stream` and the number of the pass, says which permutation it is.
-        passes: number of the pass that each place is in, or of all. [n]
+    `seed`, `stream` and the number of the pass, which `passes` gives for each place or for all, say which permutation
+    it is. Places and passes are [n].
     """
     start = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
     numbers = np.broadcast_to(passes, places.shape).astype(np.uint64)

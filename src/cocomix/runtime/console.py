@@ -65,11 +65,8 @@ def progress(description: str, total: float | None, unit: str, *, done: float = 
     """Show how far work is while the block runs: a bar on a terminal, else a log line a minute.
 
     Shows nothing where information is not logged: by default in library use, and with `quiet`. Yields a function that
-    adds an amount to what is done.
-
-    Args:
-        total: amount of the whole work in `unit`s, e.g. "tokens"; None where it is not known.
-        done: amount that was done before, of resumed work; not counted in the rate.
+    adds an amount to what is done. `total` is the whole work in `unit`s, e.g. "tokens", `None` where it is not known;
+    `done` was done before, of resumed work, and is not counted in the rate.
     """
     if not logger.isEnabledFor(logging.INFO):
         yield lambda amount: None

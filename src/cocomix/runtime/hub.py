@@ -34,8 +34,6 @@ def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -
     name = str(name_or_folder)
     options: dict[str, Any] = {"revision": revision} if revision is not None else {}
     options |= {"trust_remote_code": False, "use_safetensors": True}  # nothing of a stranger's is unpickled or run
-    if not source.exists() and source.suffix != ".gguf":
-        _before_asking(name, revision)
     if source.suffix == ".gguf":
         if not source.is_file():
             raise CoCoMixError(f"{source} does not exist; give the path of a GGUF file, a folder or a hub name.")
@@ -43,6 +41,8 @@ def load_causal_lm(name_or_folder: str | Path, *, revision: str | None = None) -
         from transformers import modeling_gguf_pytorch_utils
 
         modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm  # it overlooks transformers' own switch for bars
+    elif not source.exists():
+        _before_asking(name, revision)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
     except ImportError as error:

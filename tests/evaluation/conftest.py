@@ -11,7 +11,7 @@ import yaml
 from transformers import GPT2Config, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model.backbone import plain_model
+from cocomix.model.accounting import build_model
 from cocomix.training import Run
 
 VOCAB, CONCEPTS, TOPK, BLOCK = 31, 24, 6, 10
@@ -32,7 +32,7 @@ def cocomix_model(mixing: str = "interleave", **changes: Any) -> CoCoMixForCausa
 
 def ntp_model() -> PreTrainedModel:
     torch.manual_seed(0)
-    return plain_model(backbone()).eval()
+    return build_model(backbone()).eval()
 
 
 class Rows:

@@ -10,7 +10,7 @@ from cocomix.concepts import ConceptDictionary, ConceptTeacher
 from cocomix.data import PrepareSettings, Tokens, prepare
 from cocomix.labelling import Labels, label_data
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model.backbone import plain_model
+from cocomix.model.accounting import build_model
 from tests.evaluation.conftest import CONCEPTS, TOPK, backbone
 from tests.given_teacher import GivenConfig, given
 
@@ -31,7 +31,7 @@ class World:
 
     def plain(self, context: int = 16) -> PreTrainedModel:
         torch.manual_seed(0)
-        return plain_model(backbone(vocab_size=self.data.manifest.vocab_size, n_positions=context)).eval()
+        return build_model(backbone(vocab_size=self.data.manifest.vocab_size, n_positions=context)).eval()
 
 
 def text(documents: int = 40) -> list[str]:
@@ -50,7 +50,7 @@ def build_world(folder: Path) -> World:
     )
     data = prepare(settings, folder / "data")
     torch.manual_seed(5)
-    model = plain_model(backbone(vocab_size=data.manifest.vocab_size))
+    model = build_model(backbone(vocab_size=data.manifest.vocab_size))
     weights = [torch.randn(shape) for shape in ((16, CONCEPTS), (CONCEPTS,), (CONCEPTS, 16), (16,))]
     teacher = ConceptTeacher(model, ConceptDictionary(*weights, k=8, normalize="layer_norm"), 1)
     labels = label_data(data.path, GivenConfig(name=given(teacher), k=3), folder / "labels")

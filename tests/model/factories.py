@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model.backbone import SUPPORTED_BACKBONES, plain_model, split_state_dict
+from cocomix.model.accounting import build_model
+from cocomix.model.backbone import SUPPORTED_BACKBONES, split_state_dict
 
 VOCAB, D_MODEL, LAYERS, HEADS, CONCEPTS, TOPK, WINDOW = 61, 32, 3, 4, 48, 6, 4
 MAIN_BACKBONES = ("gpt2", "llama", "qwen3", "gemma3_text")
@@ -121,7 +122,7 @@ def kernel(family: str, attn: str) -> str:
 def plain(family: str, *, seed: int = 0, attn: str = "sdpa", **overrides: Any) -> PreTrainedModel:
     """A random plain decoder in evaluation mode."""
     torch.manual_seed(seed)
-    return plain_model(backbone_config(family, **overrides), kernel(family, attn)).eval()
+    return build_model(backbone_config(family, **overrides), kernel(family, attn)).eval()
 
 
 def split_student(model: PreTrainedModel, insert_layer: int, attn: str = "sdpa") -> CoCoMixForCausalLM:

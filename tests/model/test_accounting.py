@@ -9,7 +9,7 @@ from transformers import AutoConfig, GPT2Config, PreTrainedConfig
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM, account
 from cocomix.model.accounting import build_model, count_parameters, matched_config
-from cocomix.model.backbone import SUPPORTED_BACKBONES, plain_model
+from cocomix.model.backbone import SUPPORTED_BACKBONES
 from tests.model.factories import (
     CONCEPTS,
     D_MODEL,
@@ -55,7 +55,7 @@ def test_parameters_by_hand(mixing: str) -> None:
 def test_active_concept_parameters_are_the_papers() -> None:
     """(C + concept_topk)·d, and biases."""
     config = student_config("llama")
-    extra = account(CoCoMixForCausalLM(config)).active_parameters - count_parameters(plain_model(config.backbone))
+    extra = account(CoCoMixForCausalLM(config)).active_parameters - count_parameters(build_model(config.backbone))
     biases = CONCEPTS + D_MODEL + D_MODEL
     assert extra == (CONCEPTS + TOPK) * D_MODEL + biases
 
@@ -83,7 +83,7 @@ def test_small_models_are_matched_too(d_model: int, concepts: int) -> None:
 def test_the_papers_flops() -> None:
     """Forward, without attention scores, in millions per token: the method's numbers."""
     with torch.device("meta"):
-        narrow, wide = (account(plain_model(gpt2(d, 8, 8))) for d in (512, 624))
+        narrow, wide = (account(build_model(gpt2(d, 8, 8))) for d in (512, 624))
         mixed = account(CoCoMixForCausalLM(CoCoMixConfig(backbone=gpt2(512, 8, 8), insert_layer=3)))
     assert narrow.forward_flops_per_token == pytest.approx(102e6, rel=0.01)
     assert wide.forward_flops_per_token == pytest.approx(137e6, rel=0.01)
@@ -207,7 +207,7 @@ def test_matched_baselines_are_within_two_percent(
     assert type(baseline) is type(backbone)
     with torch.device("meta"):
         target = account(CoCoMixForCausalLM(config)).active_parameters
-        found = account(plain_model(baseline)).active_parameters
+        found = account(build_model(baseline)).active_parameters
     assert found == pytest.approx(target, rel=tolerance)
     assert baseline.hidden_size > 512
     assert baseline.num_hidden_layers == 6
@@ -215,7 +215,7 @@ def test_matched_baselines_are_within_two_percent(
     small.num_hidden_layers, small.vocab_size = 1, VOCAB
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:1]
-    assert plain_model(small)(tokens()).logits.isfinite().all()  # every width can be run
+    assert build_model(small)(tokens()).logits.isfinite().all()  # every width can be run
 
 
 @pytest.mark.parametrize("family", SUPPORTED_BACKBONES)
@@ -223,7 +223,7 @@ def test_matched_baselines_of_every_family_can_be_run(family: str) -> None:
     config = student_config(family, num_concepts=2000)
     baseline = matched_config(config)
     assert baseline.hidden_size > D_MODEL
-    assert plain_model(baseline)(tokens()).logits.shape == (2, 11, VOCAB)
+    assert build_model(baseline)(tokens()).logits.shape == (2, 11, VOCAB)
 
 
 @pytest.mark.parametrize("family", MAIN_BACKBONES)

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, GPT2Config
 
 from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.model.backbone import SUPPORTED_BACKBONES, backbone_of, build_halves, plain_model
+from cocomix.model.accounting import build_model
+from cocomix.model.backbone import SUPPORTED_BACKBONES, backbone_of, build_halves
 from cocomix.runtime.errors import CoCoMixError
 from tests.model.factories import (
     INSERT_LAYERS,
@@ -175,7 +176,7 @@ def test_an_unsupported_family_is_refused_with_the_reason_and_the_list(model_typ
     assert "use one of gpt2, gpt_neox" in str(refused.value)
     assert "docs/models.md" in str(refused.value)
     with pytest.raises(CoCoMixError, match="not supported"):
-        plain_model(config)
+        build_model(config)
 
 
 def test_a_setting_that_counts_blocks_is_refused() -> None:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from cocomix.model.backbone import backbone_of, plain_model
+from cocomix.model.backbone import backbone_of
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.runtime.flops import block_flops, product_flops
@@ -79,12 +79,13 @@ def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
 
 def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
     """A freshly initialised model: CoCoMix for a `CoCoMixConfig`, otherwise the plain decoder (the NTP baseline)."""
+    config = copy.deepcopy(config)
     if isinstance(config, CoCoMixConfig):
-        config = copy.deepcopy(config)
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
         return CoCoMixForCausalLM(config)
-    return plain_model(config, attn_implementation)
+    backbone_of(config)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
 
 
 def matched_config(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from cocomix.runtime.errors import CoCoMixError
 
@@ -202,15 +202,8 @@ def split_state_dict(model: PreTrainedModel, insert_layer: int) -> dict[str, Ten
 def check_loaded_decoder(config: Any, missing: Iterable[str], unexpected: Iterable[str], source: Any) -> None:
     """Refuse saved weights of another decoder, or of one that was split elsewhere, than a `CoCoMixConfig` describes.
 
-    What is new or gone in the predictor and the form of mixing is the caller's choice, of which transformers warns.
-
-    Args:
-        missing: parameters of the model that the saved weights lack.
-        unexpected: saved weights that the model has no parameter for.
-        source: where the weights come from, for the refusal.
-
-    Raises:
-        CoCoMixError: one of them belongs to the decoder.
+    Names that are missing or unexpected in the predictor and the form of mixing are the caller's choice, of which
+    transformers warns.
     """
     for names, said in ((missing, "lack"), (unexpected, "also hold")):
         of_decoder = sorted(name for name in names if name.startswith(("lower.", "upper.", "lm_head.")))
@@ -222,7 +215,37 @@ def check_loaded_decoder(config: Any, missing: Iterable[str], unexpected: Iterab
             )
 
 
-def plain_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
-    """A freshly initialised plain causal LM of the same configuration: the NTP baseline and every teacher."""
-    backbone_of(config)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attn_implementation)
+def positions_of(
+    query: Tensor | None,  # [batch, seq, …]
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    past: int,
+    backbone: PreTrainedConfig,
+) -> Tensor | None:
+    """Position ids of new tokens in the lower half [batch or 1, seq]; `None` where its own default says the same.
+
+    With a padding mask they count real tokens only; after `past` cached tokens they go on from there.
+
+    Raises:
+        CoCoMixError: the mask has another shape, or there are more tokens than positions the backbone has learned.
+    """
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise CoCoMixError(
+            f"attention_mask has {attention_mask.dim()} dimensions; pass a two-dimensional mask [batch, past + seq]."
+        )
+    if query is None:
+        return position_ids
+    seq = query.shape[1]
+    if position_ids is None and attention_mask is not None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
+    elif position_ids is None and past > 0:
+        position_ids = torch.arange(past, past + seq, device=query.device).unsqueeze(0)
+    context = backbone.max_position_embeddings
+    learned = past + seq > context and backbone_of(backbone).position_embedding is not None
+    # What is padding has no position of its own, so that values are asked.
+    if learned and (position_ids is None or int(position_ids.max()) >= context):
+        raise CoCoMixError(
+            f"the input has {past + seq} tokens, but the model's context is {context}; shorten it (the saved tokenizer "
+            "does, with truncation=True)."
+        )
+    return position_ids

@@ -15,7 +15,34 @@ _OF_TOKEN, _OF_TOKEN_BEFORE = 36313, 27191
 _FIRST_GAIN = 0.1
 
 
-class BigramTable(nn.Module):
+class AddsToBlocks(nn.Module):
+    """Base of modules that look something up and add it to every block by hooks.
+
+    It is held for one forward pass and its backward pass: checkpointed blocks read it once more, and all have been gone
+    back through when the gradient reaches the rows that were looked up.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._added: tuple[Tensor, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a forward pass, for copies."""
+        return {**self.__dict__, "_added": ()}
+
+    def hold(self, added: tuple[Tensor, ...], rows: Tensor) -> None:
+        """Keep what each block adds, which was made of `rows`."""
+        self._added = added
+        if rows.requires_grad and not torch.compiler.is_compiling():
+            rows.register_hook(self.forget)  # type: ignore[no-untyped-call]
+
+    def forget(self, gradient: Tensor | None = None) -> None:
+        """Let go of a forward pass that nothing is differentiated through, or that was, which gave a gradient."""
+        if gradient is not None or not torch.is_grad_enabled():
+            self._added = ()
+
+
+class BigramTable(AddsToBlocks):
     """x_t += g_l·E[r_t] before every block l, with r_t = (36313·token_t XOR 27191·token_{t−1}) mod (R − 1).
 
     E has R rows; the last is that of tokens with none before them in their document. E starts at 0 and g_l at 0.1, so
@@ -29,11 +56,6 @@ class BigramTable(nn.Module):
         nn.init.zeros_(self.table.weight)
         places = [block.register_forward_pre_hook(partial(self._add, place)) for place, block in enumerate(blocks)]
         self.gains = nn.Parameter(torch.full((len(places),), _FIRST_GAIN))
-        self._added: tuple[Tensor, ...] = ()  # of the forward pass that runs; checkpointed blocks read it once more
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to a forward pass, for copies."""
-        return {**self.__dict__, "_added": ()}
 
     def rows(self, tokens: Tensor, before: Tensor) -> Tensor:
         """The row of each pair, where −100 stands for no token before. [batch, seq], int64 each"""
@@ -45,14 +67,7 @@ class BigramTable(nn.Module):
         """Look up what the blocks of this forward pass will add; arguments as of `preceding`."""
         tokens = tokens.long()
         found = self.table(self.rows(tokens, preceding(tokens, positions, kept)))
-        self._added = tuple(gain * found for gain in self.gains)
-        if found.requires_grad and not torch.compiler.is_compiling():
-            found.register_hook(self.forget)  # all blocks have been gone back through, checkpointed ones too
-
-    def forget(self, gradient: Tensor | None = None) -> None:
-        """Let go of a forward pass that nothing is differentiated through, or that was, which gave a gradient."""
-        if gradient is not None or not torch.is_grad_enabled():
-            self._added = ()
+        self.hold(tuple(gain * found for gain in self.gains), found)
 
     def _add(self, place: int, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, added = inputs[0], self._added[place].to(inputs[0])

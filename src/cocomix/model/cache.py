@@ -61,8 +61,7 @@ class CoCoMixCache(Cache):  # type: ignore[misc]
     def unless(self, given: Any) -> "CoCoMixCache":
         """The given cache, or this new one in place of none or of an empty stock cache that a caller prepared.
 
-        Raises:
-            CoCoMixError: it holds entries of another model, or is another kind of cache and holds entries.
+        One that holds entries of another model, or of another kind, is refused.
         """
         if isinstance(given, CoCoMixCache):
             if given.split != self.split:

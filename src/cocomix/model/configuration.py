@@ -28,6 +28,11 @@ UpperPositions = Literal["own", "token"]
 _OF_BACKBONE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
+def _of_backbone(name: str, meaning: str) -> Any:
+    """A property that is the backbone's number of this name."""
+    return property(lambda config: int(getattr(config.backbone, name)), doc=meaning)
+
+
 class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     """Everything needed to rebuild a `CoCoMixForCausalLM` without further arguments.
 
@@ -244,25 +249,12 @@ class CoCoMixConfig(PreTrainedConfig):  # type: ignore[misc]
     def vocab_size(self, value: int) -> None:
         self.backbone.vocab_size = value
 
-    @property
-    def hidden_size(self) -> int:
-        """d_model, the backbone's."""
-        return int(self.backbone.hidden_size)
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """L, the number of decoder blocks of both halves together."""
-        return int(self.backbone.num_hidden_layers)
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Number of attention heads of a block."""
-        return int(self.backbone.num_attention_heads)
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Context length in tokens (the interleaved half sees twice as many positions)."""
-        return int(self.backbone.max_position_embeddings)
+    hidden_size = _of_backbone("hidden_size", "d_model.")
+    num_hidden_layers = _of_backbone("num_hidden_layers", "L, the number of decoder blocks of both halves together.")
+    num_attention_heads = _of_backbone("num_attention_heads", "Attention heads of a block.")
+    max_position_embeddings = _of_backbone(
+        "max_position_embeddings", "Context length in tokens (the interleaved half sees twice as many positions)."
+    )
 
 
 def backbone_config(backbone: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:

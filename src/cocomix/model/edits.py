@@ -96,14 +96,12 @@ def place_edits(
 ) -> list[PlacedEdit]:
     """Where edits apply in a forward pass, in the order in which they are made; without those that change nothing here.
 
-    Bans come last: −∞ scaled by zero would be a NaN, which top-k ranks first.
+    Bans come last: −∞ scaled by zero would be a NaN, which top-k ranks first. An edit of a row that the batch does not
+    have is refused.
 
     Args:
         positions: of the tokens of this pass in their row, padding left out.
         rows: which row each row of the batch counts as.
-
-    Raises:
-        CoCoMixError: an edit names a row that the batch does not have.
     """
     placed = []
     for edit in sorted(edits, key=lambda edit: edit.operation == "ban"):

@@ -46,9 +46,7 @@ def from_pretrained_backbone(
             whose weights are copied.
         insert_layer: index of the block whose input is mixed with the concepts.
         num_concepts: C.
-        mixing: see `CoCoMixConfig`.
-        compression_init: likewise; `zero` here, for a neutral start.
-        add_mean: likewise; false here, for the same reason.
+        mixing: as in `CoCoMixConfig`, and the next two, which have another default here for a neutral start.
         revision: branch, tag or commit on the hub; pin a commit.
         attn_implementation: attention kernel as transformers names it.
         seed: of the new layers' weights.
@@ -83,12 +81,7 @@ def from_pretrained_backbone(
 def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Copy a plain decoder's weights into a CoCoMix model, whose concept layers stay, or into another plain decoder.
 
-    Args:
-        model: changed in place.
-        plain: a causal LM of the same architecture.
-
-    Raises:
-        CoCoMixError: the weights do not fit.
+    Weights that do not fit are refused.
     """
     weights = plain.state_dict()
     if isinstance(model, CoCoMixForCausalLM):
@@ -108,15 +101,8 @@ def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> Non
 def check_same_decoder(config: PreTrainedConfig, pretrained: PreTrainedConfig, where: str) -> None:
     """Refuse pretrained weights of a decoder that computes something else than the one they are to be loaded into.
 
-    Dropout, initialisation and token ids may differ, and two names of one activation function.
-
-    Args:
-        config: of the decoder that is built.
-        pretrained: of the decoder the weights come from.
-        where: what the user gave, for the refusal.
-
-    Raises:
-        CoCoMixError: naming the first setting that differs.
+    Dropout, initialisation and token ids may differ, and two names of one activation function. `where` is what the user
+    gave.
     """
     ours, theirs = config.to_dict(), pretrained.to_dict()
     for name in ("model_type", *sorted(ours)):

@@ -79,12 +79,9 @@ class Head(nn.Linear):
 
 
 def head_output(head: nn.Module, hidden: Tensor, loss: HeadLoss | Weighted | None, k: int) -> HeadOutput:
-    """Top k and loss of hidden states [N, d_model], whatever stands in the place of a `Head`.
+    """Top k and loss of hidden states [N, d_model], by a `Head` or what stands in its place.
 
-    A `Head` knows how. Of a module that wraps one, such as PEFT's LoRA layer, only logits can be asked for.
-
-    Raises:
-        CoCoMixError: it is neither.
+    Of a module that wraps one, such as PEFT's LoRA layer, only logits can be asked for; anything else is refused.
     """
     if isinstance(head, Head):
         output: HeadOutput = head(hidden, loss, k)
@@ -177,9 +174,8 @@ def fused_head(
     Args:
         hidden: in the dtype that the matrix products shall use; the logits themselves where `weight` is `None`.
         weight: of the head, in `hidden`'s dtype.
-        bias: of the head, if it has one.
-        loss: `None` skips it. Several make one pass as `Weighted`: the same three products, whatever their number.
-        k: how many logits to keep; 0 skips the top-k.
+        loss: several make one pass as `Weighted`: the same three products, whatever their number.
+        k: how many logits to keep.
         chunk_size: positions per chunk; by default as many as keep a chunk's float32 logits, of a divergence both
             sides', within `chunk_bytes`.
         softcap: the loss is that of softcap·tanh(z/softcap), as a language-model head of Gemma 2's kind has it; the

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from cocomix.model.backbone import backbone_of, build_halves, check_loaded_decoder
+from cocomix.model.backbone import backbone_of, build_halves, check_loaded_decoder, positions_of
 from cocomix.model.bigram import BigramTable
 from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
@@ -22,7 +22,6 @@ from cocomix.model.mixing import Concepts, Layout
 from cocomix.model.mixing.form import ConceptCompression, HiddenCompression
 from cocomix.model.mixing.without_concepts import Pause
 from cocomix.model.output import CoCoMixOutput
-from cocomix.model.positions import positions_of
 from cocomix.model.predictor import ConceptPredictor, HiddenPredictor, Prediction
 from cocomix.model.targets import HeadLoss, SetCrossEntropy, check_concept_labels, divisor, next_tokens, unpadded
 from cocomix.runtime.errors import CoCoMixError
@@ -91,7 +90,10 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, ConceptPredictor | HiddenPredictor):
-            module.start()
+            nn.init.zeros_(module.pre_bias)
+            reduction = getattr(module, "reduction", None)  # keeps lengths, so that logits are as large as without one
+            if reduction is not None:
+                nn.init.normal_(reduction.weight, std=reduction.out_features**-0.5)
         elif isinstance(module, Pause):
             nn.init.normal_(module.pause, mean=0.0, std=std)
 
@@ -182,11 +184,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         """Run the model.
 
         Args:
-            input_ids: tokens.
             attention_mask: 1 for tokens, 0 for padding, two-dimensional; covers cached tokens too.
             position_ids: positions; by default counted over unpadded tokens, so that padding changes nothing.
-            past_key_values: cache of an earlier call.
-            inputs_embeds: embeddings in place of `input_ids`.
             labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target. The first token
                 after left padding is none either: nothing stands before it.
             concept_labels: concepts per position, −100 for unused entries, not shifted.
@@ -234,7 +233,8 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         if concept_labels is not None:
             check_concept_labels(concept_labels, query, self.config.num_concepts)
             concept_labels = unpadded(concept_labels, attention_mask)
-        position_ids = positions_of(query, attention_mask, position_ids, cache, self.config.backbone)
+        past = 0 if cache is None else cache.get_seq_length()
+        position_ids = positions_of(query, attention_mask, position_ids, past, self.config.backbone)
         edits = self._placed_edits(concept_edits, edit_rows, query, position_ids)
         if input_ids is None and (setting := self.config.looks_up) is not None:
             raise CoCoMixError(f"{setting} looks tokens up; pass input_ids in the place of inputs_embeds.")

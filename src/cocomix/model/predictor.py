@@ -55,12 +55,6 @@ class ConceptPredictor(nn.Module):
         self.reduction = None if rank is None else nn.Linear(width, rank, bias=False)
         self.head = Head(rank or width, config.num_concepts, bias=True, chunk_size=config.head_chunk_size)
 
-    def start(self) -> None:
-        """Initialise what is no ordinary layer."""
-        nn.init.zeros_(self.pre_bias)
-        if self.reduction is not None:
-            nn.init.normal_(self.reduction.weight, std=self.reduction.out_features**-0.5)
-
     def forward(
         self,
         hidden: Tensor,  # [batch, seq, d_model]
@@ -105,13 +99,8 @@ class HiddenPredictor(nn.Module):
         d_model, d_teacher = config.hidden_size, config.teacher_hidden_size
         self.hidden_loss: HiddenLoss = config.hidden_loss
         self.pre_bias = nn.Parameter(torch.zeros(d_model))
-        self.mlp = nn.Sequential(
-            nn.Linear(d_model, _WIDENING * d_model), nn.GELU(), nn.Linear(_WIDENING * d_model, d_teacher)
-        )
-
-    def start(self) -> None:
-        """Initialise what is no ordinary layer."""
-        nn.init.zeros_(self.pre_bias)
+        width = _WIDENING * d_model
+        self.mlp = nn.Sequential(nn.Linear(d_model, width), nn.GELU(), nn.Linear(width, d_teacher))
 
     def forward(
         self,

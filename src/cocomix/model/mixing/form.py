@@ -179,22 +179,18 @@ class Mixing(nn.Module):
 
         Token position p becomes positions width·p … width·p + width − 1, or p as often with `upper_positions: token`.
 
+        Positions that are to keep documents apart are refused there.
+
         Args:
             hidden: what the lower half returned. [batch, seq, d_model]
             positions: of its tokens; `None` for 0 … seq − 1. [batch, seq]
             attention_mask: 1 for tokens, those in the cache too. [batch, past + seq]
             cached: whether the upper half is given a cache.
             width: positions of one token, of `passes`.
-
-        Raises:
-            CoCoMixError: positions are to keep documents apart, which `upper_positions: token` does not allow.
         """
         if width == 1:
             return positions, attention_mask
         if not self.own_positions:
-            tokens = (
-                torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) if positions is None else positions
-            )
             if attention_mask is None and not cached:
                 # transformers tells documents by positions that do not rise by one, unless there is a mask or a cache.
                 if positions is not None and bool((positions.diff(dim=1) != 1).any()):
@@ -203,7 +199,9 @@ class Mixing(nn.Module):
                         "'own'."
                     )
                 attention_mask = hidden.new_ones(hidden.shape[:2])
-            positions = tokens.repeat_interleave(width, dim=1)
+            if positions is None:
+                positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+            positions = positions.repeat_interleave(width, dim=1)
         elif positions is not None:
             offsets = torch.arange(width, device=positions.device)
             positions = (width * positions.unsqueeze(-1) + offsets).flatten(1)

@@ -1,13 +1,14 @@
 """`mixing: values` and `mixing: token_values`: what is looked up adds to the values of the upper half's attention."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from cocomix.model.bigram import AddsToBlocks
 from cocomix.model.mixing.form import ConceptCompression, Concepts, Layout, Mixing
 from cocomix.runtime.errors import CoCoMixError
 
@@ -16,35 +17,16 @@ _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
 _GATE_WIDTH, _GATE_LIMIT = 12, 3.0  # channels that a gate reads, and its largest value; nanochat's
 
 
-class _Values(Mixing):
+class _Values(AddsToBlocks, Mixing):
     """Base: h_t enters the upper half, and hooks add to the values of every `step`-th block up to the last.
 
-    `forward` notes what is added in `self._added`, [batch, seq, d_v] for each of these blocks. Checkpointed blocks read
-    it once more in the backward pass, which has been through all of them when it reaches the rows that were looked up.
+    `forward` holds what is added, [batch, seq, d_v] for each of these blocks.
     """
 
     step: ClassVar[int] = 1
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config)
-        self._added: tuple[Tensor, ...] = ()  # of the pass that runs
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to a forward pass, for copies."""
-        return {**self.__dict__, "_added": ()}
-
-    def _note(self, rows: Tensor) -> None:
-        """What is added to each block's values, from [batch, seq, blocks, d_v]."""
-        self._added = rows.unbind(-2)
-        if rows.requires_grad and not torch.compiler.is_compiling():
-            rows.register_hook(self._forget)  # type: ignore[no-untyped-call]
-
-    def _forget(self, gradient: Tensor) -> None:
-        self._added = ()
-
     def readout(self, hidden: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            self._added = ()
+        self.forget()
         return hidden
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
@@ -104,9 +86,10 @@ class ConceptValues(_Values):
         self.gains = nn.Parameter(torch.ones(blocks))
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
-        """The hidden states, after noting what is added to each block's values."""
+        """The hidden states; what is added to each block's values is held."""
         tables = compressed.view(*compressed.shape[:2], len(self.gains), -1) * self.gains.unsqueeze(-1)
-        self._note(tables.to(hidden.dtype))
+        tables = tables.to(hidden.dtype)  # [batch, seq, blocks, d_v]
+        self.hold(tables.unbind(-2), tables)
         return hidden
 
     @classmethod
@@ -148,7 +131,7 @@ class TokenValues(_Values):
         assert layout is not None
         assert layout.tokens is not None  # the model has seen to it
         rows = self.table(layout.tokens)
-        self._note(rows.view(*rows.shape[:2], len(self.gates), -1))
+        self.hold(rows.view(*rows.shape[:2], len(self.gates), -1).unbind(-2), rows)
         return hidden
 
     def token_tables(self) -> tuple[nn.Embedding, ...]:

@@ -56,17 +56,9 @@ def concept_view(subject: Subject, query: gr.Textbox) -> tuple[View, gr.Button, 
             said, card = gr.HTML(js_on_load=None), gr.Markdown(elem_id="cx-card")
             with gr.Row():
                 colour, steer = gr.Button("Colour the text by it", size="sm"), gr.Button("Steer it", size="sm")
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    words = gr.Markdown()
-                with gr.Column(min_width=280):
-                    effects = gr.Markdown(elem_id="cx-effects")
+            words, effects = _side_by_side("cx-words", "cx-effects")
             histogram = gr.BarPlot(x="logit where predicted", y="tokens", height=200, buttons=[])
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    predicted = gr.Markdown(elem_id="cx-predicted")
-                with gr.Column(min_width=280):
-                    labels = gr.Markdown(elem_id="cx-labels")
+            predicted, labels = _side_by_side("cx-predicted", "cx-labels")
             nearest = gr.Radio([], label="Nearest concepts, by the cosine of their vectors", elem_id="cx-nearest")
 
     def show(text: str) -> Iterator[list[Any]]:
@@ -106,6 +98,15 @@ def concept_view(subject: Subject, query: gr.Textbox) -> tuple[View, gr.Button, 
     for listed in (hits, nearest):
         listed.input(str, listed, concept, **QUIET).then(**view.again())
     return view, colour, steer
+
+
+def _side_by_side(*ids: str) -> list[gr.Markdown]:
+    texts = []
+    with gr.Row():
+        for name in ids:
+            with gr.Column(min_width=280):
+                texts.append(gr.Markdown(elem_id=name))
+    return texts
 
 
 def _ranked(atlas: ConceptAtlas, by: Ranking) -> list[ConceptHit]:

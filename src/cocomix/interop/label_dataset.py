@@ -8,7 +8,6 @@ OUTPUT/
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,14 +49,17 @@ def export_labels(
         total = sum(labels.manifest.blocks(split) for split in labels.manifest.splits)
         with progress("exporting", total, "blocks") as advance:
             for split in labels.manifest.splits:
-                count = labels.manifest.blocks(split)
+                count, ids, stored = labels.manifest.blocks(split), tokens.split(split), labels.split(split)
                 for number, start in enumerate(range(0, count, _BLOCKS_A_FILE)):
                     name = folder / "data" / f"{split}-{number:05d}.parquet"
+                    end = min(start + _BLOCKS_A_FILE, count)
                     with pq.ParquetWriter(name, schema, compression="zstd") as writer:
-                        blocks = range(start, min(start + _BLOCKS_A_FILE, count))
-                        for table in _tables(labels, tokens, split, blocks, schema):
-                            writer.write_table(table)
-                            advance(len(table))
+                        for first in range(start, end, _BLOCKS_A_GROUP):
+                            stop = min(first + _BLOCKS_A_GROUP, end)
+                            named = [stored[block]["concept_labels"].tolist() for block in range(first, stop)]
+                            columns = {"input_ids": ids.rows(first, stop).tolist(), "concept_labels": named}
+                            writer.write_table(pa.table(columns, schema=schema))
+                            advance(stop - first)
         shutil.copytree(tokens.path / "tokenizer", folder / "tokenizer")
         about = labels.manifest
         files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in about.splits]
@@ -68,17 +70,7 @@ def export_labels(
         sources = tokens.manifest.sources
         card = render_card("label_card.md", header, about=about, made=about.labels, sources=sources)
         write_text(folder / "README.md", card)
-        write_json(
-            folder / "labels.json",
-            {"fingerprint": labels.fingerprint, "labeller": determining(labels.manifest.labeller)},
-        )
+        made_by = {"fingerprint": labels.fingerprint, "labeller": determining(about.labeller)}
+        write_json(folder / "labels.json", made_by)
     logger.info(f"{total:,} blocks of {path} are in {output}, with a card")
     return output
-
-
-def _tables(labels: Labels, tokens: Tokens, split: str, blocks: range, schema: pa.Schema) -> Iterator[pa.Table]:
-    ids, stored = tokens.split(split), labels.split(split)
-    for start in range(blocks.start, blocks.stop, _BLOCKS_A_GROUP):
-        stop = min(start + _BLOCKS_A_GROUP, blocks.stop)
-        named = [stored[block]["concept_labels"].tolist() for block in range(start, stop)]
-        yield pa.table({"input_ids": ids.rows(start, stop).tolist(), "concept_labels": named}, schema=schema)

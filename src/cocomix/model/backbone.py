@@ -61,11 +61,7 @@ class _NoPositions(nn.Module):
 
 
 def backbone_of(config: PreTrainedConfig) -> Backbone:
-    """Look up the family of a decoder configuration.
-
-    Raises:
-        CoCoMixError: the family is not among the supported ones, or a setting of it does not survive the split.
-    """
+    """The family of a decoder configuration; others, and settings that do not survive the split, are refused."""
     family = SUPPORTED_BACKBONES.get(config.model_type)
     if family is None:
         raise CoCoMixError(
@@ -224,10 +220,8 @@ def positions_of(
 ) -> Tensor | None:
     """Position ids of new tokens in the lower half [batch or 1, seq]; `None` where its own default says the same.
 
-    With a padding mask they count real tokens only; after `past` cached tokens they go on from there.
-
-    Raises:
-        CoCoMixError: the mask has another shape, or there are more tokens than positions the backbone has learned.
+    With a padding mask they count real tokens only; after `past` cached tokens they go on from there. A mask of another
+    shape, and more tokens than positions the backbone has learned, are refused.
     """
     if attention_mask is not None and attention_mask.dim() != 2:
         raise CoCoMixError(

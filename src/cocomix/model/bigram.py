@@ -81,12 +81,8 @@ def preceding(tokens: Tensor, positions: Tensor | None, kept: CacheLayerMixin | 
     """The token before each new one, −100 where its document or the text begins. [batch, seq], int64
 
     One token follows another if its position is one more: so neither padding nor another document, where positions keep
-    documents apart, is a token before.
-
-    Args:
-        tokens: the new ones. [batch, seq]
-        positions: theirs; `None` for 0 … seq − 1. [batch or 1, seq]
-        kept: a layer of the cache that holds earlier tokens; these are added to it.
+    documents apart, is a token before. Without `positions` [batch or 1, seq] they are 0 … seq − 1. `kept` is a layer of
+    the cache that holds earlier tokens; these are added to it.
     """
     seq = tokens.shape[1]
     positions = torch.arange(seq, device=tokens.device).unsqueeze(0) if positions is None else positions

@@ -50,11 +50,7 @@ def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: i
     PyTorch's, which keeps no scores; with fewer key than query heads it comes out some percent too high, since on fake
     tensors keys and values are repeated. Left out: the heads' chunks of logits, and what a step needs in passing.
 
-    Args:
-        config: of a plain decoder or a CoCoMix model; left untouched.
-        batch_size: blocks of text per micro-batch.
-        block_size: tokens per block.
-        bf16: whether products run under autocast to bfloat16, by CUDA's rules.
+    A micro-batch is `batch_size` blocks of `block_size` tokens. `bf16`: products run under autocast by CUDA's rules.
     """
     mixes = isinstance(config, CoCoMixConfig)
     backbone = config.backbone if mixes else config

@@ -122,7 +122,12 @@ class Mixing(nn.Module):
         if self.mixes_in and config.prediction == "hidden":
             self.compression: nn.Module = HiddenCompression(config.teacher_hidden_size, config.hidden_size)
         elif self.mixes_in:
-            self.compression = ConceptCompression(config.num_concepts, config.hidden_size)
+            self.compression = ConceptCompression(config.num_concepts, self.compressed_width(config))
+
+    @classmethod
+    def compressed_width(cls, config: Any) -> int:
+        """Columns of W_comp."""
+        return int(config.hidden_size)
 
     @classmethod
     def passes(cls, config: Any) -> tuple[int, ...]:
@@ -223,7 +228,7 @@ class Mixing(nn.Module):
         """Parameters that take no part in a token's forward pass: of W_comp all but k rows (paper section 3)."""
         if not cls.mixes_in or config.prediction == "hidden":
             return 0
-        return int((config.num_concepts - config.concept_topk) * config.hidden_size)
+        return int((config.num_concepts - config.concept_topk) * cls.compressed_width(config))
 
     @classmethod
     def flops_per_token(cls, config: PreTrainedConfig, block_size: int | None = None) -> float:
@@ -235,7 +240,7 @@ class Mixing(nn.Module):
         if not cls.mixes_in:
             return 0.0
         inputs = config.teacher_hidden_size if config.prediction == "hidden" else config.concept_topk
-        return float(2 * inputs * config.hidden_size)
+        return float(2 * inputs * cls.compressed_width(config))
 
 
 def denormalised(compressed: Tensor, concepts: Concepts) -> Tensor:

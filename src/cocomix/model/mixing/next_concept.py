@@ -126,12 +126,10 @@ class NextConcept(Mixing):
 
 
 def chunk_ends(tokens: Tensor, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
-    """Positions of all tokens in their documents, int64, and at which a chunk is complete, bool. [batch, seq] each
+    """Positions of all tokens in their documents, int64, and where a chunk of `size` is complete, bool. [batch, seq]
 
-    Args:
-        tokens: anything of the forward pass, with those that a cache has kept. [batch, seq, …]
-        layout: with a cache, positions are counted by the mask alone, as transformers does.
-        size: tokens of a chunk.
+    `tokens` is anything of theirs, [batch, seq, …], with those that a cache has kept. With a cache, positions are
+    counted by the mask alone, as transformers does.
     """
     batch, seq = tokens.shape[:2]
     mask, positions = layout.attention_mask, layout.positions

@@ -1,5 +1,6 @@
 """`mixing: values` and `mixing: token_values`: what is looked up adds to the values of the upper half's attention."""
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.model.bigram import AddsToBlocks
-from cocomix.model.mixing.form import ConceptCompression, Concepts, Layout, Mixing
+from cocomix.model.mixing.form import Concepts, Layout, Mixing
 from cocomix.runtime.errors import CoCoMixError
 
 _VALUE_PROJECTIONS = ("v_proj", "c_attn", "qkv_proj")
@@ -30,11 +31,7 @@ class _Values(AddsToBlocks, Mixing):
         return hidden
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
-        """See `Mixing.attach`.
-
-        Raises:
-            CoCoMixError: the backbone's attention has no projection whose last columns are its values.
-        """
+        """See `Mixing.attach`; refuses attention that has no projection whose last columns are its values."""
         found = [layer for name, layer in upper.named_modules() if name.rpartition(".")[2] in _VALUE_PROJECTIONS]
         if len(found) != upper.config.num_hidden_layers:
             raise CoCoMixError(
@@ -75,15 +72,13 @@ class ConceptValues(_Values):
     like_hidden = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config)
         if config.prediction != "concepts":
             raise CoCoMixError(
                 f"mixing='values' looks concepts up; with prediction={config.prediction!r} use another mixing."
             )
-        blocks, heads, head_dim = self._sizes(config)
+        super().__init__(config)
         self.softmax = True
-        self.compression = ConceptCompression(config.num_concepts, blocks * heads * head_dim)  # E_l side by side
-        self.gains = nn.Parameter(torch.ones(blocks))
+        self.gains = nn.Parameter(torch.ones(self._sizes(config)[0]))
 
     def mix(self, hidden: Tensor, compressed: Tensor, concepts: Concepts) -> Tensor:
         """The hidden states; what is added to each block's values is held."""
@@ -93,15 +88,9 @@ class ConceptValues(_Values):
         return hidden
 
     @classmethod
-    def flops_per_token(cls, config: PreTrainedConfig, block_size: int | None = None) -> float:
-        """Of k rows of each block's table; see `Mixing.flops_per_token`."""
-        blocks, heads, head_dim = cls._sizes(config)
-        return float(2 * config.concept_topk * blocks * heads * head_dim)
-
-    @classmethod
-    def unread_parameters(cls, config: PreTrainedConfig) -> int:
-        blocks, heads, head_dim = cls._sizes(config)
-        return int((config.num_concepts - config.concept_topk) * blocks * heads * head_dim)
+    def compressed_width(cls, config: PreTrainedConfig) -> int:
+        """Of the tables E_l, which lie side by side."""
+        return math.prod(cls._sizes(config))
 
 
 class TokenValues(_Values):

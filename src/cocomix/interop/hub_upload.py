@@ -37,13 +37,11 @@ def push_to_hub(
 ) -> str:
     """Upload an export as one commit and return the address; the repository is made if it is not there.
 
+    `repo_id` and what is refused are as in `check_hub_access`, and so is a folder that is no export.
+
     Args:
         folder: written by `export_run`, or for a dataset by `export_labels`.
-        repo_id: `owner/name`, or `name` for a repository of the logged-in user.
         private: whether a new repository is only its owner's to see; one that exists stays as it is.
-
-    Raises:
-        CoCoMixError: as `check_hub_access`; the folder is no export; the hub refuses the upload.
     """
     if not all((folder / name).exists() for name in ("README.md", "config.json" if kind == "model" else "data")):
         raise CoCoMixError(f"{folder} is no export; write one with `cocomix export RUN --output {folder}`.")

@@ -31,10 +31,8 @@ def export_labels(
 ) -> Path:
     """Write labels, with the tokens they belong to, as a folder that `datasets.load_dataset` reads.
 
-    Args:
-        data: the tokens; by default the folder that the labels lie in.
-        license: of the text, as the Hub names it; `None` leaves it open.
-        languages: of the text, e.g. `en`.
+    The tokens are `data`, by default the folder that the labels lie in; `license` and `languages` are the text's, as in
+    `export_run`.
 
     Raises:
         CoCoMixError: labels or tokens cannot be read or do not belong together; `output` exists.

@@ -117,20 +117,18 @@ def import_released(
 ) -> CoCoMixForCausalLM:
     """Write a checkpoint of the released code, as `read_reference_folder` takes it, for `from_pretrained` to load.
 
-    Args:
-        given: settings that override the checkpoint's `config.yaml`.
-        tokenizer: folder or hub name of the tokenizer to put beside it; the released code's is openai-community/gpt2.
+    Refused as there; and where the tokenizer has more tokens than the model, or `output` exists.
 
-    Raises:
-        CoCoMixError: as `read_reference_folder`; or the tokenizer has more tokens than the model; or `output` exists.
+    Args:
+        tokenizer: folder or hub name of the tokenizer to put beside it; the released code's is openai-community/gpt2.
     """
     model = read_reference_folder(folder, given)
     with whole_folder(output) as target:
         if tokenizer is not None:
             loaded = load_tokenizer(tokenizer)
-            if vocabulary_size(loaded) > model.config.vocab_size:
+            if (size := vocabulary_size(loaded)) > model.config.vocab_size:
                 raise CoCoMixError(
-                    f"the tokenizer {tokenizer} has {vocabulary_size(loaded):,} tokens and the model in {folder} "
+                    f"the tokenizer {tokenizer} has {size:,} tokens and the model in {folder} "
                     f"{model.config.vocab_size:,}; give the one it was trained with."
                 )
             loaded.save_pretrained(target)
@@ -140,11 +138,7 @@ def import_released(
 
 
 def export_to_released(source: Path, output: Path) -> CoCoMixForCausalLM:
-    """Write a run, or a model folder, as a checkpoint that the released code loads.
-
-    Raises:
-        CoCoMixError: there is no such model, or none that the released code has (see `to_reference_state_dict`).
-    """
+    """Write a run, or a model folder, as a checkpoint that the released code loads; others than it has are refused."""
     model = load_causal_lm(source)
     if not isinstance(model, CoCoMixForCausalLM):
         raise CoCoMixError(

@@ -1,7 +1,7 @@
 """Forms without concepts, peers of the paper's: pause tokens, a plain decoder, and decoders run several times."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,22 @@ class Plain(Mixing):
     predicts = mixes_in = False
 
 
-class Loop(Mixing):
+class _Repeated(Mixing):
+    """Base: the upper half runs several times, which `repeats` says; there are no concepts."""
+
+    predicts = mixes_in = False
+    symbol: ClassVar[str]  # of `repeats`, in tables
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.repeats = config.repeats
+
+    @classmethod
+    def options(cls, config: Any) -> list[str]:
+        return [*super().options(config), *([f"{cls.symbol} {config.repeats}"] if config.repeats != 3 else [])]
+
+
+class Loop(_Repeated):
     """The upper half run again on its own output: the looped baseline of PonderLM-2 (arXiv 2509.23184).
 
     h⁰ = h and hⁱ⁺¹ = upper(hⁱ), `repeats` + 1 times with the same weights; the final norm is applied once, at the end.
@@ -52,12 +67,8 @@ class Loop(Mixing):
     name = "loop"
     described = "the upper half runs again on its own output, without concepts (the looped baseline of PonderLM-2)"
     arm = "loop"
-    predicts = mixes_in = False
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config)
-        self.repeats = config.repeats
-        self._normed = True  # whether the pass that runs is the last one
+    symbol = "n"
+    _normed = True  # whether the pass that runs is the last one
 
     def attach(self, lower: PreTrainedModel, upper: PreTrainedModel) -> None:
         norm: nn.Module = getattr(upper, backbone_of(upper.config).final_norm)
@@ -80,12 +91,8 @@ class Loop(Mixing):
     def passes(cls, config: Any) -> tuple[int, ...]:
         return (1, *(1,) * config.repeats)
 
-    @classmethod
-    def options(cls, config: Any) -> list[str]:
-        return [*super().options(config), *([f"n {config.repeats}"] if config.repeats != 3 else [])]
 
-
-class Ponder(Mixing):
+class Ponder(_Repeated):
     """PonderLM-2 (arXiv 2509.23184): after every token a latent thought, from which the next is read.
 
     e_t = √(2.5·d)·E(x_t), and D the whole decoder with its final norm. A first pass makes the thoughts
@@ -98,8 +105,8 @@ class Ponder(Mixing):
     name = "ponder"
     described = "a latent thought follows each token, found in several passes, without concepts (PonderLM-2)"
     arm = "ponder"
+    symbol = "J"
     positions_per_token = 2
-    predicts = mixes_in = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -108,7 +115,6 @@ class Ponder(Mixing):
                 f"insert_layer={config.insert_layer} does not work with mixing='ponder', whose passes begin at the "
                 "embeddings; set insert_layer: 0."
             )
-        self.repeats = config.repeats
         embeddings_of_size_one = backbone_of(config.backbone).scaled_embeddings
         self.scale = math.sqrt(_SCALE * (1 if embeddings_of_size_one else config.hidden_size))
 
@@ -125,7 +131,3 @@ class Ponder(Mixing):
     @classmethod
     def passes(cls, config: Any) -> tuple[int, ...]:
         return (1, *(2,) * (config.repeats + 1))
-
-    @classmethod
-    def options(cls, config: Any) -> list[str]:
-        return [*super().options(config), *([f"J {config.repeats}"] if config.repeats != 3 else [])]

@@ -125,14 +125,17 @@ def steer_view(subject: Subject, query: gr.Textbox) -> tuple[View, list[Any], Ca
         told = "" if found else message("no concept is predicted at only some of these tokens; write a longer prompt.")
         return [told, gr.update(choices=options, value=None, visible=bool(found))]
 
+    def turned(wanted: str, amount: float | None = None) -> list[Any]:
+        chosen = subject.concept(wanted)
+        card = None if subject.atlas is None else subject.atlas.card(chosen)
+        if amount is None:
+            amount = min((card and card.effect_amount) or 5.0, MOST_VALUE)
+        words = subject.names([chosen])[chosen] if card is None else ", ".join(word for word, _ in card.terms)
+        return [str(chosen), "add", amount, words]
+
     def taken(chosen: str) -> list[Any]:
         edit = parse_steer(chosen)
-        return [str(edit.concept), "add", edit.value, _words(subject, edit.concept)]
-
-    def turned(wanted: str) -> list[Any]:
-        chosen = subject.concept(wanted)
-        amount = None if subject.atlas is None else subject.atlas.card(chosen).effect_amount
-        return [str(chosen), "add", min(amount or 5.0, MOST_VALUE), _words(subject, chosen)]
+        return turned(str(edit.concept), edit.value)
 
     fields = [concept, do, by, hint]
     parameters = {"prompt": prompt, "concept": concept, "do": do, "by": by, "more": more, "hint": hint}
@@ -170,12 +173,6 @@ def _told(subject: Subject, prompt: str, texts: dict[str, str], edits: list[Conc
     told = "".join(message(effect, "info" if effect.acts else "error") for effect in found)
     same = texts["steered"] == texts["untouched"] and any(effect.acts for effect in found)
     return told + (message("the steered text is the same nevertheless: add more, or try another seed.") if same else "")
-
-
-def _words(subject: Subject, concept: int) -> str:
-    if subject.atlas is None:
-        return subject.names([concept])[concept]
-    return ", ".join(word for word, _ in subject.atlas.card(concept).terms)
 
 
 def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from cocomix.model.backbone import backbone_of
+from cocomix.model.backbone import backbone_of, blocks_of
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.runtime.flops import block_flops, product_flops
@@ -73,8 +73,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def _decoder_flops(decoder: PreTrainedModel, positions: int | None) -> float:
     """Forward FLOPs of a decoder's blocks per position."""
-    blocks: nn.ModuleList = getattr(decoder, backbone_of(decoder.config).blocks)
-    return block_flops(blocks, decoder.config, positions)
+    return block_flops(blocks_of(decoder), decoder.config, positions)
 
 
 def build_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:

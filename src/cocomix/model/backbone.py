@@ -76,6 +76,12 @@ def backbone_of(config: PreTrainedConfig) -> Backbone:
     return family
 
 
+def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList:
+    """The blocks of a decoder without a head, or of one half."""
+    blocks: nn.ModuleList = getattr(decoder, backbone_of(decoder.config).blocks)
+    return blocks
+
+
 def _why_not(config: PreTrainedConfig) -> str:
     """What stands in the way of a family, as far as its configuration tells."""
     text = config.get_text_config()

@@ -125,32 +125,25 @@ def _in_chunks(
     logits_of: Callable[[Tensor], Tensor], head: Head, hidden: Tensor, loss: HeadLoss | Weighted | None, k: int
 ) -> HeadOutput:
     """Top k and loss by plain autograd, chunk by chunk, logits made once more in the backward pass."""
+
+    def of_chunk(hidden: Tensor, loss: HeadLoss | Weighted | None) -> tuple[Tensor, Tensor, Tensor]:
+        logits = logits_of(hidden)
+        values, ids = logits.topk(k, dim=-1)
+        scores = logits.to(accumulation_dtype(logits))
+        if loss is None:
+            return values, ids, scores.new_zeros(())
+        scores = scores if head.softcap is None else torch.tanh(scores / head.softcap) * head.softcap
+        return values, ids, fused_head(scores, None, None, loss).loss_sum
+
     chunk_size = head.chunk_size or max(1, chunk_bytes(hidden.device) // (8 * head.out_features))
     recomputed = torch.is_grad_enabled()
     parts = []
     for start in range(0, max(1, len(hidden)), chunk_size):
         rows = slice(start, start + chunk_size)
-        arguments = (logits_of, hidden[rows], None if loss is None else loss.part(rows), k, head.softcap)
-        parts.append(checkpoint(_of_chunk, *arguments, use_reentrant=False) if recomputed else _of_chunk(*arguments))
+        arguments = (hidden[rows], None if loss is None else loss.part(rows))
+        parts.append(checkpoint(of_chunk, *arguments, use_reentrant=False) if recomputed else of_chunk(*arguments))
     values, ids, sums = zip(*parts, strict=True)
     return HeadOutput(torch.cat(values), torch.cat(ids), torch.stack(sums).sum(0))
-
-
-def _of_chunk(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    loss: HeadLoss | Weighted | None,
-    k: int,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, ids and summed loss of one chunk, by plain autograd."""
-    logits = logits_of(hidden)
-    values, ids = logits.topk(k, dim=-1)
-    scores = logits.to(accumulation_dtype(logits))
-    if loss is None:
-        return values, ids, scores.new_zeros(())
-    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
-    return values, ids, fused_head(scores, None, None, loss).loss_sum
 
 
 def fused_head(

@@ -5,13 +5,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cocomix.model.backbone import backbone_of, build_halves, part_config
+from cocomix.model.backbone import blocks_of, build_halves, part_config
 from cocomix.model.configuration import CoCoMixConfig
 
 STATE_BYTES = 16
@@ -76,7 +76,6 @@ def activation_bytes(config: PreTrainedConfig, *, batch_size: int, block_size: i
 
 def _kept_by_block(decoder: PreTrainedModel, **inputs: Any) -> list[int]:
     """Bytes that autograd keeps of each block of a decoder."""
-    blocks: nn.ModuleList = getattr(decoder, backbone_of(decoder.config).blocks)
     parameters = {parameter.untyped_storage()._cdata for parameter in decoder.parameters()}
     kept: dict[int, Tensor] = {}  # holding the tensors keeps their storages' addresses apart
     marks: list[int] = []
@@ -88,7 +87,7 @@ def _kept_by_block(decoder: PreTrainedModel, **inputs: Any) -> list[int]:
     def mark(*_: Any) -> None:
         marks.append(sum(kept[key].untyped_storage().nbytes() for key in kept.keys() - parameters))
 
-    for block in blocks:
+    for block in blocks_of(decoder):
         block.register_forward_pre_hook(mark)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         decoder.train()(**inputs, use_cache=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, GenerationMixin, PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from cocomix.model.backbone import backbone_of, build_halves, check_loaded_decoder, positions_of
+from cocomix.model.backbone import backbone_of, blocks_of, build_halves, check_loaded_decoder, positions_of
 from cocomix.model.bigram import BigramTable
 from cocomix.model.cache import CoCoMixCache, NothingCached
 from cocomix.model.configuration import CoCoMixConfig
@@ -54,8 +54,7 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.mixing.attach(self.lower, self.upper)
         self.bigram: BigramTable | None = None
         if config.bigram_rows is not None:
-            name = backbone_of(config.backbone).blocks
-            blocks = (*getattr(self.lower, name), *getattr(self.upper, name))
+            blocks = (*blocks_of(self.lower), *blocks_of(self.upper))
             self.bigram = BigramTable(config.bigram_rows, config.hidden_size, blocks)
         self._logit_softcap: float | None = config.final_logit_softcapping
         self.lm_head: nn.Module = self._head(config.vocab_size)

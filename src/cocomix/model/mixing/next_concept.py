@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cocomix.model.backbone import backbone_of, further_blocks
+from cocomix.model.backbone import blocks_of, further_blocks
 from cocomix.model.cache import NothingCached
 from cocomix.model.mixing.form import Concepts, Layout, Mixing
 from cocomix.runtime.errors import CoCoMixError
@@ -120,7 +120,7 @@ class NextConcept(Mixing):
         with torch.device("meta"):
             blocks, _ = cls.own_blocks(config)
         chunks = None if block_size is None else max(block_size // config.chunk_tokens, 1)
-        flops = block_flops(getattr(blocks, backbone_of(config.backbone).blocks), blocks.config, chunks)
+        flops = block_flops(blocks_of(blocks), blocks.config, chunks)
         flops += 2.0 * config.hidden_size * config.chunk_codes * (config.num_attention_heads + 1)
         return float(flops / config.chunk_tokens)
 

@@ -1,16 +1,18 @@
 """Objectives: named loss terms, each with its own count and weight. One file an objective."""
 
 from cocomix.training.objectives.alm import ChunkLikelihood
-from cocomix.training.objectives.auxiliary import Auxiliary, auxiliary, auxiliary_objective
 from cocomix.training.objectives.cocomix import ConceptPrediction, default_objectives, recalled_labels
 from cocomix.training.objectives.hidden import HiddenPrediction
 from cocomix.training.objectives.kd import Distillation
 from cocomix.training.objectives.ntp import NextToken
 from cocomix.training.objectives.objective import (
+    Auxiliary,
     Batch,
     LossTerm,
     Objective,
     Schedule,
+    auxiliary,
+    auxiliary_objective,
     objective_type,
     register_objective,
 )

@@ -9,19 +9,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, ValidationError, create_model, model_serializer, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cocomix.data import Tokens
 from cocomix.model.targets import HeadLoss, next_tokens
+from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.flops import product_flops
 from cocomix.runtime.ignore import IGNORE
 from cocomix.runtime.registry import Registry
-from cocomix.runtime.section import Section
+from cocomix.runtime.section import Section, describe_validation_error, settings_of
 
 Batch = Mapping[str, Any]
 
@@ -60,10 +62,8 @@ class Schedule(Section):
     def _fields_fit_together(self) -> "Schedule":
         if (self.shape == "stages") != bool(self.stages):
             raise ValueError("shape: stages and stages: {SHARE: WEIGHT, …} need one another")
-        given = self.model_fields_set
-        read_by = {"constant": {"value"}, "stages": set(), "stop": {"value", "until"}}
-        unread = ({"value", "since", "until"} - read_by.get(self.shape, given)) & given
-        if unread:
+        unread_by = {"constant": {"since", "until"}, "stages": {"value", "since", "until"}, "stop": {"since"}}
+        if unread := unread_by.get(self.shape, set()) & self.model_fields_set:
             raise ValueError(f"{' and '.join(sorted(unread))} would not be read with shape: {self.shape}; leave it out")
         if self.since >= self.until:
             raise ValueError(f"since: {self.since:g} must be below until: {self.until:g}")
@@ -96,12 +96,11 @@ class Schedule(Section):
         """The weight in optimizer step `step`, counted from 0, of `total`."""
         if self.stages:
             return [weight for share, weight in self.stages.items() if _first_step(share, total) <= step][-1]
-        end = _first_step(self.until, total)
         if self.shape == "constant":
             return self.value
+        start, end = (_first_step(share, total) for share in (self.since, self.until))
         if step >= end:
             return 0.0
-        start = _first_step(self.since, total)
         falls = self.shape == "linear" and step > start
         return self.value * (1.0 - (step - start) / (end - start)) if falls else self.value
 
@@ -129,7 +128,6 @@ ALWAYS = Schedule(value=1.0)
 
 
 def _first_step(share: float, total: int) -> int:
-    """The first step of the part of a run that begins at a share of it."""
     return math.ceil(share * total - 1e-9)  # 0.1 · 30 is a little more than 3 as a float
 
 
@@ -242,3 +240,63 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     },
 )
 register_objective, objective_type = OBJECTIVES.register, OBJECTIVES.find
+
+
+class Auxiliary(Section):
+    """The weight of an objective and, in subclasses, its own settings: the arguments of its class.
+
+    auxiliary: {top: 0.5}                                  # a weight, or how it changes
+    auxiliary: {top: {weight: 0.5, scores: released}}      # with settings of its own
+    auxiliary: {top: }                                     # all as its paper has it
+    """
+
+    weight: Schedule = Schedule()
+
+    @model_serializer(mode="wrap")
+    def _alone(self, handler: Any) -> Any:
+        values = handler(self)
+        return values if len(values) > 1 else values["weight"]
+
+    def describe(self, name: str) -> str:
+        """The name and what is not as the objective's class has it, for tables."""
+        fields = type(self).model_fields
+        plain = type(self) is Auxiliary  # whose weight is nobody's choice but the recipe's
+        changed = {k: v for k, v in self if plain or not (fields[k].is_required() or v == fields[k].default)}
+        return " ".join([name, *(f"{v}" if k == "weight" else f"{k} {v}" for k, v in changed.items())])
+
+
+def auxiliary(name: str, given: Any) -> Auxiliary:
+    """What a recipe says of an objective: a weight, settings, or nothing.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+    if isinstance(given, Auxiliary):
+        return given
+    try:
+        settings = _section_of(objective_type(name))
+    except CoCoMixError:
+        settings = Auxiliary  # training refuses the name, when what registers it has been imported
+    mapping = isinstance(given, Mapping)
+    own = mapping and (set(given) & set(settings.model_fields) or not set(given) & set(Schedule.model_fields))
+    values = dict(given) if own else {} if given is None else {"weight": given}
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {describe_validation_error(error, settings)}") from None
+
+
+def auxiliary_objective(name: str, settings: Auxiliary) -> Objective:
+    """The objective of a name; refused where there is none, or its settings do not fit together."""
+    own = {key: value for key, value in settings if key != "weight"}
+    return objective_type(name)(settings.weight, **own)
+
+
+@cache
+def _section_of(kind: type[Objective]) -> type[Auxiliary]:
+    """The arguments of an objective's class as a section; the plain one where none has a default."""
+    fields = settings_of(kind)
+    if all(field.is_required() for _, field in fields.values()):
+        return Auxiliary
+    made: type[Auxiliary] = create_model(kind.__name__, __base__=Auxiliary, __module__=__name__, **fields)
+    return made

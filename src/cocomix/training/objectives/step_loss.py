@@ -88,7 +88,11 @@ def loss_terms(
         raise CoCoMixError(f"of the objectives {given} none gives the model its tokens; put NextToken(config) first.")
     if losses and not inputs.get("output_logits", True):  # a CoCoMix model, whose logits never leave it
         inputs["head_losses"] = losses
-        weights = _weights(objectives, counts or {}, progress)
+        weights = {}  # which `step_loss` multiplies the sums by, of the objectives that add losses up as they are
+        for one in objectives:
+            name, as_it_is = f"{one.name}_loss", getattr(type(one), "summed", None) is SingleTerm.summed
+            if counts and name in counts and (as_it_is or isinstance(one, NextToken)):
+                weights[name] = one.weight.weight(*progress) / counts[name]
         if losses.keys() | {"ntp_loss"} <= weights.keys():
             inputs["head_weights"] = weights
     output = model(**inputs)
@@ -99,18 +103,6 @@ def loss_terms(
     for objective in objectives:
         terms |= objective(output, batch, (heads or {}).get(objective.name))
     return terms, output
-
-
-def _weights(
-    objectives: Sequence[Objective], counts: Mapping[str, Tensor], progress: tuple[int, int]
-) -> dict[str, Tensor]:
-    """What `step_loss` multiplies the sums of losses by, of the objectives that add them up as they are."""
-    weights = {}
-    for one in objectives:
-        name, as_it_is = f"{one.name}_loss", getattr(type(one), "summed", None) is SingleTerm.summed
-        if name in counts and (as_it_is or isinstance(one, NextToken)):
-            weights[name] = one.weight.weight(*progress) / counts[name]
-    return weights
 
 
 def count_terms(objectives: Sequence[Objective], batches: Iterable[Batch], device: torch.device) -> dict[str, Tensor]:

@@ -27,8 +27,7 @@ from cocomix.runtime.section import Section, describe_validation_error, settings
 from cocomix.runtime.yaml_text import dump_yaml
 from cocomix.training.objectives import Auxiliary, Schedule, auxiliary
 from cocomix.training.recipe_data import BoundedConfig, CachedConfig, DataConfig, Folder, LabelsConfig, MixtureConfig
-from cocomix.training.recipe_file import recipe_values
-from cocomix.training.recipe_spelling import with_new_spelling
+from cocomix.training.recipe_file import recipe_values, with_new_spelling
 
 
 def _readable(version: Any) -> Any:

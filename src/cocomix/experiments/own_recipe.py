@@ -146,11 +146,10 @@ class OwnRecipe:
     hardware: str
     paper: bool = False  # the paper's form whatever the size
     distill: bool = False  # also learn the teacher's next-token distributions
-    # entries of a tokenizer that is trained on the corpus; by default the teacher's tokenizer is taken
-    vocab_size: int | None = None
+    vocab_size: int | None = None  # of a tokenizer trained on the corpus; by default the teacher's tokenizer is taken
 
     def __post_init__(self) -> None:
-        if self.distill and (self.teacher is None or self.teacher.name == TRAINED_HERE):
+        if self.distill and (self.teacher is None or self.trains_teacher):
             raise CoCoMixError(
                 "--distill needs a teacher that exists and is stronger than the student; name --teacher."
             )
@@ -160,6 +159,11 @@ class OwnRecipe:
             from cocomix.data.tokenizer import check_vocab_size
 
             check_vocab_size(self.vocab_size)
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher is trained on the corpus first."""
+        return self.teacher is not None and self.teacher.name == TRAINED_HERE
 
     @property
     def measured(self) -> bool:
@@ -181,7 +185,7 @@ class OwnRecipe:
         """The command before all others; `None` for data that are prepared."""
         if self.corpus.block_size is not None or self.teacher is None:
             return None
-        entries = self.vocab_size or (_VOCABULARY if self.teacher.name == TRAINED_HERE else None)
+        entries = self.vocab_size or (_VOCABULARY if self.trains_teacher else None)
         tokenizer = ["--tokenizer", self.teacher.name] if entries is None else ["--vocab-size", str(entries)]
         words = ["cocomix", "prepare", self.corpus.source, *tokenizer, "--block-size", str(self.block_size)]
         share = round(min(0.2, _VALIDATION / self.corpus.tokens), 2)
@@ -194,9 +198,7 @@ class OwnRecipe:
         return next((step.command for step in steps if not step.made.exists()), steps[-1].command)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the files, the student's recipe first; refused where one is there already, or the folder cannot be
-        written.
-        """
+        """Write the files, the student's recipe first; refused where one is there already or cannot be written."""
         recipe = folder / f"{self.name}.yaml"
         alike, baseline = ("FLOPs a token", "flops") if self.measured else ("active parameters", "matched")
         texts = {
@@ -207,7 +209,7 @@ class OwnRecipe:
                 f"base: {recipe.name}\nobjective: ntp\nbaseline: {baseline}\n"
             ),
         }
-        if self.teacher is not None and self.teacher.name == TRAINED_HERE:
+        if self.trains_teacher:
             texts[sibling(recipe, "teacher")] = (
                 f"# The teacher of {recipe.name}: a plain decoder of the student's size.\n"
                 f"base: {recipe.name}\nobjective: ntp\n"
@@ -227,8 +229,8 @@ class OwnRecipe:
 
     def _student(self, recipe: Path, commands: Iterable[str] = ()) -> str:
         size, (micro, training, arithmetic) = SIZES[self.size], HARDWARE[self.hardware]
-        teachers = None if self.teacher is None else self.teacher.vocab_size
-        vocabulary = self.corpus.vocab_size or self.vocab_size or teachers or _VOCABULARY
+        teacher = self.teacher or Teacher("")
+        vocabulary = self.corpus.vocab_size or self.vocab_size or teacher.vocab_size or _VOCABULARY
         parameters = 12 * size.layers * size.d_model**2 + size.d_model * vocabulary  # about
         tokens = _rounded(max(_FEWEST, min(self.corpus.tokens, _TOKENS_PER_PARAMETER * parameters)))
         blocks = max(8, min(_PAPER_STEP, 2 ** (tokens // _STEPS).bit_length()) // self.block_size)  # of a step
@@ -239,10 +241,8 @@ class OwnRecipe:
         training = f"{{{training}learning_rate: {rate:.1e}, per_device_train_batch_size: {batch}}}"
         if self.measured:
             training += "  # Muon was well below AdamW at the same tokens"
-        teacher = None if self.teacher is None else self.teacher.name
-        layers = None if self.teacher is None else self.teacher.layers
-        if teacher == TRAINED_HERE:
-            teacher, layers = f"runs/{self.name}_teacher", size.layers
+        if self.trains_teacher:
+            teacher = Teacher(f"runs/{self.name}_teacher", size.layers)
         environment = Environment(
             loader=PackageLoader("cocomix.experiments"),
             undefined=StrictUndefined,
@@ -258,8 +258,8 @@ class OwnRecipe:
             recipe=recipe,
             data=_quoted(self.data),
             labels=_quoted(f"{self.data}/labels"),
-            teacher=None if teacher is None else _quoted(teacher),
-            layer=((layers or 2) - 1) // 2,
+            teacher=None if self.teacher is None else _quoted(teacher.name),
+            layer=((teacher.layers or 2) - 1) // 2,
             shape=size,
             vocabulary=vocabulary,
             large_vocabulary=size.d_model * vocabulary > _LARGE * parameters,

@@ -5,7 +5,6 @@ checkpoint; `cocomix runs FOLDER` shows them meanwhile.
 """
 
 import logging
-import math
 import os
 import shutil
 import subprocess
@@ -154,9 +153,8 @@ def run_sweep(
             _refuse_other_recipes(compared)  # a wider grid may have chosen another learning rate
             result.jobs = [*tries, *compared]
             untuned = [job for job in compared if tries and job.arm not in chosen]
-            result.errors |= {
-                (job.arm, job.seed): "it could be trained at none of the learning rates" for job in untuned
-            }
+            for job in untuned:
+                result.errors[job.arm, job.seed] = "it could be trained at none of the learning rates"
             _run_all(loaded, [job for job in compared if job not in untuned], result.errors, workers, advance)
         if not result.missing:
             runs = [Run.open(job.folder) for job in compared]
@@ -354,33 +352,31 @@ def _recipe_file(loaded: LoadedPlan, job: Job) -> Path:
     return loaded.output / "recipes" / f"{job.arm.replace(' ', '-')}-seed{job.seed}.yaml"
 
 
-def _losses(tries: Sequence[Job]) -> dict[str, dict[float, float]]:
-    """The final loss of every finished try, by arm and learning rate."""
-    losses: dict[str, dict[float, float]] = {}
+def _losses(tries: Sequence[Job]) -> dict[str, dict[float, float | None]]:
+    """The final loss of every try, by arm and learning rate; `None` of one that is not finished."""
+    losses: dict[str, dict[float, float | None]] = {}
     for job in tries:
-        if (loss := final_loss(job)) is not None and job.try_of is not None:
-            losses.setdefault(job.try_of, {})[job.learning_rate] = loss
+        losses.setdefault(job.try_of or job.arm, {})[job.learning_rate] = final_loss(job)
     return losses
 
 
 def _best(tries: Sequence[Job]) -> dict[str, float]:
     """The learning rate of the least loss, by arm; arms of which no try is finished are left out."""
-    return {arm: min(found, key=found.__getitem__) for arm, found in _losses(tries).items()}
+    best = {}
+    for arm, losses in _losses(tries).items():
+        if finished := {rate: loss for rate, loss in losses.items() if loss is not None}:
+            best[arm] = min(finished, key=finished.__getitem__)
+    return best
 
 
 def _note_learning_rates(loaded: LoadedPlan, tries: Sequence[Job]) -> dict[str, Any]:
     """Write what was tried and chosen, by arm; a choice at the end of its grid is warned of."""
-    chosen, losses, noted = _best(tries), _losses(tries), {}
-    for arm in dict.fromkeys(job.try_of for job in tries if job.try_of is not None):
-        grid = sorted(job.learning_rate for job in tries if job.try_of == arm)
-        best = chosen.get(arm, math.nan)
-        if best in (grid[0], grid[-1]):
-            end = "smallest" if best == grid[0] else "largest"
-            logger.warning(f"{arm}: the best learning rate, {best:g}, is the {end} tried; widen learning_rates.")
-        noted[arm] = {
-            "losses": {f"{rate:g}": losses.get(arm, {}).get(rate) for rate in grid},
-            "chosen": chosen.get(arm),
-        }
+    chosen, noted = _best(tries), {}
+    for arm, losses in _losses(tries).items():
+        best, ends = chosen.get(arm), {min(losses): "smallest", max(losses): "largest"}
+        if best in ends:
+            logger.warning(f"{arm}: the best learning rate, {best:g}, is the {ends[best]} tried; widen learning_rates.")
+        noted[arm] = {"losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)}, "chosen": best}
     if noted:
         write_json(loaded.output / TRIED, noted)
     return noted

@@ -40,6 +40,8 @@ from cocomix.training.recipe import RecipeVersion, RunConfig, load_recipe
 from cocomix.training.recipe_cost import seconds_per_token
 from cocomix.training.recipe_file import merged, recipe_values
 
+logger = logging.getLogger(__name__)
+
 TEACHER = "teacher"
 """In an arm's `model.pretrained`: the plan's teacher."""
 _DEFAULT = AttributionConfig()
@@ -187,7 +189,10 @@ class LoadedPlan:
         """The runs by which `tune` chooses learning rates; none without it. Refuses as `jobs`."""
         if (tune := self.plan.tune) is None:
             return []
-        jobs, seed = [], self._seed_of_tries(tune)
+        jobs, seed = [], tune.seed
+        if seed is None:
+            tried = next((self.output / "tuning").glob("*/*/recipe.yaml"), None)
+            seed = next(iter(self.plan.seeds), 0) if tried is None else int(load_recipe(tried).training["seed"])
         for name, value in self.plan.arms.items():
             rates = tune.learning_rates if isinstance(value, str) else value.get("learning_rates", tune.learning_rates)
             for rate in map(float, rates):
@@ -195,12 +200,6 @@ class LoadedPlan:
                 folder = self.output / "tuning" / name / f"{rate:g}"
                 jobs.append(Job(f"{name} {rate:g}", seed, folder, recipe, name))
         return jobs
-
-    def _seed_of_tries(self, tune: TunePlan) -> int:
-        if tune.seed is not None:
-            return tune.seed
-        tried = next((self.output / "tuning").glob("*/*/recipe.yaml"), None)
-        return next(iter(self.plan.seeds), 0) if tried is None else int(load_recipe(tried).training["seed"])
 
     def jobs(self, learning_rates: Mapping[str, float] | None = None) -> list[Job]:
         """Every run, seed by seed, so that all arms have a result before any has its second; with `learning_rates` by
@@ -311,8 +310,6 @@ def label_folder(output: Path, made: LabellerConfig, blocks: int | None = None) 
     name = "default" if values == default else fingerprint_json(values)[:12]
     return output / "labels" / (name if blocks is None else f"{name}-{blocks}")
 
-
-logger = logging.getLogger(__name__)
 
 _FILE = "budget.json"
 _MEASURING = 0.05  # share of the budget for timing steps, and the most seconds an arm gets of it

@@ -45,29 +45,28 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it waits for the device every step, and hides what it should show
     "ddp_find_unused_parameters": False,  # there are none, and looking for them takes a pass over the graph every step
 }
-_EVALUATIONS, _CHECKPOINTS = 20, 10
 _DECAYED = 0.2  # share of the steps in which `warmup_stable_decay` decays (our choice, as common in its papers)
 _OURS = (
     *("output_dir", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "remove_unused_columns"),
     *("logging_nan_inf_filter", "train_sampling_strategy", "length_column_name", "local_rank"),
 )
 """Fields that a recipe cannot set."""
+_LIGER = "Liger knows no CoCoMix model; the heads are fused already"
 _PREDICTIONS = "evaluation computes losses and keeps no predictions"
+_PRECISION = "evaluation runs in the training precision, so that arms that train alike are evaluated alike"
 _PUSH = "push the finished run with `cocomix push` or `cocomix export --push`"
 REFUSED: dict[str, str] = {
     "label_smoothing_factor": "it would change the loss that arms are compared by",
     "average_tokens_across_devices": "losses are averages over the targets of all processes",
-    "bf16_full_eval": "evaluation runs in the training precision, so that arms that train alike are evaluated alike",
-    "fp16_full_eval": "evaluation runs in the training precision, so that arms that train alike are evaluated alike",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _PRECISION),
     "use_cache": "training caches no keys and values",
-    "use_liger_kernel": "Liger knows no CoCoMix model; the heads are fused already",
-    "liger_kernel_config": "Liger knows no CoCoMix model; the heads are fused already",
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), _LIGER),
     "auto_find_batch_size": "tokens of a step would change; set per_device_train_batch_size, or batch_tokens",
     "accelerator_config": "batches come in an order of ours, the same for any number of processes",
     "parallelism_config": "sharding is by training.fsdp",
     **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _PREDICTIONS),
     **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _PREDICTIONS),
-    "label_names": _PREDICTIONS,
+    **dict.fromkeys(("label_names", "compute_metrics", "preprocess_logits_for_metrics"), _PREDICTIONS),
     "save_only_model": "a run goes on from its optimizer, too",
     "enable_jit_checkpoint": "SIGTERM and Ctrl-C write a checkpoint anyway",
     "debug": "its hooks cannot read what the heads return",
@@ -75,12 +74,9 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), _PUSH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),
     "compute_loss_func": "the loss is that of the objectives; write one (`cocomix.training.objectives`)",
-    "compute_metrics": _PREDICTIONS,
-    "preprocess_logits_for_metrics": _PREDICTIONS,
     "model_init": "objectives' heads belong to one model; give the model",
 }
 """Fields of `TrainingArguments`, and arguments of `Trainer`, that are not obeyed, with the reason; all others are."""
-_SECRETS = ("hub_token",)
 _SCALARS = (bool, int, float, bool | None, int | None, float | None)
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
@@ -112,11 +108,9 @@ def training_arguments(
         values["use_cpu"] = True
     if is_torch_tf32_available():
         values.setdefault("tf32", True)  # for what autocast leaves in float32, and for runs in float32
-    if config.batch_tokens is not None:
+    if (wanted := config.batch_tokens) is not None:
         micro_batch, processes = values["per_device_train_batch_size"], int(os.environ.get("WORLD_SIZE", 1))
-        values["gradient_accumulation_steps"] = accumulation_steps(
-            config.batch_tokens, block_size, micro_batch, processes
-        )
+        values["gradient_accumulation_steps"] = accumulation_steps(wanted, block_size, micro_batch, processes)
     with_muon = values.get("optim") == MUON and values.pop("optim")  # transformers has no name for it
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, **values)
@@ -166,7 +160,7 @@ def _checked(training: dict[str, Any]) -> dict[str, Any]:
             raise CoCoMixError(f"training.{name} is set by cocomix itself; remove it from the recipe.")
         if name in REFUSED:
             raise CoCoMixError(f"training.{name} is not obeyed: {REFUSED[name]}; leave it out.")
-        if name in _SECRETS:
+        if name == "hub_token":
             raise CoCoMixError(
                 f"training.{name} would be written into every copy of the recipe; put it into the environment instead "
                 "(HF_TOKEN)."
@@ -259,18 +253,15 @@ def epoch_blocks(arguments: TrainingArguments, train_blocks: int) -> int:
 
 
 def _steps(arguments: TrainingArguments, blocks: int) -> int:
-    """Optimizer steps that so many blocks of one epoch take."""
     return math.ceil(blocks / _blocks_per_step(arguments))
 
 
 def _set_from_steps(arguments: TrainingArguments, given: dict[str, Any], steps: int) -> None:
     """Defaults that depend on the run's length: 20 evaluations, 10 checkpoints, a warm-up of 1/300 (at least 1)."""
-    if "eval_steps" not in given:
-        arguments.eval_steps = math.ceil(steps / _EVALUATIONS)
-    if "save_steps" not in given:
-        arguments.save_steps = math.ceil(steps / _CHECKPOINTS)
-    if "warmup_steps" not in given:
-        arguments.warmup_steps = max(1, round(steps / 300))
+    usual = {"eval_steps": math.ceil(steps / 20), "save_steps": math.ceil(steps / 10)}
+    usual["warmup_steps"] = max(1, round(steps / 300))
+    for name in usual.keys() - given.keys():
+        setattr(arguments, name, usual[name])
     decays = arguments.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
     if decays and "num_decay_steps" not in (arguments.lr_scheduler_kwargs or {}):
         decay = max(1, round(_DECAYED * steps))

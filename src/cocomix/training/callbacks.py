@@ -73,7 +73,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.advance(self.tokens_seen(step) - self.tokens_seen(step - 1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Say an evaluation's result in one line."""
         if logs is not None and "eval_loss" in logs and state.is_world_process_zero:
             parts = [f"{logs['tokens']:,.0f} tokens: validation loss {logs['eval_loss']:.4f} nats/token"]
             if "eval_concept_recall" in logs:
@@ -92,16 +91,14 @@ class SaveAndStop(TrainerCallback):  # type: ignore[misc]
         self.asked, self.accelerator = asked, accelerator
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps and self._all_asked(control.should_log):
+        several = self.accelerator.num_processes > 1
+        if state.global_step >= state.max_steps or (several and not control.should_log):
+            return
+        asked = self.asked()
+        if several:
+            asked = bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum") > 0)
+        if asked:
             control.should_save = control.should_training_stop = True
-
-    def _all_asked(self, at_log_line: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.asked()
-        if not at_log_line:
-            return False
-        asked = torch.tensor(float(self.asked()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
 
 
 class StepProfiler(TrainerCallback):  # type: ignore[misc]

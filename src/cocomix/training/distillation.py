@@ -85,7 +85,7 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
     """
     distillation, weight = recipe.distillation, recipe.model.concept_loss_weight
     stored, online, reference = None, None, {}
-    if distillation is not None and recipe.target_folders:
+    if recipe.target_folders:
         stored = _open_stored(recipe, data)
         reference = {"path": " + ".join(map(shown, recipe.target_folders)), "fingerprint": stored.fingerprint}
     hidden = recipe.predicts_hidden and weight.peak > 0
@@ -108,7 +108,6 @@ def open_teaching(recipe: RunConfig, data: Tokens, device: torch.device, dtype: 
 
 
 def _of_stored(weight: Schedule, stored: TeacherProbabilities) -> Objective:
-    """The objective that reads a kind of stored targets."""
     if stored.manifest.targets == "alm":
         return ChunkLikelihood(weight)
     if stored.manifest.targets == "uld":

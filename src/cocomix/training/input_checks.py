@@ -1,7 +1,8 @@
 """What a run is made from is what its recipe means, and stays so: contents are compared, not names."""
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from transformers import TrainingArguments
 
 from cocomix.concepts import (
-    DictionaryConfig,
     TeacherConfig,
     configuration_fingerprint,
     files_fingerprint,
@@ -38,8 +38,14 @@ def check_sources(recipe: RunConfig, labels: StoredLabels | None, teaching: Teac
     stores: tuple[Labels, ...] = () if labels is None else labels.parts
     if recipe.labels is not None and stores:
         _check_teacher(recipe.labels.teacher, "labels.teacher", stores, None)
-        if recipe.labels.dictionary is not None:
-            _check_dictionary(recipe.labels.dictionary, stores)
+        if (dictionary := recipe.labels.dictionary) is not None:
+            wanted = {"fingerprint": dictionary.fingerprint, "path": dictionary.fingerprint_here()}
+            for store, field in itertools.product(stores, wanted):
+                if wanted[field] not in (None, store.manifest.made_from.get("dictionary")):
+                    raise CoCoMixError(
+                        f"{store.path} was made with another dictionary than the recipe's labels.dictionary.{field} "
+                        "names now; bring that one back, or label again."
+                    )
     targets = () if teaching.stored is None else teaching.stored.parts
     _check_teacher(recipe.teacher, "teacher", targets, (teaching.reference or {}).get("teacher"))
 
@@ -108,15 +114,3 @@ def _fingerprints(teacher: str, files: str | None) -> tuple[str, str]:
     """Of the weights and of the rest of the configuration; the runs of a sweep ask for those of one teacher."""
     model = load_teacher(teacher)
     return model_fingerprint(model), configuration_fingerprint(model)
-
-
-def _check_dictionary(dictionary: DictionaryConfig, stores: Iterable[Labels]) -> None:
-    here = dictionary.fingerprint_here()
-    for store in stores:
-        recorded = store.manifest.made_from.get("dictionary")
-        for wanted, what in ((dictionary.fingerprint, "fingerprint"), (here, "path")):
-            if wanted not in (None, recorded):
-                raise CoCoMixError(
-                    f"{store.path} was made with another dictionary than the recipe's labels.dictionary.{what} names "
-                    "now; bring that one back, or label again."
-                )

@@ -33,13 +33,13 @@ def run_manifest(
     labels: StoredLabels | None,
     teaching: Teaching,
     trainer: CoCoMixTrainer,
+    extra: dict[str, ExtraFlops],
     final: dict[str, float],
     recipe_fingerprint: str | None,
 ) -> RunManifest:
-    """What a comparison needs to know of a run that is trained, with its last evaluation `final`."""
+    """What a comparison needs to know of a run that is trained, with its `extra_flops` and its last evaluation."""
     arguments, online = trainer.args, trainer.online_labels
     tokens = trainer.tokens_seen(trainer.state.global_step)
-    extra = extra_flops_of_run(trainer, plan)
     dtype, count, student = _DTYPES[trainer.accelerator.mixed_precision], plan.accounting, plan.config
     mixes = isinstance(student, CoCoMixConfig)
     values = {
@@ -116,21 +116,13 @@ def extra_flops(
     return found
 
 
-def extra_flops_of_run(trainer: CoCoMixTrainer, plan: Plan) -> dict[str, ExtraFlops]:
-    """`extra_flops` of a run's objectives."""
-    return extra_flops(
-        trainer.objectives, plan.config, lambda weight: trainer.tokens_seen(weight.steps(trainer.total_steps))
-    )
-
-
 def _made_from(data: Tokens, labels: StoredLabels | None, teaching: Teaching) -> dict[str, str]:
     found = {"tokens": data.manifest.fingerprint, "tokenizer": data.manifest.tokenizer_fingerprint}
     if labels is not None:
         found["labels"] = labels.fingerprint
     taught = teaching.reference or {}
-    return found | {
-        role: taught[key] for role, key in (("probabilities", "fingerprint"), ("teacher", "teacher")) if key in taught
-    }
+    roles = {"fingerprint": "probabilities", "teacher": "teacher"}
+    return found | {role: taught[key] for key, role in roles.items() if key in taught}
 
 
 def _drawn(trainer: CoCoMixTrainer, steps: int) -> list[int]:

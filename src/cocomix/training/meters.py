@@ -107,9 +107,7 @@ class TrainingClock:
                 self._started = time.perf_counter()
 
     def _stop(self, device: torch.device) -> None:
-        if self._started is None:
-            return
-        if device.type != "cpu":
+        if self._started is not None and device.type != "cpu":
             torch.accelerator.synchronize(device)
-        self.elapsed += time.perf_counter() - self._started
+        self.elapsed = self.seconds
         self._started = None

@@ -20,9 +20,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim._muon import muon as muon_step
 from transformers import PreTrainedConfig, TrainingArguments
 
-from cocomix.model import CoCoMixConfig
 from cocomix.model.backbone import backbone_of
 from cocomix.runtime.errors import CoCoMixError
+from cocomix.training.objectives.ahead import decoder_config
 
 MUON = "muon"
 """What `training.optim` of a recipe calls it."""
@@ -187,7 +187,7 @@ def _optimizer(
     matrices: dict[Layout | None, list[nn.Parameter]] = {}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    config = model.config.backbone if isinstance(model.config, CoCoMixConfig) else model.config
+    config = decoder_config(model.config)
     blocks = re.compile(rf"(^|\.){backbone_of(config).blocks}\.\d+\.")
     for name, weight in model.named_parameters():
         if not weight.requires_grad:

@@ -97,12 +97,11 @@ def describe_plan(recipe: RunConfig, plan: Plan) -> dict[str, Any]:
     count = plan.accounting
     step_tokens = tokens_per_step(arguments, plan.block_size)
     steps = max(arguments.max_steps, 0)
-    sizes: dict[str, Any] = {"train_blocks": plan.train_blocks, "block_size": plan.block_size}
-    tokens = steps * step_tokens
     if plan.train_blocks is not None:
         steps = total_steps(arguments, plan.train_blocks)
-        tokens = tokens_after(steps, arguments, **sizes)
-    beside = _beside(recipe, plan, steps, partial(tokens_after, arguments=arguments, **sizes))
+    after = partial(tokens_after, arguments=arguments, train_blocks=plan.train_blocks, block_size=plan.block_size)
+    tokens = after(steps)
+    beside = _beside(recipe, plan, steps, after)
     flops = training_flops(count.training_flops_per_token, beside, tokens)
     of_losses = sum(one.per_token - one.of_teacher for one in beside.values())
     return {
@@ -137,7 +136,6 @@ def _beside(
 
 
 def _parameters(beside: dict[str, ExtraFlops]) -> int:
-    """Of the heads that losses train beside the model."""
     return sum(one.parameters for one in beside.values())
 
 
@@ -275,8 +273,8 @@ def measure_steps(recipe: RunConfig, plan: Plan, seconds: float) -> StepSpeed | 
 
 
 def _timed(recipe: RunConfig, plan: Plan, model: PreTrainedModel, blocks: int, seconds: float) -> StepSpeed:
-    kept = {name: value for name, value in recipe.training.items() if name not in _DROPPED}
-    alone = {**kept, **_ALONE, "per_device_train_batch_size": blocks}
+    alone = {name: value for name, value in recipe.training.items() if name not in _DROPPED}
+    alone |= {**_ALONE, "per_device_train_batch_size": blocks}
     changes = {"tokens": None, "batch_tokens": None, "training": alone}
     with TemporaryDirectory() as folder:
         arguments = training_arguments(recipe.model_copy(update=changes), Path(folder), plan.block_size)

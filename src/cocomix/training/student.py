@@ -16,6 +16,7 @@ from cocomix.model.configuration import backbone_config
 from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.runtime.hub import load_causal_lm, load_tokenizer
+from cocomix.training.objectives.ahead import decoder_config
 from cocomix.training.online import OnlineLabels
 from cocomix.training.recipe import MODEL_ARGUMENTS, RunConfig
 
@@ -132,28 +133,22 @@ def _backbone(recipe: RunConfig, data: Tokens | None) -> PreTrainedConfig:
     """The decoder's configuration: what the recipe says, filled up from the data but for pretrained sizes."""
     model = recipe.model
     where = "backbone" if model.pretrained is None or model.backbone is not None else "pretrained"
-    source = model.backbone if model.backbone is not None else model.pretrained
-    assert source is not None  # the recipe has seen to it
-    fixed = model.pretrained is not None
+    source, fixed = getattr(model, where), model.pretrained is not None
     if isinstance(source, str):
         values: dict[str, Any] = pretrained_config(source, model.revision, f"model.{where}").to_dict()
     else:
         values = dict(source)
     if data is not None:
         read = data.manifest
-        if values.setdefault("vocab_size", read.vocab_size) < read.vocab_size:
-            remedy = "prepare the data with its tokenizer" if fixed else "raise it or leave it out"
-            raise CoCoMixError(
-                f"model.{where}.vocab_size is {values['vocab_size']} but the tokenizer has {read.vocab_size} tokens; "
-                f"{remedy}."
-            )
         positions = "n_positions" if values.get("model_type") == "gpt2" else "max_position_embeddings"
-        if values.setdefault(positions, read.block_size) < read.block_size:
-            remedy = "prepare shorter blocks" if fixed else "raise it or prepare shorter blocks"
-            raise CoCoMixError(
-                f"model.{where}.{positions} is {values[positions]} but the data's blocks have "
-                f"{read.block_size} tokens; {remedy}."
-            )
+        shorter = "prepare shorter blocks" if fixed else "raise it or prepare shorter blocks"
+        own_tokenizer = "prepare the data with its tokenizer" if fixed else "raise it or leave it out"
+        for field, size, what, remedy in (
+            ("vocab_size", read.vocab_size, "the tokenizer has", own_tokenizer),
+            (positions, read.block_size, "the data's blocks have", shorter),
+        ):
+            if (given := values.setdefault(field, size)) < size:
+                raise CoCoMixError(f"model.{where}.{field} is {given} but {what} {size} tokens; {remedy}.")
         begin = read.eos_token_id if read.bos_token_id is None else read.bos_token_id
         values.update(bos_token_id=begin, eos_token_id=read.eos_token_id, pad_token_id=None)
     return backbone_config(values)
@@ -173,5 +168,4 @@ def _check_pretrained(recipe: RunConfig, config: PreTrainedConfig, data: Tokens)
             f"model.pretrained {name} reads another tokenizer than the one {data.path} was prepared with "
             f"({data.manifest.tokenizer_name}); prepare the data with --tokenizer {name}."
         )
-    backbone = config.backbone if isinstance(config, CoCoMixConfig) else config
-    check_same_decoder(backbone, pretrained_config(name, revision, "model.pretrained"), name)
+    check_same_decoder(decoder_config(config), pretrained_config(name, revision, "model.pretrained"), name)

@@ -195,9 +195,8 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs:
             if self.skips_non_finite and not math.isfinite(logs["loss"]):
                 del logs["loss"]  # it still counts skipped steps; ours, if there was any other step, comes next
-            logs.update(self._meter.averages(self.accelerator))
-            logs.update(self._weights)
-            logs.update({} if self.online_labels is None else self.online_labels.numbers())
+            logs |= self._meter.averages(self.accelerator) | self._weights
+            logs |= {} if self.online_labels is None else self.online_labels.numbers()
             if self.accelerator.mixed_precision == "fp16" and not math.isfinite(logs.get("grad_norm", 0.0)):
                 del logs["grad_norm"]  # the loss scaler skipped this step and lowers its scale
         for name, value in logs.items():
@@ -244,10 +243,11 @@ class CoCoMixTrainer(Trainer):  # type: ignore[misc]
                     f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint; leave it out."
                 )
         if resume_from_checkpoint:
-            self._resume_meters(Path(resume_from_checkpoint))
+            checkpoint = Path(resume_from_checkpoint)
+            self._resume_meters(checkpoint)
             if self.online_labels is not None:
-                with explained_checkpoint(Path(resume_from_checkpoint)):
-                    self.online_labels.restore_state(Path(resume_from_checkpoint))
+                with explained_checkpoint(checkpoint):
+                    self.online_labels.restore_state(checkpoint)
         try:
             with self.clock.running(self.args.device), told_by_workers():
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)

@@ -1,6 +1,5 @@
 """Training files at URLs of which this machine holds a few at a time: how many must fit, and which come next."""
 
-import itertools
 import logging
 import threading
 from collections.abc import Iterable, Sequence
@@ -80,9 +79,10 @@ class WindowCache:
         return now, [one for one in coming if one not in now]
 
     def _fetch(self, now: Sequence[Fetched], coming: Sequence[Fetched]) -> None:
-        sizes = itertools.accumulate(_bytes([file]) for file in (*now, *coming))
+        together = 0
         try:
-            for (artifact, name), together in zip((*now, *coming), sizes, strict=True):
+            for artifact, name in (*now, *coming):
+                together += artifact.manifest.files[name].size
                 if together <= self.cache.limit:  # the first files that fit together
                     artifact.file(name)
         except Exception as error:  # whoever reads the file meets it, too, and says so

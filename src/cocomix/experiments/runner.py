@@ -373,7 +373,7 @@ def _note_learning_rates(loaded: LoadedPlan, tries: Sequence[Job]) -> dict[str, 
     """Write what was tried and chosen, by arm; a choice at the end of its grid is warned of."""
     chosen, noted = _best(tries), {}
     for arm, losses in _losses(tries).items():
-        best, ends = chosen.get(arm), {min(losses): "smallest", max(losses): "largest"}
+        best, ends = chosen.get(arm), {max(losses): "largest", min(losses): "smallest"}
         if best in ends:
             logger.warning(f"{arm}: the best learning rate, {best:g}, is the {ends[best]} tried; widen learning_rates.")
         noted[arm] = {"losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)}, "chosen": best}

@@ -28,8 +28,15 @@ T = TypeVar("T")
 _ATTEMPTS = 5
 _FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
 _LASTING = (
-    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
-    *(NotImplementedError, ImportError, TypeError, ValueError),  # the last: and so every `CoCoMixError`
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    ValueError,  # and so every `CoCoMixError`
 )
 _LASTING_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)  # what another attempt does not mend
 _S3_ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}

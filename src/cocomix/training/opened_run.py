@@ -139,8 +139,10 @@ class RunManifest(Manifest):
     `seconds` is the training wall clock with evaluation left out (labelling is in it where `online_labels` is given),
     `tokens` the training tokens seen, `evaluation_blocks` the validation blocks its evaluations read.
     `teacher_flops_per_token` is what a teacher spent inside training (online labels, distillation), averaged over all
-    training tokens; `extra_flops` says of each objective up to which token. `labels_until` is the step, counted from 0,
-    from which no concept labels were read or made. Runs of one name and different seeds are one arm of a comparison.
+    training tokens; `extra_flops` says of each objective up to which token. `weights` has the weight of each objective
+    as in a recipe, `labels_until` is the step, counted from 0, from which no concept labels were read or made. With
+    `document_masks`, documents packed into one block do not see each other. Runs of one name and different seeds are
+    one arm of a comparison.
     """
 
     name: str

@@ -108,7 +108,10 @@ def _folder(name: str, folder: Path) -> Source:
     if (folder / "train.bin").is_file():
         heldout = (_local(folder / "val.bin"),) if (folder / "val.bin").is_file() else ()
         return Source(name, "tokens", (_local(folder / "train.bin"),), heldout=heldout)
-    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    found: list[str] = []
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]  # .git may be large
+        found += (Path(parent, inner).relative_to(folder).as_posix() for inner in names)
     return _of_folder(name, f"the folder {name}", found, lambda inner: _local(folder / inner), TOKEN_SUFFIXES)
 
 

@@ -91,13 +91,13 @@ def build_app(subject: Subject) -> gr.Blocks:
 
 def theme() -> gr.themes.Base:
     """Neutral greys, one accent colour, and fonts of the system, so that nothing is fetched."""
-    sizes, colours, font = gr.themes.sizes, gr.themes.colors, gr.themes.Font
+    font = gr.themes.Font
     return gr.themes.Base(
-        primary_hue=colours.indigo,
-        neutral_hue=colours.slate,
-        spacing_size=sizes.spacing_sm,
-        radius_size=sizes.radius_sm,
-        text_size=sizes.text_md,
+        primary_hue="indigo",
+        neutral_hue="slate",
+        spacing_size="sm",
+        radius_size="sm",
+        text_size="md",
         font=[font(name) for name in ("system-ui", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif")],
         font_mono=[font(name) for name in ("ui-monospace", "Menlo", "DejaVu Sans Mono", "monospace")],
     )

@@ -21,7 +21,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -220,7 +220,7 @@ class Work:
             self.files.setdefault(file_of(shard), []).append(shard)
         self.failed: dict[str, str] = {}  # shards that were given up → why
         self._attempts: Counter[str] = Counter()
-        self._held: dict[str, tuple[TokenShard, list[FileLock]]] = {}
+        self._held: dict[str, tuple[TokenShard, ExitStack]] = {}
         joined = {file for file in self.files if self._is_joined(file)}
         self._todo = deque(shard for shard in mine if file_of(shard) not in joined and not self._is_held(shard))
         self.blocks_done = sum(map(_blocks, mine)) - sum(map(_blocks, self._todo))  # those of `mine` with a result
@@ -230,7 +230,7 @@ class Work:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for _, locks in self._held.values():
-            _release(locks)
+            locks.close()
         if error is not None:
             blocks, places = sum(map(_blocks, self.mine)), " and ".join(str(folder.path) for folder in self.folders)
             error.add_note(
@@ -260,7 +260,7 @@ class Work:
         if outcome.arrays is not None:
             for folder in self.folders:
                 folder.write(shard, outcome.arrays)
-            _release(locks)
+            locks.close()
             del self._held[outcome.name]
             self.blocks_done += _blocks(shard)
             self.join(file_of(shard))
@@ -297,35 +297,26 @@ class Work:
         """Whether the shard is this process's to compute."""
         if _name(shard) in self._held:
             return True  # it is tried again
-        locks: list[FileLock] = []
-        for folder in self.folders:
-            part = folder.part(shard)
-            for place in (part.parent.parent, part.parent):  # not `folder.path`: it is gone if another job finished
-                place.mkdir(exist_ok=True)
-            locks.append(FileLock(part.with_suffix(".lock")))
-        with suppress(Timeout):
-            for lock in locks:
-                lock.acquire(blocking=False)
+        with suppress(Timeout), ExitStack() as locks:
+            for folder in self.folders:
+                part = folder.part(shard)
+                for place in (part.parent.parent, part.parent):  # not `folder.path`: it is gone if another job finished
+                    place.mkdir(exist_ok=True)
+                locks.enter_context(FileLock(part.with_suffix(".lock")).acquire(blocking=False))
             if not self._is_held(shard):  # else computed by another process since the start
-                self._held[_name(shard)] = (shard, locks)
+                self._held[_name(shard)] = (shard, locks.pop_all())
                 return True
-        _release(locks)
         return False
 
     def _give_up(self, name: str, error: str) -> None:
         self.failed[name] = error
-        _release(self._held.pop(name)[1])
+        self._held.pop(name)[1].close()
 
     def _is_held(self, shard: "TokenShard") -> bool:
         return all(folder.holds(shard) for folder in self.folders)
 
     def _is_joined(self, file: str) -> bool:
         return all(folder.is_joined(file) for folder in self.folders)
-
-
-def _release(locks: Sequence[FileLock]) -> None:
-    for lock in locks:
-        lock.release()
 
 
 def _blocks(shard: "TokenShard") -> int:

@@ -24,9 +24,22 @@ def fitted(
     """The dictionary that `fit_on_data` with these arguments has made; `None` where nothing is there yet."""
     origin, settings = _origin(Tokens.open(data_path), teacher), (settings or FitSettings()).resolved()
     made = Dictionary.made(output, fit_identity(teacher.model, teacher.layer, settings, **origin))
-    if made is not None:
-        _refuse_other_teacher(made, teacher)
-        logger.info("%s is there already and was made with the same settings: nothing to do", output)
+    if made is None:
+        return None
+
+    def load() -> "PreTrainedModel":
+        from cocomix.concepts import load_teacher
+        from cocomix.labelling import block_functions  # noqa: F401 - registers students, which may be teachers
+
+        return load_teacher(teacher.model, revision=teacher.revision)
+
+    if has_other_weights(teacher.model, made.manifest.teacher_files, made.manifest.made_from["teacher"], load):
+        raise AlreadyExists(
+            f"{made.path} was fitted to other weights than {teacher.model} has now; remove it or choose another "
+            "--output.",
+            ("teacher",),
+        )
+    logger.info("%s is there already and was made with the same settings: nothing to do", output)
     return made
 
 
@@ -71,21 +84,6 @@ def fit_on_data(
     with explained_full_disk(output):
         of = {"teacher_name": teacher.model, **_origin(data, teacher)}
         return fit_dictionary(model, teacher.layer, blocks, heldout, output, settings, **of)
-
-
-def _refuse_other_teacher(made: Dictionary, teacher: TeacherConfig) -> None:
-    def load() -> "PreTrainedModel":
-        from cocomix.concepts import load_teacher
-        from cocomix.labelling import block_functions  # noqa: F401 - registers students, which may be teachers
-
-        return load_teacher(teacher.model, revision=teacher.revision)
-
-    if has_other_weights(teacher.model, made.manifest.teacher_files, made.manifest.made_from["teacher"], load):
-        raise AlreadyExists(
-            f"{made.path} was fitted to other weights than {teacher.model} has now; remove it or choose another "
-            "--output.",
-            ("teacher",),
-        )
 
 
 def _origin(data: Tokens, teacher: TeacherConfig) -> dict[str, Any]:

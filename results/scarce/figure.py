@@ -24,6 +24,10 @@ NAMES = {
     "ntp_distilled": "NTP, distilled",
     "softmax": "concepts",
     "softmax_distilled": "concepts, distilled",
+    "ntp_adamw": "NTP, AdamW",
+    "ntp_muon": "NTP, Muon",
+    "cocomix_adamw": "CoCoMix, AdamW",
+    "cocomix_muon": "CoCoMix, Muon",
 }
 COLOURS = ("#333333", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b")
 

@@ -91,15 +91,15 @@ def build_app(subject: Subject) -> gr.Blocks:
 
 def theme() -> gr.themes.Base:
     """Neutral greys, one accent colour, and fonts of the system, so that nothing is fetched."""
-    font = gr.themes.Font
+    font = gr.themes.Font  # writes a name in quotes, with which `system-ui` and `ui-monospace` are no generic families
     return gr.themes.Base(
         primary_hue="indigo",
         neutral_hue="slate",
         spacing_size="sm",
         radius_size="sm",
         text_size="md",
-        font=[font(name) for name in ("system-ui", "Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif")],
-        font_mono=[font(name) for name in ("ui-monospace", "Menlo", "DejaVu Sans Mono", "monospace")],
+        font=["system-ui", *map(font, ("Segoe UI", "Noto Sans", "DejaVu Sans", "sans-serif"))],
+        font_mono=["ui-monospace", *map(font, ("Menlo", "DejaVu Sans Mono", "monospace"))],
     )
 
 

@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +246,7 @@ def with_tables(text: str) -> str:
         "scarce_bigram_pairs": lambda: arm_pairs(losses_of(SCARCE / "bigram"), BIGRAM_PAIRS),
         "scarce_targets": scarce_targets,
         "paired_pairs": lambda: arm_pairs(losses_of(SCARCE / "targets"), PAIRED_PAIRS),
-        "paired_mixing": lambda: arm_pairs(
-            losses_of(SCARCE / "targets") | losses_of(SCARCE / "mixing"), MIXING_PAIRS
-        ),
+        "paired_mixing": lambda: arm_pairs(losses_of(SCARCE / "targets") | losses_of(SCARCE / "mixing"), MIXING_PAIRS),
         "paired_kinds": paired_kinds,
         "paired_where": lambda: paired_where(report(SCARCE / "targets")),
         "scarce_epochs": scarce_epochs,
@@ -754,7 +753,7 @@ def optimizers() -> str:
 def reached(curve: dict[int, float], goal: float) -> float:
     """Training tokens at which a curve first comes down to a loss, between two evaluations on a straight line."""
     points = sorted(curve.items())
-    for (before, above), (after, loss) in zip(points, points[1:], strict=False):
+    for (before, above), (after, loss) in pairwise(points):
         if loss <= goal:
             return before + (after - before) * (above - goal) / (above - loss)
     raise ValueError(f"no point at or below {goal}")

@@ -110,3 +110,12 @@ def test_errors_are_shown_in_their_views(views):
     ((_, said, *_),) = views["text"].again()["fn"]("", None, 1)
     assert 'role="alert"' in said
     assert "<b>" not in message("<b>x</b>")
+
+
+def test_the_generic_families_of_the_page_s_fonts_are_not_in_quotes():
+    """In quotes the names stand for fonts called so, of which there are none."""
+    from cocomix.explorer.app import theme
+
+    made = theme()
+    assert made.font.split(", ")[0] == "system-ui"
+    assert made.font_mono.split(", ")[0] == "ui-monospace"

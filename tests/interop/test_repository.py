@@ -158,6 +158,23 @@ def test_a_plain_decoder_needs_no_code(workshop: Workshop, tmp_path: Path) -> No
     assert "concept" not in text.lower().replace("cocomix", "")
 
 
+def test_the_decoder_of_a_run_that_mixes_nothing_in(workshop: Workshop, tmp_path: Path) -> None:
+    run = train(workshop.recipe("cocomix", tokens=8 * BLOCK, model={"mixing": "none"}), tmp_path / "run")
+    output = export_run(run, tmp_path / "out", decoder=True)
+    decoder, model = AutoModelForCausalLM.from_pretrained(output), Run.open(run).model()
+    prompt = Run.open(run).tokenizer()(TEXT, return_tensors="pt")
+    assert read_json(output / "config.json")["model_type"] == model.config.backbone.model_type
+    assert torch.equal(decoder(**prompt).logits, model(**prompt).logits)
+    assert not list(output.glob("*.py"))
+    text = card_of(output)[1]
+    assert "trust_remote_code" not in text
+    assert f"| parameters | {decoder.num_parameters():,} |" in text
+    assert "mixes them in" not in text
+    with pytest.raises(CoCoMixError, match="mixing: interleave"):
+        export_run(workshop.cocomix_run, tmp_path / "mixed", decoder=True)
+    assert not list(tmp_path.glob("mixed*"))
+
+
 def test_a_decoder_of_our_class_without_concepts_says_so(workshop: Workshop, tmp_path: Path) -> None:
     recipe = workshop.recipe("ntp", tokens=8 * BLOCK, model={"bigram_rows": 40})
     output = export_run(train(recipe, tmp_path / "run"), tmp_path / "out")

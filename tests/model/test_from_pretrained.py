@@ -1,4 +1,4 @@
-"""CoCoMix on a pretrained decoder: its weights, its loss where nothing is mixed in, and what is refused."""
+"""CoCoMix on a pretrained decoder and back: weights, the loss where nothing is mixed in, and what is refused."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix import from_pretrained_backbone
-from cocomix.model import CoCoMixForCausalLM
+from cocomix.model import CoCoMixForCausalLM, plain_decoder
 from cocomix.model.backbone import SUPPORTED_BACKBONES
 from cocomix.model.from_pretrained import check_same_decoder, load_backbone_weights
 from cocomix.runtime.errors import CoCoMixError
@@ -72,6 +72,17 @@ def test_weights_are_copied_in_their_dtype() -> None:
     assert whole.get_input_embeddings().weight.any()
 
 
+@pytest.mark.parametrize("family", SUPPORTED_BACKBONES)
+def test_the_decoder_of_a_model_that_mixes_nothing_in(family: str) -> None:
+    model = student(family, mixing="none").eval()
+    decoder = plain_decoder(model)
+    assert type(decoder) is type(plain(family))
+    assert torch.equal(decoder(tokens()).logits, model(tokens()).logits)
+    with torch.no_grad():
+        decoder.get_input_embeddings().weight.zero_()
+    assert model.get_input_embeddings().weight.any()  # a copy
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -101,3 +112,19 @@ def test_a_decoder_that_computes_something_else() -> None:
             check_same_decoder(backbone_config(family), backbone_config(family, **setting), "there")
     with pytest.raises(CoCoMixError, match=r"model_type.*'gpt2'.*'llama'"):
         check_same_decoder(backbone_config("gpt2"), backbone_config("llama"), "there")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixing": "add"},
+        {"mixing": "interleave"},
+        {"mixing": "values"},
+        {"mixing": "loop"},
+        {"mixing": "pause"},
+        {"mixing": "none", "bigram_rows": 8},
+    ],
+)
+def test_a_model_that_is_more_than_its_decoder(settings: dict[str, object]) -> None:
+    with pytest.raises(CoCoMixError, match=str(settings["mixing"])):
+        plain_decoder(student("llama", **settings))

@@ -17,9 +17,10 @@ def export(
     run: RunFolder,
     output: Output,
     to: Annotated[
-        Literal["transformers", "neuronpedia", "delphi", "datasets"],
+        Literal["transformers", "decoder", "neuronpedia", "delphi", "datasets"],
         typer.Option(
-            help="transformers: the model. datasets: RUN is labels. Others: concepts, from atlas or held-out text."
+            help="transformers: the model. decoder: of a run with mixing: none, the plain decoder alone. datasets: RUN "
+            "is labels. Others: concepts, from atlas or held-out text."
         ),
     ] = "transformers",
     atlas: Annotated[Path | None, typer.Option(help="With neuronpedia: the atlas; default: RUN_atlas.")] = None,
@@ -43,6 +44,8 @@ def export(
 
     [dim]Example: cocomix export runs/first --output exports/first --push me/first[/dim]
 
+    [dim]Example: cocomix export runs/unmixed --to decoder --output exports/unmixed[/dim]
+
     [dim]Example: cocomix export runs/first --to neuronpedia --output exports/neuronpedia[/dim]
 
     [dim]Example: cocomix export data/mine/labels --to datasets --output exports/labels --push me/labels[/dim]
@@ -53,6 +56,7 @@ def export(
     asked = {**of_repository, "--atlas": atlas, "--tokens": tokens, "--data": data}
     taken = {
         "transformers": of_repository.keys(),
+        "decoder": of_repository.keys(),
         "neuronpedia": {"--atlas", "--data"},
         "delphi": {"--tokens", "--data"},
         "datasets": {*of_repository, "--data"},
@@ -77,7 +81,7 @@ def export(
         interop.export_labels(run, output, data=data, license=license, languages=languages)
         logger.info(f'read it with datasets.load_dataset("{output}")')
     else:
-        interop.export_run(run, output, license=license, languages=languages)
+        interop.export_run(run, output, decoder=to == "decoder", license=license, languages=languages)
         trusted = ", trust_remote_code=True" if any(output.glob("*.py")) else ""
         logger.info(f'read it with AutoModelForCausalLM.from_pretrained("{output}"{trusted})')
     kind: Literal["dataset", "model"] = "dataset" if to == "datasets" else "model"

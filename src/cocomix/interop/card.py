@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined  # comes with PyTorch
+from transformers import PreTrainedModel
 
 from cocomix.artifacts import read_json
 from cocomix.data import Tokens
@@ -42,12 +43,22 @@ def render_card(template: str, header: dict[str, Any], **values: Any) -> str:
     return card
 
 
-def model_card(run: Run, *, license: str | None = None, languages: tuple[str, ...] = ()) -> str:
-    """The card as Markdown with YAML front matter, for the hub's `README.md`.
+def model_card(
+    run: Run,
+    *,
+    decoder: PreTrainedModel | None = None,
+    license: str | None = None,
+    languages: tuple[str, ...] = (),
+) -> str:
+    """The card as Markdown with YAML front matter, for the hub's `README.md`: of a run, or of the decoder alone.
 
     Data, labels, evaluations and benchmark results of the run add to it where they are there.
     """
-    recipe, config, manifest = load_recipe(run.path / "recipe.yaml"), read_json(run.path / "config.json"), run.manifest
+    recipe, manifest = load_recipe(run.path / "recipe.yaml"), run.manifest
+    config = read_json(run.path / "config.json") if decoder is None else decoder.config.to_dict()
+    counts = manifest.parameters.model_dump()
+    if decoder is not None:
+        counts = dict.fromkeys(counts, decoder.num_parameters())
     hashes = {manifest.data.fingerprint, None if manifest.labels is None else manifest.labels.fingerprint}
 
     def still_there(open_one: Callable[[Path], Any], folders: Iterable[Path]) -> list[Any]:
@@ -77,6 +88,7 @@ def model_card(run: Run, *, license: str | None = None, languages: tuple[str, ..
         manifest=manifest,
         recipe=recipe,
         config=config,
+        parameters=counts,
         concepts=config["model_type"] == CoCoMixConfig.model_type,
         described=MIXINGS[manifest.mixing].described if manifest.mixing is not None else "",
         # positions of a token in the blocks above the mixing, each time these run

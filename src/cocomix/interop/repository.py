@@ -16,7 +16,7 @@ from pathlib import Path
 from cocomix.artifacts import explained_full_disk, file_sha256, read_json, whole_folder, write_json, write_text
 from cocomix.evaluation import Run
 from cocomix.interop.card import model_card
-from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.model import CoCoMixConfig, CoCoMixForCausalLM, plain_decoder
 from cocomix.runtime.console import progress
 from cocomix.runtime.errors import CoCoMixError
 
@@ -28,7 +28,9 @@ _COPIED = (
 )
 
 
-def export_run(path: Path, output: Path, *, license: str | None = None, languages: tuple[str, ...] = ()) -> Path:
+def export_run(
+    path: Path, output: Path, *, decoder: bool = False, license: str | None = None, languages: tuple[str, ...] = ()
+) -> Path:
     """Write a run as a self-contained model repository.
 
     It holds the weights as they are, the tokenizer, a model card filled from the run and, unless the model is a plain
@@ -36,13 +38,17 @@ def export_run(path: Path, output: Path, *, license: str | None = None, language
     needs transformers alone.
 
     Args:
+        decoder: write the plain decoder inside a run with `mixing: none` (`plain_decoder`), without its predictor.
         license: identifier of the weights' licence as the hub knows it, e.g. `apache-2.0`; `None` leaves it open.
         languages: of the text, e.g. `en`.
 
     Raises:
-        CoCoMixError: there is no finished run in `path`; its files have changed since it was trained; `output` exists.
+        CoCoMixError: there is no finished run in `path`; its files have changed since it was trained; `output` exists;
+            `decoder`, and the run is no plain decoder.
     """
     run = Run.open(path)
+    if decoder:
+        return _export_decoder(run, output, license, languages)
     config = read_json(run.path / "config.json")
     files = sorted(file for pattern in _COPIED for file in run.path.glob(pattern))
     hashes = {name: entry.sha256 for name, entry in run.manifest.files.items()}
@@ -69,6 +75,20 @@ def export_run(path: Path, output: Path, *, license: str | None = None, language
         write_json(folder / "config.json", config)
         write_text(folder / "README.md", model_card(run, license=license, languages=languages))
     logger.info(f"{run.manifest.name} is in {output}, {size:,} bytes of weights and tokenizer, with a model card")
+    return output
+
+
+def _export_decoder(run: Run, output: Path, license: str | None, languages: tuple[str, ...]) -> Path:
+    model = run.model()
+    plain = plain_decoder(model) if isinstance(model, CoCoMixForCausalLM) else model
+    with whole_folder(output) as folder, explained_full_disk(folder):
+        plain.save_pretrained(folder)
+        run.tokenizer().save_pretrained(folder)
+        card = model_card(run, decoder=plain, license=license, languages=languages)
+        write_text(folder / "README.md", card)
+    logger.info(
+        f"the decoder of {run.manifest.name} is in {output}, {plain.num_parameters():,} parameters, with a card"
+    )
     return output
 
 

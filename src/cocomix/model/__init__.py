@@ -6,7 +6,7 @@ from cocomix.model.accounting import Accounting, account
 from cocomix.model.cache import CoCoMixCache
 from cocomix.model.configuration import CoCoMixConfig
 from cocomix.model.edits import ConceptEdit, ConceptIntervention
-from cocomix.model.from_pretrained import from_pretrained_backbone
+from cocomix.model.from_pretrained import from_pretrained_backbone, plain_decoder
 from cocomix.model.mixing import MIXINGS, Concepts, Layout, Mixing
 from cocomix.model.modeling import CoCoMixForCausalLM, predicts_concepts
 from cocomix.model.output import CoCoMixOutput
@@ -29,6 +29,7 @@ __all__ = [
     "account",
     "from_pretrained_backbone",
     "next_tokens",
+    "plain_decoder",
     "predicts_concepts",
 ]
 

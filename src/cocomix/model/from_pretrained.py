@@ -1,4 +1,4 @@
-"""CoCoMix on top of a pretrained language model: the start of continued pretraining."""
+"""CoCoMix on top of a pretrained language model, the start of continued pretraining; and a plain decoder out of CoCoMix."""
 
 import copy
 from pathlib import Path
@@ -76,6 +76,28 @@ def from_pretrained_backbone(
     model.generation_config = copy.deepcopy(plain.generation_config)
     model.eval()
     return model
+
+
+def plain_decoder(model: CoCoMixForCausalLM) -> PreTrainedModel:
+    """The plain causal LM that a model trained with `mixing="none"` is, without its predictor; the weights are copies.
+
+    It predicts the same next tokens and is a class of transformers, which any engine for that family runs. Refused
+    where next tokens depend on more than the decoder: on concepts mixed in, further passes, a table of pairs of tokens.
+    """
+    config = model.config
+    parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    if parts - {"lower", "upper", "lm_head", "predictor"} or config.form.passes(config) != (1,):
+        raise CoCoMixError(
+            f"this model is no plain decoder: its next tokens also depend on mixing: {config.mixing}"
+            f"{' and bigram_rows' if config.bigram_rows else ''}; train one with mixing: none and without bigram_rows."
+        )
+    plain = build_model(config.backbone).to(model.dtype)
+    weights = model.state_dict()
+    for name, tensor in split_state_dict(plain, config.insert_layer).items():
+        tensor.copy_(weights[name])
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    plain.eval()
+    return plain
 
 
 def load_backbone_weights(model: PreTrainedModel, plain: PreTrainedModel) -> None:

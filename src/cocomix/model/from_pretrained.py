@@ -1,4 +1,4 @@
-"""CoCoMix on top of a pretrained language model, the start of continued pretraining; and a plain decoder out of CoCoMix."""
+"""CoCoMix on top of a pretrained language model, and the plain decoder within a CoCoMix model."""
 
 import copy
 from pathlib import Path

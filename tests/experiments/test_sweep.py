@@ -337,7 +337,8 @@ def test_sigterm_ends_the_processes_of_a_sweep_with_their_checkpoints(workshop: 
     ("changes", "says"),
     [
         ({"baseline": "nobody"}, "baseline 'nobody' is no arm; the arms are ntp, mixed"),
-        ({"arms": {"ntp": "gone.yaml"}}, "gone.yaml does not exist"),
+        ({"arms": {"ntp": "ntp.yaml"}}, "a sweep compares arms, and there is one"),
+        ({"arms": {"ntp": "gone.yaml", "mixed": "cocomix.yaml"}}, "gone.yaml does not exist"),
         ({"arms": {"ntp": "ntp.yaml", "x": {"base": "ntp.yaml", "colour": "red"}}}, "arm 'x' (from"),
         ({"arms": {"ntp": "ntp.yaml", "x": {"model": {}}}}, "fields with base: RECIPE"),
         ({"arms": {"ntp": "ntp.yaml", "../x": "ntp.yaml"}}, "use letters, digits"),

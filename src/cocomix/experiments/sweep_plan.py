@@ -126,6 +126,8 @@ class SweepPlan(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepPlan":
+        if len(self.arms) < 2:
+            raise ValueError("a sweep compares arms, and there is one; add another, or train it by `cocomix train`")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is no arm; the arms are {', '.join(self.arms)}")
         if self.dictionary is not None and self.dictionary.path is None and self.teacher is None:

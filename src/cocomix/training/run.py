@@ -136,12 +136,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
         )
         trainer.block_size = data.manifest.block_size  # rather than read off a block, which may have to be fetched
         trainer.remove_callback(PrinterCallback)
-        count = plan.accounting
-        logger.info(
-            f"{recipe.arm_with(teaching.word)}: {count.total_parameters:,} parameters ({count.active_parameters:,} "
-            f"active), {count.training_flops_per_token / 1e6:,.1f} training MFLOP per token, "
-            f"{trainer.tokens_per_step:,} tokens per step, on {arguments.device}"
-        )
+        _announce(recipe.arm_with(teaching.word), plan, trainer)
         if labels is not None and (content := labels.first.manifest.content) is not None:
             logger.info(
                 f"concept recall without context would be {content.token_recall_at_32:.1%} by a list for every current "
@@ -177,9 +172,7 @@ def train(recipe: RunConfig, output: Path, *, profile_steps: int = 0, recipe_fin
             stopped.add_note(f"the checkpoint of step {trainer.state.global_step:,} is kept")
             raise stopped
         with progress("final evaluation", None, "batches"):
-            evaluations = (row for row in reversed(trainer.state.log_history) if "eval_loss" in row)
-            last: dict[str, float] = next(evaluations, {"step": -1})  # the schedule may have put one at the last step
-            final = last if last["step"] == trainer.state.global_step else trainer.evaluate()
+            final = _final_evaluation(trainer)
         drop_heads(model)
         with explained_full_disk(folder):
             _save(trainer, model, data, folder)
@@ -214,6 +207,7 @@ class _FirstEvaluation(TrainerCallback):  # type: ignore[misc]
 
 
 def _objectives(recipe: RunConfig, plan: Plan, teaching: Teaching, online: OnlineLabels | None) -> list[Objective]:
+    """The terms of a recipe's loss."""
     terms: list[Objective] = [NextToken(plan.config)]
     if recipe.has_concepts:
         flops = 0.0 if online is None else online.flops_per_token(plan.block_size, plan.config)
@@ -248,6 +242,15 @@ def _whatever_launch(recipe: RunConfig) -> dict[str, Any]:
     return values
 
 
+def _announce(arm: str, plan: Plan, trainer: CoCoMixTrainer) -> None:
+    count = plan.accounting
+    logger.info(
+        f"{arm}: {count.total_parameters:,} parameters ({count.active_parameters:,} active), "
+        f"{count.training_flops_per_token / 1e6:,.1f} training MFLOP per token, "
+        f"{trainer.tokens_per_step:,} tokens per step, on {trainer.args.device}"
+    )
+
+
 def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
     """The checkpoint to go on from, with metrics set back to it; `None` to start afresh."""
     first = trainer.args.process_index == 0
@@ -262,6 +265,12 @@ def _resume_point(trainer: CoCoMixTrainer, folder: Path) -> Path | None:
         check_kind(checkpoint, trainer.is_fsdp_enabled)
         logger.info(f"going on from step {step:,}")
     return checkpoint
+
+
+def _final_evaluation(trainer: CoCoMixTrainer) -> dict[str, float]:
+    """The evaluation at the last step, which the schedule may have made already."""
+    last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {"step": -1})
+    return dict(last) if last["step"] == trainer.state.global_step else trainer.evaluate()
 
 
 def _save(trainer: CoCoMixTrainer, model: PreTrainedModel, data: Tokens, folder: Path) -> None:

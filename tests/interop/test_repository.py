@@ -20,6 +20,7 @@ from cocomix.evaluation import Run, evaluate_run
 from cocomix.interop import export_run
 from cocomix.runtime.errors import CoCoMixError
 from cocomix.training import train
+from tests.command_line import Cli
 from tests.workshop import BLOCK, CONCEPTS, Workshop
 
 OUTSIDE = Path(__file__).with_name("outside.py")
@@ -158,7 +159,7 @@ def test_a_plain_decoder_needs_no_code(workshop: Workshop, tmp_path: Path) -> No
     assert "concept" not in text.lower().replace("cocomix", "")
 
 
-def test_the_decoder_of_a_run_that_mixes_nothing_in(workshop: Workshop, tmp_path: Path) -> None:
+def test_the_decoder_of_a_run_that_mixes_nothing_in(workshop: Workshop, tmp_path: Path, cli: Cli) -> None:
     run = train(workshop.recipe("cocomix", tokens=8 * BLOCK, model={"mixing": "none"}), tmp_path / "run")
     output = export_run(run, tmp_path / "out", decoder=True)
     decoder, model = AutoModelForCausalLM.from_pretrained(output), Run.open(run).model()
@@ -170,8 +171,9 @@ def test_the_decoder_of_a_run_that_mixes_nothing_in(workshop: Workshop, tmp_path
     assert "trust_remote_code" not in text
     assert f"| parameters | {decoder.num_parameters():,} |" in text
     assert "mixes them in" not in text
-    with pytest.raises(CoCoMixError, match="mixing: interleave"):
-        export_run(workshop.cocomix_run, tmp_path / "mixed", decoder=True)
+    cli("export", run, "--to", "decoder", "-o", tmp_path / "again")
+    assert read_json(tmp_path / "again" / "config.json") == read_json(output / "config.json")
+    cli.refuses("export", workshop.cocomix_run, "--to", "decoder", "-o", tmp_path / "mixed", says="mixing: interleave")
     assert not list(tmp_path.glob("mixed*"))
 
 

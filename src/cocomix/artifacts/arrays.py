@@ -2,7 +2,6 @@
 
 import mmap
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,10 +59,11 @@ def mapped_array(
 
 def _state(path: Path) -> tuple[int, ...] | None:
     """What changes when a file is written or replaced; `None` where there is none."""
-    with suppress(OSError):
+    try:
         found = path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
-    return None
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _close_removed() -> None:

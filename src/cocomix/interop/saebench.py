@@ -113,7 +113,7 @@ class StudentSAE(nn.Module):
         scaled, mean, std = normalise(x)
         logits = (scaled - self.pre_bias) @ self.W_enc + self.b_enc
         best = logits.topk(self.k, dim=-1)
-        self._last = x, mean, std
+        self._last = (x, mean, std)
         weights = best.values.softmax(-1) if self.softmax else best.values
         return torch.zeros_like(logits).scatter(-1, best.indices, weights * self.norms[best.indices])
 

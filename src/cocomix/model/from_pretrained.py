@@ -81,8 +81,11 @@ def from_pretrained_backbone(
 def plain_decoder(model: CoCoMixForCausalLM) -> PreTrainedModel:
     """The plain causal LM that a model trained with `mixing="none"` is, without its predictor; the weights are copies.
 
-    It predicts the same next tokens and is a class of transformers, which any engine for that family runs. Refused
-    where next tokens depend on more than the decoder: on concepts mixed in, further passes, a table of pairs of tokens.
+    It predicts the same next tokens, is of a class of transformers and in evaluation mode. Our choice; the paper has no
+    such export.
+
+    Raises:
+        CoCoMixError: next tokens depend on more than the decoder: concepts mixed in, further passes, a table of pairs.
     """
     config = model.config
     parts = {name.partition(".")[0] for name, _ in model.named_parameters()}

@@ -183,8 +183,11 @@ class CoCoMixForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         """Run the model.
 
         Args:
+            input_ids: tokens.
             attention_mask: 1 for tokens, 0 for padding, two-dimensional; covers cached tokens too.
             position_ids: positions; by default counted over unpadded tokens, so that padding changes nothing.
+            past_key_values: cache of an earlier call.
+            inputs_embeds: embeddings in place of `input_ids`.
             labels: the same tokens as `input_ids` (shifted inside), −100 where a token is no target. The first token
                 after left padding is none either: nothing stands before it.
             concept_labels: concepts per position, −100 for unused entries, not shifted.
